@@ -1,0 +1,179 @@
+//! The settings as an operator gives them: one field each, with its flag, variable, default and help text.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, ValueEnum};
+use ipnet::IpNet;
+
+/// Who may register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Registration {
+    /// Anybody.
+    Open,
+    /// Nobody: the operator makes accounts.
+    Closed,
+}
+
+/// Whose prompts a search finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SimilarScope {
+    /// The caller's own.
+    Own,
+    /// Everybody's.
+    Shared,
+}
+
+/// When the session cookie is marked `Secure`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CookieSecure {
+    /// When the request came by TLS.
+    Auto,
+    /// On every answer.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// The form of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For reading at a terminal.
+    Pretty,
+}
+
+/// A number of bytes, written with a binary unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ByteSize(pub u64);
+
+impl FromStr for ByteSize {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let shift = match text[digits.len()..].to_ascii_lowercase().as_str() {
+            "" | "b" => 0,
+            "k" | "kib" => 10,
+            "m" | "mib" => 20,
+            "g" | "gib" => 30,
+            _ => return Err("a size is a whole number with KiB, MiB or GiB, such as 512MiB"),
+        };
+        let number: u64 = digits
+            .parse()
+            .map_err(|_| "a size is a whole number with KiB, MiB or GiB, such as 512MiB")?;
+        number
+            .checked_mul(1 << shift)
+            .map(Self)
+            .ok_or("the size is too large")
+    }
+}
+
+/// Every setting that is no secret: an environment variable and a flag each.
+#[derive(Args, Clone, Debug)]
+pub struct Settings {
+    /// Listening address; port 0 picks a free one and logs it
+    #[arg(long, env, default_value = "127.0.0.1:8000", global = true)]
+    pub bind_addr: SocketAddr,
+
+    /// Folder of the SQLite file and the generated key; made with mode 0700
+    #[arg(long, env, default_value = "./data", global = true)]
+    pub data_dir: PathBuf,
+
+    /// How long an access token holds (90s, 5m, 1d)
+    #[arg(long, env, default_value = "5m", global = true)]
+    pub access_token_lifetime: humantime::Duration,
+
+    /// How long a refresh token and a session cookie hold
+    #[arg(long, env, default_value = "1d", global = true)]
+    pub refresh_token_lifetime: humantime::Duration,
+
+    /// Who may register: with `closed` the operator makes accounts by `prompt-service user create` [default: open]
+    #[arg(long, env, global = true)]
+    pub registration: Option<Registration>,
+
+    /// Registrations for each client address: rates such as 5/min,100/day, or off
+    #[arg(long, env, default_value = "300/min", global = true)]
+    pub register_throttle: String,
+
+    /// Networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, separated by commas
+    #[arg(long, env, value_delimiter = ',', global = true)]
+    pub trusted_proxies: Vec<IpNet>,
+
+    /// Address of an OpenAI-compatible upstream
+    #[arg(long, env, global = true)]
+    pub openai_base_url: Option<String>,
+
+    /// Posted prompts for each user: rates such as 1/s,10/min (s, min, h, day; up to 10000 each), or off
+    #[arg(long, env, default_value = "1/s,10/min", global = true)]
+    pub prompt_throttle: String,
+
+    /// Whose prompts a search finds: the caller's own, or everybody's
+    #[arg(long, env, default_value = "own", global = true)]
+    pub similar_scope: SimilarScope,
+
+    /// Memory for vectors (512MiB, 2GiB): in own scope the least recently searched users' are let go beyond it
+    #[arg(long, env, default_value = "1GiB", global = true)]
+    pub search_memory: ByteSize,
+
+    /// Longest prompt or query, in characters
+    #[arg(long, env, default_value_t = 32_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000), global = true)]
+    pub max_prompt_chars: u32,
+
+    /// WebSockets that one user may hold open
+    #[arg(long, env, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000), global = true)]
+    pub max_sockets_per_user: u32,
+
+    /// Connections in all; further ones wait until one ends
+    #[arg(long, env, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000), global = true)]
+    pub max_connections: u32,
+
+    /// A sentence-transformers folder to use in place of the bundled all-MiniLM-L6-v2
+    #[arg(long, env, global = true)]
+    pub embedding_model_dir: Option<PathBuf>,
+
+    /// Form of the log lines on standard output
+    #[arg(long, env, default_value = "json", global = true)]
+    pub log_format: LogFormat,
+
+    /// What is logged: a level, or target=level pairs separated by commas
+    #[arg(long, env = "RUST_LOG", default_value = "info", global = true)]
+    pub rust_log: String,
+
+    /// Address of a listener of its own for /metrics and the health routes
+    #[arg(long, env, global = true)]
+    pub metrics_addr: Option<SocketAddr>,
+
+    /// Whether the session cookie is marked Secure: auto means when the request came by TLS
+    #[arg(long, env, default_value = "auto", global = true)]
+    pub cookie_secure: CookieSecure,
+
+    /// Origins of browser pages elsewhere that may call the API and open cookie sockets, separated by commas
+    #[arg(long, env, value_delimiter = ',', global = true)]
+    pub cors_allowed_origins: Vec<String>,
+
+    /// How long the service goes on accepting after it was told to stop
+    #[arg(long, env, default_value = "0s", global = true)]
+    pub shutdown_delay: humantime::Duration,
+
+    /// How long requests in flight may take to finish after that
+    #[arg(long, env, default_value = "30s", global = true)]
+    pub shutdown_grace: humantime::Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_take_binary_units() {
+        assert_eq!("512MiB".parse(), Ok(ByteSize(512 << 20)));
+        assert_eq!("2g".parse(), Ok(ByteSize(2 << 30)));
+        assert_eq!("17".parse(), Ok(ByteSize(17)));
+        for bad in ["", "MiB", "1.5GiB", "9 apples", "99999999999999GiB", "-1"] {
+            assert!(bad.parse::<ByteSize>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! The data folder: made for its owner only, held by one server at a time, keeper of the generated key.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::config::Secret;
+
+/// Why the folder cannot be used: one line that says so and the mend.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The folder cannot be made or written to.
+    #[error("DATA_DIR: {}: {what}; make the folder writable for this user or set DATA_DIR to another", .path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What could not be done.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Another server holds it.
+    #[error("DATA_DIR: {}: another prompt-service is using this folder; stop it or set DATA_DIR to another", .0.display())]
+    InUse(PathBuf),
+    /// The key file is not one this program wrote.
+    #[error(
+        "DATA_DIR: {}: secret.key is not a key of at least 32 bytes; restore it, or remove it to have a new one made (every token ends then)",
+        .0.display()
+    )]
+    BadKey(PathBuf),
+}
+
+/// The folder, made if it was missing.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+}
+
+/// Holds the folder for one server. Released when dropped, or by the kernel when the process ends in any way.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl DataDir {
+    /// Opens the folder, making it with mode 0700 if it is missing.
+    ///
+    /// # Errors
+    /// `Folder`.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let folder = Self {
+            path: path.to_owned(),
+        };
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+        made.map_err(folder.failed("the folder cannot be made"))?;
+        Ok(folder)
+    }
+
+    /// Takes the folder for this server.
+    ///
+    /// # Errors
+    /// `InUse` if another process has it; `Folder`.
+    pub fn lock(&self) -> Result<Lock, Error> {
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(self.path.join("lock"))
+            .map_err(self.failed("its lock file cannot be written"))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Lock { _file: file }),
+            Err(TryLockError::WouldBlock) => Err(Error::InUse(self.path.clone())),
+            Err(TryLockError::Error(error)) => {
+                Err(self.failed("its lock file cannot be locked")(error))
+            }
+        }
+    }
+
+    /// The key kept in `secret.key`, made at random (64 hex digits, mode 0600) if there is none.
+    ///
+    /// # Errors
+    /// `BadKey`; `Folder`.
+    pub fn secret_key(&self) -> Result<Secret, Error> {
+        let path = self.path.join("secret.key");
+        if let Some(key) = self.read_key(&path)? {
+            return Ok(key);
+        }
+        // Written whole under another name and then linked: a crash leaves no half of a key, and of two processes that
+        // make one at once the first to link wins.
+        let mut bytes = [0; 32];
+        getrandom::fill(&mut bytes)
+            .map_err(|_| self.failed("no randomness to make a key")(io::ErrorKind::Other.into()))?;
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let draft = self.path.join(format!("secret.key.{}", std::process::id()));
+        let written = write_new(&draft, &hex).and_then(|()| fs::hard_link(&draft, &path));
+        let removed = fs::remove_file(&draft);
+        match written {
+            Ok(()) => removed.map_err(self.failed("a draft of its key cannot be removed"))?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(self.failed("its key cannot be written")(error)),
+        }
+        File::open(&self.path)
+            .and_then(|folder| folder.sync_all())
+            .map_err(self.failed("its key cannot be kept"))?;
+        self.read_key(&path)?
+            .ok_or_else(|| Error::BadKey(self.path.clone()))
+    }
+
+    fn read_key(&self, path: &Path) -> Result<Option<Secret>, Error> {
+        let mut text = String::new();
+        match File::open(path).and_then(|mut file| file.read_to_string(&mut text)) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                return Err(Error::BadKey(self.path.clone()));
+            }
+            Err(error) => return Err(self.failed("its key cannot be read")(error)),
+        }
+        let key = text.strip_suffix('\n').unwrap_or(&text);
+        if key.len() < 32 {
+            Err(Error::BadKey(self.path.clone()))
+        } else {
+            Ok(Some(Secret::new(key)))
+        }
+    }
+
+    fn failed(&self, what: &'static str) -> impl FnOnce(io::Error) -> Error + use<> {
+        let path = self.path.clone();
+        move |source| Error::Folder { path, what, source }
+    }
+}
+
+fn write_new(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.write_all(b"\n")?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn folder() -> (tempfile::TempDir, DataDir) {
+        let outer = tempfile::tempdir().unwrap();
+        let inner = DataDir::open(&outer.path().join("data")).unwrap();
+        (outer, inner)
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn a_new_folder_and_its_key_are_for_the_owner_only() {
+        let (_outer, folder) = folder();
+        folder.secret_key().unwrap();
+        assert_eq!(mode(&folder.path), 0o700);
+        assert_eq!(mode(&folder.path.join("secret.key")), 0o600);
+        assert_eq!(
+            fs::read_dir(&folder.path).unwrap().count(),
+            1,
+            "no draft is left"
+        );
+    }
+
+    #[test]
+    fn a_key_is_made_once_and_read_without_its_newline() {
+        let (_outer, folder) = folder();
+        let key = folder.secret_key().unwrap();
+        assert_eq!(key.expose().len(), 64);
+        assert!(key.expose().bytes().all(|byte| byte.is_ascii_hexdigit()));
+        assert_eq!(folder.secret_key().unwrap(), key);
+    }
+
+    #[test]
+    fn a_broken_key_is_refused_not_replaced() {
+        let (_outer, folder) = folder();
+        fs::write(folder.path.join("secret.key"), "short").unwrap();
+        assert!(matches!(folder.secret_key(), Err(Error::BadKey(_))));
+        fs::write(folder.path.join("secret.key"), [0xff; 64]).unwrap();
+        assert!(matches!(folder.secret_key(), Err(Error::BadKey(_))));
+    }
+
+    #[test]
+    fn one_server_holds_the_folder_until_it_lets_go() {
+        let (_outer, folder) = folder();
+        let held = folder.lock().unwrap();
+        assert!(matches!(folder.lock(), Err(Error::InUse(_))));
+        drop(held);
+        assert!(folder.lock().is_ok());
+    }
+}

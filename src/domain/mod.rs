@@ -1,0 +1,18 @@
+//! Ids, value types and rules that need no I/O. Uses nothing else of this crate.
+
+pub mod account;
+pub mod client;
+pub mod embedding;
+pub mod ids;
+pub mod prompt;
+pub mod rate;
+pub mod timestamp;
+pub mod user;
+
+pub use client::ClientNetwork;
+pub use embedding::{Embedding, ModelId};
+pub use ids::{PromptId, UserId};
+pub use prompt::{FailureCode, Prompt, PromptStatus};
+pub use rate::{Rate, Rates};
+pub use timestamp::Timestamp;
+pub use user::User;

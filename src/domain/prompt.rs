@@ -1,0 +1,86 @@
+//! Prompts and their outcomes.
+
+use super::{PromptId, Timestamp, UserId};
+
+/// How far a prompt has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PromptStatus {
+    /// The upstream is still answering.
+    Running,
+    /// Answered, stored and searchable.
+    Completed,
+    /// The upstream failed; kept, never found by search.
+    Failed,
+}
+
+/// Why a prompt failed: the `code` of its error answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FailureCode {
+    /// The upstream answered with an error or with nonsense (502).
+    UpstreamFailed,
+    /// The upstream refuses, its breaker is open, or a limit of ours is reached (503).
+    UpstreamUnavailable,
+    /// The upstream did not answer in time (504).
+    UpstreamTimeout,
+}
+
+impl PromptStatus {
+    /// The word used on the wire and in the store.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// The status behind a stored word; `None` for any other word.
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::Running, Self::Completed, Self::Failed]
+            .into_iter()
+            .find(|status| status.as_str() == word)
+    }
+}
+
+impl FailureCode {
+    /// The word used on the wire and in the store.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::UpstreamFailed => "upstream_failed",
+            Self::UpstreamUnavailable => "upstream_unavailable",
+            Self::UpstreamTimeout => "upstream_timeout",
+        }
+    }
+
+    /// The code behind a stored word; `None` for any other word.
+    pub fn parse(word: &str) -> Option<Self> {
+        [
+            Self::UpstreamFailed,
+            Self::UpstreamUnavailable,
+            Self::UpstreamTimeout,
+        ]
+        .into_iter()
+        .find(|code| code.as_str() == word)
+    }
+}
+
+/// A stored prompt with its outcome.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prompt {
+    /// Identifies the prompt.
+    pub id: PromptId,
+    /// Who posted it.
+    pub user_id: UserId,
+    /// The text, trimmed, without NUL.
+    pub prompt: String,
+    /// The model's answer; present exactly when completed.
+    pub response: Option<String>,
+    /// The model that answers, as its upstream names it; `mock` for the built-in one.
+    pub model: String,
+    /// How far it has come.
+    pub status: PromptStatus,
+    /// Why it failed; present exactly when failed.
+    pub error: Option<FailureCode>,
+    /// When the post was accepted.
+    pub created_at: Timestamp,
+}

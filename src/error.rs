@@ -1,0 +1,115 @@
+//! The transport-free error: what a use case answers when it cannot do as asked.
+//!
+//! Capabilities have errors of their own that become these; `api` alone turns these into status codes.
+
+use std::time::Duration;
+
+/// Messages by field, in the order in which the fields were checked.
+pub type FieldErrors = Vec<(&'static str, Vec<String>)>;
+
+/// A source error of any kind, kept for the log and never sent.
+pub type Source = Box<dyn std::error::Error + Send + Sync>;
+
+/// The caller's situation.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no such thing, or it is somebody else's.
+    #[error("not found")]
+    NotFound,
+    /// Fields of the request break their rules.
+    #[error("invalid fields")]
+    InvalidFields(FieldErrors),
+    /// The request as a whole cannot be used; the text says why and never quotes the input.
+    #[error("invalid request: {0}")]
+    InvalidRequest(&'static str),
+    /// The caller has not shown who it is.
+    #[error("unauthenticated")]
+    Unauthenticated(Unauthenticated),
+    /// The caller is known, or need not be, and may not do this.
+    #[error("forbidden: {0}")]
+    Forbidden(&'static str),
+    /// Too many requests; the wait after which one succeeds.
+    #[error("rate limited")]
+    RateLimited(Duration),
+    /// The service is at its limit of work waiting; when to try again.
+    #[error("overloaded")]
+    Overloaded(Duration),
+    /// Something this service stands on is away; trying again later helps.
+    #[error("unavailable")]
+    Unavailable(#[source] Source),
+    /// A defect.
+    #[error("internal error")]
+    Internal(#[source] Source),
+}
+
+/// Why a caller counts as unknown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unauthenticated {
+    /// No credentials, or of a kind not taken here.
+    NotProvided,
+    /// An `Authorization: Bearer` header that is not two words.
+    MalformedHeader,
+    /// An access token that does not hold; why.
+    AccessToken(TokenProblem),
+    /// A refresh token that does not hold; why.
+    RefreshToken(TokenProblem),
+    /// A valid access token without a usable `user_id`.
+    NoUserId,
+    /// The token's account is gone.
+    UserNotFound,
+    /// The token's account is disabled.
+    UserInactive,
+    /// The refresh token's account is gone or disabled.
+    RefreshUserInactive,
+    /// Wrong name or password, or a disabled account.
+    WrongCredentials,
+    /// A session cookie or ticket that does not hold.
+    SpentCredential,
+}
+
+/// What is wrong with a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenProblem {
+    /// Malformed, of another algorithm, or not signed by a key of ours.
+    Invalid,
+    /// Past its `exp`.
+    Expired,
+    /// No `exp` claim.
+    NoExpiry,
+    /// No `token_type` claim.
+    NoType,
+    /// Of another type than asked for.
+    WrongType,
+    /// No `jti` claim.
+    NoId,
+    /// Ended before its time: logged out, or the password changed.
+    Revoked,
+}
+
+impl Error {
+    /// Wraps a defect.
+    pub fn internal(source: impl Into<Source>) -> Self {
+        Self::Internal(source.into())
+    }
+
+    /// Wraps an outage.
+    pub fn unavailable(source: impl Into<Source>) -> Self {
+        Self::Unavailable(source.into())
+    }
+
+    /// At the limit of work waiting, which clears in about a second.
+    pub fn overloaded() -> Self {
+        Self::Overloaded(Duration::from_secs(1))
+    }
+
+    /// One field, one message.
+    pub fn field(name: &'static str, message: impl Into<String>) -> Self {
+        Self::InvalidFields(vec![(name, vec![message.into()])])
+    }
+}
+
+impl From<Unauthenticated> for Error {
+    fn from(why: Unauthenticated) -> Self {
+        Self::Unauthenticated(why)
+    }
+}

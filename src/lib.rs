@@ -1,0 +1,14 @@
+//! Prompt Service: accounts, an LLM, durable history, semantic search and push in one process.
+//!
+//! Modules in reading order, from what knows nothing of the rest to what knows everything; `docs/ARCHITECTURE.md` draws the
+//! request's path through them.
+
+// Values and rules, what went wrong, what may be set, what operators see.
+pub mod config;
+pub mod domain;
+pub mod error;
+pub mod telemetry;
+pub mod threads;
+
+// Capabilities: each knows the layer above and none of the others.
+pub mod data_dir;

@@ -1,0 +1,187 @@
+//! The metrics of one running service. Label values are chosen by the service alone, never by a client.
+
+use prometheus::process_collector::ProcessCollector;
+use prometheus::{
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, Opts, Registry, TextEncoder,
+};
+
+/// Bounds for durations from a tenth of a millisecond to ten seconds.
+const DURATION_BOUNDS: &[f64] = &[
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    5.0, 10.0,
+];
+/// The bounds that the OpenTelemetry GenAI conventions name for `gen_ai.client.operation.duration`.
+const GEN_AI_DURATION_BOUNDS: &[f64] = &[
+    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
+];
+/// The bounds that the OpenTelemetry GenAI conventions name for `gen_ai.client.token.usage`.
+const GEN_AI_TOKEN_BOUNDS: &[f64] = &[
+    1.0,
+    4.0,
+    16.0,
+    64.0,
+    256.0,
+    1024.0,
+    4096.0,
+    16_384.0,
+    65_536.0,
+    262_144.0,
+    1_048_576.0,
+    4_194_304.0,
+    16_777_216.0,
+    67_108_864.0,
+];
+const BATCH_BOUNDS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
+
+/// Declares the struct of metrics, its construction and its registration in one place: name, kind, help.
+macro_rules! metrics {
+    ($($(#[doc = $help:literal])+ $field:ident: $kind:ty = $make:expr;)+) => {
+        /// Every metric, registered. The doc comment of a field is its help text.
+        #[derive(Debug)]
+        pub struct Metrics {
+            registry: Registry,
+            $($(#[doc = $help])+ pub $field: $kind,)+
+        }
+
+        impl Metrics {
+            /// Makes and registers all metrics, each starting at nothing. Independent of any other instance.
+            ///
+            /// # Panics
+            /// If two metrics share a name, which a test would have shown.
+            pub fn new() -> Self {
+                let registry = Registry::new();
+                $(
+                    let make: fn(String) -> $kind = $make;
+                    let $field = make([$($help),+].concat().trim().to_owned());
+                    registry.register(Box::new($field.clone())).expect("metric names are distinct");
+                )+
+                registry.register(Box::new(ProcessCollector::for_self())).expect("metric names are distinct");
+                Self { registry, $($field,)+ }
+            }
+        }
+    };
+}
+
+metrics! {
+    /// Answered requests by route template, method and status.
+    http_requests: IntCounterVec = |help| counters("http_requests_total", help, &["route", "method", "status"]);
+    /// Time from reading a request's head to having its answer, by route template and method.
+    http_request_duration: HistogramVec = |help| histograms("http_request_duration_seconds", help, DURATION_BOUNDS, &["route", "method"]);
+    /// Connections being served.
+    http_connections: IntGauge = |help| gauge("http_connections", help);
+    /// Prompts stored, by outcome.
+    prompts: IntCounterVec = |help| counters("prompts_total", help, &["status"]);
+    /// Requests refused by a throttle.
+    throttled: IntCounterVec = |help| counters("throttled_requests_total", help, &["throttle"]);
+    /// Logins that failed, and those refused because too many had.
+    login_failures: IntCounterVec = |help| counters("login_failures_total", help, &["reason"]);
+    /// Time the upstream took to answer.
+    gen_ai_client_operation_duration: HistogramVec = |help| histograms("gen_ai_client_operation_duration_seconds", help, GEN_AI_DURATION_BOUNDS, &["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "error_type"]);
+    /// Tokens read and written by the upstream.
+    gen_ai_client_token_usage: HistogramVec = |help| histograms("gen_ai_client_token_usage", help, GEN_AI_TOKEN_BOUNDS, &["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "gen_ai_token_type"]);
+    /// Time from asking for an embedding to having it, waiting included.
+    embedding_duration: HistogramVec = |help| histograms("embedding_duration_seconds", help, DURATION_BOUNDS, &["purpose"]);
+    /// Texts embedded together.
+    embedding_batch_size: Histogram = |help| histogram("embedding_batch_texts", help, BATCH_BOUNDS);
+    /// Texts admitted and not yet embedded.
+    embedding_queue_depth: IntGauge = |help| gauge("embedding_queue_depth", help);
+    /// Texts that needed no computing: found in the cache, or asked for twice at once.
+    embedding_saved: IntCounterVec = |help| counters("embedding_saved_total", help, &["how"]);
+    /// Requests refused because too many texts wait already.
+    overloaded: IntCounter = |help| counter("overloaded_requests_total", help);
+    /// Time of a similarity search without the embedding of its query.
+    search_duration: HistogramVec = |help| histograms("search_duration_seconds", help, DURATION_BOUNDS, &["scope"]);
+    /// Vectors held in memory.
+    search_vectors: IntGauge = |help| gauge("search_vectors", help);
+    /// Memory of the vectors held.
+    search_memory: IntGauge = |help| gauge("search_memory_bytes", help);
+    /// Users whose vectors were let go for want of memory.
+    search_evictions: IntGauge = |help| gauge("search_evicted_users", help);
+    /// Prompts that still wait for a vector of the current model.
+    reembedding_remaining: IntGauge = |help| gauge("reembedding_remaining_prompts", help);
+    /// Open WebSockets.
+    websockets_open: IntGauge = |help| gauge("websockets_open", help);
+    /// WebSockets closed by the service, by close code.
+    websockets_closed: IntCounterVec = |help| counters("websockets_closed_total", help, &["code"]);
+    /// Events put into the queues of WebSockets.
+    websocket_events: IntCounter = |help| counter("websocket_events_total", help);
+    /// Whether a backend answered when last asked (1) or not (0).
+    backend_up: GaugeVec = |help| gauges("backend_up", help, &["backend"]);
+    /// Writes waiting for the store.
+    store_queue_depth: IntGauge = |help| gauge("store_queue_depth", help);
+    /// Writes that shared their commit with the ones before, since the start, and commits made.
+    store_writes: GaugeVec = |help| gauges("store_writes", help, &["kind"]);
+    /// Which version runs, always 1.
+    build_info: GaugeVec = |help| gauges("prompt_service_build_info", help, &["version", "model"]);
+    /// Time from the start of the process until it was ready to serve.
+    startup_duration: Gauge = |help| Gauge::with_opts(Opts::new("startup_duration_seconds", help)).expect("valid metric");
+}
+
+impl Metrics {
+    /// All metrics in Prometheus' text format.
+    pub fn render(&self) -> Vec<u8> {
+        let mut text = Vec::with_capacity(16 * 1024);
+        TextEncoder::new()
+            .encode(&self.registry.gather(), &mut text)
+            .expect("writing to memory does not fail and every family has a name");
+        text
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn counter(name: &str, help: String) -> IntCounter {
+    IntCounter::with_opts(Opts::new(name, help)).expect("valid metric")
+}
+
+fn counters(name: &str, help: String, labels: &[&str]) -> IntCounterVec {
+    IntCounterVec::new(Opts::new(name, help), labels).expect("valid metric")
+}
+
+fn gauge(name: &str, help: String) -> IntGauge {
+    IntGauge::with_opts(Opts::new(name, help)).expect("valid metric")
+}
+
+fn gauges(name: &str, help: String, labels: &[&str]) -> GaugeVec {
+    GaugeVec::new(Opts::new(name, help), labels).expect("valid metric")
+}
+
+fn histogram(name: &str, help: String, bounds: &[f64]) -> Histogram {
+    Histogram::with_opts(HistogramOpts::new(name, help).buckets(bounds.to_vec()))
+        .expect("valid metric")
+}
+
+fn histograms(name: &str, help: String, bounds: &[f64], labels: &[&str]) -> HistogramVec {
+    HistogramVec::new(
+        HistogramOpts::new(name, help).buckets(bounds.to_vec()),
+        labels,
+    )
+    .expect("valid metric")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_services_in_one_process_count_apart() {
+        let (one, other) = (Metrics::new(), Metrics::new());
+        one.overloaded.inc();
+        assert_eq!((one.overloaded.get(), other.overloaded.get()), (1, 0));
+    }
+
+    #[test]
+    fn help_texts_come_from_the_doc_comments() {
+        let text = String::from_utf8(Metrics::new().render()).unwrap();
+        assert!(
+            text.contains("# HELP websockets_open Open WebSockets."),
+            "{text}"
+        );
+        assert!(text.contains("process_resident_memory_bytes"), "{text}");
+    }
+}

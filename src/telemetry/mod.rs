@@ -1,0 +1,7 @@
+//! What operators see: log lines and metrics. Neither ever holds a prompt, a password or a token.
+
+mod logging;
+mod metrics;
+
+pub use logging::init as init_logging;
+pub use metrics::Metrics;
