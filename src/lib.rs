@@ -13,3 +13,4 @@ pub mod threads;
 // Capabilities: each knows the layer above and none of the others.
 pub mod data_dir;
 pub mod embed;
+pub mod search;

@@ -1,0 +1,318 @@
+//! What happens at the same time: loads, changes, callers that leave.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::task::JoinSet;
+
+use super::super::{Error, Scope, ScopeMode, Similarity, SlabIndex};
+use super::{DIMENSION, Store, index, patient_index, vector};
+use crate::domain::{PromptId, UserId};
+
+const USER: UserId = UserId(1);
+
+fn ids(hits: &[super::Hit]) -> Vec<i64> {
+    let mut ids: Vec<i64> = hits.iter().map(|hit| hit.id.0).collect();
+    ids.sort_unstable();
+    ids
+}
+
+/// Commits a row and reports it.
+fn add(store: &Store, index: &SlabIndex, id: i64) {
+    let row = vector(DIMENSION, id as u64);
+    store.insert(USER, PromptId(id), &row);
+    index.inserted(USER, PromptId(id), &row);
+}
+
+fn delete(store: &Store, index: &SlabIndex, id: i64) {
+    store.delete(USER, PromptId(id));
+    index.deleted(USER, PromptId(id));
+}
+
+fn scope(mode: ScopeMode) -> Scope {
+    match mode {
+        ScopeMode::Own => Scope::Own(USER),
+        ScopeMode::Shared => Scope::Shared,
+    }
+}
+
+async fn changes_during_a_load_are_kept(mode: ScopeMode) {
+    let store = Store::held_up();
+    let index = Arc::new(index(mode, usize::MAX, &store));
+    for id in 1..=5 {
+        add(&store, &index, id);
+    }
+    // Committed before the load, reported during it: read and reported.
+    let late = vector(DIMENSION, 6);
+    store.insert(USER, PromptId(6), &late);
+
+    let mut tasks = JoinSet::new();
+    let searching = Arc::clone(&index);
+    tasks.spawn(async move {
+        searching.load_all().await?;
+        searching
+            .nearest(scope(mode), &vector(DIMENSION, 0), 100)
+            .await
+    });
+    store.wait_for_pages(1).await;
+    add(&store, &index, 7);
+    delete(&store, &index, 2);
+    index.inserted(USER, PromptId(6), &late);
+    add(&store, &index, 8);
+    delete(&store, &index, 8);
+    // A deletion reported before its row's insertion.
+    index.deleted(USER, PromptId(9));
+    index.inserted(USER, PromptId(9), &late);
+    store.gate.add_permits(100);
+
+    let hits = tasks.join_next().await.unwrap().unwrap().unwrap();
+    assert_eq!(ids(&hits), [1, 3, 4, 5, 6, 7]);
+    assert_eq!(index.status().loads, 1);
+}
+
+#[tokio::test]
+async fn changes_during_a_load_of_ones_own_rows_are_kept() {
+    changes_during_a_load_are_kept(ScopeMode::Own).await;
+}
+
+#[tokio::test]
+async fn changes_during_the_load_of_all_rows_are_kept() {
+    changes_during_a_load_are_kept(ScopeMode::Shared).await;
+}
+
+#[tokio::test]
+async fn a_deletion_reported_before_its_insertion_cancels_it() {
+    let store = Store::open();
+    let index = index(ScopeMode::Own, usize::MAX, &store);
+    let row = vector(DIMENSION, 1);
+    // Reported while nothing is loaded, the insertion only after the load.
+    index.deleted(USER, PromptId(1));
+    assert_eq!(index.nearest(Scope::Own(USER), &row, 9).await.unwrap(), []);
+    index.inserted(USER, PromptId(1), &row);
+    // Both after the load.
+    index.deleted(USER, PromptId(2));
+    index.inserted(USER, PromptId(2), &row);
+    assert_eq!(index.nearest(Scope::Own(USER), &row, 9).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_row_read_by_a_load_and_reported_after_it_is_there_once() {
+    let store = Store::open();
+    let index = index(ScopeMode::Own, usize::MAX, &store);
+    let row = vector(DIMENSION, 1);
+    store.insert(USER, PromptId(1), &row);
+    assert_eq!(
+        index
+            .nearest(Scope::Own(USER), &row, 9)
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
+    index.inserted(USER, PromptId(1), &row);
+    assert_eq!(
+        index
+            .nearest(Scope::Own(USER), &row, 9)
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
+}
+
+#[tokio::test]
+async fn a_slab_wanted_by_many_is_loaded_once() {
+    let store = Store::held_up();
+    let index = Arc::new(index(ScopeMode::Own, usize::MAX, &store));
+    add(&store, &index, 1);
+    let mut tasks = JoinSet::new();
+    for _ in 0..20 {
+        let index = Arc::clone(&index);
+        tasks.spawn(async move {
+            index
+                .nearest(Scope::Own(USER), &vector(DIMENSION, 0), 5)
+                .await
+        });
+    }
+    store.wait_for_pages(1).await;
+    store.gate.add_permits(100);
+    while let Some(hits) = tasks.join_next().await {
+        assert_eq!(ids(&hits.unwrap().unwrap()), [1]);
+    }
+    assert_eq!(store.pages_begun.load(SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_caller_that_leaves_during_a_load_does_not_hold_up_the_next() {
+    let store = Store::held_up();
+    let index = Arc::new(index(ScopeMode::Own, usize::MAX, &store));
+    add(&store, &index, 1);
+    let search = |tasks: &mut JoinSet<_>| {
+        let index = Arc::clone(&index);
+        tasks.spawn(async move {
+            index
+                .nearest(Scope::Own(USER), &vector(DIMENSION, 0), 5)
+                .await
+        })
+    };
+    let mut leaving = JoinSet::new();
+    search(&mut leaving);
+    store.wait_for_pages(1).await;
+    let mut staying = JoinSet::new();
+    search(&mut staying);
+    leaving.shutdown().await;
+    // Nobody records this one until the other takes over, which then reads it.
+    add(&store, &index, 2);
+    store.gate.add_permits(100);
+    let hits = staying.join_next().await.unwrap().unwrap().unwrap();
+    assert_eq!(ids(&hits), [1, 2]);
+}
+
+#[tokio::test]
+async fn a_failed_load_is_an_error_and_the_next_call_tries_again() {
+    for mode in [ScopeMode::Own, ScopeMode::Shared] {
+        let store = Store::open();
+        let index = index(mode, usize::MAX, &store);
+        add(&store, &index, 1);
+        store.fail.store(true, SeqCst);
+        let query = vector(DIMENSION, 0);
+        let failed = match mode {
+            ScopeMode::Own => index
+                .nearest(Scope::Own(USER), &query, 5)
+                .await
+                .unwrap_err(),
+            ScopeMode::Shared => index.load_all().await.unwrap_err(),
+        };
+        assert!(matches!(failed, Error::Source(_)), "{failed:?}");
+        add(&store, &index, 2);
+        store.fail.store(false, SeqCst);
+        index.load_all().await.unwrap();
+        let hits = index.nearest(scope(mode), &query, 5).await.unwrap();
+        assert_eq!(ids(&hits), [1, 2]);
+    }
+}
+
+#[tokio::test]
+async fn shared_searches_are_refused_until_every_row_is_loaded() {
+    let store = Store::held_up();
+    let index = Arc::new(patient_index(ScopeMode::Shared, 0, &store, Duration::ZERO));
+    for id in 1..=3000 {
+        add(&store, &index, id);
+    }
+    let query = vector(DIMENSION, 0);
+    let search = || index.nearest(Scope::Shared, &query, 5000);
+    assert!(matches!(search().await, Err(Error::Loading)));
+    let mut tasks = JoinSet::new();
+    let loading = Arc::clone(&index);
+    tasks.spawn(async move { loading.load_all().await });
+    store.wait_for_pages(1).await;
+    store.gate.add_permits(1);
+    store.wait_for_pages(2).await;
+    assert!(matches!(search().await, Err(Error::Loading)));
+    assert!(!index.status().ready);
+    store.gate.add_permits(1);
+    tasks.join_all().await.pop().unwrap().unwrap();
+    assert_eq!(search().await.unwrap().len(), 3000);
+    assert!(index.status().ready);
+}
+
+#[tokio::test]
+async fn a_shared_search_that_may_wait_is_answered_when_every_row_is_loaded() {
+    let store = Store::held_up();
+    let index = Arc::new(index(ScopeMode::Shared, 0, &store));
+    add(&store, &index, 1);
+    let query = vector(DIMENSION, 0);
+    let mut tasks = JoinSet::new();
+    let loading = Arc::clone(&index);
+    tasks.spawn(async move { loading.load_all().await });
+    store.wait_for_pages(1).await;
+    let waiting = index.nearest(Scope::Shared, &query, 5);
+    let mut waiting = std::pin::pin!(waiting);
+    assert!(
+        waiting.as_mut().now_or_never().is_none(),
+        "nothing is loaded yet"
+    );
+    store.gate.add_permits(1);
+    assert_eq!(waiting.await.unwrap().len(), 1);
+}
+
+/// Users that insert, delete and search on several threads, with room in memory for hardly any of them: each must see exactly
+/// its own rows, its latest change included, and while someone else searches for it too.
+#[test]
+fn every_user_reads_its_own_writes_while_threads_race() {
+    const USERS: i64 = 6;
+    const STEPS: u64 = 150;
+    let store = Store::open();
+    let index = Arc::new(index(ScopeMode::Own, 30_000, &store));
+    let next_id = AtomicI64::new(1);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    std::thread::scope(|threads| {
+        for user in 1..=USERS {
+            let (store, index, next_id, runtime) = (&store, &index, &next_id, &runtime);
+            threads.spawn(move || {
+                let user = UserId(user);
+                let mut mine: Vec<PromptId> = Vec::new();
+                for step in 0..STEPS {
+                    let row = vector(DIMENSION, step % 17 + user.0 as u64);
+                    if step % 3 == 2 && !mine.is_empty() {
+                        let id = mine.swap_remove(step as usize % mine.len());
+                        store.delete(user, id);
+                        index.deleted(user, id);
+                    } else {
+                        let id = PromptId(next_id.fetch_add(1, SeqCst));
+                        store.insert(user, id, &row);
+                        index.inserted(user, id, &row);
+                        mine.push(id);
+                    }
+                    let hits = runtime.block_on(index.nearest(Scope::Own(user), &row, 1000));
+                    assert_eq!(hits.unwrap(), store.nearest(Some(user), &row, 1000));
+                    // Someone else's slab, loaded, evicted and changed at the same time: only the owner of the rows can say
+                    // which there are, but nobody else's may be among them.
+                    let other = UserId(user.0 % USERS + 1);
+                    let hits = runtime.block_on(index.nearest(Scope::Own(other), &row, 1000));
+                    for hit in hits.unwrap() {
+                        assert!(!mine.contains(&hit.id));
+                    }
+                }
+            });
+        }
+    });
+    assert!(index.status().evictions > 0);
+}
+
+#[tokio::test]
+async fn searches_go_on_while_rows_are_added() {
+    let store = Store::open();
+    let index = Arc::new(index(ScopeMode::Shared, 0, &store));
+    index.load_all().await.unwrap();
+    let mut tasks = JoinSet::new();
+    let adding = (Arc::clone(&index), Arc::clone(&store));
+    tasks.spawn_blocking(move || {
+        for id in 1..=3000 {
+            add(&adding.1, &adding.0, id);
+        }
+    });
+    let searching = async {
+        let mut found = 0;
+        while found < 3000 {
+            let hits = index
+                .nearest(Scope::Shared, &vector(DIMENSION, 0), 5000)
+                .await
+                .unwrap();
+            // Nothing that was once there goes missing.
+            assert!(hits.len() >= found);
+            found = hits.len();
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), searching)
+        .await
+        .unwrap();
+    tasks.join_next().await.unwrap().unwrap();
+}
