@@ -14,3 +14,4 @@ pub mod threads;
 pub mod data_dir;
 pub mod embed;
 pub mod search;
+pub mod store;

@@ -1,0 +1,276 @@
+//! Durable state: accounts, sessions, prompts and their vectors.
+//!
+//! Two traits, split by use. Every method is one transaction: it happens wholly or not at all, and once it has
+//! returned `Ok` it survives `kill -9` and power loss. Methods may be called from many tasks at once. A method whose
+//! future is dropped may or may not take effect. Ids given twice in one list count once, unless said otherwise. Every method
+//! has its cases in the conformance suite (`tests/it/store`), which any backend runs.
+
+pub mod sqlite;
+
+use std::collections::HashSet;
+
+use async_trait::async_trait;
+
+use crate::domain::{
+    Embedding, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, User, UserId,
+};
+
+/// What a store answers when it cannot do as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The username belongs to another account.
+    #[error("the username is taken")]
+    UsernameTaken,
+    /// The store cannot be used just now (locked, full, gone); the same call may work later.
+    #[error("the store is unavailable")]
+    Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A defect, ours or of the stored data.
+    #[error("the store failed")]
+    Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// An account to be made.
+#[derive(Clone, Debug)]
+pub struct NewUser {
+    /// Valid and normalised.
+    pub username: String,
+    /// Valid.
+    pub email: String,
+    /// The hash, never the password.
+    pub password_hash: String,
+    /// When it is made.
+    pub created_at: Timestamp,
+}
+
+/// A browser session. The cookie's secret is kept as its SHA-256 only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// SHA-256 of the cookie's 32 random bytes.
+    pub token_hash: [u8; 32],
+    /// Whose it is.
+    pub user_id: UserId,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// From this instant on it no longer counts.
+    pub expires_at: Timestamp,
+}
+
+/// A refresh token that is refused before its time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RevokedToken {
+    /// The token's `jti` claim, at most 255 bytes.
+    pub jti: String,
+    /// The token's `exp` claim: remembered until then.
+    pub expires_at: Timestamp,
+}
+
+/// Accounts, sessions and revoked tokens.
+#[async_trait]
+pub trait AccountStore: Send + Sync {
+    /// Makes an active account with `tokens_valid_from` at the epoch. `UsernameTaken` if the name (compared byte by byte)
+    /// exists; nothing is changed then.
+    async fn create_user(&self, user: NewUser) -> Result<User, Error>;
+
+    /// The account of that id, or `None`.
+    async fn user(&self, id: UserId) -> Result<Option<User>, Error>;
+
+    /// The account of exactly that name, or `None`.
+    async fn user_by_username(&self, username: &str) -> Result<Option<User>, Error>;
+
+    /// Those of the given accounts that exist, in no order. An empty slice gives an empty answer.
+    async fn users(&self, ids: &[UserId]) -> Result<Vec<User>, Error>;
+
+    /// Up to `limit` accounts with ids above `after` (all if `None`), by rising id.
+    async fn list_users(&self, after: Option<UserId>, limit: usize) -> Result<Vec<User>, Error>;
+
+    /// Enables or disables an account. Disabling also sets `tokens_valid_from` to `now` (never back) and deletes its sessions.
+    /// `false` if there is no such account.
+    async fn set_active(&self, id: UserId, active: bool, now: Timestamp) -> Result<bool, Error>;
+
+    /// Gives an account another password hash, sets `tokens_valid_from` to `now` (never back) and deletes its sessions.
+    /// `false` if there is no such account.
+    async fn set_password(
+        &self,
+        id: UserId,
+        password_hash: &str,
+        now: Timestamp,
+    ) -> Result<bool, Error>;
+
+    /// Replaces `old_hash` by `new_hash` of the same password: tokens and sessions stay. Does nothing, and answers `false`,
+    /// if the account's hash is not `old_hash` any more.
+    async fn upgrade_password_hash(
+        &self,
+        id: UserId,
+        old_hash: &str,
+        new_hash: &str,
+    ) -> Result<bool, Error>;
+
+    /// Stores a session. Its hash is new (32 random bytes do not repeat). `Internal` if there is no such account.
+    async fn create_session(&self, session: Session) -> Result<(), Error>;
+
+    /// The session of that hash, expired or not, or `None`.
+    async fn session(&self, token_hash: &[u8; 32]) -> Result<Option<Session>, Error>;
+
+    /// Those of the given hashes whose session is stored, expired or not.
+    async fn sessions_stored(&self, hashes: &[[u8; 32]]) -> Result<HashSet<[u8; 32]>, Error>;
+
+    /// Deletes a session and remembers a token as revoked, whichever are given; absent or repeated ones are no error. Of a
+    /// token given twice the later expiry counts.
+    async fn log_out(
+        &self,
+        session: Option<[u8; 32]>,
+        token: Option<RevokedToken>,
+    ) -> Result<(), Error>;
+
+    /// Whether a token of that `jti` was revoked (and not yet forgotten by `purge_expired`).
+    async fn is_token_revoked(&self, jti: &str) -> Result<bool, Error>;
+
+    /// Forgets sessions and revoked tokens that expired at or before `now`; answers how many.
+    async fn purge_expired(&self, now: Timestamp) -> Result<u64, Error>;
+}
+
+/// A prompt to be stored with its outcome. The store gives it the next id.
+#[derive(Clone, Debug)]
+pub struct NewPrompt {
+    /// Who posted it.
+    pub user_id: UserId,
+    /// The text: trimmed, without NUL.
+    pub prompt: String,
+    /// The answer, if completed.
+    pub response: Option<String>,
+    /// The model that answered.
+    pub model: String,
+    /// `Completed` or `Failed`.
+    pub status: PromptStatus,
+    /// Why it failed.
+    pub error: Option<FailureCode>,
+    /// When the post was accepted.
+    pub created_at: Timestamp,
+    /// How long the upstream took, in milliseconds.
+    pub llm_duration_ms: Option<u32>,
+    /// Tokens of the question as the upstream counted them.
+    pub prompt_tokens: Option<u32>,
+    /// Tokens of the answer as the upstream counted them.
+    pub completion_tokens: Option<u32>,
+    /// The text's vector and the model that made it; not stored unless the prompt is completed.
+    pub embedding: Option<(ModelId, Embedding)>,
+}
+
+/// What a deletion removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeletedPrompt {
+    /// The model of its vector, if it had one.
+    pub embedding_model: Option<ModelId>,
+}
+
+/// Where a scan of vectors goes on: after this row, in the order of `(user_id, prompt_id)`.
+pub type VectorCursor = (UserId, PromptId);
+
+/// Consecutive vectors of one model.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct VectorPage {
+    /// Owner and prompt of each row, rising.
+    pub ids: Vec<VectorCursor>,
+    /// The rows' stored forms one after another: `[ids.len()][dimension]` f16, little-endian.
+    pub f16_bytes: Vec<u8>,
+}
+
+/// How far the vectors of one model cover the prompts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Coverage {
+    /// Completed prompts with a vector of the model.
+    pub embedded: u64,
+    /// Completed prompts in all.
+    pub completed: u64,
+}
+
+/// A completed prompt that has no vector of the model in use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unembedded {
+    /// Identifies the prompt.
+    pub id: PromptId,
+    /// Its owner.
+    pub user_id: UserId,
+    /// The text to embed.
+    pub prompt: String,
+}
+
+/// The store's counters at one moment. Totals count from its opening.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stats {
+    /// Writes that wait for the writer just now.
+    pub queued_writes: usize,
+    /// Reads that wait for a reader just now.
+    pub queued_reads: usize,
+    /// Transactions committed.
+    pub committed_batches: u64,
+    /// Operations in them; over `committed_batches`, the mean size of a batch.
+    pub committed_operations: u64,
+    /// Transactions that failed as a whole.
+    pub failed_batches: u64,
+}
+
+/// Prompts and their vectors.
+#[async_trait]
+pub trait PromptStore: Send + Sync {
+    /// Stores a prompt, with its vector if given, in one transaction. Ids rise in the order of storing. `Internal` if there
+    /// is no such account, or the vector's length is not that of the model's others; nothing is stored then.
+    async fn insert_prompt(&self, prompt: NewPrompt) -> Result<Prompt, Error>;
+
+    /// The user's prompt of that id; `None` if there is none or it is another user's.
+    async fn prompt(&self, user_id: UserId, id: PromptId) -> Result<Option<Prompt>, Error>;
+
+    /// Up to `limit` of the user's prompts of any status, newest (highest id) first, with ids below `before` (all if `None`).
+    async fn list_prompts(
+        &self,
+        user_id: UserId,
+        before: Option<PromptId>,
+        limit: usize,
+    ) -> Result<Vec<Prompt>, Error>;
+
+    /// Those of the given prompts that exist and, if `owner` is given, are its own; in no order.
+    async fn prompts(&self, owner: Option<UserId>, ids: &[PromptId]) -> Result<Vec<Prompt>, Error>;
+
+    /// Deletes the user's prompt and its vector; `None` if there is none or it is another user's.
+    async fn delete_prompt(
+        &self,
+        user_id: UserId,
+        id: PromptId,
+    ) -> Result<Option<DeletedPrompt>, Error>;
+
+    /// Up to `limit` vectors of `model` after `after`, of one owner or of all, by rising `(user_id, prompt_id)`.
+    /// Fewer than `limit` rows means the end was reached.
+    async fn vectors(
+        &self,
+        model: &ModelId,
+        owner: Option<UserId>,
+        after: Option<VectorCursor>,
+        limit: usize,
+    ) -> Result<VectorPage, Error>;
+
+    /// How much of the completed prompts, of one owner or of all, `model` covers.
+    async fn coverage(&self, model: &ModelId, owner: Option<UserId>) -> Result<Coverage, Error>;
+
+    /// Up to `limit` completed prompts with ids above `after` that have no vector of `model` (none, or another model's), by rising id.
+    async fn unembedded(
+        &self,
+        model: &ModelId,
+        after: Option<PromptId>,
+        limit: usize,
+    ) -> Result<Vec<Unembedded>, Error>;
+
+    /// Stores vectors made afterwards, replacing those there are, in one transaction. A prompt that is gone, or is not
+    /// completed, is passed over. Answers the ids whose vector was stored, in the order given. `Internal` if a vector's
+    /// length is not that of the model's others; nothing is stored then.
+    async fn put_embeddings(
+        &self,
+        model: &ModelId,
+        rows: Vec<(PromptId, Embedding)>,
+    ) -> Result<Vec<PromptId>, Error>;
+
+    /// Asks the store for a sign of life: a read that touches it.
+    async fn ping(&self) -> Result<(), Error>;
+
+    /// The counters as they are now. Costs nothing.
+    fn stats(&self) -> Stats;
+}

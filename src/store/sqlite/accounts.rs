@@ -1,0 +1,290 @@
+//! Accounts, sessions and revoked tokens in SQLite.
+
+use std::collections::HashSet;
+
+use async_trait::async_trait;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::error::Failure;
+use super::{SqliteStore, sql_limit};
+use crate::domain::{Timestamp, User, UserId};
+use crate::store::{AccountStore, Error, NewUser, RevokedToken, Session};
+
+const USER_BY_ID: &str =
+    "SELECT id, username, email, password_hash, is_active, tokens_valid_from, created_at
+     FROM user WHERE id = ?1";
+
+const USER_BY_NAME: &str =
+    "SELECT id, username, email, password_hash, is_active, tokens_valid_from, created_at
+     FROM user WHERE username = ?1";
+
+const USERS_AFTER: &str =
+    "SELECT id, username, email, password_hash, is_active, tokens_valid_from, created_at
+     FROM user WHERE id > ?1 ORDER BY id LIMIT ?2";
+
+fn user_from_row(row: &Row<'_>) -> rusqlite::Result<User> {
+    Ok(User {
+        id: UserId(row.get(0)?),
+        username: row.get(1)?,
+        email: row.get(2)?,
+        password_hash: row.get(3)?,
+        is_active: row.get(4)?,
+        tokens_valid_from: Timestamp(row.get(5)?),
+        created_at: Timestamp(row.get(6)?),
+    })
+}
+
+fn delete_sessions_of(connection: &Connection, id: UserId) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("DELETE FROM session WHERE user_id = ?1")?
+        .execute([id.0])?;
+    Ok(())
+}
+
+#[async_trait]
+impl AccountStore for SqliteStore {
+    async fn create_user(&self, user: NewUser) -> Result<User, Error> {
+        let insert = "INSERT INTO user (username, email, password_hash, is_active, tokens_valid_from, created_at)
+             VALUES (?1, ?2, ?3, 1, 0, ?4) ON CONFLICT (username) DO NOTHING RETURNING id";
+        self.writer
+            .write(move |connection| {
+                let id = connection
+                    .prepare_cached(insert)?
+                    .query_row(
+                        params![
+                            user.username,
+                            user.email,
+                            user.password_hash,
+                            user.created_at.0
+                        ],
+                        |row| row.get(0),
+                    )
+                    .optional()?
+                    .ok_or(Error::UsernameTaken)?;
+                Ok(User {
+                    id: UserId(id),
+                    username: user.username,
+                    email: user.email,
+                    password_hash: user.password_hash,
+                    is_active: true,
+                    tokens_valid_from: Timestamp(0),
+                    created_at: user.created_at,
+                })
+            })
+            .await
+    }
+
+    async fn user(&self, id: UserId) -> Result<Option<User>, Error> {
+        self.readers
+            .read(move |connection| {
+                let mut statement = connection.prepare_cached(USER_BY_ID)?;
+                Ok(statement.query_row([id.0], user_from_row).optional()?)
+            })
+            .await
+    }
+
+    async fn user_by_username(&self, username: &str) -> Result<Option<User>, Error> {
+        let username = username.to_owned();
+        self.readers
+            .read(move |connection| {
+                let mut statement = connection.prepare_cached(USER_BY_NAME)?;
+                Ok(statement.query_row([username], user_from_row).optional()?)
+            })
+            .await
+    }
+
+    async fn users(&self, ids: &[UserId]) -> Result<Vec<User>, Error> {
+        let ids: HashSet<UserId> = ids.iter().copied().collect();
+        self.readers
+            .read(move |connection| {
+                let transaction = connection.unchecked_transaction()?;
+                let mut statement = transaction.prepare_cached(USER_BY_ID)?;
+                let mut users = Vec::with_capacity(ids.len());
+                for id in ids {
+                    users.extend(statement.query_row([id.0], user_from_row).optional()?);
+                }
+                Ok(users)
+            })
+            .await
+    }
+
+    async fn list_users(&self, after: Option<UserId>, limit: usize) -> Result<Vec<User>, Error> {
+        let after = after.map_or(i64::MIN, |id| id.0);
+        self.readers
+            .read(move |connection| {
+                let mut statement = connection.prepare_cached(USERS_AFTER)?;
+                let users = statement.query_map([after, sql_limit(limit)], user_from_row)?;
+                Ok(users.collect::<Result<_, _>>()?)
+            })
+            .await
+    }
+
+    async fn set_active(&self, id: UserId, active: bool, now: Timestamp) -> Result<bool, Error> {
+        self.writer
+            .write(move |connection| {
+                let found = connection
+                    .prepare_cached(
+                        "UPDATE user SET is_active = ?2,
+                         tokens_valid_from = iif(?2, tokens_valid_from, max(tokens_valid_from, ?3))
+                         WHERE id = ?1",
+                    )?
+                    .execute(params![id.0, active, now.0])?;
+                if !active {
+                    delete_sessions_of(connection, id)?;
+                }
+                Ok(found > 0)
+            })
+            .await
+    }
+
+    async fn set_password(
+        &self,
+        id: UserId,
+        password_hash: &str,
+        now: Timestamp,
+    ) -> Result<bool, Error> {
+        let password_hash = password_hash.to_owned();
+        self.writer
+            .write(move |connection| {
+                let found = connection
+                    .prepare_cached(
+                        "UPDATE user SET password_hash = ?2, tokens_valid_from = max(tokens_valid_from, ?3)
+                         WHERE id = ?1",
+                    )?
+                    .execute(params![id.0, password_hash, now.0])?;
+                delete_sessions_of(connection, id)?;
+                Ok(found > 0)
+            })
+            .await
+    }
+
+    async fn upgrade_password_hash(
+        &self,
+        id: UserId,
+        old_hash: &str,
+        new_hash: &str,
+    ) -> Result<bool, Error> {
+        let (old_hash, new_hash) = (old_hash.to_owned(), new_hash.to_owned());
+        self.writer
+            .write(move |connection| {
+                let changed = connection
+                    .prepare_cached(
+                        "UPDATE user SET password_hash = ?3 WHERE id = ?1 AND password_hash = ?2",
+                    )?
+                    .execute(params![id.0, old_hash, new_hash])?;
+                Ok(changed > 0)
+            })
+            .await
+    }
+
+    async fn create_session(&self, session: Session) -> Result<(), Error> {
+        self.writer
+            .write(move |connection| {
+                connection
+                    .prepare_cached(
+                        "INSERT INTO session (token_hash, user_id, created_at, expires_at)
+                         VALUES (?1, ?2, ?3, ?4)",
+                    )?
+                    .execute(params![
+                        session.token_hash,
+                        session.user_id.0,
+                        session.created_at.0,
+                        session.expires_at.0
+                    ])?;
+                Ok(())
+            })
+            .await
+    }
+
+    async fn session(&self, token_hash: &[u8; 32]) -> Result<Option<Session>, Error> {
+        let token_hash = *token_hash;
+        self.readers
+            .read(move |connection| {
+                let mut statement = connection.prepare_cached(
+                    "SELECT user_id, created_at, expires_at FROM session WHERE token_hash = ?1",
+                )?;
+                let session = statement.query_row([token_hash], |row| {
+                    Ok(Session {
+                        token_hash,
+                        user_id: UserId(row.get(0)?),
+                        created_at: Timestamp(row.get(1)?),
+                        expires_at: Timestamp(row.get(2)?),
+                    })
+                });
+                Ok(session.optional()?)
+            })
+            .await
+    }
+
+    async fn sessions_stored(&self, hashes: &[[u8; 32]]) -> Result<HashSet<[u8; 32]>, Error> {
+        let mut hashes: HashSet<[u8; 32]> = hashes.iter().copied().collect();
+        self.readers
+            .read(move |connection| {
+                let transaction = connection.unchecked_transaction()?;
+                let mut statement =
+                    transaction.prepare_cached("SELECT 1 FROM session WHERE token_hash = ?1")?;
+                let mut failed = None;
+                hashes.retain(|hash| {
+                    statement.exists([hash]).unwrap_or_else(|error| {
+                        failed = Some(error);
+                        false
+                    })
+                });
+                match failed {
+                    Some(error) => Err(Failure::from(error)),
+                    None => Ok(hashes),
+                }
+            })
+            .await
+    }
+
+    async fn log_out(
+        &self,
+        session: Option<[u8; 32]>,
+        token: Option<RevokedToken>,
+    ) -> Result<(), Error> {
+        self.writer
+            .write(move |connection| {
+                if let Some(token_hash) = session {
+                    connection
+                        .prepare_cached("DELETE FROM session WHERE token_hash = ?1")?
+                        .execute([token_hash])?;
+                }
+                if let Some(token) = token {
+                    connection
+                        .prepare_cached(
+                            "INSERT INTO revoked_token (jti, expires_at) VALUES (?1, ?2)
+                             ON CONFLICT DO UPDATE SET expires_at = max(expires_at, excluded.expires_at)",
+                        )?
+                        .execute(params![token.jti, token.expires_at.0])?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    async fn is_token_revoked(&self, jti: &str) -> Result<bool, Error> {
+        let jti = jti.to_owned();
+        self.readers
+            .read(move |connection| {
+                let mut statement =
+                    connection.prepare_cached("SELECT 1 FROM revoked_token WHERE jti = ?1")?;
+                Ok(statement.exists([jti])?)
+            })
+            .await
+    }
+
+    async fn purge_expired(&self, now: Timestamp) -> Result<u64, Error> {
+        self.writer
+            .write(move |connection| {
+                let sessions = connection
+                    .prepare_cached("DELETE FROM session WHERE expires_at <= ?1")?
+                    .execute([now.0])?;
+                let tokens = connection
+                    .prepare_cached("DELETE FROM revoked_token WHERE expires_at <= ?1")?
+                    .execute([now.0])?;
+                Ok(u64::try_from(sessions + tokens).unwrap_or(u64::MAX))
+            })
+            .await
+    }
+}

@@ -1,0 +1,116 @@
+//! What SQLite's failures mean to the store's callers.
+
+use std::sync::Arc;
+
+use rusqlite::ErrorCode;
+
+use crate::store::Error;
+
+/// A failure of one operation on a connection, before it is known whether its transaction commits.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// SQLite's own.
+    Sqlite(rusqlite::Error),
+    /// An answer of the store's contract, or a defect found by our own checks.
+    Store(Error),
+}
+
+impl From<rusqlite::Error> for Failure {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Store(error) => error,
+            Failure::Sqlite(error) => {
+                let passing = is_passing(&error);
+                let cause = without_sql(error).into();
+                if passing {
+                    Self::Unavailable(cause)
+                } else {
+                    Self::Internal(cause)
+                }
+            }
+        }
+    }
+}
+
+/// Why a whole batch of writes failed; shared by its operations.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the transaction was not committed")]
+pub(super) struct NotCommitted(#[source] Arc<rusqlite::Error>);
+
+impl NotCommitted {
+    pub(super) fn new(error: rusqlite::Error) -> Self {
+        Self(Arc::new(without_sql(error)))
+    }
+}
+
+impl From<NotCommitted> for Error {
+    fn from(error: NotCommitted) -> Self {
+        Self::Unavailable(Box::new(error))
+    }
+}
+
+/// The store was closed, or the thread that served the call is gone.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the store is closed")]
+pub(super) struct Closed;
+
+impl From<Closed> for Error {
+    fn from(closed: Closed) -> Self {
+        Self::Unavailable(Box::new(closed))
+    }
+}
+
+/// A row or an argument that the program itself must never have written or passed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Defect {
+    #[error("a stored word is not one of its column's")]
+    UnknownWord,
+    #[error("the operation panicked")]
+    Panicked,
+    #[error("a vector of {given} numbers where the model's have {expected}")]
+    Dimension { given: usize, expected: usize },
+}
+
+impl From<Defect> for Failure {
+    fn from(defect: Defect) -> Self {
+        Self::Store(Error::Internal(Box::new(defect)))
+    }
+}
+
+/// Whether the same call may work later: the file is locked or out of reach, or there is no room.
+fn is_passing(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(
+            ErrorCode::DatabaseBusy
+                | ErrorCode::DatabaseLocked
+                | ErrorCode::DiskFull
+                | ErrorCode::SystemIoFailure
+                | ErrorCode::CannotOpen
+                | ErrorCode::ReadOnly
+                | ErrorCode::OutOfMemory
+                | ErrorCode::PermissionDenied
+                | ErrorCode::FileLockingProtocolFailed
+        )
+    )
+}
+
+/// Drops the statement's text, which must not reach a log, from the one error that carries it.
+fn without_sql(error: rusqlite::Error) -> rusqlite::Error {
+    if let rusqlite::Error::SqlInputError { error, .. } = error {
+        return rusqlite::Error::SqliteFailure(error, None);
+    }
+    error
+}

@@ -1,0 +1,392 @@
+//! Prompts and their vectors in SQLite.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::error::{Defect, Failure};
+use super::{SqliteStore, sql_limit};
+use crate::domain::{
+    Embedding, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, UserId,
+};
+use crate::store::{
+    Coverage, DeletedPrompt, Error, NewPrompt, PromptStore, Unembedded, VectorCursor, VectorPage,
+};
+
+/// Stands for "completed" among the models of `prompt_count`, as the schema says.
+const COMPLETED: i64 = 0;
+
+/// Stands for "all users together" in `prompt_count`, as the schema says.
+const ALL_USERS: i64 = 0;
+
+/// More room is not set aside for a page of vectors before its rows are seen, whatever the limit.
+const RESERVED_ROWS: usize = 1 << 16;
+
+const PROMPT_BY_ID: &str =
+    "SELECT id, user_id, created_at, status, error, model, prompt, response FROM prompt
+     WHERE id = ?1 AND (?2 IS NULL OR user_id = ?2)";
+
+const PROMPTS_BEFORE: &str =
+    "SELECT id, user_id, created_at, status, error, model, prompt, response FROM prompt
+     WHERE user_id = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3";
+
+fn prompt_from_row(row: &Row<'_>) -> Result<Prompt, Failure> {
+    let status = row.get_ref(3)?.as_str().map_err(rusqlite::Error::from)?;
+    let error = row
+        .get_ref(4)?
+        .as_str_or_null()
+        .map_err(rusqlite::Error::from)?;
+    Ok(Prompt {
+        id: PromptId(row.get(0)?),
+        user_id: UserId(row.get(1)?),
+        created_at: Timestamp(row.get(2)?),
+        status: PromptStatus::parse(status).ok_or(Defect::UnknownWord)?,
+        error: error
+            .map(|word| FailureCode::parse(word).ok_or(Defect::UnknownWord))
+            .transpose()?,
+        model: row.get(5)?,
+        prompt: row.get(6)?,
+        response: row.get(7)?,
+    })
+}
+
+/// A vector on its way into the store: its stored form is made by the caller's thread, not by the writer's.
+struct StoredVector {
+    dimension: usize,
+    f16: Vec<u8>,
+}
+
+impl From<&Embedding> for StoredVector {
+    fn from(embedding: &Embedding) -> Self {
+        Self {
+            dimension: embedding.0.len(),
+            f16: embedding.to_f16_bytes(),
+        }
+    }
+}
+
+/// The model's number, if it has made any vector.
+fn model_number(connection: &Connection, model: &ModelId) -> rusqlite::Result<Option<i64>> {
+    connection
+        .prepare_cached("SELECT id FROM embedding_model WHERE name = ?1")?
+        .query_row([&model.0], |row| row.get(0))
+        .optional()
+}
+
+/// The model's number, given now if it is new. All vectors of a model are of one length.
+fn number_model(
+    connection: &Connection,
+    model: &ModelId,
+    dimension: usize,
+) -> Result<i64, Failure> {
+    let known: Option<(i64, usize)> = connection
+        .prepare_cached("SELECT id, dimension FROM embedding_model WHERE name = ?1")?
+        .query_row([&model.0], |row| {
+            Ok((
+                row.get(0)?,
+                usize::try_from(row.get::<_, i64>(1)?).unwrap_or(0),
+            ))
+        })
+        .optional()?;
+    match known {
+        Some((id, expected)) if expected == dimension => Ok(id),
+        Some((_, expected)) => Err(Defect::Dimension {
+            given: dimension,
+            expected,
+        }
+        .into()),
+        None => Ok(connection
+            .prepare_cached("INSERT INTO embedding_model (name, dimension) VALUES (?1, ?2)")?
+            .insert(params![model.0, sql_limit(dimension)])?),
+    }
+}
+
+fn count(connection: &Connection, user_id: i64, model_number: i64) -> rusqlite::Result<u64> {
+    let n = connection
+        .prepare_cached("SELECT n FROM prompt_count WHERE user_id = ?1 AND model_id = ?2")?
+        .query_row([user_id, model_number], |row| row.get::<_, i64>(0))
+        .optional()?;
+    Ok(n.and_then(|n| u64::try_from(n).ok()).unwrap_or(0))
+}
+
+fn insert(
+    connection: &Connection,
+    new: NewPrompt,
+    vector: Option<(ModelId, StoredVector)>,
+) -> Result<Prompt, Failure> {
+    let id = connection
+        .prepare_cached(
+            "INSERT INTO prompt (user_id, created_at, status, error, llm_duration_ms, prompt_tokens,
+             completion_tokens, model, prompt, response) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+        )?
+        .insert(params![
+            new.user_id.0,
+            new.created_at.0,
+            new.status.as_str(),
+            new.error.map(FailureCode::as_str),
+            new.llm_duration_ms,
+            new.prompt_tokens,
+            new.completion_tokens,
+            new.model,
+            new.prompt,
+            new.response,
+        ])?;
+    if let Some((model, vector)) = vector {
+        let model_number = number_model(connection, &model, vector.dimension)?;
+        connection
+            .prepare_cached(
+                "INSERT INTO prompt_embedding (user_id, prompt_id, model_id, f16) VALUES (?1, ?2, ?3, ?4)",
+            )?
+            .execute(params![new.user_id.0, id, model_number, vector.f16])?;
+    }
+    Ok(Prompt {
+        id: PromptId(id),
+        user_id: new.user_id,
+        prompt: new.prompt,
+        response: new.response,
+        model: new.model,
+        status: new.status,
+        error: new.error,
+        created_at: new.created_at,
+    })
+}
+
+fn page_of_vectors(
+    connection: &Connection,
+    model: &ModelId,
+    owner: Option<UserId>,
+    after: Option<VectorCursor>,
+    limit: usize,
+) -> Result<VectorPage, Failure> {
+    let transaction = connection.unchecked_transaction()?;
+    let mut page = VectorPage::default();
+    let Some(model_number) = model_number(&transaction, model)? else {
+        return Ok(page);
+    };
+    let (after_user, after_prompt) =
+        after.map_or((i64::MIN, i64::MIN), |(user, prompt)| (user.0, prompt.0));
+    let mut one_owner;
+    let mut all;
+    // Two statements, because the planner takes the key's range into account only if it is written plainly.
+    let mut rows = if let Some(owner) = owner {
+        // A cursor in another owner's rows is before or after all of this one's.
+        let after_prompt = match after_user.cmp(&owner.0) {
+            std::cmp::Ordering::Less => i64::MIN,
+            std::cmp::Ordering::Equal => after_prompt,
+            std::cmp::Ordering::Greater => i64::MAX,
+        };
+        one_owner = transaction.prepare_cached(
+            "SELECT user_id, prompt_id, f16 FROM prompt_embedding
+             WHERE user_id = ?1 AND prompt_id > ?2 AND model_id = ?3 ORDER BY user_id, prompt_id LIMIT ?4",
+        )?;
+        one_owner.query([owner.0, after_prompt, model_number, sql_limit(limit)])?
+    } else {
+        all = transaction.prepare_cached(
+            "SELECT user_id, prompt_id, f16 FROM prompt_embedding
+             WHERE (user_id, prompt_id) > (?1, ?2) AND model_id = ?3 ORDER BY user_id, prompt_id LIMIT ?4",
+        )?;
+        all.query([after_user, after_prompt, model_number, sql_limit(limit)])?
+    };
+    while let Some(row) = rows.next()? {
+        let bytes = row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?;
+        if page.ids.is_empty() {
+            let rows = limit.min(RESERVED_ROWS);
+            page.ids.reserve(rows);
+            page.f16_bytes.reserve(rows.saturating_mul(bytes.len()));
+        }
+        page.ids.push((UserId(row.get(0)?), PromptId(row.get(1)?)));
+        page.f16_bytes.extend_from_slice(bytes);
+    }
+    Ok(page)
+}
+
+#[async_trait]
+impl PromptStore for SqliteStore {
+    async fn insert_prompt(&self, mut prompt: NewPrompt) -> Result<Prompt, Error> {
+        let completed = prompt.status == PromptStatus::Completed;
+        let vector = prompt
+            .embedding
+            .take()
+            .filter(|_| completed)
+            .map(|(model, embedding)| (model, StoredVector::from(&embedding)));
+        self.writer
+            .write(move |connection| insert(connection, prompt, vector))
+            .await
+    }
+
+    async fn prompt(&self, user_id: UserId, id: PromptId) -> Result<Option<Prompt>, Error> {
+        Ok(self.prompts(Some(user_id), &[id]).await?.pop())
+    }
+
+    async fn list_prompts(
+        &self,
+        user_id: UserId,
+        before: Option<PromptId>,
+        limit: usize,
+    ) -> Result<Vec<Prompt>, Error> {
+        let before = before.map_or(i64::MAX, |id| id.0);
+        self.readers
+            .read(move |connection| {
+                let mut statement = connection.prepare_cached(PROMPTS_BEFORE)?;
+                let prompts = statement
+                    .query_and_then([user_id.0, before, sql_limit(limit)], prompt_from_row)?;
+                prompts.collect()
+            })
+            .await
+    }
+
+    async fn prompts(&self, owner: Option<UserId>, ids: &[PromptId]) -> Result<Vec<Prompt>, Error> {
+        let ids: HashSet<PromptId> = ids.iter().copied().collect();
+        self.readers
+            .read(move |connection| {
+                let transaction = connection.unchecked_transaction()?;
+                let mut statement = transaction.prepare_cached(PROMPT_BY_ID)?;
+                let mut prompts = Vec::with_capacity(ids.len());
+                for id in ids {
+                    let owner = owner.map(|owner| owner.0);
+                    let mut rows =
+                        statement.query_and_then(params![id.0, owner], prompt_from_row)?;
+                    prompts.extend(rows.next().transpose()?);
+                }
+                Ok(prompts)
+            })
+            .await
+    }
+
+    async fn delete_prompt(
+        &self,
+        user_id: UserId,
+        id: PromptId,
+    ) -> Result<Option<DeletedPrompt>, Error> {
+        self.writer
+            .write(move |connection| {
+                let model: Option<String> = connection
+                    .prepare_cached(
+                        "SELECT m.name FROM prompt_embedding e JOIN embedding_model m ON m.id = e.model_id
+                         WHERE e.user_id = ?1 AND e.prompt_id = ?2",
+                    )?
+                    .query_row([user_id.0, id.0], |row| row.get(0))
+                    .optional()?;
+                // The vector goes with it by the schema's cascade.
+                let deleted = connection
+                    .prepare_cached("DELETE FROM prompt WHERE id = ?2 AND user_id = ?1")?
+                    .execute([user_id.0, id.0])?;
+                Ok((deleted > 0).then(|| DeletedPrompt {
+                    embedding_model: model.map(|name| ModelId(Arc::from(name))),
+                }))
+            })
+            .await
+    }
+
+    async fn vectors(
+        &self,
+        model: &ModelId,
+        owner: Option<UserId>,
+        after: Option<VectorCursor>,
+        limit: usize,
+    ) -> Result<VectorPage, Error> {
+        let model = model.clone();
+        self.readers
+            .read(move |connection| page_of_vectors(connection, &model, owner, after, limit))
+            .await
+    }
+
+    async fn coverage(&self, model: &ModelId, owner: Option<UserId>) -> Result<Coverage, Error> {
+        let model = model.clone();
+        self.readers
+            .read(move |connection| {
+                let transaction = connection.unchecked_transaction()?;
+                let user_id = owner.map_or(ALL_USERS, |owner| owner.0);
+                let embedded = match model_number(&transaction, &model)? {
+                    Some(model_number) => count(&transaction, user_id, model_number)?,
+                    None => 0,
+                };
+                Ok(Coverage {
+                    embedded,
+                    completed: count(&transaction, user_id, COMPLETED)?,
+                })
+            })
+            .await
+    }
+
+    async fn unembedded(
+        &self,
+        model: &ModelId,
+        after: Option<PromptId>,
+        limit: usize,
+    ) -> Result<Vec<Unembedded>, Error> {
+        let model = model.clone();
+        let after = after.map_or(i64::MIN, |id| id.0);
+        self.readers
+            .read(move |connection| {
+                let transaction = connection.unchecked_transaction()?;
+                // No row has the number NULL, so of an unknown model every prompt lacks a vector.
+                let model_number = model_number(&transaction, &model)?;
+                let mut statement = transaction.prepare_cached(
+                    "SELECT id, user_id, prompt FROM prompt p
+                     WHERE id > ?1 AND status = 'completed' AND NOT EXISTS (
+                         SELECT 1 FROM prompt_embedding e
+                         WHERE e.user_id = p.user_id AND e.prompt_id = p.id AND e.model_id = ?2)
+                     ORDER BY id LIMIT ?3",
+                )?;
+                let rows =
+                    statement.query_map(params![after, model_number, sql_limit(limit)], |row| {
+                        Ok(Unembedded {
+                            id: PromptId(row.get(0)?),
+                            user_id: UserId(row.get(1)?),
+                            prompt: row.get(2)?,
+                        })
+                    })?;
+                Ok(rows.collect::<Result<_, _>>()?)
+            })
+            .await
+    }
+
+    async fn put_embeddings(
+        &self,
+        model: &ModelId,
+        rows: Vec<(PromptId, Embedding)>,
+    ) -> Result<Vec<PromptId>, Error> {
+        let model = model.clone();
+        let rows: Vec<(PromptId, StoredVector)> = rows
+            .iter()
+            .map(|(id, embedding)| (*id, StoredVector::from(embedding)))
+            .collect();
+        self.writer
+            .write(move |connection| {
+                let mut stored = Vec::with_capacity(rows.len());
+                for (id, vector) in rows {
+                    let model_number = number_model(connection, &model, vector.dimension)?;
+                    let changed = connection
+                        .prepare_cached(
+                            "INSERT INTO prompt_embedding (user_id, prompt_id, model_id, f16)
+                             SELECT user_id, id, ?2, ?3 FROM prompt WHERE id = ?1 AND status = 'completed'
+                             ON CONFLICT DO UPDATE SET model_id = excluded.model_id, f16 = excluded.f16",
+                        )?
+                        .execute(params![id.0, model_number, vector.f16])?;
+                    if changed > 0 {
+                        stored.push(id);
+                    }
+                }
+                Ok(stored)
+            })
+            .await
+    }
+
+    async fn ping(&self) -> Result<(), Error> {
+        self.readers
+            .read(|connection| {
+                connection
+                    .prepare_cached("SELECT count(*) FROM sqlite_schema")?
+                    .query_row([], |_| Ok(()))?;
+                Ok(())
+            })
+            .await
+    }
+
+    fn stats(&self) -> crate::store::Stats {
+        SqliteStore::stats(self)
+    }
+}
