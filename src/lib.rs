@@ -11,7 +11,11 @@ pub mod telemetry;
 pub mod threads;
 
 // Capabilities: each knows the layer above and none of the others.
+pub mod credentials;
 pub mod data_dir;
 pub mod embed;
+pub mod llm;
+pub mod realtime;
 pub mod search;
 pub mod store;
+pub mod throttle;

@@ -1,0 +1,393 @@
+//! The threads that hash passwords.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::threads::lower_priority;
+
+use super::passwords::{self, MalformedHash, SALT_BYTES, Verified, Workspace};
+
+/// How long an idle thread keeps its 19 MiB: long enough for a busy second's pauses, short enough that a quiet service is small.
+const KEEP_WORKSPACE: Duration = Duration::from_secs(1);
+
+/// Why a password was not hashed or compared.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The queue is full; nothing was done, and the same call may work later.
+    #[error("too many passwords are being hashed")]
+    Overloaded,
+    /// The pool has been stopped.
+    #[error("the password threads have been stopped")]
+    Stopped,
+    /// The stored hash cannot be compared with anything.
+    #[error(transparent)]
+    MalformedHash(#[from] MalformedHash),
+    /// The system gave no random bytes for a salt.
+    #[error("no random bytes for a salt")]
+    Randomness(#[source] getrandom::Error),
+}
+
+/// Threads of lowered priority with a bounded queue. A caller that goes away before its turn costs nothing more.
+///
+/// Dropping the pool stops it.
+#[derive(Debug)]
+pub struct HashPool {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    queue: Mutex<Queue>,
+    /// Rings when a job comes or the pool stops.
+    changed: Condvar,
+    capacity: usize,
+    /// Bytes that idle and busy threads hold for Argon2.
+    workspace_bytes: Arc<AtomicUsize>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    stopped: bool,
+}
+
+enum Job {
+    Hash {
+        password: String,
+        salt: [u8; SALT_BYTES],
+        reply: oneshot::Sender<String>,
+    },
+    Verify {
+        password: String,
+        stored: Option<String>,
+        reply: oneshot::Sender<Result<Verified, MalformedHash>>,
+    },
+}
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Job(hidden)")
+    }
+}
+
+impl HashPool {
+    /// Starts the threads, at least one; one a core is best. `queue`: how many calls may wait for a thread.
+    /// Errors: the system starts no more threads.
+    pub fn start(threads: usize, queue: usize) -> io::Result<Self> {
+        let pool = Self::without_threads(queue);
+        for i in 0..threads.max(1) {
+            let shared = Arc::clone(&pool.shared);
+            let thread = thread::Builder::new()
+                .name(format!("password-{i}"))
+                .spawn(move || {
+                    // Logins must not slow prompts down.
+                    lower_priority();
+                    shared.work();
+                })?;
+            lock(&pool.threads).push(thread);
+        }
+        Ok(pool)
+    }
+
+    fn without_threads(queue: usize) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                queue: Mutex::default(),
+                changed: Condvar::new(),
+                capacity: queue,
+                workspace_bytes: Arc::default(),
+            }),
+            threads: Mutex::default(),
+        }
+    }
+
+    /// Hashes a new password with a fresh salt: an Argon2id PHC string to be stored.
+    pub async fn hash(&self, password: String) -> Result<String, Error> {
+        let mut salt = [0; SALT_BYTES];
+        getrandom::fill(&mut salt).map_err(Error::Randomness)?;
+        let (reply, outcome) = oneshot::channel();
+        self.shared.submit(Job::Hash {
+            password,
+            salt,
+            reply,
+        })?;
+        outcome.await.map_err(|_| Error::Stopped)
+    }
+
+    /// Compares a password with a stored hash, Argon2id or Django's PBKDF2. Pass `None` if there is no such account: the answer
+    /// is that it is wrong, after the time that an Argon2id account would have taken.
+    pub async fn verify(
+        &self,
+        password: String,
+        stored: Option<String>,
+    ) -> Result<Verified, Error> {
+        let (reply, outcome) = oneshot::channel();
+        self.shared.submit(Job::Verify {
+            password,
+            stored,
+            reply,
+        })?;
+        Ok(outcome.await.map_err(|_| Error::Stopped)??)
+    }
+
+    /// Calls that wait for a thread at the moment.
+    pub fn queue_depth(&self) -> usize {
+        lock(&self.shared.queue).jobs.len()
+    }
+
+    /// Bytes that the threads hold for Argon2 at the moment; nothing once they have been idle for a second.
+    pub fn workspace_bytes(&self) -> usize {
+        self.shared.workspace_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Refuses new calls, lets those that wait fail with [`Error::Stopped`], and returns once those being worked on are done:
+    /// blocks for the time of one hash. Harmless to repeat.
+    pub fn stop(&self) {
+        let waiting = {
+            let mut queue = lock(&self.shared.queue);
+            queue.stopped = true;
+            std::mem::take(&mut queue.jobs)
+        };
+        drop(waiting);
+        self.shared.changed.notify_all();
+        for thread in std::mem::take(&mut *lock(&self.threads)) {
+            // A thread that panicked has nothing left to wait for.
+            drop(thread.join());
+        }
+    }
+}
+
+impl Drop for HashPool {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Shared {
+    fn submit(&self, job: Job) -> Result<(), Error> {
+        let mut queue = lock(&self.queue);
+        if queue.stopped {
+            return Err(Error::Stopped);
+        }
+        if queue.jobs.len() >= self.capacity {
+            // Callers that went away must not keep others out.
+            queue.jobs.retain(|job| !job.is_abandoned());
+        }
+        if queue.jobs.len() >= self.capacity {
+            return Err(Error::Overloaded);
+        }
+        queue.jobs.push_back(job);
+        drop(queue);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    fn work(&self) {
+        let mut workspace = Workspace::counted_in(&self.workspace_bytes);
+        while let Some(job) = self.next_job(&mut workspace) {
+            job.run(&mut workspace);
+        }
+    }
+
+    /// Waits for a job whose caller still waits; `None` when the pool has been stopped. Gives the memory back after a while.
+    fn next_job(&self, workspace: &mut Workspace) -> Option<Job> {
+        let mut queue = lock(&self.queue);
+        loop {
+            if queue.stopped {
+                return None;
+            }
+            while let Some(job) = queue.jobs.pop_front() {
+                if !job.is_abandoned() {
+                    return Some(job);
+                }
+            }
+            if workspace.is_empty() {
+                queue = self
+                    .changed
+                    .wait(queue)
+                    .unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let (woken, waited) = self
+                .changed
+                .wait_timeout(queue, KEEP_WORKSPACE)
+                .unwrap_or_else(PoisonError::into_inner);
+            queue = woken;
+            if waited.timed_out() && queue.jobs.is_empty() {
+                drop(queue);
+                workspace.free();
+                queue = lock(&self.queue);
+            }
+        }
+    }
+}
+
+impl Job {
+    /// Whether nobody waits for the outcome any more.
+    fn is_abandoned(&self) -> bool {
+        match self {
+            Self::Hash { reply, .. } => reply.is_closed(),
+            Self::Verify { reply, .. } => reply.is_closed(),
+        }
+    }
+
+    fn run(self, workspace: &mut Workspace) {
+        // The caller may go away while this runs; the outcome is then nobody's.
+        match self {
+            Self::Hash {
+                password,
+                salt,
+                reply,
+            } => drop(reply.send(passwords::hash(&password, salt, workspace))),
+            Self::Verify {
+                password,
+                stored,
+                reply,
+            } => drop(reply.send(passwords::verify(&password, stored.as_deref(), workspace))),
+        }
+    }
+}
+
+/// Nothing panics while the queue is locked; if it did, the queue would still be whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::pin::Pin;
+    use std::task::Poll;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::threads::NICENESS;
+
+    /// Starts a call, which then waits for its turn; fails if it is refused.
+    async fn enqueued<F: Future>(mut call: Pin<&mut F>) -> bool {
+        poll_fn(|context| Poll::Ready(call.as_mut().poll(context).is_pending())).await
+    }
+
+    #[tokio::test]
+    async fn what_was_hashed_is_verified() {
+        let pool = HashPool::start(2, 8).unwrap();
+        let stored = pool.hash("secret123".to_owned()).await.unwrap();
+        let another = pool.hash("secret123".to_owned()).await.unwrap();
+        assert_ne!(stored, another, "salts differ");
+        let right = pool
+            .verify("secret123".to_owned(), Some(stored.clone()))
+            .await
+            .unwrap();
+        assert!(right.ok && !right.needs_rehash);
+        let wrong = pool
+            .verify("secret124".to_owned(), Some(stored))
+            .await
+            .unwrap();
+        assert!(!wrong.ok);
+        assert!(!pool.verify("secret123".to_owned(), None).await.unwrap().ok);
+    }
+
+    #[tokio::test]
+    async fn malformed_hash_is_an_error_and_the_thread_goes_on() {
+        let pool = HashPool::start(1, 8).unwrap();
+        let outcome = pool
+            .verify("secret123".to_owned(), Some("plain".to_owned()))
+            .await;
+        assert!(matches!(outcome, Err(Error::MalformedHash(_))));
+        assert!(pool.hash("secret123".to_owned()).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn full_queue_refuses_at_once_and_makes_room_when_a_caller_goes_away() {
+        let pool = HashPool::without_threads(2);
+        let mut first = Box::pin(pool.hash("a".to_owned()));
+        let mut second = Box::pin(pool.verify("b".to_owned(), None));
+        assert!(enqueued(first.as_mut()).await && enqueued(second.as_mut()).await);
+        assert_eq!(pool.queue_depth(), 2);
+        assert!(matches!(
+            pool.hash("c".to_owned()).await,
+            Err(Error::Overloaded)
+        ));
+        drop(first);
+        let mut third = Box::pin(pool.hash("c".to_owned()));
+        assert!(enqueued(third.as_mut()).await);
+        assert_eq!(pool.queue_depth(), 2);
+    }
+
+    #[tokio::test]
+    async fn abandoned_call_is_skipped() {
+        let pool = HashPool::without_threads(2);
+        let mut gone = Box::pin(pool.hash("gone".to_owned()));
+        let mut waiting = Box::pin(pool.hash("waiting".to_owned()));
+        assert!(enqueued(gone.as_mut()).await && enqueued(waiting.as_mut()).await);
+        drop(gone);
+        let next = pool.shared.next_job(&mut Workspace::default()).unwrap();
+        assert!(matches!(next, Job::Hash { password, .. } if password == "waiting"));
+    }
+
+    #[tokio::test]
+    async fn stopped_pool_fails_those_that_wait_and_those_that_come() {
+        let pool = HashPool::without_threads(2);
+        let mut waiting = Box::pin(pool.hash("a".to_owned()));
+        assert!(enqueued(waiting.as_mut()).await);
+        pool.stop();
+        assert!(matches!(waiting.await, Err(Error::Stopped)));
+        assert!(matches!(
+            pool.hash("b".to_owned()).await,
+            Err(Error::Stopped)
+        ));
+    }
+
+    #[tokio::test]
+    async fn stop_waits_for_the_threads() {
+        let pool = HashPool::start(2, 8).unwrap();
+        assert!(pool.hash("secret123".to_owned()).await.is_ok());
+        pool.stop();
+        assert_eq!(
+            Arc::strong_count(&pool.shared),
+            1,
+            "threads have let go of the queue"
+        );
+        assert_eq!(pool.workspace_bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn idle_threads_give_their_memory_back() {
+        let pool = HashPool::start(1, 8).unwrap();
+        assert!(pool.hash("secret123".to_owned()).await.is_ok());
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while pool.workspace_bytes() != 0 {
+            assert!(
+                Instant::now() < deadline,
+                "still {} bytes",
+                pool.workspace_bytes()
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // And take it again.
+        assert!(pool.hash("secret123".to_owned()).await.is_ok());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn only_the_thread_that_asks_becomes_nicer() {
+        let nice = || rustix::process::getpriority_process(None).unwrap();
+        let before = nice();
+        let (hashing, beside) = thread::scope(|scope| {
+            let hashing = scope.spawn(|| {
+                lower_priority();
+                nice()
+            });
+            (hashing.join().unwrap(), nice())
+        });
+        assert_eq!(hashing, (before + NICENESS).min(19));
+        assert_eq!(beside, before);
+    }
+}

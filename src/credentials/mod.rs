@@ -1,0 +1,15 @@
+//! What proves who somebody is: passwords, tokens, session secrets, tickets, and how slowly they may be guessed.
+
+pub mod guesses;
+pub mod hash_pool;
+pub mod passwords;
+pub mod sessions;
+pub mod tickets;
+pub mod tokens;
+
+pub use guesses::{Attempt, Guesses};
+pub use hash_pool::HashPool;
+pub use passwords::{Verified, is_known_hash};
+pub use sessions::SessionSecret;
+pub use tickets::{Grant, LocalTickets, Tickets};
+pub use tokens::{Claims, Keys, TokenError, TokenId, TokenType};

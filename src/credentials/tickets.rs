@@ -1,0 +1,332 @@
+//! One-use tickets that open a WebSocket, for clients that can set no header and should put no token in a URL.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use sha2::{Digest, Sha256};
+
+use crate::domain::{Timestamp, UserId};
+
+/// How long a ticket may be used.
+pub const TICKET_LIFETIME: Duration = Duration::from_secs(30);
+/// Tickets of one user that may be used at a time. One more makes the oldest useless, rather than being refused: a page that
+/// was reloaded often is never locked out by tickets it has lost.
+pub const MAX_TICKETS_PER_USER: usize = 20;
+
+/// What a ticket stands for: the access token that it was bought with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Whose it is.
+    pub user_id: UserId,
+    /// When the access token was made, if it says so: one made before the account's `tokens_valid_from` no longer counts.
+    pub issued_at: Option<Timestamp>,
+    /// When the access token, and with it the socket, ends.
+    pub expires_at: Timestamp,
+}
+
+/// Why a ticket was neither given nor taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The tickets' keeper cannot be reached, or the system has no randomness; the same call may work later.
+    #[error("tickets are unavailable")]
+    Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Keeps tickets until they are used or their time is over.
+#[async_trait]
+pub trait Tickets: Send + Sync {
+    /// Makes a ticket, 43 letters of base64url, to be used within [`TICKET_LIFETIME`] from `now`. If the user has
+    /// [`MAX_TICKETS_PER_USER`] already, the oldest of them is no longer taken.
+    async fn issue(&self, grant: Grant, now: Timestamp) -> Result<String, Error>;
+
+    /// Uses a ticket up; `None` if there is no such ticket, it was used before, or it is too old. Of several calls at once one
+    /// gets it. Whether the grant still holds is the caller's to judge.
+    async fn take(&self, ticket: &str, now: Timestamp) -> Result<Option<Grant>, Error>;
+}
+
+/// Tickets in the memory of this process: at most 20 of each user who asked for one within the last 30 s, some 250 bytes each.
+#[derive(Debug, Default)]
+pub struct LocalTickets {
+    state: Mutex<State>,
+}
+
+/// SHA-256 of a ticket's letters: a copy of the memory opens no socket.
+type TicketHash = [u8; 32];
+
+#[derive(Debug, Default)]
+struct State {
+    tickets: HashMap<TicketHash, Ticket>,
+    users: HashMap<UserId, Owned>,
+    /// Every user in `users`, by the time at which the last ticket ends.
+    by_end: BTreeSet<(Timestamp, UserId)>,
+}
+
+#[derive(Debug)]
+struct Ticket {
+    grant: Grant,
+    usable_until: Timestamp,
+}
+
+#[derive(Debug)]
+struct Owned {
+    /// In the order of issue, at most [`MAX_TICKETS_PER_USER`].
+    tickets: VecDeque<TicketHash>,
+    end: Timestamp,
+}
+
+impl LocalTickets {
+    /// Tickets that are kept at the moment, some of which may be too old.
+    pub fn len(&self) -> usize {
+        self.lock().tickets.len()
+    }
+
+    /// Whether no ticket is kept.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn put(&self, ticket: &str, grant: Grant, now: Timestamp) {
+        let mut state = self.lock();
+        state.forget_old(now);
+        state.put(hash(ticket), grant, now.plus(TICKET_LIFETIME));
+    }
+
+    /// Nothing panics while the state is locked; if it did, no ticket would be there twice.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Tickets for LocalTickets {
+    async fn issue(&self, grant: Grant, now: Timestamp) -> Result<String, Error> {
+        let mut bytes = [0; 32];
+        getrandom::fill(&mut bytes).map_err(|error| Error::Unavailable(Box::new(error)))?;
+        let ticket = URL_SAFE_NO_PAD.encode(bytes);
+        self.put(&ticket, grant, now);
+        Ok(ticket)
+    }
+
+    async fn take(&self, ticket: &str, now: Timestamp) -> Result<Option<Grant>, Error> {
+        // Longer texts are not even hashed.
+        if ticket.len() != 43 {
+            return Ok(None);
+        }
+        let taken = self.lock().take(&hash(ticket));
+        Ok(taken
+            .filter(|ticket| now < ticket.usable_until)
+            .map(|ticket| ticket.grant))
+    }
+}
+
+impl State {
+    fn put(&mut self, ticket: TicketHash, grant: Grant, usable_until: Timestamp) {
+        let owned = self.users.entry(grant.user_id).or_insert_with(|| Owned {
+            tickets: VecDeque::new(),
+            end: usable_until,
+        });
+        if owned.tickets.len() >= MAX_TICKETS_PER_USER
+            && let Some(oldest) = owned.tickets.pop_front()
+        {
+            self.tickets.remove(&oldest);
+        }
+        owned.tickets.push_back(ticket);
+        self.by_end.remove(&(owned.end, grant.user_id));
+        owned.end = owned.end.max(usable_until);
+        self.by_end.insert((owned.end, grant.user_id));
+        self.tickets.insert(
+            ticket,
+            Ticket {
+                grant,
+                usable_until,
+            },
+        );
+    }
+
+    fn take(&mut self, ticket: &TicketHash) -> Option<Ticket> {
+        let taken = self.tickets.remove(ticket)?;
+        let user = taken.grant.user_id;
+        if let Some(owned) = self.users.get_mut(&user) {
+            owned.tickets.retain(|other| other != ticket);
+            if owned.tickets.is_empty() {
+                self.by_end.remove(&(owned.end, user));
+                self.users.remove(&user);
+            }
+        }
+        Some(taken)
+    }
+
+    /// Forgets users whose last ticket has ended; with each goes what it had.
+    fn forget_old(&mut self, now: Timestamp) {
+        while let Some(&(end, user)) = self.by_end.first() {
+            if end > now {
+                break;
+            }
+            self.by_end.pop_first();
+            let owned = self.users.remove(&user);
+            for ticket in owned.iter().flat_map(|owned| &owned.tickets) {
+                self.tickets.remove(ticket);
+            }
+        }
+        if self.tickets.capacity() > 64 && self.tickets.capacity() / 8 > self.tickets.len() {
+            self.tickets.shrink_to(self.tickets.len() * 2);
+            self.users.shrink_to(self.users.len() * 2);
+        }
+    }
+}
+
+fn hash(ticket: &str) -> TicketHash {
+    Sha256::digest(ticket).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    fn grant(user: i64) -> Grant {
+        Grant {
+            user_id: UserId(user),
+            issued_at: Some(Timestamp::from_unix_seconds(1000)),
+            expires_at: Timestamp::from_unix_seconds(1300),
+        }
+    }
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_unix_seconds(seconds)
+    }
+
+    #[tokio::test]
+    async fn ticket_is_taken_once() {
+        let tickets = LocalTickets::default();
+        let ticket = tickets.issue(grant(7), at(1000)).await.unwrap();
+        assert_eq!(ticket.len(), 43);
+        assert_eq!(
+            tickets.take(&ticket, at(1001)).await.unwrap(),
+            Some(grant(7))
+        );
+        assert_eq!(tickets.take(&ticket, at(1001)).await.unwrap(), None);
+        assert!(tickets.is_empty());
+    }
+
+    #[tokio::test]
+    async fn ticket_ends_after_thirty_seconds() {
+        let tickets = LocalTickets::default();
+        let used = tickets.issue(grant(7), at(1000)).await.unwrap();
+        let late = tickets.issue(grant(7), at(1000)).await.unwrap();
+        assert!(
+            tickets
+                .take(&used, Timestamp(1_029_999_999))
+                .await
+                .unwrap()
+                .is_some()
+        );
+        assert_eq!(tickets.take(&late, at(1030)).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn twenty_first_ticket_of_a_user_ends_the_oldest() {
+        let tickets = LocalTickets::default();
+        let other = tickets.issue(grant(8), at(1000)).await.unwrap();
+        let mut issued = Vec::new();
+        for _ in 0..MAX_TICKETS_PER_USER + 1 {
+            issued.push(tickets.issue(grant(7), at(1000)).await.unwrap());
+        }
+        assert_eq!(tickets.len(), MAX_TICKETS_PER_USER + 1);
+        assert_eq!(tickets.take(&issued[0], at(1001)).await.unwrap(), None);
+        for ticket in issued[1..].iter().chain([&other]) {
+            assert!(tickets.take(ticket, at(1001)).await.unwrap().is_some());
+        }
+    }
+
+    #[tokio::test]
+    async fn other_texts_are_no_ticket() {
+        let tickets = LocalTickets::default();
+        let ticket = tickets.issue(grant(7), at(1000)).await.unwrap();
+        for text in [
+            "",
+            "x",
+            &ticket[1..],
+            &format!("{ticket}="),
+            &"A".repeat(43),
+            &"A".repeat(1 << 20),
+        ] {
+            assert_eq!(tickets.take(text, at(1000)).await.unwrap(), None);
+        }
+        assert_eq!(tickets.len(), 1);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn one_of_many_racing_takers_gets_the_ticket() {
+        let tickets = Arc::new(LocalTickets::default());
+        for _ in 0..50 {
+            let ticket = Arc::new(tickets.issue(grant(7), at(1000)).await.unwrap());
+            let mut takers = JoinSet::new();
+            for _ in 0..8 {
+                let (tickets, ticket) = (Arc::clone(&tickets), Arc::clone(&ticket));
+                takers.spawn(async move { tickets.take(&ticket, at(1000)).await.unwrap() });
+            }
+            let taken = takers.join_all().await;
+            assert_eq!(taken.into_iter().flatten().collect::<Vec<_>>(), [grant(7)]);
+        }
+    }
+
+    #[tokio::test]
+    async fn unused_tickets_are_forgotten() {
+        let tickets = LocalTickets::default();
+        for user in 0..5_000 {
+            // 100 users a second, five tickets each: 3,000 users within 30 s.
+            for _ in 0..5 {
+                tickets
+                    .issue(grant(user), Timestamp(1_000_000_000 + user * 10_000))
+                    .await
+                    .unwrap();
+            }
+            assert!(tickets.len() <= 5 * 3_000);
+        }
+        tickets.issue(grant(1), at(5_000)).await.unwrap();
+        assert_eq!(tickets.len(), 1);
+        let state = tickets.lock();
+        assert_eq!((state.users.len(), state.by_end.len()), (1, 1));
+        assert!(state.tickets.capacity() < 256);
+    }
+
+    proptest::proptest! {
+        /// Against a plain list of tickets with their times.
+        #[test]
+        fn any_sequence_agrees_with_a_plain_list(
+            steps in proptest::collection::vec((0_i64..8, 0_i64..3, proptest::bool::weighted(0.7), 0_usize..40), 1..200),
+        ) {
+            let tickets = LocalTickets::default();
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            // Ticket, user, when issued; the oldest first, the useless ones removed.
+            let mut live: Vec<(String, i64, i64)> = Vec::new();
+            let mut issued: Vec<String> = Vec::new();
+            let mut now = 1000;
+            for (pause, user, issue, which) in steps {
+                now += pause / 2;
+                live.retain(|(_, _, since)| now < since + 30);
+                if issue {
+                    let ticket = runtime.block_on(tickets.issue(grant(user), at(now))).unwrap();
+                    issued.push(ticket.clone());
+                    live.push((ticket, user, now));
+                    if live.iter().filter(|(_, owner, _)| *owner == user).count() > MAX_TICKETS_PER_USER {
+                        let oldest = live.iter().position(|(_, owner, _)| *owner == user).unwrap();
+                        live.remove(oldest);
+                    }
+                } else if let Some(ticket) = issued.iter().rev().nth(which) {
+                    let expected = live.iter().position(|(text, _, _)| text == ticket).map(|i| live.remove(i).1);
+                    let taken = runtime.block_on(tickets.take(ticket, at(now))).unwrap();
+                    proptest::prop_assert_eq!(taken.map(|grant| grant.user_id.0), expected);
+                }
+            }
+        }
+    }
+}

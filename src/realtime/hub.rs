@@ -1,0 +1,335 @@
+//! The hub: which sockets are open, and a bounded queue for each.
+//!
+//! An event is encoded once and shared by all queues. A queue that is full marks its socket as lagging and takes nothing
+//! more: the socket is closed with a reason, so that its client knows to read the list again. Nothing is skipped silently.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{mpsc, watch};
+
+use crate::domain::{Timestamp, UserId};
+
+/// Events that may wait for one socket. A client that answers its pings drains this in a blink; one that does not is cut
+/// off before it costs memory. The texts themselves are shared among the sockets of a user.
+const QUEUE_EVENTS: usize = 64;
+
+/// Why the service closes a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The credential behind it ended: expired, logged out, disabled, password changed.
+    CredentialEnded,
+    /// Its reader is too slow.
+    Lagging,
+    /// The service is stopping.
+    GoingAway,
+}
+
+impl CloseReason {
+    /// The WebSocket close code, and a word for the client's log.
+    pub fn code(self) -> (u16, &'static str) {
+        match self {
+            Self::CredentialEnded => (4401, "credentials ended"),
+            Self::Lagging => (1013, "too slow"),
+            Self::GoingAway => (1001, "going away"),
+        }
+    }
+}
+
+/// The user has as many sockets as it may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("too many sockets")]
+pub struct Full;
+
+/// What stands behind an open socket, for those who decide whether it may stay open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// Whose socket it is.
+    pub user_id: UserId,
+    /// When the credential was issued: an account's later `tokens_valid_from` ends it.
+    pub issued_at: Timestamp,
+    /// The session behind it, if a cookie opened it: SHA-256 of the secret.
+    pub session: Option<[u8; 32]>,
+}
+
+struct Socket {
+    listener: Listener,
+    events: mpsc::Sender<Arc<str>>,
+    close: watch::Sender<Option<CloseReason>>,
+}
+
+#[derive(Default)]
+struct Sockets {
+    next_key: u64,
+    by_user: HashMap<UserId, HashMap<u64, Socket>>,
+    open: usize,
+}
+
+/// All open sockets of this process.
+#[derive(Default)]
+pub struct Hub {
+    sockets: Mutex<Sockets>,
+}
+
+/// One socket's end of the hub. Dropping it takes the socket out.
+pub struct Subscription {
+    hub: Arc<Hub>,
+    user_id: UserId,
+    key: u64,
+    events: mpsc::Receiver<Arc<str>>,
+    close: watch::Receiver<Option<CloseReason>>,
+}
+
+impl Hub {
+    /// Adds a socket of `listener`'s user, unless that user has `limit` already.
+    ///
+    /// # Errors
+    /// `Full` at the limit.
+    pub fn subscribe(
+        self: &Arc<Self>,
+        listener: Listener,
+        limit: usize,
+    ) -> Result<Subscription, Full> {
+        let (events, event_queue) = mpsc::channel(QUEUE_EVENTS);
+        let (close, closed) = watch::channel(None);
+        let mut sockets = self.lock();
+        let key = sockets.next_key;
+        let of_user = sockets.by_user.entry(listener.user_id).or_default();
+        if of_user.len() >= limit {
+            return Err(Full);
+        }
+        of_user.insert(
+            key,
+            Socket {
+                listener,
+                events,
+                close,
+            },
+        );
+        sockets.next_key += 1;
+        sockets.open += 1;
+        Ok(Subscription {
+            hub: Arc::clone(self),
+            user_id: listener.user_id,
+            key,
+            events: event_queue,
+            close: closed,
+        })
+    }
+
+    /// Puts `event`, a JSON text, into the queue of each of the user's sockets. Answers into how many it went.
+    pub fn publish(&self, user_id: UserId, event: &Arc<str>) -> usize {
+        let sockets = self.lock();
+        let Some(of_user) = sockets.by_user.get(&user_id) else {
+            return 0;
+        };
+        let mut reached = 0;
+        for socket in of_user.values() {
+            // A socket marked to be closed gets nothing more: after a gap, later events would look like the whole story.
+            if socket.close.borrow().is_some() {
+                continue;
+            }
+            match socket.events.try_send(Arc::clone(event)) {
+                Ok(()) => reached += 1,
+                Err(mpsc::error::TrySendError::Full(_)) => {
+                    socket.close.send_replace(Some(CloseReason::Lagging));
+                }
+                Err(mpsc::error::TrySendError::Closed(_)) => {}
+            }
+        }
+        reached
+    }
+
+    /// Marks every socket for which `ends` says so to be closed, with `reason`. A reason given earlier stays.
+    pub fn close_where(&self, reason: CloseReason, mut ends: impl FnMut(&Listener) -> bool) {
+        for socket in self.lock().by_user.values().flat_map(HashMap::values) {
+            if ends(&socket.listener) {
+                socket.close.send_if_modified(|current| {
+                    let first = current.is_none();
+                    if first {
+                        *current = Some(reason);
+                    }
+                    first
+                });
+            }
+        }
+    }
+
+    /// What stands behind each open socket.
+    pub fn listeners(&self) -> Vec<Listener> {
+        let sockets = self.lock();
+        sockets
+            .by_user
+            .values()
+            .flat_map(HashMap::values)
+            .map(|socket| socket.listener)
+            .collect()
+    }
+
+    /// How many sockets are open.
+    pub fn open(&self) -> usize {
+        self.lock().open
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Sockets> {
+        // Each critical section leaves the maps whole, so a panic elsewhere while holding the lock loses nothing.
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Subscription {
+    /// The next event for this socket, in the order of publishing. Never ends while subscribed. Cancel safe.
+    pub async fn next_event(&mut self) -> Option<Arc<str>> {
+        self.events.recv().await
+    }
+
+    /// Waits until the hub wants the socket closed. Cancel safe.
+    pub fn closed(&self) -> impl Future<Output = CloseReason> + use<> {
+        let mut close = self.close.clone();
+        async move {
+            // The sender lives in the hub's map for as long as this subscription does.
+            let reason = close
+                .wait_for(Option::is_some)
+                .await
+                .ok()
+                .and_then(|reason| *reason);
+            reason.unwrap_or(CloseReason::GoingAway)
+        }
+    }
+
+    /// Notes that a newer credential of the same user stands behind the socket now.
+    pub fn renew(&self, issued_at: Timestamp) {
+        let mut sockets = self.hub.lock();
+        let socket = sockets
+            .by_user
+            .get_mut(&self.user_id)
+            .and_then(|of_user| of_user.get_mut(&self.key));
+        if let Some(socket) = socket {
+            socket.listener.issued_at = issued_at;
+            socket.listener.session = None;
+        }
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let mut sockets = self.hub.lock();
+        if let Some(of_user) = sockets.by_user.get_mut(&self.user_id) {
+            let removed = of_user.remove(&self.key).is_some();
+            if of_user.is_empty() {
+                sockets.by_user.remove(&self.user_id);
+            }
+            sockets.open -= usize::from(removed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALICE: Listener = Listener {
+        user_id: UserId(1),
+        issued_at: Timestamp(10),
+        session: None,
+    };
+    const BOB: Listener = Listener {
+        user_id: UserId(2),
+        ..ALICE
+    };
+
+    #[tokio::test]
+    async fn an_event_reaches_every_socket_of_its_user_and_no_other() {
+        let hub = Arc::new(Hub::default());
+        let mut one = hub.subscribe(ALICE, 10).unwrap();
+        let mut two = hub.subscribe(ALICE, 10).unwrap();
+        let mut other = hub.subscribe(BOB, 10).unwrap();
+        let event: Arc<str> = "{}".into();
+        assert_eq!(hub.publish(ALICE.user_id, &event), 2);
+        assert_eq!(one.next_event().await, Some(Arc::clone(&event)));
+        assert_eq!(two.next_event().await, Some(event));
+        assert!(other.events.try_recv().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_closes_its_socket_and_gets_nothing_after_the_gap() {
+        let hub = Arc::new(Hub::default());
+        let mut slow = hub.subscribe(ALICE, 10).unwrap();
+        let event: Arc<str> = "{}".into();
+        for _ in 0..QUEUE_EVENTS {
+            assert_eq!(hub.publish(ALICE.user_id, &event), 1);
+        }
+        assert_eq!(hub.publish(ALICE.user_id, &event), 0);
+        assert_eq!(slow.closed().await, CloseReason::Lagging);
+        slow.next_event().await;
+        assert_eq!(
+            hub.publish(ALICE.user_id, &event),
+            0,
+            "room again, but the gap stays a gap"
+        );
+    }
+
+    #[test]
+    fn a_user_has_at_most_its_limit_and_a_dropped_socket_makes_room() {
+        let hub = Arc::new(Hub::default());
+        let one = hub.subscribe(ALICE, 1).unwrap();
+        assert!(hub.subscribe(ALICE, 1).is_err());
+        let bob = hub.subscribe(BOB, 1).unwrap();
+        assert_eq!(hub.open(), 2);
+        drop(one);
+        assert_eq!(hub.open(), 1);
+        let again = hub.subscribe(ALICE, 1).unwrap();
+        drop((again, bob));
+        assert_eq!(hub.open(), 0);
+        assert!(hub.lock().by_user.is_empty());
+    }
+
+    #[tokio::test]
+    async fn sockets_are_closed_by_what_stands_behind_them() {
+        let hub = Arc::new(Hub::default());
+        let kept = hub.subscribe(ALICE, 10).unwrap();
+        let ended = hub
+            .subscribe(
+                Listener {
+                    session: Some([7; 32]),
+                    ..ALICE
+                },
+                10,
+            )
+            .unwrap();
+        hub.close_where(CloseReason::CredentialEnded, |listener| {
+            listener.session.is_some()
+        });
+        assert_eq!(ended.closed().await, CloseReason::CredentialEnded);
+        assert_eq!(*kept.close.borrow(), None);
+        hub.close_where(CloseReason::GoingAway, |_| true);
+        assert_eq!(
+            ended.closed().await,
+            CloseReason::CredentialEnded,
+            "the first reason stays"
+        );
+        assert_eq!(kept.closed().await, CloseReason::GoingAway);
+    }
+
+    #[test]
+    fn a_renewed_socket_stands_on_its_new_credential() {
+        let hub = Arc::new(Hub::default());
+        let socket = hub
+            .subscribe(
+                Listener {
+                    session: Some([7; 32]),
+                    ..ALICE
+                },
+                10,
+            )
+            .unwrap();
+        socket.renew(Timestamp(20));
+        assert_eq!(
+            hub.listeners(),
+            [Listener {
+                issued_at: Timestamp(20),
+                ..ALICE
+            }]
+        );
+    }
+}

@@ -1,0 +1,152 @@
+//! How often a user may post prompts: exact sliding windows over any number of rates, decided in one step.
+
+mod sliding_windows;
+
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+
+use crate::domain::{Rate, UserId};
+
+pub use sliding_windows::SlidingWindows;
+
+/// Counts the requests of users against a set of [`Rates`](crate::domain::Rates).
+///
+/// Exact: in no window of any rate are more requests allowed than the rate's limit, however many callers race. A window is
+/// half-open, so a request made exactly one window after another does not share one with it.
+/// `now` is the caller's monotonic clock; an implementation whose state is shared between processes goes by the clock of
+/// whatever keeps the state instead. A throttle never fails: one that cannot reach its state keeps the same limits by itself.
+#[async_trait]
+pub trait Throttle: Send + Sync {
+    /// Asks for one request, and counts it if all rates allow it. One atomic step: a request that one rate refuses uses up none.
+    async fn check(&self, user: UserId, now: Instant) -> Verdict;
+
+    /// What [`check`](Self::check) would say of the rates as they stand; counts nothing.
+    async fn peek(&self, user: UserId, now: Instant) -> Verdict;
+}
+
+/// How one rate stands after a request was counted or refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateState {
+    /// The rate.
+    pub rate: Rate,
+    /// Requests left in the window that ends now.
+    pub remaining: u32,
+    /// Until the oldest counted request leaves the window; the whole window if none is in it.
+    pub reset_after: Duration,
+}
+
+/// A throttle's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Verdict {
+    /// `None` if the request is allowed; else how long until all rates would allow one.
+    pub retry_after: Option<Duration>,
+    /// Every rate, by rising window; empty without rates.
+    pub rates: Vec<RateState>,
+}
+
+impl Verdict {
+    /// Whether the request may go on.
+    pub fn is_allowed(&self) -> bool {
+        self.retry_after.is_none()
+    }
+
+    /// The value of `Retry-After`: whole seconds, rounded up, so that a retry after as many seconds succeeds. `None` if allowed.
+    pub fn retry_after_seconds(&self) -> Option<u64> {
+        self.retry_after.map(seconds_rounded_up)
+    }
+
+    /// The rate with the smallest share of its limit left; of equals the one of the longer window. `None` without rates.
+    pub fn tightest(&self) -> Option<&RateState> {
+        // Ties go to the first of the least, so the longest window is looked at first.
+        self.rates.iter().rev().min_by(|a, b| {
+            let share =
+                |x: &RateState, y: &RateState| u64::from(x.remaining) * u64::from(y.rate.limit);
+            share(a, b).cmp(&share(b, a))
+        })
+    }
+
+    /// The value of the `RateLimit` header for the tightest rate, such as `"minute";r=9;t=54`; `None` without rates.
+    /// `t` is `Retry-After` for a refused request, else the whole seconds until the oldest counted request leaves the window.
+    pub fn ratelimit(&self) -> Option<String> {
+        let state = self.tightest()?;
+        let t = seconds_rounded_up(self.retry_after.unwrap_or(state.reset_after));
+        let name = state.rate.unit.name();
+        Some(format!("\"{name}\";r={};t={t}", state.remaining))
+    }
+}
+
+fn seconds_rounded_up(duration: Duration) -> u64 {
+    duration
+        .as_secs()
+        .saturating_add(u64::from(duration.subsec_nanos() > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Rates;
+
+    fn verdict(rates: &str, standings: &[(u32, u64)], retry_after_ms: Option<u64>) -> Verdict {
+        let rates: Rates = rates.parse().unwrap();
+        Verdict {
+            retry_after: retry_after_ms.map(Duration::from_millis),
+            rates: rates
+                .as_slice()
+                .iter()
+                .zip(standings)
+                .map(|(&rate, &(remaining, reset_ms))| RateState {
+                    rate,
+                    remaining,
+                    reset_after: Duration::from_millis(reset_ms),
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn header_names_the_rate_with_the_least_share_left() {
+        let idle = verdict("2/s,10/min", &[(2, 1000), (9, 53_001)], None);
+        assert_eq!(idle.ratelimit().unwrap(), r#""minute";r=9;t=54"#);
+        let busy = verdict("2/s,10/min", &[(1, 1000), (9, 53_001)], None);
+        assert_eq!(busy.ratelimit().unwrap(), r#""second";r=1;t=1"#);
+    }
+
+    #[test]
+    fn header_of_equals_names_the_longer_window() {
+        let unused = verdict("1/s,10/min", &[(1, 1000), (10, 60_000)], None);
+        assert_eq!(unused.ratelimit().unwrap(), r#""minute";r=10;t=60"#);
+        let used_up = verdict(
+            "1/s,10/min,100/h",
+            &[(0, 1000), (0, 7_000), (90, 9_000)],
+            None,
+        );
+        assert_eq!(used_up.ratelimit().unwrap(), r#""minute";r=0;t=7"#);
+    }
+
+    #[test]
+    fn refused_request_is_told_when_to_retry_by_both_headers() {
+        let refused = verdict("1/s,10/min", &[(0, 300), (0, 41_100)], Some(41_100));
+        assert!(!refused.is_allowed());
+        assert_eq!(refused.retry_after_seconds(), Some(42));
+        assert_eq!(refused.ratelimit().unwrap(), r#""minute";r=0;t=42"#);
+    }
+
+    #[test]
+    fn whole_seconds_are_not_rounded_further() {
+        assert_eq!(
+            verdict("1/s", &[(0, 1)], Some(1000)).retry_after_seconds(),
+            Some(1)
+        );
+        assert_eq!(
+            verdict("1/s", &[(0, 1)], Some(1)).retry_after_seconds(),
+            Some(1)
+        );
+    }
+
+    #[test]
+    fn no_rates_give_no_headers() {
+        assert!(Verdict::default().is_allowed());
+        assert_eq!(Verdict::default().ratelimit(), None);
+    }
+}
