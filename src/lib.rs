@@ -19,3 +19,6 @@ pub mod realtime;
 pub mod search;
 pub mod store;
 pub mod throttle;
+
+// Use cases over capabilities.
+pub mod services;

@@ -1,0 +1,58 @@
+//! Accounts seen lately, so that not every request asks the store whether its user still exists.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::domain::{User, UserId};
+use crate::error::Error;
+use crate::store::AccountStore;
+
+/// How old an answer may be. A disabled account or a changed password takes effect within this time plus one request, on
+/// every process that shares the store; the contract allows 5 s.
+const MAX_AGE: Duration = Duration::from_secs(2);
+/// Accounts remembered. Beyond it the outdated are dropped, and all if none is.
+const CAPACITY: usize = 10_000;
+
+/// Accounts by id, each as of at most [`MAX_AGE`] ago. Absence is not remembered: it is rare, and an account may be made.
+#[derive(Default)]
+pub struct KnownUsers {
+    users: Mutex<HashMap<UserId, (Arc<User>, Instant)>>,
+}
+
+impl KnownUsers {
+    /// The account, from memory or else from the store.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn get(
+        &self,
+        id: UserId,
+        store: &dyn AccountStore,
+        now: Instant,
+    ) -> Result<Option<Arc<User>>, Error> {
+        if let Some((user, read_at)) = self.lock().get(&id)
+            && now.saturating_duration_since(*read_at) < MAX_AGE
+        {
+            return Ok(Some(Arc::clone(user)));
+        }
+        let Some(user) = store.user(id).await?.map(Arc::new) else {
+            self.lock().remove(&id);
+            return Ok(None);
+        };
+        let mut users = self.lock();
+        if users.len() >= CAPACITY && !users.contains_key(&id) {
+            users.retain(|_, (_, read_at)| now.saturating_duration_since(*read_at) < MAX_AGE);
+            if users.len() >= CAPACITY {
+                users.clear();
+            }
+        }
+        users.insert(id, (Arc::clone(&user), now));
+        Ok(Some(user))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<UserId, (Arc<User>, Instant)>> {
+        // Every change is one call on the map, so a panic elsewhere while holding the lock leaves it whole.
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

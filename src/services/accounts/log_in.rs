@@ -1,0 +1,180 @@
+//! Logging in and out, and refreshing.
+
+use std::time::Instant;
+
+use super::{Accounts, refused, second_from};
+use crate::credentials::guesses::Refused;
+use crate::credentials::{SessionSecret, TokenType};
+use crate::domain::account::canonical_username;
+use crate::domain::{ClientNetwork, Timestamp, User};
+use crate::error::{Error, TokenProblem, Unauthenticated};
+use crate::store::{RevokedToken, Session};
+
+/// A login.
+pub struct LogIn {
+    /// The name as given.
+    pub username: String,
+    /// The password as given.
+    pub password: String,
+    /// Whether a session is wanted beside the tokens.
+    pub wants_session: bool,
+    /// Where it comes from: guesses are counted by it.
+    pub network: ClientNetwork,
+}
+
+/// What a login gives.
+pub struct LoggedIn {
+    /// The refresh token.
+    pub refresh: String,
+    /// The access token.
+    pub access: String,
+    /// The session's secret, if one was wanted.
+    pub session: Option<String>,
+}
+
+impl Accounts {
+    /// Checks a name and password, and gives tokens, and a session if one is wanted.
+    ///
+    /// # Errors
+    /// `WrongCredentials`, the same for an unknown name, a wrong password and a disabled account; `RateLimited` after too many
+    /// failures; `Overloaded` if too many passwords are being hashed.
+    pub async fn log_in(&self, request: LogIn) -> Result<LoggedIn, Error> {
+        // A text too long to be a name is counted and compared like any other wrong one.
+        let name = canonical_username(&request.username).unwrap_or_default();
+        let attempt = self
+            .guesses
+            .begin(request.network, &name, &Instant::now)
+            .await
+            .inspect_err(|_| {
+                self.metrics
+                    .login_failures
+                    .with_label_values(&["refused"])
+                    .inc();
+            })?;
+        let user = self.store.user_by_username(&name).await?;
+        let stored = user.as_ref().map(|user| user.password_hash.clone());
+        let verified = self
+            .hash_pool
+            .verify(request.password.clone(), stored)
+            .await?;
+        let Some(user) = user.filter(|user| verified.ok && user.is_active) else {
+            attempt.failed(Instant::now());
+            self.metrics
+                .login_failures
+                .with_label_values(&["wrong"])
+                .inc();
+            return Err(Unauthenticated::WrongCredentials.into());
+        };
+        attempt.succeeded();
+        if verified.needs_rehash {
+            self.upgrade_hash(&user, request.password).await;
+        }
+        let now = Timestamp::now();
+        // A token says only the second it was made in; one made right after a change of password must not look older than that.
+        let issued_at = now.max(second_from(user.tokens_valid_from));
+        let session = if request.wants_session {
+            Some(self.open_session(&user, now).await?)
+        } else {
+            None
+        };
+        Ok(LoggedIn {
+            refresh: self.token(TokenType::Refresh, Some(user.id), issued_at)?,
+            access: self.token(TokenType::Access, Some(user.id), issued_at)?,
+            session,
+        })
+    }
+
+    /// A new access token for a good refresh token.
+    ///
+    /// # Errors
+    /// `RefreshToken`, `NoUserId` or `RefreshUserInactive`.
+    pub async fn refresh(&self, token: &str, now: Timestamp) -> Result<String, Error> {
+        let claims = self
+            .keys
+            .verify(token, TokenType::Refresh, now)
+            .map_err(|error| refused(error, TokenType::Refresh))?;
+        let Some(user_id) = claims.user_id else {
+            // Recorded: such a token is refreshed, and what it gives is refused everywhere.
+            return self.token(TokenType::Access, None, now);
+        };
+        let user = self
+            .known
+            .get(user_id, &*self.store, Instant::now())
+            .await?;
+        let user = user
+            .filter(|user| user.is_active)
+            .ok_or(Unauthenticated::RefreshUserInactive)?;
+        let revoked = Unauthenticated::RefreshToken(TokenProblem::Revoked);
+        if claims.issued_at.unwrap_or(Timestamp(0)) < user.tokens_valid_from
+            || self.store.is_token_revoked(&claims.jti).await?
+        {
+            return Err(revoked.into());
+        }
+        self.token(
+            TokenType::Access,
+            Some(user_id),
+            now.max(second_from(user.tokens_valid_from)),
+        )
+    }
+
+    /// Ends a refresh token and a session, whichever are given; ones that do not hold anyway are no error.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn log_out(
+        &self,
+        refresh: Option<&str>,
+        session: Option<&str>,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        let claims =
+            refresh.and_then(|token| self.keys.verify(token, TokenType::Refresh, now).ok());
+        let token = claims.map(|claims| RevokedToken {
+            jti: claims.jti,
+            expires_at: claims.expires_at,
+        });
+        let session = session
+            .and_then(SessionSecret::from_cookie)
+            .map(|secret| secret.hash());
+        if token.is_some() || session.is_some() {
+            self.store.log_out(session, token).await?;
+        }
+        Ok(())
+    }
+
+    async fn open_session(&self, user: &User, now: Timestamp) -> Result<String, Error> {
+        let secret = SessionSecret::random().map_err(Error::internal)?;
+        let session = Session {
+            token_hash: secret.hash(),
+            user_id: user.id,
+            created_at: now,
+            expires_at: now.plus(self.config.refresh_token_lifetime),
+        };
+        self.store.create_session(session).await?;
+        Ok(secret.cookie_value())
+    }
+
+    /// Replaces a hash of an older kind. The login stands whether this works or not; the next one tries again.
+    async fn upgrade_hash(&self, user: &User, password: String) {
+        let upgraded: Result<(), Error> = async {
+            let hash = self.hash_pool.hash(password).await?;
+            self.store
+                .upgrade_password_hash(user.id, &user.password_hash, &hash)
+                .await?;
+            Ok(())
+        }
+        .await;
+        if let Err(error) = upgraded {
+            tracing::warn!(%error, user_id = user.id.0, "a password hash could not be upgraded");
+        }
+    }
+}
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::TooMany { retry_after } => Self::RateLimited(retry_after),
+            Refused::Overloaded => Self::overloaded(),
+        }
+    }
+}

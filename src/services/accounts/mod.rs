@@ -1,0 +1,128 @@
+//! Registering, logging in and out, and telling who a credential belongs to.
+
+mod callers;
+mod known_users;
+mod log_in;
+mod registration;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use self::known_users::KnownUsers;
+use crate::config;
+use crate::credentials::{
+    Guesses, HashPool, Keys, Tickets, TokenError, TokenId, TokenType, hash_pool,
+};
+use crate::domain::{Timestamp, UserId};
+use crate::error::{Error, TokenProblem, Unauthenticated};
+use crate::store::AccountStore;
+use crate::telemetry::Metrics;
+
+pub use self::callers::{Caller, NewTicket};
+pub use self::log_in::{LogIn, LoggedIn};
+pub use self::registration::Registration;
+
+/// The use cases of accounts.
+pub struct Accounts {
+    store: Arc<dyn AccountStore>,
+    hash_pool: HashPool,
+    guesses: Arc<Guesses>,
+    tickets: Arc<dyn Tickets>,
+    keys: Keys,
+    known: KnownUsers,
+    config: config::AccountsConfig,
+    metrics: Arc<Metrics>,
+}
+
+impl Accounts {
+    /// Puts the use cases on their parts.
+    pub fn new(
+        store: Arc<dyn AccountStore>,
+        hash_pool: HashPool,
+        tickets: Arc<dyn Tickets>,
+        keys: Keys,
+        config: config::AccountsConfig,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let known = KnownUsers::default();
+        Self {
+            store,
+            hash_pool,
+            guesses: Guesses::new(Instant::now()),
+            tickets,
+            keys,
+            known,
+            config,
+            metrics,
+        }
+    }
+
+    /// How long a session lasts.
+    pub fn session_lifetime(&self) -> Duration {
+        self.config.refresh_token_lifetime
+    }
+
+    /// Stops hashing: calls that wait fail, the threads end. Blocks for the time of one hash.
+    pub fn stop(&self) {
+        self.hash_pool.stop();
+    }
+
+    fn token(
+        &self,
+        kind: TokenType,
+        user_id: Option<UserId>,
+        issued_at: Timestamp,
+    ) -> Result<String, Error> {
+        let lifetime = match kind {
+            TokenType::Access => self.config.access_token_lifetime,
+            TokenType::Refresh => self.config.refresh_token_lifetime,
+        };
+        let id = TokenId::random().map_err(Error::internal)?;
+        Ok(self.keys.sign(kind, user_id, id, issued_at, lifetime))
+    }
+}
+
+/// The first whole second that is not before `instant`.
+fn second_from(instant: Timestamp) -> Timestamp {
+    Timestamp::from_unix_seconds(instant.plus(Duration::from_micros(999_999)).unix_seconds())
+}
+
+fn refused(error: TokenError, kind: TokenType) -> Error {
+    let problem = match error {
+        TokenError::Invalid => TokenProblem::Invalid,
+        TokenError::Expired => TokenProblem::Expired,
+        TokenError::NoExpiry => TokenProblem::NoExpiry,
+        TokenError::NoId => TokenProblem::NoId,
+        TokenError::NoType => TokenProblem::NoType,
+        TokenError::WrongType => TokenProblem::WrongType,
+        TokenError::NoUser => return Unauthenticated::NoUserId.into(),
+    };
+    match kind {
+        TokenType::Access => Unauthenticated::AccessToken(problem).into(),
+        TokenType::Refresh => Unauthenticated::RefreshToken(problem).into(),
+    }
+}
+
+impl From<hash_pool::Error> for Error {
+    fn from(error: hash_pool::Error) -> Self {
+        match error {
+            hash_pool::Error::Overloaded => Self::overloaded(),
+            hash_pool::Error::Stopped => Self::unavailable(error),
+            hash_pool::Error::MalformedHash(_) | hash_pool::Error::Randomness(_) => {
+                Self::internal(error)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_made_right_after_a_change_of_password_is_not_older_than_it() {
+        assert_eq!(second_from(Timestamp(10_000_001)), Timestamp(11_000_000));
+        assert_eq!(second_from(Timestamp(10_000_000)), Timestamp(10_000_000));
+        assert_eq!(second_from(Timestamp(0)), Timestamp(0));
+    }
+}

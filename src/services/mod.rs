@@ -1,0 +1,45 @@
+//! Use cases: what the service does, in terms of its capabilities. No HTTP, no JSON, no particular backend.
+
+pub mod accounts;
+pub mod health;
+pub mod prompts;
+pub mod reembedding;
+pub mod search;
+pub mod sockets;
+pub mod vectors;
+
+use crate::error::Error;
+use crate::{embed::pipeline, search as similarity, store};
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        match error {
+            store::Error::Unavailable(source) => Self::unavailable(source),
+            // Use cases that can meet a taken name handle it themselves.
+            error @ (store::Error::UsernameTaken | store::Error::Internal(_)) => {
+                Self::internal(error)
+            }
+        }
+    }
+}
+
+impl From<pipeline::Error> for Error {
+    fn from(error: pipeline::Error) -> Self {
+        match error {
+            pipeline::Error::Overloaded { retry_after } => Self::Overloaded(retry_after),
+            pipeline::Error::Stopped => Self::unavailable(error),
+            pipeline::Error::Failed => Self::internal(error),
+        }
+    }
+}
+
+impl From<similarity::Error> for Error {
+    fn from(error: similarity::Error) -> Self {
+        match error {
+            similarity::Error::Loading | similarity::Error::Source(_) => Self::unavailable(error),
+            similarity::Error::Dimension { .. }
+            | similarity::Error::ScopeNotServed
+            | similarity::Error::Interrupted(_) => Self::internal(error),
+        }
+    }
+}
