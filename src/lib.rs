@@ -22,3 +22,8 @@ pub mod throttle;
 
 // Use cases over capabilities.
 pub mod services;
+
+// The way in, and the place where everything is wired.
+pub mod api;
+pub mod app;
+pub mod cli;

@@ -1,0 +1,136 @@
+//! Content negotiation: the API speaks JSON, and says 406 to a client that cannot read it.
+
+use axum::extract::Request;
+use axum::http::header::ACCEPT;
+use axum::http::{HeaderMap, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::error::ApiError;
+
+/// Refuses requests whose `Accept` rules JSON out.
+pub async fn require_json(request: Request, next: Next) -> Response {
+    if accepts(request.headers(), "application/json") {
+        next.run(request).await
+    } else {
+        ApiError::plain(
+            StatusCode::NOT_ACCEPTABLE,
+            "Could not satisfy the request Accept header.",
+        )
+        .into_response()
+    }
+}
+
+/// Whether a client takes `media_type` (`type/subtype`). Without an `Accept` header it takes anything; of several ranges
+/// that match, the most specific counts (RFC 9110, section 12.5.1).
+pub fn accepts(headers: &HeaderMap, media_type: &str) -> bool {
+    quality(headers, media_type) > 0.0
+}
+
+/// How much a client wants `media_type`, from 0 to 1.
+pub fn quality(headers: &HeaderMap, media_type: &str) -> f32 {
+    let mut values = headers.get_all(ACCEPT).iter().peekable();
+    if values.peek().is_none() {
+        return 1.0;
+    }
+    let main_type = media_type.split('/').next().unwrap_or_default();
+    let ranges = values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','));
+    let mut best: Option<(u8, f32)> = None;
+    let mut is_empty = true;
+    for range in ranges {
+        let mut parts = range.split(';').map(str::trim);
+        let name = parts.next().unwrap_or_default();
+        if name.is_empty() {
+            continue;
+        }
+        is_empty = false;
+        let specificity = if name.eq_ignore_ascii_case(media_type) {
+            3
+        } else if name
+            .split_once('/')
+            .is_some_and(|(kind, sub)| sub == "*" && kind.eq_ignore_ascii_case(main_type))
+        {
+            2
+        } else if name == "*/*" {
+            1
+        } else {
+            continue;
+        };
+        let quality = parts
+            .find_map(|parameter| {
+                parameter
+                    .strip_prefix("q=")
+                    .or_else(|| parameter.strip_prefix("Q="))
+            })
+            .map_or(1.0, |q| {
+                q.parse::<f32>()
+                    .ok()
+                    .filter(|q| (0.0..=1.0).contains(q))
+                    .unwrap_or(1.0)
+            });
+        if best.is_none_or(|(known, _)| specificity > known) {
+            best = Some((specificity, quality));
+        }
+    }
+    // An empty header says nothing.
+    if is_empty {
+        1.0
+    } else {
+        best.map_or(0.0, |(_, quality)| quality)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn takes_json(accept: &str) -> bool {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, accept.parse().unwrap());
+        accepts(&headers, "application/json")
+    }
+
+    #[test]
+    fn json_is_acceptable_by_name_and_by_wildcard() {
+        assert!(accepts(&HeaderMap::new(), "application/json"));
+        for accept in [
+            "*/*",
+            "application/*",
+            "application/json",
+            "Application/JSON; q=0.5",
+            "text/html, */*;q=0.1",
+            "",
+            "application/json;indent=2",
+        ] {
+            assert!(takes_json(accept), "{accept:?}");
+        }
+    }
+
+    #[test]
+    fn json_ruled_out_is_not_acceptable() {
+        for accept in [
+            "application/xml",
+            "text/html",
+            "text/*",
+            "application/json;q=0",
+            "*/*, application/json;q=0",
+            "nonsense",
+        ] {
+            assert!(!takes_json(accept), "{accept:?}");
+        }
+    }
+
+    #[test]
+    fn the_most_specific_range_counts() {
+        let mut headers = HeaderMap::new();
+        headers.insert(
+            ACCEPT,
+            "text/*;q=0.3, text/html;q=0.7, */*;q=0.1".parse().unwrap(),
+        );
+        assert_eq!(quality(&headers, "text/html"), 0.7);
+        assert_eq!(quality(&headers, "text/plain"), 0.3);
+        assert_eq!(quality(&headers, "application/json"), 0.1);
+    }
+}

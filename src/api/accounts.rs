@@ -1,0 +1,335 @@
+//! `/api/auth/…`: registering, logging in and out, tokens and tickets.
+
+use std::time::Instant;
+
+use axum::Json;
+use axum::extract::{FromRequestParts, State};
+use axum::http::header::SET_COOKIE;
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::authenticate::{SESSION_COOKIE, session_secret};
+use super::error::ApiError;
+use super::extract::{Body, ClientAddress, is_tls};
+use super::state::AppState;
+use crate::config::CookieSecure;
+use crate::domain::{ClientNetwork, Timestamp};
+use crate::error::Error;
+use crate::services::accounts::{Caller, LogIn, Registration};
+
+/// The routes that need no access token.
+pub fn open_router() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new()
+        .routes(routes!(register))
+        .routes(routes!(log_in))
+        .routes(routes!(refresh))
+        .routes(routes!(log_out))
+}
+
+/// The routes that do.
+pub fn known_router() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new()
+        .routes(routes!(issue_ticket))
+        .routes(routes!(show_me))
+}
+
+/// A new account.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes a body that is read field by field")]
+pub struct RegisterRequest {
+    /// Letters, digits and @.+-_ only; unique; upper and lower case differ.
+    #[schema(
+        min_length = 1,
+        max_length = 150,
+        pattern = r"^[\w.@+-]+$",
+        example = "alice"
+    )]
+    username: String,
+    /// Need not be unique.
+    #[schema(max_length = 254, format = "email", example = "a@b.c")]
+    email: String,
+    /// Not all digits, not common, not like the username.
+    #[schema(
+        min_length = 8,
+        max_length = 1024,
+        pattern = r"[^0-9]",
+        format = "password",
+        example = "secret123"
+    )]
+    password: String,
+}
+
+/// An account.
+#[derive(Serialize, ToSchema)]
+pub struct UserResponse {
+    #[schema(example = 1)]
+    id: i64,
+    #[schema(example = "alice")]
+    username: String,
+    #[schema(example = "a@b.c")]
+    email: String,
+}
+
+/// Name and password.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes a body that is read field by field")]
+pub struct LogInRequest {
+    #[schema(min_length = 1, example = "alice")]
+    username: String,
+    #[schema(min_length = 1, format = "password", example = "secret123")]
+    password: String,
+    /// Whether to set the session cookie too, for WebSockets of browsers.
+    #[schema(default = false, required = false)]
+    session: bool,
+}
+
+/// What a login gives.
+#[derive(Serialize, ToSchema)]
+pub struct TokenPairResponse {
+    /// Gives new access tokens until it expires.
+    refresh: String,
+    /// Authenticates requests until it expires.
+    access: String,
+}
+
+/// A refresh token.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes a body that is read field by field")]
+pub struct RefreshRequest {
+    #[schema(min_length = 1)]
+    refresh: String,
+}
+
+/// A new access token.
+#[derive(Serialize, ToSchema)]
+pub struct AccessTokenResponse {
+    access: String,
+}
+
+/// What to end.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes a body that is read field by field")]
+pub struct LogOutRequest {
+    /// The refresh token to end.
+    refresh: Option<String>,
+}
+
+/// A pass for one WebSocket.
+#[derive(Serialize, ToSchema)]
+pub struct TicketResponse {
+    /// Used as `?ticket=`, once.
+    ticket: String,
+    /// Seconds until it lapses.
+    #[schema(example = 30)]
+    expires_in: u64,
+}
+
+/// Register
+///
+/// Makes an account. Log in next.
+#[utoipa::path(
+    post, path = "/api/auth/register", tag = "accounts", operation_id = "register", security(()),
+    request_body(content = RegisterRequest, content_type = "application/json"),
+    responses((status = 201, description = "The account was made.", body = UserResponse)),
+)]
+async fn register(
+    State(state): State<AppState>,
+    _: RegisterAdmitted,
+    Body(mut fields): Body,
+) -> Result<Response, ApiError> {
+    let user = state
+        .accounts
+        .register(
+            Registration {
+                username: fields.raw_text("username"),
+                email: fields.raw_text("email"),
+                password: fields.raw_text("password"),
+            },
+            Timestamp::now(),
+        )
+        .await?;
+    let body = UserResponse {
+        id: user.id.0,
+        username: user.username,
+        email: user.email,
+    };
+    Ok((StatusCode::CREATED, Json(body)).into_response())
+}
+
+/// Log in
+///
+/// Gives a refresh and an access token, and the session cookie if asked for. After ten failures in a minute for one name from one
+/// address, further tries are refused for a while.
+#[utoipa::path(
+    post, path = "/api/auth/login", tag = "accounts", operation_id = "login", security(()),
+    request_body(content = LogInRequest, content_type = "application/json"),
+    responses((
+        status = 200, description = "The tokens.", body = TokenPairResponse,
+        headers(("Set-Cookie" = String, description = "The session cookie, if it was asked for.")),
+    )),
+)]
+async fn log_in(
+    State(state): State<AppState>,
+    ClientAddress(address): ClientAddress,
+    parts: Parts,
+    Body(mut fields): Body,
+) -> Result<Response, ApiError> {
+    let (username, password) = (fields.text("username"), fields.text("password"));
+    let wants_session = fields.flag("session");
+    fields.check()?;
+    let (Some(username), Some(password)) = (username, password) else {
+        return Err(Error::InvalidRequest("The body could not be read.").into());
+    };
+    let request = LogIn {
+        username,
+        password,
+        wants_session,
+        network: ClientNetwork::from(address),
+    };
+    let pair = state.accounts.log_in(request).await?;
+    let mut response = Json(TokenPairResponse {
+        refresh: pair.refresh,
+        access: pair.access,
+    })
+    .into_response();
+    if let Some(session) = pair.session {
+        let lifetime = state.accounts.session_lifetime().as_secs();
+        response.headers_mut().insert(
+            SET_COOKIE,
+            session_cookie(&state, &parts, &session, lifetime)?,
+        );
+    }
+    Ok(response)
+}
+
+/// Refresh
+///
+/// Gives a new access token. The refresh token stays as it is.
+#[utoipa::path(
+    post, path = "/api/auth/refresh", tag = "accounts", operation_id = "refresh", security(()),
+    request_body(content = RefreshRequest, content_type = "application/json"),
+    responses((status = 200, description = "The new access token.", body = AccessTokenResponse)),
+)]
+async fn refresh(
+    State(state): State<AppState>,
+    Body(mut fields): Body,
+) -> Result<Response, ApiError> {
+    let token = fields.text("refresh");
+    fields.check()?;
+    let access = state
+        .accounts
+        .refresh(&token.unwrap_or_default(), Timestamp::now())
+        .await?;
+    Ok(Json(AccessTokenResponse { access }).into_response())
+}
+
+/// Log out
+///
+/// Ends the given refresh token and the session of the cookie, if any; neither works from now on. Needs no access token.
+#[utoipa::path(
+    post, path = "/api/auth/logout", tag = "accounts", operation_id = "logout", security((), ("session" = [])),
+    request_body(content = Option<LogOutRequest>, content_type = "application/json"),
+    responses((
+        status = 204, description = "Both have ended.",
+        headers(("Set-Cookie" = String, description = "Takes the session cookie back.")),
+    )),
+)]
+async fn log_out(
+    State(state): State<AppState>,
+    parts: Parts,
+    Body(mut fields): Body,
+) -> Result<Response, ApiError> {
+    let token = fields.optional_text("refresh");
+    fields.check()?;
+    let session = session_secret(&parts.headers);
+    let had_session = session.is_some();
+    state
+        .accounts
+        .log_out(token.as_deref(), session, Timestamp::now())
+        .await?;
+    let mut response = StatusCode::NO_CONTENT.into_response();
+    if had_session {
+        response
+            .headers_mut()
+            .insert(SET_COOKIE, session_cookie(&state, &parts, "", 0)?);
+    }
+    Ok(response)
+}
+
+/// WebSocket ticket
+///
+/// Gives a pass for one WebSocket, good once and for 30 seconds: it keeps the access token out of addresses and logs.
+#[utoipa::path(
+    post, path = "/api/auth/ws-ticket", tag = "accounts", operation_id = "issue_ticket", security(("bearer" = [])),
+    responses((status = 201, description = "The ticket.", body = TicketResponse)),
+)]
+async fn issue_ticket(State(state): State<AppState>, caller: Caller) -> Result<Response, ApiError> {
+    let ticket = state.accounts.issue_ticket(&caller).await?;
+    let body = TicketResponse {
+        ticket: ticket.secret,
+        expires_in: ticket.expires_in.as_secs(),
+    };
+    Ok((StatusCode::CREATED, Json(body)).into_response())
+}
+
+/// Who am I
+///
+/// The account behind the access token.
+#[utoipa::path(
+    get, path = "/api/auth/me", tag = "accounts", operation_id = "me", security(("bearer" = [])),
+    responses((status = 200, description = "The account.", body = UserResponse)),
+)]
+async fn show_me(caller: Caller) -> Json<UserResponse> {
+    Json(UserResponse {
+        id: caller.user_id().0,
+        username: caller.username().to_owned(),
+        email: caller.email().to_owned(),
+    })
+}
+
+fn session_cookie(
+    state: &AppState,
+    parts: &Parts,
+    secret: &str,
+    max_age: u64,
+) -> Result<HeaderValue, Error> {
+    let is_secure = match state.server.cookie_secure {
+        CookieSecure::Always => true,
+        CookieSecure::Never => false,
+        CookieSecure::Auto => is_tls(parts, &state.server.trusted_proxies),
+    };
+    let secure = if is_secure { "; Secure" } else { "" };
+    format!("{SESSION_COOKIE}={secret}; Path=/; Max-Age={max_age}; HttpOnly; SameSite=Lax{secure}")
+        .try_into()
+        .map_err(Error::internal)
+}
+
+/// Proof that the throttle of registrations let this request through.
+struct RegisterAdmitted;
+
+impl FromRequestParts<AppState> for RegisterAdmitted {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        let Ok(ClientAddress(address)) = ClientAddress::from_request_parts(parts, state).await;
+        let verdict = state
+            .register_throttle
+            .check(ClientNetwork::from(address), Instant::now());
+        match verdict.retry_after {
+            None => Ok(Self),
+            Some(wait) => {
+                state
+                    .metrics
+                    .throttled
+                    .with_label_values(&["register"])
+                    .inc();
+                Err(Error::RateLimited(wait).into())
+            }
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Who calls: bearer tokens, the session cookie, and the throttle's word on every answer to a known user.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use axum::extract::{FromRequestParts, Request, State};
+use axum::http::header::{AUTHORIZATION, COOKIE};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::error::ApiError;
+use super::state::AppState;
+use crate::domain::{Timestamp, UserId};
+use crate::error::{Error, Unauthenticated};
+use crate::services::accounts::Caller;
+use crate::throttle::Verdict;
+
+/// The name of the session cookie.
+pub const SESSION_COOKIE: &str = "session";
+
+/// Left in an answer's extensions for the log.
+#[derive(Clone, Copy, Debug)]
+pub struct KnownUser(pub UserId);
+
+/// Where the throttle's verdict on this request is put, for the headers of its answer.
+#[derive(Clone, Default)]
+struct VerdictSlot(Arc<OnceLock<Verdict>>);
+
+/// Lets only requests with a good access token through, and gives their handlers the [`Caller`].
+pub async fn authenticate(
+    State(state): State<AppState>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let caller = match bearer_caller(&state, request.headers()).await {
+        Ok(caller) => caller,
+        Err(error) => return ApiError::from(error).into_response(),
+    };
+    let user_id = caller.user_id();
+    let slot = VerdictSlot::default();
+    request.extensions_mut().insert(slot.clone());
+    request.extensions_mut().insert(caller);
+    let mut response = next.run(request).await;
+    response.extensions_mut().insert(KnownUser(user_id));
+    let verdict = match slot.0.get() {
+        Some(verdict) => verdict.clone(),
+        None => state.prompt_throttle.peek(user_id, Instant::now()).await,
+    };
+    state_rates(
+        response.headers_mut(),
+        state.prompt_policy.as_ref(),
+        &verdict,
+    );
+    response
+}
+
+/// The caller behind an `Authorization: Bearer` header.
+///
+/// # Errors
+/// `Unauthenticated` as SimpleJWT words it: another scheme counts as none, and the scheme's case matters.
+pub async fn bearer_caller(state: &AppState, headers: &HeaderMap) -> Result<Caller, Error> {
+    let token = bearer_token(headers)?.ok_or(Unauthenticated::NotProvided)?;
+    state.accounts.authenticate(token, Timestamp::now()).await
+}
+
+/// The token of an `Authorization: Bearer` header, or `None` if there is no such header.
+///
+/// # Errors
+/// `MalformedHeader` if what follows `Bearer` is not one word.
+pub fn bearer_token(headers: &HeaderMap) -> Result<Option<&str>, Unauthenticated> {
+    let Some(value) = headers.get(AUTHORIZATION) else {
+        return Ok(None);
+    };
+    // A header of other bytes than visible ASCII holds no token of ours.
+    let Ok(value) = value.to_str() else {
+        return Ok(None);
+    };
+    let mut words = value.split_ascii_whitespace();
+    if words.next() != Some("Bearer") {
+        return Ok(None);
+    }
+    match (words.next(), words.next()) {
+        (Some(token), None) => Ok(Some(token)),
+        _ => Err(Unauthenticated::MalformedHeader),
+    }
+}
+
+/// The session cookie's secret, if the request has one.
+pub fn session_secret(headers: &HeaderMap) -> Option<&str> {
+    headers
+        .get_all(COOKIE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(';'))
+        .find_map(|pair| pair.trim().strip_prefix(SESSION_COOKIE)?.strip_prefix('='))
+}
+
+/// Says how much of the throttle is left, as draft-ietf-httpapi-ratelimit-headers has it.
+fn state_rates(headers: &mut HeaderMap, policy: Option<&HeaderValue>, verdict: &Verdict) {
+    if let Some(policy) = policy {
+        headers.insert(HeaderName::from_static("ratelimit-policy"), policy.clone());
+    }
+    if let Some(standing) = verdict
+        .ratelimit()
+        .and_then(|value| HeaderValue::from_str(&value).ok())
+    {
+        headers.insert(HeaderName::from_static("ratelimit"), standing);
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        // Absent only where a route forgot the layer: refused, never let through.
+        let caller = parts.extensions.get::<Self>().cloned();
+        caller.ok_or_else(|| Error::from(Unauthenticated::NotProvided).into())
+    }
+}
+
+/// Proof that the throttle let this request through. Taking it counts the request, so it comes before the body.
+pub struct Admitted;
+
+impl FromRequestParts<AppState> for Admitted {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        let caller = Caller::from_request_parts(parts, state).await?;
+        let verdict = state
+            .prompt_throttle
+            .check(caller.user_id(), Instant::now())
+            .await;
+        let refused = verdict.retry_after;
+        if let Some(slot) = parts.extensions.get::<VerdictSlot>() {
+            // Set once: a request is counted once.
+            let _ = slot.0.set(verdict);
+        }
+        match refused {
+            None => Ok(Self),
+            Some(wait) => {
+                state
+                    .metrics
+                    .throttled
+                    .with_label_values(&["prompts"])
+                    .inc();
+                Err(Error::RateLimited(wait).into())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(value: &str) -> Result<Option<String>, Unauthenticated> {
+        let mut headers = HeaderMap::new();
+        headers.insert(AUTHORIZATION, value.parse().unwrap());
+        bearer_token(&headers).map(|token| token.map(str::to_owned))
+    }
+
+    #[test]
+    fn the_scheme_is_case_sensitive_and_another_counts_as_none() {
+        assert_eq!(token("Bearer a.b.c"), Ok(Some("a.b.c".to_owned())));
+        assert_eq!(token("Bearer  a.b.c "), Ok(Some("a.b.c".to_owned())));
+        for none in ["bearer a.b.c", "Basic YTpi", "", "Bearera"] {
+            assert_eq!(token(none), Ok(None), "{none:?}");
+        }
+        assert_eq!(bearer_token(&HeaderMap::new()), Ok(None));
+    }
+
+    #[test]
+    fn one_word_must_follow() {
+        for bad in ["Bearer", "Bearer a b"] {
+            assert_eq!(token(bad), Err(Unauthenticated::MalformedHeader), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_session_cookie_is_found_among_others() {
+        let secret = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(COOKIE, value.parse().unwrap());
+            session_secret(&headers).map(str::to_owned)
+        };
+        assert_eq!(
+            secret("a=b; session=s3cret; c=d").as_deref(),
+            Some("s3cret")
+        );
+        assert_eq!(secret("session=").as_deref(), Some(""));
+        assert_eq!(secret("sessions=x; mysession=y; session"), None);
+    }
+}

@@ -1,0 +1,253 @@
+//! The only place where an error becomes a status code and a body.
+
+use std::time::Duration;
+
+use axum::http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Map, Value, json};
+
+use crate::error::{Error, FieldErrors, Source, TokenProblem, Unauthenticated};
+
+/// What a client that is told to come back later should wait when nothing better is known.
+const LATER: Duration = Duration::from_secs(1);
+
+/// An error on its way to a client.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    body: Value,
+    retry_after: Option<Duration>,
+    closes: bool,
+    source: Option<Source>,
+}
+
+/// The cause of a 5xx, left in the response's extensions for the one log line about it.
+#[derive(Clone, Debug)]
+pub struct Cause(pub std::sync::Arc<Source>);
+
+impl ApiError {
+    /// A status and a `detail`.
+    pub fn plain(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self::new(status, json!({ "detail": detail.into() }))
+    }
+
+    /// 400 with a `detail`.
+    pub fn bad_request(detail: impl Into<String>) -> Self {
+        Self::plain(StatusCode::BAD_REQUEST, detail)
+    }
+
+    /// 400 about the body as a whole.
+    pub fn non_field(message: String) -> Self {
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            json!({ "non_field_errors": [message] }),
+        )
+    }
+
+    /// The same, with the connection closed after it.
+    pub fn closing(mut self) -> Self {
+        self.closes = true;
+        self
+    }
+
+    fn new(status: StatusCode, body: Value) -> Self {
+        Self {
+            status,
+            body,
+            retry_after: None,
+            closes: false,
+            source: None,
+        }
+    }
+
+    fn coded(status: StatusCode, detail: &str, code: &str) -> Self {
+        Self::new(status, json!({ "detail": detail, "code": code }))
+    }
+
+    fn later(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
+        self
+    }
+}
+
+/// Whole seconds, rounded up and at least one: a client that waits them succeeds.
+pub fn whole_seconds(wait: Duration) -> u64 {
+    (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
+}
+
+impl From<Error> for ApiError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::NotFound => Self::plain(StatusCode::NOT_FOUND, "Not found."),
+            Error::InvalidFields(fields) => {
+                Self::new(StatusCode::BAD_REQUEST, field_errors(fields))
+            }
+            Error::InvalidRequest(detail) => Self::bad_request(detail),
+            Error::Unauthenticated(why) => unauthenticated(why),
+            Error::Forbidden(detail) => Self::plain(StatusCode::FORBIDDEN, detail),
+            Error::RateLimited(wait) => {
+                let seconds = whole_seconds(wait);
+                let plural = if seconds == 1 { "" } else { "s" };
+                let detail = format!(
+                    "Request was throttled. Expected available in {seconds} second{plural}."
+                );
+                Self::plain(StatusCode::TOO_MANY_REQUESTS, detail).later(wait)
+            }
+            Error::Overloaded(wait) => Self::coded(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "The service is overloaded. Try again shortly.",
+                "overloaded",
+            )
+            .later(wait),
+            Error::Unavailable(source) => Self {
+                source: Some(source),
+                ..Self::coded(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "The service cannot do this just now. Try again shortly.",
+                    "unavailable",
+                )
+                .later(LATER)
+            },
+            Error::Internal(source) => Self {
+                source: Some(source),
+                ..Self::plain(StatusCode::INTERNAL_SERVER_ERROR, "Internal server error.")
+            },
+        }
+    }
+}
+
+fn field_errors(fields: FieldErrors) -> Value {
+    let mut body = Map::new();
+    for (name, messages) in fields {
+        let list = body.entry(name).or_insert_with(|| json!([]));
+        if let Value::Array(list) = list {
+            list.extend(messages.into_iter().map(Value::String));
+        }
+    }
+    Value::Object(body)
+}
+
+fn unauthenticated(why: Unauthenticated) -> ApiError {
+    let status = StatusCode::UNAUTHORIZED;
+    match why {
+        Unauthenticated::NotProvided => {
+            ApiError::plain(status, "Authentication credentials were not provided.")
+        }
+        Unauthenticated::MalformedHeader => ApiError::coded(
+            status,
+            "Authorization header must contain two space-delimited values",
+            "bad_authorization_header",
+        ),
+        Unauthenticated::AccessToken(problem) => ApiError::new(
+            status,
+            json!({
+                "detail": "Given token not valid for any token type",
+                "code": "token_not_valid",
+                "messages": [{ "token_class": "AccessToken", "token_type": "access", "message": token_problem(problem) }],
+            }),
+        ),
+        Unauthenticated::RefreshToken(problem) => {
+            ApiError::coded(status, token_problem(problem), "token_not_valid")
+        }
+        Unauthenticated::NoUserId => ApiError::coded(
+            status,
+            "Token contained no recognizable user identification",
+            "token_not_valid",
+        ),
+        Unauthenticated::UserNotFound => {
+            ApiError::coded(status, "User not found", "user_not_found")
+        }
+        Unauthenticated::UserInactive => {
+            ApiError::coded(status, "User is inactive", "user_inactive")
+        }
+        Unauthenticated::RefreshUserInactive => {
+            ApiError::plain(status, "No active account found for the given token.")
+        }
+        Unauthenticated::WrongCredentials => {
+            ApiError::plain(status, "No active account found with the given credentials")
+        }
+        Unauthenticated::SpentCredential => ApiError::coded(
+            status,
+            "The session or ticket is not valid",
+            "credential_not_valid",
+        ),
+    }
+}
+
+fn token_problem(problem: TokenProblem) -> &'static str {
+    match problem {
+        TokenProblem::Invalid => "Token is invalid",
+        TokenProblem::Expired => "Token is expired",
+        TokenProblem::NoExpiry => "Token has no 'exp' claim",
+        TokenProblem::NoType => "Token has no type",
+        TokenProblem::WrongType => "Token has wrong type",
+        TokenProblem::NoId => "Token has no id",
+        TokenProblem::Revoked => "Token is revoked",
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (
+            self.status,
+            [(CONTENT_TYPE, "application/json")],
+            self.body.to_string(),
+        )
+            .into_response();
+        let headers = response.headers_mut();
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(
+                WWW_AUTHENTICATE,
+                HeaderValue::from_static("Bearer realm=\"api\""),
+            );
+        }
+        if let Some(wait) = self.retry_after {
+            headers.insert(RETRY_AFTER, whole_seconds(wait).into());
+        }
+        if self.closes {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        if let Some(source) = self.source {
+            response
+                .extensions_mut()
+                .insert(Cause(std::sync::Arc::new(source)));
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_are_rounded_up_to_whole_seconds() {
+        assert_eq!(whole_seconds(Duration::ZERO), 1);
+        assert_eq!(whole_seconds(Duration::from_millis(1)), 1);
+        assert_eq!(whole_seconds(Duration::from_secs(2)), 2);
+        assert_eq!(whole_seconds(Duration::from_nanos(2_000_000_001)), 3);
+    }
+
+    #[test]
+    fn messages_about_one_field_are_told_together() {
+        let fields = vec![
+            ("username", vec!["a".into()]),
+            ("email", vec!["b".into()]),
+            ("username", vec!["c".into()]),
+        ];
+        assert_eq!(
+            field_errors(fields),
+            json!({ "username": ["a", "c"], "email": ["b"] })
+        );
+    }
+
+    #[test]
+    fn a_cause_is_kept_for_the_log_and_not_sent() {
+        let response = ApiError::from(Error::internal("SELECT secret")).into_response();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(response.extensions().get::<Cause>().is_some());
+        let body = ApiError::from(Error::internal("SELECT secret")).body;
+        assert!(!body.to_string().contains("SELECT"));
+    }
+}

@@ -1,0 +1,220 @@
+//! A body's fields and the rules by which the old system's serializers read them.
+
+use std::collections::HashMap;
+
+use crate::domain::account::{NO_NUL, NOT_A_STRING, NOT_BLANK, NOT_NULL, REQUIRED, trimmed};
+use crate::error::{Error, FieldErrors};
+
+/// One field as it arrived.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Field {
+    /// JSON's null.
+    Null,
+    /// JSON's true or false.
+    Flag(bool),
+    /// A JSON number, as it was written: no digit is lost to a binary form.
+    Number(String),
+    /// A JSON string, or a form's text.
+    Text(String),
+    /// A list, an object, a file, or bytes that are no text.
+    NotText,
+}
+
+/// A body's fields. Of a name that comes twice the last counts; names that nobody asks for are ignored.
+#[derive(Debug, Default)]
+pub struct Fields {
+    fields: HashMap<String, Field>,
+    errors: FieldErrors,
+}
+
+impl FromIterator<(String, Field)> for Fields {
+    fn from_iter<I: IntoIterator<Item = (String, Field)>>(fields: I) -> Self {
+        Self {
+            fields: fields.into_iter().collect(),
+            errors: Vec::new(),
+        }
+    }
+}
+
+impl Fields {
+    /// Sets a field, in place of an earlier one of that name.
+    pub fn insert(&mut self, name: String, field: Field) {
+        self.fields.insert(name, field);
+    }
+
+    /// A text as it came, or the message that says why there is none: for fields with rules of their own.
+    pub fn raw_text(&mut self, name: &str) -> Result<String, &'static str> {
+        raw_text_of(self.fields.remove(name).ok_or(REQUIRED)?)
+    }
+
+    /// A required text, trimmed: a number counts as its text. Notes what is wrong with it and answers `None` otherwise.
+    pub fn text(&mut self, name: &'static str) -> Option<String> {
+        let outcome = self.raw_text(name).and_then(sound);
+        self.note(name, outcome)
+    }
+
+    /// A text that may be left out or be null; blank counts as left out.
+    pub fn optional_text(&mut self, name: &'static str) -> Option<String> {
+        let field = self.fields.remove(name)?;
+        if field == Field::Null || is_blank(&field) {
+            return None;
+        }
+        let outcome = raw_text_of(field).and_then(sound);
+        self.note(name, outcome)
+    }
+
+    /// A yes or no, `false` if left out, in all the spellings the old system took.
+    pub fn flag(&mut self, name: &'static str) -> bool {
+        let outcome = match self.fields.remove(name) {
+            None => Ok(false),
+            Some(Field::Flag(flag)) => Ok(flag),
+            Some(Field::Null) => Err(NOT_NULL),
+            Some(Field::Number(text) | Field::Text(text)) => spelled(trimmed(&text)),
+            Some(Field::NotText) => Err("Must be a valid boolean."),
+        };
+        self.note(name, outcome).unwrap_or_default()
+    }
+
+    /// What was wrong with the fields asked for so far, as an error.
+    ///
+    /// # Errors
+    /// `InvalidFields` unless all was well.
+    pub fn check(&mut self) -> Result<(), Error> {
+        if self.errors.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::InvalidFields(std::mem::take(&mut self.errors)))
+        }
+    }
+
+    fn note<T>(&mut self, name: &'static str, outcome: Result<T, &str>) -> Option<T> {
+        outcome
+            .map_err(|message| self.errors.push((name, vec![message.to_owned()])))
+            .ok()
+    }
+}
+
+fn raw_text_of(field: Field) -> Result<String, &'static str> {
+    match field {
+        Field::Null => Err(NOT_NULL),
+        Field::Number(text) | Field::Text(text) => Ok(text),
+        Field::Flag(_) | Field::NotText => Err(NOT_A_STRING),
+    }
+}
+
+fn sound(text: String) -> Result<String, &'static str> {
+    let inner = trimmed(&text);
+    if inner.is_empty() {
+        return Err(NOT_BLANK);
+    }
+    if inner.contains('\0') {
+        return Err(NO_NUL);
+    }
+    // Most texts have nothing to trim and are kept as they are.
+    Ok(if inner.len() == text.len() {
+        text
+    } else {
+        inner.to_owned()
+    })
+}
+
+fn is_blank(field: &Field) -> bool {
+    matches!(field, Field::Text(text) if trimmed(text).is_empty())
+}
+
+fn spelled(word: &str) -> Result<bool, &'static str> {
+    match word.to_ascii_lowercase().as_str() {
+        "t" | "y" | "yes" | "true" | "on" | "1" | "1.0" => Ok(true),
+        "f" | "n" | "no" | "false" | "off" | "0" | "0.0" => Ok(false),
+        _ => Err("Must be a valid boolean."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(field: Field) -> Fields {
+        [("field".to_owned(), field)].into_iter().collect()
+    }
+
+    fn text(field: Field) -> Result<String, Error> {
+        let mut fields = one(field);
+        let text = fields.text("field");
+        fields.check().map(|()| text.unwrap())
+    }
+
+    fn word(word: &str) -> Field {
+        Field::Text(word.to_owned())
+    }
+
+    #[test]
+    fn texts_are_trimmed_and_numbers_are_texts() {
+        assert_eq!(text(word("  hi \n")).unwrap(), "hi");
+        for number in ["123", "1.5", "123456789012345678901234567890"] {
+            assert_eq!(text(Field::Number(number.to_owned())).unwrap(), number);
+        }
+    }
+
+    #[test]
+    fn what_is_no_text_is_refused() {
+        for bad in [
+            Field::Null,
+            word(""),
+            word("   "),
+            Field::Flag(true),
+            Field::NotText,
+            word("a\0b"),
+        ] {
+            assert!(text(bad.clone()).is_err(), "{bad:?}");
+        }
+        let mut none = Fields::default();
+        assert_eq!(none.text("prompt"), None);
+        assert!(none.check().is_err());
+        assert!(none.check().is_ok(), "an error is told once");
+    }
+
+    #[test]
+    fn flags_are_read_in_every_recorded_spelling() {
+        let flag = |field: Field| {
+            let mut fields = one(field);
+            let flag = fields.flag("field");
+            fields.check().map(|()| flag)
+        };
+        for yes in [
+            Field::Flag(true),
+            word("yes"),
+            word("on"),
+            word("t"),
+            word("1"),
+            word("TRUE"),
+            Field::Number("1".into()),
+        ] {
+            assert!(flag(yes.clone()).unwrap(), "{yes:?}");
+        }
+        for no in [Field::Flag(false), word("no"), Field::Number("0".into())] {
+            assert!(!flag(no.clone()).unwrap(), "{no:?}");
+        }
+        for bad in [
+            Field::Null,
+            word("maybe"),
+            Field::Number("2".into()),
+            Field::NotText,
+        ] {
+            assert!(flag(bad.clone()).is_err(), "{bad:?}");
+        }
+        assert!(!Fields::default().flag("websocket"));
+    }
+
+    #[test]
+    fn optional_texts_may_be_left_out_null_or_blank() {
+        for none in [Field::Null, word(""), word("  ")] {
+            assert_eq!(one(none).optional_text("field"), None);
+        }
+        assert_eq!(Fields::default().optional_text("field"), None);
+        assert_eq!(one(word("x")).optional_text("field").as_deref(), Some("x"));
+        let mut list = one(Field::NotText);
+        assert_eq!(list.optional_text("field"), None);
+        assert!(list.check().is_err());
+    }
+}

@@ -1,0 +1,10 @@
+//! From a request's parts to typed values: who calls, from where, and what the body says.
+
+mod address;
+mod body;
+mod fields;
+mod query;
+
+pub use address::{ClientAddress, Peer, is_tls};
+pub use body::{Body, drain};
+pub use query::Query;

@@ -1,0 +1,24 @@
+//! HTTP and WebSocket: the only layer that knows status codes, headers and JSON.
+
+mod accept;
+mod accounts;
+mod authenticate;
+mod error;
+mod extract;
+mod health;
+mod observe;
+mod openapi;
+mod pages;
+mod prompts;
+mod router;
+mod server;
+mod state;
+mod unread;
+mod ws;
+mod yaml;
+
+pub use openapi::Documents;
+pub use prompts::encode_completed;
+pub use router::{metrics_router, router};
+pub use server::{Limits, serve};
+pub use state::{AppState, Lifecycle, State};

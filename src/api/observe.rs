@@ -1,0 +1,175 @@
+//! The outermost layer: gives every request its id, every answer its headers, its line in the log and its place in the metrics.
+
+use std::time::Instant;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderName};
+use axum::http::{HeaderMap, HeaderValue, Method};
+use axum::middleware::Next;
+use axum::response::Response;
+
+use super::authenticate::KnownUser;
+use super::error::Cause;
+use super::state::AppState;
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// What an API answer may load in a browser: nothing.
+const API_POLICY: HeaderValue =
+    HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
+
+/// The id of the request being served, in its extensions.
+#[derive(Clone, Debug)]
+pub struct RequestId(HeaderValue);
+
+impl RequestId {
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        self.0.to_str().unwrap_or_default()
+    }
+}
+
+const SECURITY_HEADERS: [(&str, &str); 4] = [
+    ("x-content-type-options", "nosniff"),
+    ("x-frame-options", "DENY"),
+    ("referrer-policy", "same-origin"),
+    ("cross-origin-opener-policy", "same-origin"),
+];
+
+/// Wraps a request as described above.
+pub async fn observe(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let request_id = request_id(request.headers());
+    request
+        .extensions_mut()
+        .insert(RequestId(request_id.clone()));
+    let method = method_label(request.method());
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let mut response = next.run(request).await;
+
+    let cause = response.extensions_mut().remove::<Cause>();
+    let user_id = response
+        .extensions_mut()
+        .remove::<KnownUser>()
+        .map(|user| user.0.0);
+    let headers = response.headers_mut();
+    for (name, value) in SECURITY_HEADERS {
+        headers.insert(
+            HeaderName::from_static(name),
+            HeaderValue::from_static(value),
+        );
+    }
+    headers.entry(CONTENT_SECURITY_POLICY).or_insert(API_POLICY);
+    headers
+        .entry(CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-store"));
+    headers.insert(X_REQUEST_ID, request_id.clone());
+
+    let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
+    let status = response.status();
+    let took = started.elapsed();
+    state
+        .metrics
+        .http_requests
+        .with_label_values(&[route, method, status.as_str()])
+        .inc();
+    state
+        .metrics
+        .http_request_duration
+        .with_label_values(&[route, method])
+        .observe(took.as_secs_f64());
+    let request_id = request_id.to_str().unwrap_or_default();
+    // Whole microseconds: more digits would be noise.
+    let duration_ms = took.as_micros() as f64 / 1000.0;
+    if status.is_server_error() {
+        let error = cause.map(|cause| chain(&**cause.0));
+        tracing::error!(
+            request_id,
+            method,
+            route,
+            status = status.as_u16(),
+            duration_ms,
+            user_id,
+            error,
+            "request failed"
+        );
+    } else {
+        tracing::info!(
+            request_id,
+            method,
+            route,
+            status = status.as_u16(),
+            duration_ms,
+            user_id,
+            "request"
+        );
+    }
+    response
+}
+
+/// The caller's id if it is one, so that a trace crosses services; a random one otherwise.
+fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let is_usable = |value: &&HeaderValue| {
+        (1..=64).contains(&value.len())
+            && value
+                .as_bytes()
+                .iter()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte))
+    };
+    headers
+        .get(X_REQUEST_ID)
+        .filter(is_usable)
+        .cloned()
+        .unwrap_or_else(|| {
+            let mut bytes = [0; 16];
+            // An id that repeats costs a reader of logs a moment; a failing source of randomness must not cost an answer.
+            let _ = getrandom::fill(&mut bytes);
+            let id = u128::from_le_bytes(bytes);
+            HeaderValue::from_str(&format!("{id:032x}")).expect("hex digits are a header value")
+        })
+}
+
+/// Methods are the client's to choose, labels are not.
+fn method_label(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::HEAD => "HEAD",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
+}
+
+/// An error with its sources, in one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_usable_request_id_is_kept_and_any_other_replaced() {
+        let id = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(X_REQUEST_ID, value.parse().unwrap());
+            request_id(&headers).to_str().unwrap().to_owned()
+        };
+        assert_eq!(id("Trace-1.2_3"), "Trace-1.2_3");
+        for bad in ["", "two words", "x\ty", &"a".repeat(65), "a,b"] {
+            let made = id(bad);
+            assert_eq!(made.len(), 32, "{bad:?}");
+            assert_ne!(made, id(bad));
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! What a browser sees: the front page, Swagger UI, ReDoc, the schema. All of it is carried by the binary.
+
+use axum::extract::State;
+use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, VARY};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::{Json, Router};
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::accept::quality;
+use super::error::ApiError;
+use super::extract::Query;
+use super::state::AppState;
+
+/// What the pages may load: what this binary serves, and nothing from elsewhere. Swagger UI and ReDoc style their elements
+/// in place, ReDoc builds its search worker from a blob, and both hold small images as data.
+const PAGE_POLICY: HeaderValue = HeaderValue::from_static(
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self' data:; \
+     connect-src 'self'; worker-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+);
+const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
+const SCRIPT: HeaderValue = HeaderValue::from_static("text/javascript; charset=utf-8");
+const STYLE: HeaderValue = HeaderValue::from_static("text/css; charset=utf-8");
+
+/// Declares the vendored files: their name under `/assets/`, type and content.
+macro_rules! assets {
+    ($(($name:literal, $file:literal, $kind:ident)),+ $(,)?) => {
+        static ASSETS: [(&str, HeaderValue, &[u8]); 6] = [
+            $(($name, $kind, include_bytes!(concat!("../../assets/web/", $file)))),+
+        ];
+    };
+}
+
+assets! {
+    ("docs.js", "docs.js", SCRIPT),
+    ("pages.css", "pages.css", STYLE),
+    ("redoc.js", "redoc.js", SCRIPT),
+    ("redoc.standalone.js", "vendor/redoc.standalone.js", SCRIPT),
+    ("swagger-ui-bundle.js", "vendor/swagger-ui-bundle.js", SCRIPT),
+    ("swagger-ui.css", "vendor/swagger-ui.css", STYLE),
+}
+
+/// The pages that are part of the API's description.
+pub fn router() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new()
+        .routes(routes!(front_page))
+        .routes(routes!(schema))
+        .routes(routes!(docs))
+        .routes(routes!(redoc))
+}
+
+/// The files behind the pages, which are not.
+pub fn assets_router() -> Router<AppState> {
+    ASSETS
+        .iter()
+        .fold(Router::new(), |router, (name, kind, content)| {
+            let serve = move || std::future::ready(asset(kind.clone(), content));
+            router.route(&format!("/assets/{name}"), axum::routing::get(serve))
+        })
+}
+
+fn asset(kind: HeaderValue, content: &'static [u8]) -> Response {
+    // An hour: long enough for a sitting with the docs, short enough that a new version is seen.
+    let cache = HeaderValue::from_static("public, max-age=3600");
+    ([(CONTENT_TYPE, kind), (CACHE_CONTROL, cache)], content).into_response()
+}
+
+fn page(content: &'static str) -> Response {
+    (
+        [(CONTENT_TYPE, HTML), (CONTENT_SECURITY_POLICY, PAGE_POLICY)],
+        content,
+    )
+        .into_response()
+}
+
+/// What this is.
+#[derive(Serialize, ToSchema)]
+pub struct FrontPageResponse {
+    #[schema(example = "Prompt Service")]
+    name: &'static str,
+    version: &'static str,
+    docs: &'static str,
+    redoc: &'static str,
+    schema: &'static str,
+    metrics: &'static str,
+    health: &'static str,
+    readiness: &'static str,
+}
+
+/// Front page
+///
+/// The service's name and version, and links to its pages: HTML to a browser, JSON to others.
+#[utoipa::path(
+    get, path = "/", tag = "documentation", operation_id = "front_page", security(()),
+    responses((status = 200, description = "The links.", content((FrontPageResponse = "application/json"), (String = "text/html")))),
+)]
+async fn front_page(headers: HeaderMap) -> Response {
+    let wants_html = quality(&headers, "text/html") > quality(&headers, "application/json");
+    let mut response = if wants_html {
+        page(include_str!("../../assets/web/index.html"))
+    } else {
+        Json(FrontPageResponse {
+            name: "Prompt Service",
+            version: env!("CARGO_PKG_VERSION"),
+            docs: "/docs",
+            redoc: "/redoc",
+            schema: "/schema",
+            metrics: "/metrics",
+            health: "/healthz",
+            readiness: "/readyz",
+        })
+        .into_response()
+    };
+    response
+        .headers_mut()
+        .insert(VARY, HeaderValue::from_name(ACCEPT));
+    response
+}
+
+/// Schema
+///
+/// This description, OpenAPI 3.1: JSON, or YAML by `Accept` or `?format=yaml`.
+#[utoipa::path(
+    get, path = "/schema", tag = "documentation", operation_id = "schema", security(()),
+    params(("format" = Option<String>, Query, description = "`json` or `yaml`, whatever `Accept` says.")),
+    responses(
+        (status = 200, description = "The description.", content((serde_json::Value = "application/json"), (String = "application/yaml"))),
+        (status = 404, description = "There is no such format.", body = super::openapi::ErrorResponse),
+    ),
+)]
+async fn schema(State(state): State<AppState>, headers: HeaderMap, query: Query) -> Response {
+    let yaml_types = [
+        "application/yaml",
+        "application/vnd.oai.openapi",
+        "text/yaml",
+        "application/x-yaml",
+    ];
+    let prefers_yaml = || {
+        let json = quality(&headers, "application/json");
+        yaml_types
+            .iter()
+            .any(|media_type| quality(&headers, media_type) > json)
+    };
+    let wants_yaml = match query.get("format") {
+        Some("yaml") => true,
+        Some("json") => false,
+        Some(_) => return ApiError::plain(StatusCode::NOT_FOUND, "Not found.").into_response(),
+        None => prefers_yaml(),
+    };
+    let documents = &state.documents;
+    let (kind, text) = if wants_yaml {
+        ("application/yaml", &documents.yaml)
+    } else {
+        ("application/json", &documents.json)
+    };
+    let mut response = (
+        [(CONTENT_TYPE, HeaderValue::from_static(kind))],
+        text.clone(),
+    )
+        .into_response();
+    response
+        .headers_mut()
+        .insert(VARY, HeaderValue::from_name(ACCEPT));
+    response
+}
+
+/// Swagger UI
+///
+/// Try the API in a browser.
+#[utoipa::path(
+    get, path = "/docs", tag = "documentation", operation_id = "docs", security(()),
+    responses((status = 200, description = "The page.", body = String, content_type = "text/html")),
+)]
+async fn docs() -> Response {
+    page(include_str!("../../assets/web/docs.html"))
+}
+
+/// ReDoc
+///
+/// Read the API's description in a browser.
+#[utoipa::path(
+    get, path = "/redoc", tag = "documentation", operation_id = "redoc", security(()),
+    responses((status = 200, description = "The page.", body = String, content_type = "text/html")),
+)]
+async fn redoc() -> Response {
+    page(include_str!("../../assets/web/redoc.html"))
+}

@@ -1,0 +1,431 @@
+//! `/api/prompts`: posting, listing, finding, reading and deleting prompts.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{FromRequestParts, Path, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use serde::Serialize;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::authenticate::Admitted;
+use super::error::ApiError;
+use super::extract::{Body, Query};
+use super::state::AppState;
+use crate::domain::{Prompt, PromptId, Timestamp};
+use crate::error::Error;
+use crate::services::accounts::Caller;
+use crate::services::prompts::CreatePrompt;
+
+/// The routes of this resource; all need an access token.
+pub fn router() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new()
+        .routes(routes!(create_prompt, list_prompts))
+        .routes(routes!(find_similar))
+        .routes(routes!(show_prompt, delete_prompt))
+}
+
+/// A prompt to be answered.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes a body that is read field by field")]
+pub struct CreatePromptRequest {
+    /// The text. White space around it is dropped.
+    #[schema(
+        min_length = 1,
+        max_length = 32000,
+        pattern = r"\S",
+        example = "hello world"
+    )]
+    prompt: String,
+    /// Whether to tell the user's open WebSockets too.
+    #[schema(default = false, required = false)]
+    websocket: bool,
+}
+
+/// An answered prompt.
+#[derive(Serialize, ToSchema)]
+pub struct CreatedPromptResponse {
+    #[schema(example = 1)]
+    id: i64,
+    #[schema(example = "hello world")]
+    prompt: String,
+    #[schema(example = "[mock] You said: hello world")]
+    response: String,
+    #[schema(format = "date-time", example = "2026-11-22T21:08:49.297687Z")]
+    created_at: String,
+    /// The model that answered; `mock` is the built-in one.
+    #[schema(example = "mock")]
+    model: String,
+}
+
+/// A stored prompt.
+#[derive(Serialize, ToSchema)]
+pub struct PromptResponse {
+    id: i64,
+    prompt: String,
+    /// The answer, once there is one.
+    response: Option<String>,
+    #[schema(format = "date-time")]
+    created_at: String,
+    model: String,
+    status: Status,
+    /// Why it failed, if it did.
+    #[schema(example = "upstream_timeout")]
+    error: Option<&'static str>,
+}
+
+/// How far a prompt has come.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// The upstream is still answering.
+    Running,
+    /// Answered.
+    Completed,
+    /// The upstream failed.
+    Failed,
+}
+
+/// One page of prompts, newest first.
+#[derive(Serialize, ToSchema)]
+pub struct PromptListResponse {
+    results: Vec<PromptResponse>,
+    /// The next page's `cursor`; null on the last page.
+    next: Option<String>,
+}
+
+/// A prompt that a search found.
+#[derive(Serialize, ToSchema)]
+pub struct SimilarPrompt {
+    id: i64,
+    prompt: String,
+    response: String,
+    #[schema(format = "date-time")]
+    created_at: String,
+    /// Cosine similarity to the query: 1 is the same meaning, 0 is unrelated.
+    #[schema(minimum = -1.0, maximum = 1.0, example = 0.87)]
+    score: f32,
+}
+
+/// What a search found, nearest first.
+#[derive(Serialize, ToSchema)]
+pub struct SimilarResponse {
+    /// The query as it was asked.
+    query: String,
+    results: Vec<SimilarPrompt>,
+}
+
+/// What to look for.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "describes parameters that are read one by one")]
+struct SimilarParameters {
+    /// The text to compare with.
+    #[param(max_length = 32000, example = "hello")]
+    q: Option<String>,
+    /// Another name for `q`, used if that is absent.
+    #[param(max_length = 32000)]
+    prompt: Option<String>,
+    /// How many results.
+    #[param(minimum = 1, maximum = 100, default = 5)]
+    k: Option<u32>,
+}
+
+/// Which page.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[expect(dead_code, reason = "describes parameters that are read one by one")]
+struct ListParameters {
+    /// How many prompts a page.
+    #[param(minimum = 1, maximum = 100, default = 20)]
+    limit: Option<u32>,
+    /// The `next` of the page before.
+    cursor: Option<String>,
+}
+
+/// Post a prompt
+///
+/// Runs it on the LLM, stores it and makes it searchable: all of that has happened when the answer comes. Throttled for each user.
+#[utoipa::path(
+    post, path = "/api/prompts", tag = "prompts", operation_id = "create_prompt", security(("bearer" = [])),
+    request_body(content = CreatePromptRequest, content_type = "application/json"),
+    responses((status = 201, description = "The prompt with its answer.", body = CreatedPromptResponse)),
+)]
+async fn create_prompt(
+    State(state): State<AppState>,
+    caller: Caller,
+    _: Admitted,
+    Body(mut fields): Body,
+) -> Result<Response, ApiError> {
+    let prompt = fields.text("prompt");
+    let announce = fields.flag("websocket");
+    fields.check()?;
+    let prompt = prompt.unwrap_or_default();
+    check_length("prompt", &prompt, state.max_prompt_chars)?;
+    let new = CreatePrompt {
+        user_id: caller.user_id(),
+        prompt,
+        announce,
+        now: Timestamp::now(),
+    };
+    let prompt = state.prompts.create(new).await?;
+    Ok((
+        StatusCode::CREATED,
+        Json(CreatedPromptResponse::from(&prompt)),
+    )
+        .into_response())
+}
+
+/// List prompts
+///
+/// The caller's prompts, newest first.
+#[utoipa::path(
+    get, path = "/api/prompts", tag = "prompts", operation_id = "list_prompts", security(("bearer" = [])),
+    params(ListParameters),
+    responses((status = 200, description = "One page.", body = PromptListResponse)),
+)]
+async fn list_prompts(
+    State(state): State<AppState>,
+    caller: Caller,
+    query: Query,
+) -> Result<Response, ApiError> {
+    let mut errors = Vec::new();
+    let limit = query
+        .integer("limit", 20, 1..=100)
+        .map_err(|message| errors.push(("limit", vec![message])));
+    let before = query.get("cursor").map(|cursor| {
+        decode_cursor(cursor)
+            .ok_or_else(|| errors.push(("cursor", vec!["Invalid cursor.".to_owned()])))
+    });
+    let (Ok(limit), Ok(before)) = (limit, before.transpose()) else {
+        return Err(Error::InvalidFields(errors).into());
+    };
+    let (page, next) = state.prompts.list(caller.user_id(), before, limit).await?;
+    let results = page.into_iter().map(PromptResponse::from).collect();
+    Ok(Json(PromptListResponse {
+        results,
+        next: next.map(encode_cursor),
+    })
+    .into_response())
+}
+
+/// Find similar prompts
+///
+/// The stored prompts nearest in meaning to a text, nearest first. Not throttled; refused at once when the service is overloaded.
+#[utoipa::path(
+    get, path = "/api/prompts/similar", tag = "prompts", operation_id = "find_similar", security(("bearer" = [])),
+    params(SimilarParameters),
+    responses((
+        status = 200, description = "The nearest prompts.", body = SimilarResponse,
+        headers(("X-Search-Coverage" = f64, description = "The share of prompts that could be found, while a change of model is under way.")),
+    )),
+)]
+async fn find_similar(
+    State(state): State<AppState>,
+    caller: Caller,
+    query: Query,
+) -> Result<Response, ApiError> {
+    let asked = |name| query.get(name).filter(|text| !text.is_empty());
+    let Some(text) = asked("q").or_else(|| asked("prompt")) else {
+        return Err(Error::InvalidRequest("Missing ?q=").into());
+    };
+    check_length("q", text, state.max_prompt_chars)?;
+    let k = query
+        .integer("k", 5, 1..=100)
+        .map_err(|message| Error::field("k", message))?;
+    let found = state
+        .searches
+        .similar(caller.user_id(), text.to_owned(), k)
+        .await?;
+    let body = SimilarResponse {
+        query: text.to_owned(),
+        results: found.results.into_iter().map(SimilarPrompt::from).collect(),
+    };
+    let mut response = Json(body).into_response();
+    if let Some(coverage) = found.coverage {
+        let value = HeaderValue::from_str(&format!("{coverage:.4}")).map_err(Error::internal)?;
+        response
+            .headers_mut()
+            .insert(HeaderName::from_static("x-search-coverage"), value);
+    }
+    Ok(response)
+}
+
+/// Show a prompt
+///
+/// One of the caller's prompts.
+#[utoipa::path(
+    get, path = "/api/prompts/{id}", tag = "prompts", operation_id = "show_prompt", security(("bearer" = [])),
+    params(("id" = i64, Path, description = "The prompt's id.")),
+    responses((status = 200, description = "The prompt.", body = PromptResponse)),
+)]
+async fn show_prompt(
+    State(state): State<AppState>,
+    caller: Caller,
+    PathId(id): PathId,
+) -> Result<Json<PromptResponse>, ApiError> {
+    let prompt = state.prompts.get(caller.user_id(), id).await?;
+    Ok(Json(prompt.into()))
+}
+
+/// Delete a prompt
+///
+/// Removes one of the caller's prompts; no search finds it any more.
+#[utoipa::path(
+    delete, path = "/api/prompts/{id}", tag = "prompts", operation_id = "delete_prompt", security(("bearer" = [])),
+    params(("id" = i64, Path, description = "The prompt's id.")),
+    responses((status = 204, description = "It is gone.")),
+)]
+async fn delete_prompt(
+    State(state): State<AppState>,
+    caller: Caller,
+    PathId(id): PathId,
+) -> Result<StatusCode, ApiError> {
+    state.prompts.delete(caller.user_id(), id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The event that a completed prompt's owner gets on every open socket.
+pub fn encode_completed(prompt: &Prompt) -> Arc<str> {
+    #[derive(Serialize)]
+    struct Event {
+        r#type: &'static str,
+        event: &'static str,
+        data: CreatedPromptResponse,
+    }
+    let event = Event {
+        r#type: "prompt.message",
+        event: "prompt_completed",
+        data: prompt.into(),
+    };
+    serde_json::to_string(&event)
+        .expect("a struct of texts and numbers is JSON")
+        .into()
+}
+
+impl From<&Prompt> for CreatedPromptResponse {
+    fn from(prompt: &Prompt) -> Self {
+        Self {
+            id: prompt.id.0,
+            prompt: prompt.prompt.clone(),
+            response: prompt.response.clone().unwrap_or_default(),
+            created_at: prompt.created_at.to_string(),
+            model: prompt.model.clone(),
+        }
+    }
+}
+
+impl From<Prompt> for PromptResponse {
+    fn from(prompt: Prompt) -> Self {
+        use crate::domain::PromptStatus;
+        Self {
+            id: prompt.id.0,
+            prompt: prompt.prompt,
+            response: prompt.response,
+            created_at: prompt.created_at.to_string(),
+            model: prompt.model,
+            status: match prompt.status {
+                PromptStatus::Running => Status::Running,
+                PromptStatus::Completed => Status::Completed,
+                PromptStatus::Failed => Status::Failed,
+            },
+            error: prompt.error.map(|code| code.as_str()),
+        }
+    }
+}
+
+impl From<(Prompt, f32)> for SimilarPrompt {
+    fn from((prompt, score): (Prompt, f32)) -> Self {
+        Self {
+            id: prompt.id.0,
+            prompt: prompt.prompt,
+            response: prompt.response.unwrap_or_default(),
+            created_at: prompt.created_at.to_string(),
+            score,
+        }
+    }
+}
+
+fn check_length(field: &'static str, text: &str, limit: usize) -> Result<(), Error> {
+    // A character takes at least one byte, so most texts need no counting.
+    if text.len() > limit && text.chars().nth(limit).is_some() {
+        return Err(Error::field(
+            field,
+            format!("Ensure this field has no more than {limit} characters."),
+        ));
+    }
+    Ok(())
+}
+
+/// The prompt that the path names.
+struct PathId(PromptId);
+
+impl<S: Send + Sync> FromRequestParts<S> for PathId {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        // A path that does not even decode names nothing either.
+        let Path(text) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|_| Error::NotFound)?;
+        Ok(Self(parse_id(&text)?))
+    }
+}
+
+/// An id as the service writes it; anything else names no prompt.
+fn parse_id(text: &str) -> Result<PromptId, Error> {
+    let is_plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse()
+        .ok()
+        .filter(|_| is_plain)
+        .map(PromptId)
+        .ok_or(Error::NotFound)
+}
+
+/// A cursor is opaque to clients: where the next page starts, in a form that invites no arithmetic.
+fn encode_cursor(id: PromptId) -> String {
+    BASE64_URL_SAFE_NO_PAD.encode(id.0.to_be_bytes())
+}
+
+fn decode_cursor(cursor: &str) -> Option<PromptId> {
+    let bytes = BASE64_URL_SAFE_NO_PAD.decode(cursor).ok()?;
+    Some(PromptId(i64::from_be_bytes(bytes.try_into().ok()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_survives_the_round_trip_and_nothing_else_is_one() {
+        for id in [1, 4711, i64::MAX] {
+            assert_eq!(
+                decode_cursor(&encode_cursor(PromptId(id))),
+                Some(PromptId(id))
+            );
+        }
+        for bad in ["", "7", "not a cursor", "AAAA", "%00", "AAAAAAAAAAAAAAAA"] {
+            assert_eq!(decode_cursor(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn only_plain_numbers_are_ids() {
+        assert_eq!(parse_id("42").unwrap(), PromptId(42));
+        for bad in ["", "+42", "-1", "4 2", "x", "99999999999999999999"] {
+            assert!(parse_id(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn length_is_counted_in_characters() {
+        assert!(check_length("q", "äöü", 3).is_ok());
+        assert!(check_length("q", "äöüx", 3).is_err());
+    }
+}

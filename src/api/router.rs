@@ -1,0 +1,117 @@
+//! Which layers a request passes on its way to a handler, outermost first: unread bodies, observation, panics, cross-origin rules, then on
+//! `/api` content negotiation and, where a token is needed, authentication. A path or method that does not exist is answered
+//! at its place in that order: 404 before all else, 405 only to those who may know.
+
+use axum::Router;
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::cors::{AllowOrigin, CorsLayer};
+
+use super::accept::require_json;
+use super::authenticate::authenticate;
+use super::error::ApiError;
+use super::observe::observe;
+use super::state::AppState;
+use super::unread::read_rest;
+use super::{accounts, health, pages, prompts, ws};
+
+/// All routes of the main listener; `/metrics` among them unless it has a listener of its own.
+pub fn router(state: &AppState) -> Router {
+    let known = Router::from(accounts::known_router().merge(prompts::router()))
+        .method_not_allowed_fallback(method_not_allowed)
+        .route_layer(from_fn_with_state(state.clone(), authenticate));
+    let api = Router::from(accounts::open_router())
+        .method_not_allowed_fallback(method_not_allowed)
+        .merge(known)
+        .route_layer(from_fn(require_json));
+    let mut rest = Router::from(
+        ws::router()
+            .merge(health::health_router())
+            .merge(pages::router()),
+    )
+    .merge(pages::assets_router());
+    if state.server.metrics_addr.is_none() {
+        rest = rest.merge(Router::from(health::metrics_router()));
+    }
+    finish(
+        api.merge(rest.method_not_allowed_fallback(method_not_allowed)),
+        state,
+    )
+}
+
+/// The routes of the listener for metrics alone.
+pub fn metrics_router(state: &AppState) -> Router {
+    let routes = Router::from(health::health_router().merge(health::metrics_router()));
+    finish(
+        routes.method_not_allowed_fallback(method_not_allowed),
+        state,
+    )
+}
+
+fn finish(routes: Router<AppState>, state: &AppState) -> Router {
+    let mut routes = routes.fallback(not_found);
+    if let Some(cors) = cors(&state.server.cors_allowed_origins) {
+        routes = routes.layer(cors);
+    }
+    routes
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn_with_state(state.clone(), observe))
+        .layer(from_fn(read_rest))
+        .with_state(state.clone())
+}
+
+/// Cross-origin rules for the listed origins; nothing is said to others, whose browsers then refuse by themselves.
+fn cors(origins: &[String]) -> Option<CorsLayer> {
+    let origins: Vec<HeaderValue> = origins
+        .iter()
+        .filter_map(|origin| origin.parse().ok())
+        .collect();
+    if origins.is_empty() {
+        return None;
+    }
+    let exposed = [
+        "x-request-id",
+        "ratelimit",
+        "ratelimit-policy",
+        "x-search-coverage",
+    ]
+    .map(HeaderName::from_static);
+    let layer = CorsLayer::new()
+        .allow_origin(AllowOrigin::list(origins))
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
+        .allow_headers([
+            header::AUTHORIZATION,
+            header::CONTENT_TYPE,
+            header::ACCEPT,
+            HeaderName::from_static("x-request-id"),
+        ])
+        .expose_headers(
+            exposed
+                .into_iter()
+                .chain([header::RETRY_AFTER])
+                .collect::<Vec<_>>(),
+        )
+        .allow_credentials(true)
+        .max_age(std::time::Duration::from_secs(600));
+    Some(layer)
+}
+
+/// Answers `OPTIONS`, and refuses the other methods that a path does not have. The router adds `Allow` to both.
+async fn method_not_allowed(method: Method) -> Response {
+    if method == Method::OPTIONS {
+        StatusCode::OK.into_response()
+    } else {
+        ApiError::plain(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed.").into_response()
+    }
+}
+
+async fn not_found() -> Response {
+    ApiError::plain(StatusCode::NOT_FOUND, "Not found.").into_response()
+}
+
+/// The panic's message may hold anything and is not repeated; where it happened is on standard error.
+fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
+    ApiError::plain(StatusCode::INTERNAL_SERVER_ERROR, "Internal server error.").into_response()
+}

@@ -1,0 +1,74 @@
+//! What handlers work with.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::http::HeaderValue;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::openapi::Documents;
+use crate::config::ServerConfig;
+use crate::domain::ClientNetwork;
+use crate::realtime::Hub;
+use crate::services::accounts::Accounts;
+use crate::services::health::Health;
+use crate::services::prompts::Prompts;
+use crate::services::search::Searches;
+use crate::telemetry::Metrics;
+use crate::throttle::{SlidingWindows, Throttle};
+
+/// Everything that handlers share. Cheap to clone.
+pub type AppState = Arc<State>;
+
+/// The use cases and settings behind the routes.
+pub struct State {
+    /// Listening, limits, starting and stopping.
+    pub server: ServerConfig,
+    /// Accounts, tokens, sessions.
+    pub accounts: Arc<Accounts>,
+    /// Posting, listing, reading, deleting.
+    pub prompts: Prompts,
+    /// Finding by meaning.
+    pub searches: Arc<Searches>,
+    /// Whether the parts are well.
+    pub health: Arc<Health>,
+    /// The open sockets.
+    pub hub: Arc<Hub>,
+    /// Counts the posts of each user.
+    pub prompt_throttle: Arc<dyn Throttle>,
+    /// The rates behind it as a header's value; `None` if it is off.
+    pub prompt_policy: Option<HeaderValue>,
+    /// Counts the registrations of each client network.
+    pub register_throttle: SlidingWindows<ClientNetwork>,
+    /// The longest prompt or query, in characters.
+    pub max_prompt_chars: usize,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// The API's description, ready to send.
+    pub documents: Documents,
+    /// How the service is told to stop.
+    pub lifecycle: Lifecycle,
+}
+
+/// How far the service is on its way to stopping.
+#[derive(Clone, Debug, Default)]
+pub struct Lifecycle {
+    draining: Arc<AtomicBool>,
+    /// Cancelled when sockets and background tasks must end.
+    pub stopping: CancellationToken,
+    /// Tasks that must finish before the process ends.
+    pub tasks: TaskTracker,
+}
+
+impl Lifecycle {
+    /// From now on the service is not ready for new clients.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    /// Whether the service was told to stop.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+}

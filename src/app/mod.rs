@@ -1,0 +1,406 @@
+//! The composition root: builds every part from the configuration, wires them, serves, and takes them down in order.
+//! The only place that knows which implementation stands behind each seam.
+
+mod observers;
+pub mod users;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use axum::http::HeaderValue;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use self::observers::EmbeddingObserver;
+use crate::api::{self, AppState, Documents, Lifecycle, Limits};
+use crate::config::{Config, SimilarScope, StoreConfig};
+use crate::credentials::{HashPool, Keys, LocalTickets};
+use crate::data_dir::{self, DataDir};
+use crate::domain::Timestamp;
+use crate::embed::{self, BackgroundEmbedder, Embedder, Engine};
+use crate::llm;
+use crate::realtime::Hub;
+use crate::search::{self, ScopeMode, Similarity, SlabIndex, SlabOptions};
+use crate::services::accounts::Accounts;
+use crate::services::health::Health;
+use crate::services::prompts::{self, Prompts};
+use crate::services::reembedding::{Progress, Reembedding};
+use crate::services::search::Searches;
+use crate::services::sockets;
+use crate::services::vectors::StoredVectors;
+use crate::store::sqlite::{OpenOptions, SqliteStore};
+use crate::store::{AccountStore, PromptStore};
+use crate::telemetry::Metrics;
+use crate::throttle::SlidingWindows;
+
+/// Logins that may wait for a thread: about two seconds of hashing on two cores, after which a client had better come back.
+const LOGIN_QUEUE: usize = 256;
+/// How often open sockets are held against the accounts and sessions behind them; the contract allows 5 s.
+const SOCKET_CHECK_EVERY: Duration = Duration::from_secs(2);
+/// How often expired sessions and revoked tokens are forgotten. They are refused anyway; this is for room.
+const PURGE_EVERY: Duration = Duration::from_secs(600);
+/// How long a search in shared scope waits for the vectors to be loaded after a start.
+const LOAD_WAIT: Duration = Duration::from_secs(5);
+/// File descriptors that are not connections: the database, the log, the listeners, with room to spare.
+const OTHER_FILES: u64 = 128;
+
+/// A built service that listens and does not serve yet.
+pub struct App {
+    listener: TcpListener,
+    metrics_listener: Option<TcpListener>,
+    connections: Arc<Semaphore>,
+    state: AppState,
+    store: Arc<SqliteStore>,
+    embedder: Arc<Embedder>,
+    index: Arc<SlabIndex>,
+    reembedding: Reembedding,
+    _lock: data_dir::Lock,
+}
+
+impl App {
+    /// Builds everything: takes the data folder, opens the store, loads the model, binds the listeners.
+    ///
+    /// # Errors
+    /// One line that names the setting at fault and the mend.
+    pub async fn build(config: Config) -> anyhow::Result<Self> {
+        let started = Instant::now();
+        let metrics = Arc::new(Metrics::new());
+        let lifecycle = Lifecycle::default();
+        let StoreConfig::Sqlite { data_dir, path } = &config.store;
+        let folder = DataDir::open(data_dir)?;
+        let lock = folder.lock()?;
+        let store = open_store(path)?;
+        let key = config
+            .accounts
+            .secret_key
+            .clone()
+            .map_or_else(|| folder.secret_key(), Ok)?;
+        let fallbacks = config
+            .accounts
+            .secret_key_fallbacks
+            .iter()
+            .map(|key| key.expose());
+        let keys = Keys::new(key.expose(), fallbacks);
+
+        let engine = Arc::new(load_engine(&config)?);
+        let model = engine.model_id().clone();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let observer = Arc::new(EmbeddingObserver(Arc::clone(&metrics)));
+        let settings = embed::Settings {
+            workers: cores,
+            ..embed::Settings::default()
+        };
+        let embedder = Arc::new(Embedder::start(Arc::clone(&engine), &settings, observer)?);
+
+        let prompt_store: Arc<dyn PromptStore> = Arc::clone(&store) as _;
+        let account_store: Arc<dyn AccountStore> = Arc::clone(&store) as _;
+        let vectors = Arc::new(StoredVectors {
+            store: Arc::clone(&prompt_store),
+            model: model.clone(),
+        });
+        let index = Arc::new(SlabIndex::new(
+            SlabOptions {
+                dimension: engine.dimension(),
+                mode: match config.search.scope {
+                    SimilarScope::Own => ScopeMode::Own,
+                    SimilarScope::Shared => ScopeMode::Shared,
+                },
+                memory_bytes: usize::try_from(config.search.memory_bytes).unwrap_or(usize::MAX),
+                concurrent_scans: cores,
+                load_wait: LOAD_WAIT,
+                kernel: search::kernel::Kernel::detect(),
+            },
+            vectors,
+        ));
+        let similarity: Arc<dyn Similarity> = Arc::clone(&index) as _;
+        let progress = Arc::new(Progress::default());
+        let reembedding = Reembedding {
+            store: Arc::clone(&prompt_store),
+            embedder: Arc::new(BackgroundEmbedder::start(Arc::clone(&engine))?),
+            model: model.clone(),
+            similarity: Arc::clone(&similarity),
+            progress: Arc::clone(&progress),
+            metrics: Arc::clone(&metrics),
+        };
+
+        reembedding.plan().await.context("the store")?;
+
+        let hub = Arc::new(Hub::default());
+        let hash_pool = HashPool::start(cores, LOGIN_QUEUE)?;
+        let tickets = Arc::new(LocalTickets::default());
+        let accounts = Arc::new(Accounts::new(
+            account_store,
+            hash_pool,
+            tickets,
+            keys,
+            config.accounts.clone(),
+            Arc::clone(&metrics),
+        ));
+        let prompts = Prompts::new(prompts::Parts {
+            store: Arc::clone(&prompt_store),
+            embedder: Arc::clone(&embedder),
+            model: model.clone(),
+            similarity: Arc::clone(&similarity),
+            llm: Arc::new(llm::Client),
+            hub: Arc::clone(&hub),
+            encode_completed: api::encode_completed,
+            metrics: Arc::clone(&metrics),
+            tasks: lifecycle.tasks.clone(),
+        });
+        let searches = Arc::new(Searches {
+            store: Arc::clone(&prompt_store),
+            embedder: Arc::clone(&embedder),
+            model: model.clone(),
+            similarity: Arc::clone(&similarity),
+            scope: config.search.scope,
+            reembedding: progress,
+            metrics: Arc::clone(&metrics),
+        });
+        let health = Arc::new(Health {
+            store: prompt_store,
+            embedder: Arc::clone(&embedder),
+            similarity,
+            model_name: model.to_string(),
+            metrics: Arc::clone(&metrics),
+        });
+
+        let listener = bind("BIND_ADDR", config.server.bind_addr).await?;
+        let metrics_listener = match config.server.metrics_addr {
+            Some(address) => Some(bind("METRICS_ADDR", address).await?),
+            None => None,
+        };
+        metrics
+            .build_info
+            .with_label_values(&[env!("CARGO_PKG_VERSION"), &model.to_string()])
+            .set(1.0);
+        metrics
+            .startup_duration
+            .set(started.elapsed().as_secs_f64());
+        let connections = Arc::new(Semaphore::new(connection_limit(
+            config.server.max_connections,
+        )));
+        let state = Arc::new(api::State {
+            server: config.server,
+            accounts,
+            prompts,
+            searches,
+            health,
+            hub,
+            prompt_policy: config
+                .prompt_throttle
+                .policy()
+                .and_then(|policy| HeaderValue::from_str(&policy).ok()),
+            prompt_throttle: Arc::new(SlidingWindows::new(config.prompt_throttle, started)),
+            register_throttle: SlidingWindows::new(config.accounts.register_throttle, started),
+            max_prompt_chars: config.max_prompt_chars,
+            metrics,
+            documents: Documents::make(),
+            lifecycle,
+        });
+        Ok(Self {
+            listener,
+            metrics_listener,
+            connections,
+            state,
+            store,
+            embedder,
+            index,
+            reembedding,
+            _lock: lock,
+        })
+    }
+
+    /// Where the service listens.
+    ///
+    /// # Errors
+    /// If the system does not say.
+    pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Where the metrics' own listener listens, if there is one.
+    ///
+    /// # Errors
+    /// If the system does not say.
+    pub fn metrics_addr(&self) -> std::io::Result<Option<SocketAddr>> {
+        self.metrics_listener
+            .as_ref()
+            .map(TcpListener::local_addr)
+            .transpose()
+    }
+
+    /// Serves until `shutdown` resolves, then stops in order: not ready, a while of still accepting, listener closed,
+    /// requests in flight finished, sockets told, background work ended, everything flushed.
+    ///
+    /// # Errors
+    /// If the system does not say where it listens.
+    pub async fn serve(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let lifecycle = self.state.lifecycle.clone();
+        self.log_start()?;
+        self.start_background(&lifecycle);
+
+        let closing = CancellationToken::new();
+        let server = &self.state.server;
+        let limits = Limits {
+            connections: Arc::clone(&self.connections),
+            grace: server.shutdown_grace,
+            open: self.state.metrics.http_connections.clone(),
+        };
+        let delay = server.shutdown_delay;
+        let told = async {
+            shutdown.await;
+            lifecycle.drain();
+            tracing::info!(delay_ms = delay.as_millis() as u64, "stopping");
+            tokio::time::sleep(delay).await;
+            closing.cancel();
+        };
+        let main = api::serve(
+            self.listener,
+            api::router(&self.state),
+            limits.clone(),
+            closing.clone(),
+        );
+        // The metrics are served until the very end: a scrape in the last seconds tells how the stop went.
+        let metrics_closing = CancellationToken::new();
+        let metrics_server = self.metrics_listener.map(|listener| {
+            api::serve(
+                listener,
+                api::metrics_router(&self.state),
+                limits,
+                metrics_closing.clone(),
+            )
+        });
+        let metrics_server = async {
+            if let Some(server) = metrics_server {
+                server.await;
+            }
+        };
+        let main = async {
+            tokio::join!(main, told);
+            lifecycle.stopping.cancel();
+            lifecycle.tasks.close();
+            lifecycle.tasks.wait().await;
+            metrics_closing.cancel();
+        };
+        tokio::join!(main, metrics_server);
+
+        let embedder = Arc::clone(&self.embedder);
+        let grace = Instant::now() + self.state.server.shutdown_grace;
+        let _ = tokio::task::spawn_blocking(move || embedder.shutdown(grace)).await;
+        self.store.close().await;
+        tracing::info!("stopped");
+        Ok(())
+    }
+
+    fn log_start(&self) -> anyhow::Result<()> {
+        tracing::warn!("prompts are answered by the built-in mock: no upstream is set");
+        if let Some(addr) = self.metrics_addr()? {
+            tracing::info!(%addr, "listening for metrics");
+        }
+        let addr = self.local_addr()?;
+        tracing::info!(%addr, version = env!("CARGO_PKG_VERSION"), model = self.state.health.model_name, "listening");
+        Ok(())
+    }
+
+    fn start_background(&self, lifecycle: &Lifecycle) {
+        let index = Arc::clone(&self.index);
+        let stop = lifecycle.stopping.clone();
+        lifecycle.tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = load_index(&index) => {}
+            }
+        });
+        let (reembedding, stop) = (self.reembedding.clone(), lifecycle.stopping.clone());
+        lifecycle
+            .tasks
+            .spawn(async move { reembedding.run(stop).await });
+        let (hub, store, stop) = (
+            Arc::clone(&self.state.hub),
+            Arc::clone(&self.store),
+            lifecycle.stopping.clone(),
+        );
+        lifecycle
+            .tasks
+            .spawn(every(SOCKET_CHECK_EVERY, stop, move || {
+                let (hub, store) = (Arc::clone(&hub), Arc::clone(&store));
+                async move {
+                    if let Err(error) = sockets::close_ended(&hub, &*store).await {
+                        tracing::warn!(%error, "open sockets could not be checked");
+                    }
+                }
+            }));
+        let (store, stop) = (Arc::clone(&self.store), lifecycle.stopping.clone());
+        lifecycle.tasks.spawn(every(PURGE_EVERY, stop, move || {
+            let store = Arc::clone(&store);
+            async move {
+                if let Err(error) = store.purge_expired(Timestamp::now()).await {
+                    tracing::warn!(%error, "expired sessions could not be forgotten");
+                }
+            }
+        }));
+    }
+}
+
+/// Does `work` now and then until told to stop.
+async fn every<F: Future<Output = ()>>(
+    period: Duration,
+    stop: CancellationToken,
+    work: impl Fn() -> F,
+) {
+    let mut ticks = tokio::time::interval(period);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => work().await,
+        }
+    }
+}
+
+/// Loads all vectors where they must all be there; tries again for as long as it takes, and readiness says so meanwhile.
+async fn load_index(index: &SlabIndex) {
+    while let Err(error) = index.load_all().await {
+        tracing::warn!(%error, "the vectors could not be loaded; trying again");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+fn open_store(path: &Path) -> anyhow::Result<Arc<SqliteStore>> {
+    let store = SqliteStore::open(path, OpenOptions::default());
+    store
+        .map(Arc::new)
+        .with_context(|| format!("DATABASE_URL: {}", path.display()))
+}
+
+fn load_engine(config: &Config) -> anyhow::Result<Engine> {
+    match &config.embedding_model_dir {
+        None => Engine::bundled().context("the bundled model"),
+        Some(dir) => Engine::from_dir(dir).context("EMBEDDING_MODEL_DIR"),
+    }
+}
+
+async fn bind(setting: &'static str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("{setting}: cannot listen on {address}"))
+}
+
+/// The setting, or what the system's limit on open files leaves room for, if that is less.
+fn connection_limit(wanted: usize) -> usize {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let room = files.map_or(usize::MAX, |files| {
+        usize::try_from(files.saturating_sub(OTHER_FILES)).unwrap_or(usize::MAX)
+    });
+    if room < wanted {
+        tracing::warn!(
+            limit = room,
+            "fewer connections than MAX_CONNECTIONS: the system's limit on open files is lower"
+        );
+    }
+    wanted.min(room.max(1))
+}

@@ -1,0 +1,175 @@
+//! The operator's commands on accounts. They work on the store directly, beside a running server.
+
+use std::io::{BufRead, IsTerminal, Write};
+
+use anyhow::{Context, bail, ensure};
+
+use crate::cli::UserCommand;
+use crate::config::{Config, StoreConfig};
+use crate::credentials::{self, HashPool};
+use crate::data_dir::DataDir;
+use crate::domain::account::{
+    Email, NewAccount, NewPassword, Username, canonical_username, trimmed,
+};
+use crate::domain::{Timestamp, User};
+use crate::store::{AccountStore, Error, NewUser};
+
+/// Accounts read at once for a listing.
+const LIST_PAGE: usize = 500;
+
+/// Carries out one command and writes its result to `out`.
+///
+/// # Errors
+/// One line that says what is wrong.
+pub async fn run(
+    command: UserCommand,
+    config: &Config,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
+    let StoreConfig::Sqlite { data_dir, path } = &config.store;
+    DataDir::open(data_dir)?;
+    let store = super::open_store(path)?;
+    let done = carry_out(command, &*store, out).await;
+    store.close().await;
+    done
+}
+
+async fn carry_out(
+    command: UserCommand,
+    store: &impl AccountStore,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
+    let now = Timestamp::now();
+    match command {
+        UserCommand::Create {
+            username,
+            email,
+            hashed,
+        } => {
+            let new = if hashed {
+                with_hash(&username, &email)?
+            } else {
+                with_password(&username, &email).await?
+            };
+            let created = store
+                .create_user(NewUser {
+                    created_at: now,
+                    ..new
+                })
+                .await;
+            let user = match created {
+                Err(Error::UsernameTaken) => bail!("the username is taken"),
+                created => created?,
+            };
+            writeln!(out, "created user {}", user.id)?;
+        }
+        UserCommand::List => {
+            let mut after = None;
+            loop {
+                let users = store.list_users(after, LIST_PAGE).await?;
+                let Some(last) = users.last() else { break };
+                after = Some(last.id);
+                for user in &users {
+                    let state = if user.is_active { "active" } else { "disabled" };
+                    writeln!(
+                        out,
+                        "{}\t{}\t{}\t{state}",
+                        user.id, user.username, user.email
+                    )?;
+                }
+            }
+        }
+        UserCommand::Disable { username } => {
+            store
+                .set_active(find(store, &username).await?.id, false, now)
+                .await?;
+            writeln!(out, "disabled")?;
+        }
+        UserCommand::Enable { username } => {
+            store
+                .set_active(find(store, &username).await?.id, true, now)
+                .await?;
+            writeln!(out, "enabled")?;
+        }
+        UserCommand::SetPassword { username } => {
+            let user = find(store, &username).await?;
+            let name = Username::parse(&user.username)
+                .map_err(|messages| anyhow::anyhow!("username: {}", messages.join(" ")))?;
+            let password = read_secret("New password: ")?;
+            let password = NewPassword::parse(&password, &name)
+                .map_err(|messages| anyhow::anyhow!("password: {}", messages.join(" ")))?;
+            let hash = hash(password.as_str()).await?;
+            store.set_password(user.id, &hash, now).await?;
+            writeln!(out, "password set")?;
+        }
+    }
+    Ok(())
+}
+
+async fn find(store: &impl AccountStore, username: &str) -> anyhow::Result<User> {
+    let name = canonical_username(username).context("there is no such user")?;
+    store
+        .user_by_username(&name)
+        .await?
+        .context("there is no such user")
+}
+
+async fn with_password(username: &str, email: &str) -> anyhow::Result<NewUser> {
+    let password = read_secret("Password: ")?;
+    let account = NewAccount::parse(Ok(username), Ok(email), Ok(&password)).map_err(|errors| {
+        let lines: Vec<String> = errors
+            .iter()
+            .map(|error| format!("{}: {}", error.field, error.messages.join(" ")))
+            .collect();
+        anyhow::anyhow!("{}", lines.join("; "))
+    })?;
+    Ok(NewUser {
+        username: account.username.as_str().to_owned(),
+        email: account.email.as_str().to_owned(),
+        password_hash: hash(account.password.as_str()).await?,
+        created_at: Timestamp(0),
+    })
+}
+
+fn with_hash(username: &str, email: &str) -> anyhow::Result<NewUser> {
+    let username = Username::parse(username)
+        .map_err(|messages| anyhow::anyhow!("username: {}", messages.join(" ")))?;
+    let email =
+        Email::parse(email).map_err(|messages| anyhow::anyhow!("email: {}", messages.join(" ")))?;
+    let password_hash = read_secret("Password hash: ")?;
+    ensure!(
+        credentials::is_known_hash(&password_hash),
+        "the hash is neither $argon2id$… nor pbkdf2_sha256$…"
+    );
+    Ok(NewUser {
+        username: username.as_str().to_owned(),
+        email: email.as_str().to_owned(),
+        password_hash,
+        created_at: Timestamp(0),
+    })
+}
+
+async fn hash(password: &str) -> anyhow::Result<String> {
+    let pool = HashPool::start(1, 1)?;
+    Ok(pool.hash(password.to_owned()).await?)
+}
+
+/// One line of standard input; typed unseen if that is a terminal.
+fn read_secret(prompt: &str) -> anyhow::Result<String> {
+    let line = if std::io::stdin().is_terminal() {
+        rpassword::prompt_password(prompt)?
+    } else {
+        let mut line = String::new();
+        std::io::stdin()
+            .lock()
+            .read_line(&mut line)
+            .context("the password could not be read from standard input")?;
+        line
+    };
+    let secret = trimmed(&line);
+    ensure!(
+        !secret.is_empty(),
+        "no password was given on standard input"
+    );
+    Ok(secret.to_owned())
+}

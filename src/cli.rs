@@ -1,0 +1,149 @@
+//! The command line: serving by default, and the operator's commands.
+
+use clap::error::{ContextKind, ContextValue};
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::config::Settings;
+
+/// What follows the list of settings in the help.
+const SECRETS_HELP: &str = "\
+Secrets have no flag; each is read from its variable, or from the file that NAME_FILE names:
+  SECRET_KEY            signs tokens, at least 32 bytes [default: made once and kept in DATA_DIR/secret.key]
+  SECRET_KEY_FALLBACKS  further keys, separated by commas, that only verify
+  DATABASE_URL          sqlite://PATH [default: a file in DATA_DIR]
+  REDIS_URL             for several replicas; not served by this version
+  OPENAI_API_KEY        for a real upstream; not served by this version
+
+A .env file in the working directory is read if there is one; the environment goes before it.";
+
+/// Accounts, an LLM, durable history, semantic search and push in one process.
+#[derive(Debug, Parser)]
+#[command(name = "prompt-service", version, after_help = SECRETS_HELP)]
+pub struct Cli {
+    /// What to do; serve if left out.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The settings.
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+/// What the program can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve (the default)
+    Serve,
+    /// Make, list, disable and enable accounts; works beside a running server
+    #[command(subcommand)]
+    User(UserCommand),
+    /// Print the API's description, OpenAPI 3.1 as JSON
+    Openapi,
+}
+
+/// What can be done to accounts.
+#[derive(Debug, Subcommand)]
+pub enum UserCommand {
+    /// Make an account; the password is read from standard input
+    Create {
+        /// The account's name
+        username: String,
+        /// Its address
+        #[arg(long)]
+        email: String,
+        /// Read a password hash made by Django (pbkdf2_sha256$…) or this program ($argon2id$…) in place of a password
+        #[arg(long)]
+        hashed: bool,
+    },
+    /// List all accounts: id, name, address, state
+    List,
+    /// Disable an account: what it was given ends within 5 seconds
+    Disable {
+        /// The account's name
+        username: String,
+    },
+    /// Enable a disabled account; it logs in anew
+    Enable {
+        /// The account's name
+        username: String,
+    },
+    /// Give an account another password, read from standard input; what it was given ends within 5 seconds
+    SetPassword {
+        /// The account's name
+        username: String,
+    },
+}
+
+/// What is wrong with the value of a setting, in one line that begins with the setting's name and leaves the value out;
+/// `None` if the error is about anything else.
+pub fn setting_problem(error: &clap::Error) -> Option<String> {
+    let Some(ContextValue::String(shown)) = error.get(ContextKind::InvalidArg) else {
+        return None;
+    };
+    // As clap shows it: `--bind-addr <BIND_ADDR>`.
+    let flag = shown.split(' ').next()?.strip_prefix("--")?;
+    let command = Cli::command();
+    let setting = command
+        .get_arguments()
+        .find(|argument| argument.get_long() == Some(flag))?;
+    let name = setting.get_env()?.to_string_lossy();
+    if let Some(ContextValue::Strings(choices)) = error.get(ContextKind::ValidValue)
+        && !choices.is_empty()
+    {
+        return Some(format!("{name}: must be one of: {}", choices.join(", ")));
+    }
+    let reason = std::error::Error::source(error)
+        .map_or_else(|| "cannot be used".to_owned(), ToString::to_string);
+    let example = setting.get_default_values().first().map_or_else(
+        || "the setting's help shows its form".to_owned(),
+        |default| format!("a good value is {}", default.to_string_lossy()),
+    );
+    Some(format!("{name}: {reason} ({example})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(arguments: &[&str]) -> Option<String> {
+        let arguments = std::iter::once("prompt-service").chain(arguments.iter().copied());
+        setting_problem(&Cli::try_parse_from(arguments).unwrap_err())
+    }
+
+    #[test]
+    fn a_bad_value_is_told_by_the_settings_name_in_one_line() {
+        for (flag, value, name) in [
+            ("--bind-addr", "nonsense", "BIND_ADDR"),
+            ("--similar-scope", "mine", "SIMILAR_SCOPE"),
+            ("--access-token-lifetime", "soon", "ACCESS_TOKEN_LIFETIME"),
+            ("--max-prompt-chars", "0", "MAX_PROMPT_CHARS"),
+            ("--search-memory", "9 apples", "SEARCH_MEMORY"),
+            ("--trusted-proxies", "nowhere", "TRUSTED_PROXIES"),
+            ("--metrics-addr", "9100", "METRICS_ADDR"),
+        ] {
+            let problem = problem(&[flag, value]).unwrap();
+            assert!(problem.starts_with(&format!("{name}: ")), "{problem}");
+            assert!(!problem.contains('\n'), "{problem}");
+        }
+    }
+
+    #[test]
+    fn an_example_or_the_choices_are_told() {
+        assert!(
+            problem(&["--bind-addr", "x"])
+                .unwrap()
+                .contains("127.0.0.1:8000")
+        );
+        assert!(
+            problem(&["--cookie-secure", "x"])
+                .unwrap()
+                .contains("auto, always, never")
+        );
+    }
+
+    #[test]
+    fn other_mistakes_keep_claps_words() {
+        assert_eq!(problem(&["--no-such-flag"]), None);
+        assert_eq!(problem(&["--help"]), None);
+        assert_eq!(problem(&["user", "create", "alice"]), None);
+    }
+}

@@ -1,0 +1,77 @@
+//! The `prompt-service` program: reads the settings, then serves or carries out an operator's command.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use prompt_service::api::Documents;
+use prompt_service::app::{App, users};
+use prompt_service::cli::{self, Cli, Command};
+use prompt_service::config::{Config, Secrets};
+use prompt_service::telemetry;
+use tokio::signal::unix::{SignalKind, signal};
+
+fn main() -> ExitCode {
+    // A file that cannot be read is as clear a mistake as a setting that cannot.
+    if let Err(error) = dotenvy::dotenv()
+        && !error.not_found()
+    {
+        return fail(&anyhow::anyhow!(
+            ".env: cannot be read; each line is NAME=value"
+        ));
+    }
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => match cli::setting_problem(&error) {
+            Some(problem) => return fail(&anyhow::Error::msg(problem)),
+            // Help, the version, or a command line that makes no sense: clap's own words suit each of them.
+            None => error.exit(),
+        },
+    };
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+/// One line for the operator: the error with its causes.
+fn fail(error: &anyhow::Error) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "error: {error:#}");
+    ExitCode::FAILURE
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let command = cli.command.unwrap_or(Command::Serve);
+    if let Command::Openapi = command {
+        return Ok(std::io::stdout().write_all(&Documents::make().json)?);
+    }
+    let (log_format, directives) = (cli.settings.log_format, cli.settings.rust_log.clone());
+    let config = Config::load(
+        cli.settings,
+        Secrets::read(|name| std::env::var(name).ok())?,
+    )?;
+    let runtime = tokio::runtime::Runtime::new().context("the runtime cannot be started")?;
+    match command {
+        Command::User(command) => {
+            runtime.block_on(users::run(command, &config, &mut std::io::stdout()))
+        }
+        Command::Serve | Command::Openapi => {
+            telemetry::init_logging(log_format, &directives).map_err(anyhow::Error::msg)?;
+            runtime.block_on(async {
+                let (mut terminate, mut interrupt) = (
+                    signal(SignalKind::terminate())?,
+                    signal(SignalKind::interrupt())?,
+                );
+                let app = App::build(config).await?;
+                app.serve(async {
+                    tokio::select! {
+                        _ = terminate.recv() => {}
+                        _ = interrupt.recv() => {}
+                    }
+                })
+                .await
+            })
+        }
+    }
+}
