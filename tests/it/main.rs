@@ -1,0 +1,22 @@
+//! The service as its clients meet it, one module a capability; and the store's contract. All in one binary, which links once.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "all of this is tests, though only the functions marked so are known as such"
+)]
+
+#[macro_use]
+mod support;
+
+mod architecture;
+mod auth;
+mod embed_accuracy;
+mod metrics;
+mod openapi;
+mod pages;
+mod prompts;
+mod realtime;
+mod search;
+mod shutdown;
+mod store;
+mod throttle;

@@ -1,0 +1,372 @@
+//! The API's description: it is the committed one, it has every route, and every route in it is guarded as the table says.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use hyper::Method;
+use prompt_service::api::Documents;
+use prompt_service::credentials::TokenType;
+use prompt_service::domain::Timestamp;
+use serde_json::{Value, json};
+
+use crate::support::{Client, Response, User, spawn_app};
+
+/// What an operation asks of its caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    /// Nothing: credentials are not even looked at.
+    Open,
+    /// An access token in `Authorization`, and no other way.
+    Bearer,
+    /// The same, and the object is the caller's own: another's does not exist.
+    Owner,
+    /// A WebSocket, with a choice of credentials.
+    Socket,
+}
+
+/// Every operation, what it asks of its caller, and what it answers to one who has that and sends nothing else.
+const OPERATIONS: &[(&str, &str, Access, u16)] = &[
+    ("get", "/", Access::Open, 200),
+    ("get", "/api/auth/me/", Access::Bearer, 200),
+    ("get", "/api/prompts", Access::Bearer, 200),
+    ("get", "/api/prompts/similar", Access::Bearer, 400),
+    ("get", "/api/prompts/{id}", Access::Owner, 200),
+    ("get", "/docs", Access::Open, 200),
+    ("get", "/healthz", Access::Open, 200),
+    ("get", "/metrics", Access::Open, 200),
+    ("get", "/readyz", Access::Open, 200),
+    ("get", "/redoc", Access::Open, 200),
+    ("get", "/schema", Access::Open, 200),
+    ("get", "/ws/prompts/", Access::Socket, 101),
+    ("post", "/api/auth/login/", Access::Open, 400),
+    ("post", "/api/auth/logout/", Access::Open, 204),
+    ("post", "/api/auth/refresh/", Access::Open, 400),
+    ("post", "/api/auth/register/", Access::Open, 400),
+    ("post", "/api/auth/ws-ticket/", Access::Bearer, 201),
+    ("post", "/api/prompts", Access::Bearer, 400),
+    // Last: it removes what the others ask for.
+    ("delete", "/api/prompts/{id}", Access::Owner, 204),
+];
+
+fn document() -> Value {
+    serde_json::from_slice(&Documents::make().json).unwrap()
+}
+
+/// Method and path of each operation described.
+fn described() -> Vec<(String, String)> {
+    let document = document();
+    let paths = document["paths"].as_object().unwrap();
+    paths
+        .iter()
+        .flat_map(|(path, item)| {
+            let methods = item.as_object().unwrap().keys();
+            methods.map(|method| (method.clone(), path.clone()))
+        })
+        .collect()
+}
+
+/// Every source file under `folder`.
+fn source(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    entries
+        .map(|entry| entry.unwrap().path())
+        .flat_map(|path| {
+            if path.is_dir() {
+                source(&path)
+            } else {
+                vec![fs::read_to_string(path).unwrap()]
+            }
+        })
+        .collect()
+}
+
+#[test]
+fn the_document_is_the_committed_one() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("openapi.json");
+    let committed = fs::read_to_string(path).unwrap_or_default();
+    assert!(
+        committed.as_bytes() == Documents::make().json,
+        "openapi.json is out of date: run `cargo run --release -- openapi > openapi.json`"
+    );
+}
+
+#[test]
+fn every_operation_stands_in_the_authorisation_table() {
+    let table: BTreeSet<(String, String)> = OPERATIONS
+        .iter()
+        .map(|(method, path, ..)| ((*method).to_owned(), (*path).to_owned()))
+        .collect();
+    assert_eq!(
+        table.len(),
+        OPERATIONS.len(),
+        "no operation stands in it twice"
+    );
+    assert_eq!(described().into_iter().collect::<BTreeSet<_>>(), table);
+}
+
+#[test]
+fn the_document_asks_for_the_credentials_that_the_table_says() {
+    let document = document();
+    for (method, path, access, _) in OPERATIONS {
+        let security = &document["paths"][path][method]["security"];
+        let schemes: BTreeSet<&str> = security
+            .as_array()
+            .unwrap_or_else(|| panic!("{method} {path} does not say what it asks for"))
+            .iter()
+            .flat_map(|one| one.as_object().unwrap().keys().map(String::as_str))
+            .collect();
+        let expected: &[&str] = match access {
+            // The cookie of a session that is to end is taken along, and not needed.
+            Access::Open if *path == "/api/auth/logout/" => &["session"],
+            Access::Open => &[],
+            Access::Bearer | Access::Owner => &["bearer"],
+            Access::Socket => &["bearer", "session", "ticket", "token"],
+        };
+        let expected: BTreeSet<&str> = expected.iter().copied().collect();
+        assert_eq!(schemes, expected, "{method} {path}");
+    }
+}
+
+/// The routers are built by `routes!`, which takes a handler's path and description together, so a handler that is served is
+/// described. This holds that there is no other way in, but for the files behind the pages.
+#[test]
+fn no_route_is_served_without_being_described() {
+    let mut handlers = 0;
+    for source in source(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/api")) {
+        let code: String = source.split_whitespace().collect();
+        for list in code.split("routes!(").skip(1) {
+            handlers += list
+                .split(')')
+                .next()
+                .unwrap()
+                .split(',')
+                .filter(|name| !name.is_empty())
+                .count();
+        }
+        for other in [
+            ".nest(",
+            ".nest_service(",
+            ".route_service(",
+            "routing::post",
+            "routing::any",
+        ] {
+            assert!(!code.contains(other), "a route is added by {other}");
+        }
+        if code.contains(".route(") || code.contains("routing::get") {
+            let plain = code.matches(".route(").count() + code.matches("routing::get").count();
+            assert_eq!(plain, 2, "only the assets are served by a plain route");
+            assert!(code.contains(".route(&format!(\"/assets/{name}\"),axum::routing::get("));
+        }
+    }
+    assert_eq!(handlers, described().len());
+}
+
+#[tokio::test]
+async fn every_described_path_has_the_methods_described_and_no_others() {
+    let app = spawn_app(|_| ()).await;
+    let user = app.user("alice").await;
+    let paths: BTreeSet<String> = described().into_iter().map(|(_, path)| path).collect();
+    for path in paths {
+        let mut expected: BTreeSet<String> = described()
+            .into_iter()
+            .filter(|(_, other)| *other == path)
+            .map(|(method, _)| method.to_uppercase())
+            .collect();
+        if expected.contains("GET") {
+            expected.insert("HEAD".to_owned());
+        }
+        expected.insert("OPTIONS".to_owned());
+        let answer = user
+            .client
+            .request(Method::OPTIONS, &path.replace("{id}", "1"))
+            .send()
+            .await;
+        assert_eq!(answer.status, 200, "{path}: {answer:?}");
+        let allowed = answer
+            .header("allow")
+            .unwrap()
+            .split(", ")
+            .map(str::to_owned)
+            .collect();
+        assert_eq!(expected, allowed, "{path}");
+    }
+    let unmatched = app
+        .metric("http_requests_total{method=\"OPTIONS\",route=\"unmatched\",status=\"404\"}")
+        .await;
+    assert_eq!(unmatched, None);
+}
+
+/// Credentials that authenticate nobody, by name: the value of `Authorization`, further headers, and the `code` of the answer.
+struct Bad {
+    name: &'static str,
+    headers: Vec<(&'static str, String)>,
+    code: Value,
+}
+
+fn send<'a>(
+    client: &Client,
+    method: &str,
+    path: &str,
+    headers: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> impl Future<Output = Response> {
+    let method: Method = method.to_uppercase().parse().unwrap();
+    let mut request = client.request(method, path);
+    for (name, value) in headers {
+        request = request.header(name, value);
+    }
+    request.send()
+}
+
+#[tokio::test]
+async fn every_operation_answers_as_the_authorisation_table_says() {
+    let app = spawn_app(|_| ()).await;
+    let (owner, stranger) = (app.user("owner").await, app.user("stranger").await);
+    let id = owner.prompt("a prompt of the owner's").await.to_string();
+    let (session, _) = app.login_session("owner").await;
+    let bad = bad_credentials(&app, &owner, &session).await;
+
+    for (method, template, access, status) in OPERATIONS {
+        let (path, at) = (
+            template.replace("{id}", &id),
+            format!("{method} {template}"),
+        );
+        let anonymous = app.client();
+        let answers = async |headers: &[(&'static str, String)]| {
+            let headers = headers.iter().map(|(name, value)| (*name, value.as_str()));
+            send(anonymous, method, &path, headers).await
+        };
+        match access {
+            Access::Open => {
+                let plain = answers(&[]).await;
+                assert_eq!(plain.status, *status, "{at}: {plain:?}");
+                for bad in &bad {
+                    // The cookie of a session would end it.
+                    if bad.name != "a session cookie" {
+                        let answer = answers(&bad.headers).await;
+                        assert_eq!(answer.status, *status, "{at} with {}: {answer:?}", bad.name);
+                    }
+                }
+            }
+            Access::Bearer | Access::Owner => {
+                for bad in &bad {
+                    let answer = answers(&bad.headers).await;
+                    refused(&answer, &bad.code, &format!("{at} with {}", bad.name));
+                }
+                if *access == Access::Owner {
+                    let others = send(&stranger.client, method, &path, []).await;
+                    let none = template.replace("{id}", "999999");
+                    let none = send(&stranger.client, method, &none, []).await;
+                    assert_eq!((others.status, none.status), (404, 404), "{at}");
+                    assert_eq!(
+                        others.body, none.body,
+                        "{at}: another's prompt looks like none"
+                    );
+                }
+                let answer = send(&owner.client, method, &path, []).await;
+                assert_eq!(answer.status, *status, "{at}: {answer:?}");
+            }
+            Access::Socket => {
+                for bad in bad.iter().filter(|bad| bad.name != "a session cookie") {
+                    let headers: Vec<(&str, &str)> = bad
+                        .headers
+                        .iter()
+                        .map(|(name, value)| (*name, value.as_str()))
+                        .collect();
+                    let answer = app.socket(&path, &headers).await.err().unwrap();
+                    refused(&answer, &bad.code, &format!("{at} with {}", bad.name));
+                }
+                let bearer = format!("Bearer {}", owner.access);
+                assert!(
+                    app.socket(&path, &[("authorization", &bearer)])
+                        .await
+                        .is_ok()
+                );
+            }
+        }
+    }
+}
+
+async fn bad_credentials(app: &crate::support::App, owner: &User, session: &str) -> Vec<Bad> {
+    let bearer = |name, token: &str, code: Value| Bad {
+        name,
+        headers: vec![("authorization", format!("Bearer {token}"))],
+        code,
+    };
+    let raw = |name, value: &str, code| Bad {
+        name,
+        headers: vec![("authorization", value.to_owned())],
+        code,
+    };
+    let now = Timestamp::now();
+    let hour = Duration::from_secs(3600);
+    let other_key = spawn_app(|_| ()).await;
+    let invalid = || json!("token_not_valid");
+    // The same claims with `none` for an algorithm: {"alg":"none","typ":"JWT"}.
+    let unsigned = {
+        let claims = owner.access.split('.').nth(1).unwrap();
+        format!("eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.{claims}.")
+    };
+    let cut = &owner.access[..owner.access.len() - 2];
+    vec![
+        Bad {
+            name: "no credentials",
+            headers: Vec::new(),
+            code: Value::Null,
+        },
+        raw("another scheme", "Basic b3duZXI6cGFzc3dvcmQ=", Value::Null),
+        raw(
+            "the scheme in lower case",
+            &format!("bearer {}", owner.access),
+            Value::Null,
+        ),
+        raw(
+            "a scheme alone",
+            "Bearer",
+            json!("bad_authorization_header"),
+        ),
+        raw("two words", "Bearer a b", json!("bad_authorization_header")),
+        bearer("garbage", "garbage", invalid()),
+        bearer("a token cut short", cut, invalid()),
+        bearer("a token without signature", &unsigned, invalid()),
+        bearer("an expired token", &app.expired_token(owner.id), invalid()),
+        bearer("a refresh token", &owner.refresh, invalid()),
+        bearer(
+            "a token of another key",
+            &other_key.token(TokenType::Access, owner.id, now, hour),
+            invalid(),
+        ),
+        bearer(
+            "a token of nobody",
+            &app.token(TokenType::Access, 999_999, now, hour),
+            json!("user_not_found"),
+        ),
+        Bad {
+            name: "a session cookie",
+            headers: vec![
+                ("cookie", format!("session={session}")),
+                ("origin", format!("http://{}", app.addr)),
+            ],
+            code: Value::Null,
+        },
+    ]
+}
+
+/// Whether the answer is the 401 of that `code`.
+fn refused(answer: &Response, code: &Value, at: &str) {
+    assert_eq!(answer.status, 401, "{at}: {answer:?}");
+    assert_eq!(
+        answer.header("www-authenticate"),
+        Some("Bearer realm=\"api\""),
+        "{at}"
+    );
+    let body = answer.json();
+    assert_eq!(body["code"], *code, "{at}: {body}");
+    assert!(body["detail"].is_string(), "{at}: {body}");
+    assert_eq!(
+        answer.header("ratelimit"),
+        None,
+        "{at}: nothing is told to a stranger"
+    );
+}

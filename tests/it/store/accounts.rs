@@ -1,0 +1,308 @@
+//! Accounts, sessions, revoked tokens.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use prompt_service::domain::{Timestamp, UserId};
+use prompt_service::store::{Error, NewUser, RevokedToken, Session};
+
+use crate::store::{TestableStore, new_user, user};
+
+type Store = Arc<dyn TestableStore>;
+
+fn session(mark: u8, user_id: UserId, expires_at: i64) -> Session {
+    Session {
+        token_hash: [mark; 32],
+        user_id,
+        created_at: Timestamp(10),
+        expires_at: Timestamp(expires_at),
+    }
+}
+
+fn token(jti: &str, expires_at: i64) -> RevokedToken {
+    RevokedToken {
+        jti: jti.to_owned(),
+        expires_at: Timestamp(expires_at),
+    }
+}
+
+pub async fn an_account_is_made_active_and_read_back(store: Store) {
+    let made = store.create_user(new_user("alice")).await.unwrap();
+    assert!(made.id.0 > 0);
+    assert!(made.is_active);
+    assert_eq!(made.username, "alice");
+    assert_eq!(made.email, "alice@example.org");
+    assert_eq!(made.password_hash, "$argon2id$first");
+    assert_eq!(made.created_at, Timestamp(1_000));
+    assert_eq!(made.tokens_valid_from, Timestamp(0));
+    assert_eq!(store.user(made.id).await.unwrap(), Some(made.clone()));
+    assert_eq!(store.user_by_username("alice").await.unwrap(), Some(made));
+}
+
+pub async fn a_taken_username_is_refused_and_changes_nothing(store: Store) {
+    let first = user(&*store, "alice").await;
+    let second = NewUser {
+        email: "other@example.org".to_owned(),
+        ..new_user("alice")
+    };
+    let refused = store.create_user(second).await;
+    assert!(matches!(refused, Err(Error::UsernameTaken)), "{refused:?}");
+    assert_eq!(store.list_users(None, 10).await.unwrap(), [first]);
+}
+
+pub async fn usernames_are_compared_byte_by_byte(store: Store) {
+    let lower = user(&*store, "alice").await;
+    let upper = user(&*store, "Alice").await;
+    let padded = user(&*store, "alice ").await;
+    for made in [lower, upper, padded] {
+        let found = store.user_by_username(&made.username).await.unwrap();
+        assert_eq!(found, Some(made));
+    }
+    assert_eq!(store.user_by_username("ALICE").await.unwrap(), None);
+}
+
+pub async fn an_absent_account_is_none(store: Store) {
+    assert_eq!(store.user(UserId(1)).await.unwrap(), None);
+    assert_eq!(store.user(UserId(i64::MIN)).await.unwrap(), None);
+    assert_eq!(store.user_by_username("").await.unwrap(), None);
+}
+
+pub async fn several_accounts_are_read_at_once(store: Store) {
+    let alice = user(&*store, "alice").await;
+    user(&*store, "bob").await;
+    let carol = user(&*store, "carol").await;
+    let asked = [carol.id, UserId(999), alice.id, alice.id];
+    let mut found = store.users(&asked).await.unwrap();
+    found.sort_by_key(|user| user.id);
+    assert_eq!(found, [alice, carol]);
+    assert_eq!(store.users(&[]).await.unwrap(), []);
+}
+
+pub async fn accounts_are_listed_by_rising_id_in_pages(store: Store) {
+    let mut made = Vec::new();
+    for name in ["c", "a", "b"] {
+        made.push(user(&*store, name).await);
+    }
+    assert_eq!(store.list_users(None, 2).await.unwrap(), made[..2]);
+    let after = Some(made[1].id);
+    assert_eq!(store.list_users(after, 2).await.unwrap(), made[2..]);
+    assert_eq!(store.list_users(Some(made[2].id), 2).await.unwrap(), []);
+    assert_eq!(store.list_users(None, 0).await.unwrap(), []);
+    assert_eq!(store.list_users(None, usize::MAX).await.unwrap(), made);
+}
+
+pub async fn disabling_moves_tokens_valid_from_and_deletes_sessions(store: Store) {
+    let alice = user(&*store, "alice").await;
+    let bob = user(&*store, "bob").await;
+    for (mark, owner) in [(1, alice.id), (2, alice.id), (3, bob.id)] {
+        store
+            .create_session(session(mark, owner, 99))
+            .await
+            .unwrap();
+    }
+    assert!(
+        store
+            .set_active(alice.id, false, Timestamp(50))
+            .await
+            .unwrap()
+    );
+    let now = store.user(alice.id).await.unwrap().unwrap();
+    assert!(!now.is_active);
+    assert_eq!(now.tokens_valid_from, Timestamp(50));
+    let asked = [[1; 32], [2; 32], [3; 32]];
+    let stored = store.sessions_stored(&asked).await.unwrap();
+    assert_eq!(stored, HashSet::from([[3; 32]]));
+    assert_eq!(store.user(bob.id).await.unwrap(), Some(bob));
+}
+
+pub async fn enabling_keeps_tokens_valid_from_and_sessions(store: Store) {
+    let alice = user(&*store, "alice").await;
+    store
+        .set_active(alice.id, false, Timestamp(50))
+        .await
+        .unwrap();
+    let kept = session(1, alice.id, 99);
+    store.create_session(kept.clone()).await.unwrap();
+    assert!(
+        store
+            .set_active(alice.id, true, Timestamp(70))
+            .await
+            .unwrap()
+    );
+    let now = store.user(alice.id).await.unwrap().unwrap();
+    assert!(now.is_active);
+    assert_eq!(now.tokens_valid_from, Timestamp(50));
+    assert_eq!(store.session(&[1; 32]).await.unwrap(), Some(kept));
+}
+
+pub async fn tokens_valid_from_never_goes_back(store: Store) {
+    let alice = user(&*store, "alice").await;
+    store
+        .set_active(alice.id, false, Timestamp(50))
+        .await
+        .unwrap();
+    store
+        .set_active(alice.id, false, Timestamp(40))
+        .await
+        .unwrap();
+    store
+        .set_password(alice.id, "second", Timestamp(30))
+        .await
+        .unwrap();
+    let now = store.user(alice.id).await.unwrap().unwrap();
+    assert_eq!(now.tokens_valid_from, Timestamp(50));
+    assert_eq!(now.password_hash, "second");
+}
+
+pub async fn a_new_password_ends_sessions_and_tokens(store: Store) {
+    let alice = user(&*store, "alice").await;
+    let bob = user(&*store, "bob").await;
+    store
+        .create_session(session(1, alice.id, 99))
+        .await
+        .unwrap();
+    store.create_session(session(2, bob.id, 99)).await.unwrap();
+    assert!(
+        store
+            .set_password(alice.id, "second", Timestamp(50))
+            .await
+            .unwrap()
+    );
+    let now = store.user(alice.id).await.unwrap().unwrap();
+    assert_eq!(now.password_hash, "second");
+    assert_eq!(now.tokens_valid_from, Timestamp(50));
+    assert!(now.is_active);
+    assert_eq!(store.session(&[1; 32]).await.unwrap(), None);
+    assert!(store.session(&[2; 32]).await.unwrap().is_some());
+}
+
+pub async fn changing_an_absent_account_answers_false(store: Store) {
+    let absent = UserId(7);
+    assert!(!store.set_active(absent, false, Timestamp(1)).await.unwrap());
+    assert!(!store.set_active(absent, true, Timestamp(1)).await.unwrap());
+    assert!(!store.set_password(absent, "h", Timestamp(1)).await.unwrap());
+    assert!(!store.upgrade_password_hash(absent, "h", "i").await.unwrap());
+}
+
+pub async fn a_hash_upgrade_keeps_sessions_and_tokens(store: Store) {
+    let alice = user(&*store, "alice").await;
+    let kept = session(1, alice.id, 99);
+    store.create_session(kept.clone()).await.unwrap();
+    let old = alice.password_hash.clone();
+    assert!(
+        store
+            .upgrade_password_hash(alice.id, &old, "new")
+            .await
+            .unwrap()
+    );
+    let now = store.user(alice.id).await.unwrap().unwrap();
+    assert_eq!(now.password_hash, "new");
+    assert_eq!(now.tokens_valid_from, alice.tokens_valid_from);
+    assert_eq!(store.session(&[1; 32]).await.unwrap(), Some(kept));
+}
+
+pub async fn a_hash_upgrade_of_a_changed_hash_does_nothing(store: Store) {
+    let alice = user(&*store, "alice").await;
+    let answer = store.upgrade_password_hash(alice.id, "stale", "new").await;
+    assert!(!answer.unwrap());
+    assert_eq!(store.user(alice.id).await.unwrap(), Some(alice));
+}
+
+pub async fn a_session_is_read_back_even_when_expired(store: Store) {
+    let alice = user(&*store, "alice").await;
+    let expired = session(1, alice.id, i64::MIN);
+    store.create_session(expired.clone()).await.unwrap();
+    assert_eq!(store.session(&[1; 32]).await.unwrap(), Some(expired));
+    assert_eq!(store.session(&[2; 32]).await.unwrap(), None);
+}
+
+pub async fn a_session_of_an_unknown_account_is_refused(store: Store) {
+    let refused = store.create_session(session(1, UserId(7), 99)).await;
+    assert!(matches!(refused, Err(Error::Internal(_))), "{refused:?}");
+    assert_eq!(store.session(&[1; 32]).await.unwrap(), None);
+}
+
+pub async fn stored_sessions_are_told_from_others(store: Store) {
+    let alice = user(&*store, "alice").await;
+    store.create_session(session(1, alice.id, 0)).await.unwrap();
+    store
+        .create_session(session(2, alice.id, 99))
+        .await
+        .unwrap();
+    store
+        .create_session(session(3, alice.id, 99))
+        .await
+        .unwrap();
+    let asked = [[1; 32], [3; 32], [4; 32], [3; 32]];
+    let stored = store.sessions_stored(&asked).await.unwrap();
+    assert_eq!(stored, HashSet::from([[1; 32], [3; 32]]));
+    assert!(store.sessions_stored(&[]).await.unwrap().is_empty());
+}
+
+pub async fn logging_out_deletes_the_session_and_remembers_the_token(store: Store) {
+    let alice = user(&*store, "alice").await;
+    store
+        .create_session(session(1, alice.id, 99))
+        .await
+        .unwrap();
+    store
+        .create_session(session(2, alice.id, 99))
+        .await
+        .unwrap();
+    assert!(!store.is_token_revoked("j1").await.unwrap());
+    store
+        .log_out(Some([1; 32]), Some(token("j1", 99)))
+        .await
+        .unwrap();
+    assert_eq!(store.session(&[1; 32]).await.unwrap(), None);
+    assert!(store.session(&[2; 32]).await.unwrap().is_some());
+    assert!(store.is_token_revoked("j1").await.unwrap());
+    assert!(!store.is_token_revoked("J1").await.unwrap());
+}
+
+pub async fn logging_out_twice_or_of_nothing_is_no_error(store: Store) {
+    store.log_out(None, None).await.unwrap();
+    for _ in 0..2 {
+        store
+            .log_out(Some([9; 32]), Some(token("j", 50)))
+            .await
+            .unwrap();
+    }
+    assert!(store.is_token_revoked("j").await.unwrap());
+    // Of two expiries the later one counts.
+    store.log_out(None, Some(token("j", 60))).await.unwrap();
+    store.log_out(None, Some(token("j", 40))).await.unwrap();
+    store.purge_expired(Timestamp(59)).await.unwrap();
+    assert!(store.is_token_revoked("j").await.unwrap());
+}
+
+pub async fn purging_forgets_what_expired_at_or_before_now(store: Store) {
+    let alice = user(&*store, "alice").await;
+    for (mark, expires_at) in [(1, 49), (2, 50), (3, 51)] {
+        let row = session(mark, alice.id, expires_at);
+        store.create_session(row).await.unwrap();
+        let row = token(&format!("j{mark}"), expires_at);
+        store.log_out(None, Some(row)).await.unwrap();
+    }
+    assert_eq!(store.purge_expired(Timestamp(50)).await.unwrap(), 4);
+    assert_eq!(store.purge_expired(Timestamp(50)).await.unwrap(), 0);
+    let asked = [[1; 32], [2; 32], [3; 32]];
+    let stored = store.sessions_stored(&asked).await.unwrap();
+    assert_eq!(stored, HashSet::from([[3; 32]]));
+    assert!(!store.is_token_revoked("j2").await.unwrap());
+    assert!(store.is_token_revoked("j3").await.unwrap());
+}
+
+pub async fn odd_texts_come_back_as_they_were(store: Store) {
+    for name in [
+        "",
+        "'; DROP TABLE user; --",
+        "日本語 ﷽",
+        "%_",
+        "\u{10FFFF}\u{7f}",
+        "01",
+    ] {
+        let made = user(&*store, name).await;
+        assert_eq!(store.user_by_username(name).await.unwrap(), Some(made));
+    }
+}

@@ -1,0 +1,109 @@
+//! Many tasks at once.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use prompt_service::domain::UserId;
+use prompt_service::store::Error;
+use tokio::task::JoinSet;
+
+use crate::store::{TestableStore, completed, embedded, model, new_user, user, vector};
+
+type Store = Arc<dyn TestableStore>;
+
+pub async fn racing_inserts_are_all_there_with_rising_ids(store: Store) {
+    const TASKS: usize = 32;
+    const EACH: usize = 20;
+    let alice = user(&*store, "alice").await.id;
+    let mut tasks = JoinSet::new();
+    for _ in 0..TASKS {
+        let store = Arc::clone(&store);
+        tasks.spawn(async move {
+            let mut ids = Vec::new();
+            for _ in 0..EACH {
+                ids.push(
+                    store
+                        .insert_prompt(embedded(alice, "p", 1))
+                        .await
+                        .unwrap()
+                        .id,
+                );
+            }
+            ids
+        });
+    }
+    let mut all = HashSet::new();
+    while let Some(ids) = tasks.join_next().await {
+        let ids = ids.unwrap();
+        assert!(ids.is_sorted(), "a task's later prompt has a higher id");
+        all.extend(ids);
+    }
+    assert_eq!(all.len(), TASKS * EACH);
+    let listed = store.list_prompts(alice, None, usize::MAX).await.unwrap();
+    assert_eq!(
+        listed
+            .iter()
+            .map(|prompt| prompt.id)
+            .collect::<HashSet<_>>(),
+        all
+    );
+    let covered = store.coverage(&model("a"), Some(alice)).await.unwrap();
+    assert_eq!(covered.embedded, (TASKS * EACH) as u64);
+}
+
+pub async fn racing_registrations_of_one_name_have_one_winner(store: Store) {
+    let mut tasks = JoinSet::new();
+    for _ in 0..16 {
+        let store = Arc::clone(&store);
+        tasks.spawn(async move { store.create_user(new_user("alice")).await });
+    }
+    let mut made = 0;
+    for answer in tasks.join_all().await {
+        match answer {
+            Ok(_) => made += 1,
+            Err(error) => assert!(matches!(error, Error::UsernameTaken), "{error:?}"),
+        }
+    }
+    assert_eq!(made, 1);
+    assert_eq!(store.list_users(None, 99).await.unwrap().len(), 1);
+}
+
+pub async fn a_failed_operation_leaves_its_neighbours_alone(store: Store) {
+    let alice = user(&*store, "alice").await.id;
+    let mut tasks = JoinSet::new();
+    for n in 0..60 {
+        let store = Arc::clone(&store);
+        let owner = if n % 3 == 0 { UserId(999) } else { alice };
+        tasks.spawn(async move { store.insert_prompt(completed(owner, "p")).await.is_ok() });
+    }
+    let stored = tasks.join_all().await.into_iter().filter(|ok| *ok).count();
+    assert_eq!(stored, 40);
+    assert_eq!(store.list_prompts(alice, None, 99).await.unwrap().len(), 40);
+}
+
+pub async fn a_write_is_seen_by_the_next_read(store: Store) {
+    let alice = user(&*store, "alice").await.id;
+    let mut tasks = JoinSet::new();
+    for _ in 0..16 {
+        let store = Arc::clone(&store);
+        tasks.spawn(async move {
+            for _ in 0..10 {
+                let made = store.insert_prompt(completed(alice, "p")).await.unwrap();
+                let rows = vec![(made.id, vector(1))];
+                assert_eq!(
+                    store.prompt(alice, made.id).await.unwrap().as_ref(),
+                    Some(&made)
+                );
+                assert_eq!(
+                    store.put_embeddings(&model("a"), rows).await.unwrap(),
+                    [made.id]
+                );
+                store.delete_prompt(alice, made.id).await.unwrap();
+                assert_eq!(store.prompt(alice, made.id).await.unwrap(), None);
+            }
+        });
+    }
+    tasks.join_all().await;
+    let covered = store.coverage(&model("a"), None).await.unwrap();
+    assert_eq!((covered.embedded, covered.completed), (0, 0));
+}

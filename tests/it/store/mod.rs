@@ -1,0 +1,138 @@
+//! The store's contract, sentence by sentence, for any backend; and what only SQLite promises.
+
+/// Runs every case on a backend. `$open` is an `async fn() -> (Arc<dyn TestableStore>, impl Any)`: an empty store, and what
+/// must live as long as it.
+macro_rules! conformance_suite {
+    ($open:path) => {
+        conformance_suite! { @cases $open;
+            accounts:
+                an_account_is_made_active_and_read_back,
+                a_taken_username_is_refused_and_changes_nothing,
+                usernames_are_compared_byte_by_byte,
+                an_absent_account_is_none,
+                several_accounts_are_read_at_once,
+                accounts_are_listed_by_rising_id_in_pages,
+                disabling_moves_tokens_valid_from_and_deletes_sessions,
+                enabling_keeps_tokens_valid_from_and_sessions,
+                tokens_valid_from_never_goes_back,
+                a_new_password_ends_sessions_and_tokens,
+                changing_an_absent_account_answers_false,
+                a_hash_upgrade_keeps_sessions_and_tokens,
+                a_hash_upgrade_of_a_changed_hash_does_nothing,
+                a_session_is_read_back_even_when_expired,
+                a_session_of_an_unknown_account_is_refused,
+                stored_sessions_are_told_from_others,
+                logging_out_deletes_the_session_and_remembers_the_token,
+                logging_out_twice_or_of_nothing_is_no_error,
+                purging_forgets_what_expired_at_or_before_now,
+                odd_texts_come_back_as_they_were;
+            prompts:
+                a_completed_prompt_is_read_back,
+                a_failed_prompt_is_read_back_and_has_no_vector,
+                a_prompt_of_an_unknown_user_stores_nothing,
+                another_users_prompt_is_absent,
+                prompts_are_listed_newest_first_in_pages,
+                several_prompts_are_read_at_once_and_only_the_owners,
+                deleting_removes_the_prompt_and_its_vector,
+                ids_are_not_reused_after_deletion,
+                vectors_come_in_order_and_in_pages,
+                vectors_of_one_owner_ignore_a_cursor_in_anothers_rows,
+                vectors_of_other_models_are_left_out,
+                vectors_come_back_in_their_stored_form,
+                a_vector_of_another_length_is_refused_and_changes_nothing,
+                coverage_follows_inserts_deletes_and_replacements,
+                unembedded_prompts_come_by_rising_id_in_pages,
+                late_vectors_replace_and_pass_over_the_gone_and_the_failed,
+                a_ping_is_answered;
+            concurrency:
+                racing_inserts_are_all_there_with_rising_ids,
+                racing_registrations_of_one_name_have_one_winner,
+                a_failed_operation_leaves_its_neighbours_alone,
+                a_write_is_seen_by_the_next_read;
+        }
+    };
+    (@cases $open:path; $($area:ident: $($case:ident),+;)+) => {
+        $(mod $area {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $case() {
+                let (store, _alive) = $open().await;
+                crate::store::$area::$case(store).await;
+            })+
+        })+
+    };
+}
+
+mod accounts;
+mod concurrency;
+mod model;
+mod prompts;
+mod sqlite;
+mod sqlite_files;
+mod sqlite_processes;
+
+use std::sync::Arc;
+
+use prompt_service::domain::{
+    Embedding, ModelId, Prompt, PromptId, PromptStatus, Timestamp, User, UserId,
+};
+use prompt_service::store::{AccountStore, NewPrompt, NewUser, PromptStore};
+
+/// Both halves of the contract over the same data.
+pub trait TestableStore: AccountStore + PromptStore {}
+
+impl<T: AccountStore + PromptStore> TestableStore for T {}
+
+/// A model that makes vectors of 4 numbers.
+pub fn model(name: &str) -> ModelId {
+    ModelId(Arc::from(name))
+}
+
+/// A vector whose first number tells it from others; exact in half precision up to 2,048.
+pub fn vector(mark: u16) -> Embedding {
+    Embedding(Arc::from([f32::from(mark), 0.5, 0.0, -0.5].as_slice()))
+}
+
+/// An account to be made; its address and its first hash follow from nothing but the name.
+pub fn new_user(username: &str) -> NewUser {
+    NewUser {
+        username: username.to_owned(),
+        email: format!("{username}@example.org"),
+        password_hash: "$argon2id$first".to_owned(),
+        created_at: Timestamp(1_000),
+    }
+}
+
+/// Makes that account.
+pub async fn user(store: &dyn TestableStore, username: &str) -> User {
+    store.create_user(new_user(username)).await.unwrap()
+}
+
+/// A completed prompt without a vector.
+pub fn completed(user_id: UserId, prompt: &str) -> NewPrompt {
+    NewPrompt {
+        user_id,
+        prompt: prompt.to_owned(),
+        response: Some(format!("[mock] You said: {prompt}")),
+        model: "mock".to_owned(),
+        status: PromptStatus::Completed,
+        error: None,
+        created_at: Timestamp(2_000),
+        llm_duration_ms: Some(12),
+        prompt_tokens: Some(3),
+        completion_tokens: None,
+        embedding: None,
+    }
+}
+
+/// A completed prompt with a vector of the model `a`.
+pub fn embedded(user_id: UserId, prompt: &str, mark: u16) -> NewPrompt {
+    NewPrompt {
+        embedding: Some((model("a"), vector(mark))),
+        ..completed(user_id, prompt)
+    }
+}
+
+/// The ids of prompts, in their order.
+pub fn ids(prompts: &[Prompt]) -> Vec<PromptId> {
+    prompts.iter().map(|prompt| prompt.id).collect()
+}

@@ -1,0 +1,127 @@
+//! Which files the store opens, and how it refuses the others.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use prompt_service::store::sqlite::{OpenError, OpenOptions, SqliteStore};
+use prompt_service::store::{AccountStore, PromptStore};
+use rusqlite::Connection;
+
+use crate::store::sqlite::open_in;
+use crate::store::user;
+
+fn refused(path: &Path) -> OpenError {
+    let error = SqliteStore::open(path, OpenOptions::default()).unwrap_err();
+    assert!(!error.to_string().contains('\n'), "{error}");
+    error
+}
+
+#[tokio::test]
+async fn only_the_owner_can_read_the_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open_in(folder.path(), OpenOptions::default());
+    user(&store, "alice").await;
+    for name in ["test.db", "test.db-wal", "test.db-shm"] {
+        let mode = fs::metadata(folder.path().join(name))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_in_use_and_a_closed_one_are_opened_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = open_in(folder.path(), OpenOptions::default());
+    let alice = user(&first, "alice").await;
+    let second = open_in(folder.path(), OpenOptions::default());
+    assert_eq!(second.user(alice.id).await.unwrap(), Some(alice.clone()));
+    first.close().await;
+    let bob = user(&second, "bob").await;
+    second.close().await;
+    let third = open_in(folder.path(), OpenOptions::default());
+    assert_eq!(third.list_users(None, 9).await.unwrap(), [alice, bob]);
+}
+
+#[tokio::test]
+async fn an_empty_file_is_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("test.db"), "").unwrap();
+    open_in(folder.path(), OpenOptions::default())
+        .ping()
+        .await
+        .unwrap();
+}
+
+#[test]
+fn a_file_of_another_program_is_refused_and_left_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, sql) in [
+        ("tables.db", "CREATE TABLE theirs (x)"),
+        (
+            "marked.db",
+            "PRAGMA application_id = 7; CREATE TABLE theirs (x)",
+        ),
+        ("versioned.db", "PRAGMA user_version = 1"),
+    ] {
+        let path = folder.path().join(name);
+        Connection::open(&path).unwrap().execute_batch(sql).unwrap();
+        let before = fs::read(&path).unwrap();
+        let error = refused(&path);
+        assert!(matches!(error, OpenError::Foreign), "{name}: {error:?}");
+        assert!(error.to_string().contains("another program"));
+        assert_eq!(fs::read(&path).unwrap(), before, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_of_a_newer_version_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    open_in(folder.path(), OpenOptions::default()).close().await;
+    let path = folder.path().join("test.db");
+    let file = Connection::open(&path).unwrap();
+    file.pragma_update(None, "user_version", 99).unwrap();
+    let error = refused(&path);
+    assert!(
+        matches!(
+            error,
+            OpenError::Newer {
+                found: 99,
+                known: 1
+            }
+        ),
+        "{error:?}"
+    );
+    assert!(error.to_string().contains("newer version"));
+}
+
+#[test]
+fn garbage_is_refused_and_left_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("garbage.db");
+    for garbage in ["hello".to_owned(), "no database ".repeat(2_000)] {
+        fs::write(&path, &garbage).unwrap();
+        let error = refused(&path);
+        assert!(matches!(error, OpenError::NotADatabase(_)), "{error:?}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), garbage);
+    }
+}
+
+#[test]
+fn a_missing_folder_and_a_folder_instead_of_a_file_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = refused(&folder.path().join("missing").join("test.db"));
+    assert!(matches!(error, OpenError::NoFolder(_)), "{error:?}");
+    let error = refused(folder.path());
+    assert!(matches!(error, OpenError::NotWritable(_)), "{error:?}");
+}
+
+#[test]
+fn a_name_that_looks_like_a_uri_is_a_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file:test.db?mode=memory");
+    SqliteStore::open(&path, OpenOptions::default()).unwrap();
+    assert!(fs::metadata(&path).unwrap().len() > 0);
+}

@@ -1,0 +1,315 @@
+//! Several processes on one file: killed, racing, out of room, without permission. The children are this test binary,
+//! started again with a variable that says what to do.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use std::{env, fs};
+
+use prompt_service::domain::{PromptId, UserId};
+use prompt_service::store::sqlite::{OpenOptions, SqliteStore};
+use prompt_service::store::{AccountStore, Error, PromptStore};
+use rusqlite::Connection;
+use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
+
+use crate::store::sqlite::{assert_sound, open_in, prompt_is_in_file};
+use crate::store::{embedded, model, user};
+
+const ROLE: &str = "STORE_TEST_ROLE";
+const FOLDER: &str = "STORE_TEST_FOLDER";
+
+/// The children's entry. Without a role it is no child, and there is nothing to do.
+#[test]
+fn child_process() {
+    let Ok(role) = env::var(ROLE) else { return };
+    let folder = env::var(FOLDER).unwrap();
+    let folder = Path::new(&folder);
+    match role.as_str() {
+        "open" => {
+            let opened = SqliteStore::open(&folder.join("test.db"), OpenOptions::default());
+            say(&opened.map_or_else(|error| format!("{error:?}"), |_| "opened".to_owned()));
+        }
+        "insert until killed" => block_on(insert_until_killed(folder)),
+        "create 200 users" => block_on(create_200_users(folder)),
+        "insert until full" => block_on(insert_until_full(folder)),
+        role => panic!("unknown role {role}"),
+    }
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    Runtime::new().unwrap().block_on(work)
+}
+
+/// One line to the parent, past the test harness's own output.
+fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "\nsays {line}").unwrap();
+    out.flush().unwrap();
+}
+
+/// The child's lines, without the test harness's.
+fn said(child: &mut Child) -> impl Iterator<Item = String> + use<> {
+    let out: ChildStdout = child.stdout.take().unwrap();
+    let lines = BufReader::new(out).lines();
+    lines.filter_map(|line| Some(line.ok()?.strip_prefix("says ")?.to_owned()))
+}
+
+const CHILD_ARGUMENTS: [&str; 3] = [
+    "--exact",
+    "store::sqlite_processes::child_process",
+    "--nocapture",
+];
+
+fn start(mut command: Command, role: &str, folder: &Path) -> Child {
+    command
+        .env(ROLE, role)
+        .env(FOLDER, folder)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+fn start_child(role: &str, folder: &Path) -> Child {
+    let mut command = Command::new(env::current_exe().unwrap());
+    command.args(CHILD_ARGUMENTS);
+    start(command, role, folder)
+}
+
+async fn insert_until_killed(folder: &Path) {
+    let store = Arc::new(open_in(folder, OpenOptions::default()));
+    let owner = store.list_users(None, 1).await.unwrap()[0].id;
+    let mut tasks = JoinSet::new();
+    for _ in 0..16 {
+        let store = Arc::clone(&store);
+        tasks.spawn(async move {
+            loop {
+                let new = embedded(owner, &"text ".repeat(100), 1);
+                say(&store.insert_prompt(new).await.unwrap().id.to_string());
+            }
+        });
+    }
+    tasks.join_all().await;
+}
+
+#[test]
+fn every_acknowledged_prompt_survives_kill_9() {
+    let folder = tempfile::tempdir().unwrap();
+    let owner = block_on(async {
+        let store = open_in(folder.path(), OpenOptions::default());
+        let owner = user(&store, "alice").await.id;
+        store.close().await;
+        owner
+    });
+    let mut acknowledged = Vec::new();
+    for round in 1..=5 {
+        let mut child = start_child("insert until killed", folder.path());
+        let mut lines = said(&mut child);
+        let id = |line: String| PromptId(line.parse().unwrap());
+        acknowledged.extend(lines.by_ref().take(40 * round).map(id));
+        child.kill().unwrap();
+        // What it had said when it died counts too.
+        acknowledged.extend(lines.map(id));
+        child.wait().unwrap();
+
+        assert!(
+            acknowledged.len() >= 40 * round,
+            "the child was killed at work"
+        );
+        let file = Connection::open(folder.path().join("test.db")).unwrap();
+        for id in &acknowledged {
+            assert!(
+                prompt_is_in_file(&file, *id),
+                "{id} was acknowledged and is gone"
+            );
+        }
+        drop(file);
+        assert_sound(folder.path());
+        assert_whole(folder.path(), owner);
+    }
+}
+
+/// Each prompt has its vector, and the counters agree.
+fn assert_whole(folder: &Path, owner: UserId) {
+    block_on(async {
+        let store = open_in(folder, OpenOptions::default());
+        let prompts = store.list_prompts(owner, None, usize::MAX).await.unwrap();
+        let vectors = store
+            .vectors(&model("a"), None, None, usize::MAX)
+            .await
+            .unwrap();
+        assert_eq!(prompts.len(), vectors.ids.len());
+        let covered = store.coverage(&model("a"), Some(owner)).await.unwrap();
+        assert_eq!(
+            (covered.embedded, covered.completed),
+            (prompts.len() as u64, prompts.len() as u64)
+        );
+        store.close().await;
+    });
+}
+
+async fn create_200_users(folder: &Path) {
+    let store = open_in(folder, OpenOptions::default());
+    for n in 0..200 {
+        user(&store, &format!("{}-{n}", std::process::id())).await;
+    }
+    store.close().await;
+    say("done");
+}
+
+#[test]
+fn another_process_writes_beside_a_busy_store() {
+    let folder = tempfile::tempdir().unwrap();
+    block_on(async {
+        let store = Arc::new(open_in(folder.path(), OpenOptions::default()));
+        let alice = user(&*store, "alice").await.id;
+        let mut tasks = JoinSet::new();
+        for _ in 0..8 {
+            let store = Arc::clone(&store);
+            tasks.spawn(async move {
+                loop {
+                    store.insert_prompt(embedded(alice, "p", 1)).await.unwrap();
+                }
+            });
+        }
+        let children: Vec<_> = (0..2)
+            .map(|_| start_child("create 200 users", folder.path()))
+            .collect();
+        for mut child in children {
+            let (status, lines) = tokio::task::spawn_blocking(move || {
+                let lines: Vec<_> = said(&mut child).collect();
+                (child.wait().unwrap(), lines)
+            })
+            .await
+            .unwrap();
+            assert!(status.success());
+            assert_eq!(lines, ["done"]);
+        }
+        tasks.shutdown().await;
+        assert_eq!(store.list_users(None, 999).await.unwrap().len(), 401);
+        assert_eq!(store.stats().failed_batches, 0);
+        store.close().await;
+    });
+    assert_sound(folder.path());
+}
+
+#[test]
+fn processes_that_open_a_new_file_at_once_all_succeed() {
+    for _ in 0..3 {
+        let folder = tempfile::tempdir().unwrap();
+        let children: Vec<_> = (0..6).map(|_| start_child("open", folder.path())).collect();
+        for mut child in children {
+            assert_eq!(said(&mut child).collect::<Vec<_>>(), ["opened"]);
+            assert!(child.wait().unwrap().success());
+        }
+        assert_sound(folder.path());
+    }
+}
+
+async fn insert_until_full(folder: &Path) {
+    let store = open_in(folder, OpenOptions::default());
+    let owner = user(&store, "alice").await.id;
+    let text = "x".repeat(50_000);
+    let mut stored = 0;
+    let refused = loop {
+        match store.insert_prompt(embedded(owner, &text, 1)).await {
+            Ok(_) => stored += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(refused, Error::Unavailable(_)), "{refused:?}");
+    let again = store.insert_prompt(embedded(owner, &text, 1)).await;
+    assert!(matches!(again, Err(Error::Unavailable(_))), "{again:?}");
+    let listed = store.list_prompts(owner, None, usize::MAX).await.unwrap();
+    assert_eq!(listed.len(), stored);
+    let pid = std::process::id().to_string();
+    let raised = Command::new("prlimit")
+        .args(["--fsize=unlimited:", "--pid", &pid])
+        .status();
+    assert!(raised.unwrap().success());
+    for _ in 0..stored {
+        store
+            .insert_prompt(embedded(owner, &text, 1))
+            .await
+            .unwrap();
+    }
+    store.close().await;
+    say(&format!("stored {stored} and again"));
+}
+
+#[test]
+fn a_disk_that_takes_no_more_is_survived() {
+    let folder = tempfile::tempdir().unwrap();
+    // A limit on the size of files, with its signal ignored, makes `write` fail half way, as a full disk does.
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' XFSZ; ulimit -S -f 8192; exec \"$@\"", "sh"]);
+    command
+        .arg(env::current_exe().unwrap())
+        .args(CHILD_ARGUMENTS);
+    let mut child = start(command, "insert until full", folder.path());
+    let lines: Vec<_> = said(&mut child).collect();
+    assert!(child.wait().unwrap().success());
+    let stored = match &lines[..] {
+        [line] => line.split(' ').nth(1).and_then(|n| n.parse::<usize>().ok()),
+        _ => None,
+    };
+    let stored = stored.unwrap_or_else(|| panic!("the child said {lines:?}"));
+    assert!(stored > 0);
+    assert_sound(folder.path());
+    block_on(async {
+        let store = open_in(folder.path(), OpenOptions::default());
+        let owner = store.list_users(None, 1).await.unwrap()[0].id;
+        let listed = store.list_prompts(owner, None, usize::MAX).await.unwrap();
+        assert_eq!(listed.len(), 2 * stored);
+    });
+}
+
+/// What a process without root's powers says about opening `test.db` in the folder.
+fn opened_without_privileges(folder: &Path) -> Vec<String> {
+    // Root may write anywhere; then the child becomes nobody, who needs a copy of the program it can reach.
+    let program = tempfile::tempdir().unwrap();
+    let copy = program.path().join("child");
+    fs::copy(env::current_exe().unwrap(), &copy).unwrap();
+    fs::set_permissions(program.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = Command::new(copy);
+    command.args(CHILD_ARGUMENTS).current_dir("/");
+    if fs::metadata("/proc/self").unwrap().uid() == 0 {
+        command.uid(65_534).gid(65_534);
+    }
+    let mut child = start(command, "open", folder);
+    let lines = said(&mut child).collect();
+    child.wait().unwrap();
+    lines
+}
+
+#[test]
+fn what_cannot_be_written_is_refused_as_that() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = |name: &str, mode| {
+        let permissions = fs::Permissions::from_mode(mode);
+        fs::set_permissions(folder.path().join(name), permissions).unwrap();
+    };
+    let refused = |lines: Vec<String>| {
+        assert!(
+            matches!(&lines[..], [line] if line.starts_with("NotWritable")),
+            "{lines:?}"
+        );
+    };
+    set("", 0o555);
+    refused(opened_without_privileges(folder.path()));
+    set("", 0o755);
+    block_on(async { open_in(folder.path(), OpenOptions::default()).close().await });
+    set("test.db", 0o444);
+    refused(opened_without_privileges(folder.path()));
+    // The file alone is not enough: the log lies beside it.
+    set("test.db", 0o666);
+    set("", 0o555);
+    refused(opened_without_privileges(folder.path()));
+    set("", 0o777);
+    assert_eq!(opened_without_privileges(folder.path()), ["opened"]);
+}

@@ -1,0 +1,67 @@
+//! What a service logs, kept to be looked at.
+
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+
+use serde_json::Value;
+use tracing::Dispatch;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// The log of one service, in the form that operators get, at every level.
+#[derive(Clone, Default)]
+pub struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    /// A subscriber that writes here.
+    pub fn dispatch(&self) -> Dispatch {
+        let subscriber = tracing_subscriber::fmt()
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_span_list(false)
+            .with_max_level(tracing::Level::TRACE)
+            .with_writer(self.clone());
+        Dispatch::new(subscriber.finish())
+    }
+
+    /// All of it so far.
+    pub fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+
+    /// Its lines so far.
+    pub fn lines(&self) -> Vec<Value> {
+        let text = self.text();
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+
+    /// The line about the request of that id, if it is there yet.
+    pub fn request(&self, id: &str) -> Option<Value> {
+        let is_its = |line: &Value| {
+            line["request_id"] == id
+                && matches!(line["message"].as_str(), Some("request" | "request failed"))
+        };
+        self.lines().into_iter().find(is_its)
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

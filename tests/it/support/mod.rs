@@ -1,0 +1,399 @@
+//! What the tests stand on: the real service on a port of its own, clients that speak to it, and waiting for conditions.
+
+mod client;
+mod log;
+mod socket;
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{CommandFactory, FromArgMatches};
+use prompt_service::app::App as Service;
+use prompt_service::cli::Cli;
+use prompt_service::config::{Config, Secrets, StoreConfig};
+use prompt_service::credentials::{Keys, TokenId, TokenType};
+use prompt_service::domain::{Timestamp, UserId};
+use prompt_service::store::sqlite::{OpenOptions, SqliteStore};
+use tempfile::TempDir;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tracing::dispatcher::{self, DefaultGuard};
+
+pub use client::{Client, Request, Response};
+pub use log::Log;
+pub use socket::Socket;
+
+/// How long anything is waited for. No test takes this long unless it fails; a machine under load may take a good part of it.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Waits until the condition, which may await, holds; fails at the deadline.
+macro_rules! eventually {
+    ($condition:expr $(, $($message:tt)+)?) => {{
+        let deadline = std::time::Instant::now() + $crate::support::DEADLINE;
+        loop {
+            if $condition {
+                break;
+            }
+            assert!(
+                std::time::Instant::now() < deadline,
+                "never came true: {} {}",
+                stringify!($condition),
+                String::new() $(+ &format!($($message)+))?
+            );
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    }};
+}
+
+/// The password of every account that the tests make.
+pub const PASSWORD: &str = "correct horse battery";
+
+/// The data folder of an app; gone with its last owner.
+#[derive(Clone)]
+pub struct Folder(Arc<TempDir>);
+
+impl Folder {
+    /// An empty one.
+    pub fn new() -> Self {
+        Self(Arc::new(tempfile::tempdir().unwrap()))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// The database file in it.
+    pub fn database(&self) -> PathBuf {
+        let StoreConfig::Sqlite { path, .. } = config_in(self.path()).store;
+        path
+    }
+
+    /// The store in it, as the operator's commands open it: also beside a running app.
+    pub fn store(&self) -> SqliteStore {
+        SqliteStore::open(&self.database(), OpenOptions::default()).unwrap()
+    }
+}
+
+thread_local! {
+    /// Where this thread of an app's runtime logs to: each app has a log of its own.
+    static LOGS_TO: RefCell<Option<DefaultGuard>> = const { RefCell::new(None) };
+}
+
+/// A running service. It has a runtime of its own, so that it can die at any moment, and ends when this is dropped.
+pub struct App {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// Where its metrics' own listener listens, if it has one.
+    pub metrics_addr: Option<SocketAddr>,
+    /// Where its data are.
+    pub folder: Folder,
+    /// What its tasks have logged.
+    pub log: Log,
+    keys: Keys,
+    client: Client,
+    stop: Option<oneshot::Sender<()>>,
+    served: JoinHandle<anyhow::Result<()>>,
+    runtime: Option<Runtime>,
+}
+
+/// The configuration that an empty environment gives, with the data in `folder`, any free port, and no throttle on prompts.
+pub fn config_in(folder: &Path) -> Config {
+    let folder = folder.to_str().unwrap();
+    // The environment of whoever runs the tests is not part of them.
+    let command = Cli::command().mut_args(|arg| arg.env(clap::builder::Resettable::Reset));
+    let matches = command.get_matches_from([
+        "prompt-service",
+        "--data-dir",
+        folder,
+        "--bind-addr",
+        "127.0.0.1:0",
+        "--prompt-throttle",
+        "off",
+    ]);
+    let cli = Cli::from_arg_matches(&matches).unwrap();
+    Config::load(cli.settings, Secrets::default()).unwrap()
+}
+
+/// Starts a service on an empty folder: see [`config_in`] for what `adjust` starts from.
+pub async fn spawn_app(adjust: impl FnOnce(&mut Config)) -> App {
+    spawn_app_in(Folder::new(), adjust).await
+}
+
+/// Starts a service on a folder that another one has left.
+pub async fn spawn_app_in(folder: Folder, adjust: impl FnOnce(&mut Config)) -> App {
+    try_spawn_app_in(folder, adjust).await.unwrap()
+}
+
+/// The same, where the start may be refused.
+pub async fn try_spawn_app_in(
+    folder: Folder,
+    adjust: impl FnOnce(&mut Config),
+) -> anyhow::Result<App> {
+    let mut config = config_in(folder.path());
+    adjust(&mut config);
+    let key = config.accounts.secret_key.clone();
+    let log = Log::default();
+    let dispatch = log.dispatch();
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(2)
+        .on_thread_start(move || LOGS_TO.set(Some(dispatcher::set_default(&dispatch))))
+        .on_thread_stop(|| LOGS_TO.set(None))
+        .enable_all()
+        .build()?;
+    let built = runtime.spawn(Service::build(config)).await.unwrap();
+    let service = match built {
+        Ok(service) => service,
+        Err(error) => {
+            runtime.shutdown_background();
+            return Err(error);
+        }
+    };
+    let key = match key {
+        Some(key) => key.expose().to_owned(),
+        None => std::fs::read_to_string(folder.path().join("secret.key"))?,
+    };
+    let (addr, metrics_addr) = (service.local_addr()?, service.metrics_addr()?);
+    let (stop, stopped) = oneshot::channel();
+    let served = runtime.spawn(service.serve(async {
+        // A sender that was dropped without a word stops the service too.
+        let _ = stopped.await;
+    }));
+    Ok(App {
+        addr,
+        metrics_addr,
+        folder,
+        log,
+        keys: Keys::new(key.trim_end_matches('\n'), []),
+        client: Client::new(addr),
+        stop: Some(stop),
+        served,
+        runtime: Some(runtime),
+    })
+}
+
+impl App {
+    /// A client without credentials.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// A request to `path` without credentials.
+    pub fn get(&self, path: &str) -> Request {
+        self.client.get(path)
+    }
+
+    /// A post to `path` without credentials.
+    pub fn post(&self, path: &str) -> Request {
+        self.client.post(path)
+    }
+
+    /// Registers an account and logs it in.
+    pub async fn user(&self, name: &str) -> User {
+        let registered = self.register(name).await;
+        assert_eq!(registered.status, 201, "{registered:?}");
+        let (access, refresh) = self.login(name).await;
+        User {
+            id: registered.json()["id"].as_i64().unwrap(),
+            client: self.client.with_bearer(&access),
+            access,
+            refresh,
+        }
+    }
+
+    /// Registers an account with [`PASSWORD`].
+    pub async fn register(&self, name: &str) -> Response {
+        let body = serde_json::json!({
+            "username": name, "email": format!("{name}@example.org"), "password": PASSWORD,
+        });
+        self.post("/api/auth/register/").json(&body).send().await
+    }
+
+    /// Logs an account in: its access and its refresh token.
+    pub async fn login(&self, name: &str) -> (String, String) {
+        let answer = self.try_login(name, PASSWORD).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let token = |kind: &str| answer.json()[kind].as_str().unwrap().to_owned();
+        (token("access"), token("refresh"))
+    }
+
+    /// What a login with that password answers.
+    pub async fn try_login(&self, name: &str, password: &str) -> Response {
+        let body = serde_json::json!({ "username": name, "password": password });
+        self.post("/api/auth/login/").json(&body).send().await
+    }
+
+    /// Logs an account in with a session: the cookie's secret, and the answer.
+    pub async fn login_session(&self, name: &str) -> (String, Response) {
+        let body = serde_json::json!({ "username": name, "password": PASSWORD, "session": true });
+        let answer = self.post("/api/auth/login/").json(&body).send().await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let cookie = answer.header("set-cookie").unwrap();
+        let secret = cookie.strip_prefix("session=").unwrap();
+        (secret.split(';').next().unwrap().to_owned(), answer)
+    }
+
+    /// A token as the service signs it, issued at `issued_at` for `lifetime`.
+    pub fn token(
+        &self,
+        kind: TokenType,
+        user_id: i64,
+        issued_at: Timestamp,
+        lifetime: Duration,
+    ) -> String {
+        let id = TokenId::random().unwrap();
+        self.keys
+            .sign(kind, Some(UserId(user_id)), id, issued_at, lifetime)
+    }
+
+    /// An access token that ran out a minute ago.
+    pub fn expired_token(&self, user_id: i64) -> String {
+        let now = Timestamp::now().unix_seconds();
+        self.token(
+            TokenType::Access,
+            user_id,
+            Timestamp::from_unix_seconds(now - 120),
+            Duration::from_secs(60),
+        )
+    }
+
+    /// The value of one line of `/metrics`, such as `http_requests_total{method="GET",…}`; `None` if there is no such line.
+    pub async fn metric(&self, series: &str) -> Option<f64> {
+        let client = self
+            .metrics_addr
+            .map_or_else(|| self.client.clone(), Client::new);
+        let text = client.get("/metrics").send().await.text();
+        text.lines().find_map(|line| {
+            let value = line.strip_prefix(series)?.strip_prefix(' ')?;
+            value.parse().ok()
+        })
+    }
+
+    /// Opens a WebSocket at `path_and_query` with these further headers; the answer if the handshake is refused.
+    pub async fn socket(
+        &self,
+        path_and_query: &str,
+        headers: &[(&str, &str)],
+    ) -> Result<Socket, Response> {
+        Socket::connect(self.addr, path_and_query, headers).await
+    }
+
+    /// Tells the service to stop, as a signal does, and does not wait. Once only.
+    pub fn begin_stop(&mut self) {
+        self.stop.take().unwrap().send(()).unwrap();
+    }
+
+    /// Waits until the service has stopped by itself, and answers its folder.
+    pub async fn stopped(mut self) -> Folder {
+        let served = tokio::time::timeout(DEADLINE, &mut self.served).await;
+        served
+            .expect("the service stops in time")
+            .expect("serving does not panic")
+            .expect("serving ends well");
+        self.folder.clone()
+    }
+
+    /// Stops the service in order, and answers its folder.
+    pub async fn stop(mut self) -> Folder {
+        self.begin_stop();
+        self.stopped().await
+    }
+
+    /// Whether the service is still serving or stopping.
+    pub fn is_running(&self) -> bool {
+        !self.served.is_finished()
+    }
+
+    /// Drops every task of the service where it stands, and answers its folder once the service has let go of it.
+    pub async fn kill(mut self) -> Folder {
+        let runtime = self.runtime.take().unwrap();
+        // Waits for tasks to be dropped, as dropping a runtime does, which must not happen on an async thread.
+        tokio::task::spawn_blocking(move || runtime.shutdown_timeout(DEADLINE))
+            .await
+            .unwrap();
+        self.folder.clone()
+    }
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// A registered account with its tokens.
+pub struct User {
+    /// Its id.
+    pub id: i64,
+    /// Its access token.
+    pub access: String,
+    /// Its refresh token.
+    pub refresh: String,
+    /// A client that sends the access token.
+    pub client: Client,
+}
+
+impl User {
+    /// A request to `path` as this user.
+    pub fn get(&self, path: &str) -> Request {
+        self.client.get(path)
+    }
+
+    /// A post to `path` as this user.
+    pub fn post(&self, path: &str) -> Request {
+        self.client.post(path)
+    }
+
+    /// A deletion of `path` as this user.
+    pub fn delete(&self, path: &str) -> Request {
+        self.client.delete(path)
+    }
+
+    /// Posts a prompt, which must succeed: its id.
+    pub async fn prompt(&self, text: &str) -> i64 {
+        let answer = self.try_prompt(text).await;
+        assert_eq!(answer.status, 201, "{answer:?}");
+        answer.json()["id"].as_i64().unwrap()
+    }
+
+    /// Posts a prompt.
+    pub async fn try_prompt(&self, text: &str) -> Response {
+        let body = serde_json::json!({ "prompt": text });
+        self.post("/api/prompts/").json(&body).send().await
+    }
+
+    /// Searches, which must succeed.
+    pub async fn search(&self, query: &str, k: usize) -> Response {
+        let query: String = form_urlencoded::byte_serialize(query.as_bytes()).collect();
+        let path = format!("/api/prompts/similar/?q={query}&k={k}");
+        let answer = self.get(&path).send().await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer
+    }
+
+    /// The ids that a search finds, nearest first.
+    pub async fn similar(&self, query: &str, k: usize) -> Vec<i64> {
+        self.search(query, k).await.ids()
+    }
+
+    /// All prompts of this user by listing, newest first, through as many pages as it takes.
+    pub async fn all_prompts(&self) -> Vec<serde_json::Value> {
+        let (mut all, mut path) = (Vec::new(), "/api/prompts/?limit=100".to_owned());
+        loop {
+            let page = self.get(&path).send().await;
+            assert_eq!(page.status, 200, "{page:?}");
+            let page = page.json();
+            all.extend(page["results"].as_array().unwrap().iter().cloned());
+            let Some(next) = page["next"].as_str() else {
+                return all;
+            };
+            path = format!("/api/prompts/?limit=100&cursor={next}");
+        }
+    }
+}
