@@ -1,0 +1,101 @@
+"""Fixtures of the tests that run the release binary from outside, as an operator and a client would."""
+
+import itertools
+import json
+import uuid
+from dataclasses import dataclass
+
+import httpx
+import pytest
+from running_service import THROTTLES_OFF, Service
+
+PASSWORD = "Str0ng-enough-9x"
+
+REGISTER, LOGIN, REFRESH = "/api/auth/register/", "/api/auth/login/", "/api/auth/refresh/"
+ME = "/api/auth/me/"
+PROMPTS, SIMILAR = "/api/prompts", "/api/prompts/similar"
+SOCKET = "/ws/prompts/"
+
+
+@dataclass
+class User:
+    """A registered user with the tokens of its first login."""
+
+    id: int
+    username: str
+    access: str
+    refresh: str
+
+    @property
+    def auth(self):
+        return {"Authorization": f"Bearer {self.access}"}
+
+
+def client(service):
+    """An HTTP client of a service, for `with`. Redirects are failures: every route answers where it is asked."""
+    return httpx.Client(base_url=service.url, timeout=60, follow_redirects=False)
+
+
+def make_user(http):
+    """Registers a new user and logs in."""
+    name = "t" + uuid.uuid4().hex[:14]
+    created = http.post(REGISTER, json={"username": name, "email": f"{name}@example.com", "password": PASSWORD})
+    assert created.status_code == 201, created.text
+    pair = http.post(LOGIN, json={"username": name, "password": PASSWORD})
+    assert pair.status_code == 200, pair.text
+    return User(created.json()["id"], name, pair.json()["access"], pair.json()["refresh"])
+
+
+def post_prompt(http, user, text, **extra):
+    return http.post(PROMPTS, json={"prompt": text, **extra}, headers=user.auth)
+
+
+def list_prompts(http, user):
+    """Every stored prompt of a user, newest first, read page by page."""
+    items, cursor = [], None
+    for _ in itertools.count():
+        page = http.get(PROMPTS, params={"limit": 100, **({"cursor": cursor} if cursor else {})}, headers=user.auth)
+        assert page.status_code == 200, page.text
+        body = page.json()
+        items += body["results"]
+        cursor = body["next"]
+        if not cursor:
+            return items
+
+
+def assert_healthy(http):
+    """The service answers, and a new user can store a prompt and find it."""
+    assert http.get("/healthz").status_code == 200
+    assert http.get("/readyz").status_code == 200
+    user = make_user(http)
+    created = post_prompt(http, user, f"still well {user.username}")
+    assert created.status_code == 201, created.text
+    found = http.get(SIMILAR, params={"q": created.json()["prompt"], "k": 1}, headers=user.auth)
+    assert [item["id"] for item in found.json()["results"]] == [created.json()["id"]]
+
+
+def assert_json_error(response):
+    """An error in the contract's shape: JSON with a `detail` text or lists of texts by field."""
+    assert response.headers["content-type"].split(";")[0] == "application/json", response.text
+    body = response.json()
+    assert isinstance(body, dict) and body, body
+    assert isinstance(body.get("detail"), str) or all(isinstance(value, list) for value in body.values()), json.dumps(body)
+    return body
+
+
+@pytest.fixture(scope="session")
+def service():
+    """A service without throttles, shared by the tests that do not disturb it."""
+    with Service(**THROTTLES_OFF) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def http(service):
+    with client(service) as connection:
+        yield connection
+
+
+@pytest.fixture
+def user(http):
+    return make_user(http)

@@ -1,0 +1,83 @@
+#!/usr/bin/env python3
+"""Creates the Python environment of the tests, target/venv, and prints the path of its interpreter.
+
+    python3 tests/tools/python_env.py
+
+Standard library only, so any Python 3.11 or newer can run it. An environment that was made from the same
+requirements by the same Python is left alone, which takes a few milliseconds.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+REQUIREMENTS = ROOT / "tests" / "requirements.txt"
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve()
+VENV = TARGET / "venv"
+INTERPRETER = VENV / "bin" / "python"
+STAMP = VENV / "stamp"
+
+# Where the `venv` module cannot bootstrap pip (Debian and Ubuntu package it apart), the packages go to a plain
+# folder, and this stands in for the interpreter.
+WRAPPER = """#!/bin/sh
+PYTHONPATH="{site}${{PYTHONPATH:+:$PYTHONPATH}}"
+export PYTHONPATH
+exec "{python}" "$@"
+"""
+
+
+def wanted():
+    """What an up-to-date environment's stamp says."""
+    digest = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
+    return f"{digest} {sys.version_info.major}.{sys.version_info.minor} {VENV}\n"
+
+
+def run(*command):
+    """Runs a command; its output goes to standard error, because standard output is the answer."""
+    return subprocess.run([str(part) for part in command], stdout=sys.stderr).returncode == 0
+
+
+def say(text):
+    print(text, file=sys.stderr)
+
+
+def install():
+    options = ["--quiet", "--disable-pip-version-check", "--no-input", "--requirement", REQUIREMENTS]
+    made = subprocess.run([sys.executable, "-m", "venv", VENV], capture_output=True, text=True)
+    if made.returncode == 0:
+        # As root, pip warns about an environment it takes for the system's; this one is private.
+        return run(INTERPRETER, "-m", "pip", "install", "--root-user-action=ignore", *options)
+    say("the venv module cannot make an environment here; installing into a plain folder instead")
+    shutil.rmtree(VENV, ignore_errors=True)
+    site = VENV / "site"
+    if not run(sys.executable, "-m", "pip", "install", "--root-user-action=ignore", "--target", site, *options):
+        return False
+    INTERPRETER.parent.mkdir(parents=True, exist_ok=True)
+    INTERPRETER.write_text(WRAPPER.format(site=site, python=sys.executable))
+    INTERPRETER.chmod(0o755)
+    return True
+
+
+def ensure():
+    """Returns the interpreter's path, making the environment first if it is missing or out of date."""
+    if STAMP.is_file() and STAMP.read_text() == wanted():
+        return INTERPRETER
+    say(f"making the Python environment {VENV}")
+    shutil.rmtree(VENV, ignore_errors=True)
+    if not install():
+        sys.exit(
+            "could not install tests/requirements.txt: this needs pip (Debian, Ubuntu: python3-pip) "
+            "and access to a Python package index"
+        )
+    STAMP.write_text(wanted())
+    return INTERPRETER
+
+
+if __name__ == "__main__":
+    if sys.version_info < (3, 11):
+        sys.exit(f"the tests need Python 3.11 or newer; this is {sys.version.split()[0]}")
+    print(ensure())
