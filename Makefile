@@ -1,0 +1,59 @@
+# Everything that is run on this code, by people and by CI. `make` alone lists it.
+
+PYTHON ?= python3
+CARGO ?= cargo
+# The release profile throughout, also for lints and documentation: dependencies, build scripts and macros are then built once.
+PROFILE := --release --locked
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+VENV := $(TARGET)/venv/bin/python
+PYTEST := $(VENV) -m pytest -c tests/python/pytest.ini --rootdir tests/python
+BENCH ?=
+KILL_ROUNDS ?= 50
+
+.PHONY: help run build fmt check test test-rust test-service soak bench bench-engine bench-search bench-store bench-service python-env
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+run: ## start the service on http://127.0.0.1:8000, with its data in ./data
+	$(CARGO) run $(PROFILE)
+
+build: ## build the release binary
+	$(CARGO) build $(PROFILE)
+
+fmt: ## format the Rust code
+	$(CARGO) fmt
+
+check: ## formatting, lints, documentation: what needs no running service
+	$(CARGO) fmt --check
+	$(CARGO) clippy $(PROFILE) --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --no-deps --document-private-items
+	$(PYTHON) tests/tools/check_documents.py
+
+test: test-rust test-service ## all tests: Rust's, then those that run the release binary from outside
+
+test-rust: ## unit and integration tests
+	$(CARGO) test $(PROFILE)
+
+test-service: build python-env ## the release binary from outside: contract, SimpleJWT, schema, metrics, bad input, kill -9, shutdown
+	$(PYTEST) tests/python
+
+soak: build python-env ## kill -9 under load, KILL_ROUNDS (50) times over
+	KILL_ROUNDS=$(KILL_ROUNDS) $(PYTEST) -s tests/python/test_kill.py
+
+bench: bench-engine bench-search bench-store bench-service ## every measurement: engine, search, store, service, each beside its peer
+
+bench-engine: ## the model alone, beside ONNX Runtime's int8 (fetches it)
+	benches/engine.sh
+
+bench-search: ## similarity, beside FAISS's exact index (fetches it; BENCH=--short: up to 10,000 rows)
+	benches/search.sh $(BENCH)
+
+bench-store: ## inserts, reads and sweeps of the SQLite store
+	$(CARGO) bench --locked --bench store
+
+bench-service: build python-env ## the release binary under load, beside the system it replaces (BENCH=--short: only see that it works)
+	$(VENV) benches/service.py $(BENCH)
+
+python-env:
+	@$(PYTHON) tests/tools/python_env.py >/dev/null
