@@ -3,10 +3,11 @@
 //! Modules in reading order, from what knows nothing of the rest to what knows everything; `docs/ARCHITECTURE.md` draws the
 //! request's path through them.
 
-// Values and rules, what went wrong, what may be set, what operators see.
+// Values and rules, what went wrong, what may be set, what operators see, what replicas share.
 pub mod config;
 pub mod domain;
 pub mod error;
+pub mod redis;
 pub mod telemetry;
 pub mod threads;
 

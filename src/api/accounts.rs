@@ -319,7 +319,8 @@ impl FromRequestParts<AppState> for RegisterAdmitted {
         let Ok(ClientAddress(address)) = ClientAddress::from_request_parts(parts, state).await;
         let verdict = state
             .register_throttle
-            .check(ClientNetwork::from(address), Instant::now());
+            .check(ClientNetwork::from(address), Instant::now())
+            .await;
         match verdict.retry_after {
             None => Ok(Self),
             Some(wait) => {

@@ -6,7 +6,7 @@ use std::time::Instant;
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::header::{AUTHORIZATION, COOKIE};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -42,12 +42,19 @@ pub async fn authenticate(
     let slot = VerdictSlot::default();
     request.extensions_mut().insert(slot.clone());
     request.extensions_mut().insert(caller);
-    let mut response = next.run(request).await;
-    response.extensions_mut().insert(KnownUser(user_id));
-    let verdict = match slot.0.get() {
-        Some(verdict) => verdict.clone(),
-        None => state.prompt_throttle.peek(user_id, Instant::now()).await,
+    let peek = state.prompt_throttle.peek(user_id, Instant::now());
+    let (mut response, verdict) = if request.method() == Method::POST {
+        let response = next.run(request).await;
+        let verdict = match slot.0.get() {
+            Some(verdict) => verdict.clone(),
+            None => peek.await,
+        };
+        (response, verdict)
+    } else {
+        // Only posts are counted, so the look at a shared throttle need not wait for the answer.
+        tokio::join!(next.run(request), peek)
     };
+    response.extensions_mut().insert(KnownUser(user_id));
     state_rates(
         response.headers_mut(),
         state.prompt_policy.as_ref(),

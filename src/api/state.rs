@@ -9,14 +9,14 @@ use tokio_util::task::TaskTracker;
 
 use super::openapi::Documents;
 use crate::config::ServerConfig;
-use crate::domain::ClientNetwork;
-use crate::realtime::Hub;
+use crate::domain::{ClientNetwork, UserId};
+use crate::realtime::{Broker, Hub};
 use crate::services::accounts::Accounts;
 use crate::services::health::Health;
 use crate::services::prompts::Prompts;
 use crate::services::search::Searches;
 use crate::telemetry::Metrics;
-use crate::throttle::{SlidingWindows, Throttle};
+use crate::throttle::Throttle;
 
 /// Everything that handlers share. Cheap to clone.
 pub type AppState = Arc<State>;
@@ -35,12 +35,14 @@ pub struct State {
     pub health: Arc<Health>,
     /// The open sockets.
     pub hub: Arc<Hub>,
+    /// Where sockets get their events from.
+    pub broker: Arc<dyn Broker>,
     /// Counts the posts of each user.
-    pub prompt_throttle: Arc<dyn Throttle>,
+    pub prompt_throttle: Arc<dyn Throttle<UserId>>,
     /// The rates behind it as a header's value; `None` if it is off.
     pub prompt_policy: Option<HeaderValue>,
     /// Counts the registrations of each client network.
-    pub register_throttle: SlidingWindows<ClientNetwork>,
+    pub register_throttle: Arc<dyn Throttle<ClientNetwork>>,
     /// The longest prompt or query, in characters.
     pub max_prompt_chars: usize,
     /// Counts.

@@ -2,6 +2,7 @@
 //! The only place that knows which implementation stands behind each seam.
 
 mod observers;
+mod shared;
 pub mod users;
 
 use std::net::SocketAddr;
@@ -16,14 +17,16 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use self::observers::EmbeddingObserver;
+use self::shared::Shared;
 use crate::api::{self, AppState, Documents, Lifecycle, Limits};
 use crate::config::{Config, SimilarScope, StoreConfig};
-use crate::credentials::{HashPool, Keys, LocalTickets};
+use crate::credentials::{HashPool, Keys};
 use crate::data_dir::{self, DataDir};
 use crate::domain::Timestamp;
 use crate::embed::{self, BackgroundEmbedder, Embedder, Engine};
 use crate::llm;
 use crate::realtime::Hub;
+use crate::redis;
 use crate::search::{self, ScopeMode, Similarity, SlabIndex, SlabOptions};
 use crate::services::accounts::Accounts;
 use crate::services::health::Health;
@@ -35,7 +38,6 @@ use crate::services::vectors::StoredVectors;
 use crate::store::sqlite::{OpenOptions, SqliteStore};
 use crate::store::{AccountStore, PromptStore};
 use crate::telemetry::Metrics;
-use crate::throttle::SlidingWindows;
 
 /// Logins that may wait for a thread: about two seconds of hashing on two cores, after which a client had better come back.
 const LOGIN_QUEUE: usize = 256;
@@ -58,6 +60,7 @@ pub struct App {
     embedder: Arc<Embedder>,
     index: Arc<SlabIndex>,
     reembedding: Reembedding,
+    redis: Option<redis::Keeper>,
     _lock: data_dir::Lock,
 }
 
@@ -131,11 +134,13 @@ impl App {
 
         let hub = Arc::new(Hub::default());
         let hash_pool = HashPool::start(cores, LOGIN_QUEUE)?;
-        let tickets = Arc::new(LocalTickets::default());
+        let shared = Shared::build(&config, &hub, &metrics, started).await?;
+        let (link, keeper) = shared.redis.unzip();
         let accounts = Arc::new(Accounts::new(
             account_store,
             hash_pool,
-            tickets,
+            shared.guesses,
+            shared.tickets,
             keys,
             config.accounts.clone(),
             Arc::clone(&metrics),
@@ -146,7 +151,7 @@ impl App {
             model: model.clone(),
             similarity: Arc::clone(&similarity),
             llm: Arc::new(llm::Client),
-            hub: Arc::clone(&hub),
+            broker: Arc::clone(&shared.broker),
             encode_completed: api::encode_completed,
             metrics: Arc::clone(&metrics),
             tasks: lifecycle.tasks.clone(),
@@ -164,6 +169,7 @@ impl App {
             store: prompt_store,
             embedder: Arc::clone(&embedder),
             similarity,
+            redis_up: link.as_ref().map(redis::Link::watch),
             model_name: model.to_string(),
             metrics: Arc::clone(&metrics),
         });
@@ -190,12 +196,13 @@ impl App {
             searches,
             health,
             hub,
+            broker: shared.broker,
             prompt_policy: config
                 .prompt_throttle
                 .policy()
                 .and_then(|policy| HeaderValue::from_str(&policy).ok()),
-            prompt_throttle: Arc::new(SlidingWindows::new(config.prompt_throttle, started)),
-            register_throttle: SlidingWindows::new(config.accounts.register_throttle, started),
+            prompt_throttle: shared.prompt_throttle,
+            register_throttle: shared.register_throttle,
             max_prompt_chars: config.max_prompt_chars,
             metrics,
             documents: Documents::make(),
@@ -210,6 +217,7 @@ impl App {
             embedder,
             index,
             reembedding,
+            redis: keeper,
             _lock: lock,
         })
     }
@@ -288,6 +296,9 @@ impl App {
         };
         tokio::join!(main, metrics_server);
 
+        if let Some(redis) = self.redis {
+            redis.close().await;
+        }
         let embedder = Arc::clone(&self.embedder);
         let grace = Instant::now() + self.state.server.shutdown_grace;
         let _ = tokio::task::spawn_blocking(move || embedder.shutdown(grace)).await;

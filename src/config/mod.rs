@@ -42,6 +42,8 @@ pub struct Config {
     pub server: ServerConfig,
     /// Where the data live.
     pub store: StoreConfig,
+    /// What replicas share; `None` means there is one.
+    pub redis: Option<RedisConfig>,
     /// Keys and lifetimes of tokens, registration.
     pub accounts: AccountsConfig,
     /// Rates for `POST /api/prompts`; none is off.
@@ -112,6 +114,15 @@ pub enum StoreConfig {
     },
 }
 
+/// What replicas share.
+#[derive(Clone, Debug)]
+pub struct RedisConfig {
+    /// `redis://…` or `rediss://…`.
+    pub url: Secret,
+    /// What the names of all keys and channels begin with.
+    pub prefix: String,
+}
+
 /// Keys and lifetimes of tokens, registration.
 #[derive(Clone, Debug)]
 pub struct AccountsConfig {
@@ -145,6 +156,7 @@ impl Config {
     /// The first setting that cannot be used.
     pub fn load(settings: Settings, secrets: Secrets) -> Result<Self, Error> {
         refuse_unbuilt(&settings, &secrets)?;
+        let redis = redis_config(&settings, &secrets)?;
         let store = store_config(&settings.data_dir, secrets.database_url.as_ref())?;
         for key in secrets
             .secret_key
@@ -179,6 +191,7 @@ impl Config {
                 shutdown_grace: settings.shutdown_grace.into(),
             },
             store,
+            redis,
             accounts: AccountsConfig {
                 secret_key: secrets.secret_key,
                 secret_key_fallbacks: secrets.secret_key_fallbacks,
@@ -209,12 +222,6 @@ const MIN_KEY_BYTES: usize = 32;
 
 /// Settings of the contract that this version does not serve yet are refused rather than ignored.
 fn refuse_unbuilt(settings: &Settings, secrets: &Secrets) -> Result<(), Error> {
-    if secrets.redis_url.is_some() {
-        return Err(Error::new(
-            "REDIS_URL",
-            "this version runs as one process, without Redis; unset it",
-        ));
-    }
     if secrets.openai_api_key.is_some() {
         return Err(Error::new(
             "OPENAI_API_KEY",
@@ -228,6 +235,48 @@ fn refuse_unbuilt(settings: &Settings, secrets: &Secrets) -> Result<(), Error> {
         ));
     }
     Ok(())
+}
+
+/// Replicas that share counts but not accounts, or not the key, would be one service in name only.
+fn redis_config(settings: &Settings, secrets: &Secrets) -> Result<Option<RedisConfig>, Error> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || ":_.-".contains(c);
+    let prefix = settings.redis_prefix.clone();
+    if prefix.len() > 64 || !prefix.chars().all(is_plain) {
+        return Err(Error::new(
+            "REDIS_PREFIX",
+            "up to 64 letters, digits, colons, dots, dashes and underscores",
+        ));
+    }
+    let Some(url) = secrets.redis_url.clone() else {
+        return Ok(None);
+    };
+    if !["redis://", "rediss://"]
+        .iter()
+        .any(|scheme| url.expose().starts_with(scheme))
+    {
+        return Err(Error::new(
+            "REDIS_URL",
+            "must be redis://HOST:PORT or rediss://HOST:PORT",
+        ));
+    }
+    let is_postgres = |url: &Secret| {
+        ["postgres://", "postgresql://"]
+            .iter()
+            .any(|scheme| url.expose().starts_with(scheme))
+    };
+    if !secrets.database_url.as_ref().is_some_and(is_postgres) {
+        return Err(Error::new(
+            "REDIS_URL",
+            "Redis joins replicas, which need a common store: set DATABASE_URL to postgres://…, or unset REDIS_URL",
+        ));
+    }
+    if secrets.secret_key.is_none() {
+        return Err(Error::new(
+            "SECRET_KEY",
+            "required with REDIS_URL: replicas sign with one key (openssl rand -hex 32 makes one)",
+        ));
+    }
+    Ok(Some(RedisConfig { url, prefix }))
 }
 
 fn store_config(data_dir: &std::path::Path, url: Option<&Secret>) -> Result<StoreConfig, Error> {
@@ -338,10 +387,6 @@ mod tests {
     fn what_is_not_built_yet_is_refused_not_ignored() {
         for secrets in [
             Secrets {
-                redis_url: Some(Secret::new("redis://x")),
-                ..Secrets::default()
-            },
-            Secrets {
                 openai_api_key: Some(Secret::new("sk-x")),
                 ..Secrets::default()
             },
@@ -355,6 +400,31 @@ mod tests {
     }
 
     #[test]
+    fn redis_needs_a_common_store_and_a_common_key() {
+        let refusal = |redis: &str, database: Option<&str>, key: Option<&str>| {
+            let secrets = Secrets {
+                redis_url: Some(Secret::new(redis)),
+                database_url: database.map(Secret::new),
+                secret_key: key.map(Secret::new),
+                ..Secrets::default()
+            };
+            load(&[], secrets).unwrap_err().to_string()
+        };
+        let (key, postgres) = ("k".repeat(32), Some("postgres://u:hunter2@db/x"));
+        for database in [None, Some("sqlite:///tmp/x")] {
+            let error = refusal("redis://:hunter2@r", database, Some(&key));
+            assert!(error.starts_with("REDIS_URL: "), "{error}");
+            assert!(error.contains("DATABASE_URL"), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+        let error = refusal("redis://r", postgres, None);
+        assert!(error.starts_with("SECRET_KEY: "), "{error}");
+        let error = refusal("http://hunter2@r", postgres, Some(&key));
+        assert!(error.starts_with("REDIS_URL: "), "{error}");
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+
+    #[test]
     fn throttles_and_origins_are_checked() {
         for flags in [
             ["--prompt-throttle", "often"],
@@ -362,6 +432,7 @@ mod tests {
             ["--cors-allowed-origins", "https://a.example/path"],
             ["--cors-allowed-origins", "*"],
             ["--access-token-lifetime", "10ms"],
+            ["--redis-prefix", "a{b}"],
         ] {
             let error = load(&flags, Secrets::default()).unwrap_err().to_string();
             let name = flags[0]

@@ -82,6 +82,10 @@ pub struct Settings {
     #[arg(long, env, default_value = "./data", global = true)]
     pub data_dir: PathBuf,
 
+    /// What the names of all keys and channels in Redis begin with
+    #[arg(long, env, default_value = "prompt-service:", global = true)]
+    pub redis_prefix: String,
+
     /// How long an access token holds (90s, 5m, 1d)
     #[arg(long, env, default_value = "5m", global = true)]
     pub access_token_lifetime: humantime::Duration,

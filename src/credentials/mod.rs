@@ -7,9 +7,9 @@ pub mod sessions;
 pub mod tickets;
 pub mod tokens;
 
-pub use guesses::{Attempt, Guesses};
+pub use guesses::{Attempt, GuessLimit, Guesses, RedisGuesses};
 pub use hash_pool::HashPool;
 pub use passwords::{Verified, is_known_hash};
 pub use sessions::SessionSecret;
-pub use tickets::{Grant, LocalTickets, Tickets};
+pub use tickets::{Grant, LocalTickets, RedisTickets, Tickets};
 pub use tokens::{Claims, Keys, TokenError, TokenId, TokenType};

@@ -21,6 +21,8 @@ pub enum CloseReason {
     CredentialEnded,
     /// Its reader is too slow.
     Lagging,
+    /// An event may have missed it, because the broker was away.
+    Missed,
     /// The service is stopping.
     GoingAway,
 }
@@ -31,6 +33,7 @@ impl CloseReason {
         match self {
             Self::CredentialEnded => (4401, "credentials ended"),
             Self::Lagging => (1013, "too slow"),
+            Self::Missed => (1012, "events may be missing"),
             Self::GoingAway => (1001, "going away"),
         }
     }
@@ -138,6 +141,11 @@ impl Hub {
             }
         }
         reached
+    }
+
+    /// Whether the user has a socket here.
+    pub fn has_sockets(&self, user_id: UserId) -> bool {
+        self.lock().by_user.contains_key(&user_id)
     }
 
     /// Marks every socket for which `ends` says so to be closed, with `reason`. A reason given earlier stays.

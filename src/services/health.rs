@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use crate::embed::Embedder;
 use crate::search::Similarity;
 use crate::store::PromptStore;
@@ -20,6 +22,8 @@ pub struct Health {
     pub embedder: Arc<Embedder>,
     /// Finds them.
     pub similarity: Arc<dyn Similarity>,
+    /// Whether Redis is up, if this is one of several replicas.
+    pub redis_up: Option<watch::Receiver<bool>>,
     /// The embedding model's name.
     pub model_name: String,
     /// Where the gauges are.
@@ -31,6 +35,9 @@ pub struct Health {
 pub struct Readiness {
     /// Whether the store answered.
     pub store: bool,
+    /// Whether Redis answers; `None` if none is configured. Without it a replica goes on by itself, so it is as ready as before:
+    /// otherwise the loss of Redis would take all replicas at once from behind their balancer.
+    pub redis: Option<bool>,
     /// Whether all vectors that searches need at once are loaded.
     pub vectors: bool,
     /// The embedding model's name; it is loaded before anything listens.
@@ -51,7 +58,11 @@ impl Readiness {
     pub fn parts(&self) -> BTreeMap<&'static str, &'static str> {
         let store = if self.store { "ok" } else { "down" };
         let vectors = if self.vectors { "ok" } else { "loading" };
-        BTreeMap::from([("store", store), ("model", "ok"), ("vectors", vectors)])
+        let redis = self.redis.map(|up| if up { "ok" } else { "down" });
+        [("store", store), ("model", "ok"), ("vectors", vectors)]
+            .into_iter()
+            .chain(redis.map(|redis| ("redis", redis)))
+            .collect()
     }
 }
 
@@ -66,6 +77,7 @@ impl Health {
             .set(f64::from(u8::from(store)));
         Readiness {
             store,
+            redis: self.redis_up.as_ref().map(|up| *up.borrow()),
             vectors: self.similarity.status().ready,
             model: self.model_name.clone(),
         }
@@ -106,6 +118,7 @@ mod tests {
     fn a_store_that_is_away_weighs_more_than_vectors_that_load() {
         let readiness = |store, vectors| Readiness {
             store,
+            redis: None,
             vectors,
             model: String::new(),
         };
@@ -113,5 +126,19 @@ mod tests {
         assert_eq!(readiness(true, false).status(), "starting");
         assert_eq!(readiness(false, false).status(), "degraded");
         assert_eq!(readiness(false, true).parts()["store"], "down");
+    }
+
+    #[test]
+    fn a_replica_without_its_redis_says_so_and_stays_ready() {
+        let readiness = |redis| Readiness {
+            store: true,
+            redis,
+            vectors: true,
+            model: String::new(),
+        };
+        assert_eq!(readiness(Some(false)).status(), "ready");
+        assert_eq!(readiness(Some(false)).parts()["redis"], "down");
+        assert_eq!(readiness(Some(true)).parts()["redis"], "ok");
+        assert!(!readiness(None).parts().contains_key("redis"));
     }
 }

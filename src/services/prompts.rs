@@ -9,7 +9,7 @@ use crate::domain::{ModelId, Prompt, PromptId, PromptStatus, Timestamp, UserId};
 use crate::embed::{Class, Embedder, Permit};
 use crate::error::Error;
 use crate::llm;
-use crate::realtime::Hub;
+use crate::realtime::Broker;
 use crate::search::Similarity;
 use crate::store::{NewPrompt, PromptStore};
 use crate::telemetry::Metrics;
@@ -43,7 +43,7 @@ pub struct Parts {
     /// Answers them.
     pub llm: Arc<llm::Client>,
     /// Tells open sockets.
-    pub hub: Arc<Hub>,
+    pub broker: Arc<dyn Broker>,
     /// Writes what they are told.
     pub encode_completed: EncodeCompleted,
     /// Counts.
@@ -171,10 +171,9 @@ async fn run(parts: Arc<Parts>, permit: Permit, new: CreatePrompt) -> Result<Pro
         .with_label_values(&[prompt.status.as_str()])
         .inc();
     if new.announce {
-        let reached = parts
-            .hub
-            .publish(prompt.user_id, &(parts.encode_completed)(&prompt));
-        parts.metrics.websocket_events.inc_by(reached as u64);
+        parts
+            .broker
+            .publish(prompt.user_id, (parts.encode_completed)(&prompt));
     }
     Ok(prompt)
 }

@@ -108,6 +108,14 @@ metrics! {
     websocket_events: IntCounter = |help| counter("websocket_events_total", help);
     /// Whether a backend answered when last asked (1) or not (0).
     backend_up: GaugeVec = |help| gauges("backend_up", help, &["backend"]);
+    /// Time of a command to Redis, by what it is for.
+    redis_command_duration: HistogramVec = |help| histograms("redis_command_duration_seconds", help, DURATION_BOUNDS, &["command"]);
+    /// Commands to Redis that had no answer, those included that were not sent because it is known to be away.
+    redis_command_failures: IntCounterVec = |help| counters("redis_command_failures_total", help, &["command"]);
+    /// Requests that this replica decided by its own counts because Redis was away, by limit.
+    degraded_decisions: IntCounterVec = |help| counters("degraded_limit_decisions_total", help, &["limit"]);
+    /// Users of whom sockets were closed because an event may have missed them; sockets closed are counted by code 1012.
+    missed_events: IntCounter = |help| counter("websocket_events_missed_total", help);
     /// Writes waiting for the store.
     store_queue_depth: IntGauge = |help| gauge("store_queue_depth", help);
     /// Writes that shared their commit with the ones before, since the start, and commits made.

@@ -1,5 +1,6 @@
 //! How often a user may post prompts: exact sliding windows over any number of rates, decided in one step.
 
+mod redis_throttle;
 mod sliding_windows;
 
 use std::time::{Duration, Instant};
@@ -8,21 +9,23 @@ use async_trait::async_trait;
 
 use crate::domain::{Rate, UserId};
 
+pub use redis_throttle::RedisThrottle;
 pub use sliding_windows::SlidingWindows;
 
-/// Counts the requests of users against a set of [`Rates`](crate::domain::Rates).
+/// Counts the requests of each key, usually a user, against a set of [`Rates`](crate::domain::Rates).
 ///
 /// Exact: in no window of any rate are more requests allowed than the rate's limit, however many callers race. A window is
 /// half-open, so a request made exactly one window after another does not share one with it.
 /// `now` is the caller's monotonic clock; an implementation whose state is shared between processes goes by the clock of
 /// whatever keeps the state instead. A throttle never fails: one that cannot reach its state keeps the same limits by itself.
 #[async_trait]
-pub trait Throttle: Send + Sync {
+pub trait Throttle<K = UserId>: Send + Sync {
     /// Asks for one request, and counts it if all rates allow it. One atomic step: a request that one rate refuses uses up none.
-    async fn check(&self, user: UserId, now: Instant) -> Verdict;
+    /// Dropped before it is done, it may or may not have counted.
+    async fn check(&self, key: K, now: Instant) -> Verdict;
 
     /// What [`check`](Self::check) would say of the rates as they stand; counts nothing.
-    async fn peek(&self, user: UserId, now: Instant) -> Verdict;
+    async fn peek(&self, key: K, now: Instant) -> Verdict;
 }
 
 /// How one rate stands after a request was counted or refused.

@@ -12,6 +12,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("threads", &[]),
     ("config", &["domain", "error"]),
     ("telemetry", &["domain", "error", "config"]),
+    // The link that several capabilities of a replica share.
+    (
+        "redis",
+        &["domain", "error", "threads", "config", "telemetry"],
+    ),
     // Capabilities: none knows another.
     ("credentials", BASE),
     ("data_dir", BASE),
@@ -62,6 +67,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "threads",
             "config",
             "telemetry",
+            "redis",
             "credentials",
             "data_dir",
             "embed",
@@ -78,7 +84,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("main", &["config", "telemetry", "api", "cli", "app"]),
 ];
 
-const BASE: &[&str] = &["domain", "error", "threads", "config", "telemetry"];
+const BASE: &[&str] = &["domain", "error", "threads", "config", "telemetry", "redis"];
 
 /// Words that must not stand in the code of a place, whatever way they came there: whose places (beginnings of paths under
 /// `src`), which words, and where they are at home all the same.

@@ -29,6 +29,7 @@ use super::server::Place;
 use super::state::AppState;
 use crate::domain::Timestamp;
 use crate::error::{Error, Unauthenticated};
+use crate::realtime::Refused;
 use crate::services::accounts::Caller;
 
 /// How long the answer to a handshake may take to leave: its place among the user's sockets is taken already.
@@ -71,13 +72,14 @@ async fn connect(
     let query = Query::parse(request.uri().query().unwrap_or_default());
     let caller = authenticate(&state, &query, request.headers()).await?;
     let subscription = state
-        .hub
+        .broker
         .subscribe(caller.listener(), state.server.max_sockets_per_user)
-        .map_err(|_| {
-            ApiError::plain(
+        .map_err(|refused| match refused {
+            Refused::Full => ApiError::plain(
                 StatusCode::TOO_MANY_REQUESTS,
                 "This user has too many open sockets.",
-            )
+            ),
+            Refused::Away => Error::unavailable(refused).into(),
         })?;
     if offered_protocols(request.headers()).any(|protocol| protocol == BEARER_PROTOCOL) {
         let selected = HeaderValue::from_static(BEARER_PROTOCOL);

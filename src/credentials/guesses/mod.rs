@@ -3,15 +3,20 @@
 //! The first failures of a minute are answered as such; after them even the right password is refused for a while, so that a
 //! guesser learns nothing more. Failures are counted by client and name, and by client alone: nobody can lock another out.
 
+mod redis_guesses;
+
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 
+pub use self::redis_guesses::RedisGuesses;
+use self::redis_guesses::Reservation;
 use crate::domain::ClientNetwork;
 
 /// Failures of one name from one client within [`WINDOW`] that are answered.
@@ -37,6 +42,24 @@ pub enum Refused {
     /// Too many attempts of this client wait for others of its own.
     #[error("too many attempts at once")]
     Overloaded,
+}
+
+/// How often passwords may be guessed: the first ten failures a minute of one name from one client, and the first hundred of
+/// one client, are answered.
+#[async_trait]
+pub trait GuessLimit: Send + Sync {
+    /// Asks to try a password for `name`, in its canonical form, and registers the attempt before it is hashed. While the
+    /// failures and the attempts under way together reach a limit, waits for outcomes: so of any number of parallel
+    /// attempts exactly as many fail with an answer as the limit says, and right ones are not refused for their number.
+    ///
+    /// `clock` is read at each decision; an implementation whose counts are shared goes by the clock of whatever keeps them.
+    /// Dropping the future withdraws the question. Keepers that cannot be reached never mean no limit.
+    async fn begin(
+        self: Arc<Self>,
+        client: ClientNetwork,
+        name: &str,
+        clock: &(dyn Fn() -> Instant + Send + Sync),
+    ) -> Result<Attempt, Refused>;
 }
 
 /// Failed attempts of the last minute, and attempts whose outcome is not known yet.
@@ -88,45 +111,6 @@ impl Guesses {
         })
     }
 
-    /// Asks to try a password for `name`, in its canonical form, and registers the attempt before it is hashed. While the
-    /// failures and the attempts in flight together reach a limit, waits for outcomes: so of any number of parallel
-    /// attempts exactly as many fail with an answer as the limit says, and right ones are never refused for their number.
-    ///
-    /// `clock` is read at each decision. Dropping the future withdraws the question.
-    pub async fn begin(
-        self: &Arc<Self>,
-        client: ClientNetwork,
-        name: &str,
-        clock: &(dyn Fn() -> Instant + Send + Sync),
-    ) -> Result<Attempt, Refused> {
-        let name = self.name_hash.hash_one(name);
-        loop {
-            let (_place, ended) = {
-                let mut table = self.lock();
-                let now = self.moment(clock());
-                match table.decide(client, name, now) {
-                    Decision::Refuse(retry_after) => return Err(Refused::TooMany { retry_after }),
-                    Decision::Try => {
-                        table
-                            .clients
-                            .entry(client)
-                            .or_default()
-                            .in_flight
-                            .push(name);
-                        return Ok(Attempt {
-                            guesses: Arc::clone(self),
-                            client,
-                            name,
-                            failed_at: None,
-                        });
-                    }
-                    Decision::Wait => self.wait_place(&mut table, client)?,
-                }
-            };
-            ended.await;
-        }
-    }
-
     /// Clients that are remembered at the moment, at most some 10,000 besides those with attempts in flight.
     pub fn tracked_clients(&self) -> usize {
         self.lock().clients.len()
@@ -157,6 +141,44 @@ impl Guesses {
     /// Nothing panics while the table is locked; if it did, the counts would still be whole.
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl GuessLimit for Guesses {
+    async fn begin(
+        self: Arc<Self>,
+        client: ClientNetwork,
+        name: &str,
+        clock: &(dyn Fn() -> Instant + Send + Sync),
+    ) -> Result<Attempt, Refused> {
+        let name = self.name_hash.hash_one(name);
+        loop {
+            let (_place, ended) = {
+                let mut table = self.lock();
+                let now = self.moment(clock());
+                match table.decide(client, name, now) {
+                    Decision::Refuse(retry_after) => return Err(Refused::TooMany { retry_after }),
+                    Decision::Try => {
+                        table
+                            .clients
+                            .entry(client)
+                            .or_default()
+                            .in_flight
+                            .push(name);
+                        return Ok(Attempt {
+                            guesses: Arc::clone(&self),
+                            client,
+                            name,
+                            failed_at: None,
+                            reservation: None,
+                        });
+                    }
+                    Decision::Wait => self.wait_place(&mut table, client)?,
+                }
+            };
+            ended.await;
+        }
     }
 }
 
@@ -269,12 +291,17 @@ pub struct Attempt {
     client: ClientNetwork,
     name: NameHash,
     failed_at: Option<Moment>,
+    /// The attempt as other replicas see it.
+    reservation: Option<Reservation>,
 }
 
 impl Attempt {
     /// The password was wrong, or there is no such account.
     pub fn failed(mut self, now: Instant) {
         self.failed_at = Some(self.guesses.moment(now));
+        if let Some(reservation) = &mut self.reservation {
+            reservation.has_failed = true;
+        }
     }
 
     /// The password was right. Earlier failures stay counted.

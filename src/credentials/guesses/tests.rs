@@ -31,7 +31,7 @@ impl Setting {
 
     async fn begin(&self, client: ClientNetwork, name: &str, ms: u64) -> Result<Attempt, Refused> {
         let now = self.at(ms);
-        self.guesses.begin(client, name, &|| now).await
+        Arc::clone(&self.guesses).begin(client, name, &|| now).await
     }
 
     async fn fail(&self, client: ClientNetwork, name: &str, ms: u64) -> Result<(), Refused> {

@@ -1,5 +1,6 @@
 //! Logging in and out, and refreshing.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Accounts, refused, second_from};
@@ -41,8 +42,7 @@ impl Accounts {
     pub async fn log_in(&self, request: LogIn) -> Result<LoggedIn, Error> {
         // A text too long to be a name is counted and compared like any other wrong one.
         let name = canonical_username(&request.username).unwrap_or_default();
-        let attempt = self
-            .guesses
+        let attempt = Arc::clone(&self.guesses)
             .begin(request.network, &name, &Instant::now)
             .await
             .inspect_err(|_| {

@@ -6,12 +6,12 @@ mod log_in;
 mod registration;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use self::known_users::KnownUsers;
 use crate::config;
 use crate::credentials::{
-    Guesses, HashPool, Keys, Tickets, TokenError, TokenId, TokenType, hash_pool,
+    GuessLimit, HashPool, Keys, Tickets, TokenError, TokenId, TokenType, hash_pool,
 };
 use crate::domain::{Timestamp, UserId};
 use crate::error::{Error, TokenProblem, Unauthenticated};
@@ -26,7 +26,7 @@ pub use self::registration::Registration;
 pub struct Accounts {
     store: Arc<dyn AccountStore>,
     hash_pool: HashPool,
-    guesses: Arc<Guesses>,
+    guesses: Arc<dyn GuessLimit>,
     tickets: Arc<dyn Tickets>,
     keys: Keys,
     known: KnownUsers,
@@ -39,6 +39,7 @@ impl Accounts {
     pub fn new(
         store: Arc<dyn AccountStore>,
         hash_pool: HashPool,
+        guesses: Arc<dyn GuessLimit>,
         tickets: Arc<dyn Tickets>,
         keys: Keys,
         config: config::AccountsConfig,
@@ -48,7 +49,7 @@ impl Accounts {
         Self {
             store,
             hash_pool,
-            guesses: Guesses::new(Instant::now()),
+            guesses,
             tickets,
             keys,
             known,

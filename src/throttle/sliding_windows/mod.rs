@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 
 use super::{RateState, Throttle, Verdict};
-use crate::domain::{Rates, UserId};
+use crate::domain::Rates;
 
 /// Keys are spread over as many locks, so that threads on a few dozen cores seldom wait for each other.
 const SHARDS: usize = 16;
@@ -201,13 +201,13 @@ fn nanos(duration: Duration) -> Nanos {
 }
 
 #[async_trait]
-impl Throttle for SlidingWindows<UserId> {
-    async fn check(&self, user: UserId, now: Instant) -> Verdict {
-        self.check(user, now)
+impl<K: Copy + Ord + Hash + Send + Sync> Throttle<K> for SlidingWindows<K> {
+    async fn check(&self, key: K, now: Instant) -> Verdict {
+        self.check(key, now)
     }
 
-    async fn peek(&self, user: UserId, now: Instant) -> Verdict {
-        self.peek(user, now)
+    async fn peek(&self, key: K, now: Instant) -> Verdict {
+        self.peek(key, now)
     }
 }
 

@@ -10,6 +10,7 @@ use std::thread;
 use proptest::prelude::*;
 
 use super::*;
+use crate::domain::UserId;
 
 /// Keeps every allowed request and counts them all again at each question.
 struct Oracle {

@@ -1,5 +1,7 @@
 //! One-use tickets that open a WebSocket, for clients that can set no header and should put no token in a URL.
 
+mod redis_tickets;
+
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -9,6 +11,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest, Sha256};
 
+pub use self::redis_tickets::RedisTickets;
 use crate::domain::{Timestamp, UserId};
 
 /// How long a ticket may be used.
@@ -16,6 +19,9 @@ pub const TICKET_LIFETIME: Duration = Duration::from_secs(30);
 /// Tickets of one user that may be used at a time. One more makes the oldest useless, rather than being refused: a page that
 /// was reloaded often is never locked out by tickets it has lost.
 pub const MAX_TICKETS_PER_USER: usize = 20;
+
+/// The length of a ticket: 32 bytes in base64url.
+const TICKET_LETTERS: usize = 43;
 
 /// What a ticket stands for: the access token that it was bought with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,16 +110,14 @@ impl LocalTickets {
 #[async_trait]
 impl Tickets for LocalTickets {
     async fn issue(&self, grant: Grant, now: Timestamp) -> Result<String, Error> {
-        let mut bytes = [0; 32];
-        getrandom::fill(&mut bytes).map_err(|error| Error::Unavailable(Box::new(error)))?;
-        let ticket = URL_SAFE_NO_PAD.encode(bytes);
+        let ticket = make([])?;
         self.put(&ticket, grant, now);
         Ok(ticket)
     }
 
     async fn take(&self, ticket: &str, now: Timestamp) -> Result<Option<Grant>, Error> {
         // Longer texts are not even hashed.
-        if ticket.len() != 43 {
+        if ticket.len() != TICKET_LETTERS {
             return Ok(None);
         }
         let taken = self.lock().take(&hash(ticket));
@@ -177,6 +181,14 @@ impl State {
             self.users.shrink_to(self.users.len() * 2);
         }
     }
+}
+
+/// A ticket that begins with these bytes and is random from there on.
+fn make<const N: usize>(beginning: [u8; N]) -> Result<String, Error> {
+    let mut bytes = [0; 32];
+    bytes[..N].copy_from_slice(&beginning);
+    getrandom::fill(&mut bytes[N..]).map_err(|error| Error::Unavailable(Box::new(error)))?;
+    Ok(URL_SAFE_NO_PAD.encode(bytes))
 }
 
 fn hash(ticket: &str) -> TicketHash {

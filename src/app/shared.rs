@@ -1,0 +1,80 @@
+//! What replicas share, or one process has to itself: the throttles, the limits on guessing, the tickets, the broker.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context;
+
+use crate::config::Config;
+use crate::credentials::{GuessLimit, Guesses, LocalTickets, RedisGuesses, RedisTickets, Tickets};
+use crate::domain::{ClientNetwork, UserId};
+use crate::realtime::{Broker, Hub, LocalBroker, RedisBroker};
+use crate::redis::{Keeper, Link};
+use crate::telemetry::Metrics;
+use crate::throttle::{RedisThrottle, SlidingWindows, Throttle};
+
+/// The parts that a replica has in common with others, if there is a Redis to have them in.
+pub struct Shared {
+    pub prompt_throttle: Arc<dyn Throttle<UserId>>,
+    pub register_throttle: Arc<dyn Throttle<ClientNetwork>>,
+    pub guesses: Arc<dyn GuessLimit>,
+    pub tickets: Arc<dyn Tickets>,
+    pub broker: Arc<dyn Broker>,
+    /// The link behind them, and what keeps it up.
+    pub redis: Option<(Link, Keeper)>,
+}
+
+impl Shared {
+    /// Builds them as the configuration says. `started`: no later than any instant to come.
+    ///
+    /// # Errors
+    /// One line that names the setting, if there should be a Redis and it cannot be used.
+    pub async fn build(
+        config: &Config,
+        hub: &Arc<Hub>,
+        metrics: &Arc<Metrics>,
+        started: Instant,
+    ) -> anyhow::Result<Self> {
+        let prompt_rates = config.prompt_throttle.clone();
+        let register_rates = config.accounts.register_throttle.clone();
+        let (hub, metrics) = (Arc::clone(hub), Arc::clone(metrics));
+        let Some(redis) = &config.redis else {
+            return Ok(Self {
+                prompt_throttle: Arc::new(SlidingWindows::new(prompt_rates, started)),
+                register_throttle: Arc::new(SlidingWindows::new(register_rates, started)),
+                guesses: Guesses::new(started),
+                tickets: Arc::new(LocalTickets::default()),
+                broker: Arc::new(LocalBroker::new(hub, metrics)),
+                redis: None,
+            });
+        };
+        let (link, keeper) = Link::connect(redis, Arc::clone(&metrics))
+            .await
+            .context("REDIS_URL")?;
+        let prompt_throttle = RedisThrottle::new(
+            link.clone(),
+            "prompts",
+            prompt_rates,
+            started,
+            Arc::clone(&metrics),
+        );
+        let register_throttle = RedisThrottle::new(
+            link.clone(),
+            "register",
+            register_rates,
+            started,
+            Arc::clone(&metrics),
+        );
+        let broker = RedisBroker::start(link.clone(), hub, Arc::clone(&metrics))
+            .await
+            .context("REDIS_URL: events cannot be subscribed to")?;
+        Ok(Self {
+            prompt_throttle: Arc::new(prompt_throttle),
+            register_throttle: Arc::new(register_throttle),
+            guesses: RedisGuesses::new(link.clone(), started, metrics),
+            tickets: Arc::new(RedisTickets::new(link.clone())),
+            broker: Arc::new(broker),
+            redis: Some((link, keeper)),
+        })
+    }
+}

@@ -1,0 +1,180 @@
+//! Tickets that any replica may take, in Redis and on its clock.
+
+use async_trait::async_trait;
+
+use super::{
+    Error, Grant, MAX_TICKETS_PER_USER, TICKET_LETTERS, TICKET_LIFETIME, Tickets, hash, make,
+};
+use crate::domain::{Timestamp, UserId};
+use crate::redis::{Link, PATIENCE, Script};
+
+/// One key: a sorted set of a user's live tickets, scored by the time at which they end.
+/// ARGV: the new ticket, its lifetime in milliseconds, how many a user may have.
+const ISSUE: &str = "
+local key = KEYS[1]
+local function at(time) return string.format('%.0f', time) end
+redis.call('ZREMRANGEBYSCORE', key, '-inf', at(now))
+local ends = now + tonumber(ARGV[2]) * 1000
+-- The order of issue is the order of ending, also within one microsecond or when the clock was set back.
+local last = redis.call('ZRANGE', key, -1, -1, 'WITHSCORES')[2]
+if last and tonumber(last) >= ends then ends = tonumber(last) + 1 end
+redis.call('ZADD', key, at(ends), ARGV[1])
+redis.call('ZREMRANGEBYRANK', key, 0, -1 - tonumber(ARGV[3]))
+redis.call('PEXPIRE', key, ARGV[2])
+return 1
+";
+
+/// ARGV: the hash with which a ticket begins. Answers the ticket, which is no longer there.
+const TAKE: &str = "
+local key, hash = KEYS[1], ARGV[1]
+local live = redis.call('ZRANGEBYSCORE', key, '(' .. string.format('%.0f', now), '+inf')
+for _, ticket in ipairs(live) do
+  if string.sub(ticket, 1, #hash) == hash then
+    redis.call('ZREM', key, ticket)
+    return ticket
+  end
+end
+return false
+";
+
+/// Tickets in Redis: one key a user, so that a script sees all of them, which ends with the last ticket. A ticket begins with
+/// its user's id, by which the key is found; the rest is 192 random bits. Kept are its SHA-256 and what it stands for.
+pub struct RedisTickets {
+    link: Link,
+    issue: Script,
+    take: Script,
+}
+
+impl RedisTickets {
+    /// Tickets in the Redis behind `link`.
+    pub fn new(link: Link) -> Self {
+        Self {
+            link,
+            issue: Script::with_clock(ISSUE),
+            take: Script::with_clock(TAKE),
+        }
+    }
+
+    fn key(&self, user: UserId) -> String {
+        self.link.key(format_args!("tickets:{{{user}}}"))
+    }
+}
+
+#[async_trait]
+impl Tickets for RedisTickets {
+    /// `now` is not looked at: Redis's clock counts.
+    async fn issue(&self, grant: Grant, _now: Timestamp) -> Result<String, Error> {
+        let user = grant.user_id;
+        let ticket = make(user.0.to_be_bytes())?;
+        let lifetime_ms = u64::try_from(TICKET_LIFETIME.as_millis()).unwrap_or(u64::MAX);
+        let key = self.key(user);
+        let mut call = self.issue.on(&key);
+        call.arg(encode(&ticket, grant))
+            .arg(lifetime_ms)
+            .arg(MAX_TICKETS_PER_USER);
+        let issued: Result<u64, _> = self.link.run("ticket_issue", PATIENCE, &call).await;
+        issued.map_err(unavailable)?;
+        Ok(ticket)
+    }
+
+    async fn take(&self, ticket: &str, _now: Timestamp) -> Result<Option<Grant>, Error> {
+        let Some(user) = user_of(ticket) else {
+            return Ok(None);
+        };
+        let key = self.key(user);
+        let mut call = self.take.on(&key);
+        call.arg(hex(ticket));
+        let taken: Option<String> = self
+            .link
+            .run("ticket_take", PATIENCE, &call)
+            .await
+            .map_err(unavailable)?;
+        Ok(taken.and_then(|kept| decode(user, &kept)))
+    }
+}
+
+fn unavailable(error: crate::redis::Error) -> Error {
+    Error::Unavailable(Box::new(error))
+}
+
+/// The user that a ticket says it is of; that it is one of that user's is seen where they are kept.
+fn user_of(ticket: &str) -> Option<UserId> {
+    use base64::Engine;
+    if ticket.len() != TICKET_LETTERS {
+        return None;
+    }
+    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD
+        .decode(ticket)
+        .ok()?;
+    let id = bytes.first_chunk::<8>()?;
+    Some(UserId(i64::from_be_bytes(*id)))
+}
+
+fn hex(ticket: &str) -> String {
+    use std::fmt::Write;
+    hash(ticket).iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// What is kept of a ticket: its hash, when its access token was made if that says so, and when it ends.
+fn encode(ticket: &str, grant: Grant) -> String {
+    let issued_at = grant
+        .issued_at
+        .map_or_else(|| "-".into(), |at| at.0.to_string());
+    format!("{} {issued_at} {}", hex(ticket), grant.expires_at.0)
+}
+
+fn decode(user_id: UserId, kept: &str) -> Option<Grant> {
+    let mut words = kept.split(' ').skip(1);
+    let issued_at = match words.next()? {
+        "-" => None,
+        at => Some(Timestamp(at.parse().ok()?)),
+    };
+    let expires_at = Timestamp(words.next()?.parse().ok()?);
+    Some(Grant {
+        user_id,
+        issued_at,
+        expires_at,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_holds_the_grant_and_not_the_ticket() {
+        for issued_at in [
+            None,
+            Some(Timestamp(-5)),
+            Some(Timestamp(1_700_000_000_000_001)),
+        ] {
+            let grant = Grant {
+                user_id: UserId(7),
+                issued_at,
+                expires_at: Timestamp(1_700_000_300_000_000),
+            };
+            let ticket = make(7_i64.to_be_bytes()).unwrap();
+            let kept = encode(&ticket, grant);
+            assert!(!kept.contains(&ticket));
+            assert_eq!(decode(UserId(7), &kept), Some(grant));
+        }
+    }
+
+    #[test]
+    fn a_ticket_names_its_user_and_other_texts_name_none_or_a_stranger() {
+        let ticket = make(i64::MAX.to_be_bytes()).unwrap();
+        assert_eq!(ticket.len(), TICKET_LETTERS);
+        assert_eq!(user_of(&ticket), Some(UserId(i64::MAX)));
+        for bad in [
+            "",
+            "x",
+            &"?".repeat(TICKET_LETTERS),
+            &"é".repeat(TICKET_LETTERS),
+        ] {
+            assert_eq!(user_of(bad), None, "{bad:?}");
+        }
+    }
+}

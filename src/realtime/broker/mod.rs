@@ -1,0 +1,69 @@
+//! The broker: takes an event on whatever replica it happens, and puts it into the hub of every replica.
+
+mod outbox;
+mod redis_broker;
+
+use std::sync::Arc;
+
+use crate::domain::UserId;
+use crate::telemetry::Metrics;
+
+pub use self::redis_broker::RedisBroker;
+use super::hub::{Full, Hub, Listener, Subscription};
+
+/// Why a socket is not let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The user has as many sockets as it may have.
+    #[error("too many sockets")]
+    Full,
+    /// Events cannot reach this replica at the moment; a socket that hears nothing would only look open.
+    #[error("events are unavailable")]
+    Away,
+}
+
+impl From<Full> for Refused {
+    fn from(_: Full) -> Self {
+        Self::Full
+    }
+}
+
+/// Carries events to the open sockets of a user.
+///
+/// An event that is published after [`subscribe`](Self::subscribe) has returned reaches that socket exactly once, or the socket
+/// is closed with [`CloseReason::Missed`](super::CloseReason::Missed) or another reason: none is skipped silently. Events of
+/// one user that one replica publishes one after the other arrive in that order.
+pub trait Broker: Send + Sync {
+    /// Sends `event`, a JSON text, to every open socket of the user. Returns at once; nobody is told whether it arrived.
+    fn publish(&self, user: UserId, event: Arc<str>);
+
+    /// Adds a socket of `listener`'s user, unless that user has `limit` already on this replica.
+    ///
+    /// # Errors
+    /// `Full` at the limit, `Away` while events cannot be received.
+    fn subscribe(&self, listener: Listener, limit: usize) -> Result<Subscription, Refused>;
+}
+
+/// Straight to the hub: there is one replica.
+pub struct LocalBroker {
+    hub: Arc<Hub>,
+    metrics: Arc<Metrics>,
+}
+
+impl LocalBroker {
+    /// A broker for the sockets of `hub`.
+    pub fn new(hub: Arc<Hub>, metrics: Arc<Metrics>) -> Self {
+        Self { hub, metrics }
+    }
+}
+
+impl Broker for LocalBroker {
+    fn publish(&self, user: UserId, event: Arc<str>) {
+        let reached = self.hub.publish(user, &event);
+        self.metrics.websocket_events.inc_by(reached as u64);
+    }
+
+    fn subscribe(&self, listener: Listener, limit: usize) -> Result<Subscription, Refused> {
+        Ok(self.hub.subscribe(listener, limit)?)
+    }
+}

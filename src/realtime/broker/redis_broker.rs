@@ -1,0 +1,298 @@
+//! Events between replicas, over one channel in Redis.
+//!
+//! Every replica subscribes once to the one channel of the service and drops what concerns no socket of its own. A message is
+//! the user's id, a line feed, and the event; without an event it says that the user may have missed one. The publisher's own
+//! sockets hear of an event the same way, so that each gets it once.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::outbox::{Batch, Missed, Outbox};
+use super::{Broker, Refused};
+use crate::domain::UserId;
+use crate::realtime::hub::{CloseReason, Hub, Listener, Subscription};
+use crate::redis::{Error, Link};
+use crate::telemetry::Metrics;
+
+/// How often the subscription is asked for a sign of life, and how long it may take: nothing is lost while Redis is only slow,
+/// and sockets are closed when the subscription is given up, so this is more patient than a request.
+const PING_EVERY: Duration = Duration::from_secs(1);
+const PING_PATIENCE: Duration = Duration::from_secs(3);
+/// Pauses between attempts to subscribe: the first, doubled up to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LAST_PAUSE: Duration = Duration::from_secs(1);
+/// How long the last events may take to leave when the service stops.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Publishes to all replicas, and feeds this one's hub from all.
+pub struct RedisBroker {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    link: Link,
+    channel: String,
+    hub: Arc<Hub>,
+    metrics: Arc<Metrics>,
+    /// Whether the subscription is active.
+    is_live: AtomicBool,
+    outbox: Mutex<Outbox>,
+    /// Rung when something was put into the outbox.
+    filled: Notify,
+}
+
+impl RedisBroker {
+    /// Subscribes, and keeps the subscription for as long as the link is kept.
+    ///
+    /// # Errors
+    /// If Redis does not let this process subscribe now.
+    pub async fn start(link: Link, hub: Arc<Hub>, metrics: Arc<Metrics>) -> Result<Self, Error> {
+        let shared = Arc::new(Shared {
+            channel: link.key(format_args!("events")),
+            link: link.clone(),
+            hub,
+            metrics,
+            is_live: AtomicBool::new(true),
+            outbox: Mutex::default(),
+            filled: Notify::new(),
+        });
+        let first = link.subscribe(&shared.channel).await?;
+        let listening = Arc::clone(&shared);
+        link.spawn(|stop| async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = listening.listen(first) => {}
+            }
+        });
+        let publishing = Arc::clone(&shared);
+        link.spawn(|stop| publishing.publish_all(stop));
+        Ok(Self { shared })
+    }
+}
+
+impl Broker for RedisBroker {
+    fn publish(&self, user: UserId, event: Arc<str>) {
+        let shared = &self.shared;
+        // What would wait for Redis to return would come late, to sockets that have read the list meanwhile.
+        let is_waiting = shared.link.is_up() && shared.outbox().push(user, event);
+        if !is_waiting {
+            shared.outbox().miss(user);
+            shared.close(&Missed::Users([user].into()));
+        }
+        shared.filled.notify_one();
+    }
+
+    fn subscribe(&self, listener: Listener, limit: usize) -> Result<Subscription, Refused> {
+        let subscription = self.shared.hub.subscribe(listener, limit)?;
+        // Looked at after the socket was added: sockets are closed after the flag is taken down, so either that finds this
+        // one, or this finds the flag down.
+        if self.shared.is_live.load(Ordering::SeqCst) {
+            Ok(subscription)
+        } else {
+            Err(Refused::Away)
+        }
+    }
+}
+
+impl Shared {
+    /// Puts what arrives into the hub; subscribes again when the subscription is lost. For ever.
+    async fn listen(&self, mut subscription: redis::aio::PubSub) {
+        loop {
+            self.receive(subscription).await;
+            self.is_live.store(false, Ordering::SeqCst);
+            // What was published from the last message on is not known here.
+            self.close(&Missed::Everybody);
+            tracing::warn!(
+                "the subscription to events was lost: open sockets were closed, and none is let in until it is back"
+            );
+            subscription = self.subscribe_again().await;
+            self.is_live.store(true, Ordering::SeqCst);
+            tracing::info!("the subscription to events is back");
+        }
+    }
+
+    /// Returns when the subscription is lost. Redis also ends it when this process takes messages too slowly.
+    async fn receive(&self, subscription: redis::aio::PubSub) {
+        let (mut commands, mut messages) = subscription.split();
+        let alive = async move {
+            loop {
+                tokio::time::sleep(PING_EVERY).await;
+                let pong = timeout(PING_PATIENCE, commands.ping::<redis::Value>()).await;
+                if !matches!(pong, Ok(Ok(_))) {
+                    return;
+                }
+            }
+        };
+        let received = async {
+            while let Some(message) = messages.next().await {
+                self.take(message.get_payload_bytes());
+            }
+        };
+        tokio::select! {
+            () = received => {}
+            () = alive => {}
+        }
+    }
+
+    async fn subscribe_again(&self) -> redis::aio::PubSub {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.link.subscribe(&self.channel).await {
+                Ok(subscription) => return subscription,
+                Err(error) => tracing::debug!(%error, "events are still away"),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LAST_PAUSE);
+        }
+    }
+
+    /// A message from any replica.
+    fn take(&self, message: &[u8]) {
+        match decode(message) {
+            Some(Message::Event(user, event)) => {
+                if self.hub.has_sockets(user) {
+                    let reached = self.hub.publish(user, &event.into());
+                    self.metrics.websocket_events.inc_by(reached as u64);
+                }
+            }
+            Some(Message::Missed(missed)) => self.close(&missed),
+            // Of another version of this service, or of somebody else: whatever it says, it may have been an event.
+            None => {
+                tracing::warn!("a message on the channel of events could not be read");
+                self.close(&Missed::Everybody);
+            }
+        }
+    }
+
+    /// Publishes what is put into the outbox, until stopped; then what is still in it.
+    async fn publish_all(self: Arc<Self>, stop: CancellationToken) {
+        let mut up = self.link.watch();
+        loop {
+            let batch = self.outbox().take();
+            if let Some(batch) = batch {
+                self.send(batch).await;
+            }
+            if !self.link.is_up() {
+                let missed = self.outbox().give_up();
+                self.close(&missed);
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    _ = up.wait_for(|up| *up) => {}
+                }
+                continue;
+            }
+            if self.outbox().is_empty() {
+                tokio::select! {
+                    () = stop.cancelled() => break,
+                    () = self.filled.notified() => {}
+                }
+            }
+        }
+        let flushed = timeout(FLUSH_PATIENCE, async {
+            loop {
+                let batch = self.outbox().take();
+                match batch {
+                    Some(batch) if self.link.is_up() => self.send(batch).await,
+                    Some(_) | None => return,
+                }
+            }
+        });
+        if flushed.await.is_err() {
+            tracing::warn!("the last events could not be published");
+        }
+    }
+
+    /// Sends a batch. A failure leaves open whether it was carried out, and sending it again could double events: instead, all
+    /// whom it concerns are told that they may have missed something, here at once and elsewhere with the next batch.
+    async fn send(&self, batch: Batch) {
+        let mut pipeline = redis::pipe();
+        match &batch.missed {
+            Missed::Users(users) => {
+                for user in users {
+                    pipeline
+                        .publish(&self.channel, format!("{user}\n"))
+                        .ignore();
+                }
+            }
+            Missed::Everybody => {
+                pipeline.publish(&self.channel, "\n").ignore();
+            }
+        }
+        for (user, event) in &batch.events {
+            pipeline
+                .publish(&self.channel, format!("{user}\n{event}"))
+                .ignore();
+        }
+        let sent: Result<(), _> = self.link.send_all("publish", &pipeline).await;
+        if sent.is_err() {
+            let missed = batch.into_missed();
+            self.close(&missed);
+            self.outbox().miss_all(missed);
+            // The link is probed after a failure; until it is known to be down, this is no reason to hurry.
+            tokio::time::sleep(FIRST_PAUSE).await;
+        }
+    }
+
+    /// Closes the sockets of those who may have missed an event, on this replica.
+    fn close(&self, missed: &Missed) {
+        if missed.is_empty() {
+            return;
+        }
+        self.metrics.missed_events.inc();
+        self.hub.close_where(CloseReason::Missed, |listener| {
+            missed.includes(listener.user_id)
+        });
+    }
+
+    /// Nothing panics while the outbox is locked; if it did, it would still be whole.
+    fn outbox(&self) -> MutexGuard<'_, Outbox> {
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+enum Message<'a> {
+    Event(UserId, &'a str),
+    Missed(Missed),
+}
+
+fn decode(message: &[u8]) -> Option<Message<'_>> {
+    let (user, event) = std::str::from_utf8(message).ok()?.split_once('\n')?;
+    if user.is_empty() && event.is_empty() {
+        return Some(Message::Missed(Missed::Everybody));
+    }
+    let user = UserId(user.parse().ok()?);
+    Some(if event.is_empty() {
+        Message::Missed(Missed::Users([user].into()))
+    } else {
+        Message::Event(user, event)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_told_apart() {
+        let event = decode(b"7\n{\"a\":\"b\\n\"}");
+        assert!(matches!(
+            event,
+            Some(Message::Event(UserId(7), "{\"a\":\"b\\n\"}"))
+        ));
+        let missed = |message: &[u8]| match decode(message) {
+            Some(Message::Missed(missed)) => Some(missed),
+            Some(Message::Event(..)) | None => None,
+        };
+        assert_eq!(missed(b"7\n"), Some(Missed::Users([UserId(7)].into())));
+        assert_eq!(missed(b"\n"), Some(Missed::Everybody));
+        for bad in [&b""[..], b"7", b"x\n{}", b"\n{}", b"7\n\xff"] {
+            assert!(decode(bad).is_none(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Keeps the link: connects, probes, reconnects.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, RedisResult};
+use tokio::sync::{Notify, watch};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::{Connected, Failure, Link, PATIENCE, Script, Shared};
+use crate::config::RedisConfig;
+use crate::telemetry::Metrics;
+
+/// How often the link is probed.
+const PROBE_EVERY: Duration = Duration::from_millis(500);
+/// Pauses between attempts to connect: the first, doubled up to the last. With [`PATIENCE`] for an attempt, the link is up again
+/// within 2 s of Redis's return.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LAST_PAUSE: Duration = Duration::from_secs(1);
+/// Commands that wait in the process while the connection takes others; beyond it, callers wait within their patience.
+const PIPELINE_COMMANDS: usize = 512;
+/// A probe writes, and does so by a script, as all that counts does: a Redis that is a read-only copy, out of memory or forbids
+/// scripts answers a plain ping all the same.
+const PROBE: &str = "return redis.call('SET', KEYS[1], '1', 'PX', '1000')";
+
+/// Why there is no link at the start.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The URL cannot be used.
+    #[error("it is not redis://HOST:PORT or rediss://HOST:PORT")]
+    Url,
+    /// Nothing answers in time.
+    #[error("nothing answered there within {} s; check that Redis runs and is reachable", PATIENCE.as_secs())]
+    TimedOut,
+    /// The connection failed, or Redis refused to be written to.
+    #[error(
+        "the connection failed ({0}); check that Redis runs, is reachable, and lets this user run scripts that write"
+    )]
+    Failed(Failure),
+}
+
+/// Keeps a [`Link`] up. Dropped, it takes the link down for good.
+pub struct Keeper {
+    shared: Arc<Shared>,
+}
+
+impl Link {
+    /// Connects, and keeps the link from then on.
+    ///
+    /// # Errors
+    /// If Redis cannot be reached or written to now. The text holds no part of the URL.
+    pub async fn connect(
+        config: &RedisConfig,
+        metrics: Arc<Metrics>,
+    ) -> Result<(Self, Keeper), ConnectError> {
+        let client = Client::open(config.url.expose()).map_err(|_| ConnectError::Url)?;
+        let shared = Arc::new(Shared {
+            client,
+            prefix: config.prefix.clone(),
+            connection: watch::Sender::new(None),
+            up: watch::Sender::new(false),
+            back_at: watch::Sender::new(None),
+            suspected: Notify::new(),
+            metrics,
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        let connected = timeout(PATIENCE, shared.connect(0)).await;
+        match connected {
+            Ok(Ok(connected)) => shared.set_up(connected),
+            Ok(Err(error)) => return Err(ConnectError::Failed(Failure::from(&error))),
+            Err(_) => return Err(ConnectError::TimedOut),
+        }
+        let stop = shared.stop.clone();
+        let kept = Arc::clone(&shared);
+        shared.tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = kept.keep() => {}
+            }
+        });
+        let link = Self(Arc::clone(&shared));
+        Ok((link, Keeper { shared }))
+    }
+}
+
+impl Keeper {
+    /// Ends the tasks of the link, and with them what they have open. Events that wait to be published are published first,
+    /// if Redis takes them soon.
+    pub async fn close(self) {
+        self.shared.stop.cancel();
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.shared.stop.cancel();
+    }
+}
+
+impl Shared {
+    /// Watches over the connection for ever.
+    async fn keep(&self) {
+        let mut number = 0;
+        loop {
+            // Both are good reasons to look again.
+            let _ = timeout(PROBE_EVERY, self.suspected.notified()).await;
+            let current = self.connection.borrow().clone();
+            if let Some(current) = current {
+                match timeout(PATIENCE, self.probe(current.connection)).await {
+                    Ok(Ok(())) => continue,
+                    Ok(Err(_)) | Err(_) => self.set_down(current.number),
+                }
+            }
+            number += 1;
+            let connected = self.reconnect(number).await;
+            self.set_up(connected);
+        }
+    }
+
+    async fn reconnect(&self, number: u64) -> Connected {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match timeout(PATIENCE, self.connect(number)).await {
+                Ok(Ok(connected)) => return connected,
+                Ok(Err(error)) => {
+                    tracing::debug!(error = %Failure::from(&error), "Redis is still away");
+                }
+                Err(_) => tracing::debug!("Redis still does not answer"),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LAST_PAUSE);
+        }
+    }
+
+    async fn connect(&self, number: u64) -> RedisResult<Connected> {
+        // Each command brings its own patience.
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(PATIENCE))
+            .set_response_timeout(None)
+            .set_pipeline_buffer_size(PIPELINE_COMMANDS);
+        let connection = self
+            .client
+            .get_multiplexed_async_connection_with_config(&config)
+            .await?;
+        self.probe(connection.clone()).await?;
+        Ok(Connected { connection, number })
+    }
+
+    async fn probe(&self, mut connection: MultiplexedConnection) -> RedisResult<()> {
+        let key = format!("{}probe", self.prefix);
+        Script::new(PROBE)
+            .on(&key)
+            .invoke_async(&mut connection)
+            .await
+    }
+}

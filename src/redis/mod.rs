@@ -1,0 +1,244 @@
+//! What several replicas share: the link to a Redis (6.2 or newer, or Valkey), and whether it is up.
+//!
+//! One connection carries all commands of the process. A task keeps it: it probes it twice a second, and replaces it when it
+//! fails. While the link is known to be down every command fails at once, so a Redis that is away costs a request nothing.
+
+mod keeper;
+mod script;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use redis::aio::MultiplexedConnection;
+use redis::{Client, FromRedisValue, Pipeline, RedisResult};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use self::keeper::{ConnectError, Keeper};
+pub use self::script::{CLOCK, Script, timed};
+use crate::telemetry::Metrics;
+
+/// How long a command may take that something depends on. Redis answers in well under a millisecond; a whole second also
+/// covers a machine with no time for this process, which is no reason to give up what the replicas have in common.
+pub const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Why a command has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The link is known to be down; nothing was sent.
+    #[error("Redis is away")]
+    Away,
+    /// No answer in time. The command may have been carried out, or may still be.
+    #[error("Redis did not answer in time")]
+    TimedOut,
+    /// The connection broke, or Redis refused the command. After a break it may have been carried out.
+    #[error("Redis failed a command: {0}")]
+    Failed(Failure),
+}
+
+/// What went wrong, in words that name neither hosts nor keys nor values.
+#[derive(Debug)]
+pub struct Failure(String);
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<&redis::RedisError> for Failure {
+    fn from(error: &redis::RedisError) -> Self {
+        let code = error.code().unwrap_or_default();
+        Self(format!("{} {code}", error.category()).trim_end().to_owned())
+    }
+}
+
+/// The way to the Redis that replicas share. Cheap to clone.
+#[derive(Clone)]
+pub struct Link(Arc<Shared>);
+
+struct Shared {
+    client: Client,
+    prefix: String,
+    connection: watch::Sender<Option<Connected>>,
+    up: watch::Sender<bool>,
+    /// When the last outage ended.
+    back_at: watch::Sender<Option<Instant>>,
+    /// Rung when a command failed: the link had better be probed now.
+    suspected: Notify,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+#[derive(Clone)]
+struct Connected {
+    connection: MultiplexedConnection,
+    /// Tells this connection from the ones before it.
+    number: u64,
+}
+
+impl Link {
+    /// Whether commands are being sent; if not, they fail at once.
+    pub fn is_up(&self) -> bool {
+        *self.0.up.borrow()
+    }
+
+    /// Whether the link is up, as it changes.
+    pub fn watch(&self) -> watch::Receiver<bool> {
+        self.0.up.subscribe()
+    }
+
+    /// When the last outage ended; `None` if there has been none. What Redis held before it may be gone.
+    pub fn back_at(&self) -> Option<Instant> {
+        *self.0.back_at.borrow()
+    }
+
+    /// The key of that name. All keys of this service begin with its prefix.
+    pub fn key(&self, name: fmt::Arguments<'_>) -> String {
+        format!("{}{name}", self.0.prefix)
+    }
+
+    /// Runs a script; `command` names it in the metrics. Loads it first where Redis does not know it.
+    ///
+    /// A script that takes longer than `patience` fails, and, if that is all of [`PATIENCE`], takes the link down.
+    ///
+    /// # Errors
+    /// See [`Error`]. After `TimedOut` and `Failed` the script may have run.
+    pub async fn run<T: FromRedisValue>(
+        &self,
+        command: &'static str,
+        patience: Duration,
+        invocation: &redis::ScriptInvocation<'_>,
+    ) -> Result<T, Error> {
+        self.send(command, patience, async |mut connection| {
+            invocation.invoke_async(&mut connection).await
+        })
+        .await
+    }
+
+    /// Sends commands together; they are carried out in their order, though not as one. `command` names them in the metrics.
+    ///
+    /// # Errors
+    /// See [`Error`]. After `TimedOut` and `Failed` some or all of them may have been carried out.
+    pub async fn send_all<T: FromRedisValue>(
+        &self,
+        command: &'static str,
+        pipeline: &Pipeline,
+    ) -> Result<T, Error> {
+        self.send(command, PATIENCE, async |mut connection| {
+            pipeline.query_async(&mut connection).await
+        })
+        .await
+    }
+
+    /// Opens a connection of its own for a subscription to `channel`, which is active when this returns.
+    ///
+    /// # Errors
+    /// `TimedOut` or `Failed`.
+    pub async fn subscribe(&self, channel: &str) -> Result<redis::aio::PubSub, Error> {
+        let subscribed = tokio::time::timeout(PATIENCE, async {
+            let mut subscription = self.0.client.get_async_pubsub().await?;
+            subscription.subscribe(channel).await?;
+            Ok(subscription)
+        });
+        match subscribed.await {
+            Ok(Ok(subscription)) => Ok(subscription),
+            Ok(Err(error)) => Err(Error::Failed(Failure::from(&error))),
+            Err(_) => Err(Error::TimedOut),
+        }
+    }
+
+    /// Runs a task for as long as the link is kept. It must end soon after the token is cancelled; closing waits for it.
+    pub fn spawn<F>(&self, task: impl FnOnce(CancellationToken) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.0.tasks.spawn(task(self.0.stop.clone()));
+    }
+
+    async fn send<T>(
+        &self,
+        command: &'static str,
+        patience: Duration,
+        work: impl AsyncFnOnce(MultiplexedConnection) -> RedisResult<T>,
+    ) -> Result<T, Error> {
+        let connected = self.0.connection.borrow().clone();
+        let Some(Connected { connection, number }) = connected else {
+            return Err(self.0.failed(command, Error::Away));
+        };
+        let started = Instant::now();
+        let answer = tokio::time::timeout(patience, work(connection)).await;
+        self.0
+            .metrics
+            .redis_command_duration
+            .with_label_values(&[command])
+            .observe(started.elapsed().as_secs_f64());
+        match answer {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => {
+                if error.is_unrecoverable_error() {
+                    self.0.set_down(number);
+                }
+                self.0.suspected.notify_one();
+                Err(self.0.failed(command, Error::Failed(Failure::from(&error))))
+            }
+            Err(_) => {
+                if patience >= PATIENCE {
+                    self.0.set_down(number);
+                    self.0.suspected.notify_one();
+                }
+                Err(self.0.failed(command, Error::TimedOut))
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn failed(&self, command: &'static str, error: Error) -> Error {
+        self.metrics
+            .redis_command_failures
+            .with_label_values(&[command])
+            .inc();
+        error
+    }
+
+    /// Stops sending on that connection, if it is the one in use, and says so once.
+    fn set_down(&self, number: u64) {
+        let was_up = self.connection.send_if_modified(|current| {
+            let is_current = current.as_ref().is_some_and(|known| known.number == number);
+            if is_current {
+                *current = None;
+            }
+            is_current
+        });
+        if was_up {
+            self.up.send_replace(false);
+            self.metrics
+                .backend_up
+                .with_label_values(&["redis"])
+                .set(0.0);
+            tracing::warn!(
+                "Redis is away: throttles and guessing limits are this replica's own, tickets are refused, open sockets are closed"
+            );
+        }
+    }
+
+    fn set_up(&self, connected: Connected) {
+        let is_back = connected.number > 0;
+        if is_back {
+            self.back_at.send_replace(Some(Instant::now()));
+        }
+        self.connection.send_replace(Some(connected));
+        self.up.send_replace(true);
+        self.metrics
+            .backend_up
+            .with_label_values(&["redis"])
+            .set(1.0);
+        if is_back {
+            tracing::warn!("Redis is back: limits, tickets and events are shared again");
+        }
+    }
+}
