@@ -59,7 +59,8 @@ async fn healthz() -> Json<HealthResponse> {
 
 /// Ready
 ///
-/// Whether to send requests here: 503 while starting, while a part is down, and from the moment the service is told to stop.
+/// Whether to send requests here: 503 while starting, while a part is down that nothing works without, and from the moment the
+/// service is told to stop. Redis is no such part: a replica without it goes on by itself, and only says `down`.
 #[utoipa::path(
     get, path = "/readyz", tag = "operation", operation_id = "readyz", security(()),
     responses(

@@ -114,7 +114,7 @@ metrics! {
     redis_command_failures: IntCounterVec = |help| counters("redis_command_failures_total", help, &["command"]);
     /// Requests that this replica decided by its own counts because Redis was away, by limit.
     degraded_decisions: IntCounterVec = |help| counters("degraded_limit_decisions_total", help, &["limit"]);
-    /// Users of whom sockets were closed because an event may have missed them; sockets closed are counted by code 1012.
+    /// Times that sockets had to be closed because events may have missed them.
     missed_events: IntCounter = |help| counter("websocket_events_missed_total", help);
     /// Writes waiting for the store.
     store_queue_depth: IntGauge = |help| gauge("store_queue_depth", help);

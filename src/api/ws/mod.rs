@@ -52,6 +52,7 @@ pub fn router() -> OpenApiRouter<AppState> {
     responses(
         (status = 101, description = "The socket is open. Its first frame is `{\"message\": …, \"user_id\": N}`."),
         (status = 403, description = "The session cookie came from a page of another origin.", body = super::openapi::ErrorResponse),
+        (status = 503, description = "Events cannot reach this replica at the moment.", body = super::openapi::ErrorResponse),
         (status = 426, description = "The request asks for no WebSocket.", body = super::openapi::ErrorResponse),
     ),
 )]
