@@ -10,7 +10,7 @@ PYTEST := $(VENV) -m pytest -c tests/python/pytest.ini --rootdir tests/python
 BENCH ?=
 KILL_ROUNDS ?= 50
 
-.PHONY: help run build fmt check test test-rust test-service soak bench bench-engine bench-search bench-store bench-service python-env
+.PHONY: help run build fmt check test test-rust test-service soak bench bench-engine bench-search bench-store bench-service test-servers python-env
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -32,7 +32,7 @@ check: ## formatting, lints, documentation: what needs no running service
 
 test: test-rust test-service ## all tests: Rust's, then those that run the release binary from outside
 
-test-rust: ## unit and integration tests
+test-rust: test-servers ## unit and integration tests
 	$(CARGO) test $(PROFILE)
 
 test-service: build python-env ## the release binary from outside: contract, SimpleJWT, schema, metrics, bad input, kill -9, shutdown
@@ -54,6 +54,9 @@ bench-store: ## inserts, reads and sweeps of the SQLite store
 
 bench-service: build python-env ## the release binary under load, beside the system it replaces (BENCH=--short: only see that it works)
 	$(VENV) benches/service.py $(BENCH)
+
+test-servers:
+	@$(PYTHON) tests/tools/test_servers.py redis >/dev/null
 
 python-env:
 	@$(PYTHON) tests/tools/python_env.py >/dev/null
