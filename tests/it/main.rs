@@ -16,6 +16,7 @@ mod openapi;
 mod pages;
 mod prompts;
 mod realtime;
+mod redis;
 mod search;
 mod shutdown;
 mod store;

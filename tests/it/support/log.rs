@@ -1,7 +1,7 @@
 //! What a service logs, kept to be looked at.
 
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use serde_json::Value;
 use tracing::Dispatch;
@@ -14,6 +14,10 @@ pub struct Log(Arc<Mutex<Vec<u8>>>);
 impl Log {
     /// A subscriber that writes here.
     pub fn dispatch(&self) -> Dispatch {
+        // While there is only one subscriber, whichever thread first comes by a line decides for all threads whether anybody
+        // listens to it; a thread of another test, which has none, would silence it here.
+        static SECOND: OnceLock<Dispatch> = OnceLock::new();
+        SECOND.get_or_init(|| Dispatch::new(tracing_subscriber::registry()));
         let subscriber = tracing_subscriber::fmt()
             .json()
             .flatten_event(true)

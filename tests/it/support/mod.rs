@@ -2,6 +2,7 @@
 
 mod client;
 mod log;
+pub mod redis;
 mod socket;
 
 use std::cell::RefCell;

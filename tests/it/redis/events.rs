@@ -1,0 +1,272 @@
+//! Events between replicas: each reaches every socket of its user once, or the socket is closed and says so.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use prompt_service::config::RedisConfig;
+use prompt_service::domain::{Timestamp, UserId};
+use prompt_service::realtime::{
+    Broker, CloseReason, Hub, Listener, RedisBroker, Refused, Subscription,
+};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::{RECOVERY, Replica};
+use crate::support::DEADLINE;
+use crate::support::redis::{Proxy, RedisServer, config_at};
+
+const ALICE: UserId = UserId(1);
+const BOB: UserId = UserId(2);
+
+struct Node {
+    replica: Replica,
+    hub: Arc<Hub>,
+    broker: RedisBroker,
+}
+
+impl Node {
+    async fn of(server: &RedisServer) -> Self {
+        Self::at(&server.config()).await
+    }
+
+    async fn at(config: &RedisConfig) -> Self {
+        let replica = Replica::at(config).await;
+        let hub = Arc::new(Hub::default());
+        let broker = RedisBroker::start(
+            replica.link.clone(),
+            Arc::clone(&hub),
+            Arc::clone(&replica.metrics),
+        )
+        .await
+        .unwrap();
+        Self {
+            replica,
+            hub,
+            broker,
+        }
+    }
+
+    fn try_socket(&self, user: UserId) -> Result<Subscription, Refused> {
+        let listener = Listener {
+            user_id: user,
+            issued_at: Timestamp(0),
+            session: None,
+        };
+        self.broker.subscribe(listener, 100)
+    }
+
+    fn socket(&self, user: UserId) -> Subscription {
+        self.try_socket(user).unwrap()
+    }
+
+    fn publish(&self, user: UserId, event: impl ToString) {
+        self.broker.publish(user, event.to_string().into());
+    }
+
+    /// A socket, as soon as sockets are let in again, which must be in time.
+    async fn socket_in_time(&self, user: UserId) -> Subscription {
+        let since = Instant::now();
+        eventually!(self.try_socket(user).is_ok());
+        assert!(since.elapsed() < RECOVERY, "{:?}", since.elapsed());
+        self.socket(user)
+    }
+}
+
+async fn next(socket: &mut Subscription) -> String {
+    let event = timeout(DEADLINE, socket.next_event()).await;
+    event.expect("an event comes in time").unwrap().to_string()
+}
+
+async fn closed(socket: &Subscription) -> CloseReason {
+    let closed = timeout(DEADLINE, socket.closed()).await;
+    closed.expect("the socket is closed in time")
+}
+
+/// Asserts that the socket is open and gets what is published from here on, and got nothing before that.
+async fn assert_next(node: &Node, socket: &mut Subscription, event: &str) {
+    node.publish(ALICE, event);
+    assert_eq!(next(socket).await, event);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_event_reaches_every_socket_once_while_a_replica_comes_and_goes() {
+    const EVENTS: usize = 1000;
+    let server = RedisServer::start();
+    let (a, b) = (Node::of(&server).await, Node::of(&server).await);
+    let mut sockets = vec![a.socket(ALICE), a.socket(ALICE), b.socket(ALICE)];
+    let mut others = a.socket(BOB);
+    let mut readers = JoinSet::new();
+    // A socket's queue holds 64 events, so no more than 32 are on their way to any of the three.
+    let on_their_way = Arc::new(Semaphore::new(3 * 32));
+    for mut socket in sockets.drain(..) {
+        let heard_one = Arc::clone(&on_their_way);
+        readers.spawn(async move {
+            let mut heard = Vec::new();
+            while heard.len() < EVENTS {
+                heard.push(next(&mut socket).await);
+                heard_one.add_permits(1);
+            }
+            (heard, socket)
+        });
+    }
+    let config = server.config();
+    let restarts = async {
+        for _ in 0..5 {
+            let third = Node::at(&config).await;
+            third.replica.keeper.close().await;
+        }
+    };
+    let posts = async {
+        for n in 0..EVENTS {
+            on_their_way.acquire_many(3).await.unwrap().forget();
+            b.publish(ALICE, n);
+        }
+    };
+    tokio::join!(restarts, posts);
+    let expected: Vec<String> = (0..EVENTS).map(|n| n.to_string()).collect();
+    for (heard, mut socket) in readers.join_all().await {
+        assert_eq!(heard, expected, "in order, none lost, none doubled");
+        b.publish(ALICE, "last");
+        assert_eq!(next(&mut socket).await, "last");
+    }
+    b.publish(BOB, "for bob");
+    assert_eq!(next(&mut others).await, "for bob");
+    let reached = a.replica.metrics.websocket_events.get();
+    assert!(reached >= 2 * EVENTS as u64, "{reached}");
+}
+
+#[tokio::test]
+async fn long_events_arrive_whole_and_too_long_ones_close_the_sockets() {
+    let server = RedisServer::start();
+    let (a, b) = (Node::of(&server).await, Node::of(&server).await);
+    let mut socket = a.socket(ALICE);
+    let (own, others) = (b.socket(ALICE), a.socket(BOB));
+    let long = "é\n".repeat(1 << 20);
+    assert_next(&b, &mut socket, &long).await;
+    b.publish(ALICE, "x".repeat((8 << 20) + 1));
+    assert_eq!(closed(&own).await, CloseReason::Missed);
+    assert_eq!(closed(&socket).await, CloseReason::Missed);
+    assert!(timeout(Duration::ZERO, others.closed()).await.is_err());
+}
+
+#[tokio::test]
+async fn sockets_are_closed_when_redis_goes_and_let_in_when_it_is_back() {
+    let mut server = RedisServer::start();
+    let (a, b) = (Node::of(&server).await, Node::of(&server).await);
+    for _ in 0..2 {
+        let (one, two) = (a.socket_in_time(ALICE).await, b.socket_in_time(BOB).await);
+        server.stop();
+        assert_eq!(closed(&one).await, CloseReason::Missed);
+        assert_eq!(closed(&two).await, CloseReason::Missed);
+        for node in [&a, &b] {
+            eventually!(matches!(node.try_socket(ALICE), Err(Refused::Away)));
+            assert_eq!(node.hub.open(), 1, "a socket refused leaves nothing");
+        }
+        drop((one, two));
+        b.replica.is_down().await;
+        // Nobody can hear this, and nobody who comes later may take it for news.
+        b.publish(ALICE, "while away");
+        server.restart();
+        let mut socket = a.socket_in_time(ALICE).await;
+        b.replica.is_up_in_time().await;
+        // The message that something was missed may still be on its way.
+        eventually!({
+            b.publish(ALICE, "back");
+            let heard = timeout(Duration::from_millis(200), socket.next_event()).await;
+            if heard.is_err() {
+                socket = a.socket(ALICE);
+            }
+            assert!(!matches!(&heard, Ok(Some(event)) if &**event == "while away"));
+            matches!(heard, Ok(Some(event)) if &*event == "back")
+        });
+    }
+}
+
+#[tokio::test]
+async fn redis_that_stands_still_closes_sockets_rather_than_skipping_events() {
+    let server = RedisServer::start();
+    let (a, b) = (Node::of(&server).await, Node::of(&server).await);
+    let (on_a, on_b) = (a.socket(ALICE), b.socket(ALICE));
+    server.pause();
+    b.publish(ALICE, "into the void");
+    assert_eq!(closed(&on_b).await, CloseReason::Missed);
+    assert_eq!(closed(&on_a).await, CloseReason::Missed);
+    server.resume();
+    b.replica.is_up_in_time().await;
+    drop((on_a, on_b));
+    a.socket_in_time(ALICE).await;
+}
+
+#[tokio::test]
+async fn publisher_alone_without_redis_closes_its_users_sockets_everywhere_on_return() {
+    let server = RedisServer::start();
+    let proxy = Proxy::start(server.addr());
+    let (near, far) = (
+        Node::of(&server).await,
+        Node::at(&config_at(proxy.addr)).await,
+    );
+    let (alice, mut bob) = (near.socket(ALICE), near.socket(BOB));
+    proxy.cut();
+    far.replica.is_down().await;
+    far.publish(ALICE, "lost");
+    proxy.mend();
+    assert_eq!(closed(&alice).await, CloseReason::Missed);
+    // Others are not concerned.
+    far.replica.is_up_in_time().await;
+    near.publish(BOB, "for bob");
+    assert_eq!(next(&mut bob).await, "for bob");
+}
+
+#[tokio::test]
+async fn subscription_that_redis_ends_counts_as_lost() {
+    let server = RedisServer::start();
+    let node = Node::of(&server).await;
+    let socket = node.socket(ALICE);
+    // As it ends one whose reader is too slow.
+    server.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+    assert_eq!(closed(&socket).await, CloseReason::Missed);
+    assert!(node.replica.link.is_up(), "the other connection is well");
+    let mut socket = node.socket_in_time(ALICE).await;
+    assert_next(&node, &mut socket, "again").await;
+}
+
+#[tokio::test]
+async fn slow_redis_delays_events_and_loses_none() {
+    let server = RedisServer::start();
+    let proxy = Proxy::start(server.addr());
+    let node = Node::at(&config_at(proxy.addr)).await;
+    let mut socket = node.socket(ALICE);
+    proxy.delay(Duration::from_millis(150));
+    for n in 0..40 {
+        node.publish(ALICE, n);
+    }
+    for n in 0..40 {
+        assert_eq!(next(&mut socket).await, n.to_string());
+    }
+}
+
+#[tokio::test]
+async fn closing_publishes_what_waits_first() {
+    let server = RedisServer::start();
+    let (a, b) = (Node::of(&server).await, Node::of(&server).await);
+    let mut socket = a.socket(ALICE);
+    for n in 0..50 {
+        b.publish(ALICE, n);
+    }
+    b.replica.keeper.close().await;
+    for n in 0..50 {
+        assert_eq!(next(&mut socket).await, n.to_string());
+    }
+}
+
+#[tokio::test]
+async fn message_that_cannot_be_read_closes_sockets_too() {
+    let server = RedisServer::start();
+    let node = Node::of(&server).await;
+    let socket = node.socket(ALICE);
+    server.command(&["PUBLISH", "test:events", "something else"]);
+    assert_eq!(closed(&socket).await, CloseReason::Missed);
+    let mut socket = node.socket(ALICE);
+    assert_next(&node, &mut socket, "next").await;
+}

@@ -1,0 +1,208 @@
+//! The limits on guessing passwords over several replicas.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use prompt_service::credentials::guesses::Refused;
+use prompt_service::credentials::{Attempt, GuessLimit, RedisGuesses};
+use prompt_service::domain::ClientNetwork;
+use tokio::task::JoinSet;
+
+use super::Replica;
+use crate::support::redis::RedisServer;
+
+const HOME: ClientNetwork = ClientNetwork::V4(0x7f00_0001);
+const AWAY: ClientNetwork = ClientNetwork::V6(0x2001_0db8_0001_0002);
+
+async fn replicas(server: &RedisServer, count: usize) -> Vec<(Arc<RedisGuesses>, Replica)> {
+    let mut replicas = Vec::new();
+    for _ in 0..count {
+        let replica = Replica::of(server).await;
+        let metrics = Arc::clone(&replica.metrics);
+        let guesses = RedisGuesses::new(replica.link.clone(), Instant::now(), metrics);
+        replicas.push((guesses, replica));
+    }
+    replicas
+}
+
+async fn begin(
+    guesses: &Arc<RedisGuesses>,
+    client: ClientNetwork,
+    name: &str,
+) -> Result<Attempt, Refused> {
+    Arc::clone(guesses).begin(client, name, &Instant::now).await
+}
+
+async fn fail(guesses: &Arc<RedisGuesses>, client: ClientNetwork, name: &str) -> bool {
+    match begin(guesses, client, name).await {
+        Ok(attempt) => {
+            attempt.failed(Instant::now());
+            true
+        }
+        Err(Refused::TooMany { retry_after }) => {
+            assert!(retry_after > Duration::ZERO && retry_after <= Duration::from_secs(60));
+            false
+        }
+        Err(Refused::Overloaded) => panic!("nothing else is going on"),
+    }
+}
+
+#[tokio::test]
+async fn ten_failures_of_a_name_on_any_replicas_refuse_it_on_all() {
+    let server = RedisServer::start();
+    let replicas = replicas(&server, 3).await;
+    for n in 0..10 {
+        assert!(fail(&replicas[n % 3].0, HOME, "alice").await, "failure {n}");
+    }
+    for (guesses, _kept) in &replicas {
+        assert!(!fail(guesses, HOME, "alice").await);
+        assert!(begin(guesses, HOME, "bob").await.is_ok());
+        assert!(begin(guesses, AWAY, "alice").await.is_ok());
+    }
+    let left = server.command(&["PTTL", "test:guesses:{127.0.0.1}:failed"]);
+    let left: u64 = left[1..].split('\r').next().unwrap().parse().unwrap();
+    assert!((1..=60_000).contains(&left), "{left}");
+    let keys = server.command(&["KEYS", "*"]);
+    assert!(keys.contains("{2001:db8:1:2::/64}"), "{keys}");
+    let members = server.command(&["ZRANGE", "test:guesses:{127.0.0.1}:failed", "0", "-1"]);
+    assert!(!members.contains("alice"), "{members}");
+}
+
+#[tokio::test]
+async fn failures_leave_the_window_on_redis_clock() {
+    let server = RedisServer::start();
+    let replicas = replicas(&server, 2).await;
+    for _ in 0..10 {
+        assert!(fail(&replicas[0].0, HOME, "alice").await);
+    }
+    eventually!(
+        server
+            .command(&["ZCARD", "test:guesses:{127.0.0.1}:failed"])
+            .starts_with(":10")
+    );
+    assert!(!fail(&replicas[1].0, HOME, "alice").await);
+    // The first failure is made a minute older.
+    let key = "test:guesses:{127.0.0.1}:failed";
+    let age = "local m = redis.call('ZRANGE', KEYS[1], 0, 0)[1]; redis.call('ZINCRBY', KEYS[1], '-60000000', m)";
+    server.command(&["EVAL", age, "1", key]);
+    assert!(fail(&replicas[1].0, HOME, "alice").await);
+    assert!(!fail(&replicas[1].0, HOME, "alice").await);
+}
+
+#[tokio::test]
+async fn hundred_failures_of_a_client_refuse_every_name() {
+    let server = RedisServer::start();
+    let replicas = replicas(&server, 2).await;
+    for n in 0..100 {
+        assert!(
+            fail(&replicas[n % 2].0, HOME, &format!("user{}", n / 5)).await,
+            "failure {n}"
+        );
+    }
+    for (guesses, _kept) in &replicas {
+        assert!(!fail(guesses, HOME, "somebody new").await);
+        assert!(begin(guesses, AWAY, "somebody new").await.is_ok());
+    }
+}
+
+/// What parallel attempts of one name on several replicas came to: answered, and refused.
+async fn storm(is_right: bool) -> (usize, usize) {
+    let server = RedisServer::start();
+    let replicas = replicas(&server, 3).await;
+    let mut attempts = JoinSet::new();
+    for n in 0..45 {
+        let guesses = Arc::clone(&replicas[n % 3].0);
+        attempts.spawn(async move {
+            let attempt = begin(&guesses, HOME, "alice").await?;
+            tokio::time::sleep(Duration::from_millis(n as u64 % 7)).await;
+            if is_right {
+                attempt.succeeded();
+            } else {
+                attempt.failed(Instant::now());
+            }
+            Ok::<_, Refused>(())
+        });
+    }
+    let outcomes = attempts.join_all().await;
+    let answered = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+    (answered, outcomes.len() - answered)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_parallel_wrong_passwords_on_three_replicas_exactly_ten_are_answered() {
+    assert_eq!(storm(false).await, (10, 35));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parallel_right_passwords_on_three_replicas_are_all_answered() {
+    assert_eq!(storm(true).await, (45, 0));
+}
+
+#[tokio::test]
+async fn attempt_that_is_dropped_gives_its_place_back() {
+    let server = RedisServer::start();
+    let replicas = replicas(&server, 2).await;
+    let mut under_way = Vec::new();
+    for _ in 0..10 {
+        under_way.push(begin(&replicas[0].0, HOME, "alice").await.unwrap());
+    }
+    let waiting = begin(&replicas[1].0, HOME, "alice");
+    let drop_one = async {
+        eventually!(
+            server
+                .command(&["ZCARD", "test:guesses:{127.0.0.1}:under_way"])
+                .starts_with(":10")
+        );
+        under_way.pop();
+    };
+    let (waited, ()) = tokio::join!(waiting, drop_one);
+    waited.unwrap().succeeded();
+}
+
+#[tokio::test]
+async fn without_redis_each_replica_keeps_the_limits_by_itself() {
+    let mut server = RedisServer::start();
+    let replicas = replicas(&server, 2).await;
+    for _ in 0..4 {
+        assert!(fail(&replicas[0].0, HOME, "alice").await);
+    }
+    server.stop();
+    for (_, replica) in &replicas {
+        replica.is_down().await;
+    }
+    // What happened here before counts.
+    for _ in 0..6 {
+        assert!(fail(&replicas[0].0, HOME, "alice").await);
+    }
+    assert!(!fail(&replicas[0].0, HOME, "alice").await);
+    for _ in 0..10 {
+        assert!(fail(&replicas[1].0, HOME, "alice").await);
+    }
+    assert!(!fail(&replicas[1].0, HOME, "alice").await);
+    let degraded = &replicas[0].1.metrics.degraded_decisions;
+    assert_eq!(degraded.with_label_values(&["guesses"]).get(), 6);
+    // Redis comes back empty; the replicas remember.
+    server.restart();
+    for (guesses, replica) in &replicas {
+        replica.is_up_in_time().await;
+        assert!(!fail(guesses, HOME, "alice").await);
+        assert!(fail(guesses, HOME, "bob").await);
+    }
+}
+
+#[tokio::test]
+async fn redis_that_stands_still_holds_a_login_up_for_a_moment_only() {
+    let server = RedisServer::start();
+    let replicas = replicas(&server, 1).await;
+    server.pause();
+    let started = Instant::now();
+    assert!(fail(&replicas[0].0, HOME, "alice").await);
+    assert!(
+        started.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        started.elapsed()
+    );
+    server.resume();
+    replicas[0].1.is_up_in_time().await;
+    assert!(fail(&replicas[0].0, HOME, "alice").await);
+}

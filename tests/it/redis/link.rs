@@ -1,0 +1,149 @@
+//! The link itself: starting, noticing, recovering, letting go.
+
+use std::time::{Duration, Instant};
+
+use prompt_service::config::{RedisConfig, Secret};
+use prompt_service::redis::{Link, PATIENCE, Script};
+use std::sync::Arc;
+
+use super::Replica;
+use crate::support::Log;
+use crate::support::redis::{Proxy, RedisServer, config_at};
+
+/// How many clients the server has, this question's own left out.
+fn clients(server: &RedisServer) -> usize {
+    let list = server.command(&["CLIENT", "LIST"]);
+    list.matches("addr=").count() - list.matches("laddr=").count() - 1
+}
+
+async fn ask(replica: &Replica) -> Result<u64, prompt_service::redis::Error> {
+    let script = Script::new("return 42");
+    replica.link.run("test", PATIENCE, &script.on("key")).await
+}
+
+#[tokio::test]
+async fn start_without_redis_is_refused_in_words_that_hide_the_url() {
+    let mut server = RedisServer::start();
+    let plain = config_at(server.addr());
+    // TLS with a server that speaks none.
+    let tls = RedisConfig {
+        url: Secret::new(format!("rediss://:hunter2@{}", server.addr())),
+        ..plain.clone()
+    };
+    // A server that is there and refuses the password.
+    let locked = RedisConfig {
+        url: Secret::new(format!("redis://:hunter2@{}", server.addr())),
+        ..plain.clone()
+    };
+    let nonsense = RedisConfig {
+        url: Secret::new("redis://[hunter2"),
+        ..plain.clone()
+    };
+    for config in [&tls, &locked, &nonsense] {
+        refused(config).await;
+    }
+    server.pause();
+    refused(&plain).await;
+    server.stop();
+    refused(&plain).await;
+}
+
+async fn refused(config: &RedisConfig) {
+    let started = Instant::now();
+    let error = Link::connect(config, Arc::default())
+        .await
+        .err()
+        .expect("nothing to connect to")
+        .to_string();
+    assert!(started.elapsed() < Duration::from_secs(10));
+    let host = "127.0.0.1";
+    assert!(
+        !error.contains("hunter2") && !error.contains(host),
+        "{error}"
+    );
+    assert!(!error.contains('\n'), "{error}");
+}
+
+#[tokio::test]
+async fn redis_that_refuses_writes_is_refused_at_the_start_and_counts_as_away_later() {
+    let server = RedisServer::start();
+    let replica = Replica::of(&server).await;
+    // A read-only copy answers pings.
+    server.command(&["REPLICAOF", "127.0.0.1", "1"]);
+    replica.is_down().await;
+    refused(&server.config()).await;
+    server.command(&["REPLICAOF", "NO", "ONE"]);
+    replica.is_up_in_time().await;
+}
+
+#[tokio::test]
+async fn outage_is_noticed_at_once_costs_nothing_and_ends_in_time() {
+    let mut server = RedisServer::start();
+    let log = Log::default();
+    let _logs = tracing::dispatcher::set_default(&log.dispatch());
+    let replica = Replica::of(&server).await;
+    assert_eq!(ask(&replica).await.unwrap(), 42);
+    for _ in 0..2 {
+        server.stop();
+        replica.is_down().await;
+        let started = Instant::now();
+        for _ in 0..1000 {
+            assert!(ask(&replica).await.is_err());
+        }
+        assert!(started.elapsed() < Duration::from_secs(1));
+        let up = replica.metrics.backend_up.with_label_values(&["redis"]);
+        assert_eq!(up.get(), 0.0);
+        server.restart();
+        replica.is_up_in_time().await;
+        assert_eq!(up.get(), 1.0);
+        assert_eq!(ask(&replica).await.unwrap(), 42);
+    }
+    let text = log.text();
+    assert_eq!(text.matches("Redis is away").count(), 2, "{text}");
+    assert_eq!(text.matches("Redis is back").count(), 2, "{text}");
+    assert!(!text.contains("127.0.0.1"), "{text}");
+}
+
+#[tokio::test]
+async fn redis_that_stands_still_costs_one_patience_and_then_nothing() {
+    let server = RedisServer::start();
+    let replica = Replica::of(&server).await;
+    server.pause();
+    let started = Instant::now();
+    while ask(&replica).await.is_err() && replica.link.is_up() {}
+    assert!(started.elapsed() < 3 * PATIENCE, "{:?}", started.elapsed());
+    let started = Instant::now();
+    for _ in 0..1000 {
+        assert!(ask(&replica).await.is_err());
+    }
+    assert!(started.elapsed() < PATIENCE);
+    server.resume();
+    replica.is_up_in_time().await;
+    assert_eq!(ask(&replica).await.unwrap(), 42);
+}
+
+#[tokio::test]
+async fn script_that_redis_has_forgotten_is_loaded_again() {
+    let server = RedisServer::start();
+    let replica = Replica::of(&server).await;
+    assert_eq!(ask(&replica).await.unwrap(), 42);
+    server.command(&["SCRIPT", "FLUSH"]);
+    assert_eq!(ask(&replica).await.unwrap(), 42);
+}
+
+#[tokio::test]
+async fn outages_leave_no_connections_behind_and_closing_leaves_none() {
+    let server = RedisServer::start();
+    let proxy = Proxy::start(server.addr());
+    let replica = Replica::at(&config_at(proxy.addr)).await;
+    for _ in 0..5 {
+        proxy.cut();
+        replica.is_down().await;
+        proxy.mend();
+        replica.is_up_in_time().await;
+    }
+    eventually!(clients(&server) == 1, "{}", clients(&server));
+    replica.keeper.close().await;
+    drop(replica.link);
+    eventually!(clients(&server) == 0, "{}", clients(&server));
+}

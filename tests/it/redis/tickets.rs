@@ -1,0 +1,126 @@
+//! Tickets that any replica takes.
+
+use prompt_service::credentials::tickets::{Error, MAX_TICKETS_PER_USER};
+use prompt_service::credentials::{Grant, RedisTickets, Tickets};
+use prompt_service::domain::{Timestamp, UserId};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+
+use super::Replica;
+use crate::support::redis::RedisServer;
+
+fn grant(user: i64) -> Grant {
+    Grant {
+        user_id: UserId(user),
+        issued_at: Some(Timestamp::from_unix_seconds(1000)),
+        expires_at: Timestamp::from_unix_seconds(1300),
+    }
+}
+
+/// A replica's clock is no part of it.
+const NOW: Timestamp = Timestamp(0);
+
+async fn tickets(server: &RedisServer) -> (RedisTickets, Replica) {
+    let replica = Replica::of(server).await;
+    (RedisTickets::new(replica.link.clone()), replica)
+}
+
+#[tokio::test]
+async fn ticket_of_one_replica_is_taken_once_on_another() {
+    let server = RedisServer::start();
+    let (one, _kept) = tickets(&server).await;
+    let (two, _also_kept) = tickets(&server).await;
+    for user in [1, i64::MAX] {
+        let ticket = one.issue(grant(user), NOW).await.unwrap();
+        assert_eq!(ticket.len(), 43);
+        assert_eq!(two.take(&ticket, NOW).await.unwrap(), Some(grant(user)));
+        assert_eq!(one.take(&ticket, NOW).await.unwrap(), None);
+    }
+    for bad in ["", "x", &"A".repeat(43), &"?".repeat(43)] {
+        assert_eq!(one.take(bad, NOW).await.unwrap(), None);
+    }
+    let kept = server.command(&["KEYS", "*ticket*"]);
+    assert_eq!(kept, "*0\r\n+OK\r\n", "what was taken is gone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_takers_on_several_replicas_one_gets_the_ticket() {
+    let server = RedisServer::start();
+    let mut replicas = Vec::new();
+    for _ in 0..3 {
+        let (tickets, kept) = tickets(&server).await;
+        replicas.push((Arc::new(tickets), kept));
+    }
+    for _ in 0..20 {
+        let ticket = replicas[0].0.issue(grant(7), NOW).await.unwrap();
+        let mut takers = JoinSet::new();
+        for n in 0..30 {
+            let (tickets, ticket) = (Arc::clone(&replicas[n % 3].0), ticket.clone());
+            takers.spawn(async move { tickets.take(&ticket, NOW).await.unwrap() });
+        }
+        let taken: Vec<_> = takers.join_all().await.into_iter().flatten().collect();
+        assert_eq!(taken, [grant(7)]);
+    }
+}
+
+#[tokio::test]
+async fn twenty_first_ticket_makes_the_oldest_useless_and_no_other_users() {
+    let server = RedisServer::start();
+    let (one, _kept) = tickets(&server).await;
+    let (two, _also_kept) = tickets(&server).await;
+    let others = one.issue(grant(2), NOW).await.unwrap();
+    let mut issued = Vec::new();
+    for n in 0..MAX_TICKETS_PER_USER + 2 {
+        let tickets = if n % 2 == 0 { &one } else { &two };
+        issued.push(tickets.issue(grant(1), NOW).await.unwrap());
+    }
+    for (n, ticket) in issued.iter().enumerate() {
+        let taken = one.take(ticket, NOW).await.unwrap();
+        assert_eq!(taken.is_some(), n >= 2, "ticket {n}");
+    }
+    assert!(two.take(&others, NOW).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn tickets_end_by_themselves_and_are_not_kept_in_the_clear() {
+    let server = RedisServer::start();
+    let (tickets, _kept) = tickets(&server).await;
+    let ticket = tickets.issue(grant(1), NOW).await.unwrap();
+    let members = server.command(&["ZRANGE", "test:tickets:{1}", "0", "-1", "WITHSCORES"]);
+    assert!(
+        members.contains("1000000000") && !members.contains(&ticket),
+        "{members}"
+    );
+    let left = server.command(&["PTTL", "test:tickets:{1}"]);
+    let left: u64 = left[1..].split('\r').next().unwrap().parse().unwrap();
+    assert!((1..=30_000).contains(&left), "{left}");
+    // Thirty seconds later, as Redis sees it: the end of each ticket is its score.
+    let member = members.lines().nth(2).unwrap();
+    server.command(&["ZADD", "test:tickets:{1}", "1", member]);
+    assert_eq!(tickets.take(&ticket, NOW).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn without_redis_there_are_no_tickets_and_afterwards_there_are() {
+    let mut server = RedisServer::start();
+    let (tickets, replica) = tickets(&server).await;
+    let ticket = tickets.issue(grant(1), NOW).await.unwrap();
+    server.pause();
+    let started = Instant::now();
+    let unavailable = tickets.take(&ticket, NOW).await;
+    assert!(matches!(unavailable, Err(Error::Unavailable(_))));
+    assert!(started.elapsed() < Duration::from_secs(5));
+    replica.is_down().await;
+    server.resume();
+    replica.is_up_in_time().await;
+    server.stop();
+    replica.is_down().await;
+    let unavailable = tickets.issue(grant(1), NOW).await;
+    assert!(matches!(unavailable, Err(Error::Unavailable(_))));
+    server.restart();
+    replica.is_up_in_time().await;
+    let ticket = tickets.issue(grant(1), NOW).await.unwrap();
+    assert_eq!(tickets.take(&ticket, NOW).await.unwrap(), Some(grant(1)));
+}
