@@ -101,6 +101,13 @@ impl Link {
         format!("{}{name}", self.0.prefix)
     }
 
+    /// The channel of that name. Unlike keys, channels are common to all databases of a Redis, so the database is part of the
+    /// name: another service on another one must not hear this one's events.
+    pub fn channel(&self, name: &str) -> String {
+        let database = self.0.client.get_connection_info().redis_settings().db();
+        self.key(format_args!("{database}:{name}"))
+    }
+
     /// Runs a script; `command` names it in the metrics. Loads it first where Redis does not know it.
     ///
     /// A script that takes longer than `patience` fails, and, if that is all of [`PATIENCE`], takes the link down.

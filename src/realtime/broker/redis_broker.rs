@@ -54,7 +54,7 @@ impl RedisBroker {
     /// If Redis does not let this process subscribe now.
     pub async fn start(link: Link, hub: Arc<Hub>, metrics: Arc<Metrics>) -> Result<Self, Error> {
         let shared = Arc::new(Shared {
-            channel: link.key(format_args!("events")),
+            channel: link.channel("events"),
             link: link.clone(),
             hub,
             metrics,

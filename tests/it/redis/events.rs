@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use prompt_service::config::RedisConfig;
+use prompt_service::config::{RedisConfig, Secret};
 use prompt_service::domain::{Timestamp, UserId};
 use prompt_service::realtime::{
     Broker, CloseReason, Hub, Listener, RedisBroker, Refused, Subscription,
@@ -265,8 +265,30 @@ async fn message_that_cannot_be_read_closes_sockets_too() {
     let server = RedisServer::start();
     let node = Node::of(&server).await;
     let socket = node.socket(ALICE);
-    server.command(&["PUBLISH", "test:events", "something else"]);
+    server.command(&["PUBLISH", "test:0:events", "something else"]);
     assert_eq!(closed(&socket).await, CloseReason::Missed);
     let mut socket = node.socket(ALICE);
     assert_next(&node, &mut socket, "next").await;
+}
+
+#[tokio::test]
+async fn services_on_other_databases_or_with_other_prefixes_hear_nothing() {
+    let server = RedisServer::start();
+    let config = server.config();
+    let elsewhere = RedisConfig {
+        url: Secret::new(format!("{}/1", config.url.expose())),
+        ..config.clone()
+    };
+    let otherwise = RedisConfig {
+        prefix: "other:".into(),
+        ..config.clone()
+    };
+    let node = Node::at(&config).await;
+    let strangers = [Node::at(&elsewhere).await, Node::at(&otherwise).await];
+    let mut socket = node.socket(ALICE);
+    let mut others = [strangers[0].socket(ALICE), strangers[1].socket(ALICE)];
+    assert_next(&node, &mut socket, "ours").await;
+    for (stranger, socket) in strangers.iter().zip(&mut others) {
+        assert_next(stranger, socket, "theirs").await;
+    }
 }
