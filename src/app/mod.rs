@@ -3,10 +3,10 @@
 
 mod observers;
 mod shared;
+mod store;
 pub mod users;
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,8 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 use self::observers::EmbeddingObserver;
 use self::shared::Shared;
+use self::store::{Finder, Store};
 use crate::api::{self, AppState, Documents, Lifecycle, Limits};
-use crate::config::{Config, SimilarScope, StoreConfig};
+use crate::config::Config;
 use crate::credentials::{HashPool, Keys};
 use crate::data_dir::{self, DataDir};
 use crate::domain::Timestamp;
@@ -27,16 +28,13 @@ use crate::embed::{self, BackgroundEmbedder, Embedder, Engine};
 use crate::llm;
 use crate::realtime::Hub;
 use crate::redis;
-use crate::search::{self, ScopeMode, Similarity, SlabIndex, SlabOptions};
 use crate::services::accounts::Accounts;
 use crate::services::health::Health;
 use crate::services::prompts::{self, Prompts};
 use crate::services::reembedding::{Progress, Reembedding};
 use crate::services::search::Searches;
 use crate::services::sockets;
-use crate::services::vectors::StoredVectors;
-use crate::store::sqlite::{OpenOptions, SqliteStore};
-use crate::store::{AccountStore, PromptStore};
+use crate::store::postgres::SoleServer;
 use crate::telemetry::Metrics;
 
 /// Logins that may wait for a thread: about two seconds of hashing on two cores, after which a client had better come back.
@@ -45,8 +43,6 @@ const LOGIN_QUEUE: usize = 256;
 const SOCKET_CHECK_EVERY: Duration = Duration::from_secs(2);
 /// How often expired sessions and revoked tokens are forgotten. They are refused anyway; this is for room.
 const PURGE_EVERY: Duration = Duration::from_secs(600);
-/// How long a search in shared scope waits for the vectors to be loaded after a start.
-const LOAD_WAIT: Duration = Duration::from_secs(5);
 /// File descriptors that are not connections: the database, the log, the listeners, with room to spare.
 const OTHER_FILES: u64 = 128;
 
@@ -56,12 +52,13 @@ pub struct App {
     metrics_listener: Option<TcpListener>,
     connections: Arc<Semaphore>,
     state: AppState,
-    store: Arc<SqliteStore>,
+    store: Store,
+    sole_server: Option<SoleServer>,
     embedder: Arc<Embedder>,
-    index: Arc<SlabIndex>,
+    finder: Finder,
     reembedding: Reembedding,
     redis: Option<redis::Keeper>,
-    _lock: data_dir::Lock,
+    _lock: Option<data_dir::Lock>,
 }
 
 impl App {
@@ -73,15 +70,11 @@ impl App {
         let started = Instant::now();
         let metrics = Arc::new(Metrics::new());
         let lifecycle = Lifecycle::default();
-        let StoreConfig::Sqlite { data_dir, path } = &config.store;
-        let folder = DataDir::open(data_dir)?;
-        let lock = folder.lock()?;
-        let store = open_store(path)?;
-        let key = config
-            .accounts
-            .secret_key
-            .clone()
-            .map_or_else(|| folder.secret_key(), Ok)?;
+        let lock = store::lock_folder(&config.store)?;
+        let key = match &config.accounts.secret_key {
+            Some(key) => key.clone(),
+            None => DataDir::open(config.store.data_dir())?.secret_key()?,
+        };
         let fallbacks = config
             .accounts
             .secret_key_fallbacks
@@ -90,6 +83,8 @@ impl App {
         let keys = Keys::new(key.expose(), fallbacks);
 
         let engine = Arc::new(load_engine(&config)?);
+        let store = Store::open(&config.store, Some(engine.dimension())).await?;
+        let sole_server = store.be_alone().await?;
         let model = engine.model_id().clone();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let observer = Arc::new(EmbeddingObserver(Arc::clone(&metrics)));
@@ -99,27 +94,9 @@ impl App {
         };
         let embedder = Arc::new(Embedder::start(Arc::clone(&engine), &settings, observer)?);
 
-        let prompt_store: Arc<dyn PromptStore> = Arc::clone(&store) as _;
-        let account_store: Arc<dyn AccountStore> = Arc::clone(&store) as _;
-        let vectors = Arc::new(StoredVectors {
-            store: Arc::clone(&prompt_store),
-            model: model.clone(),
-        });
-        let index = Arc::new(SlabIndex::new(
-            SlabOptions {
-                dimension: engine.dimension(),
-                mode: match config.search.scope {
-                    SimilarScope::Own => ScopeMode::Own,
-                    SimilarScope::Shared => ScopeMode::Shared,
-                },
-                memory_bytes: usize::try_from(config.search.memory_bytes).unwrap_or(usize::MAX),
-                concurrent_scans: cores,
-                load_wait: LOAD_WAIT,
-                kernel: search::kernel::Kernel::detect(),
-            },
-            vectors,
-        ));
-        let similarity: Arc<dyn Similarity> = Arc::clone(&index) as _;
+        let prompt_store = Arc::clone(&store.prompts);
+        let finder = store.similarity(&engine, &config.search, cores);
+        let similarity = finder.similarity();
         let progress = Arc::new(Progress::default());
         let reembedding = Reembedding {
             store: Arc::clone(&prompt_store),
@@ -137,7 +114,7 @@ impl App {
         let shared = Shared::build(&config, &hub, &metrics, started).await?;
         let (link, keeper) = shared.redis.unzip();
         let accounts = Arc::new(Accounts::new(
-            account_store,
+            Arc::clone(&store.accounts),
             hash_pool,
             shared.guesses,
             shared.tickets,
@@ -214,8 +191,9 @@ impl App {
             connections,
             state,
             store,
+            sole_server,
             embedder,
-            index,
+            finder,
             reembedding,
             redis: keeper,
             _lock: lock,
@@ -245,11 +223,12 @@ impl App {
     /// requests in flight finished, sockets told, background work ended, everything flushed.
     ///
     /// # Errors
-    /// If the system does not say where it listens.
-    pub async fn serve(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    /// If the system does not say where it listens; if another server took the store.
+    pub async fn serve(mut self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
         let lifecycle = self.state.lifecycle.clone();
         self.log_start()?;
         self.start_background(&lifecycle);
+        let ousted = self.hold_store(&lifecycle);
 
         let closing = CancellationToken::new();
         let server = &self.state.server;
@@ -260,7 +239,10 @@ impl App {
         };
         let delay = server.shutdown_delay;
         let told = async {
-            shutdown.await;
+            tokio::select! {
+                () = shutdown => {}
+                () = ousted.cancelled() => {}
+            }
             lifecycle.drain();
             tracing::info!(delay_ms = delay.as_millis() as u64, "stopping");
             tokio::time::sleep(delay).await;
@@ -304,7 +286,26 @@ impl App {
         let _ = tokio::task::spawn_blocking(move || embedder.shutdown(grace)).await;
         self.store.close().await;
         tracing::info!("stopped");
+        anyhow::ensure!(
+            !ousted.is_cancelled(),
+            "DATABASE_URL: another prompt-service took the database while this one had lost it; stop one of them, or set REDIS_URL on both"
+        );
         Ok(())
+    }
+
+    /// Holds the store for this server where nothing else lets several share it. The answer is cancelled if another server
+    /// has taken it.
+    fn hold_store(&mut self, lifecycle: &Lifecycle) -> CancellationToken {
+        let ousted = CancellationToken::new();
+        if let Some(sole_server) = self.sole_server.take() {
+            let (stop, lost) = (lifecycle.stopping.clone(), ousted.clone());
+            lifecycle.tasks.spawn(async move {
+                if !sole_server.hold(stop).await {
+                    lost.cancel();
+                }
+            });
+        }
+        ousted
     }
 
     fn log_start(&self) -> anyhow::Result<()> {
@@ -318,21 +319,15 @@ impl App {
     }
 
     fn start_background(&self, lifecycle: &Lifecycle) {
-        let index = Arc::clone(&self.index);
-        let stop = lifecycle.stopping.clone();
-        lifecycle.tasks.spawn(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = load_index(&index) => {}
-            }
-        });
+        self.finder
+            .start(&lifecycle.tasks, lifecycle.stopping.clone());
         let (reembedding, stop) = (self.reembedding.clone(), lifecycle.stopping.clone());
         lifecycle
             .tasks
             .spawn(async move { reembedding.run(stop).await });
         let (hub, store, stop) = (
             Arc::clone(&self.state.hub),
-            Arc::clone(&self.store),
+            Arc::clone(&self.store.accounts),
             lifecycle.stopping.clone(),
         );
         lifecycle
@@ -345,7 +340,7 @@ impl App {
                     }
                 }
             }));
-        let (store, stop) = (Arc::clone(&self.store), lifecycle.stopping.clone());
+        let (store, stop) = (Arc::clone(&self.store.accounts), lifecycle.stopping.clone());
         lifecycle.tasks.spawn(every(PURGE_EVERY, stop, move || {
             let store = Arc::clone(&store);
             async move {
@@ -371,21 +366,6 @@ async fn every<F: Future<Output = ()>>(
             _ = ticks.tick() => work().await,
         }
     }
-}
-
-/// Loads all vectors where they must all be there; tries again for as long as it takes, and readiness says so meanwhile.
-async fn load_index(index: &SlabIndex) {
-    while let Err(error) = index.load_all().await {
-        tracing::warn!(%error, "the vectors could not be loaded; trying again");
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
-}
-
-fn open_store(path: &Path) -> anyhow::Result<Arc<SqliteStore>> {
-    let store = SqliteStore::open(path, OpenOptions::default());
-    store
-        .map(Arc::new)
-        .with_context(|| format!("DATABASE_URL: {}", path.display()))
 }
 
 fn load_engine(config: &Config) -> anyhow::Result<Engine> {

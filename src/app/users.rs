@@ -4,6 +4,7 @@ use std::io::{BufRead, IsTerminal, Write};
 
 use anyhow::{Context, bail, ensure};
 
+use super::store::Store;
 use crate::cli::UserCommand;
 use crate::config::{Config, StoreConfig};
 use crate::credentials::{self, HashPool};
@@ -26,17 +27,18 @@ pub async fn run(
     config: &Config,
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
-    let StoreConfig::Sqlite { data_dir, path } = &config.store;
-    DataDir::open(data_dir)?;
-    let store = super::open_store(path)?;
-    let done = carry_out(command, &*store, out).await;
+    if let StoreConfig::Sqlite { data_dir, .. } = &config.store {
+        DataDir::open(data_dir)?;
+    }
+    let store = Store::open(&config.store, None).await?;
+    let done = carry_out(command, &*store.accounts, out).await;
     store.close().await;
     done
 }
 
 async fn carry_out(
     command: UserCommand,
-    store: &impl AccountStore,
+    store: &dyn AccountStore,
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
     let now = Timestamp::now();
@@ -106,7 +108,7 @@ async fn carry_out(
     Ok(())
 }
 
-async fn find(store: &impl AccountStore, username: &str) -> anyhow::Result<User> {
+async fn find(store: &dyn AccountStore, username: &str) -> anyhow::Result<User> {
     let name = canonical_username(username).context("there is no such user")?;
     store
         .user_by_username(&name)

@@ -7,7 +7,7 @@ mod secret;
 mod settings;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -112,6 +112,24 @@ pub enum StoreConfig {
         /// The database file.
         path: PathBuf,
     },
+    /// Any number of processes on one PostgreSQL database.
+    Postgres {
+        /// Holds the generated key, if none is set.
+        data_dir: PathBuf,
+        /// `postgres://…`, taken apart when it is opened.
+        url: Secret,
+        /// Connections at most.
+        pool_size: usize,
+    },
+}
+
+impl StoreConfig {
+    /// The data folder, used or not.
+    pub fn data_dir(&self) -> &Path {
+        match self {
+            Self::Sqlite { data_dir, .. } | Self::Postgres { data_dir, .. } => data_dir,
+        }
+    }
 }
 
 /// What replicas share.
@@ -157,7 +175,7 @@ impl Config {
     pub fn load(settings: Settings, secrets: Secrets) -> Result<Self, Error> {
         refuse_unbuilt(&settings, &secrets)?;
         let redis = redis_config(&settings, &secrets)?;
-        let store = store_config(&settings.data_dir, secrets.database_url.as_ref())?;
+        let store = store_config(&settings, secrets.database_url)?;
         for key in secrets
             .secret_key
             .iter()
@@ -279,24 +297,27 @@ fn redis_config(settings: &Settings, secrets: &Secrets) -> Result<Option<RedisCo
     Ok(Some(RedisConfig { url, prefix }))
 }
 
-fn store_config(data_dir: &std::path::Path, url: Option<&Secret>) -> Result<StoreConfig, Error> {
-    let path = match url {
-        None => data_dir.join("prompt-service.sqlite3"),
-        Some(url) => match url.expose().split_once("://") {
-            Some(("sqlite", path)) if !path.is_empty() => PathBuf::from(path),
-            Some(("postgres" | "postgresql", _)) => {
-                return Err(Error::new(
-                    "DATABASE_URL",
-                    "this version stores in SQLite only: use sqlite://PATH or unset it",
-                ));
-            }
-            _ => return Err(Error::new("DATABASE_URL", "must be sqlite://PATH")),
-        },
+fn store_config(settings: &Settings, url: Option<Secret>) -> Result<StoreConfig, Error> {
+    let data_dir = settings.data_dir.clone();
+    let Some(url) = url else {
+        let path = data_dir.join("prompt-service.sqlite3");
+        return Ok(StoreConfig::Sqlite { data_dir, path });
     };
-    Ok(StoreConfig::Sqlite {
-        data_dir: data_dir.to_owned(),
-        path,
-    })
+    match url.expose().split_once("://") {
+        Some(("sqlite", path)) if !path.is_empty() => Ok(StoreConfig::Sqlite {
+            path: PathBuf::from(path),
+            data_dir,
+        }),
+        Some(("postgres" | "postgresql", rest)) if !rest.is_empty() => Ok(StoreConfig::Postgres {
+            data_dir,
+            pool_size: settings.database_pool_size as usize,
+            url,
+        }),
+        _ => Err(Error::new(
+            "DATABASE_URL",
+            "must be sqlite://PATH or postgres://USER:PASSWORD@HOST:PORT/DATABASE",
+        )),
+    }
 }
 
 fn rates(setting: &'static str, text: &str) -> Result<Rates, Error> {
@@ -384,14 +405,34 @@ mod tests {
     }
 
     #[test]
+    fn the_url_picks_the_store() {
+        let store = |url: &str| {
+            let secrets = Secrets {
+                database_url: Some(Secret::new(url)),
+                ..Secrets::default()
+            };
+            load(&["--database-pool-size", "3"], secrets).map(|config| config.store)
+        };
+        for scheme in ["postgres", "postgresql"] {
+            let url = format!("{scheme}://me:hunter2@db/prompts");
+            let config = store(&url).unwrap();
+            assert!(!format!("{config:?}").contains("hunter2"));
+            assert!(
+                matches!(config, StoreConfig::Postgres { url: kept, pool_size: 3, .. } if kept.expose() == url)
+            );
+        }
+        assert!(
+            matches!(store("sqlite://a/b.db").unwrap(), StoreConfig::Sqlite { path, .. } if path.ends_with("b.db"))
+        );
+        assert!(store("postgres://").is_err());
+        assert!(store("sqlite://").is_err());
+    }
+
+    #[test]
     fn what_is_not_built_yet_is_refused_not_ignored() {
         for secrets in [
             Secrets {
                 openai_api_key: Some(Secret::new("sk-x")),
-                ..Secrets::default()
-            },
-            Secrets {
-                database_url: Some(Secret::new("postgres://x")),
                 ..Secrets::default()
             },
         ] {

@@ -86,6 +86,10 @@ pub struct Settings {
     #[arg(long, env, default_value = "prompt-service:", global = true)]
     pub redis_prefix: String,
 
+    /// Connections to PostgreSQL that one server keeps at most
+    #[arg(long, env, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1000), global = true)]
+    pub database_pool_size: u32,
+
     /// How long an access token holds (90s, 5m, 1d)
     #[arg(long, env, default_value = "5m", global = true)]
     pub access_token_lifetime: humantime::Duration,

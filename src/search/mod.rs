@@ -77,6 +77,9 @@ pub enum Error {
     /// The rows could not be read; the next call tries again.
     #[error("the vectors could not be read")]
     Source(#[source] BoxError),
+    /// A defect behind the seam.
+    #[error("the search failed")]
+    Failed(#[source] BoxError),
     /// The query is not a vector of the index's model.
     #[error("the query has {actual} dimensions instead of {expected}")]
     Dimension {

@@ -6,6 +6,7 @@ pub mod prompts;
 pub mod reembedding;
 pub mod search;
 pub mod sockets;
+pub mod stored_similarity;
 pub mod vectors;
 
 use crate::error::Error;
@@ -37,7 +38,8 @@ impl From<similarity::Error> for Error {
     fn from(error: similarity::Error) -> Self {
         match error {
             similarity::Error::Loading | similarity::Error::Source(_) => Self::unavailable(error),
-            similarity::Error::Dimension { .. }
+            similarity::Error::Failed(_)
+            | similarity::Error::Dimension { .. }
             | similarity::Error::ScopeNotServed
             | similarity::Error::Interrupted(_) => Self::internal(error),
         }

@@ -20,6 +20,8 @@ use crate::telemetry::Metrics;
 const BATCH: usize = 64;
 /// How long to step back when the store is away.
 const PAUSE: Duration = Duration::from_millis(500);
+/// How long to wait for another server's turn before looking again.
+const TURN: Duration = Duration::from_secs(5);
 /// How often progress is logged.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
@@ -77,6 +79,20 @@ impl Reembedding {
     }
 
     async fn work(&self) {
+        loop {
+            match self.store.claim_reembedding().await {
+                Ok(Some(_claim)) => return self.embed_all().await,
+                // Another server is at it.
+                Ok(None) => tokio::time::sleep(TURN).await,
+                Err(error) => self.step_back(&error).await,
+            }
+            if matches!(self.plan().await, Ok(0)) {
+                return;
+            }
+        }
+    }
+
+    async fn embed_all(&self) {
         let (begun, mut logged) = (Instant::now(), Instant::now());
         let (mut done, mut after) = (0_u64, None);
         loop {

@@ -5,6 +5,7 @@
 //! future is dropped may or may not take effect. Ids given twice in one list count once, unless said otherwise. Every method
 //! has its cases in the conformance suite (`tests/it/store`), which any backend runs.
 
+pub mod postgres;
 pub mod sqlite;
 
 use std::collections::HashSet;
@@ -268,9 +269,38 @@ pub trait PromptStore: Send + Sync {
         rows: Vec<(PromptId, Embedding)>,
     ) -> Result<Vec<PromptId>, Error>;
 
+    /// Takes the turn of giving stored prompts vectors of a new model; `None` while another server has it. The turn ends with
+    /// the claim, or when its holder loses the store. Two that work at the same time waste work and break nothing.
+    async fn claim_reembedding(&self) -> Result<Option<Claim>, Error>;
+
     /// Asks the store for a sign of life: a read that touches it.
     async fn ping(&self) -> Result<(), Error>;
 
     /// The counters as they are now. Costs nothing.
     fn stats(&self) -> Stats;
+}
+
+/// Something held against other servers, until dropped.
+pub struct Claim(#[expect(dead_code, reason = "only its end matters")] Box<dyn Send + Sync>);
+
+impl Claim {
+    /// A claim that ends when `guard` is dropped.
+    pub fn new(guard: impl Send + Sync + 'static) -> Self {
+        Self(Box::new(guard))
+    }
+}
+
+/// Finds near vectors where they are stored.
+#[async_trait]
+pub trait NearestStore: Send + Sync {
+    /// The `k` prompts, of one owner or of all, whose vectors of `model` are nearest to `query` by cosine, with the cosine in
+    /// [-1, 1]: nearest first, equal ones by rising id, all if there are fewer. `query`: unit length. Exact for one owner; among
+    /// all it may miss some. Sees every commit made before the call, on whatever server.
+    async fn nearest(
+        &self,
+        model: &ModelId,
+        owner: Option<UserId>,
+        query: &Embedding,
+        k: usize,
+    ) -> Result<Vec<(PromptId, f32)>, Error>;
 }

@@ -103,9 +103,18 @@ const BANNED: &[(&[&str], &[&str], &[&str])] = &[
         ],
         &[],
     ),
-    (&["services", "api"], &["SlabIndex", "SqliteStore"], &[]),
+    (
+        &["services", "api"],
+        &["SlabIndex", "SqliteStore", "PostgresStore"],
+        &[],
+    ),
     // SQL lives in one folder.
     (&[""], &["rusqlite"], &["store/sqlite/"]),
+    (
+        &[""],
+        &["tokio_postgres", "deadpool_postgres", "pgvector"],
+        &["store/postgres/"],
+    ),
     // One folder knows the web framework.
     (&[""], &["axum", "utoipa"], &["api/", "app/mod.rs"]),
     // Values are not wire types: a secret field cannot reach JSON by accident.

@@ -24,7 +24,7 @@ APT = HOME / "apt"
 
 # Tool: its package, and whether the packages that this one depends on are needed to run the tool. Prometheus depends on
 # web assets and an account for its daemon; promtool itself is one file.
-PACKAGES = {"curl": ("curl", True), "promtool": ("prometheus", False), "wrk": ("wrk", True)}
+PACKAGES = {"curl": ("curl", True), "promtool": ("prometheus", False), "redis-server": ("redis-server", True), "wrk": ("wrk", True)}
 
 
 class Unavailable(Exception):

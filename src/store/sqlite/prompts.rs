@@ -12,7 +12,8 @@ use crate::domain::{
     Embedding, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, UserId,
 };
 use crate::store::{
-    Coverage, DeletedPrompt, Error, NewPrompt, PromptStore, Unembedded, VectorCursor, VectorPage,
+    Claim, Coverage, DeletedPrompt, Error, NewPrompt, PromptStore, Unembedded, VectorCursor,
+    VectorPage,
 };
 
 /// Stands for "completed" among the models of `prompt_count`, as the schema says.
@@ -373,6 +374,11 @@ impl PromptStore for SqliteStore {
                 Ok(stored)
             })
             .await
+    }
+
+    /// One server at a time has the file, so the turn is always free.
+    async fn claim_reembedding(&self) -> Result<Option<Claim>, Error> {
+        Ok(Some(Claim::new(())))
     }
 
     async fn ping(&self) -> Result<(), Error> {

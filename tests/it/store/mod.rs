@@ -65,6 +65,7 @@ macro_rules! conformance_suite {
 mod accounts;
 mod concurrency;
 mod model;
+mod postgres;
 mod prompts;
 mod sqlite;
 mod sqlite_files;

@@ -2,6 +2,7 @@
 
 mod client;
 mod log;
+pub mod postgres;
 pub mod redis;
 mod socket;
 

@@ -164,7 +164,7 @@ fn binary() -> &'static Path {
             "no redis-server to test with: tests/tools/test_servers.py says why"
         );
         let found: serde_json::Value = serde_json::from_slice(&found.stdout).unwrap();
-        PathBuf::from(found["redis"]["server"].as_str().unwrap())
+        PathBuf::from(found["server"].as_str().unwrap())
     })
 }
 

@@ -1,0 +1,195 @@
+//! Which store stands behind the use cases, and what each kind needs besides: a lock, an index, something to load.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::{SearchConfig, SimilarScope, StoreConfig};
+use crate::data_dir::{self, DataDir};
+use crate::embed::Engine;
+use crate::search::{self, ScopeMode, Similarity, SlabIndex, SlabOptions};
+use crate::services::stored_similarity::StoredSimilarity;
+use crate::services::vectors::StoredVectors;
+use crate::store::postgres::{self, PostgresStore, SoleServer};
+use crate::store::sqlite::{self, SqliteStore};
+use crate::store::{AccountStore, PromptStore};
+
+/// How long a search in shared scope waits for the vectors to be loaded after a start.
+const LOAD_WAIT: Duration = Duration::from_secs(5);
+
+/// An open store.
+pub(super) struct Store {
+    /// Accounts and sessions.
+    pub accounts: Arc<dyn AccountStore>,
+    /// Prompts and vectors.
+    pub prompts: Arc<dyn PromptStore>,
+    kind: Kind,
+}
+
+enum Kind {
+    Sqlite(Arc<SqliteStore>),
+    Postgres(Arc<PostgresStore>),
+}
+
+impl Store {
+    /// Opens the configured store. `dimension`: of the model in use, if one is.
+    ///
+    /// # Errors
+    /// One line that names the setting at fault and the mend.
+    pub async fn open(config: &StoreConfig, dimension: Option<usize>) -> anyhow::Result<Self> {
+        Ok(match config {
+            StoreConfig::Sqlite { path, .. } => {
+                let store = Arc::new(open_sqlite(path)?);
+                Self {
+                    accounts: Arc::clone(&store) as _,
+                    prompts: Arc::clone(&store) as _,
+                    kind: Kind::Sqlite(store),
+                }
+            }
+            StoreConfig::Postgres { url, pool_size, .. } => {
+                let options = postgres::OpenOptions {
+                    pool_size: *pool_size,
+                    dimension,
+                };
+                let store = Arc::new(PostgresStore::open(url.expose(), options).await?);
+                Self {
+                    accounts: Arc::clone(&store) as _,
+                    prompts: Arc::clone(&store) as _,
+                    kind: Kind::Postgres(store),
+                }
+            }
+        })
+    }
+
+    /// Takes the store for this server alone, where several could share it; answers what holds it.
+    ///
+    /// # Errors
+    /// One line that says who has it.
+    pub async fn be_alone(&self) -> anyhow::Result<Option<SoleServer>> {
+        Ok(match &self.kind {
+            // The data folder's lock has seen to it.
+            Kind::Sqlite(_) => None,
+            Kind::Postgres(store) => Some(store.be_alone().await?),
+        })
+    }
+
+    /// What finds near prompts in this store.
+    pub fn similarity(&self, engine: &Engine, config: &SearchConfig, cores: usize) -> Finder {
+        let model = engine.model_id().clone();
+        match &self.kind {
+            Kind::Postgres(store) => Finder::Stored {
+                similarity: Arc::new(StoredSimilarity {
+                    store: Arc::clone(store) as _,
+                    model,
+                    dimension: engine.dimension(),
+                }),
+                store: Arc::clone(store),
+                scope: config.scope,
+            },
+            Kind::Sqlite(_) => {
+                let options = SlabOptions {
+                    dimension: engine.dimension(),
+                    mode: match config.scope {
+                        SimilarScope::Own => ScopeMode::Own,
+                        SimilarScope::Shared => ScopeMode::Shared,
+                    },
+                    memory_bytes: usize::try_from(config.memory_bytes).unwrap_or(usize::MAX),
+                    concurrent_scans: cores,
+                    load_wait: LOAD_WAIT,
+                    kernel: search::kernel::Kernel::detect(),
+                };
+                let vectors = StoredVectors {
+                    store: Arc::clone(&self.prompts),
+                    model,
+                };
+                Finder::InMemory(Arc::new(SlabIndex::new(options, Arc::new(vectors))))
+            }
+        }
+    }
+
+    /// Closes it; everything answered is durable already.
+    pub async fn close(&self) {
+        match &self.kind {
+            Kind::Sqlite(store) => store.close().await,
+            Kind::Postgres(store) => store.close().await,
+        }
+    }
+}
+
+/// What finds near prompts, and what it does in the background.
+pub(super) enum Finder {
+    /// From memory, loaded from the store.
+    InMemory(Arc<SlabIndex>),
+    /// By the store itself.
+    Stored {
+        similarity: Arc<StoredSimilarity>,
+        store: Arc<PostgresStore>,
+        scope: SimilarScope,
+    },
+}
+
+impl Finder {
+    /// The seam.
+    pub fn similarity(&self) -> Arc<dyn Similarity> {
+        match self {
+            Self::InMemory(index) => Arc::clone(index) as _,
+            Self::Stored { similarity, .. } => Arc::clone(similarity) as _,
+        }
+    }
+
+    /// Starts what it does beside serving.
+    pub fn start(&self, tasks: &TaskTracker, stop: CancellationToken) {
+        match self {
+            Self::InMemory(index) => {
+                let index = Arc::clone(index);
+                tasks.spawn(async move {
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        () = load(&index) => {}
+                    }
+                });
+            }
+            Self::Stored {
+                store,
+                scope: SimilarScope::Shared,
+                ..
+            } => {
+                let store = Arc::clone(store);
+                tasks.spawn(async move { store.index_meaning(stop).await });
+            }
+            Self::Stored {
+                scope: SimilarScope::Own,
+                ..
+            } => {}
+        }
+    }
+}
+
+/// Loads all vectors where they must all be there; tries again for as long as it takes, and readiness says so meanwhile.
+async fn load(index: &SlabIndex) {
+    while let Err(error) = index.load_all().await {
+        tracing::warn!(%error, "the vectors could not be loaded; trying again");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+fn open_sqlite(path: &Path) -> anyhow::Result<SqliteStore> {
+    SqliteStore::open(path, sqlite::OpenOptions::default())
+        .with_context(|| format!("DATABASE_URL: {}", path.display()))
+}
+
+/// Takes the data folder where the store is in it. With a database elsewhere the folder holds the generated key at most, which
+/// any number of servers may read.
+///
+/// # Errors
+/// One line that names the folder and the mend.
+pub(super) fn lock_folder(config: &StoreConfig) -> anyhow::Result<Option<data_dir::Lock>> {
+    Ok(match config {
+        StoreConfig::Sqlite { data_dir, .. } => Some(DataDir::open(data_dir)?.lock()?),
+        StoreConfig::Postgres { .. } => None,
+    })
+}

@@ -1,0 +1,254 @@
+//! Accounts, sessions and revoked tokens in PostgreSQL. Each call is one statement, so that it is one round trip and one
+//! transaction.
+
+use std::collections::HashSet;
+
+use async_trait::async_trait;
+use tokio_postgres::Row;
+
+use super::pool::{LONG_PATIENCE, PATIENCE};
+use super::{PostgresStore, get, sql_limit};
+use crate::domain::{Timestamp, User, UserId};
+use crate::store::{AccountStore, Error, NewUser, RevokedToken, Session};
+
+/// The columns that [`user_from_row`] reads.
+macro_rules! select_user {
+    ($rest:literal) => {
+        concat!(
+            "SELECT id, username, email, password_hash, is_active, tokens_valid_from, created_at FROM account ",
+            $rest
+        )
+    };
+}
+
+fn user_from_row(row: &Row) -> Result<User, Error> {
+    Ok(User {
+        id: UserId(get(row, 0)?),
+        username: get(row, 1)?,
+        email: get(row, 2)?,
+        password_hash: get(row, 3)?,
+        is_active: get(row, 4)?,
+        tokens_valid_from: Timestamp(get(row, 5)?),
+        created_at: Timestamp(get(row, 6)?),
+    })
+}
+
+#[async_trait]
+impl AccountStore for PostgresStore {
+    async fn create_user(&self, user: NewUser) -> Result<User, Error> {
+        let mut connection = self.pool.connection(PATIENCE).await?;
+        let rows = connection
+            .write(
+                "INSERT INTO account (username, email, password_hash, is_active, tokens_valid_from, created_at)
+                 VALUES ($1, $2, $3, true, 0, $4) ON CONFLICT (username) DO NOTHING RETURNING id",
+                &[
+                    &user.username,
+                    &user.email,
+                    &user.password_hash,
+                    &user.created_at.0,
+                ],
+            )
+            .await?;
+        let row = rows.first().ok_or(Error::UsernameTaken)?;
+        Ok(User {
+            id: UserId(get(row, 0)?),
+            username: user.username,
+            email: user.email,
+            password_hash: user.password_hash,
+            is_active: true,
+            tokens_valid_from: Timestamp(0),
+            created_at: user.created_at,
+        })
+    }
+
+    async fn user(&self, id: UserId) -> Result<Option<User>, Error> {
+        let mut connection = self.pool.connection(PATIENCE).await?;
+        let row = connection
+            .query_opt(select_user!("WHERE id = $1"), &[&id.0])
+            .await?;
+        row.as_ref().map(user_from_row).transpose()
+    }
+
+    async fn user_by_username(&self, username: &str) -> Result<Option<User>, Error> {
+        // No stored text has a NUL, and the server takes none as an argument.
+        if username.contains('\0') {
+            return Ok(None);
+        }
+        let mut connection = self.pool.connection(PATIENCE).await?;
+        let row = connection
+            .query_opt(select_user!("WHERE username = $1"), &[&username])
+            .await?;
+        row.as_ref().map(user_from_row).transpose()
+    }
+
+    async fn users(&self, ids: &[UserId]) -> Result<Vec<User>, Error> {
+        let ids: Vec<i64> = ids.iter().map(|id| id.0).collect();
+        let mut connection = self.pool.connection(PATIENCE).await?;
+        let rows = connection
+            .query(select_user!("WHERE id = ANY ($1)"), &[&ids])
+            .await?;
+        rows.iter().map(user_from_row).collect()
+    }
+
+    async fn list_users(&self, after: Option<UserId>, limit: usize) -> Result<Vec<User>, Error> {
+        let after = after.map_or(i64::MIN, |id| id.0);
+        let mut connection = self.pool.connection(LONG_PATIENCE).await?;
+        let rows = connection
+            .query(
+                select_user!("WHERE id > $1 ORDER BY id LIMIT $2"),
+                &[&after, &sql_limit(limit)],
+            )
+            .await?;
+        rows.iter().map(user_from_row).collect()
+    }
+
+    async fn set_active(&self, id: UserId, active: bool, now: Timestamp) -> Result<bool, Error> {
+        let mut connection = self.pool.connection(PATIENCE).await?;
+        let rows = connection
+            .write(
+                "WITH ended AS (DELETE FROM session WHERE user_id = $1 AND NOT $2)
+                 UPDATE account SET is_active = $2, tokens_valid_from =
+                     CASE WHEN $2 THEN tokens_valid_from ELSE greatest(tokens_valid_from, $3) END
+                 WHERE id = $1 RETURNING 1",
+                &[&id.0, &active, &now.0],
+            )
+            .await?;
+        Ok(!rows.is_empty())
+    }
+
+    async fn set_password(
+        &self,
+        id: UserId,
+        password_hash: &str,
+        now: Timestamp,
+    ) -> Result<bool, Error> {
+        let mut connection = self.pool.connection(PATIENCE).await?;
+        let rows = connection
+            .write(
+                "WITH ended AS (DELETE FROM session WHERE user_id = $1)
+                 UPDATE account SET password_hash = $2, tokens_valid_from = greatest(tokens_valid_from, $3)
+                 WHERE id = $1 RETURNING 1",
+                &[&id.0, &password_hash, &now.0],
+            )
+            .await?;
+        Ok(!rows.is_empty())
+    }
+
+    async fn upgrade_password_hash(
+        &self,
+        id: UserId,
+        old_hash: &str,
+        new_hash: &str,
+    ) -> Result<bool, Error> {
+        let mut connection = self.pool.connection(PATIENCE).await?;
+        let rows = connection
+            .write(
+                "UPDATE account SET password_hash = $3 WHERE id = $1 AND password_hash = $2 RETURNING 1",
+                &[&id.0, &old_hash, &new_hash],
+            )
+            .await?;
+        Ok(!rows.is_empty())
+    }
+
+    async fn create_session(&self, session: Session) -> Result<(), Error> {
+        let mut connection = self.pool.connection(PATIENCE).await?;
+        connection
+            .write(
+                "INSERT INTO session (token_hash, user_id, created_at, expires_at) VALUES ($1, $2, $3, $4)",
+                &[
+                    &session.token_hash.as_slice(),
+                    &session.user_id.0,
+                    &session.created_at.0,
+                    &session.expires_at.0,
+                ],
+            )
+            .await?;
+        Ok(())
+    }
+
+    async fn session(&self, token_hash: &[u8; 32]) -> Result<Option<Session>, Error> {
+        let mut connection = self.pool.connection(PATIENCE).await?;
+        let row = connection
+            .query_opt(
+                "SELECT user_id, created_at, expires_at FROM session WHERE token_hash = $1",
+                &[&token_hash.as_slice()],
+            )
+            .await?;
+        row.map(|row| {
+            Ok(Session {
+                token_hash: *token_hash,
+                user_id: UserId(get(&row, 0)?),
+                created_at: Timestamp(get(&row, 1)?),
+                expires_at: Timestamp(get(&row, 2)?),
+            })
+        })
+        .transpose()
+    }
+
+    async fn sessions_stored(&self, hashes: &[[u8; 32]]) -> Result<HashSet<[u8; 32]>, Error> {
+        let hashes: Vec<&[u8]> = hashes.iter().map(<[u8; 32]>::as_slice).collect();
+        let mut connection = self.pool.connection(PATIENCE).await?;
+        let rows = connection
+            .query(
+                "SELECT token_hash FROM session WHERE token_hash = ANY ($1)",
+                &[&hashes],
+            )
+            .await?;
+        rows.iter()
+            .map(|row| {
+                let hash: &[u8] = get(row, 0)?;
+                hash.try_into()
+                    .map_err(|_| super::error::Cause::UnknownValue.into())
+            })
+            .collect()
+    }
+
+    async fn log_out(
+        &self,
+        session: Option<[u8; 32]>,
+        token: Option<RevokedToken>,
+    ) -> Result<(), Error> {
+        let session = session.as_ref().map(<[u8; 32]>::as_slice);
+        let (jti, expires_at) = match &token {
+            Some(token) => (Some(token.jti.as_bytes()), token.expires_at.0),
+            None => (None, 0),
+        };
+        let mut connection = self.pool.connection(PATIENCE).await?;
+        connection
+            .write(
+                "WITH ended AS (DELETE FROM session WHERE token_hash = $1)
+                 INSERT INTO revoked_token (jti, expires_at)
+                 SELECT $2::bytea, $3::bigint WHERE $2::bytea IS NOT NULL
+                 ON CONFLICT (jti) DO UPDATE
+                     SET expires_at = greatest(revoked_token.expires_at, excluded.expires_at)",
+                &[&session, &jti, &expires_at],
+            )
+            .await?;
+        Ok(())
+    }
+
+    async fn is_token_revoked(&self, jti: &str) -> Result<bool, Error> {
+        let mut connection = self.pool.connection(PATIENCE).await?;
+        let row = connection
+            .query_opt(
+                "SELECT 1 FROM revoked_token WHERE jti = $1",
+                &[&jti.as_bytes()],
+            )
+            .await?;
+        Ok(row.is_some())
+    }
+
+    async fn purge_expired(&self, now: Timestamp) -> Result<u64, Error> {
+        let mut connection = self.pool.connection(LONG_PATIENCE).await?;
+        let rows = connection
+            .write(
+                "WITH sessions AS (DELETE FROM session WHERE expires_at <= $1 RETURNING 1),
+                      tokens AS (DELETE FROM revoked_token WHERE expires_at <= $1 RETURNING 1)
+                 SELECT (SELECT count(*) FROM sessions) + (SELECT count(*) FROM tokens)",
+                &[&now.0],
+            )
+            .await?;
+        let forgotten: i64 = rows.first().map_or(Ok(0), |row| get(row, 0))?;
+        Ok(u64::try_from(forgotten).unwrap_or(0))
+    }
+}

@@ -1,0 +1,138 @@
+//! What PostgreSQL's failures mean to the store's callers.
+//!
+//! The server's own messages quote rows, statements and names of hosts and roles, so none of them is kept: only the
+//! five-character SQLSTATE is.
+
+use std::io;
+
+use tokio_postgres::error::SqlState;
+
+use crate::store::Error;
+
+/// Why a call failed, in words that may be logged.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Cause {
+    /// The server's answer.
+    #[error("the database answered with SQLSTATE {0}")]
+    Server(String),
+    /// The connection broke, or could not be made; what the operating system said, if it did.
+    #[error("the connection to the database failed: {0}")]
+    Connection(String),
+    /// No answer in time.
+    #[error("the database did not answer in time")]
+    TimedOut,
+    /// Every connection is in use.
+    #[error("no connection to the database was free in time")]
+    PoolExhausted,
+    /// The store was closed.
+    #[error("the store is closed")]
+    Closed,
+    /// The lock of the only server was lost and is not back yet.
+    #[error("the lock that keeps a second server out is being taken again")]
+    Suspended,
+    /// A stored value that this program cannot have written.
+    #[error("a stored value is not one of its column's")]
+    UnknownValue,
+    /// An argument that the schema has no room for.
+    #[error("a vector of {given} numbers where the model's have {expected}")]
+    Dimension {
+        /// Of the vector.
+        given: usize,
+        /// Of the model's others.
+        expected: usize,
+    },
+}
+
+impl From<Cause> for Error {
+    fn from(cause: Cause) -> Self {
+        match cause {
+            Cause::Server(_)
+            | Cause::Connection(_)
+            | Cause::TimedOut
+            | Cause::PoolExhausted
+            | Cause::Closed
+            | Cause::Suspended => Self::Unavailable(Box::new(cause)),
+            Cause::UnknownValue | Cause::Dimension { .. } => Self::Internal(Box::new(cause)),
+        }
+    }
+}
+
+/// The failure of a statement, without what it was about.
+pub(super) fn from_server(error: &tokio_postgres::Error) -> Error {
+    match error.code() {
+        Some(code) => {
+            let cause = Box::new(Cause::Server(code.code().to_owned()));
+            if is_passing(code) {
+                Error::Unavailable(cause)
+            } else {
+                Error::Internal(cause)
+            }
+        }
+        None => connection_failure(error).into(),
+    }
+}
+
+/// A failure that has no SQLSTATE: only its kind is told.
+pub(super) fn connection_failure(error: &tokio_postgres::Error) -> Cause {
+    let system = std::error::Error::source(error)
+        .and_then(|source| source.downcast_ref::<io::Error>())
+        .map(|source| source.kind().to_string());
+    Cause::Connection(system.unwrap_or_else(|| error.to_string()))
+}
+
+/// Whether the same call may work later.
+fn is_passing(code: &SqlState) -> bool {
+    const CLASSES: [&str; 5] = [
+        "08", // connection
+        "40", // rolled back for the sake of others: deadlock, serialization
+        "53", // no room: disk, memory, connections
+        "57", // the operator's doing: shutdown, restart, cancelled by a timeout
+        "58", // the system under the server: input and output
+    ];
+    let passing = [
+        SqlState::READ_ONLY_SQL_TRANSACTION,
+        SqlState::LOCK_NOT_AVAILABLE,
+        SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
+    ];
+    CLASSES.contains(&&code.code()[..2]) || passing.contains(code) || is_stale(code)
+}
+
+/// Whether a connection that answered so is of no more use: the server goes down, it became a standby, or it no longer has
+/// the statements that were prepared on it.
+pub(super) fn spoils_connection(error: &tokio_postgres::Error) -> bool {
+    error.code().is_none_or(|code| {
+        let shutting_down = [
+            SqlState::ADMIN_SHUTDOWN,
+            SqlState::CRASH_SHUTDOWN,
+            SqlState::CANNOT_CONNECT_NOW,
+            SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
+            SqlState::READ_ONLY_SQL_TRANSACTION,
+        ];
+        shutting_down.contains(code) || code.code().starts_with("08") || is_stale(code)
+    })
+}
+
+/// A prepared statement is gone (a pooler took it away) or its result has another shape (another version of this program
+/// has changed the schema).
+fn is_stale(code: &SqlState) -> bool {
+    *code == SqlState::INVALID_SQL_STATEMENT_NAME || *code == SqlState::FEATURE_NOT_SUPPORTED
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_by_itself_is_told_from_defects() {
+        let passing = [
+            "08006", "53100", "53300", "57P01", "57P03", "57014", "25006", "40P01", "55P03",
+            "58030",
+        ];
+        for code in passing {
+            assert!(is_passing(&SqlState::from_code(code)), "{code}");
+        }
+        for code in ["23503", "23505", "42P01", "22021", "XX000", "28P01"] {
+            assert!(!is_passing(&SqlState::from_code(code)), "{code}");
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Bringing the database to the schema this program knows, and checking that its server can do what is needed.
+
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, Transaction};
+
+use super::OpenError;
+use super::error::from_server;
+
+/// Each leads from the version before it to its own place in the list, counted from 1. Never edited once released.
+const MIGRATIONS: [&str; 1] = [include_str!(
+    "../../../migrations/postgres/0001_initial.sql"
+)];
+
+/// The schema this program works with.
+pub(super) const SCHEMA_VERSION: i32 = MIGRATIONS.len() as i32;
+
+/// The oldest server, as `server_version_num` counts.
+const OLDEST_SERVER: i32 = 140_000;
+
+/// Held by whoever migrates: servers that start together go one after another. "PrmSmigr".
+const MIGRATION_LOCK: i64 = 0x5072_6d53_6d69_6772;
+
+/// The most numbers that a vector may have for the covering index, whose entries may take 2,704 bytes at most.
+const MOST_COVERED: i32 = 1_280;
+
+/// A version of pgvector: major, minor.
+pub(super) type VectorVersion = (u32, u32);
+
+/// The first that has half-precision vectors.
+const OLDEST_VECTOR: VectorVersion = (0, 7);
+
+/// Checks the server, applies what is missing in one transaction, and settles the length of vectors if `dimension` is given.
+/// Other servers may be doing the same. Answers the version of pgvector.
+pub(super) async fn migrate(
+    client: &mut Client,
+    dimension: Option<usize>,
+) -> Result<VectorVersion, OpenError> {
+    let version: i32 = client
+        .query_one("SELECT current_setting('server_version_num')::int", &[])
+        .await?
+        .try_get(0)?;
+    if version < OLDEST_SERVER {
+        return Err(OpenError::ServerTooOld(version / 10_000));
+    }
+    let transaction = client.transaction().await?;
+    // Another server may be at work on a large table; whoever waits here holds up nobody.
+    transaction
+        .batch_execute("SET LOCAL lock_timeout = '10min'; SET LOCAL statement_timeout = 0")
+        .await?;
+    transaction
+        .execute("SELECT pg_advisory_xact_lock($1)", &[&MIGRATION_LOCK])
+        .await?;
+    let vector = vector_extension(&transaction).await?;
+    apply_missing(&transaction).await?;
+    if let Some(dimension) = dimension {
+        settle_dimension(&transaction, dimension).await?;
+    }
+    transaction.commit().await?;
+    Ok(vector)
+}
+
+/// The version of pgvector, which is made part of the database if it is not and that is allowed.
+async fn vector_extension(transaction: &Transaction<'_>) -> Result<VectorVersion, OpenError> {
+    const INSTALLED: &str = "SELECT extversion FROM pg_extension WHERE extname = 'vector'";
+    let mut installed = transaction.query_opt(INSTALLED, &[]).await?;
+    if installed.is_none() {
+        let available = transaction
+            .query_opt(
+                "SELECT 1 FROM pg_available_extensions WHERE name = 'vector'",
+                &[],
+            )
+            .await?;
+        if available.is_none() {
+            return Err(OpenError::NoVector);
+        }
+        match transaction.batch_execute("CREATE EXTENSION vector").await {
+            Ok(()) => {}
+            Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+                return Err(OpenError::VectorNotAllowed);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        installed = transaction.query_opt(INSTALLED, &[]).await?;
+    }
+    let version: String = installed.ok_or(OpenError::NoVector)?.try_get(0)?;
+    let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version < OLDEST_VECTOR {
+        return Err(OpenError::VectorTooOld);
+    }
+    Ok(version)
+}
+
+async fn apply_missing(transaction: &Transaction<'_>) -> Result<(), OpenError> {
+    let is_ours: bool = transaction
+        .query_one(
+            "SELECT to_regclass('prompt_service_schema') IS NOT NULL",
+            &[],
+        )
+        .await?
+        .try_get(0)?;
+    if !is_ours {
+        let taken = transaction
+            .query_opt(
+                "SELECT 1 FROM unnest(ARRAY['account', 'session', 'revoked_token', 'prompt', 'embedding_model',
+                                            'prompt_embedding']) AS t (name)
+                 WHERE to_regclass(name) IS NOT NULL LIMIT 1",
+                &[],
+            )
+            .await?;
+        if taken.is_some() {
+            return Err(OpenError::Foreign);
+        }
+        transaction
+            .batch_execute(
+                "CREATE TABLE prompt_service_schema (version integer NOT NULL);
+                 INSERT INTO prompt_service_schema VALUES (0)",
+            )
+            .await?;
+    }
+    let found: i32 = transaction
+        .query_one("SELECT version FROM prompt_service_schema", &[])
+        .await?
+        .try_get(0)?;
+    if found > SCHEMA_VERSION {
+        return Err(OpenError::Newer {
+            found,
+            known: SCHEMA_VERSION,
+        });
+    }
+    let applied = usize::try_from(found).map_err(|_| OpenError::Foreign)?;
+    for migration in &MIGRATIONS[applied..] {
+        transaction.batch_execute(migration).await?;
+    }
+    if found < SCHEMA_VERSION {
+        transaction
+            .execute(
+                "UPDATE prompt_service_schema SET version = $1",
+                &[&SCHEMA_VERSION],
+            )
+            .await?;
+    }
+    Ok(())
+}
+
+/// Gives the table's vectors the length of the model's, or finds that they have another.
+async fn settle_dimension(
+    transaction: &Transaction<'_>,
+    dimension: usize,
+) -> Result<(), OpenError> {
+    let wanted = i32::try_from(dimension).map_err(|_| OpenError::TooLong)?;
+    // A column of vectors of any length has the modifier -1.
+    let found: i32 = transaction
+        .query_one(
+            "SELECT atttypmod FROM pg_attribute
+             WHERE attrelid = 'prompt_embedding'::regclass AND attname = 'embedding'",
+            &[],
+        )
+        .await?
+        .try_get(0)?;
+    if found == wanted {
+        return Ok(());
+    }
+    if found != -1 {
+        return Err(OpenError::Dimension { found, wanted });
+    }
+    if wanted > MOST_COVERED {
+        // The vectors do not fit the index, nor, beyond 4,000 numbers, a page of the table.
+        transaction
+            .batch_execute(
+                "DROP INDEX prompt_embedding_by_owner;
+                 CREATE INDEX prompt_embedding_by_owner ON prompt_embedding (model_id, user_id, prompt_id);
+                 ALTER TABLE prompt_embedding ALTER COLUMN embedding SET STORAGE EXTERNAL",
+            )
+            .await?;
+    }
+    transaction
+        .batch_execute(&format!(
+            "ALTER TABLE prompt_embedding ALTER COLUMN embedding TYPE halfvec({wanted})"
+        ))
+        .await?;
+    Ok(())
+}
+
+impl From<tokio_postgres::Error> for OpenError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        match error.code() {
+            Some(&SqlState::INVALID_CATALOG_NAME) => Self::NoDatabase,
+            Some(code) if code.code().starts_with("28") => Self::Refused,
+            Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Self::NotAllowed,
+            Some(_) => Self::Failed(Box::new(from_server(&error))),
+            None => Self::Unreachable(Box::new(super::error::connection_failure(&error))),
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! The scale-out store: PostgreSQL with pgvector, for any number of servers at once.
+//!
+//! A bounded pool of connections (`pool`), one statement a call, and similarity where the vectors are (`vectors`, `meaning`).
+//! The schema is migrated when a server opens the store (`migrate`). Nothing of it is cached in the process but the numbers of
+//! models, which never change: what one server has committed, every other reads.
+
+mod accounts;
+mod error;
+mod lock;
+mod meaning;
+mod migrate;
+mod pool;
+mod prompts;
+mod tls;
+mod url;
+mod vectors;
+
+use std::fmt;
+
+use async_trait::async_trait;
+use tokio::time::timeout;
+use tokio_postgres::Row;
+use tokio_postgres::types::FromSql;
+use tokio_util::sync::CancellationToken;
+
+use self::error::Cause;
+use self::meaning::Meaning;
+use self::migrate::migrate;
+use self::pool::{CONNECT, Connector, Pool};
+use self::vectors::Models;
+use super::{Claim, Error, NearestStore};
+use crate::domain::{Embedding, ModelId, PromptId, UserId};
+
+pub use self::lock::SoleServer;
+
+/// How the store uses its database.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenOptions {
+    /// Connections at most, at least 1; made when needed. Beside them a server may keep up to three for locks and builds.
+    pub pool_size: usize,
+    /// The length of the vectors of the model in use; `None` where no model is in use, as in the operator's commands.
+    pub dimension: Option<usize>,
+}
+
+impl Default for OpenOptions {
+    /// 16 connections, no model.
+    fn default() -> Self {
+        Self {
+            pool_size: 16,
+            dimension: None,
+        }
+    }
+}
+
+/// Why the store cannot be opened: one line that names the setting and the mend. Never holds the URL or a part of it.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The URL cannot be used.
+    #[error("DATABASE_URL: {0}")]
+    Url(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// TLS cannot be set up as the URL asks.
+    #[error("DATABASE_URL: {0}")]
+    Tls(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// No connection.
+    #[error(
+        "DATABASE_URL: the PostgreSQL server cannot be reached ({0}); start it, or correct host and port"
+    )]
+    Unreachable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The server does not take this user or password.
+    #[error("DATABASE_URL: the PostgreSQL server refuses the user or the password; correct them")]
+    Refused,
+    /// No such database.
+    #[error(
+        "DATABASE_URL: the server has no database of that name; make it with createdb, or correct the name"
+    )]
+    NoDatabase,
+    /// The role may not make tables.
+    #[error(
+        "DATABASE_URL: the user may not make tables in this database; make it the database's owner"
+    )]
+    NotAllowed,
+    /// A server before PostgreSQL 14.
+    #[error("DATABASE_URL: the server is PostgreSQL {0}; this program needs 14 or newer")]
+    ServerTooOld(i32),
+    /// pgvector is not installed on the server.
+    #[error(
+        "DATABASE_URL: the server lacks the extension pgvector; install version 0.7 or newer on it (a package postgresql-NN-pgvector, or the image pgvector/pgvector)"
+    )]
+    NoVector,
+    /// pgvector may only be added by somebody else.
+    #[error(
+        "DATABASE_URL: the extension pgvector must be added to the database by a superuser: CREATE EXTENSION vector"
+    )]
+    VectorNotAllowed,
+    /// A pgvector before 0.7.
+    #[error(
+        "DATABASE_URL: the database's pgvector is too old; install 0.7 or newer on the server, then run ALTER EXTENSION vector UPDATE"
+    )]
+    VectorTooOld,
+    /// The database was migrated by a newer program.
+    #[error(
+        "DATABASE_URL: the database has schema {found}, and this program knows up to {known}; run the newer version of the program"
+    )]
+    Newer {
+        /// The database's schema.
+        found: i32,
+        /// The newest this program knows.
+        known: i32,
+    },
+    /// The database is somebody else's.
+    #[error(
+        "DATABASE_URL: the database holds tables of another program; give this one a database of its own"
+    )]
+    Foreign,
+    /// The stored vectors have another length than the model's.
+    #[error(
+        "EMBEDDING_MODEL_DIR: the model makes vectors of {wanted} numbers, and the database holds vectors of {found}; use a model of {found}, or another database"
+    )]
+    Dimension {
+        /// Of the table.
+        found: i32,
+        /// Of the model.
+        wanted: i32,
+    },
+    /// A model's vectors are longer than pgvector's may be.
+    #[error("EMBEDDING_MODEL_DIR: the model's vectors are longer than pgvector takes")]
+    TooLong,
+    /// Another server has the database for itself.
+    #[error(
+        "DATABASE_URL: another prompt-service uses this database; stop it, or set REDIS_URL on all of them to run several"
+    )]
+    InUse,
+    /// Anything else.
+    #[error("DATABASE_URL: the database cannot be prepared ({0})")]
+    Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// [`AccountStore`](super::AccountStore), [`PromptStore`](super::PromptStore) and [`NearestStore`] over one PostgreSQL
+/// database. Needs a Tokio runtime.
+pub struct PostgresStore {
+    pool: Pool,
+    models: Models,
+    meaning: Meaning,
+}
+
+impl fmt::Debug for PostgresStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("PostgresStore")
+            .field(&self.pool.stats())
+            .finish()
+    }
+}
+
+impl PostgresStore {
+    /// The statement of a search among one owner's rows, for whoever wants to see its plan: `$1` vector, `$2` model's number,
+    /// `$3` owner, `$4` rows at most.
+    pub const OWN_SEARCH: &str = vectors::NEAREST_OWN;
+
+    /// Connects, checks the server and applies the migrations it lacks. Safe when several servers open the same database at
+    /// once. `url`: `postgres://` or `postgresql://`.
+    ///
+    /// # Errors
+    /// One line that names the setting at fault and the mend.
+    pub async fn open(url: &str, options: OpenOptions) -> Result<Self, OpenError> {
+        let (config, tls) = url::parse(url).map_err(|error| OpenError::Url(Box::new(error)))?;
+        let tls = tls
+            .connector()
+            .map_err(|error| OpenError::Tls(Box::new(error)))?;
+        let connector = Connector::new(config, tls);
+        let (mut client, _task) = timeout(CONNECT, connector.connect())
+            .await
+            .map_err(|_| OpenError::Unreachable(Box::new(Cause::TimedOut)))??;
+        let version = migrate(&mut client, options.dimension).await?;
+        let pool = Pool::new(connector, options.pool_size.max(1))
+            .map_err(|error| OpenError::Failed(Box::new(error)))?;
+        Ok(Self {
+            pool,
+            models: Models::default(),
+            meaning: Meaning::new(version),
+        })
+    }
+
+    /// Keeps every other server out that calls this too; for a server that shares no Redis with others. Hold the answer with
+    /// [`SoleServer::hold`].
+    ///
+    /// # Errors
+    /// `InUse` if another server has the database.
+    pub async fn be_alone(&self) -> Result<SoleServer, OpenError> {
+        SoleServer::take(self.pool.connector().clone(), self.pool.suspended())
+            .await
+            .map_err(|cause| OpenError::Unreachable(Box::new(cause)))?
+            .ok_or(OpenError::InUse)
+    }
+
+    /// Sees to the approximate index that searches among everybody's prompts need to be quick, for as long as that takes or
+    /// until `stop`. Several servers may do so at once; one builds. A build that was broken off is begun again.
+    pub async fn index_meaning(&self, stop: CancellationToken) {
+        meaning::ensure(&self.pool, stop).await;
+    }
+
+    /// Refuses further calls and closes the connections; those in use are closed by their calls.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    /// Takes the turn of embedding stored prompts: see [`PromptStore::claim_reembedding`](super::PromptStore::claim_reembedding).
+    async fn claim(&self) -> Result<Option<Claim>, Error> {
+        match lock::attempt(self.pool.connector(), lock::REEMBEDDING, None).await? {
+            lock::Attempt::Held(held) => Ok(Some(Claim::new(held))),
+            lock::Attempt::Taken => Ok(None),
+        }
+    }
+}
+
+#[async_trait]
+impl NearestStore for PostgresStore {
+    async fn nearest(
+        &self,
+        model: &ModelId,
+        owner: Option<UserId>,
+        query: &Embedding,
+        k: usize,
+    ) -> Result<Vec<(PromptId, f32)>, Error> {
+        vectors::nearest(self, model, owner, query, k).await
+    }
+}
+
+/// A column of a row. A value that does not fit its type is a defect.
+fn get<'a, T: FromSql<'a>>(row: &'a Row, column: usize) -> Result<T, Error> {
+    row.try_get(column).map_err(|_| Cause::UnknownValue.into())
+}
+
+/// A count for a `LIMIT` clause.
+fn sql_limit(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}

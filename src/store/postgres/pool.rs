@@ -1,0 +1,323 @@
+//! The connections: made when needed, asked for a sign of life when they have been idle, thrown away at the first doubt.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use deadpool_postgres::{
+    Connect, Hook, HookError, Manager, ManagerConfig, Object, PoolError, RecyclingMethod, Runtime,
+    Timeouts,
+};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Config, Row};
+use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_util::task::TaskTracker;
+
+use super::error::{Cause, connection_failure, from_server, spoils_connection};
+use crate::store::{Error, Stats};
+
+/// How long a call may take in all, waiting for a connection included.
+pub(super) const PATIENCE: Duration = Duration::from_secs(4);
+/// The same for calls that sweep over many rows and that nobody waits for.
+pub(super) const LONG_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a call may wait for a free connection.
+const POOL_WAIT: Duration = Duration::from_secs(2);
+/// How long making a connection may take, the handshakes included.
+pub(super) const CONNECT: Duration = Duration::from_secs(3);
+/// A connection that was idle for longer is asked for a sign of life before it is used.
+const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+/// How long that sign of life may take.
+const PROBE: Duration = Duration::from_secs(1);
+
+/// What each session is set to. A statement that its caller has given up ends by itself; compiling a statement costs more than
+/// the statements here take; an acknowledged write is on disk.
+const SESSION: &str = "
+    SET client_min_messages = warning;
+    SET statement_timeout = '60s';
+    SET lock_timeout = '10s';
+    SET idle_in_transaction_session_timeout = '60s';
+    SET jit = off;
+    SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
+
+/// Makes connections and keeps the tasks behind them in sight.
+#[derive(Clone)]
+pub(super) struct Connector {
+    config: Config,
+    tls: MakeRustlsConnect,
+    tasks: TaskTracker,
+}
+
+impl Connector {
+    pub fn new(config: Config, tls: MakeRustlsConnect) -> Self {
+        Self {
+            config,
+            tls,
+            tasks: TaskTracker::new(),
+        }
+    }
+
+    /// A new connection and the task that moves its bytes. The task ends with the client.
+    pub async fn connect(
+        &self,
+    ) -> Result<(tokio_postgres::Client, JoinHandle<()>), tokio_postgres::Error> {
+        let (client, connection) = self.config.connect(self.tls.clone()).await?;
+        let task = self.tasks.spawn(async move {
+            if let Err(error) = connection.await {
+                let cause = connection_failure(&error);
+                tracing::debug!(%cause, "a connection to the database ended");
+            }
+        });
+        client.batch_execute(SESSION).await?;
+        Ok((client, task))
+    }
+
+    /// Waits until the tasks behind all connections have ended.
+    async fn drained(&self) {
+        self.tasks.close();
+        // A server that is paused must not keep the process.
+        let _ = timeout(PROBE, self.tasks.wait()).await;
+    }
+}
+
+impl Connect for Connector {
+    fn connect(
+        &self,
+        _: &Config,
+    ) -> Pin<
+        Box<
+            dyn Future<
+                    Output = Result<
+                        (tokio_postgres::Client, JoinHandle<()>),
+                        tokio_postgres::Error,
+                    >,
+                > + Send
+                + '_,
+        >,
+    > {
+        Box::pin(Self::connect(self))
+    }
+}
+
+/// Totals since the store was opened.
+#[derive(Debug, Default)]
+struct Totals {
+    written: AtomicU64,
+    failed: AtomicU64,
+}
+
+/// A bounded set of connections.
+pub(super) struct Pool {
+    pool: deadpool_postgres::Pool,
+    connector: Connector,
+    totals: Arc<Totals>,
+    /// While set, no call is served: see [`sole`](super::sole).
+    suspended: Arc<AtomicBool>,
+}
+
+impl Pool {
+    pub fn new(connector: Connector, size: usize) -> Result<Self, deadpool_postgres::BuildError> {
+        let manager = Manager::from_connect(
+            connector.config.clone(),
+            connector.clone(),
+            ManagerConfig {
+                recycling_method: RecyclingMethod::Fast,
+            },
+        );
+        let probe = Hook::async_fn(|client: &mut deadpool_postgres::ClientWrapper, metrics| {
+            let is_trusted = metrics.last_used() < TRUSTED_IDLE;
+            Box::pin(async move {
+                if is_trusted {
+                    return Ok(());
+                }
+                match timeout(PROBE, client.simple_query("")).await {
+                    Ok(Ok(_)) => Ok(()),
+                    Ok(Err(error)) => Err(HookError::Backend(error)),
+                    Err(_) => Err(HookError::message("no sign of life")),
+                }
+            })
+        });
+        let pool = deadpool_postgres::Pool::builder(manager)
+            .max_size(size)
+            .timeouts(Timeouts {
+                wait: Some(POOL_WAIT),
+                create: Some(CONNECT),
+                recycle: Some(PROBE),
+            })
+            .runtime(Runtime::Tokio1)
+            .pre_recycle(probe)
+            .build()?;
+        Ok(Self {
+            pool,
+            connector,
+            totals: Arc::default(),
+            suspended: Arc::default(),
+        })
+    }
+
+    pub fn connector(&self) -> &Connector {
+        &self.connector
+    }
+
+    /// The switch that refuses all calls while it is set.
+    pub fn suspended(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.suspended)
+    }
+
+    /// A connection, for one call that ends within `patience` from now.
+    pub async fn connection(&self, patience: Duration) -> Result<Connection, Error> {
+        if self.suspended.load(Ordering::Acquire) {
+            return Err(Cause::Suspended.into());
+        }
+        let deadline = Instant::now() + patience;
+        let client = match timeout_at(deadline, self.pool.get()).await {
+            Ok(Ok(client)) => client,
+            Ok(Err(error)) => return Err(no_connection(&error).into()),
+            Err(_) => return Err(Cause::TimedOut.into()),
+        };
+        Ok(Connection {
+            client: Some(client),
+            deadline,
+            is_waiting: false,
+            totals: Arc::clone(&self.totals),
+        })
+    }
+
+    pub fn stats(&self) -> Stats {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let written = load(&self.totals.written);
+        Stats {
+            queued_writes: self.pool.status().waiting,
+            queued_reads: 0,
+            committed_batches: written,
+            committed_operations: written,
+            failed_batches: load(&self.totals.failed),
+        }
+    }
+
+    /// Refuses further calls and closes the connections that are not in use.
+    pub async fn close(&self) {
+        self.pool.close();
+        self.connector.drained().await;
+    }
+}
+
+/// Without the library's own texts, which pass the server's on.
+fn no_connection(error: &PoolError) -> Cause {
+    match error {
+        PoolError::Timeout(deadpool_postgres::TimeoutType::Wait) => Cause::PoolExhausted,
+        PoolError::Timeout(_) => Cause::TimedOut,
+        PoolError::Backend(error) => match error.code() {
+            Some(code) => Cause::Server(code.code().to_owned()),
+            None => connection_failure(error),
+        },
+        PoolError::Closed => Cause::Closed,
+        PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_) => {
+            Cause::Connection("no connection was made".to_owned())
+        }
+    }
+}
+
+/// A statement's arguments.
+pub(super) type Arguments<'a> = &'a [&'a (dyn ToSql + Sync)];
+
+/// A connection in use by one call. It goes back to the others when dropped, unless an answer is still outstanding or the
+/// connection has shown itself to be of no more use: then it is closed.
+pub(super) struct Connection {
+    client: Option<Object>,
+    deadline: Instant,
+    is_waiting: bool,
+    totals: Arc<Totals>,
+}
+
+impl Connection {
+    /// The rows that a statement answers with. It is prepared once for each connection.
+    pub async fn query(&mut self, sql: &str, arguments: Arguments<'_>) -> Result<Vec<Row>, Error> {
+        let client = self.client.as_ref().ok_or(Cause::TimedOut)?;
+        let answer = async {
+            let statement = client.prepare_cached(sql).await?;
+            client.query(&statement, arguments).await
+        };
+        settle(self.deadline, &mut self.is_waiting, answer).await
+    }
+
+    /// The only row of a statement that answers with at most one.
+    pub async fn query_opt(
+        &mut self,
+        sql: &str,
+        arguments: Arguments<'_>,
+    ) -> Result<Option<Row>, Error> {
+        Ok(self.query(sql, arguments).await?.pop())
+    }
+
+    /// Carries out a statement that changes rows; answers what it returns of them.
+    pub async fn write(&mut self, sql: &str, arguments: Arguments<'_>) -> Result<Vec<Row>, Error> {
+        let answer = self.query(sql, arguments).await;
+        let counter = match &answer {
+            Ok(_) => &self.totals.written,
+            Err(_) => &self.totals.failed,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        answer
+    }
+
+    /// The rows of a statement run under settings that hold for it alone. All of it is sent at once and takes one round trip;
+    /// it works behind a pooler that gives each transaction another session.
+    pub async fn query_under(
+        &mut self,
+        settings: &str,
+        sql: &str,
+        arguments: Arguments<'_>,
+    ) -> Result<Vec<Row>, Error> {
+        let client = self.client.as_ref().ok_or(Cause::TimedOut)?;
+        let begin = format!("BEGIN READ ONLY; {settings}");
+        let answer = async {
+            let statement = client.prepare_cached(sql).await?;
+            // Polled in this order, and each sends when it is first polled.
+            let (begun, rows, ended) = tokio::join!(
+                biased;
+                client.batch_execute(&begin),
+                client.query(&statement, arguments),
+                client.batch_execute("COMMIT"),
+            );
+            begun?;
+            let rows = rows?;
+            ended?;
+            Ok(rows)
+        };
+        settle(self.deadline, &mut self.is_waiting, answer).await
+    }
+}
+
+/// Waits for the server's answer until the deadline. `is_waiting` stays set if the connection is of no more use.
+async fn settle<T>(
+    deadline: Instant,
+    is_waiting: &mut bool,
+    answer: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T, Error> {
+    *is_waiting = true;
+    match timeout_at(deadline, answer).await {
+        Ok(Ok(answer)) => {
+            *is_waiting = false;
+            Ok(answer)
+        }
+        Ok(Err(error)) => {
+            *is_waiting = spoils_connection(&error);
+            Err(from_server(&error))
+        }
+        Err(_) => Err(Cause::TimedOut.into()),
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if let Some(client) = self.client.take()
+            && self.is_waiting
+        {
+            // Whoever took it next would wait for an answer that may never come.
+            drop(Object::take(client));
+        }
+    }
+}

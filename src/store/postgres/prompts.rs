@@ -1,0 +1,245 @@
+//! Prompts in PostgreSQL. Each call is one statement where that can be, so that it is one round trip and one transaction; the
+//! server lets the commits of many connections share the wait for its disk.
+
+use async_trait::async_trait;
+use pgvector::HalfVector;
+use tokio_postgres::Row;
+
+use super::error::Cause;
+use super::pool::PATIENCE;
+use super::{PostgresStore, get, sql_limit, vectors};
+use crate::domain::{
+    Embedding, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, UserId,
+};
+use crate::store::{
+    Claim, Coverage, DeletedPrompt, Error, NewPrompt, PromptStore, Stats, Unembedded, VectorCursor,
+    VectorPage,
+};
+
+/// The columns that [`prompt_from_row`] reads.
+macro_rules! select_prompt {
+    ($rest:literal) => {
+        concat!(
+            "SELECT id, user_id, created_at, status, error, model, prompt, response FROM prompt ",
+            $rest
+        )
+    };
+}
+
+const INSERT: &str = "
+    INSERT INTO prompt (user_id, created_at, status, error, llm_duration_ms, prompt_tokens, completion_tokens, model,
+                        prompt, response)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) RETURNING id";
+
+const INSERT_WITH_VECTOR: &str = "
+    WITH stored AS (
+        INSERT INTO prompt (user_id, created_at, status, error, llm_duration_ms, prompt_tokens, completion_tokens, model,
+                            prompt, response)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) RETURNING id, user_id
+    ), embedded AS (
+        INSERT INTO prompt_embedding (prompt_id, user_id, model_id, embedding) SELECT id, user_id, $11, $12 FROM stored
+    )
+    SELECT id FROM stored";
+
+fn prompt_from_row(row: &Row) -> Result<Prompt, Error> {
+    let unknown = || Error::from(Cause::UnknownValue);
+    let status: &str = get(row, 3)?;
+    let error: Option<&str> = get(row, 4)?;
+    Ok(Prompt {
+        id: PromptId(get(row, 0)?),
+        user_id: UserId(get(row, 1)?),
+        created_at: Timestamp(get(row, 2)?),
+        status: PromptStatus::parse(status).ok_or_else(unknown)?,
+        error: error
+            .map(|word| FailureCode::parse(word).ok_or_else(unknown))
+            .transpose()?,
+        model: get(row, 5)?,
+        prompt: get(row, 6)?,
+        response: get(row, 7)?,
+    })
+}
+
+/// The server's texts hold no NUL. A prompt has none; an upstream's words might.
+fn without_nul(text: String) -> String {
+    if text.contains('\0') {
+        text.replace('\0', "\u{fffd}")
+    } else {
+        text
+    }
+}
+
+#[async_trait]
+impl PromptStore for PostgresStore {
+    async fn insert_prompt(&self, mut new: NewPrompt) -> Result<Prompt, Error> {
+        let vector = new
+            .embedding
+            .take()
+            .filter(|_| new.status == PromptStatus::Completed);
+        let model = without_nul(new.model);
+        let response = new.response.map(without_nul);
+        let error = new.error.map(FailureCode::as_str);
+        let number = |value: Option<u32>| value.map(i64::from);
+        let (duration, asked, answered) = (
+            number(new.llm_duration_ms),
+            number(new.prompt_tokens),
+            number(new.completion_tokens),
+        );
+
+        let mut connection = self.pool.connection(PATIENCE).await?;
+        let vector = match vector {
+            Some((id, vector)) => {
+                let number = self.models.number(&mut connection, &id, &vector).await?;
+                Some((number, HalfVector::from_f32_slice(&vector.0)))
+            }
+            None => None,
+        };
+        let status = new.status.as_str();
+        let mut arguments: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> = vec![
+            &new.user_id.0,
+            &new.created_at.0,
+            &status,
+            &error,
+            &duration,
+            &asked,
+            &answered,
+            &model,
+            &new.prompt,
+            &response,
+        ];
+        let sql = match &vector {
+            Some((number, vector)) => {
+                arguments.push(number);
+                arguments.push(vector);
+                INSERT_WITH_VECTOR
+            }
+            None => INSERT,
+        };
+        // Never tried again: if the connection broke during the commit the row may be there.
+        let rows = connection.write(sql, &arguments).await?;
+        let row = rows.first().ok_or(Cause::UnknownValue)?;
+        Ok(Prompt {
+            id: PromptId(get(row, 0)?),
+            user_id: new.user_id,
+            prompt: new.prompt,
+            response,
+            model,
+            status: new.status,
+            error: new.error,
+            created_at: new.created_at,
+        })
+    }
+
+    async fn prompt(&self, user_id: UserId, id: PromptId) -> Result<Option<Prompt>, Error> {
+        let mut connection = self.pool.connection(PATIENCE).await?;
+        let row = connection
+            .query_opt(
+                select_prompt!("WHERE id = $1 AND user_id = $2"),
+                &[&id.0, &user_id.0],
+            )
+            .await?;
+        row.as_ref().map(prompt_from_row).transpose()
+    }
+
+    async fn list_prompts(
+        &self,
+        user_id: UserId,
+        before: Option<PromptId>,
+        limit: usize,
+    ) -> Result<Vec<Prompt>, Error> {
+        let before = before.map_or(i64::MAX, |id| id.0);
+        let mut connection = self.pool.connection(PATIENCE).await?;
+        let rows = connection
+            .query(
+                select_prompt!("WHERE user_id = $1 AND id < $2 ORDER BY id DESC LIMIT $3"),
+                &[&user_id.0, &before, &sql_limit(limit)],
+            )
+            .await?;
+        rows.iter().map(prompt_from_row).collect()
+    }
+
+    async fn prompts(&self, owner: Option<UserId>, ids: &[PromptId]) -> Result<Vec<Prompt>, Error> {
+        let ids: Vec<i64> = ids.iter().map(|id| id.0).collect();
+        let owner = owner.map(|owner| owner.0);
+        let mut connection = self.pool.connection(PATIENCE).await?;
+        let rows = connection
+            .query(
+                select_prompt!("WHERE id = ANY ($1) AND ($2::bigint IS NULL OR user_id = $2)"),
+                &[&ids, &owner],
+            )
+            .await?;
+        rows.iter().map(prompt_from_row).collect()
+    }
+
+    async fn delete_prompt(
+        &self,
+        user_id: UserId,
+        id: PromptId,
+    ) -> Result<Option<DeletedPrompt>, Error> {
+        let mut connection = self.pool.connection(PATIENCE).await?;
+        // The statement still sees the vector that its own deletion takes along.
+        let rows = connection
+            .write(
+                "WITH gone AS (DELETE FROM prompt WHERE id = $1 AND user_id = $2 RETURNING id)
+                 SELECT m.name FROM gone
+                 LEFT JOIN prompt_embedding e ON e.prompt_id = gone.id
+                 LEFT JOIN embedding_model m ON m.id = e.model_id",
+                &[&id.0, &user_id.0],
+            )
+            .await?;
+        rows.first()
+            .map(|row| {
+                let model: Option<&str> = get(row, 0)?;
+                Ok(DeletedPrompt {
+                    embedding_model: model.map(|name| ModelId(name.into())),
+                })
+            })
+            .transpose()
+    }
+
+    async fn vectors(
+        &self,
+        model: &ModelId,
+        owner: Option<UserId>,
+        after: Option<VectorCursor>,
+        limit: usize,
+    ) -> Result<VectorPage, Error> {
+        vectors::page(self, model, owner, after, limit).await
+    }
+
+    async fn coverage(&self, model: &ModelId, owner: Option<UserId>) -> Result<Coverage, Error> {
+        vectors::coverage(self, model, owner).await
+    }
+
+    async fn unembedded(
+        &self,
+        model: &ModelId,
+        after: Option<PromptId>,
+        limit: usize,
+    ) -> Result<Vec<Unembedded>, Error> {
+        vectors::unembedded(self, model, after, limit).await
+    }
+
+    async fn put_embeddings(
+        &self,
+        model: &ModelId,
+        rows: Vec<(PromptId, Embedding)>,
+    ) -> Result<Vec<PromptId>, Error> {
+        vectors::put(self, model, &rows).await
+    }
+
+    async fn claim_reembedding(&self) -> Result<Option<Claim>, Error> {
+        self.claim().await
+    }
+
+    async fn ping(&self) -> Result<(), Error> {
+        let mut connection = self.pool.connection(PATIENCE).await?;
+        connection
+            .query("SELECT 1 FROM embedding_model LIMIT 1", &[])
+            .await?;
+        Ok(())
+    }
+
+    fn stats(&self) -> Stats {
+        self.pool.stats()
+    }
+}

@@ -1,0 +1,326 @@
+//! Vectors in PostgreSQL: the numbers of models, sweeps, and what a change of model needs.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{PoisonError, RwLock};
+
+use pgvector::HalfVector;
+
+use super::error::Cause;
+use super::pool::{Connection, LONG_PATIENCE, PATIENCE};
+use super::{PostgresStore, get, sql_limit};
+use crate::domain::{Embedding, ModelId, PromptId, UserId};
+use crate::store::{Coverage, Error, Unembedded, VectorCursor, VectorPage};
+
+/// Ids that one statement looks through for prompts without a vector, so that none takes long however many have one.
+const WINDOW: i64 = 50_000;
+
+/// The models seen by this process: a number is looked up once, and inserts need no further round trip.
+#[derive(Debug, Default)]
+pub(super) struct Models {
+    known: RwLock<HashMap<ModelId, (i32, usize)>>,
+}
+
+impl Models {
+    /// The model's number, given now if it is new. All vectors of a model are of one length.
+    pub async fn number(
+        &self,
+        connection: &mut Connection,
+        model: &ModelId,
+        vector: &Embedding,
+    ) -> Result<i32, Error> {
+        let given = vector.0.len();
+        let known = match self.get(model) {
+            Some(known) => Some(known),
+            None => self.read(connection, model).await?,
+        };
+        let (number, expected) = match known {
+            Some(known) => known,
+            None => {
+                let length = i32::try_from(given).map_err(|_| Cause::UnknownValue)?;
+                connection
+                    .write(
+                        "INSERT INTO embedding_model (name, dimension) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING",
+                        &[&&*model.0, &length],
+                    )
+                    .await?;
+                // Another server may have been first.
+                self.read(connection, model)
+                    .await?
+                    .ok_or(Cause::UnknownValue)?
+            }
+        };
+        if expected != given {
+            return Err(Cause::Dimension { given, expected }.into());
+        }
+        Ok(number)
+    }
+
+    /// The model's number, if it has made any vector.
+    pub async fn find(
+        &self,
+        connection: &mut Connection,
+        model: &ModelId,
+    ) -> Result<Option<i32>, Error> {
+        let known = match self.get(model) {
+            Some(known) => Some(known),
+            None => self.read(connection, model).await?,
+        };
+        Ok(known.map(|(number, _)| number))
+    }
+
+    fn get(&self, model: &ModelId) -> Option<(i32, usize)> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.get(model).copied()
+    }
+
+    async fn read(
+        &self,
+        connection: &mut Connection,
+        model: &ModelId,
+    ) -> Result<Option<(i32, usize)>, Error> {
+        let row = connection
+            .query_opt(
+                "SELECT id, dimension FROM embedding_model WHERE name = $1",
+                &[&&*model.0],
+            )
+            .await?;
+        let Some(row) = row else { return Ok(None) };
+        let number = get(&row, 0)?;
+        let dimension = usize::try_from(get::<i32>(&row, 1)?).map_err(|_| Cause::UnknownValue)?;
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.insert(model.clone(), (number, dimension));
+        Ok(Some((number, dimension)))
+    }
+}
+
+pub(super) async fn page(
+    store: &PostgresStore,
+    model: &ModelId,
+    owner: Option<UserId>,
+    after: Option<VectorCursor>,
+    limit: usize,
+) -> Result<VectorPage, Error> {
+    let mut connection = store.pool.connection(LONG_PATIENCE).await?;
+    let mut page = VectorPage::default();
+    let Some(number) = store.models.find(&mut connection, model).await? else {
+        return Ok(page);
+    };
+    let (after_user, after_prompt) =
+        after.map_or((i64::MIN, i64::MIN), |(user, prompt)| (user.0, prompt.0));
+    let limit = sql_limit(limit);
+    let rows = match owner {
+        Some(owner) => {
+            connection
+                .query(
+                    "SELECT user_id, prompt_id, embedding FROM prompt_embedding
+                     WHERE model_id = $1 AND user_id = $2 AND (user_id, prompt_id) > ($3, $4)
+                     ORDER BY prompt_id LIMIT $5",
+                    &[&number, &owner.0, &after_user, &after_prompt, &limit],
+                )
+                .await?
+        }
+        None => {
+            connection
+                .query(
+                    "SELECT user_id, prompt_id, embedding FROM prompt_embedding
+                     WHERE model_id = $1 AND (user_id, prompt_id) > ($2, $3)
+                     ORDER BY user_id, prompt_id LIMIT $4",
+                    &[&number, &after_user, &after_prompt, &limit],
+                )
+                .await?
+        }
+    };
+    for row in &rows {
+        let vector: HalfVector = get(row, 2)?;
+        page.ids
+            .push((UserId(get(row, 0)?), PromptId(get(row, 1)?)));
+        page.f16_bytes
+            .extend(vector.as_slice().iter().flat_map(|half| half.to_le_bytes()));
+    }
+    Ok(page)
+}
+
+/// Counted when asked, which is at a start and while a change of model is under way, and never on the way of an insert: a counter
+/// kept up to date would make the inserts of one user, or of all, wait for each other's commits.
+pub(super) async fn coverage(
+    store: &PostgresStore,
+    model: &ModelId,
+    owner: Option<UserId>,
+) -> Result<Coverage, Error> {
+    let mut connection = store.pool.connection(LONG_PATIENCE).await?;
+    let number = store.models.find(&mut connection, model).await?;
+    let row = match owner {
+        // One statement, so that both counts are of one moment.
+        Some(owner) => {
+            connection
+                .query_opt(
+                    "SELECT (SELECT count(*) FROM prompt_embedding WHERE model_id = $1 AND user_id = $2),
+                            (SELECT count(*) FROM prompt WHERE user_id = $2 AND status = 'completed')",
+                    &[&number, &owner.0],
+                )
+                .await?
+        }
+        None => {
+            connection
+                .query_opt(
+                    "SELECT (SELECT count(*) FROM prompt_embedding WHERE model_id = $1),
+                            (SELECT count(*) FROM prompt WHERE status = 'completed')",
+                    &[&number],
+                )
+                .await?
+        }
+    };
+    let row = row.ok_or(Cause::UnknownValue)?;
+    let count = |at| {
+        get::<i64>(&row, at)
+            .and_then(|count| u64::try_from(count).map_err(|_| Cause::UnknownValue.into()))
+    };
+    Ok(Coverage {
+        embedded: count(0)?,
+        completed: count(1)?,
+    })
+}
+
+pub(super) async fn unembedded(
+    store: &PostgresStore,
+    model: &ModelId,
+    after: Option<PromptId>,
+    limit: usize,
+) -> Result<Vec<Unembedded>, Error> {
+    let mut connection = store.pool.connection(LONG_PATIENCE).await?;
+    // No row has the number NULL, so of an unknown model every prompt lacks a vector.
+    let number = store.models.find(&mut connection, model).await?;
+    let ends = connection
+        .query_opt("SELECT min(id), max(id) FROM prompt", &[])
+        .await?
+        .ok_or(Cause::UnknownValue)?;
+    let (Some(first), Some(last)) = (get::<Option<i64>>(&ends, 0)?, get::<Option<i64>>(&ends, 1)?)
+    else {
+        return Ok(Vec::new());
+    };
+    drop(connection);
+    let mut after = after.map_or(i64::MIN, |id| id.0).max(first - 1);
+    let mut found = Vec::new();
+    while after < last && found.len() < limit {
+        // Each window has the patience of a call of its own.
+        let mut connection = store.pool.connection(LONG_PATIENCE).await?;
+        let until = after.saturating_add(WINDOW);
+        let rows = connection
+            .query(
+                "SELECT id, user_id, prompt FROM prompt p
+                 WHERE id > $1 AND id <= $2 AND status = 'completed' AND NOT EXISTS (
+                     SELECT 1 FROM prompt_embedding e WHERE e.prompt_id = p.id AND e.model_id = $3)
+                 ORDER BY id LIMIT $4",
+                &[&after, &until, &number, &sql_limit(limit - found.len())],
+            )
+            .await?;
+        for row in &rows {
+            found.push(Unembedded {
+                id: PromptId(get(row, 0)?),
+                user_id: UserId(get(row, 1)?),
+                prompt: get(row, 2)?,
+            });
+        }
+        after = until;
+    }
+    Ok(found)
+}
+
+pub(super) async fn put(
+    store: &PostgresStore,
+    model: &ModelId,
+    rows: &[(PromptId, Embedding)],
+) -> Result<Vec<PromptId>, Error> {
+    let Some((_, first)) = rows.first() else {
+        return Ok(Vec::new());
+    };
+    let mut connection = store.pool.connection(LONG_PATIENCE).await?;
+    let number = store.models.number(&mut connection, model, first).await?;
+    if let Some((_, odd)) = rows.iter().find(|(_, row)| row.0.len() != first.0.len()) {
+        let (given, expected) = (odd.0.len(), first.0.len());
+        return Err(Cause::Dimension { given, expected }.into());
+    }
+    // Of a prompt given twice the last vector counts: one statement may not write a row twice.
+    let latest: HashMap<PromptId, &Embedding> =
+        rows.iter().map(|(id, vector)| (*id, vector)).collect();
+    let ids: Vec<i64> = latest.keys().map(|id| id.0).collect();
+    let vectors: Vec<HalfVector> = latest
+        .values()
+        .map(|vector| HalfVector::from_f32_slice(&vector.0))
+        .collect();
+    // The lock keeps a prompt from being deleted before its vector refers to it; the order keeps two servers that write
+    // the same rows from each waiting for the other.
+    let stored = connection
+        .write(
+            "WITH given AS MATERIALIZED (
+                 SELECT p.id, p.user_id, g.embedding
+                 FROM unnest($2::bigint[], $3::halfvec[]) AS g (id, embedding) JOIN prompt p ON p.id = g.id
+                 WHERE p.status = 'completed' ORDER BY p.id FOR KEY SHARE OF p
+             )
+             INSERT INTO prompt_embedding (prompt_id, user_id, model_id, embedding)
+             SELECT id, user_id, $1, embedding FROM given
+             ON CONFLICT (prompt_id) DO UPDATE SET model_id = excluded.model_id, embedding = excluded.embedding
+             RETURNING prompt_id",
+            &[&number, &ids, &vectors],
+        )
+        .await?;
+    let stored: HashSet<PromptId> = stored
+        .iter()
+        .map(|row| get(row, 0).map(PromptId))
+        .collect::<Result<_, _>>()?;
+    let given = rows.iter().map(|(id, _)| *id);
+    Ok(given.filter(|id| stored.contains(id)).collect())
+}
+
+/// The rows nearest to a vector: see [`NearestStore`](crate::store::NearestStore).
+pub(super) async fn nearest(
+    store: &PostgresStore,
+    model: &ModelId,
+    owner: Option<UserId>,
+    query: &Embedding,
+    k: usize,
+) -> Result<Vec<(PromptId, f32)>, Error> {
+    let mut connection = store.pool.connection(PATIENCE).await?;
+    let Some(number) = store.models.find(&mut connection, model).await? else {
+        return Ok(Vec::new());
+    };
+    let vector = HalfVector::from_f32_slice(&query.0);
+    let limit = sql_limit(k);
+    let rows = match owner {
+        Some(owner) => {
+            connection
+                .query(NEAREST_OWN, &[&vector, &number, &owner.0, &limit])
+                .await?
+        }
+        None => {
+            connection
+                .query_under(
+                    &store.meaning.settings(k),
+                    NEAREST_SHARED,
+                    &[&vector, &number, &limit],
+                )
+                .await?
+        }
+    };
+    rows.iter()
+        .map(|row| {
+            let score: f64 = get(row, 1)?;
+            Ok((PromptId(get(row, 0)?), score.clamp(-1.0, 1.0) as f32))
+        })
+        .collect()
+}
+
+/// Exact, over one owner's rows. The order is by an expression that an approximate index cannot serve (it serves the operator
+/// itself, and nothing else), so no planner can take that way, which loses rows of owners who have few.
+pub(super) const NEAREST_OWN: &str = "
+    SELECT prompt_id, -(embedding <#> $1) AS score FROM prompt_embedding
+    WHERE model_id = $2 AND user_id = $3 ORDER BY score DESC, prompt_id LIMIT $4";
+
+/// Over everybody's rows: by the approximate index where there is one, exact where there is none (yet). The index may answer
+/// slightly out of order, hence the second sorting.
+pub(super) const NEAREST_SHARED: &str = "
+    WITH near AS MATERIALIZED (
+        SELECT prompt_id, embedding <#> $1 AS distance FROM prompt_embedding
+        WHERE model_id = $2 ORDER BY embedding <#> $1 LIMIT $3
+    )
+    SELECT prompt_id, -distance FROM near ORDER BY distance, prompt_id";

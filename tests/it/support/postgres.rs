@@ -1,0 +1,323 @@
+//! Real PostgreSQL servers: one for all tests of the binary, and others for tests that stop or pause theirs.
+
+use std::io::Write;
+use std::net::TcpListener;
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{LazyLock, OnceLock};
+use std::time::{Duration, Instant};
+
+use prompt_service::store::postgres::{OpenOptions, PostgresStore};
+use tempfile::TempDir;
+use tokio::runtime::Builder;
+use tokio_postgres::{Client, NoTls};
+
+use super::DEADLINE;
+
+/// Where the programs are, as `tests/tools/test_servers.py` says.
+struct Installation {
+    bin: PathBuf,
+    uid: Option<u32>,
+}
+
+static INSTALLATION: LazyLock<Installation> = LazyLock::new(|| {
+    let told = std::env::var("TEST_POSTGRES").unwrap_or_else(|_| {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools/test_servers.py");
+        let answer = Command::new("python3")
+            .args([script.as_os_str(), "postgres".as_ref()])
+            .stderr(Stdio::inherit())
+            .output()
+            .expect("the tests start a PostgreSQL server, which python3 fetches for them");
+        assert!(
+            answer.status.success(),
+            "tests/tools/test_servers.py found no PostgreSQL server"
+        );
+        String::from_utf8(answer.stdout).unwrap()
+    });
+    let told: serde_json::Value = serde_json::from_str(told.trim()).unwrap();
+    Installation {
+        bin: PathBuf::from(told["bin"].as_str().unwrap()),
+        uid: told["uid"].as_u64().map(|uid| u32::try_from(uid).unwrap()),
+    }
+});
+
+impl Installation {
+    /// A command that runs as the account the server runs as.
+    fn command(&self, program: impl AsRef<Path>) -> Command {
+        let mut command = Command::new(self.bin.join(program));
+        if let Some(uid) = self.uid {
+            command.uid(uid).gid(uid);
+        }
+        command.stdin(Stdio::null()).current_dir("/");
+        command
+    }
+}
+
+/// Starts the server as a child of its own and waits for its input to end, which it does when the test process ends in
+/// whatever way. Then it stops the server (which may be paused) and removes its folder if told so.
+const SUPERVISOR: &str = r#"
+    "$1" -D "$2" -c port="$3" -c fsync="$4" -c listen_addresses=127.0.0.1 -c unix_socket_directories= \
+        -c max_connections=300 -c dynamic_shared_memory_type=mmap -c autovacuum_naptime=1s >>"$2/log" 2>&1 &
+    server=$!
+    echo $server >"$2/supervised"
+    read -r word
+    kill -QUIT $server
+    kill -CONT $server $(ps -o pid= --ppid $server 2>/dev/null) 2>/dev/null
+    wait $server
+    [ "$word" = keep ] || rm -rf "$2"
+"#;
+
+/// A running server. Stopped when dropped.
+pub struct Postgres {
+    folder: PathBuf,
+    port: u16,
+    is_durable: bool,
+    supervisor: Option<Child>,
+    _parent: TempDir,
+}
+
+impl Postgres {
+    /// Makes a database cluster in a temporary folder and starts a server on it. `is_durable`: whether it waits for the disk.
+    pub fn start(is_durable: bool) -> Self {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("cluster");
+        std::fs::create_dir(&folder).unwrap();
+        if let Some(uid) = INSTALLATION.uid {
+            chown(parent.path(), Some(uid), Some(uid)).unwrap();
+            chown(&folder, Some(uid), Some(uid)).unwrap();
+        }
+        let made = INSTALLATION
+            .command("initdb")
+            .args(["--no-sync", "--auth=trust", "--username=postgres"])
+            .args(["--encoding=UTF8", "--locale=C", "--pgdata"])
+            .arg(&folder)
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{made:?}");
+        let mut server = Self {
+            folder,
+            port: 0,
+            is_durable,
+            supervisor: None,
+            _parent: parent,
+        };
+        // Between finding a free port and taking it another process may take it.
+        for _ in 0..5 {
+            server.port = free_port();
+            if server.try_resume() {
+                return server;
+            }
+        }
+        panic!("no server started: {}", server.log());
+    }
+
+    /// The URL of a database of it.
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// What the server has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    }
+
+    /// Stops the server at once, as a crash does; its data stay.
+    pub fn stop(&mut self) {
+        self.end("keep\n");
+    }
+
+    /// Starts it again on its port.
+    pub fn resume(&mut self) {
+        assert!(self.try_resume(), "{}", self.log());
+    }
+
+    /// Pauses (`STOP`) or continues (`CONT`) the server and all its processes.
+    pub fn signal(&self, signal: &str) {
+        let server = self.pid();
+        let children = Command::new("sh")
+            .arg("-c")
+            .arg(format!(
+                "for stat in /proc/[0-9]*/stat; do \
+                     set -- $(sed 's/(.*)/x/' $stat 2>/dev/null); [ \"$4\" = {server} ] && echo $1; \
+                 done; :"
+            ))
+            .output()
+            .unwrap();
+        let children = String::from_utf8(children.stdout).unwrap();
+        let done = Command::new("sh")
+            .arg("-c")
+            .arg(format!(
+                "kill -{signal} {server} {}",
+                children.replace('\n', " ")
+            ))
+            .status()
+            .unwrap();
+        assert!(done.success());
+    }
+
+    fn pid(&self) -> u32 {
+        let text = std::fs::read_to_string(self.folder.join("supervised")).unwrap();
+        text.trim().parse().unwrap()
+    }
+
+    fn try_resume(&mut self) -> bool {
+        let fsync = if self.is_durable { "on" } else { "off" };
+        let mut command = Command::new("sh");
+        if let Some(uid) = INSTALLATION.uid {
+            command.uid(uid).gid(uid);
+        }
+        let supervisor = command
+            .args(["-c", SUPERVISOR, "sh"])
+            .arg(INSTALLATION.bin.join("postgres"))
+            .arg(&self.folder)
+            .args([&self.port.to_string(), fsync])
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            // An interrupt from the terminal ends the tests first, and the end of their pipe then this.
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        self.supervisor = Some(supervisor);
+        let deadline = Instant::now() + DEADLINE;
+        while Instant::now() < deadline {
+            let ready = INSTALLATION
+                .command("pg_isready")
+                .args(["--quiet", "--host=127.0.0.1", "--port"])
+                .arg(self.port.to_string())
+                .status()
+                .unwrap();
+            if ready.success() {
+                return true;
+            }
+            if self.log().contains("Address already in use") {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.end("keep\n");
+        let _ = std::fs::remove_file(self.folder.join("log"));
+        false
+    }
+
+    fn end(&mut self, word: &str) {
+        if let Some(mut supervisor) = self.supervisor.take() {
+            // One that has ended already reads nothing.
+            if let Some(mut stdin) = supervisor.stdin.take() {
+                let _ = stdin.write_all(word.as_bytes());
+            }
+            let _ = supervisor.wait();
+        }
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.end("remove\n");
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// The server that all tests share, each with a database of its own. Its supervisor outlives the test process by a moment.
+fn shared() -> &'static Postgres {
+    static SHARED: OnceLock<Postgres> = OnceLock::new();
+    SHARED.get_or_init(|| {
+        let server = Postgres::start(false);
+        // On a thread of its own: the caller may be on a runtime's.
+        std::thread::scope(|scope| {
+            let made = scope.spawn(|| {
+                Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .unwrap()
+                    .block_on(async {
+                        let admin = connect(&server.url("postgres")).await;
+                        admin
+                            .batch_execute("CREATE DATABASE migrated")
+                            .await
+                            .unwrap();
+                        let store =
+                            PostgresStore::open(&server.url("migrated"), OpenOptions::default())
+                                .await
+                                .unwrap();
+                        store.close().await;
+                    });
+            });
+            made.join().unwrap();
+        });
+        server
+    })
+}
+
+/// A look at a database that owes nothing to the store.
+pub async fn connect(url: &str) -> Client {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
+    tokio::runtime::Handle::current().spawn(connection);
+    client
+}
+
+/// A database for one test, dropped with this.
+pub struct Database {
+    name: String,
+}
+
+impl Database {
+    /// An empty one, not migrated.
+    pub async fn empty() -> Self {
+        Self::make("").await
+    }
+
+    /// A migrated one without rows.
+    pub async fn migrated() -> Self {
+        Self::make("TEMPLATE migrated").await
+    }
+
+    async fn make(template: &str) -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("test_{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let server = tokio::task::spawn_blocking(shared).await.unwrap();
+        let admin = connect(&server.url("postgres")).await;
+        admin
+            .batch_execute(&format!("CREATE DATABASE {name} {template}"))
+            .await
+            .unwrap();
+        Self { name }
+    }
+
+    /// Its URL.
+    pub fn url(&self) -> String {
+        shared().url(&self.name)
+    }
+
+    /// A look at it that owes nothing to the store.
+    pub async fn client(&self) -> Client {
+        connect(&self.url()).await
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let (url, name) = (shared().url("postgres"), std::mem::take(&mut self.name));
+        // A runtime of its own: the test's may be on its way out. Room is all that is at stake if it fails.
+        let dropped = std::thread::spawn(move || {
+            let runtime = Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let (admin, connection) = tokio_postgres::connect(&url, NoTls)
+                    .await
+                    .map_err(std::io::Error::other)?;
+                tokio::runtime::Handle::current().spawn(connection);
+                admin
+                    .batch_execute(&format!("DROP DATABASE {name} WITH (FORCE)"))
+                    .await
+                    .map_err(std::io::Error::other)
+            })
+        });
+        let _ = dropped.join();
+    }
+}
