@@ -32,8 +32,9 @@ check: ## formatting, lints, documentation: what needs no running service
 
 test: test-rust test-service ## all tests: Rust's, then those that run the release binary from outside
 
-test-rust: test-servers ## unit and integration tests
+test-rust: test-servers ## unit and integration tests, those over HTTP on SQLite and again on PostgreSQL
 	$(CARGO) test $(PROFILE)
+	TEST_STORE=postgres $(CARGO) test $(PROFILE) --test it -- auth:: prompts:: search:: realtime:: throttle:: shutdown::
 
 test-service: build python-env ## the release binary from outside: contract, SimpleJWT, schema, metrics, bad input, kill -9, shutdown
 	$(PYTEST) tests/python
@@ -56,7 +57,7 @@ bench-service: build python-env ## the release binary under load, beside the sys
 	$(VENV) benches/service.py $(BENCH)
 
 test-servers:
-	@$(PYTHON) tests/tools/test_servers.py redis >/dev/null
+	@$(PYTHON) tests/tools/test_servers.py postgres redis >/dev/null
 
 python-env:
 	@$(PYTHON) tests/tools/python_env.py >/dev/null

@@ -5,7 +5,7 @@ use std::time::Duration;
 use prompt_service::config::{Config, CookieSecure, Registration, Secret};
 use prompt_service::credentials::HashPool;
 use prompt_service::domain::{Timestamp, UserId};
-use prompt_service::store::{AccountStore, NewUser};
+use prompt_service::store::NewUser;
 use serde_json::{Value, json};
 
 use crate::support::{App, Folder, PASSWORD, Response, User, spawn_app, spawn_app_in};
@@ -125,7 +125,7 @@ async fn a_wrong_password_an_unknown_name_and_a_disabled_account_look_alike() {
     let app = spawn_app(|_| ()).await;
     app.user("alice").await;
     let disabled = app.user("disabled").await;
-    let store = app.folder.store();
+    let store = app.folder.store().await;
     store
         .set_active(UserId(disabled.id), false, Timestamp::now())
         .await
@@ -328,7 +328,7 @@ async fn disabling_an_account_ends_all_it_was_given() {
         .await
         .unwrap();
     // As the operator's command does it, beside the running service.
-    let store = app.folder.store();
+    let store = app.folder.store().await;
     store
         .set_active(UserId(user.id), false, Timestamp::now())
         .await
@@ -366,7 +366,7 @@ async fn a_new_password_ends_all_that_the_old_one_gave() {
         .hash("another password".to_owned())
         .await
         .unwrap();
-    let store = app.folder.store();
+    let store = app.folder.store().await;
     store
         .set_password(UserId(user.id), &hash, Timestamp::now())
         .await
@@ -546,7 +546,7 @@ const DJANGO_HASH: &str =
 #[tokio::test]
 async fn an_imported_hash_logs_in_and_is_replaced() {
     let folder = Folder::new();
-    let store = folder.store();
+    let store = folder.store().await;
     let imported = store
         .create_user(NewUser {
             username: "imported".to_owned(),

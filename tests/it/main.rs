@@ -14,6 +14,7 @@ mod embed_accuracy;
 mod metrics;
 mod openapi;
 mod pages;
+mod postgres_service;
 mod prompts;
 mod realtime;
 mod redis;

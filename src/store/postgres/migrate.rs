@@ -4,7 +4,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Transaction};
 
 use super::OpenError;
-use super::error::from_server;
+use super::error::{Cause, connection_failure};
 
 /// Each leads from the version before it to its own place in the list, counted from 1. Never edited once released.
 const MIGRATIONS: [&str; 1] = [include_str!(
@@ -164,19 +164,18 @@ async fn settle_dimension(
     if found != -1 {
         return Err(OpenError::Dimension { found, wanted });
     }
-    if wanted > MOST_COVERED {
-        // The vectors do not fit the index, nor, beyond 4,000 numbers, a page of the table.
-        transaction
-            .batch_execute(
-                "DROP INDEX prompt_embedding_by_owner;
-                 CREATE INDEX prompt_embedding_by_owner ON prompt_embedding (model_id, user_id, prompt_id);
-                 ALTER TABLE prompt_embedding ALTER COLUMN embedding SET STORAGE EXTERNAL",
-            )
-            .await?;
-    }
+    // Longer vectors do not fit the index, nor, from 4,000 numbers on, a page of the table.
+    let (covered, storage) = if wanted > MOST_COVERED {
+        ("", "EXTERNAL")
+    } else {
+        ("INCLUDE (embedding)", "PLAIN")
+    };
     transaction
         .batch_execute(&format!(
-            "ALTER TABLE prompt_embedding ALTER COLUMN embedding TYPE halfvec({wanted})"
+            "DROP INDEX prompt_embedding_by_owner;
+             ALTER TABLE prompt_embedding ALTER COLUMN embedding SET STORAGE {storage},
+                 ALTER COLUMN embedding TYPE halfvec({wanted});
+             CREATE INDEX prompt_embedding_by_owner ON prompt_embedding (model_id, user_id, prompt_id) {covered}"
         ))
         .await?;
     Ok(())
@@ -184,12 +183,17 @@ async fn settle_dimension(
 
 impl From<tokio_postgres::Error> for OpenError {
     fn from(error: tokio_postgres::Error) -> Self {
+        let server = |code: &SqlState| Box::new(Cause::Server(code.code().to_owned()));
         match error.code() {
             Some(&SqlState::INVALID_CATALOG_NAME) => Self::NoDatabase,
             Some(code) if code.code().starts_with("28") => Self::Refused,
             Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Self::NotAllowed,
-            Some(_) => Self::Failed(Box::new(from_server(&error))),
-            None => Self::Unreachable(Box::new(super::error::connection_failure(&error))),
+            // It starts, stops, or has no connection left.
+            Some(code) if code.code().starts_with("57") || code.code().starts_with("53") => {
+                Self::Unreachable(server(code))
+            }
+            Some(code) => Self::Failed(server(code)),
+            None => Self::Unreachable(Box::new(connection_failure(&error))),
         }
     }
 }

@@ -52,18 +52,18 @@ impl Default for OpenOptions {
     }
 }
 
-/// Why the store cannot be opened: one line that names the setting and the mend. Never holds the URL or a part of it.
+/// Why the store cannot be opened: with its cause, one line that names the setting and the mend. Never holds the URL or a part of it.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The URL cannot be used.
-    #[error("DATABASE_URL: {0}")]
+    #[error("DATABASE_URL: the URL cannot be used")]
     Url(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// TLS cannot be set up as the URL asks.
-    #[error("DATABASE_URL: {0}")]
+    #[error("DATABASE_URL: TLS cannot be set up")]
     Tls(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// No connection.
     #[error(
-        "DATABASE_URL: the PostgreSQL server cannot be reached ({0}); start it, or correct host and port"
+        "DATABASE_URL: the PostgreSQL server cannot be reached; start it, or correct host and port"
     )]
     Unreachable(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The server does not take this user or password.
@@ -131,7 +131,7 @@ pub enum OpenError {
     )]
     InUse,
     /// Anything else.
-    #[error("DATABASE_URL: the database cannot be prepared ({0})")]
+    #[error("DATABASE_URL: the database cannot be prepared")]
     Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 

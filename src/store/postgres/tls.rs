@@ -45,7 +45,7 @@ pub(super) enum TlsError {
     RootFile,
     #[error("the system has no root certificates; name a file with sslrootcert")]
     NoRoots,
-    #[error("TLS cannot be set up")]
+    #[error("this build has no usable cipher suite")]
     Setup(#[source] rustls::Error),
 }
 

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use prompt_service::credentials::TokenType;
 use prompt_service::domain::{Timestamp, UserId};
-use prompt_service::store::AccountStore;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -148,6 +147,7 @@ async fn a_token_that_does_not_hold_is_refused_before_the_upgrade() {
     let gone = app.user("gone").await;
     app.folder
         .store()
+        .await
         .set_active(UserId(gone.id), false, Timestamp::now())
         .await
         .unwrap();

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use prompt_service::credentials::TokenType;
 use prompt_service::domain::{Timestamp, UserId};
-use prompt_service::store::AccountStore;
 use serde_json::json;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
@@ -209,7 +208,7 @@ async fn disabling_a_user_closes_its_sockets() {
     let mut by_token = open(&app, &alice.access).await;
     let mut by_cookie = open_by_cookie(&app, &session).await;
     let mut bobs = open(&app, &bob.access).await;
-    let store = app.folder.store();
+    let store = app.folder.store().await;
     let now = Timestamp::now();
     assert!(
         store
@@ -230,7 +229,7 @@ async fn a_new_password_closes_the_sockets_opened_before_it() {
     let mut by_token = open(&app, &alice.access).await;
     let mut by_cookie = open_by_cookie(&app, &session).await;
     let mut bobs = open(&app, &bob.access).await;
-    let store = app.folder.store();
+    let store = app.folder.store().await;
     let hash = store.user(UserId(alice.id)).await.unwrap().unwrap();
     let now = Timestamp::now();
     store

@@ -150,10 +150,8 @@ async fn a_start_that_fails_says_which_setting_and_keeps_the_secret() {
         nobody_listens,
         "postgres://hunter2".to_owned(),
     ] {
-        let error = PostgresStore::open(&bad, OpenOptions::default())
-            .await
-            .unwrap_err()
-            .to_string();
+        let error = PostgresStore::open(&bad, OpenOptions::default()).await;
+        let error = format!("{:#}", anyhow::Error::from(error.unwrap_err()));
         assert!(error.starts_with("DATABASE_URL: "), "{error}");
         assert!(
             !error.contains("hunter2") && !error.contains('\n'),

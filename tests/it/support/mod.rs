@@ -8,26 +8,29 @@ mod socket;
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{CommandFactory, FromArgMatches};
 use prompt_service::app::App as Service;
 use prompt_service::cli::Cli;
-use prompt_service::config::{Config, Secrets, StoreConfig};
+use prompt_service::config::{Config, Secret, Secrets, StoreConfig};
 use prompt_service::credentials::{Keys, TokenId, TokenType};
 use prompt_service::domain::{Timestamp, UserId};
+use prompt_service::store::postgres::{OpenOptions as PostgresOptions, PostgresStore};
 use prompt_service::store::sqlite::{OpenOptions, SqliteStore};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::oneshot;
+use tokio::sync::{OnceCell, oneshot};
 use tokio::task::JoinHandle;
 use tracing::dispatcher::{self, DefaultGuard};
 
 pub use client::{Client, Request, Response};
 pub use log::Log;
 pub use socket::Socket;
+
+use crate::store::TestableStore;
 
 /// How long anything is waited for. No test takes this long unless it fails; a machine under load may take a good part of it.
 pub const DEADLINE: Duration = Duration::from_secs(60);
@@ -54,30 +57,56 @@ macro_rules! eventually {
 /// The password of every account that the tests make.
 pub const PASSWORD: &str = "correct horse battery";
 
-/// The data folder of an app; gone with its last owner.
+/// Whether this run of the tests is about a service on PostgreSQL: `TEST_STORE=postgres`.
+pub fn on_postgres() -> bool {
+    std::env::var_os("TEST_STORE").is_some_and(|store| store == "postgres")
+}
+
+/// The data folder of an app, and its database if that is not in the folder; gone with its last owner.
 #[derive(Clone)]
-pub struct Folder(Arc<TempDir>);
+pub struct Folder {
+    folder: Arc<TempDir>,
+    database: Arc<OnceCell<postgres::Database>>,
+}
 
 impl Folder {
     /// An empty one.
     pub fn new() -> Self {
-        Self(Arc::new(tempfile::tempdir().unwrap()))
+        Self {
+            folder: Arc::new(tempfile::tempdir().unwrap()),
+            database: Arc::default(),
+        }
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        self.0.path()
+        self.folder.path()
     }
 
-    /// The database file in it.
-    pub fn database(&self) -> PathBuf {
-        let StoreConfig::Sqlite { path, .. } = config_in(self.path()).store;
-        path
+    /// Where an app on it stores.
+    pub async fn store_config(&self) -> StoreConfig {
+        if !on_postgres() {
+            return config_in(self.path()).store;
+        }
+        let database = self.database.get_or_init(postgres::Database::migrated);
+        StoreConfig::Postgres {
+            data_dir: self.path().to_owned(),
+            url: Secret::new(database.await.url()),
+            pool_size: 8,
+        }
     }
 
     /// The store in it, as the operator's commands open it: also beside a running app.
-    pub fn store(&self) -> SqliteStore {
-        SqliteStore::open(&self.database(), OpenOptions::default()).unwrap()
+    pub async fn store(&self) -> Arc<dyn TestableStore> {
+        match self.store_config().await {
+            StoreConfig::Sqlite { path, .. } => {
+                Arc::new(SqliteStore::open(&path, OpenOptions::default()).unwrap())
+            }
+            StoreConfig::Postgres { url, .. } => {
+                let options = PostgresOptions::default();
+                Arc::new(PostgresStore::open(url.expose(), options).await.unwrap())
+            }
+        }
     }
 }
 
@@ -137,6 +166,7 @@ pub async fn try_spawn_app_in(
     adjust: impl FnOnce(&mut Config),
 ) -> anyhow::Result<App> {
     let mut config = config_in(folder.path());
+    config.store = folder.store_config().await;
     adjust(&mut config);
     let key = config.accounts.secret_key.clone();
     let log = Log::default();

@@ -67,7 +67,7 @@ const SUPERVISOR: &str = r#"
     kill -QUIT $server
     kill -CONT $server $(ps -o pid= --ppid $server 2>/dev/null) 2>/dev/null
     wait $server
-    [ "$word" = keep ] || rm -rf "$2"
+    [ "$word" = keep ] || { rm -rf "$2"; rmdir "${2%/*}"; }
 "#;
 
 /// A running server. Stopped when dropped.

@@ -1,0 +1,81 @@
+//! A service on PostgreSQL: what its clients see while the database is away, and who may use it.
+
+use std::time::{Duration, Instant};
+
+use prompt_service::config::{Config, Secret, StoreConfig};
+
+use crate::support::postgres::{Database, Postgres};
+use crate::support::{Folder, spawn_app, try_spawn_app_in};
+
+/// Puts the service's data into the database of that URL.
+fn store_at(url: String) -> impl FnOnce(&mut Config) {
+    move |config| {
+        config.store = StoreConfig::Postgres {
+            data_dir: config.store.data_dir().to_owned(),
+            url: Secret::new(url),
+            pool_size: 8,
+        };
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_paused_database_is_a_503_in_seconds_and_the_service_recovers_by_itself() {
+    let server = Postgres::start(false);
+    let app = spawn_app(store_at(server.url("postgres"))).await;
+    let alice = app.user("alice").await;
+    let before = alice.prompt("the first").await;
+    server.signal("STOP");
+    let began = Instant::now();
+    for answer in [
+        alice.try_prompt("meanwhile").await,
+        alice.get("/api/prompts/similar/?q=first").send().await,
+        app.try_login("alice", crate::support::PASSWORD).await,
+    ] {
+        assert_eq!(answer.status, 503, "{answer:?}");
+        assert!(answer.header("retry-after").is_some(), "{answer:?}");
+    }
+    // Three calls one after another.
+    assert!(
+        began.elapsed() < Duration::from_secs(30),
+        "{:?}",
+        began.elapsed()
+    );
+    let ready = app.get("/readyz").send().await;
+    assert_eq!(ready.status, 503, "{ready:?}");
+    assert_eq!(ready.json()["parts"]["store"], "down", "{ready:?}");
+
+    server.signal("CONT");
+    let back = Instant::now();
+    eventually!(app.get("/readyz").send().await.status == 200);
+    eventually!(alice.try_prompt("afterwards").await.status == 201);
+    assert!(
+        back.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        back.elapsed()
+    );
+    assert!(alice.similar("the first", 5).await.contains(&before));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_server_without_redis_is_refused_and_may_start_when_the_first_has_gone() {
+    let database = Database::migrated().await;
+    let first = spawn_app(store_at(database.url())).await;
+    let refused = try_spawn_app_in(Folder::new(), store_at(database.url())).await;
+    let refused = refused.err().map(|error| format!("{error:#}")).unwrap();
+    assert!(
+        refused.starts_with("DATABASE_URL: another prompt-service"),
+        "{refused}"
+    );
+    assert!(!refused.contains("127.0.0.1"), "{refused}");
+    let alice = first.user("alice").await;
+    let id = alice.prompt("kept").await;
+    first.stop().await;
+    let second = spawn_app(store_at(database.url())).await;
+    let (access, _) = second.login("alice").await;
+    let answer = second
+        .get(&format!("/api/prompts/{id}/"))
+        .bearer(&access)
+        .send()
+        .await;
+    assert_eq!(answer.json()["prompt"], "kept");
+}
