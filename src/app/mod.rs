@@ -84,7 +84,11 @@ impl App {
 
         let engine = Arc::new(load_engine(&config)?);
         let store = Store::open(&config.store, Some(engine.dimension())).await?;
-        let sole_server = store.be_alone().await?;
+        // Without Redis nothing keeps limits and events of several servers together.
+        let sole_server = match &config.redis {
+            None => store.be_alone().await?,
+            Some(_) => None,
+        };
         let model = engine.model_id().clone();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let observer = Arc::new(EmbeddingObserver(Arc::clone(&metrics)));

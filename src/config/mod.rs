@@ -430,14 +430,11 @@ mod tests {
 
     #[test]
     fn what_is_not_built_yet_is_refused_not_ignored() {
-        for secrets in [
-            Secrets {
-                openai_api_key: Some(Secret::new("sk-x")),
-                ..Secrets::default()
-            },
-        ] {
-            assert!(load(&[], secrets).is_err());
-        }
+        let secrets = Secrets {
+            openai_api_key: Some(Secret::new("sk-x")),
+            ..Secrets::default()
+        };
+        assert!(load(&[], secrets).is_err());
     }
 
     #[test]

@@ -251,9 +251,11 @@ async fn a_search_among_ones_own_reads_the_covering_index_alone_and_misses_nothi
             .unwrap();
         let plan: String = explained
             .iter()
-            .filter_map(|message| match message {
-                tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
-                _ => None,
+            .filter_map(|message| {
+                let tokio_postgres::SimpleQueryMessage::Row(row) = message else {
+                    return None;
+                };
+                row.get(0)
             })
             .collect::<Vec<_>>()
             .join("\n");
