@@ -393,6 +393,12 @@ async fn a_restarted_server_is_used_again_and_no_acknowledged_write_is_lost() {
     let before = store.stats().committed_operations;
     eventually!(store.stats().committed_operations > before + 50);
     stop.cancel();
+    let mut doubts = 0;
+    let mut all = Vec::new();
+    for (acknowledged, refused) in writers.join_all().await {
+        all.extend(acknowledged);
+        doubts += refused;
+    }
     let stored: HashSet<_> = store
         .list_prompts(alice, None, usize::MAX)
         .await
@@ -400,12 +406,6 @@ async fn a_restarted_server_is_used_again_and_no_acknowledged_write_is_lost() {
         .into_iter()
         .map(|prompt| prompt.id)
         .collect();
-    let mut doubts = 0;
-    let mut all = Vec::new();
-    for (acknowledged, refused) in writers.join_all().await {
-        all.extend(acknowledged);
-        doubts += refused;
-    }
     assert!(all.iter().all(|id| stored.contains(id)));
     assert!(doubts > 0, "the restart was noticed");
     // Only writes whose answer was lost may be stored beside those acknowledged: one a connection in use.
@@ -497,8 +497,17 @@ async fn only_one_server_may_be_alone() {
     let cut =
         "SELECT pg_terminate_backend(l.pid) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
                WHERE l.locktype = 'advisory' AND a.datname = current_database()";
+    let holder = "SELECT l.pid FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+                  WHERE l.locktype = 'advisory' AND l.granted AND a.datname = current_database()";
+    let before: i32 = client.query_one(holder, &[]).await.unwrap().get(0);
     client.query(cut, &[]).await.unwrap();
-    eventually!(first.ping().await.is_err());
+    eventually!(
+        client
+            .query_opt(holder, &[])
+            .await
+            .unwrap()
+            .is_some_and(|row| row.get::<_, i32>(0) != before)
+    );
     eventually!(first.ping().await.is_ok());
     assert!(holding.try_join_next().is_none());
 
