@@ -38,6 +38,12 @@ pub enum Command {
     User(UserCommand),
     /// Print the API's description, OpenAPI 3.1 as JSON
     Openapi,
+    /// Ask the server that listens on BIND_ADDR on this machine whether it is alive; for a container's health check
+    Health {
+        /// Ask whether it is ready to take requests
+        #[arg(long)]
+        ready: bool,
+    },
 }
 
 /// What can be done to accounts.

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use prompt_service::api::Documents;
-use prompt_service::app::{App, users};
+use prompt_service::app::{App, health_check, users};
 use prompt_service::cli::{self, Cli, Command};
 use prompt_service::config::{Config, Secrets};
 use prompt_service::telemetry;
@@ -46,6 +46,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     if let Command::Openapi = command {
         return Ok(std::io::stdout().write_all(&Documents::make().json)?);
     }
+    if let Command::Health { ready } = command {
+        return health_check::run(cli.settings.bind_addr, ready);
+    }
     let (log_format, directives) = (cli.settings.log_format, cli.settings.rust_log.clone());
     let config = Config::load(
         cli.settings,
@@ -56,7 +59,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::User(command) => {
             runtime.block_on(users::run(command, &config, &mut std::io::stdout()))
         }
-        Command::Serve | Command::Openapi => {
+        Command::Serve | Command::Openapi | Command::Health { .. } => {
             telemetry::init_logging(log_format, &directives).map_err(anyhow::Error::msg)?;
             runtime.block_on(async {
                 let (mut terminate, mut interrupt) = (

@@ -1,6 +1,7 @@
 //! The composition root: builds every part from the configuration, wires them, serves, and takes them down in order.
 //! The only place that knows which implementation stands behind each seam.
 
+pub mod health_check;
 mod observers;
 mod shared;
 mod store;

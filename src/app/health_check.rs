@@ -1,0 +1,137 @@
+//! The operator's question to a running service: one request to its own port. What a container's health check runs, so that the
+//! image needs no other program.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+
+/// How long connecting, and each read and write, may take. `/readyz` gives a store two seconds, so this is a little more.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// `HTTP/1.1 200`: the part of the answer that decides.
+const STATUS_LINE_BYTES: usize = 12;
+
+/// Asks the service that listens on `bind_addr` on this machine whether it is alive, or with `ready` whether it is ready.
+/// Blocks for a few seconds at most; reads no other setting, so it works beside whatever the server was started with.
+///
+/// # Errors
+/// One line: no fixed port, nobody there, or an answer other than 200.
+pub fn run(bind_addr: SocketAddr, ready: bool) -> anyhow::Result<()> {
+    ensure!(
+        bind_addr.port() != 0,
+        "BIND_ADDR: port 0 does not say where the server listens"
+    );
+    let path = if ready { "/readyz" } else { "/healthz" };
+    let answer = ask(reachable(bind_addr), path)
+        .with_context(|| format!("no answer from {bind_addr}{path}"))?;
+    let status = answer.strip_prefix("HTTP/1.1 ").unwrap_or("no HTTP");
+    ensure!(
+        status == "200",
+        "{bind_addr}{path} answered {status}, not 200"
+    );
+    Ok(())
+}
+
+/// The first bytes of the answer: its protocol and status, if it is one.
+fn ask(address: SocketAddr, path: &str) -> std::io::Result<String> {
+    let mut connection = TcpStream::connect_timeout(&address, PATIENCE)?;
+    connection.set_read_timeout(Some(PATIENCE))?;
+    connection.set_write_timeout(Some(PATIENCE))?;
+    write!(
+        connection,
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    )?;
+    let mut answer = Vec::new();
+    // To the end, though the status is all that counts: a server whose answer is cut off would log a broken connection.
+    connection.take(64 * 1024).read_to_end(&mut answer)?;
+    answer.truncate(STATUS_LINE_BYTES);
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+/// Where a listener on every address is reached from this machine.
+fn reachable(bind_addr: SocketAddr) -> SocketAddr {
+    let ip = match bind_addr.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, bind_addr.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+
+    /// A server for one request: returns where it listens, and afterwards the request.
+    fn answering(answer: &'static [u8]) -> (SocketAddr, thread::JoinHandle<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = thread::spawn(move || {
+            let (mut connection, _) = listener.accept().unwrap();
+            let mut request = [0; 1024];
+            let read = connection.read(&mut request).unwrap();
+            connection.write_all(answer).unwrap();
+            String::from_utf8_lossy(&request[..read]).into_owned()
+        });
+        (address, server)
+    }
+
+    #[test]
+    fn a_200_is_well_and_readiness_is_asked_for_by_its_own_path() {
+        for (ready, path) in [(false, "/healthz"), (true, "/readyz")] {
+            let (address, server) = answering(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}");
+            run(address, ready).unwrap();
+            let request = server.join().unwrap();
+            assert!(
+                request.starts_with(&format!("GET {path} HTTP/1.1\r\n")),
+                "{request}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_other_answer_is_an_error() {
+        for (answer, told) in [
+            (
+                &b"HTTP/1.1 503 Service Unavailable\r\n\r\n"[..],
+                "answered 503",
+            ),
+            (&b"SSH-2.0-OpenSSH\r\n"[..], "answered no HTTP"),
+            (&b""[..], "answered no HTTP"),
+        ] {
+            let (address, server) = answering(answer);
+            let error = run(address, true).unwrap_err().to_string();
+            assert!(error.contains(told), "{error}");
+            server.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn nobody_there_and_no_port_are_errors() {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = free.local_addr().unwrap();
+        drop(free);
+        let error = format!("{:#}", run(address, false).unwrap_err());
+        assert!(error.starts_with("no answer from 127.0.0.1:"), "{error}");
+        let error = run("127.0.0.1:0".parse().unwrap(), false).unwrap_err();
+        assert!(error.to_string().starts_with("BIND_ADDR: "));
+    }
+
+    #[test]
+    fn a_listener_on_every_address_is_asked_on_loopback() {
+        for (bound, asked) in [
+            ("0.0.0.0:8000", "127.0.0.1:8000"),
+            ("[::]:8000", "[::1]:8000"),
+            ("10.1.2.3:80", "10.1.2.3:80"),
+        ] {
+            assert_eq!(
+                reachable(bound.parse().unwrap()),
+                asked.parse::<SocketAddr>().unwrap()
+            );
+        }
+    }
+}
