@@ -7,10 +7,11 @@ PROFILE := --release --locked
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 VENV := $(TARGET)/venv/bin/python
 PYTEST := $(VENV) -m pytest -c tests/python/pytest.ini --rootdir tests/python
+VENV_DEPLOY := $(TARGET)/venv-deploy/bin/python
 BENCH ?=
 KILL_ROUNDS ?= 50
 
-.PHONY: help run build fmt check test test-rust test-service soak bench bench-engine bench-search bench-store bench-service test-servers python-env
+.PHONY: help run build fmt check test test-rust test-service soak bench bench-engine bench-search bench-store bench-service test-servers python-env test-deploy python-env-deploy
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -30,7 +31,7 @@ check: ## formatting, lints, documentation: what needs no running service
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --no-deps --document-private-items
 	$(PYTHON) tests/tools/check_documents.py
 
-test: test-rust test-service ## all tests: Rust's, then those that run the release binary from outside
+test: test-rust test-service test-deploy ## all tests: Rust's, the release binary from outside, what it is deployed with
 
 test-rust: test-servers ## unit and integration tests, those over HTTP on SQLite and again on PostgreSQL
 	$(CARGO) test $(PROFILE)
@@ -38,6 +39,9 @@ test-rust: test-servers ## unit and integration tests, those over HTTP on SQLite
 
 test-service: build python-env ## the release binary from outside: contract, SimpleJWT, schema, metrics, bad input, kill -9, shutdown
 	$(PYTEST) tests/python
+
+test-deploy: python-env-deploy ## image, compose files, workflows and AWS templates: linters, schemas, and stacks made on a stand-in of AWS
+	$(VENV_DEPLOY) -m pytest -c tests/deploy/pytest.ini --rootdir tests/deploy tests/deploy
 
 soak: build python-env ## kill -9 under load, KILL_ROUNDS (50) times over
 	KILL_ROUNDS=$(KILL_ROUNDS) $(PYTEST) -s tests/python/test_kill.py
@@ -61,3 +65,6 @@ test-servers:
 
 python-env:
 	@$(PYTHON) tests/tools/python_env.py >/dev/null
+
+python-env-deploy:
+	@$(PYTHON) tests/tools/python_env.py deploy >/dev/null

@@ -24,7 +24,13 @@ APT = HOME / "apt"
 
 # Tool: its package, and whether the packages that this one depends on are needed to run the tool. Prometheus depends on
 # web assets and an account for its daemon; promtool itself is one file.
-PACKAGES = {"curl": ("curl", True), "promtool": ("prometheus", False), "redis-server": ("redis-server", True), "wrk": ("wrk", True)}
+PACKAGES = {
+    "curl": ("curl", True),
+    "haproxy": ("haproxy", True),
+    "promtool": ("prometheus", False),
+    "redis-server": ("redis-server", True),
+    "wrk": ("wrk", True),
+}
 
 
 class Unavailable(Exception):
@@ -105,8 +111,8 @@ def path(tool):
     if start.is_file():
         return start
     fetch(tool)
-    executable = UNPACKED / "usr" / "bin" / tool
-    if not executable.is_file():
+    executable = next((found for folder in ("bin", "sbin") if (found := UNPACKED / "usr" / folder / tool).is_file()), None)
+    if executable is None:
         raise RuntimeError(f"package {PACKAGES[tool][0]} holds no {tool}")
     start.parent.mkdir(parents=True, exist_ok=True)
     libraries = shlex.quote(library_folders())

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Creates the Python environment of the tests, target/venv, and prints the path of its interpreter.
+"""Creates a Python environment of the tests and prints the path of its interpreter.
 
-    python3 tests/tools/python_env.py
+    python3 tests/tools/python_env.py           target/venv, from tests/requirements.txt
+    python3 tests/tools/python_env.py deploy    target/venv-deploy, from tests/requirements-deploy.txt
 
 Standard library only, so any Python 3.11 or newer can run it. An environment that was made from the same
 requirements by the same Python is left alone, which takes a few milliseconds.
@@ -15,9 +16,11 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-REQUIREMENTS = ROOT / "tests" / "requirements.txt"
+# Which of the environments: none, or the name of one that is apart because its packages are many and disagree with the others.
+SUFFIX = "".join(f"-{name}" for name in sys.argv[1:])
+REQUIREMENTS = ROOT / "tests" / f"requirements{SUFFIX}.txt"
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve()
-VENV = TARGET / "venv"
+VENV = TARGET / f"venv{SUFFIX}"
 INTERPRETER = VENV / "bin" / "python"
 STAMP = VENV / "stamp"
 
@@ -70,7 +73,7 @@ def ensure():
     shutil.rmtree(VENV, ignore_errors=True)
     if not install():
         sys.exit(
-            "could not install tests/requirements.txt: this needs pip (Debian, Ubuntu: python3-pip) "
+            f"could not install tests/{REQUIREMENTS.name}: this needs pip (Debian, Ubuntu: python3-pip) "
             "and access to a Python package index"
         )
     STAMP.write_text(wanted())

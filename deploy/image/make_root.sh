@@ -1,0 +1,34 @@
+#!/bin/sh
+# Puts together the root file system that a binary needs, and no more.
+#
+#   make_root.sh BINARY FOLDER      makes FOLDER/root and FOLDER/data
+#
+# The libraries are the ones that the dynamic linker itself names, so a new dependency cannot be forgotten.
+set -eu
+
+binary=$1
+root=$2/root
+data=$2/data
+mkdir -p "$root/etc/ssl/certs" "$data"
+cp "$binary" "$root/prompt-service"
+
+# Lines with a path: "libm.so.6 => /lib/x86_64-linux-gnu/libm.so.6 (0x…)" and "/lib64/ld-linux-x86-64.so.2 (0x…)".
+libraries=$(ldd "$binary")
+case $libraries in
+*"not found"*)
+    echo "make_root: a library is missing: $libraries" >&2
+    exit 1
+    ;;
+esac
+echo "$libraries" | sed -n 's/^[^/]*\(\/[^ ]*\).*/\1/p' | while read -r library; do
+    mkdir -p "$root$(dirname "$library")"
+    # The file itself in place of a link to it.
+    cp -L "$library" "$root$library"
+done
+
+cp -L /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
+# Without it the C library asks name servers first and, told that there is no such name, does not look into /etc/hosts.
+echo "hosts: files dns" >"$root/etc/nsswitch.conf"
+# Names for the numbers that files show; nobody can log in.
+echo "prompt:x:65532:65532::/data:/prompt-service" >"$root/etc/passwd"
+echo "prompt:x:65532:" >"$root/etc/group"
