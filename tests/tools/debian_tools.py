@@ -23,10 +23,11 @@ UNPACKED = HOME / "root"
 APT = HOME / "apt"
 
 # Tool: its package, and whether the packages that this one depends on are needed to run the tool. Prometheus depends on
-# web assets and an account for its daemon; promtool itself is one file.
+# web assets and an account for its daemon; its programs themselves are one file each.
 PACKAGES = {
     "curl": ("curl", True),
     "haproxy": ("haproxy", True),
+    "prometheus": ("prometheus", False),
     "promtool": ("prometheus", False),
     "redis-server": ("redis-server", True),
     "wrk": ("wrk", True),
