@@ -27,6 +27,18 @@ echo "$libraries" | sed -n 's/^[^/]*\(\/[^ ]*\).*/\1/p' | while read -r library;
 done
 
 cp -L /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
+
+# Which packages these files are of, where scanners for known weaknesses look in images without a package manager.
+if command -v dpkg-query >/dev/null; then
+    mkdir -p "$root/var/lib/dpkg/status.d"
+    cp -L /etc/os-release "$root/etc/"
+    {
+        echo ca-certificates
+        echo "$libraries" | sed -n 's/^[^/]*\(\/[^ ]*\).*/\1/p' | xargs dpkg-query --search | sed 's/:.*//'
+    } | sort -u | while read -r package; do
+        dpkg-query --status "$package" >"$root/var/lib/dpkg/status.d/$package"
+    done
+fi
 # Without it the C library asks name servers first and, told that there is no such name, does not look into /etc/hosts.
 echo "hosts: files dns" >"$root/etc/nsswitch.conf"
 # Names for the numbers that files show; nobody can log in.

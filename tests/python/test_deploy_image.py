@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 
 import httpx
@@ -70,6 +71,15 @@ def test_the_image_holds_the_libraries_that_the_binary_names_and_no_other_progra
     assert (image / "root" / interpreter.lstrip("/")).is_file()
     programs = [path for path in files if os.access(path, os.X_OK) and ".so" not in path.name]
     assert [path.name for path in programs] == ["prompt-service"]
+
+
+def test_the_image_says_which_packages_its_files_are_of_so_that_it_can_be_scanned(image):
+    if not shutil.which("dpkg-query"):
+        pytest.skip("no Debian here, as there is in the builder")
+    told = {path.name: path.read_text() for path in (image / "root/var/lib/dpkg/status.d").iterdir()}
+    assert {"libc6", "libgcc-s1", "ca-certificates"} <= set(told)
+    assert all(re.search(r"^Version: \S+$", text, re.MULTILINE) for text in told.values())
+    assert "ID=" in (image / "root/etc/os-release").read_text()
 
 
 def test_the_image_is_small(image):
