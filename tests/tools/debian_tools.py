@@ -27,6 +27,7 @@ APT = HOME / "apt"
 PACKAGES = {
     "curl": ("curl", True),
     "haproxy": ("haproxy", True),
+    "openssl": ("openssl", True),
     "prometheus": ("prometheus", False),
     "promtool": ("prometheus", False),
     "redis-server": ("redis-server", True),
