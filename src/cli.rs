@@ -12,7 +12,8 @@ Secrets have no flag; each is read from its variable, or from the file that NAME
   SECRET_KEY_FALLBACKS  further keys, separated by commas, that only verify
   DATABASE_URL          sqlite://PATH [default: a file in DATA_DIR]
   REDIS_URL             for several replicas; not served by this version
-  OPENAI_API_KEY        for a real upstream; not served by this version
+  OPENAI_API_KEY        goes to OPENAI_BASE_URL; without it no Authorization is sent
+and the variables that OPENAI_FALLBACK names.
 
 A .env file in the working directory is read if there is one; the environment goes before it.";
 

@@ -50,10 +50,12 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         return health_check::run(cli.settings.bind_addr, ready);
     }
     let (log_format, directives) = (cli.settings.log_format, cli.settings.rust_log.clone());
-    let config = Config::load(
-        cli.settings,
-        Secrets::read(|name| std::env::var(name).ok())?,
-    )?;
+    let variable = |name: &str| std::env::var(name).ok();
+    let mut secrets = Secrets::read(variable)?;
+    if let Some(fallbacks) = &cli.settings.upstream.openai_fallback {
+        secrets.read_fallback_keys(fallbacks, variable)?;
+    }
+    let config = Config::load(cli.settings, secrets)?;
     let runtime = tokio::runtime::Runtime::new().context("the runtime cannot be started")?;
     match command {
         Command::User(command) => {

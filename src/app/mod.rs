@@ -17,11 +17,11 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use self::observers::EmbeddingObserver;
+use self::observers::{EmbeddingObserver, UpstreamObserver};
 use self::shared::Shared;
 use self::store::{Finder, Store};
 use crate::api::{self, AppState, Documents, Lifecycle, Limits};
-use crate::config::Config;
+use crate::config::{Config, UpstreamConfig};
 use crate::credentials::{HashPool, Keys};
 use crate::data_dir::{self, DataDir};
 use crate::domain::Timestamp;
@@ -55,6 +55,7 @@ pub struct App {
     state: AppState,
     store: Store,
     sole_server: Option<SoleServer>,
+    llm: Arc<llm::Client>,
     embedder: Arc<Embedder>,
     finder: Finder,
     reembedding: Reembedding,
@@ -114,6 +115,7 @@ impl App {
 
         reembedding.plan().await.context("the store")?;
 
+        let llm = Arc::new(make_llm(config.upstream.as_ref(), &metrics)?);
         let hub = Arc::new(Hub::default());
         let hash_pool = HashPool::start(cores, LOGIN_QUEUE)?;
         let shared = Shared::build(&config, &hub, &metrics, started).await?;
@@ -132,7 +134,7 @@ impl App {
             embedder: Arc::clone(&embedder),
             model: model.clone(),
             similarity: Arc::clone(&similarity),
-            llm: Arc::new(llm::Client),
+            llm: Arc::clone(&llm),
             broker: Arc::clone(&shared.broker),
             encode_completed: api::encode_completed,
             metrics: Arc::clone(&metrics),
@@ -197,6 +199,7 @@ impl App {
             state,
             store,
             sole_server,
+            llm,
             embedder,
             finder,
             reembedding,
@@ -314,7 +317,15 @@ impl App {
     }
 
     fn log_start(&self) -> anyhow::Result<()> {
-        tracing::warn!("prompts are answered by the built-in mock: no upstream is set");
+        match self.llm.provider() {
+            "mock" => {
+                tracing::warn!("prompts are answered by the built-in mock: no upstream is set");
+            }
+            provider => {
+                let model = self.llm.model();
+                tracing::info!(provider, model, "prompts are answered by an upstream");
+            }
+        }
         if let Some(addr) = self.metrics_addr()? {
             tracing::info!(%addr, "listening for metrics");
         }
@@ -377,6 +388,17 @@ fn load_engine(config: &Config) -> anyhow::Result<Engine> {
     match &config.embedding_model_dir {
         None => Engine::bundled().context("the bundled model"),
         Some(dir) => Engine::from_dir(dir).context("EMBEDDING_MODEL_DIR"),
+    }
+}
+
+fn make_llm(
+    upstream: Option<&UpstreamConfig>,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<llm::Client> {
+    let observer = Arc::new(UpstreamObserver(Arc::clone(metrics)));
+    match upstream {
+        None => Ok(llm::Client::observed_mock(observer)),
+        Some(upstream) => llm::Client::new(upstream, observer).context("OPENAI_BASE_URL"),
     }
 }
 

@@ -3,8 +3,10 @@
 //! [`Settings`] declares every setting once, with its flag, variable, default and help text; [`Config::load`] turns the
 //! settings and the secrets into plain structs, one section a capability, in which nothing is left to check.
 
+mod base_url;
 mod secret;
 mod settings;
+mod upstream;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -12,8 +14,10 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+pub use base_url::{BaseUrl, is_private};
 pub use secret::{Secret, Secrets};
-pub use settings::{CookieSecure, LogFormat, Registration, Settings, SimilarScope};
+pub use settings::{ByteSize, CookieSecure, LogFormat, Registration, Settings, SimilarScope};
+pub use upstream::{Endpoint, Fallback, Fallbacks, UpstreamConfig, UpstreamSettings};
 
 use crate::domain::rate::{RateError, Rates};
 
@@ -50,6 +54,8 @@ pub struct Config {
     pub prompt_throttle: Rates,
     /// What a similarity search may see and hold.
     pub search: SearchConfig,
+    /// The LLM that answers; `None` is the built-in mock.
+    pub upstream: Option<UpstreamConfig>,
     /// A sentence-transformers folder in place of the bundled model.
     pub embedding_model_dir: Option<PathBuf>,
     /// The longest prompt or query, in characters.
@@ -173,7 +179,6 @@ impl Config {
     /// # Errors
     /// The first setting that cannot be used.
     pub fn load(settings: Settings, secrets: Secrets) -> Result<Self, Error> {
-        refuse_unbuilt(&settings, &secrets)?;
         let redis = redis_config(&settings, &secrets)?;
         let store = store_config(&settings, secrets.database_url)?;
         for key in secrets
@@ -189,6 +194,14 @@ impl Config {
                     ),
                 ));
             }
+        }
+        let upstream = upstream::checked(
+            &settings.upstream,
+            secrets.openai_api_key,
+            &secrets.openai_fallback_keys,
+        )?;
+        if upstream.is_some() {
+            check_registration(&settings)?;
         }
         let origins = settings
             .cors_allowed_origins
@@ -229,6 +242,7 @@ impl Config {
                 scope: settings.similar_scope,
                 memory_bytes: settings.search_memory.0,
             },
+            upstream,
             embedding_model_dir: settings.embedding_model_dir,
             max_prompt_chars: settings.max_prompt_chars as usize,
         })
@@ -238,18 +252,12 @@ impl Config {
 /// HS256 wants a key as long as its digest (RFC 7518, section 3.2).
 const MIN_KEY_BYTES: usize = 32;
 
-/// Settings of the contract that this version does not serve yet are refused rather than ignored.
-fn refuse_unbuilt(settings: &Settings, secrets: &Secrets) -> Result<(), Error> {
-    if secrets.openai_api_key.is_some() {
+/// Who can register can spend: with a real upstream, and where others can reach the service, that is the operator's decision.
+fn check_registration(settings: &Settings) -> Result<(), Error> {
+    if settings.registration.is_none() && !settings.bind_addr.ip().is_loopback() {
         return Err(Error::new(
-            "OPENAI_API_KEY",
-            "this version has the built-in mock only; unset it",
-        ));
-    }
-    if settings.openai_base_url.is_some() {
-        return Err(Error::new(
-            "OPENAI_BASE_URL",
-            "this version has the built-in mock only; unset it",
+            "REGISTRATION",
+            "set it to open or closed: with a real upstream, whoever may register spends your money",
         ));
     }
     Ok(())
@@ -429,15 +437,6 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_built_yet_is_refused_not_ignored() {
-        let secrets = Secrets {
-            openai_api_key: Some(Secret::new("sk-x")),
-            ..Secrets::default()
-        };
-        assert!(load(&[], secrets).is_err());
-    }
-
-    #[test]
     fn redis_needs_a_common_store_and_a_common_key() {
         let refusal = |redis: &str, database: Option<&str>, key: Option<&str>| {
             let secrets = Secrets {
@@ -460,6 +459,26 @@ mod tests {
         let error = refusal("http://hunter2@r", postgres, Some(&key));
         assert!(error.starts_with("REDIS_URL: "), "{error}");
         assert!(!error.contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn registration_is_a_decision_where_it_spends_money() {
+        let secrets = || Secrets {
+            openai_api_key: Some(Secret::new("sk-x")),
+            ..Secrets::default()
+        };
+        let public = ["--bind-addr", "0.0.0.0:8000"];
+        let error = load(&public, secrets()).unwrap_err().to_string();
+        assert!(error.starts_with("REGISTRATION: "), "{error}");
+        for flags in [
+            &["--bind-addr", "[::1]:8000"][..],
+            &["--bind-addr", "0.0.0.0:8000", "--registration", "open"],
+            &["--bind-addr", "0.0.0.0:8000", "--registration", "closed"],
+        ] {
+            assert!(load(flags, secrets()).unwrap().upstream.is_some());
+        }
+        let mock = load(&public, Secrets::default()).unwrap();
+        assert!(mock.upstream.is_none());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::Error;
+use super::{Error, Fallbacks};
 
 /// A value that must not be shown: its `Debug` form hides it, and it has no `Display`.
 #[derive(Clone, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub struct Secrets {
     pub secret_key_fallbacks: Vec<Secret>,
     /// `OPENAI_API_KEY`.
     pub openai_api_key: Option<Secret>,
+    /// The keys of `OPENAI_FALLBACK`, each under the variable that the list names.
+    pub openai_fallback_keys: Vec<(String, Secret)>,
 }
 
 impl Secrets {
@@ -61,7 +63,29 @@ impl Secrets {
                 .map(Secret::new)
                 .collect(),
             openai_api_key: read("OPENAI_API_KEY")?,
+            openai_fallback_keys: Vec::new(),
         })
+    }
+
+    /// Reads the keys that `fallbacks` name, those that are set.
+    ///
+    /// # Errors
+    /// A key given in both ways, or a file that cannot be read; the name in the message is the setting's.
+    pub fn read_fallback_keys(
+        &mut self,
+        fallbacks: &Fallbacks,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<(), Error> {
+        for name in fallbacks
+            .0
+            .iter()
+            .filter_map(|each| each.api_key_env.as_ref())
+        {
+            if let Some(key) = value_or_file("OPENAI_FALLBACK", name, &variable)? {
+                self.openai_fallback_keys.push((name.clone(), key));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -69,16 +93,28 @@ fn read_one(
     name: &'static str,
     variable: impl Fn(&str) -> Option<String>,
 ) -> Result<Option<Secret>, Error> {
+    value_or_file(name, name, variable)
+}
+
+/// The secret in the variable `name`, or in the file that its `_FILE` form names; errors speak of `setting`.
+fn value_or_file(
+    setting: &'static str,
+    name: &str,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<Option<Secret>, Error> {
     // An empty variable counts as unset: compose files pass every name through, set or not.
     let value = variable(name).filter(|value| !value.is_empty());
     let file = variable(&format!("{name}_FILE")).filter(|path| !path.is_empty());
     match (value, file) {
-        (Some(_), Some(_)) => Err(Error::new(name, "set it or its _FILE form, not both")),
+        (Some(_), Some(_)) => Err(Error::new(
+            setting,
+            "set a secret or its _FILE form, not both",
+        )),
         (Some(value), None) => Ok(Some(Secret::new(value))),
         (None, Some(path)) => match std::fs::read_to_string(path) {
             Ok(text) => Ok(Some(Secret::new(text.strip_suffix('\n').unwrap_or(&text)))),
             Err(error) => Err(Error::new(
-                name,
+                setting,
                 format!("its _FILE cannot be read: {}", error.kind()),
             )),
         },
@@ -111,6 +147,20 @@ mod tests {
     fn both_forms_at_once_are_refused() {
         let error = read(&[("SECRET_KEY", "a"), ("SECRET_KEY_FILE", "/b")]).unwrap_err();
         assert!(error.to_string().starts_with("SECRET_KEY: "));
+    }
+
+    #[test]
+    fn a_fallbacks_key_is_read_from_the_variable_it_names() {
+        let list: Fallbacks = r#"[{"model": "m", "base_url": "https://a", "api_key_env": "A_KEY"},
+            {"model": "m", "base_url": "https://b", "api_key_env": "B_KEY"},
+            {"model": "m", "base_url": "https://c"}]"#
+            .parse()
+            .unwrap();
+        let mut secrets = Secrets::default();
+        let variable = |name: &str| (name == "B_KEY").then(|| "sk-b".to_owned());
+        secrets.read_fallback_keys(&list, variable).unwrap();
+        let expected = ("B_KEY".to_owned(), Secret::new("sk-b"));
+        assert_eq!(secrets.openai_fallback_keys, [expected]);
     }
 
     #[test]

@@ -7,6 +7,8 @@ use std::str::FromStr;
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 
+use super::UpstreamSettings;
+
 /// Who may register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Registration {
@@ -110,9 +112,9 @@ pub struct Settings {
     #[arg(long, env, value_delimiter = ',', global = true)]
     pub trusted_proxies: Vec<IpNet>,
 
-    /// Address of an OpenAI-compatible upstream
-    #[arg(long, env, global = true)]
-    pub openai_base_url: Option<String>,
+    /// The LLM that answers.
+    #[command(flatten)]
+    pub upstream: UpstreamSettings,
 
     /// Posted prompts for each user: rates such as 1/s,10/min (s, min, h, day; up to 10000 each), or off
     #[arg(long, env, default_value = "1/s,10/min", global = true)]

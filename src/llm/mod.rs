@@ -1,45 +1,162 @@
-//! The upstream that answers prompts: for now the built-in mock alone.
+//! The upstream that answers prompts: anything that speaks OpenAI's chat-completions protocol, or the built-in mock.
+
+mod admission;
+mod mock;
+mod observer;
+mod openai;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use admission::{Busy, CallPermit};
+pub use observer::{Asked, BreakerState, Event, Observer};
+pub use openai::Error;
+
+use self::admission::Admission;
+use self::observer::Unobserved;
+use self::openai::Upstreams;
+use crate::config::UpstreamConfig;
+use crate::domain::FailureCode;
 
 /// What the upstream answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Completion {
-    /// The answer's text.
+    /// The answer's text, without NUL; may be empty.
     pub text: String,
-    /// The model that answered, as the upstream names it.
+    /// The model that answered, as the upstream names it; one line of at most 200 characters.
     pub model: String,
+    /// Why the answer ends, as the upstream says: `stop`, `length`, …; one line of at most 64 characters.
+    pub finish_reason: Option<String>,
     /// Tokens of the question, if the upstream counts them.
     pub prompt_tokens: Option<u32>,
     /// Tokens of the answer, if the upstream counts them.
     pub completion_tokens: Option<u32>,
+    /// From asking the upstream first until its answer was there whole, with all attempts and the waits between them.
+    pub upstream_duration: Duration,
 }
 
-/// A client of the built-in mock, which answers at once, the same text for the same prompt.
-#[derive(Debug, Default)]
-pub struct Client;
+/// Why there is no answer. Quotes nothing of the upstream's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{detail}")]
+pub struct Failure {
+    /// The client's code.
+    pub code: FailureCode,
+    /// A sentence for humans.
+    pub detail: &'static str,
+    /// When it may be worth trying again; always there with `UpstreamUnavailable`.
+    pub retry_after: Option<Duration>,
+}
+
+/// A client of the configured upstream, or of the mock.
+#[derive(Debug)]
+pub struct Client {
+    kind: Kind,
+    admission: Arc<Admission>,
+}
+
+enum Kind {
+    Mock(Arc<dyn Observer>),
+    OpenAi(Box<Upstreams>),
+}
+
+impl std::fmt::Debug for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Mock(_) => f.write_str("Mock"),
+            Self::OpenAi(upstreams) => std::fmt::Debug::fmt(upstreams, f),
+        }
+    }
+}
+
+/// What the mock is counted under.
+const MOCK: Asked<'static> = Asked {
+    provider: mock::NAME,
+    model: mock::NAME,
+};
 
 impl Client {
-    /// The upstream's name, under which durations are counted.
-    pub fn provider(&self) -> &'static str {
-        "mock"
+    /// The built-in mock, which admits everybody.
+    pub fn mock() -> Self {
+        Self::observed_mock(Arc::new(Unobserved))
     }
 
-    /// The model that is asked.
-    pub fn model(&self) -> &'static str {
-        "mock"
+    /// The built-in mock, watched.
+    pub fn observed_mock(observer: Arc<dyn Observer>) -> Self {
+        observer.observe(Event::Announced(MOCK));
+        Self {
+            admission: Admission::new(usize::MAX, Arc::clone(&observer)),
+            kind: Kind::Mock(observer),
+        }
+    }
+
+    /// A client of real upstreams. Nothing is connected yet.
+    ///
+    /// # Errors
+    /// If TLS is needed and cannot be set up.
+    pub fn new(config: &UpstreamConfig, observer: Arc<dyn Observer>) -> Result<Self, Error> {
+        Ok(Self {
+            admission: Admission::new(config.max_in_flight, Arc::clone(&observer)),
+            kind: Kind::OpenAi(Box::new(Upstreams::new(config, observer)?)),
+        })
+    }
+
+    /// The kind of upstream that is asked first, as metrics name it: `mock`, `openai` or `openai-compatible`.
+    pub fn provider(&self) -> &str {
+        self.first().provider
+    }
+
+    /// The model that is asked first.
+    pub fn model(&self) -> &str {
+        self.first().model
+    }
+
+    fn first(&self) -> Asked<'_> {
+        match &self.kind {
+            Kind::Mock(_) => MOCK,
+            Kind::OpenAi(upstreams) => upstreams.first(),
+        }
+    }
+
+    /// A place among the calls in flight.
+    ///
+    /// # Errors
+    /// [`Busy`] at once if all are taken; nothing was begun then.
+    pub fn admit(&self) -> Result<CallPermit, Busy> {
+        self.admission.admit()
     }
 
     /// Answers a prompt.
-    #[expect(
-        clippy::unused_async,
-        reason = "every upstream but the mock waits for the network"
-    )]
-    pub async fn complete(&self, prompt: &str) -> Completion {
-        Completion {
-            text: format!("[mock] You said: {prompt}"),
-            model: self.model().to_owned(),
-            prompt_tokens: None,
-            completion_tokens: None,
-        }
+    ///
+    /// With `on_delta` the upstream is asked to stream, and each piece of text is handed over as it arrives; it is called on the async
+    /// thread and has to be quick. The completion holds the whole text in either case.
+    ///
+    /// Dropping the future gives the call up and its connection with it; the upstream may have worked on it all the same.
+    ///
+    /// # Errors
+    /// [`Failure`] after the last attempt; pieces may have been handed over before.
+    pub async fn complete(
+        &self,
+        permit: CallPermit,
+        prompt: &str,
+        on_delta: Option<&mut (dyn FnMut(&str) + Send)>,
+    ) -> Result<Completion, Failure> {
+        let completion = match &self.kind {
+            Kind::OpenAi(upstreams) => upstreams.complete(prompt, on_delta).await,
+            Kind::Mock(observer) => {
+                let began = Instant::now();
+                let completion = mock::complete(prompt, on_delta);
+                observer.observe(Event::Ended {
+                    asked: MOCK,
+                    duration: began.elapsed(),
+                    error_type: None,
+                    prompt_tokens: None,
+                    completion_tokens: None,
+                });
+                Ok(completion)
+            }
+        };
+        drop(permit);
+        completion
     }
 }
 
@@ -49,8 +166,23 @@ mod tests {
 
     #[tokio::test]
     async fn the_mock_repeats_what_it_was_told() {
-        let completion = Client.complete("hello world").await;
+        let client = Client::mock();
+        let permit = client.admit().unwrap();
+        let completion = client.complete(permit, "hello world", None).await.unwrap();
         assert_eq!(completion.text, "[mock] You said: hello world");
         assert_eq!(completion.model, "mock");
+    }
+
+    #[tokio::test]
+    async fn the_mock_streams_word_by_word() {
+        let client = Client::mock();
+        let mut pieces = Vec::new();
+        let mut keep = |piece: &str| pieces.push(piece.to_owned());
+        let permit = client.admit().unwrap();
+        let completion = client
+            .complete(permit, "hello  world", Some(&mut keep))
+            .await;
+        assert!(pieces.len() > 3);
+        assert_eq!(pieces.concat(), completion.unwrap().text);
     }
 }

@@ -1,7 +1,7 @@
 //! Posting, listing, reading and deleting prompts.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio_util::task::TaskTracker;
 
@@ -59,15 +59,6 @@ pub struct Prompts(Arc<Parts>);
 impl Prompts {
     /// Puts the use cases on their parts.
     pub fn new(parts: Parts) -> Self {
-        // Made before the first observation, so that a dashboard can tell "none yet" from "not measured".
-        for kind in ["input", "output"] {
-            parts.metrics.gen_ai_client_token_usage.with_label_values(&[
-                "chat",
-                parts.llm.provider(),
-                parts.llm.model(),
-                kind,
-            ]);
-        }
         Self(Arc::new(parts))
     }
 
@@ -80,7 +71,12 @@ impl Prompts {
     pub async fn create(&self, new: CreatePrompt) -> Result<Prompt, Error> {
         let parts = &self.0;
         let permit = parts.embedder.admit(new.user_id, Class::Post)?;
-        let task = parts.tasks.spawn(run(Arc::clone(parts), permit, new));
+        let call = parts
+            .llm
+            .admit()
+            .map_err(|busy| Error::Overloaded(busy.retry_after))?;
+        let run = run(Arc::clone(parts), permit, call, new);
+        let task = parts.tasks.spawn(run);
         task.await.map_err(Error::internal)?
     }
 
@@ -139,12 +135,17 @@ impl Prompts {
     }
 }
 
-async fn run(parts: Arc<Parts>, permit: Permit, new: CreatePrompt) -> Result<Prompt, Error> {
+async fn run(
+    parts: Arc<Parts>,
+    permit: Permit,
+    call: llm::CallPermit,
+    new: CreatePrompt,
+) -> Result<Prompt, Error> {
     let (completion, embedding) = tokio::join!(
-        complete(&parts, &new.prompt),
+        parts.llm.complete(call, &new.prompt, None),
         embed(&parts, permit, new.prompt.clone()),
     );
-    let (completion, llm_duration) = completion;
+    let completion = completion.map_err(Error::unavailable)?;
     let embedding = embedding?;
     let prompt = parts
         .store
@@ -156,7 +157,9 @@ async fn run(parts: Arc<Parts>, permit: Permit, new: CreatePrompt) -> Result<Pro
             status: PromptStatus::Completed,
             error: None,
             created_at: new.now,
-            llm_duration_ms: Some(u32::try_from(llm_duration.as_millis()).unwrap_or(u32::MAX)),
+            llm_duration_ms: Some(
+                u32::try_from(completion.upstream_duration.as_millis()).unwrap_or(u32::MAX),
+            ),
             prompt_tokens: completion.prompt_tokens,
             completion_tokens: completion.completion_tokens,
             embedding: Some((parts.model.clone(), embedding.clone())),
@@ -176,30 +179,6 @@ async fn run(parts: Arc<Parts>, permit: Permit, new: CreatePrompt) -> Result<Pro
             .publish(prompt.user_id, (parts.encode_completed)(&prompt));
     }
     Ok(prompt)
-}
-
-async fn complete(parts: &Parts, prompt: &str) -> (llm::Completion, Duration) {
-    let started = Instant::now();
-    let completion = parts.llm.complete(prompt).await;
-    let took = started.elapsed();
-    let (provider, model) = (parts.llm.provider(), parts.llm.model());
-    let metrics = &parts.metrics;
-    metrics
-        .gen_ai_client_operation_duration
-        .with_label_values(&["chat", provider, model, ""])
-        .observe(took.as_secs_f64());
-    for (kind, tokens) in [
-        ("input", completion.prompt_tokens),
-        ("output", completion.completion_tokens),
-    ] {
-        if let Some(tokens) = tokens {
-            metrics
-                .gen_ai_client_token_usage
-                .with_label_values(&["chat", provider, model, kind])
-                .observe(f64::from(tokens));
-        }
-    }
-    (completion, took)
 }
 
 async fn embed(

@@ -80,6 +80,14 @@ metrics! {
     gen_ai_client_operation_duration: HistogramVec = |help| histograms("gen_ai_client_operation_duration_seconds", help, GEN_AI_DURATION_BOUNDS, &["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "error_type"]);
     /// Tokens read and written by the upstream.
     gen_ai_client_token_usage: HistogramVec = |help| histograms("gen_ai_client_token_usage", help, GEN_AI_TOKEN_BOUNDS, &["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "gen_ai_token_type"]);
+    /// Time from asking the upstream to the first text of a streamed answer.
+    gen_ai_client_time_to_first_chunk: HistogramVec = |help| histograms("gen_ai_client_operation_time_to_first_chunk_seconds", help, GEN_AI_DURATION_BOUNDS, &["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model"]);
+    /// Calls to the upstream in flight.
+    upstream_calls_in_flight: IntGauge = |help| gauge("upstream_calls_in_flight", help);
+    /// Attempts repeated at the same upstream, by what went wrong before.
+    upstream_retries: IntCounterVec = |help| counters("upstream_retries_total", help, &["upstream", "error_type"]);
+    /// Whether an upstream's circuit breaker is closed (0), half-open (1) or open (2).
+    upstream_breaker_state: GaugeVec = |help| gauges("upstream_breaker_state", help, &["upstream"]);
     /// Time from asking for an embedding to having it, waiting included.
     embedding_duration: HistogramVec = |help| histograms("embedding_duration_seconds", help, DURATION_BOUNDS, &["purpose"]);
     /// Texts embedded together.
@@ -88,7 +96,7 @@ metrics! {
     embedding_queue_depth: IntGauge = |help| gauge("embedding_queue_depth", help);
     /// Texts that needed no computing: found in the cache, or asked for twice at once.
     embedding_saved: IntCounterVec = |help| counters("embedding_saved_total", help, &["how"]);
-    /// Requests refused because too many texts wait already.
+    /// Requests refused because too many texts wait, or too many calls to the upstream are in flight.
     overloaded: IntCounter = |help| counter("overloaded_requests_total", help);
     /// Time of a similarity search without the embedding of its query.
     search_duration: HistogramVec = |help| histograms("search_duration_seconds", help, DURATION_BOUNDS, &["scope"]);

@@ -1,0 +1,384 @@
+//! The upstream that answers prompts: its settings, and what the client is built from.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::Args;
+use serde::Deserialize;
+
+use super::{BaseUrl, ByteSize, Error, Secret};
+
+/// The settings of the upstream that are no secrets.
+#[derive(Args, Clone, Debug)]
+pub struct UpstreamSettings {
+    /// Address of an OpenAI-compatible upstream, https or private [default: OpenAI's if there is a key, else a mock answers]
+    #[arg(long, env, global = true)]
+    pub openai_base_url: Option<String>,
+
+    /// The model that is asked
+    #[arg(long, env, default_value = "gpt-5-mini", global = true)]
+    pub openai_model: String,
+
+    /// What the model is told before each prompt [default: nothing]
+    #[arg(long, env, global = true)]
+    pub system_prompt: Option<String>,
+
+    /// Most tokens of an answer [default: the upstream's]
+    #[arg(long, env, value_parser = clap::value_parser!(u32).range(1..), global = true)]
+    pub openai_max_tokens: Option<u32>,
+
+    /// Sampling temperature, 0 to 2 [default: the upstream's]
+    #[arg(long, env, global = true)]
+    pub openai_temperature: Option<f64>,
+
+    /// Nucleus sampling, above 0 up to 1 [default: the upstream's]
+    #[arg(long, env, global = true)]
+    pub openai_top_p: Option<f64>,
+
+    /// Longest time to a connection with the upstream, TLS included
+    #[arg(long, env, default_value = "5s", global = true)]
+    pub openai_connect_timeout: humantime::Duration,
+
+    /// Longest time to the first token of a streamed answer
+    #[arg(long, env, default_value = "60s", global = true)]
+    pub openai_first_token_timeout: humantime::Duration,
+
+    /// Longest silence within an answer that has begun
+    #[arg(long, env, default_value = "30s", global = true)]
+    pub openai_token_timeout: humantime::Duration,
+
+    /// Longest time to a whole answer, with all retries and fallbacks
+    #[arg(long, env, default_value = "2m", global = true)]
+    pub openai_total_timeout: humantime::Duration,
+
+    /// Further tries of each upstream, all before the first token
+    #[arg(long, env, default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=10), global = true)]
+    pub openai_max_retries: u32,
+
+    /// Calls in flight; further ones are refused at once with 503
+    #[arg(long, env, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=100_000), global = true)]
+    pub openai_max_in_flight: u32,
+
+    /// Longest answer, in bytes of its text; a longer one is a failure
+    #[arg(long, env, default_value = "1MiB", global = true)]
+    pub openai_max_response_bytes: ByteSize,
+
+    /// Upstreams to ask when the first fails, in order: [{"model": "…", "base_url": "https://…", "api_key_env": "NAME"}, …]
+    #[arg(long, env, global = true)]
+    pub openai_fallback: Option<Fallbacks>,
+}
+
+/// One entry of `OPENAI_FALLBACK`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fallback {
+    /// The model that is asked.
+    pub model: String,
+    /// Where.
+    pub base_url: String,
+    /// The variable that holds the key; none sends no `Authorization`.
+    pub api_key_env: Option<String>,
+}
+
+/// The whole of `OPENAI_FALLBACK`, a JSON list.
+#[derive(Clone, Debug, Default)]
+pub struct Fallbacks(pub Vec<Fallback>);
+
+impl FromStr for Fallbacks {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        // The parser's own message may quote the text, in which somebody may have put a key after all.
+        let list: Vec<Fallback> = serde_json::from_str(text).map_err(
+            |_| r#"must be a JSON list of {"model": "…", "base_url": "…", "api_key_env": "NAME"}"#,
+        )?;
+        for fallback in &list {
+            if let Some(name) = &fallback.api_key_env
+                && !is_variable_name(name)
+            {
+                return Err("api_key_env must be the name of a variable, such as BACKUP_API_KEY");
+            }
+        }
+        Ok(Self(list))
+    }
+}
+
+/// A real upstream and how it is asked. Without one, the mock answers.
+#[derive(Clone, Debug)]
+pub struct UpstreamConfig {
+    /// Who is asked, in order; never empty.
+    pub endpoints: Vec<Endpoint>,
+    /// What the model is told before each prompt.
+    pub system_prompt: Option<String>,
+    /// Most tokens of an answer.
+    pub max_tokens: Option<u32>,
+    /// Sampling temperature, 0 to 2.
+    pub temperature: Option<f64>,
+    /// Nucleus sampling, above 0 up to 1.
+    pub top_p: Option<f64>,
+    /// Longest time to a connection, name lookup and TLS included.
+    pub connect_timeout: Duration,
+    /// Longest time from asking an upstream to the first token of a streamed answer.
+    pub first_token_timeout: Duration,
+    /// Longest silence within an answer that has begun.
+    pub token_timeout: Duration,
+    /// Longest time to a whole answer, with all retries and fallbacks.
+    pub total_timeout: Duration,
+    /// Further tries of each upstream.
+    pub max_retries: u32,
+    /// Calls in flight.
+    pub max_in_flight: usize,
+    /// Longest answer, in bytes of its text.
+    pub max_response_bytes: usize,
+}
+
+/// One upstream: a model somewhere.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    /// The model that is asked.
+    pub model: String,
+    /// Where.
+    pub base_url: BaseUrl,
+    /// The key that goes there and nowhere else.
+    pub api_key: Option<Secret>,
+}
+
+/// Checks the settings of the upstream; `None` means the mock.
+///
+/// # Errors
+/// The first setting that cannot be used.
+pub(super) fn checked(
+    settings: &UpstreamSettings,
+    api_key: Option<Secret>,
+    fallback_keys: &[(String, Secret)],
+) -> Result<Option<UpstreamConfig>, Error> {
+    let base_url = settings.openai_base_url.as_deref();
+    let fallbacks = settings.openai_fallback.clone().unwrap_or_default().0;
+    // An empty variable counts as unset, as it does for secrets.
+    let base_url = match (base_url.filter(|url| !url.is_empty()), &api_key) {
+        (None, None) if fallbacks.is_empty() => return Ok(None),
+        (None, None) => {
+            return Err(Error::new(
+                "OPENAI_FALLBACK",
+                "there is no first upstream: set OPENAI_API_KEY or OPENAI_BASE_URL too",
+            ));
+        }
+        (None, Some(_)) => OPENAI,
+        (Some(url), _) => url,
+    };
+    let mut endpoints = vec![Endpoint {
+        model: checked_model("OPENAI_MODEL", &settings.openai_model)?,
+        base_url: BaseUrl::parse(base_url)
+            .map_err(|problem| Error::new("OPENAI_BASE_URL", problem))?,
+        api_key: checked_key("OPENAI_API_KEY", api_key)?,
+    }];
+    for (at, fallback) in fallbacks.into_iter().enumerate() {
+        endpoints.push(checked_fallback(at + 1, fallback, fallback_keys)?);
+    }
+    let in_range = |setting, value: Option<f64>, least: f64, most: f64| match value {
+        Some(value) if !(least..=most).contains(&value) => Err(Error::new(
+            setting,
+            format!("must be from {least} to {most}"),
+        )),
+        Some(_) | None => Ok(value),
+    };
+    Ok(Some(UpstreamConfig {
+        endpoints,
+        system_prompt: settings
+            .system_prompt
+            .clone()
+            .filter(|prompt| !prompt.trim().is_empty()),
+        max_tokens: settings.openai_max_tokens,
+        temperature: in_range("OPENAI_TEMPERATURE", settings.openai_temperature, 0.0, 2.0)?,
+        top_p: in_range("OPENAI_TOP_P", settings.openai_top_p, 0.001, 1.0)?,
+        connect_timeout: timeout("OPENAI_CONNECT_TIMEOUT", settings.openai_connect_timeout)?,
+        first_token_timeout: timeout(
+            "OPENAI_FIRST_TOKEN_TIMEOUT",
+            settings.openai_first_token_timeout,
+        )?,
+        token_timeout: timeout("OPENAI_TOKEN_TIMEOUT", settings.openai_token_timeout)?,
+        total_timeout: timeout("OPENAI_TOTAL_TIMEOUT", settings.openai_total_timeout)?,
+        max_retries: settings.openai_max_retries,
+        max_in_flight: settings.openai_max_in_flight as usize,
+        max_response_bytes: response_bytes(settings.openai_max_response_bytes)?,
+    }))
+}
+
+/// Where a key alone leads.
+const OPENAI: &str = "https://api.openai.com/v1";
+/// Text that is stored in one row and sent in one event.
+const MOST_RESPONSE_BYTES: u64 = 64 << 20;
+
+fn checked_fallback(
+    at: usize,
+    fallback: Fallback,
+    keys: &[(String, Secret)],
+) -> Result<Endpoint, Error> {
+    const SETTING: &str = "OPENAI_FALLBACK";
+    let key = match &fallback.api_key_env {
+        None => None,
+        Some(name) => {
+            let found = keys.iter().find(|(known, _)| known == name);
+            let (_, key) = found.ok_or_else(|| {
+                Error::new(
+                    SETTING,
+                    format!("entry {at}: the variable that api_key_env names is not set"),
+                )
+            })?;
+            Some(key.clone())
+        }
+    };
+    Ok(Endpoint {
+        model: checked_model(SETTING, &fallback.model)?,
+        base_url: BaseUrl::parse(&fallback.base_url).map_err(|problem| {
+            Error::new(SETTING, format!("entry {at}: its base_url {problem}"))
+        })?,
+        api_key: checked_key(SETTING, key)?,
+    })
+}
+
+/// A model's name ends up in metrics and in each row.
+fn checked_model(setting: &'static str, name: &str) -> Result<String, Error> {
+    if name.is_empty() || name.len() > 200 || name.chars().any(char::is_control) {
+        return Err(Error::new(
+            setting,
+            "a model's name has 1 to 200 bytes, without control characters",
+        ));
+    }
+    Ok(name.to_owned())
+}
+
+/// A key travels in a header, so it must be able to.
+fn checked_key(setting: &'static str, key: Option<Secret>) -> Result<Option<Secret>, Error> {
+    match &key {
+        Some(key) if !key.expose().bytes().all(|byte| byte.is_ascii_graphic()) => Err(Error::new(
+            setting,
+            "a key has visible ASCII characters only: is there a blank or a line break in it?",
+        )),
+        Some(_) | None => Ok(key),
+    }
+}
+
+fn timeout(setting: &'static str, value: humantime::Duration) -> Result<Duration, Error> {
+    let value = Duration::from(value);
+    if value < Duration::from_millis(1) || value > Duration::from_secs(3600) {
+        return Err(Error::new(setting, "must be from 1ms to 1h"));
+    }
+    Ok(value)
+}
+
+fn response_bytes(size: ByteSize) -> Result<usize, Error> {
+    usize::try_from(size.0)
+        .ok()
+        .filter(|_| (1..=MOST_RESPONSE_BYTES).contains(&size.0))
+        .ok_or_else(|| Error::new("OPENAI_MAX_RESPONSE_BYTES", "must be from 1 to 64MiB"))
+}
+
+/// A name that a shell could set, in capitals: a key put in its place by mistake hardly ever is one.
+fn is_variable_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_uppercase() || c == '_')
+        && name
+            .chars()
+            .all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_')
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        settings: UpstreamSettings,
+    }
+
+    fn load(
+        flags: &[&str],
+        key: Option<&str>,
+        keys: &[(&str, &str)],
+    ) -> Result<Option<UpstreamConfig>, Error> {
+        let line = std::iter::once("prompt-service").chain(flags.iter().copied());
+        let keys: Vec<_> = keys
+            .iter()
+            .map(|(name, key)| ((*name).to_owned(), Secret::new(*key)))
+            .collect();
+        let settings = Line::parse_from(line).settings;
+        checked(&settings, key.map(Secret::new), &keys)
+    }
+
+    #[test]
+    fn neither_key_nor_address_means_the_mock() {
+        assert!(load(&[], None, &[]).unwrap().is_none());
+        assert!(
+            load(&["--openai-base-url", ""], None, &[])
+                .unwrap()
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn a_key_alone_leads_to_openai_and_an_address_alone_sends_no_key() {
+        let config = load(&[], Some("sk-x"), &[]).unwrap().unwrap();
+        assert!(config.endpoints[0].base_url.is_openai());
+        assert_eq!(config.endpoints[0].api_key, Some(Secret::new("sk-x")));
+        let flags = ["--openai-base-url", "http://localhost:11434/v1"];
+        let config = load(&flags, None, &[]).unwrap().unwrap();
+        assert_eq!(config.endpoints[0].api_key, None);
+    }
+
+    #[test]
+    fn a_fallback_has_the_key_that_it_names() {
+        let list = r#"[{"model": "a", "base_url": "https://a.example/v1", "api_key_env": "A_KEY"},
+                       {"model": "b", "base_url": "http://127.0.0.1:1/v1"}]"#;
+        let flags = ["--openai-fallback", list];
+        let config = load(&flags, Some("sk-x"), &[("A_KEY", "sk-a")]);
+        let endpoints = config.unwrap().unwrap().endpoints;
+        let keys: Vec<_> = endpoints.iter().map(|each| each.api_key.clone()).collect();
+        let secret = |key| Some(Secret::new(key));
+        assert_eq!(keys, [secret("sk-x"), secret("sk-a"), None]);
+
+        let error = load(&flags, Some("sk-x"), &[]).unwrap_err().to_string();
+        assert!(error.starts_with("OPENAI_FALLBACK: entry 1"), "{error}");
+        let error = load(&flags, None, &[("A_KEY", "sk-a")]).unwrap_err();
+        assert!(error.to_string().starts_with("OPENAI_FALLBACK: "));
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_told_by_name_without_its_value() {
+        for (flags, key) in [
+            (&["--openai-base-url", "http://8.8.8.8/hunter2"][..], None),
+            (&["--openai-temperature", "2.5"], Some("x")),
+            (&["--openai-top-p", "0"], Some("x")),
+            (&["--openai-model", ""], Some("x")),
+            (&["--openai-total-timeout", "2h"], Some("x")),
+            (&["--openai-max-response-bytes", "1GiB"], Some("x")),
+        ] {
+            let error = load(flags, key, &[]).unwrap_err().to_string();
+            let name = flags[0].trim_start_matches('-').replace('-', "_");
+            assert!(error.starts_with(&name.to_uppercase()), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+        let error = load(&[], Some("hunter2\n"), &[]).unwrap_err().to_string();
+        assert!(error.starts_with("OPENAI_API_KEY: ") && !error.contains("hunter2"));
+    }
+
+    #[test]
+    fn a_list_of_fallbacks_is_checked_without_being_quoted() {
+        for bad in [
+            "x",
+            "{}",
+            r#"[{"model": "a"}]"#,
+            r#"[{"model": "a", "base_url": "https://a", "api_key": "sk-hunter2"}]"#,
+            r#"[{"model": "a", "base_url": "https://a", "api_key_env": "sk-hunter2"}]"#,
+        ] {
+            let error = bad.parse::<Fallbacks>().unwrap_err();
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+        assert!("".parse::<Fallbacks>().unwrap().0.is_empty());
+    }
+}

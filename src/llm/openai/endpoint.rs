@@ -1,0 +1,107 @@
+//! One upstream: where it is, its key, its connections, and how it has been doing.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderValue, USER_AGENT,
+};
+use hyper::{Request, Uri};
+use rustls::ClientConfig;
+
+use super::breaker::Breaker;
+use super::retry::Budget;
+use super::transport::Transport;
+use crate::config;
+use crate::llm::Asked;
+
+const USER_AGENT_VALUE: &str = concat!("prompt-service/", env!("CARGO_PKG_VERSION"));
+
+/// One upstream. Its key is in the one header that goes to its own address, and nowhere else.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// How it is called in metrics and in the log: `primary`, `fallback-1`, …
+    pub name: String,
+    /// What is asked, and where.
+    pub config: config::Endpoint,
+    /// Its kind, as metrics name it.
+    pub provider: &'static str,
+    /// Its connections.
+    pub transport: Transport,
+    /// Whether it is left alone for now.
+    pub breaker: Breaker,
+    /// How many retries there may be.
+    pub budget: Budget,
+    uri: Uri,
+    authorization: Option<HeaderValue>,
+}
+
+impl Endpoint {
+    /// The upstream at that place of the list.
+    ///
+    /// # Errors
+    /// An address or key that cannot be sent, which checked settings do not have.
+    pub fn new(
+        at: usize,
+        config: &config::Endpoint,
+        tls: Arc<ClientConfig>,
+        connect_timeout: Duration,
+    ) -> Result<Self, hyper::http::Error> {
+        let is_https = config.base_url.is_https();
+        let authorization = match &config.api_key {
+            None => None,
+            Some(key) => {
+                let mut value = HeaderValue::try_from(format!("Bearer {}", key.expose()))?;
+                // Keeps it out of every debug form.
+                value.set_sensitive(true);
+                Some(value)
+            }
+        };
+        Ok(Self {
+            name: match at {
+                0 => "primary".to_owned(),
+                at => format!("fallback-{at}"),
+            },
+            provider: match config.base_url.is_openai() {
+                true => "openai",
+                false => "openai-compatible",
+            },
+            transport: Transport::new(tls, is_https, connect_timeout),
+            breaker: Breaker::default(),
+            budget: Budget::new(Instant::now()),
+            uri: config.base_url.join("/chat/completions").try_into()?,
+            authorization,
+            config: config.clone(),
+        })
+    }
+
+    /// The words under which it is counted.
+    pub fn asked(&self) -> Asked<'_> {
+        Asked {
+            provider: self.provider,
+            model: &self.config.model,
+        }
+    }
+
+    /// A request with that body.
+    pub fn request(&self, body: Bytes, is_streamed: bool) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = hyper::Method::POST;
+        *request.uri_mut() = self.uri.clone();
+        let accept = match is_streamed {
+            true => "text/event-stream",
+            false => "application/json",
+        };
+        let headers = request.headers_mut();
+        headers.insert(ACCEPT, HeaderValue::from_static(accept));
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(USER_AGENT, HeaderValue::from_static(USER_AGENT_VALUE));
+        if let Some(authorization) = &self.authorization {
+            headers.insert(AUTHORIZATION, authorization.clone());
+        }
+        request
+    }
+}

@@ -1,0 +1,193 @@
+//! When an upstream is asked again: how long is waited, how often, and what it says of that itself.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use hyper::HeaderMap;
+use hyper::header::RETRY_AFTER;
+
+/// The wait before the first retry is up to this, and doubles with each further one up to [`LONGEST_BACKOFF`].
+const FIRST_BACKOFF: Duration = Duration::from_millis(500);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(8);
+/// Longer wishes than this are taken for this.
+const LONGEST_WISH: Duration = Duration::from_secs(86_400);
+
+/// How long to wait before retry number `retry`, counted from 1. Full jitter: anything up to the bound, by `chance` from 0 to 1, so
+/// that callers who failed together do not come back together. An upstream's wish is kept to, with up to a tenth on top.
+/// Source: Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+pub fn backoff(retry: u32, wish: Option<Duration>, chance: f64) -> Duration {
+    let chance = chance.clamp(0.0, 1.0);
+    match wish {
+        Some(wish) => wish + wish.min(LONGEST_BACKOFF).mul_f64(chance / 10.0),
+        None => FIRST_BACKOFF
+            .saturating_mul(1 << retry.saturating_sub(1).min(10))
+            .min(LONGEST_BACKOFF)
+            .mul_f64(chance),
+    }
+}
+
+/// What an answer's headers say about when to come back: `retry-after-ms` (OpenAI's, finer), else `Retry-After`, in seconds or as a
+/// date. `None` where they say nothing that can be read.
+pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
+    let number = |text: &str| {
+        let number: f64 = text.parse().ok()?;
+        (number.is_finite() && number >= 0.0).then_some(number)
+    };
+    let wait = match text("retry-after-ms").and_then(number) {
+        Some(ms) => seconds(ms / 1000.0),
+        None => {
+            let wish = text(RETRY_AFTER.as_str())?;
+            match number(wish) {
+                Some(wish) => seconds(wish),
+                // A date that is over means: now.
+                None => httpdate::parse_http_date(wish)
+                    .ok()?
+                    .duration_since(now)
+                    .unwrap_or_default(),
+            }
+        }
+    };
+    Some(wait.min(LONGEST_WISH))
+}
+
+fn seconds(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds.min(LONGEST_WISH.as_secs_f64()))
+}
+
+/// How many retries there may be: a tenth of the calls, and one in ten seconds beside them, so that retries cannot multiply the load
+/// on an upstream that is down already.
+#[derive(Debug)]
+pub struct Budget(Mutex<Bucket>);
+
+#[derive(Debug)]
+struct Bucket {
+    tokens: f64,
+    filled_at: Instant,
+}
+
+/// Retries that may come at once after a quiet time.
+const CAPACITY: f64 = 10.0;
+const PER_CALL: f64 = 0.1;
+const PER_SECOND: f64 = 0.1;
+
+impl Budget {
+    /// A full one.
+    pub fn new(now: Instant) -> Self {
+        Self(Mutex::new(Bucket {
+            tokens: CAPACITY,
+            filled_at: now,
+        }))
+    }
+
+    /// Notes a call's first attempt.
+    pub fn note_call(&self) {
+        let mut bucket = self.lock();
+        bucket.tokens = (bucket.tokens + PER_CALL).min(CAPACITY);
+    }
+
+    /// Takes leave for one retry, if there is any.
+    pub fn take(&self, now: Instant) -> bool {
+        let mut bucket = self.lock();
+        let passed = now.saturating_duration_since(bucket.filled_at);
+        bucket.filled_at = bucket.filled_at.max(now);
+        bucket.tokens = (bucket.tokens + passed.as_secs_f64() * PER_SECOND).min(CAPACITY);
+        let has_leave = bucket.tokens >= 1.0;
+        if has_leave {
+            bucket.tokens -= 1.0;
+        }
+        has_leave
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Bucket> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::header::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+    const S: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn waits_double_up_to_a_bound_and_are_spread_over_all_of_it() {
+        assert_eq!(backoff(1, None, 0.0), Duration::ZERO);
+        let longest: Vec<_> = (1..=7).map(|retry| backoff(retry, None, 1.0)).collect();
+        assert_eq!(
+            longest,
+            [500, 1000, 2000, 4000, 8000, 8000, 8000].map(|ms| ms * MS)
+        );
+        assert_eq!(backoff(u32::MAX, None, 1.0), 8 * S);
+    }
+
+    #[test]
+    fn a_wish_is_never_undercut() {
+        assert_eq!(backoff(1, Some(3 * S), 0.0), 3 * S);
+        assert_eq!(backoff(1, Some(3 * S), 1.0), 3300 * MS);
+    }
+
+    fn wish(headers: &[(&'static str, &str)], now: SystemTime) -> Option<Duration> {
+        let headers = headers.iter().map(|(name, value)| {
+            let value = HeaderValue::from_str(value).unwrap();
+            (HeaderName::from_static(name), value)
+        });
+        retry_after(&headers.collect(), now)
+    }
+
+    #[test]
+    fn wishes_are_read_in_seconds_in_milliseconds_and_as_a_date() {
+        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        let date = "Sun, 06 Nov 1994 08:49:47 GMT";
+        for (headers, expected) in [
+            (&[("retry-after", "7")][..], Some(7 * S)),
+            (&[("retry-after", " 1.5 ")], Some(1500 * MS)),
+            (
+                &[("retry-after", "7"), ("retry-after-ms", "250")],
+                Some(250 * MS),
+            ),
+            (
+                &[("retry-after", "7"), ("retry-after-ms", "soon")],
+                Some(7 * S),
+            ),
+            (&[("retry-after", date)], Some(10 * S)),
+            (
+                &[("retry-after", "Sun, 06 Nov 1994 08:00:00 GMT")],
+                Some(Duration::ZERO),
+            ),
+            (&[("retry-after", "1e300")], Some(86_400 * S)),
+            (&[("retry-after", "-1")], None),
+            (&[("retry-after", "NaN")], None),
+            (&[("retry-after", "soon")], None),
+            (&[], None),
+        ] {
+            assert_eq!(wish(headers, now), expected, "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn retries_stay_a_tenth_of_the_calls_once_the_first_ten_are_spent() {
+        let now = Instant::now();
+        let budget = Budget::new(now);
+        let mut retries = 0;
+        for _ in 0..1000 {
+            budget.note_call();
+            retries += u32::from(budget.take(now));
+        }
+        assert!((100..=111).contains(&retries), "{retries}");
+    }
+
+    #[test]
+    fn a_quiet_service_gets_a_retry_every_ten_seconds() {
+        let now = Instant::now();
+        let budget = Budget::new(now);
+        while budget.take(now) {}
+        assert!(!budget.take(now + 9 * S));
+        assert!(budget.take(now + 11 * S));
+        assert!(!budget.take(now + 12 * S));
+        assert!(!budget.take(now), "time that goes backwards gives nothing");
+    }
+}

@@ -1,0 +1,212 @@
+//! Connections to one upstream: pooled, over TLS where the address says so, made within a deadline, and only to where they may go.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::{Request, Response, Uri};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
+use hyper_util::client::legacy::{Client, Error};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::{ClientConfig, RootCertStore};
+use tower::Service;
+
+use super::fault::Kind;
+use crate::config::is_private;
+
+/// A connection idle for longer is closed: load balancers forget them after about a minute.
+const IDLE: Duration = Duration::from_secs(50);
+/// Idle connections kept.
+const MAX_IDLE: usize = 256;
+/// The head of an answer, and what is read ahead of its body.
+const READ_AHEAD_BYTES: usize = 64 * 1024;
+/// How often a silent connection is probed, so that one cut without a word is noticed.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+type BoxFuture<T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
+type Tls = HttpsConnector<HttpConnector<Resolver>>;
+
+/// Sends requests over connections of its own.
+#[derive(Clone, Debug)]
+pub struct Transport(Client<Connector, Full<Bytes>>);
+
+impl Transport {
+    /// Connections that trust `tls`, made within `connect_timeout`. Those without TLS go to private addresses only.
+    pub fn new(tls: Arc<ClientConfig>, is_https: bool, connect_timeout: Duration) -> Self {
+        let mut tcp = HttpConnector::new_with_resolver(Resolver {
+            inner: GaiResolver::new(),
+            only_private: !is_https,
+        });
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_keepalive(Some(KEEPALIVE));
+        let builder = HttpsConnectorBuilder::new().with_tls_config(tls.as_ref().clone());
+        let builder = if is_https {
+            builder.https_only()
+        } else {
+            builder.https_or_http()
+        };
+        let connector = Connector {
+            inner: builder.enable_http1().wrap_connector(tcp),
+            timeout: connect_timeout,
+        };
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE)
+            .pool_max_idle_per_host(MAX_IDLE)
+            .http1_max_buf_size(READ_AHEAD_BYTES)
+            .build(connector);
+        Self(client)
+    }
+
+    /// Sends a request and waits for the head of its answer. Redirects are answers like others. Dropping this gives the request up.
+    ///
+    /// # Errors
+    /// `Connect`, `ConnectTimeout`, `Broken`, or `Malformed` if what came is not HTTP.
+    pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Kind> {
+        self.0.request(request).await.map_err(|error| kind(&error))
+    }
+}
+
+fn kind(error: &Error) -> Kind {
+    if error.is_connect() {
+        return match find::<ConnectTimedOut>(error) {
+            Some(_) => Kind::ConnectTimeout,
+            None => Kind::Connect,
+        };
+    }
+    match find::<hyper::Error>(error) {
+        Some(error) if error.is_parse() => Kind::Malformed,
+        Some(_) | None => Kind::Broken,
+    }
+}
+
+/// The first cause of that type.
+fn find<'a, E: std::error::Error + 'static>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> Option<&'a E> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// TLS that trusts the system's certificates, or those that `SSL_CERT_FILE` and `SSL_CERT_DIR` name; `None` if there are none.
+pub fn tls_config() -> Result<Option<ClientConfig>, rustls::Error> {
+    let mut roots = RootCertStore::empty();
+    // One that cannot be read is left out; an upstream that needs it will not be trusted.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    match roots.is_empty() {
+        true => Ok(None),
+        false => tls_with(roots).map(Some),
+    }
+}
+
+/// TLS that trusts nobody, for upstreams that do without.
+pub fn no_tls() -> Result<ClientConfig, rustls::Error> {
+    tls_with(RootCertStore::empty())
+}
+
+fn tls_with(roots: RootCertStore) -> Result<ClientConfig, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    Ok(ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth())
+}
+
+/// Name lookup, TCP and TLS did not come about in time.
+#[derive(Debug, thiserror::Error)]
+#[error("no connection in time")]
+struct ConnectTimedOut;
+
+/// Connects within a deadline that covers name lookup, TCP and TLS.
+#[derive(Clone, Debug)]
+struct Connector {
+    inner: Tls,
+    timeout: Duration,
+}
+
+impl Service<Uri> for Connector {
+    type Response = <Tls as Service<Uri>>::Response;
+    type Error = BoxError;
+    type Future = BoxFuture<Self::Response, BoxError>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let connecting = tokio::time::timeout(self.timeout, self.inner.call(uri));
+        Box::pin(async { connecting.await.map_err(|_| ConnectTimedOut)? })
+    }
+}
+
+/// Looks names up; without TLS, refuses one that leads to a public address. Done at each connection, so that a name that changes
+/// its meaning later does not get through.
+#[derive(Clone, Debug)]
+struct Resolver {
+    inner: GaiResolver,
+    only_private: bool,
+}
+
+impl Service<Name> for Resolver {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = io::Error;
+    type Future = BoxFuture<Self::Response, io::Error>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        let only_private = self.only_private;
+        let lookup = self.inner.call(name);
+        Box::pin(async move {
+            let addresses: Vec<SocketAddr> = lookup.await?.collect();
+            allowed(addresses, only_private)
+        })
+    }
+}
+
+fn allowed(
+    addresses: Vec<SocketAddr>,
+    only_private: bool,
+) -> io::Result<std::vec::IntoIter<SocketAddr>> {
+    if only_private && !addresses.iter().all(|address| is_private(address.ip())) {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "plain http is for private addresses only",
+        ));
+    }
+    Ok(addresses.into_iter())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_tls_one_public_address_among_them_is_enough_to_refuse() {
+        let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let mixed = vec![address("10.0.0.1:0"), address("93.184.216.34:0")];
+        assert!(allowed(mixed.clone(), true).is_err());
+        assert!(allowed(mixed, false).is_ok());
+        let private = vec![address("10.0.0.1:0"), address("[fd00::1]:0")];
+        assert_eq!(allowed(private, true).unwrap().count(), 2);
+    }
+}
