@@ -11,6 +11,7 @@ mod support;
 mod architecture;
 mod auth;
 mod embed_accuracy;
+mod llm;
 mod metrics;
 mod openapi;
 mod pages;

@@ -5,6 +5,7 @@ mod log;
 pub mod postgres;
 pub mod redis;
 mod socket;
+mod upstream;
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -29,6 +30,7 @@ use tracing::dispatcher::{self, DefaultGuard};
 pub use client::{Client, Request, Response};
 pub use log::Log;
 pub use socket::Socket;
+pub use upstream::{Reply, Upstream, chunk};
 
 use crate::store::TestableStore;
 

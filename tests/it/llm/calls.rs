@@ -1,0 +1,203 @@
+//! Calls that go well.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::{MS, Watched, config};
+use crate::support::{Reply, Upstream, spawn_app};
+
+#[tokio::test]
+async fn a_whole_answer_comes_with_model_reason_and_usage() {
+    let upstream = Upstream::start().await;
+    let mut config = config(&upstream);
+    config.system_prompt = Some("Be brief.".to_owned());
+    config.max_tokens = Some(64);
+    config.temperature = Some(0.5);
+    config.top_p = Some(0.25);
+    let answer = Watched::new(&config).ask().await.unwrap();
+    assert_eq!(answer.text, "Hello there");
+    assert_eq!(answer.model, "scripted-1");
+    assert_eq!(answer.finish_reason.as_deref(), Some("stop"));
+    assert_eq!(
+        (answer.prompt_tokens, answer.completion_tokens),
+        (Some(3), Some(5))
+    );
+    assert!(answer.upstream_duration > Duration::ZERO);
+
+    let request = &upstream.requests()[0];
+    assert_eq!(request.line, "POST /v1/chat/completions HTTP/1.1");
+    for (name, value) in [
+        ("host", upstream.addr.to_string().as_str()),
+        ("authorization", "Bearer sk-primary"),
+        ("accept-encoding", "identity"),
+        ("content-type", "application/json"),
+    ] {
+        assert_eq!(request.header(name), Some(value), "{name}");
+    }
+    let expected = json!({
+        "model": "asked-1", "max_tokens": 64, "temperature": 0.5, "top_p": 0.25,
+        "messages": [{ "role": "system", "content": "Be brief." }, { "role": "user", "content": "the-prompt" }],
+    });
+    assert_eq!(request.body, expected);
+}
+
+#[tokio::test]
+async fn a_streamed_answer_is_handed_over_piece_by_piece() {
+    let upstream = Upstream::start().await;
+    upstream.plan(Reply::stream(&["One", " two", " — three"], 20 * MS));
+    let client = Watched::new(&config(&upstream));
+    let (pieces, answer) = client.stream().await;
+    let answer = answer.unwrap();
+    assert_eq!(pieces, ["One", " two", " — three"]);
+    assert_eq!(answer.text, "One two — three");
+    assert_eq!(answer.finish_reason.as_deref(), Some("stop"));
+    assert_eq!(
+        (answer.prompt_tokens, answer.completion_tokens),
+        (Some(3), Some(5))
+    );
+    assert!(answer.upstream_duration >= 60 * MS);
+    assert_eq!(client.count("FirstToken"), 1);
+    let body = &upstream.requests()[0].body;
+    assert_eq!(body["stream"], true);
+    assert_eq!(body["stream_options"], json!({ "include_usage": true }));
+}
+
+#[tokio::test]
+async fn a_piece_is_handed_over_before_the_next_one_is_there() {
+    let upstream = Upstream::start().await;
+    upstream.plan(Reply::stream_head().delta("first").hang());
+    let client = Watched::new(&config(&upstream));
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let mut tell = Some(tell);
+    let mut on_delta = |piece: &str| {
+        let tell = tell.take().unwrap();
+        tell.send(piece.to_owned()).unwrap();
+    };
+    let permit = client.client.admit().unwrap();
+    let call = client.client.complete(permit, "x", Some(&mut on_delta));
+    tokio::select! {
+        piece = told => assert_eq!(piece.unwrap(), "first"),
+        answer = call => panic!("the upstream never ends: {answer:?}"),
+    }
+    // Giving the call up gave its place back.
+    assert_eq!(client.count("Admitted"), client.count("Left"));
+}
+
+#[tokio::test]
+async fn connections_are_used_again_whatever_the_answer_was() {
+    let upstream = Upstream::start().await;
+    upstream.plan(Reply::answer("one"));
+    upstream.plan(Reply::stream(&["two"], Duration::ZERO));
+    upstream.plan(Reply::error(400, &[]));
+    upstream.plan(Reply::error(429, &[]));
+    let client = Watched::new(&config(&upstream));
+    client.ask().await.unwrap();
+    client.stream().await.1.unwrap();
+    client.ask().await.unwrap_err();
+    client.ask().await.unwrap_err();
+    client.ask().await.unwrap();
+    let connections: Vec<usize> = upstream
+        .requests()
+        .iter()
+        .map(|each| each.connection)
+        .collect();
+    assert_eq!(connections, [0; 5]);
+}
+
+#[tokio::test]
+async fn servers_may_differ_in_everything_but_the_essentials() {
+    let upstream = Upstream::start().await;
+    let until_close =
+        "HTTP/1.1 200 OK\r\ncontent-type: Text/Event-Stream\r\nconnection: close\r\n\r\n";
+    let event = "data: {\"choices\":[{\"delta\":{\"content\":\"é\"}}]}\r\n\r\n".as_bytes();
+    let inside_the_character = event.iter().position(|byte| *byte == 0xc3).unwrap() + 1;
+    let (one, two) = event.split_at(inside_the_character);
+    for reply in [
+        // Lines end in CRLF, comments come between, a character comes in two pieces, no blank line after the end.
+        Reply::raw(until_close)
+            .then(": warming up\r\n\r\n")
+            .then(one.to_vec())
+            .pause(20 * MS)
+            .then(two.to_vec())
+            .then("data: [DONE]")
+            .close(),
+        // No [DONE], but a reason.
+        Reply::stream_head().delta("é").stop().end(),
+        // The same, and the connection breaks off: everything was said.
+        Reply::stream_head().delta("é").stop().close(),
+        // No stream at all.
+        Reply::answer("é"),
+    ] {
+        upstream.plan(reply.clone());
+        let (pieces, answer) = Watched::new(&config(&upstream)).stream().await;
+        assert_eq!(
+            (pieces, answer.unwrap().text),
+            (vec!["é".to_owned()], "é".to_owned()),
+            "{reply:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_answer_without_a_model_has_the_one_that_was_asked() {
+    let upstream = Upstream::start().await;
+    upstream.plan(Reply::json(
+        &json!({ "choices": [{ "message": { "content": "x" } }] }),
+    ));
+    let answer = Watched::new(&config(&upstream)).ask().await.unwrap();
+    assert_eq!(
+        (answer.model.as_str(), answer.completion_tokens),
+        ("asked-1", None)
+    );
+}
+
+#[tokio::test]
+async fn beyond_the_cap_a_call_is_refused_at_once() {
+    let upstream = Upstream::start().await;
+    let mut config = config(&upstream);
+    config.max_in_flight = 2;
+    let client = Watched::new(&config);
+    let held = (
+        client.client.admit().unwrap(),
+        client.client.admit().unwrap(),
+    );
+    assert!(client.client.admit().unwrap_err().retry_after > Duration::ZERO);
+    drop(held);
+    client.ask().await.unwrap();
+    assert_eq!(client.count("Refused"), 1);
+}
+
+#[tokio::test]
+async fn the_service_answers_with_what_the_upstream_said_and_counts_it() {
+    let upstream = Upstream::start().await;
+    let config = config(&upstream);
+    let app = spawn_app(move |app| app.upstream = Some(config)).await;
+    let user = app.user("alice").await;
+    let answer = user.try_prompt("hello").await;
+    assert_eq!(answer.status, 201, "{answer:?}");
+    assert_eq!(answer.json()["response"], "Hello there");
+    assert_eq!(answer.json()["model"], "scripted-1");
+    let labels = "gen_ai_operation_name=\"chat\",gen_ai_provider_name=\"openai-compatible\",gen_ai_request_model=\"asked-1\"";
+    for (series, value) in [
+        (
+            format!("gen_ai_client_operation_duration_seconds_count{{error_type=\"\",{labels}}}"),
+            1.0,
+        ),
+        (
+            format!("gen_ai_client_token_usage_sum{{{labels},gen_ai_token_type=\"input\"}}"),
+            3.0,
+        ),
+        (
+            format!("gen_ai_client_token_usage_sum{{{labels},gen_ai_token_type=\"output\"}}"),
+            5.0,
+        ),
+        ("upstream_calls_in_flight".to_owned(), 0.0),
+        (
+            "upstream_breaker_state{upstream=\"primary\"}".to_owned(),
+            0.0,
+        ),
+    ] {
+        assert_eq!(app.metric(&series).await, Some(value), "{series}");
+    }
+}

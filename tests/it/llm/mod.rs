@@ -1,0 +1,97 @@
+//! The client of the upstream, against one that behaves well, badly, slowly or not at all.
+
+mod calls;
+mod faults;
+mod retries;
+mod secrecy;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use prompt_service::config::{BaseUrl, Endpoint, Secret, UpstreamConfig};
+use prompt_service::llm::{Client, Completion, Event, Failure, Observer};
+
+use crate::support::{DEADLINE, Upstream};
+
+const MS: Duration = Duration::from_millis(1);
+
+/// An endpoint with a key.
+fn endpoint(url: &str, model: &str, key: Option<&str>) -> Endpoint {
+    Endpoint {
+        model: model.to_owned(),
+        base_url: BaseUrl::parse(url).unwrap(),
+        api_key: key.map(Secret::new),
+    }
+}
+
+/// One upstream, no retries, and more time than anything takes.
+fn config(upstream: &Upstream) -> UpstreamConfig {
+    UpstreamConfig {
+        endpoints: vec![endpoint(&upstream.url(), "asked-1", Some("sk-primary"))],
+        system_prompt: None,
+        max_tokens: None,
+        temperature: None,
+        top_p: None,
+        connect_timeout: DEADLINE,
+        first_token_timeout: DEADLINE,
+        token_timeout: DEADLINE,
+        total_timeout: DEADLINE,
+        max_retries: 0,
+        max_in_flight: 8,
+        max_response_bytes: 4096,
+    }
+}
+
+/// A client whose events are kept, each as its debug form.
+struct Watched {
+    client: Client,
+    events: Arc<Events>,
+}
+
+#[derive(Default)]
+struct Events(Mutex<Vec<String>>);
+
+impl Observer for Events {
+    fn observe(&self, event: Event<'_>) {
+        self.0.lock().unwrap().push(format!("{event:?}"));
+    }
+}
+
+impl Watched {
+    fn new(config: &UpstreamConfig) -> Self {
+        let events = Arc::new(Events::default());
+        let client = Client::new(config, Arc::clone(&events) as _).unwrap();
+        Self { client, events }
+    }
+
+    /// How many events have that in them.
+    fn count(&self, part: &str) -> usize {
+        let events = self.events.0.lock().unwrap();
+        events.iter().filter(|event| event.contains(part)).count()
+    }
+
+    /// A whole answer.
+    async fn ask(&self) -> Result<Completion, Failure> {
+        let permit = self.client.admit().unwrap();
+        let call = self.client.complete(permit, "the-prompt", None);
+        tokio::time::timeout(DEADLINE, call).await.unwrap()
+    }
+
+    /// A streamed answer, with the pieces that were handed over.
+    async fn stream(&self) -> (Vec<String>, Result<Completion, Failure>) {
+        let mut pieces = Vec::new();
+        let mut keep = |piece: &str| pieces.push(piece.to_owned());
+        let permit = self.client.admit().unwrap();
+        let call = self.client.complete(permit, "the-prompt", Some(&mut keep));
+        let answer = tokio::time::timeout(DEADLINE, call).await.unwrap();
+        (pieces, answer)
+    }
+
+    /// A streamed or a whole answer, without its pieces.
+    async fn call(&self, is_streamed: bool) -> Result<Completion, Failure> {
+        match is_streamed {
+            true => self.stream().await.1,
+            false => self.ask().await,
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! Retries, the breaker and fallbacks.
+
+use std::time::{Duration, Instant};
+
+use prompt_service::domain::FailureCode;
+
+use super::{MS, Watched, config, endpoint};
+use crate::support::{Reply, Upstream};
+
+/// A refusal after which the client may come back at once: waits are tested by themselves.
+fn passing(status: u16) -> Reply {
+    Reply::error(status, &["retry-after-ms: 1"])
+}
+
+#[tokio::test]
+async fn what_may_pass_is_asked_again() {
+    for is_streamed in [false, true] {
+        for reply in [
+            passing(408),
+            passing(409),
+            passing(429),
+            passing(500),
+            passing(502),
+            passing(503),
+            Reply::default().close(),
+            Reply::default().reset(),
+        ] {
+            let upstream = Upstream::start().await;
+            upstream.plan_many(2, &reply);
+            let mut config = config(&upstream);
+            config.max_retries = 2;
+            let client = Watched::new(&config);
+            let answer = client.call(is_streamed).await;
+            assert_eq!(answer.unwrap().text, "Hello there", "{reply:?}");
+            assert_eq!(upstream.requests().len(), 3, "{reply:?}");
+            assert_eq!(client.count("Retried"), 2);
+            assert_eq!(client.count("Ended"), 1);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_would_fail_again_is_not() {
+    for status in [302, 400, 401, 403, 404, 413, 422, 501] {
+        let upstream = Upstream::start().await;
+        upstream.plan(passing(status));
+        let mut config = config(&upstream);
+        config.max_retries = 2;
+        let failure = Watched::new(&config).ask().await.unwrap_err();
+        assert_eq!(failure.code, FailureCode::UpstreamFailed, "{status}");
+        assert_eq!(upstream.requests().len(), 1, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_asked_again_once_a_piece_was_handed_over() {
+    let (upstream, other) = (Upstream::start().await, Upstream::start().await);
+    upstream.plan(Reply::stream_head().delta("He").pause(50 * MS).reset());
+    let mut config = config(&upstream);
+    config.max_retries = 2;
+    config.endpoints.push(endpoint(&other.url(), "other", None));
+    let (pieces, answer) = Watched::new(&config).stream().await;
+    assert_eq!(pieces, ["He"]);
+    assert_eq!(answer.unwrap_err().code, FailureCode::UpstreamFailed);
+    assert_eq!((upstream.requests().len(), other.requests().len()), (1, 0));
+}
+
+#[tokio::test]
+async fn the_upstreams_wish_is_waited_for() {
+    let upstream = Upstream::start().await;
+    upstream.plan(Reply::error(
+        429,
+        &["retry-after: 9", "retry-after-ms: 400"],
+    ));
+    let mut config = config(&upstream);
+    config.max_retries = 1;
+    let began = Instant::now();
+    Watched::new(&config).ask().await.unwrap();
+    assert!(began.elapsed() >= 400 * MS);
+}
+
+#[tokio::test]
+async fn a_wish_beyond_the_deadline_fails_at_once_and_is_passed_on() {
+    let upstream = Upstream::start().await;
+    upstream.plan(Reply::error(503, &["retry-after: 3600"]));
+    let mut config = config(&upstream);
+    config.max_retries = 2;
+    let failure = Watched::new(&config).ask().await.unwrap_err();
+    assert_eq!(failure.code, FailureCode::UpstreamUnavailable);
+    assert_eq!(failure.retry_after, Some(Duration::from_secs(3600)));
+    assert_eq!(upstream.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn retries_do_not_multiply_the_load_of_an_outage() {
+    let upstream = Upstream::start().await;
+    upstream.plan_many(200, &passing(429));
+    let mut config = config(&upstream);
+    config.max_retries = 2;
+    let client = Watched::new(&config);
+    for _ in 0..50 {
+        client.ask().await.unwrap_err();
+    }
+    // Ten at once, a tenth of fifty, and one in ten seconds of however long this took; without a budget it would be a hundred.
+    let retries = upstream.requests().len() - 50;
+    assert!((10..=30).contains(&retries), "{retries}");
+}
+
+#[tokio::test]
+async fn an_upstream_that_keeps_failing_is_left_alone() {
+    let upstream = Upstream::start().await;
+    upstream.plan_many(5, &passing(500));
+    let client = Watched::new(&config(&upstream));
+    for _ in 0..5 {
+        let failure = client.ask().await.unwrap_err();
+        assert_eq!(failure.code, FailureCode::UpstreamFailed);
+    }
+    let failure = client.ask().await.unwrap_err();
+    assert_eq!(failure.code, FailureCode::UpstreamUnavailable);
+    assert!(failure.retry_after.unwrap() <= Duration::from_secs(6));
+    assert_eq!(upstream.requests().len(), 5);
+    assert_eq!(client.count("state: Open"), 1);
+    // It comes back by itself.
+    eventually!(client.ask().await.is_ok());
+    assert_eq!(upstream.requests().len(), 6);
+    assert!(client.ask().await.is_ok());
+}
+
+#[tokio::test]
+async fn refusals_do_not_open_the_breaker() {
+    for status in [400, 401, 429] {
+        let upstream = Upstream::start().await;
+        upstream.plan_many(15, &passing(status));
+        let client = Watched::new(&config(&upstream));
+        for _ in 0..15 {
+            client.ask().await.unwrap_err();
+        }
+        client.ask().await.unwrap();
+        assert_eq!(client.count("state: Open"), 0);
+    }
+}
+
+#[tokio::test]
+async fn calls_that_are_given_up_say_nothing_about_the_upstream() {
+    let upstream = Upstream::start().await;
+    upstream.plan_many(10, &Reply::default().hang());
+    let client = Watched::new(&config(&upstream));
+    for n in 1..=10 {
+        tokio::select! {
+            answer = client.ask() => panic!("{answer:?}"),
+            () = async { eventually!(upstream.requests().len() == n) } => {}
+        }
+    }
+    client.ask().await.unwrap();
+    assert_eq!(client.count("Admitted"), client.count("Left"));
+}
+
+#[tokio::test]
+async fn a_fallback_is_asked_where_it_may_do_better_with_its_own_key() {
+    for is_streamed in [false, true] {
+        for reply in [
+            passing(401),
+            passing(404),
+            passing(429),
+            passing(500),
+            Reply::error(429, &["retry-after: 30"]),
+            Reply::of(200, "text/html", &[], "<html>"),
+            Reply::default().reset(),
+        ] {
+            let (first, second) = (Upstream::start().await, Upstream::start().await);
+            first.plan_many(2, &reply);
+            let mut config = config(&first);
+            config.max_retries = 1;
+            let fallback = endpoint(&second.url(), "spare", Some("sk-spare"));
+            config.endpoints.push(fallback);
+            let client = Watched::new(&config);
+            assert_eq!(client.call(is_streamed).await.unwrap().text, "Hello there");
+            let request = &second.requests()[0];
+            assert_eq!(request.header("authorization"), Some("Bearer sk-spare"));
+            assert_eq!(request.body["model"], "spare");
+            for request in first.requests() {
+                assert_eq!(request.header("authorization"), Some("Bearer sk-primary"));
+            }
+            assert_eq!(client.count("Ended"), 1);
+            assert_eq!(
+                client.count(
+                    "Ended { asked: Asked { provider: \"openai-compatible\", model: \"spare\" }"
+                ),
+                1
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_bad_request_is_as_bad_elsewhere() {
+    let (first, second) = (Upstream::start().await, Upstream::start().await);
+    first.plan(passing(400));
+    let mut config = config(&first);
+    config
+        .endpoints
+        .push(endpoint(&second.url(), "spare", None));
+    Watched::new(&config).ask().await.unwrap_err();
+    assert_eq!(second.requests().len(), 0);
+}
+
+#[tokio::test]
+async fn a_fallback_without_a_key_gets_none() {
+    let (first, second) = (Upstream::start().await, Upstream::start().await);
+    first.plan(passing(500));
+    let mut config = config(&first);
+    config
+        .endpoints
+        .push(endpoint(&second.url(), "spare", None));
+    Watched::new(&config).ask().await.unwrap();
+    assert_eq!(second.requests()[0].header("authorization"), None);
+}
+
+#[tokio::test]
+async fn while_the_first_is_left_alone_the_second_answers() {
+    let (first, second) = (Upstream::start().await, Upstream::start().await);
+    first.plan_many(5, &passing(500));
+    let mut config = config(&first);
+    config
+        .endpoints
+        .push(endpoint(&second.url(), "spare", None));
+    let client = Watched::new(&config);
+    for _ in 0..8 {
+        client.ask().await.unwrap();
+    }
+    assert_eq!(second.requests().len(), 8);
+    assert_eq!(first.requests().len(), 5);
+}
+
+#[tokio::test]
+async fn an_upstream_may_restart_between_calls() {
+    let upstream = Upstream::start().await;
+    let (mut config, addr) = (config(&upstream), upstream.addr);
+    config.max_retries = 2;
+    let client = Watched::new(&config);
+    client.ask().await.unwrap();
+    upstream.stop().await;
+    // The pooled connection is dead now, whether or not the client has noticed.
+    let upstream = Upstream::start_at(addr).await;
+    client.ask().await.unwrap();
+    assert_eq!(upstream.requests().len(), 1);
+}

@@ -1,0 +1,100 @@
+//! What may not be seen, and what the log says all the same.
+
+use std::time::Duration;
+
+use super::{Watched, config, endpoint};
+use crate::support::{Log, Reply, Upstream};
+
+#[tokio::test]
+async fn the_log_tells_each_attempt_and_neither_key_nor_text() {
+    let log = Log::default();
+    let _guard = tracing::dispatcher::set_default(&log.dispatch());
+    let upstream = Upstream::start().await;
+    upstream.plan(Reply::error(
+        500,
+        &["retry-after-ms: 1", "x-request-id: req-500"],
+    ));
+    upstream.plan(Reply::answer("the-answer"));
+    upstream.plan(Reply::stream(&["the-", "answer"], Duration::ZERO));
+    upstream.plan(Reply::error(401, &["x-request-id: bad id <script>"]));
+    upstream.plan(
+        Reply::stream_head()
+            .delta("the-answer")
+            .event("{\"error\": \"upstream-secret-words\"}"),
+    );
+    let mut config = config(&upstream);
+    config.max_retries = 1;
+    config.system_prompt = Some("the-system-prompt".to_owned());
+    let client = Watched::new(&config);
+    client.ask().await.unwrap();
+    client.stream().await.1.unwrap();
+    let refused = client.ask().await.unwrap_err();
+    let failed = client.stream().await.1.unwrap_err();
+
+    let lines = log.lines();
+    let ours: Vec<_> = lines
+        .iter()
+        .filter(|line| line["upstream"] == "primary")
+        .collect();
+    let told: Vec<_> = ours
+        .iter()
+        .map(|line| {
+            (
+                line["level"].as_str().unwrap(),
+                line["attempt"].as_u64().unwrap(),
+                line["status"].as_u64(),
+                line["upstream_request_id"].as_str(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("WARN", 1, Some(500), Some("req-500")),
+            ("INFO", 2, Some(200), Some("req-7")),
+            ("INFO", 1, Some(200), Some("req-8")),
+            ("ERROR", 1, Some(401), None),
+            ("WARN", 1, Some(200), Some("req-8")),
+        ]
+    );
+    let events = client.events.0.lock().unwrap().join("\n");
+    let all = format!(
+        "{}{events}{refused:?}{refused}{failed:?}{failed}{:?}{config:?}",
+        log.text(),
+        client.client
+    );
+    for secret in [
+        "sk-primary",
+        "the-prompt",
+        "the-answer",
+        "upstream-secret-words",
+    ] {
+        assert!(!all.contains(secret), "{secret}");
+    }
+}
+
+#[tokio::test]
+async fn a_redirect_is_not_followed_and_the_key_stays() {
+    let (upstream, elsewhere) = (Upstream::start().await, Upstream::start().await);
+    for status in [301, 302, 303, 307, 308] {
+        let location = format!("location: {}/chat/completions", elsewhere.url());
+        upstream.plan(Reply::error(status, &[&location]));
+        let failure = Watched::new(&config(&upstream)).ask().await.unwrap_err();
+        assert_eq!(failure.detail, "The upstream answered with an error.");
+    }
+    assert_eq!(upstream.requests().len(), 5);
+    assert_eq!(elsewhere.requests().len(), 0);
+}
+
+#[tokio::test]
+async fn a_name_is_looked_up_and_may_be_spoken_to_in_the_clear_if_it_is_this_machine() {
+    let upstream = Upstream::start().await;
+    let mut config = config(&upstream);
+    let url = format!("http://localhost:{}/v1/", upstream.addr.port());
+    config.endpoints[0] = endpoint(&url, "m", None);
+    Watched::new(&config).ask().await.unwrap();
+    assert_eq!(
+        upstream.requests()[0].line,
+        "POST /v1/chat/completions HTTP/1.1"
+    );
+}
