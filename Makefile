@@ -8,10 +8,11 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 VENV := $(TARGET)/venv/bin/python
 PYTEST := $(VENV) -m pytest -c tests/python/pytest.ini --rootdir tests/python
 VENV_DEPLOY := $(TARGET)/venv-deploy/bin/python
+LITELLM := $(TARGET)/litellm
 BENCH ?=
 KILL_ROUNDS ?= 50
 
-.PHONY: help run build fmt check test test-rust test-service soak bench bench-engine bench-search bench-store bench-service test-servers python-env test-deploy python-env-deploy
+.PHONY: help run build fmt check test test-rust test-service soak bench bench-engine bench-search bench-store bench-service test-servers python-env test-deploy python-env-deploy test-litellm
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -39,6 +40,10 @@ test-rust: test-servers ## unit and integration tests, those over HTTP on SQLite
 
 test-service: build python-env ## the release binary from outside: contract, SimpleJWT, schema, metrics, bad input, kill -9, shutdown
 	$(PYTEST) tests/python
+
+test-litellm: build python-env ## the release binary before LiteLLM's proxy (installs it into target/litellm)
+	test -x $(LITELLM)/bin/litellm || { $(PYTHON) -m venv $(LITELLM) && $(LITELLM)/bin/pip install --quiet --disable-pip-version-check 'litellm[proxy]==1.108.7'; }
+	LITELLM=$(abspath $(LITELLM))/bin/litellm $(PYTEST) tests/python/test_litellm.py
 
 test-deploy: python-env-deploy ## image, compose files, workflows and AWS templates: linters, schemas, and stacks made on a stand-in of AWS
 	$(VENV_DEPLOY) -m pytest -c tests/deploy/pytest.ini --rootdir tests/deploy tests/deploy

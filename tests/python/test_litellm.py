@@ -1,0 +1,108 @@
+"""The release binary before an upstream that nobody here wrote: LiteLLM's proxy, which makes answers up by `mock_response`.
+
+Its packages are many, so it runs by itself: `make test-litellm`. LITELLM names the proxy's program.
+"""
+
+import json
+import os
+import socket
+import subprocess
+
+import httpx
+import pytest
+from conftest import PROMPTS, client, make_user, post_prompt
+from running_service import THROTTLES_OFF, Service, wait_until
+
+LITELLM = os.environ.get("LITELLM")
+pytestmark = pytest.mark.skipif(not LITELLM, reason="make test-litellm runs these")
+
+MASTER_KEY = "sk-litellm-master"
+ANSWER = "Forty-two, said the proxy, and not a token less."
+# Seconds. The proxy loads a great many modules.
+START_DEADLINE = 180
+CONFIG = {
+    "model_list": [
+        {"model_name": "mocked", "litellm_params": {"model": "openai/gpt-4o-mini", "api_key": "unused", "mock_response": ANSWER}},
+        {"model_name": "failing", "litellm_params": {"model": "openai/gpt-4o-mini", "api_key": "unused", "mock_response": "litellm.InternalServerError"}},
+        {"model_name": "limited", "litellm_params": {"model": "openai/gpt-4o-mini", "api_key": "unused", "mock_response": "litellm.RateLimitError"}},
+    ],
+    "general_settings": {"master_key": MASTER_KEY},
+    "litellm_settings": {"num_retries": 0, "telemetry": False},
+}
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory):
+    """The base URL of a running proxy."""
+    folder = tmp_path_factory.mktemp("litellm")
+    # JSON is YAML.
+    (folder / "config.yaml").write_text(json.dumps(CONFIG))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [LITELLM, "--config", "config.yaml", "--host", "127.0.0.1", "--port", str(port)]
+    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    with open(folder / "log", "wb") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def is_live():
+        assert process.poll() is None, (folder / "log").read_text()[-4000:]
+        try:
+            return httpx.get(f"http://127.0.0.1:{port}/health/liveliness", timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    try:
+        wait_until(is_live, START_DEADLINE, "the proxy answers", interval=0.2)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def service_before(proxy, model, key=MASTER_KEY):
+    return Service(**THROTTLES_OFF, OPENAI_BASE_URL=proxy, OPENAI_API_KEY=key, OPENAI_MODEL=model, OPENAI_MAX_RETRIES="0")
+
+
+def test_a_whole_answer(proxy):
+    with service_before(proxy, "mocked") as service, client(service) as http:
+        answer = post_prompt(http, make_user(http), "What is the answer?")
+        assert answer.status_code == 201, service.output()
+        assert answer.json()["response"] == ANSWER
+        [line] = [line for line in service.log() if line.get("message") == "upstream answered"]
+        assert (line["upstream"], line["attempt"], line["status"]) == ("primary", 1, 200)
+        usage = [line for line in http.get("/metrics").text.splitlines() if line.startswith("gen_ai_client_token_usage_count{")]
+        assert len(usage) == 2 and all(line.endswith(" 1") for line in usage), usage
+
+
+def test_a_streamed_answer(proxy):
+    with service_before(proxy, "mocked") as service, client(service) as http:
+        user = make_user(http)
+        headers = {**user.auth, "Accept": "text/event-stream"}
+        events = []
+        with http.stream("POST", PROMPTS, json={"prompt": "What is the answer?"}, headers=headers) as answer:
+            assert answer.status_code == 200, answer.read()
+            name = None
+            for line in answer.iter_lines():
+                if line.startswith("event:"):
+                    name = line.removeprefix("event:").strip()
+                elif line.startswith("data:"):
+                    events.append((name, json.loads(line.removeprefix("data:"))))
+        assert events[0][0] == "started"
+        deltas = [data["text"] for name, data in events if name == "delta"]
+        assert len(deltas) > 1 and "".join(deltas) == ANSWER
+        assert events[-1][0] == "completed" and events[-1][1]["response"] == ANSWER
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "error_type", "status"),
+    [("mocked", "sk-wrong", "400", 502), ("unknown", MASTER_KEY, "400", 502), ("limited", MASTER_KEY, "429", 503), ("failing", MASTER_KEY, "500", 502)],
+)
+def test_a_failure_is_told_without_the_proxys_words(proxy, model, key, error_type, status):
+    with service_before(proxy, model, key) as service, client(service) as http:
+        answer = post_prompt(http, make_user(http), "What is the answer?")
+        [line] = [line for line in service.log() if line.get("upstream") == "primary"]
+        assert line["error_type"] == error_type
+        assert "litellm" not in (answer.text + service.written("stdout")).lower()
+        assert MASTER_KEY not in service.written("stdout")
+        assert answer.status_code == status, (answer.text, service.output())
