@@ -92,7 +92,7 @@ impl Fault {
     /// Whether this says that the upstream is ill. A refusal (429 too) shows that it is there and answers.
     pub fn is_outage(&self) -> bool {
         match self.kind {
-            Kind::Status(status) => status < 400 || status >= 500 || status == 408,
+            Kind::Status(status) => !(400..500).contains(&status) || status == 408,
             Kind::TooLong => false,
             Kind::Connect
             | Kind::ConnectTimeout
@@ -204,10 +204,12 @@ fn status_word(status: u16) -> &'static str {
         503 => "503",
         504 => "504",
         529 => "529",
-        300..=399 => "3xx",
-        401..=499 => "4xx",
-        500..=599 => "5xx",
-        _ => "other_status",
+        _ => match status / 100 {
+            3 => "3xx",
+            4 => "4xx",
+            5 => "5xx",
+            _ => "other_status",
+        },
     }
 }
 
