@@ -46,6 +46,7 @@ fn new_prompt(user_id: UserId, embedding: Option<(ModelId, Embedding)>) -> NewPr
         model: "mock".to_owned(),
         status: PromptStatus::Completed,
         error: None,
+        finish_reason: None,
         created_at: Timestamp(1),
         llm_duration_ms: Some(1),
         prompt_tokens: Some(1),

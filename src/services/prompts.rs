@@ -156,6 +156,7 @@ async fn run(
             model: completion.model,
             status: PromptStatus::Completed,
             error: None,
+            finish_reason: None,
             created_at: new.now,
             llm_duration_ms: Some(
                 u32::try_from(completion.upstream_duration.as_millis()).unwrap_or(u32::MAX),

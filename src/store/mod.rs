@@ -5,6 +5,7 @@
 //! future is dropped may or may not take effect. Ids given twice in one list count once, unless said otherwise. Every method
 //! has its cases in the conformance suite (`tests/it/store`), which any backend runs.
 
+mod calls;
 pub mod postgres;
 pub mod sqlite;
 
@@ -14,6 +15,10 @@ use async_trait::async_trait;
 
 use crate::domain::{
     Embedding, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, User, UserId,
+};
+
+pub use self::calls::{
+    Begun, CallOutcome, CallStore, Holder, KeyClaim, KeyState, KnownKey, LapsedCall, NewCall,
 };
 
 /// What a store answers when it cannot do as asked.
@@ -145,6 +150,8 @@ pub struct NewPrompt {
     pub status: PromptStatus,
     /// Why it failed.
     pub error: Option<FailureCode>,
+    /// Why the answer ended where it did, in the upstream's word.
+    pub finish_reason: Option<String>,
     /// When the post was accepted.
     pub created_at: Timestamp,
     /// How long the upstream took, in milliseconds.

@@ -291,6 +291,7 @@ async fn folder_of_another_model(count: usize) -> (Folder, UserId) {
                 model: "mock".to_owned(),
                 status: PromptStatus::Completed,
                 error: None,
+                finish_reason: None,
                 created_at: Timestamp::now(),
                 llm_duration_ms: None,
                 prompt_tokens: None,

@@ -11,7 +11,10 @@ use super::connection::PAGE_SIZE;
 pub(super) const APPLICATION_ID: i32 = 0x5072_6d53;
 
 /// Each leads from the version before it to its own place in the list, counted from 1. Never edited once released.
-const MIGRATIONS: [&str; 1] = [include_str!("../../../migrations/sqlite/0001_initial.sql")];
+const MIGRATIONS: [&str; 2] = [
+    include_str!("../../../migrations/sqlite/0001_initial.sql"),
+    include_str!("../../../migrations/sqlite/0002_running_calls.sql"),
+];
 
 /// The schema this program works with.
 pub(super) const SCHEMA_VERSION: i32 = MIGRATIONS.len() as i32;

@@ -5,6 +5,7 @@
 //! the same file at the same time.
 
 mod accounts;
+mod calls;
 mod checkpoint;
 mod connection;
 mod error;
@@ -64,7 +65,7 @@ impl fmt::Debug for OpenOptions {
     }
 }
 
-/// [`AccountStore`](super::AccountStore) and [`PromptStore`](super::PromptStore) over one SQLite file.
+/// [`AccountStore`](super::AccountStore), [`PromptStore`](super::PromptStore) and [`CallStore`](super::CallStore) over one SQLite file.
 ///
 /// Dropping it without [`close`](Self::close) loses nothing that was answered: its threads end by themselves soon after.
 pub struct SqliteStore {

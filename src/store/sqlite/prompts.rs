@@ -54,7 +54,7 @@ fn prompt_from_row(row: &Row<'_>) -> Result<Prompt, Failure> {
 }
 
 /// A vector on its way into the store: its stored form is made by the caller's thread, not by the writer's.
-struct StoredVector {
+pub(super) struct StoredVector {
     dimension: usize,
     f16: Vec<u8>,
 }
@@ -112,6 +112,34 @@ fn count(connection: &Connection, user_id: i64, model_number: i64) -> rusqlite::
     Ok(n.and_then(|n| u64::try_from(n).ok()).unwrap_or(0))
 }
 
+pub(super) fn insert_vector(
+    connection: &Connection,
+    user_id: UserId,
+    id: PromptId,
+    model: &ModelId,
+    vector: &StoredVector,
+) -> Result<(), Failure> {
+    let model_number = number_model(connection, model, vector.dimension)?;
+    connection
+        .prepare_cached(
+            "INSERT INTO prompt_embedding (user_id, prompt_id, model_id, f16) VALUES (?1, ?2, ?3, ?4)",
+        )?
+        .execute(params![user_id.0, id.0, model_number, vector.f16])?;
+    Ok(())
+}
+
+/// The prompt of that id.
+pub(super) fn prompt_by_id(
+    connection: &Connection,
+    id: PromptId,
+) -> Result<Option<Prompt>, Failure> {
+    connection
+        .prepare_cached(PROMPT_BY_ID)?
+        .query_and_then(params![id.0, None::<i64>], prompt_from_row)?
+        .next()
+        .transpose()
+}
+
 fn insert(
     connection: &Connection,
     new: NewPrompt,
@@ -120,7 +148,8 @@ fn insert(
     let id = connection
         .prepare_cached(
             "INSERT INTO prompt (user_id, created_at, status, error, llm_duration_ms, prompt_tokens,
-             completion_tokens, model, prompt, response) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+             completion_tokens, model, prompt, response, finish_reason)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
         )?
         .insert(params![
             new.user_id.0,
@@ -133,14 +162,10 @@ fn insert(
             new.model,
             new.prompt,
             new.response,
+            new.finish_reason,
         ])?;
     if let Some((model, vector)) = vector {
-        let model_number = number_model(connection, &model, vector.dimension)?;
-        connection
-            .prepare_cached(
-                "INSERT INTO prompt_embedding (user_id, prompt_id, model_id, f16) VALUES (?1, ?2, ?3, ?4)",
-            )?
-            .execute(params![new.user_id.0, id, model_number, vector.f16])?;
+        insert_vector(connection, new.user_id, PromptId(id), &model, &vector)?;
     }
     Ok(Prompt {
         id: PromptId(id),

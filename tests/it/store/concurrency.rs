@@ -4,9 +4,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use prompt_service::domain::UserId;
-use prompt_service::store::Error;
+use prompt_service::store::{Begun, Error, NewCall};
 use tokio::task::JoinSet;
 
+use crate::store::calls::{answered, call, claim, holder, started};
 use crate::store::{TestableStore, completed, embedded, model, new_user, user, vector};
 
 type Store = Arc<dyn TestableStore>;
@@ -66,6 +67,64 @@ pub async fn racing_registrations_of_one_name_have_one_winner(store: Store) {
     }
     assert_eq!(made, 1);
     assert_eq!(store.list_users(None, 99).await.unwrap().len(), 1);
+}
+
+pub async fn racing_claims_of_one_key_have_one_winner(store: Store) {
+    let alice = user(&*store, "alice").await.id;
+    let mut tasks = JoinSet::new();
+    for n in 0..64 {
+        let store = Arc::clone(&store);
+        let call = NewCall {
+            key: Some(claim(1, 1)),
+            holder: holder(1, n),
+            ..call(alice)
+        };
+        tasks.spawn(async move { store.begin_call(call).await.unwrap() });
+    }
+    let begun = tasks.join_all().await;
+    let winners = begun
+        .iter()
+        .filter(|begun| matches!(begun, Begun::Started(_)));
+    assert_eq!(winners.count(), 1);
+    assert_eq!(store.list_prompts(alice, None, 99).await.unwrap().len(), 1);
+}
+
+pub async fn racing_ends_of_one_call_have_one_winner(store: Store) {
+    let alice = user(&*store, "alice").await.id;
+    for _ in 0..10 {
+        let lapsing = NewCall {
+            lease: std::time::Duration::ZERO,
+            ..call(alice)
+        };
+        let id = started(&*store, lapsing).await.id;
+        let mut tasks = JoinSet::new();
+        for n in 0..8 {
+            let store = Arc::clone(&store);
+            tasks.spawn(async move {
+                if n % 2 == 0 {
+                    store.lapse_calls(9).await.unwrap().len()
+                } else {
+                    let ended = store.finish_call(id, holder(1, 1), None, answered()).await;
+                    usize::from(ended.unwrap().is_some())
+                }
+            });
+        }
+        assert_eq!(tasks.join_all().await.iter().sum::<usize>(), 1);
+    }
+}
+
+pub async fn racing_upstream_calls_stop_at_the_limit(store: Store) {
+    let mut tasks = JoinSet::new();
+    for _ in 0..40 {
+        let store = Arc::clone(&store);
+        tasks.spawn(async move { store.count_upstream_call(20_000, 25).await.unwrap() });
+    }
+    let counted = tasks
+        .join_all()
+        .await
+        .into_iter()
+        .filter(|counted| *counted);
+    assert_eq!(counted.count(), 25);
 }
 
 pub async fn a_failed_operation_leaves_its_neighbours_alone(store: Store) {

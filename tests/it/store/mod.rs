@@ -44,7 +44,28 @@ macro_rules! conformance_suite {
                 unembedded_prompts_come_by_rising_id_in_pages,
                 late_vectors_replace_and_pass_over_the_gone_and_the_failed,
                 a_ping_is_answered;
+            calls:
+                a_begun_call_is_a_running_prompt,
+                a_call_of_an_unknown_user_stores_nothing,
+                a_call_is_finished_once_and_by_its_holder_alone,
+                a_failed_call_has_no_vector_and_releases_its_key,
+                a_known_key_is_answered_and_changes_nothing,
+                keys_of_different_users_have_nothing_in_common,
+                a_lapsed_call_fails_once_and_says_who_waits,
+                a_renewed_lease_does_not_lapse,
+                leases_of_others_are_not_renewed,
+                a_key_takes_over_its_lapsed_row,
+                a_key_takes_over_a_row_whose_lapse_nobody_noticed,
+                a_lapsed_key_is_not_taken_over_by_another_request,
+                a_deleted_prompt_keeps_its_key_and_cannot_be_finished,
+                purged_keys_are_free_and_their_prompts_stay,
+                a_vector_of_another_length_leaves_the_call_running,
+                finished_calls_are_counted_as_covered,
+                upstream_calls_are_counted_by_day_up_to_the_limit;
             concurrency:
+                racing_claims_of_one_key_have_one_winner,
+                racing_ends_of_one_call_have_one_winner,
+                racing_upstream_calls_stop_at_the_limit,
                 racing_inserts_are_all_there_with_rising_ids,
                 racing_registrations_of_one_name_have_one_winner,
                 a_failed_operation_leaves_its_neighbours_alone,
@@ -63,6 +84,7 @@ macro_rules! conformance_suite {
 }
 
 mod accounts;
+mod calls;
 mod concurrency;
 mod model;
 mod postgres;
@@ -76,12 +98,12 @@ use std::sync::Arc;
 use prompt_service::domain::{
     Embedding, ModelId, Prompt, PromptId, PromptStatus, Timestamp, User, UserId,
 };
-use prompt_service::store::{AccountStore, NewPrompt, NewUser, PromptStore};
+use prompt_service::store::{AccountStore, CallStore, NewPrompt, NewUser, PromptStore};
 
-/// Both halves of the contract over the same data.
-pub trait TestableStore: AccountStore + PromptStore {}
+/// All parts of the contract over the same data.
+pub trait TestableStore: AccountStore + PromptStore + CallStore {}
 
-impl<T: AccountStore + PromptStore> TestableStore for T {}
+impl<T: AccountStore + PromptStore + CallStore> TestableStore for T {}
 
 /// A model that makes vectors of 4 numbers.
 pub fn model(name: &str) -> ModelId {
@@ -117,6 +139,7 @@ pub fn completed(user_id: UserId, prompt: &str) -> NewPrompt {
         model: "mock".to_owned(),
         status: PromptStatus::Completed,
         error: None,
+        finish_reason: None,
         created_at: Timestamp(2_000),
         llm_duration_ms: Some(12),
         prompt_tokens: Some(3),

@@ -1,0 +1,463 @@
+//! Running calls, idempotency keys and the day's count. A lease of no length is over at once, so no case waits.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prompt_service::domain::{
+    Embedding, FailureCode, Prompt, PromptId, PromptStatus, Timestamp, UserId,
+};
+use prompt_service::store::{
+    Begun, CallOutcome, DeletedPrompt, Error, Holder, KeyClaim, KeyState, KnownKey, LapsedCall,
+    NewCall,
+};
+
+use crate::store::{TestableStore, embedded, model, user, vector};
+
+type Store = Arc<dyn TestableStore>;
+
+const HELD: Duration = Duration::from_secs(3600);
+const OVER: Duration = Duration::ZERO;
+const DAY: Duration = Duration::from_secs(86_400);
+
+pub fn holder(replica: u8, call: i64) -> Holder {
+    Holder {
+        replica: [replica; 16],
+        call,
+    }
+}
+
+/// The key of that number, claimed for the request of that number.
+pub fn claim(key: u8, request: u8) -> KeyClaim {
+    KeyClaim {
+        key_hash: [key; 32],
+        fingerprint: [request; 32],
+    }
+}
+
+/// A call without a key, held by call 1 of replica 1.
+pub fn call(user_id: UserId) -> NewCall {
+    NewCall {
+        user_id,
+        prompt: "Why?".to_owned(),
+        model: "asked".to_owned(),
+        created_at: Timestamp(3_000),
+        announce: false,
+        key: None,
+        holder: holder(1, 1),
+        lease: HELD,
+    }
+}
+
+fn keyed(user_id: UserId, key: KeyClaim) -> NewCall {
+    NewCall {
+        key: Some(key),
+        ..call(user_id)
+    }
+}
+
+/// The call with a lease that is over.
+fn over(call: NewCall) -> NewCall {
+    NewCall {
+        lease: OVER,
+        ..call
+    }
+}
+
+pub async fn started(store: &dyn TestableStore, call: NewCall) -> Prompt {
+    match store.begin_call(call).await.unwrap() {
+        Begun::Started(prompt) => prompt,
+        Begun::Known(known) => panic!("known: {known:?}"),
+    }
+}
+
+async fn known(store: &dyn TestableStore, call: NewCall) -> KnownKey {
+    match store.begin_call(call).await.unwrap() {
+        Begun::Known(known) => known,
+        Begun::Started(prompt) => panic!("started: {:?}", prompt.id),
+    }
+}
+
+pub fn answered() -> CallOutcome {
+    CallOutcome::Completed {
+        response: "Because.".to_owned(),
+        model: "answering".to_owned(),
+        finish_reason: Some("stop".to_owned()),
+        prompt_tokens: Some(3),
+        completion_tokens: Some(2),
+        embedding: Some((model("a"), vector(1))),
+    }
+}
+
+fn timed_out() -> CallOutcome {
+    CallOutcome::Failed(FailureCode::UpstreamTimeout)
+}
+
+pub async fn a_begun_call_is_a_running_prompt(store: Store) {
+    let alice = user(&*store, "alice").await.id;
+    let begun = started(&*store, call(alice)).await;
+    let expected = Prompt {
+        id: begun.id,
+        user_id: alice,
+        prompt: "Why?".to_owned(),
+        response: None,
+        model: "asked".to_owned(),
+        status: PromptStatus::Running,
+        error: None,
+        created_at: Timestamp(3_000),
+    };
+    assert_eq!(begun, expected);
+    assert_eq!(
+        store.prompt(alice, begun.id).await.unwrap(),
+        Some(expected.clone())
+    );
+    assert_eq!(
+        store.list_prompts(alice, None, 9).await.unwrap(),
+        [expected]
+    );
+    assert_eq!(store.unembedded(&model("a"), None, 9).await.unwrap(), []);
+    let late = vec![(begun.id, vector(1))];
+    assert_eq!(store.put_embeddings(&model("a"), late).await.unwrap(), []);
+}
+
+pub async fn a_call_of_an_unknown_user_stores_nothing(store: Store) {
+    let refused = store.begin_call(keyed(UserId(5), claim(1, 1))).await;
+    assert!(matches!(refused, Err(Error::Internal(_))), "{refused:?}");
+    assert_eq!(store.list_prompts(UserId(5), None, 9).await.unwrap(), []);
+    assert_eq!(store.known_key(UserId(5), &[1; 32]).await.unwrap(), None);
+}
+
+pub async fn a_call_is_finished_once_and_by_its_holder_alone(store: Store) {
+    let alice = user(&*store, "alice").await.id;
+    let begun = started(&*store, call(alice)).await;
+    for other in [holder(2, 1), holder(1, 2)] {
+        let refused = store.finish_call(begun.id, other, None, answered()).await;
+        assert_eq!(refused.unwrap(), None);
+    }
+    let finished = store
+        .finish_call(begun.id, holder(1, 1), Some(12), answered())
+        .await
+        .unwrap();
+    let expected = Prompt {
+        response: Some("Because.".to_owned()),
+        model: "answering".to_owned(),
+        status: PromptStatus::Completed,
+        ..begun.clone()
+    };
+    assert_eq!(finished.as_ref(), Some(&expected));
+    assert_eq!(
+        store.prompt(alice, begun.id).await.unwrap(),
+        Some(expected.clone())
+    );
+    for outcome in [answered(), timed_out()] {
+        let again = store.finish_call(begun.id, holder(1, 1), None, outcome);
+        assert_eq!(again.await.unwrap(), None);
+    }
+    assert_eq!(store.prompt(alice, begun.id).await.unwrap(), Some(expected));
+    let page = store
+        .vectors(&model("a"), Some(alice), None, 9)
+        .await
+        .unwrap();
+    assert_eq!(page.ids, [(alice, begun.id)]);
+    assert_eq!(page.f16_bytes, vector(1).to_f16_bytes());
+}
+
+pub async fn a_failed_call_has_no_vector_and_releases_its_key(store: Store) {
+    let alice = user(&*store, "alice").await.id;
+    let begun = started(&*store, keyed(alice, claim(1, 1))).await;
+    let finished = store
+        .finish_call(begun.id, holder(1, 1), Some(9), timed_out())
+        .await
+        .unwrap();
+    let expected = Prompt {
+        status: PromptStatus::Failed,
+        error: Some(FailureCode::UpstreamTimeout),
+        ..begun.clone()
+    };
+    assert_eq!(finished, Some(expected));
+    assert_eq!(store.known_key(alice, &[1; 32]).await.unwrap(), None);
+    // The key is free even for another request, and begins another row.
+    let next = started(&*store, keyed(alice, claim(1, 2))).await;
+    assert!(next.id > begun.id);
+    let page = store.vectors(&model("a"), None, None, 9).await.unwrap();
+    assert_eq!(page.ids, []);
+}
+
+pub async fn a_known_key_is_answered_and_changes_nothing(store: Store) {
+    let alice = user(&*store, "alice").await.id;
+    assert_eq!(store.known_key(alice, &[1; 32]).await.unwrap(), None);
+    let begun = started(&*store, keyed(alice, claim(1, 1))).await;
+    let in_flight = KnownKey {
+        fingerprint: [1; 32],
+        state: KeyState::InFlight(begun.id),
+    };
+    for request in [1, 2] {
+        let other = NewCall {
+            holder: holder(2, 1),
+            ..keyed(alice, claim(1, request))
+        };
+        assert_eq!(known(&*store, other).await, in_flight);
+    }
+    assert_eq!(
+        store.known_key(alice, &[1; 32]).await.unwrap(),
+        Some(in_flight)
+    );
+    let finished = store
+        .finish_call(begun.id, holder(1, 1), None, answered())
+        .await
+        .unwrap()
+        .unwrap();
+    let completed = KnownKey {
+        fingerprint: [1; 32],
+        state: KeyState::Completed(finished),
+    };
+    assert_eq!(
+        known(&*store, keyed(alice, claim(1, 2))).await,
+        completed.clone()
+    );
+    assert_eq!(
+        store.known_key(alice, &[1; 32]).await.unwrap(),
+        Some(completed)
+    );
+    assert_eq!(store.list_prompts(alice, None, 9).await.unwrap().len(), 1);
+}
+
+pub async fn keys_of_different_users_have_nothing_in_common(store: Store) {
+    let alice = user(&*store, "alice").await.id;
+    let bob = user(&*store, "bob").await.id;
+    let first = started(&*store, keyed(alice, claim(1, 1))).await;
+    assert_eq!(store.known_key(bob, &[1; 32]).await.unwrap(), None);
+    let second = started(&*store, keyed(bob, claim(1, 2))).await;
+    assert_ne!(first.id, second.id);
+    let finished = store.finish_call(second.id, holder(1, 1), None, timed_out());
+    assert!(finished.await.unwrap().is_some());
+    assert_eq!(store.known_key(bob, &[1; 32]).await.unwrap(), None);
+    assert!(store.known_key(alice, &[1; 32]).await.unwrap().is_some());
+}
+
+pub async fn a_lapsed_call_fails_once_and_says_who_waits(store: Store) {
+    let alice = user(&*store, "alice").await.id;
+    let held = started(&*store, call(alice)).await;
+    let mut expected = Vec::new();
+    for announce in [true, false, true] {
+        let begun = started(
+            &*store,
+            NewCall {
+                announce,
+                ..over(call(alice))
+            },
+        )
+        .await;
+        expected.push(LapsedCall {
+            prompt: Prompt {
+                status: PromptStatus::Failed,
+                error: Some(FailureCode::UpstreamFailed),
+                ..begun
+            },
+            announce,
+        });
+    }
+    let mut lapsed = store.lapse_calls(2).await.unwrap();
+    assert_eq!(lapsed.len(), 2);
+    lapsed.extend(store.lapse_calls(2).await.unwrap());
+    lapsed.sort_by_key(|call| call.prompt.id);
+    assert_eq!(lapsed, expected);
+    assert_eq!(store.lapse_calls(2).await.unwrap(), []);
+    for call in lapsed {
+        let id = call.prompt.id;
+        assert_eq!(
+            store.prompt(alice, id).await.unwrap().as_ref(),
+            Some(&call.prompt)
+        );
+        let late = store.finish_call(id, holder(1, 1), None, answered());
+        assert_eq!(late.await.unwrap(), None);
+    }
+    let held = store.finish_call(held.id, holder(1, 1), None, answered());
+    assert!(held.await.unwrap().is_some());
+}
+
+pub async fn a_renewed_lease_does_not_lapse(store: Store) {
+    let alice = user(&*store, "alice").await.id;
+    let begun = started(&*store, over(call(alice))).await;
+    let renewed = store.renew_leases([1; 16], &[begun.id, begun.id], HELD);
+    assert_eq!(renewed.await.unwrap(), 1);
+    assert_eq!(store.lapse_calls(9).await.unwrap(), []);
+    // Renewing sets the length anew rather than adding to it.
+    let shortened = store.renew_leases([1; 16], &[begun.id], OVER);
+    assert_eq!(shortened.await.unwrap(), 1);
+    assert_eq!(store.lapse_calls(9).await.unwrap().len(), 1);
+    let late = store.renew_leases([1; 16], &[begun.id], HELD);
+    assert_eq!(late.await.unwrap(), 0);
+    assert_eq!(store.renew_leases([1; 16], &[], HELD).await.unwrap(), 0);
+}
+
+pub async fn leases_of_others_are_not_renewed(store: Store) {
+    let alice = user(&*store, "alice").await.id;
+    let begun = started(&*store, over(call(alice))).await;
+    let refused = store.renew_leases([2; 16], &[begun.id, PromptId(999)], HELD);
+    assert_eq!(refused.await.unwrap(), 0);
+    assert_eq!(store.lapse_calls(9).await.unwrap().len(), 1);
+}
+
+/// Begins the call again with the same key after its lapse, and checks that the row is the same.
+async fn take_over(store: &dyn TestableStore, alice: UserId, first: &Prompt) {
+    let lapsed = KnownKey {
+        fingerprint: [1; 32],
+        state: KeyState::Lapsed(first.id),
+    };
+    assert_eq!(
+        store.known_key(alice, &[1; 32]).await.unwrap(),
+        Some(lapsed)
+    );
+    let retried = NewCall {
+        created_at: Timestamp(9_000),
+        model: "other".to_owned(),
+        holder: holder(1, 2),
+        ..keyed(alice, claim(1, 1))
+    };
+    let second = started(store, retried.clone()).await;
+    let expected = Prompt {
+        model: "other".to_owned(),
+        ..first.clone()
+    };
+    assert_eq!(second, expected);
+    assert_eq!(store.prompt(alice, first.id).await.unwrap(), Some(expected));
+    let in_flight = KnownKey {
+        fingerprint: [1; 32],
+        state: KeyState::InFlight(first.id),
+    };
+    assert_eq!(known(store, retried).await, in_flight);
+    // The first holder is late, though of the same process.
+    let late = store.finish_call(first.id, holder(1, 1), None, answered());
+    assert_eq!(late.await.unwrap(), None);
+    assert_eq!(store.lapse_calls(9).await.unwrap(), []);
+    let finished = store.finish_call(first.id, holder(1, 2), None, answered());
+    assert!(finished.await.unwrap().is_some());
+    assert_eq!(store.list_prompts(alice, None, 9).await.unwrap().len(), 1);
+    let covered = store.coverage(&model("a"), Some(alice)).await.unwrap();
+    assert_eq!((covered.completed, covered.embedded), (1, 1));
+}
+
+pub async fn a_key_takes_over_its_lapsed_row(store: Store) {
+    let alice = user(&*store, "alice").await.id;
+    let first = started(&*store, over(keyed(alice, claim(1, 1)))).await;
+    assert_eq!(store.lapse_calls(9).await.unwrap().len(), 1);
+    take_over(&*store, alice, &first).await;
+}
+
+pub async fn a_key_takes_over_a_row_whose_lapse_nobody_noticed(store: Store) {
+    let alice = user(&*store, "alice").await.id;
+    let first = started(&*store, over(keyed(alice, claim(1, 1)))).await;
+    take_over(&*store, alice, &first).await;
+}
+
+pub async fn a_lapsed_key_is_not_taken_over_by_another_request(store: Store) {
+    let alice = user(&*store, "alice").await.id;
+    let first = started(&*store, over(keyed(alice, claim(1, 1)))).await;
+    let lapsed = KnownKey {
+        fingerprint: [1; 32],
+        state: KeyState::Lapsed(first.id),
+    };
+    assert_eq!(known(&*store, keyed(alice, claim(1, 2))).await, lapsed);
+    assert_eq!(store.lapse_calls(9).await.unwrap().len(), 1);
+}
+
+pub async fn a_deleted_prompt_keeps_its_key_and_cannot_be_finished(store: Store) {
+    let alice = user(&*store, "alice").await.id;
+    let begun = started(&*store, keyed(alice, claim(1, 1))).await;
+    let deleted = store.delete_prompt(alice, begun.id).await.unwrap();
+    let embedding_model = None;
+    assert_eq!(deleted, Some(DeletedPrompt { embedding_model }));
+    let late = store.finish_call(begun.id, holder(1, 1), None, answered());
+    assert_eq!(late.await.unwrap(), None);
+    assert_eq!(store.prompt(alice, begun.id).await.unwrap(), None);
+    let renewed = store.renew_leases([1; 16], &[begun.id], HELD);
+    assert_eq!(renewed.await.unwrap(), 0);
+    let gone = KnownKey {
+        fingerprint: [1; 32],
+        state: KeyState::Deleted,
+    };
+    assert_eq!(
+        store.known_key(alice, &[1; 32]).await.unwrap(),
+        Some(gone.clone())
+    );
+    assert_eq!(known(&*store, keyed(alice, claim(1, 1))).await, gone);
+    assert_eq!(store.list_prompts(alice, None, 9).await.unwrap(), []);
+
+    let begun = started(&*store, keyed(alice, claim(2, 1))).await;
+    let finished = store.finish_call(begun.id, holder(1, 1), None, answered());
+    assert!(finished.await.unwrap().is_some());
+    store.delete_prompt(alice, begun.id).await.unwrap();
+    assert_eq!(known(&*store, keyed(alice, claim(2, 1))).await, gone);
+}
+
+pub async fn purged_keys_are_free_and_their_prompts_stay(store: Store) {
+    let alice = user(&*store, "alice").await.id;
+    let begun = started(&*store, keyed(alice, claim(1, 1))).await;
+    assert_eq!(store.purge_keys(DAY).await.unwrap(), 0);
+    assert!(store.known_key(alice, &[1; 32]).await.unwrap().is_some());
+    assert_eq!(store.purge_keys(Duration::ZERO).await.unwrap(), 1);
+    assert_eq!(store.known_key(alice, &[1; 32]).await.unwrap(), None);
+    let finished = store.finish_call(begun.id, holder(1, 1), None, answered());
+    assert!(finished.await.unwrap().is_some());
+    let next = started(&*store, keyed(alice, claim(1, 1))).await;
+    assert!(next.id > begun.id);
+}
+
+pub async fn a_vector_of_another_length_leaves_the_call_running(store: Store) {
+    let alice = user(&*store, "alice").await.id;
+    store.insert_prompt(embedded(alice, "p", 1)).await.unwrap();
+    let begun = started(&*store, call(alice)).await;
+    let outcome = CallOutcome::Completed {
+        response: "Because.".to_owned(),
+        model: "answering".to_owned(),
+        finish_reason: None,
+        prompt_tokens: None,
+        completion_tokens: None,
+        embedding: Some((model("a"), Embedding(Arc::from([1.0_f32].as_slice())))),
+    };
+    let refused = store.finish_call(begun.id, holder(1, 1), None, outcome);
+    assert!(matches!(refused.await, Err(Error::Internal(_))));
+    assert_eq!(
+        store.prompt(alice, begun.id).await.unwrap(),
+        Some(begun.clone())
+    );
+    let failed = store.finish_call(begun.id, holder(1, 1), None, timed_out());
+    assert!(failed.await.unwrap().is_some());
+}
+
+pub async fn finished_calls_are_counted_as_covered(store: Store) {
+    let alice = user(&*store, "alice").await.id;
+    let count = async || {
+        let covered = store.coverage(&model("a"), Some(alice)).await.unwrap();
+        (covered.completed, covered.embedded)
+    };
+    let first = started(&*store, call(alice)).await;
+    let second = started(&*store, call(alice)).await;
+    assert_eq!(count().await, (0, 0));
+    store
+        .finish_call(first.id, holder(1, 1), None, answered())
+        .await
+        .unwrap();
+    assert_eq!(count().await, (1, 1));
+    store
+        .finish_call(second.id, holder(1, 1), None, timed_out())
+        .await
+        .unwrap();
+    assert_eq!(count().await, (1, 1));
+    store.delete_prompt(alice, first.id).await.unwrap();
+    store.delete_prompt(alice, second.id).await.unwrap();
+    assert_eq!(count().await, (0, 0));
+}
+
+pub async fn upstream_calls_are_counted_by_day_up_to_the_limit(store: Store) {
+    let count = async |day, limit| store.count_upstream_call(day, limit).await.unwrap();
+    assert!(!count(20_000, 0).await);
+    assert!(count(20_000, 2).await);
+    assert!(count(20_000, 2).await);
+    assert!(!count(20_000, 2).await);
+    assert!(count(20_001, 1).await);
+    assert!(!count(20_001, 1).await);
+    // A refused call was not counted: one more is allowed by one more.
+    assert!(count(20_000, 3).await);
+    assert!(!count(20_000, 3).await);
+}
