@@ -77,6 +77,15 @@ async fn known(store: &dyn TestableStore, call: NewCall) -> KnownKey {
     }
 }
 
+async fn renew(
+    store: &dyn TestableStore,
+    replica: [u8; 16],
+    ids: &[PromptId],
+    lease: Duration,
+) -> u64 {
+    store.renew_leases(replica, ids, lease).await.unwrap()
+}
+
 pub fn answered() -> CallOutcome {
     CallOutcome::Completed {
         response: "Because.".to_owned(),
@@ -278,23 +287,25 @@ pub async fn a_lapsed_call_fails_once_and_says_who_waits(store: Store) {
 pub async fn a_renewed_lease_does_not_lapse(store: Store) {
     let alice = user(&*store, "alice").await.id;
     let begun = started(&*store, over(call(alice))).await;
-    let renewed = store.renew_leases([1; 16], &[begun.id, begun.id], HELD);
-    assert_eq!(renewed.await.unwrap(), 1);
+    assert_eq!(
+        renew(&*store, [1; 16], &[begun.id, begun.id], HELD).await,
+        1
+    );
     assert_eq!(store.lapse_calls(9).await.unwrap(), []);
     // Renewing sets the length anew rather than adding to it.
-    let shortened = store.renew_leases([1; 16], &[begun.id], OVER);
-    assert_eq!(shortened.await.unwrap(), 1);
+    assert_eq!(renew(&*store, [1; 16], &[begun.id], OVER).await, 1);
     assert_eq!(store.lapse_calls(9).await.unwrap().len(), 1);
-    let late = store.renew_leases([1; 16], &[begun.id], HELD);
-    assert_eq!(late.await.unwrap(), 0);
-    assert_eq!(store.renew_leases([1; 16], &[], HELD).await.unwrap(), 0);
+    assert_eq!(renew(&*store, [1; 16], &[begun.id], HELD).await, 0);
+    assert_eq!(renew(&*store, [1; 16], &[], HELD).await, 0);
 }
 
 pub async fn leases_of_others_are_not_renewed(store: Store) {
     let alice = user(&*store, "alice").await.id;
     let begun = started(&*store, over(call(alice))).await;
-    let refused = store.renew_leases([2; 16], &[begun.id, PromptId(999)], HELD);
-    assert_eq!(refused.await.unwrap(), 0);
+    assert_eq!(
+        renew(&*store, [2; 16], &[begun.id, PromptId(999)], HELD).await,
+        0
+    );
     assert_eq!(store.lapse_calls(9).await.unwrap().len(), 1);
 }
 
@@ -370,8 +381,7 @@ pub async fn a_deleted_prompt_keeps_its_key_and_cannot_be_finished(store: Store)
     let late = store.finish_call(begun.id, holder(1, 1), None, answered());
     assert_eq!(late.await.unwrap(), None);
     assert_eq!(store.prompt(alice, begun.id).await.unwrap(), None);
-    let renewed = store.renew_leases([1; 16], &[begun.id], HELD);
-    assert_eq!(renewed.await.unwrap(), 0);
+    assert_eq!(renew(&*store, [1; 16], &[begun.id], HELD).await, 0);
     let gone = KnownKey {
         fingerprint: [1; 32],
         state: KeyState::Deleted,
