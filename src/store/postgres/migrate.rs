@@ -7,9 +7,10 @@ use super::OpenError;
 use super::error::{Cause, connection_failure};
 
 /// Each leads from the version before it to its own place in the list, counted from 1. Never edited once released.
-const MIGRATIONS: [&str; 1] = [include_str!(
-    "../../../migrations/postgres/0001_initial.sql"
-)];
+const MIGRATIONS: [&str; 2] = [
+    include_str!("../../../migrations/postgres/0001_initial.sql"),
+    include_str!("../../../migrations/postgres/0002_running_calls.sql"),
+];
 
 /// The schema this program works with.
 pub(super) const SCHEMA_VERSION: i32 = MIGRATIONS.len() as i32;

@@ -5,6 +5,7 @@
 //! models, which never change: what one server has committed, every other reads.
 
 mod accounts;
+mod calls;
 mod error;
 mod lock;
 mod meaning;
@@ -135,8 +136,8 @@ pub enum OpenError {
     Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// [`AccountStore`](super::AccountStore), [`PromptStore`](super::PromptStore) and [`NearestStore`] over one PostgreSQL
-/// database. Needs a Tokio runtime.
+/// [`AccountStore`](super::AccountStore), [`PromptStore`](super::PromptStore), [`CallStore`](super::CallStore) and [`NearestStore`]
+/// over one PostgreSQL database. Needs a Tokio runtime.
 pub struct PostgresStore {
     pool: Pool,
     models: Models,

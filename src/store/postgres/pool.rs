@@ -181,6 +181,7 @@ impl Pool {
             client: Some(client),
             deadline,
             is_waiting: false,
+            in_transaction: false,
             totals: Arc::clone(&self.totals),
         })
     }
@@ -224,11 +225,12 @@ fn no_connection(error: &PoolError) -> Cause {
 pub(super) type Arguments<'a> = &'a [&'a (dyn ToSql + Sync)];
 
 /// A connection in use by one call. It goes back to the others when dropped, unless an answer is still outstanding or the
-/// connection has shown itself to be of no more use: then it is closed.
+/// connection has shown itself to be of no more use or is left inside a transaction: then it is closed.
 pub(super) struct Connection {
     client: Option<Object>,
     deadline: Instant,
     is_waiting: bool,
+    in_transaction: bool,
     totals: Arc<Totals>,
 }
 
@@ -261,6 +263,25 @@ impl Connection {
         };
         counter.fetch_add(1, Ordering::Relaxed);
         answer
+    }
+
+    /// Begins a transaction for the statements that follow. Without [`commit`](Self::commit) nothing of it happens.
+    pub async fn begin(&mut self) -> Result<(), Error> {
+        self.in_transaction = true;
+        self.control("BEGIN").await
+    }
+
+    /// Ends the transaction. After an error it may have happened all the same.
+    pub async fn commit(&mut self) -> Result<(), Error> {
+        self.control("COMMIT").await?;
+        self.in_transaction = false;
+        Ok(())
+    }
+
+    async fn control(&mut self, sql: &str) -> Result<(), Error> {
+        let client = self.client.as_ref().ok_or(Cause::TimedOut)?;
+        let answer = client.batch_execute(sql);
+        settle(self.deadline, &mut self.is_waiting, answer).await
     }
 
     /// The rows of a statement run under settings that hold for it alone. All of it is sent at once and takes one round trip;
@@ -314,9 +335,9 @@ async fn settle<T>(
 impl Drop for Connection {
     fn drop(&mut self) {
         if let Some(client) = self.client.take()
-            && self.is_waiting
+            && (self.is_waiting || self.in_transaction)
         {
-            // Whoever took it next would wait for an answer that may never come.
+            // Whoever took it next would wait for an answer that may never come, or work in another's transaction.
             drop(Object::take(client));
         }
     }

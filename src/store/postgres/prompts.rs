@@ -16,7 +16,7 @@ use crate::store::{
     VectorPage,
 };
 
-/// The columns that [`prompt_from_row`] reads.
+/// The columns that [`prompt_from_row`] reads, first and in this order.
 macro_rules! select_prompt {
     ($rest:literal) => {
         concat!(
@@ -28,20 +28,20 @@ macro_rules! select_prompt {
 
 const INSERT: &str = "
     INSERT INTO prompt (user_id, created_at, status, error, llm_duration_ms, prompt_tokens, completion_tokens, model,
-                        prompt, response)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) RETURNING id";
+                        prompt, response, finish_reason)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING id";
 
 const INSERT_WITH_VECTOR: &str = "
     WITH stored AS (
         INSERT INTO prompt (user_id, created_at, status, error, llm_duration_ms, prompt_tokens, completion_tokens, model,
-                            prompt, response)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) RETURNING id, user_id
+                            prompt, response, finish_reason)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING id, user_id
     ), embedded AS (
-        INSERT INTO prompt_embedding (prompt_id, user_id, model_id, embedding) SELECT id, user_id, $11, $12 FROM stored
+        INSERT INTO prompt_embedding (prompt_id, user_id, model_id, embedding) SELECT id, user_id, $12, $13 FROM stored
     )
     SELECT id FROM stored";
 
-fn prompt_from_row(row: &Row) -> Result<Prompt, Error> {
+pub(super) fn prompt_from_row(row: &Row) -> Result<Prompt, Error> {
     let unknown = || Error::from(Cause::UnknownValue);
     let status: &str = get(row, 3)?;
     let error: Option<&str> = get(row, 4)?;
@@ -60,7 +60,7 @@ fn prompt_from_row(row: &Row) -> Result<Prompt, Error> {
 }
 
 /// The server's texts hold no NUL. A prompt has none; an upstream's words might.
-fn without_nul(text: String) -> String {
+pub(super) fn without_nul(text: String) -> String {
     if text.contains('\0') {
         text.replace('\0', "\u{fffd}")
     } else {
@@ -77,6 +77,7 @@ impl PromptStore for PostgresStore {
             .filter(|_| new.status == PromptStatus::Completed);
         let model = without_nul(new.model);
         let response = new.response.map(without_nul);
+        let finish_reason = new.finish_reason.map(without_nul);
         let error = new.error.map(FailureCode::as_str);
         let number = |value: Option<u32>| value.map(i64::from);
         let (duration, asked, answered) = (
@@ -105,6 +106,7 @@ impl PromptStore for PostgresStore {
             &model,
             &new.prompt,
             &response,
+            &finish_reason,
         ];
         let sql = match &vector {
             Some((number, vector)) => {
