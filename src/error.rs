@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use crate::domain::{FailureCode, Prompt, PromptId};
+
 /// Messages by field, in the order in which the fields were checked.
 pub type FieldErrors = Vec<(&'static str, Vec<String>)>;
 
@@ -34,12 +36,59 @@ pub enum Error {
     /// The service is at its limit of work waiting; when to try again.
     #[error("overloaded")]
     Overloaded(Duration),
+    /// The prompt was taken and has no answer; it is kept.
+    #[error("the prompt failed: {}", .0.code.as_str())]
+    Failed(FailedPrompt),
+    /// The request's idempotency key stands in its way.
+    #[error("idempotency key: {0:?}")]
+    IdempotencyKey(KeyProblem),
+    /// The prompt was deleted while it was being answered.
+    #[error("deleted meanwhile")]
+    Deleted,
     /// Something this service stands on is away; trying again later helps.
     #[error("unavailable")]
     Unavailable(#[source] Source),
     /// A defect.
     #[error("internal error")]
     Internal(#[source] Source),
+}
+
+/// A prompt that has no answer, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FailedPrompt {
+    /// Which.
+    pub id: PromptId,
+    /// Why, for programs.
+    pub code: FailureCode,
+    /// Why, for humans.
+    pub detail: &'static str,
+    /// When trying again makes sense, where that is known.
+    pub retry_after: Option<Duration>,
+}
+
+impl FailedPrompt {
+    /// What a stored prompt tells of its failure.
+    pub fn of(prompt: &Prompt) -> Self {
+        // A failed prompt has a code; one without was written by nothing of ours.
+        let code = prompt.error.unwrap_or(FailureCode::Internal);
+        Self {
+            id: prompt.id,
+            code,
+            detail: code.detail(),
+            retry_after: None,
+        }
+    }
+}
+
+/// Why a request with an idempotency key is not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyProblem {
+    /// The first request with the key is still being answered.
+    InFlight,
+    /// The key was used for a request of another meaning.
+    OtherRequest,
+    /// The first request's prompt was deleted.
+    Deleted,
 }
 
 /// Why a caller counts as unknown.

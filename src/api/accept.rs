@@ -1,16 +1,20 @@
 //! Content negotiation: the API speaks JSON, and says 406 to a client that cannot read it.
 
-use axum::extract::Request;
+use axum::extract::{MatchedPath, Request};
 use axum::http::header::ACCEPT;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::error::ApiError;
 
-/// Refuses requests whose `Accept` rules JSON out.
+/// Server-sent events.
+pub const EVENT_STREAM: &str = "text/event-stream";
+
+/// Refuses requests whose `Accept` rules out what the route speaks: JSON, and where there are streams, streams.
 pub async fn require_json(request: Request, next: Next) -> Response {
-    if accepts(request.headers(), "application/json") {
+    let headers = request.headers();
+    if accepts(headers, "application/json") || (has_streams(&request) && wants_stream(headers)) {
         next.run(request).await
     } else {
         ApiError::plain(
@@ -19,6 +23,30 @@ pub async fn require_json(request: Request, next: Next) -> Response {
         )
         .into_response()
     }
+}
+
+/// Whether the route answers with a stream if asked to.
+fn has_streams(request: &Request) -> bool {
+    let path = request.extensions().get::<MatchedPath>();
+    let path = path.map_or("", MatchedPath::as_str);
+    match *request.method() {
+        Method::POST => path == "/api/prompts",
+        Method::GET | Method::HEAD => path == "/api/prompts/{id}",
+        _ => false,
+    }
+}
+
+/// Whether a client wants a stream: it names the type itself and likes it better than JSON. One that takes both alike, or
+/// anything, gets JSON, as it always has.
+pub fn wants_stream(headers: &HeaderMap) -> bool {
+    let is_named = headers
+        .get_all(ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|range| range.split(';').next())
+        .any(|name| name.trim().eq_ignore_ascii_case(EVENT_STREAM));
+    is_named && quality(headers, EVENT_STREAM) > quality(headers, "application/json")
 }
 
 /// Whether a client takes `media_type` (`type/subtype`). Without an `Accept` header it takes anything; of several ranges
@@ -120,6 +148,35 @@ mod tests {
         ] {
             assert!(!takes_json(accept), "{accept:?}");
         }
+    }
+
+    #[test]
+    fn a_stream_is_wanted_only_by_name_and_before_json() {
+        let wants = |accept: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT, accept.parse().unwrap());
+            wants_stream(&headers)
+        };
+        for accept in [
+            "text/event-stream",
+            "Text/Event-Stream;q=0.5",
+            "text/event-stream, application/json;q=0.9",
+            "text/event-stream, */*;q=0.1",
+        ] {
+            assert!(wants(accept), "{accept:?}");
+        }
+        for accept in [
+            "",
+            "*/*",
+            "text/*",
+            "text/event-stream;q=0",
+            "text/event-stream, */*",
+            "application/json, text/event-stream",
+            "application/json, text/event-stream;q=0.9",
+        ] {
+            assert!(!wants(accept), "{accept:?}");
+        }
+        assert!(!wants_stream(&HeaderMap::new()));
     }
 
     #[test]

@@ -7,7 +7,10 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
-use crate::error::{Error, FieldErrors, Source, TokenProblem, Unauthenticated};
+use crate::domain::FailureCode;
+use crate::error::{
+    Error, FailedPrompt, FieldErrors, KeyProblem, Source, TokenProblem, Unauthenticated,
+};
 
 /// What a client that is told to come back later should wait when nothing better is known.
 const LATER: Duration = Duration::from_secs(1);
@@ -100,6 +103,13 @@ impl From<Error> for ApiError {
                 "overloaded",
             )
             .later(wait),
+            Error::Failed(failed) => failed_prompt(failed),
+            Error::IdempotencyKey(problem) => key_problem(problem),
+            Error::Deleted => Self::coded(
+                StatusCode::GONE,
+                "The prompt was deleted while it was being answered.",
+                "prompt_deleted",
+            ),
             Error::Unavailable(source) => Self {
                 source: Some(source),
                 ..Self::coded(
@@ -114,6 +124,47 @@ impl From<Error> for ApiError {
                 ..Self::plain(StatusCode::INTERNAL_SERVER_ERROR, "Internal server error.")
             },
         }
+    }
+}
+
+fn failed_prompt(failed: FailedPrompt) -> ApiError {
+    let status = match failed.code {
+        FailureCode::UpstreamFailed => StatusCode::BAD_GATEWAY,
+        FailureCode::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
+        FailureCode::UpstreamUnavailable | FailureCode::Cancelled => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
+        FailureCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    let error = ApiError::new(
+        status,
+        json!({ "detail": failed.detail, "code": failed.code.as_str(), "id": failed.id.0 }),
+    );
+    match failed.retry_after {
+        Some(wait) => error.later(wait),
+        None if status == StatusCode::SERVICE_UNAVAILABLE => error.later(LATER),
+        None => error,
+    }
+}
+
+fn key_problem(problem: KeyProblem) -> ApiError {
+    match problem {
+        KeyProblem::InFlight => ApiError::coded(
+            StatusCode::CONFLICT,
+            "The first request with this Idempotency-Key is still being answered.",
+            "idempotency_key_in_use",
+        )
+        .later(LATER),
+        KeyProblem::OtherRequest => ApiError::coded(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "This Idempotency-Key was used for another request.",
+            "idempotency_key_reused",
+        ),
+        KeyProblem::Deleted => ApiError::coded(
+            StatusCode::GONE,
+            "The prompt that was posted with this Idempotency-Key was deleted.",
+            "prompt_deleted",
+        ),
     }
 }
 

@@ -18,7 +18,7 @@ mod ws;
 mod yaml;
 
 pub use openapi::Documents;
-pub use prompts::encode_completed;
+pub use prompts::EVENT_ENCODERS;
 pub use router::{metrics_router, router};
 pub use server::{Limits, serve};
 pub use state::{AppState, Lifecycle, State};

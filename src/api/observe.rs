@@ -1,6 +1,6 @@
 //! The outermost layer: gives every request its id, every answer its headers, its line in the log and its place in the metrics.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderName};
@@ -13,6 +13,7 @@ use super::error::Cause;
 use super::state::AppState;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 /// What an API answer may load in a browser: nothing.
 const API_POLICY: HeaderValue =
     HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
@@ -27,6 +28,10 @@ impl RequestId {
         self.0.to_str().unwrap_or_default()
     }
 }
+
+/// How long the upstream took of an answer's time, left in its extensions.
+#[derive(Clone, Copy, Debug)]
+pub struct UpstreamTime(pub Duration);
 
 const SECURITY_HEADERS: [(&str, &str); 4] = [
     ("x-content-type-options", "nosniff"),
@@ -51,6 +56,18 @@ pub async fn observe(State(state): State<AppState>, mut request: Request, next: 
         .extensions_mut()
         .remove::<KnownUser>()
         .map(|user| user.0.0);
+    let took = started.elapsed();
+    if let Some(UpstreamTime(upstream)) = response.extensions_mut().remove() {
+        let added = took.saturating_sub(upstream);
+        state
+            .metrics
+            .prompt_overhead
+            .with_label_values(&["answer"])
+            .observe(added.as_secs_f64());
+        response
+            .headers_mut()
+            .insert(SERVER_TIMING, server_timing(upstream, added));
+    }
     let headers = response.headers_mut();
     for (name, value) in SECURITY_HEADERS {
         headers.insert(
@@ -66,7 +83,6 @@ pub async fn observe(State(state): State<AppState>, mut request: Request, next: 
 
     let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
     let status = response.status();
-    let took = started.elapsed();
     state
         .metrics
         .http_requests
@@ -104,6 +120,17 @@ pub async fn observe(State(state): State<AppState>, mut request: Request, next: 
         );
     }
     response
+}
+
+/// Where an answer's time went, for a browser's tools: milliseconds, to the microsecond.
+fn server_timing(upstream: Duration, added: Duration) -> HeaderValue {
+    let millis = |duration: Duration| duration.as_micros() as f64 / 1000.0;
+    let text = format!(
+        "upstream;dur={:.3}, service;dur={:.3}",
+        millis(upstream),
+        millis(added)
+    );
+    HeaderValue::from_str(&text).expect("digits and names are a header value")
 }
 
 /// The caller's id if it is one, so that a trace crosses services; a random one otherwise.

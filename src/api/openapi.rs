@@ -141,6 +141,13 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value) {
         ("405", "The path has no such method.", error_schema()),
         ("500", "A defect.", error_schema()),
     ];
+    if (path, method) == ("/api/prompts", "post") {
+        extra.push((
+            "503",
+            "Overloaded, or something it stands on is away; or the upstream cannot be asked: then with the `id` of the prompt, which is kept as failed.",
+            json!({ "anyOf": [{ "$ref": "#/components/schemas/FailedPromptResponse" }, error_schema()] }),
+        ));
+    }
     if is_api {
         extra.push(("406", "The client takes no JSON.", error_schema()));
         extra.push((

@@ -76,6 +76,8 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
         "ratelimit",
         "ratelimit-policy",
         "x-search-coverage",
+        "idempotent-replayed",
+        "server-timing",
     ]
     .map(HeaderName::from_static);
     let layer = CorsLayer::new()
@@ -86,6 +88,8 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
             header::CONTENT_TYPE,
             header::ACCEPT,
             HeaderName::from_static("x-request-id"),
+            HeaderName::from_static("idempotency-key"),
+            HeaderName::from_static("last-event-id"),
         ])
         .expose_headers(
             exposed

@@ -129,14 +129,19 @@ impl App {
             config.accounts.clone(),
             Arc::clone(&metrics),
         ));
+        let mut replica = [0; 16];
+        getrandom::fill(&mut replica).context("the system's source of randomness")?;
         let prompts = Prompts::new(prompts::Parts {
             store: Arc::clone(&prompt_store),
+            call_store: Arc::clone(&store.calls),
+            replica,
             embedder: Arc::clone(&embedder),
             model: model.clone(),
             similarity: Arc::clone(&similarity),
             llm: Arc::clone(&llm),
+            calls: config.calls,
             broker: Arc::clone(&shared.broker),
-            encode_completed: api::encode_completed,
+            encoders: api::EVENT_ENCODERS,
             metrics: Arc::clone(&metrics),
             tasks: lifecycle.tasks.clone(),
         });
@@ -234,6 +239,7 @@ impl App {
     /// If the system does not say where it listens; if another server took the store.
     pub async fn serve(mut self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
         let lifecycle = self.state.lifecycle.clone();
+        let prompts = self.state.prompts.clone();
         self.log_start()?;
         self.start_background(&lifecycle);
         let ousted = self.hold_store(&lifecycle);
@@ -245,7 +251,7 @@ impl App {
             grace: server.shutdown_grace,
             open: self.state.metrics.http_connections.clone(),
         };
-        let delay = server.shutdown_delay;
+        let (delay, grace) = (server.shutdown_delay, server.shutdown_grace);
         let told = async {
             tokio::select! {
                 () = shutdown => {}
@@ -255,6 +261,7 @@ impl App {
             tracing::info!(delay_ms = delay.as_millis() as u64, "stopping");
             tokio::time::sleep(delay).await;
             closing.cancel();
+            Instant::now() + grace
         };
         let main = api::serve(
             self.listener,
@@ -278,7 +285,9 @@ impl App {
             }
         };
         let main = async {
-            tokio::join!(main, told);
+            let ((), deadline) = tokio::join!(main, told);
+            // Calls whose callers hung up have no connection that was waited for.
+            prompts.finish_calls(deadline).await;
             lifecycle.stopping.cancel();
             lifecycle.tasks.close();
             lifecycle.tasks.wait().await;
@@ -357,14 +366,40 @@ impl App {
                 }
             }));
         let (store, stop) = (Arc::clone(&self.store.accounts), lifecycle.stopping.clone());
+        let prompts = self.state.prompts.clone();
         lifecycle.tasks.spawn(every(PURGE_EVERY, stop, move || {
-            let store = Arc::clone(&store);
+            let (store, prompts) = (Arc::clone(&store), prompts.clone());
             async move {
                 if let Err(error) = store.purge_expired(Timestamp::now()).await {
                     tracing::warn!(%error, "expired sessions could not be forgotten");
                 }
+                if let Err(error) = prompts.purge_keys().await {
+                    tracing::warn!(%error, "old idempotency keys could not be forgotten");
+                }
             }
         }));
+        let (prompts, stop) = (self.state.prompts.clone(), lifecycle.stopping.clone());
+        lifecycle
+            .tasks
+            .spawn(every(prompts::RENEW_EVERY, stop, move || {
+                let prompts = prompts.clone();
+                async move {
+                    if let Err(error) = prompts.renew_leases().await {
+                        tracing::warn!(%error, "the leases of calls in progress could not be renewed");
+                    }
+                }
+            }));
+        let (prompts, stop) = (self.state.prompts.clone(), lifecycle.stopping.clone());
+        lifecycle
+            .tasks
+            .spawn(every(prompts::LAPSE_EVERY, stop, move || {
+                let prompts = prompts.clone();
+                async move {
+                    if let Err(error) = prompts.lapse_calls().await {
+                        tracing::warn!(%error, "calls of ended processes could not be given up");
+                    }
+                }
+            }));
     }
 }
 

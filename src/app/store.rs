@@ -16,7 +16,7 @@ use crate::services::stored_similarity::StoredSimilarity;
 use crate::services::vectors::StoredVectors;
 use crate::store::postgres::{self, PostgresStore, SoleServer};
 use crate::store::sqlite::{self, SqliteStore};
-use crate::store::{AccountStore, PromptStore};
+use crate::store::{AccountStore, CallStore, PromptStore};
 
 /// How long a search in shared scope waits for the vectors to be loaded after a start.
 const LOAD_WAIT: Duration = Duration::from_secs(5);
@@ -27,6 +27,8 @@ pub(super) struct Store {
     pub accounts: Arc<dyn AccountStore>,
     /// Prompts and vectors.
     pub prompts: Arc<dyn PromptStore>,
+    /// Running calls and idempotency keys.
+    pub calls: Arc<dyn CallStore>,
     kind: Kind,
 }
 
@@ -47,6 +49,7 @@ impl Store {
                 Self {
                     accounts: Arc::clone(&store) as _,
                     prompts: Arc::clone(&store) as _,
+                    calls: Arc::clone(&store) as _,
                     kind: Kind::Sqlite(store),
                 }
             }
@@ -59,6 +62,7 @@ impl Store {
                 Self {
                     accounts: Arc::clone(&store) as _,
                     prompts: Arc::clone(&store) as _,
+                    calls: Arc::clone(&store) as _,
                     kind: Kind::Postgres(store),
                 }
             }

@@ -16,7 +16,9 @@ use ipnet::IpNet;
 
 pub use base_url::{BaseUrl, is_private};
 pub use secret::{Secret, Secrets};
-pub use settings::{ByteSize, CookieSecure, LogFormat, Registration, Settings, SimilarScope};
+pub use settings::{
+    ByteSize, CookieSecure, LogFormat, OnClientDisconnect, Registration, Settings, SimilarScope,
+};
 pub use upstream::{Endpoint, Fallback, Fallbacks, UpstreamConfig, UpstreamSettings};
 
 use crate::domain::rate::{RateError, Rates};
@@ -52,6 +54,8 @@ pub struct Config {
     pub accounts: AccountsConfig,
     /// Rates for `POST /api/prompts`; none is off.
     pub prompt_throttle: Rates,
+    /// How calls of the upstream are bounded and ended.
+    pub calls: CallsConfig,
     /// What a similarity search may see and hold.
     pub search: SearchConfig,
     /// The LLM that answers; `None` is the built-in mock.
@@ -81,6 +85,8 @@ pub struct ServerConfig {
     pub max_connections: usize,
     /// When sockets are asked for a sign of life, and given up.
     pub socket_timings: SocketTimings,
+    /// How long a stream of an answer may be silent before it says that it lives. No setting: clients rely on the figure.
+    pub stream_heartbeat: Duration,
     /// How long the service goes on accepting after it was told to stop.
     pub shutdown_delay: Duration,
     /// How long requests in flight may take to finish after that.
@@ -164,6 +170,15 @@ pub struct AccountsConfig {
     pub register_throttle: Rates,
 }
 
+/// How calls of the upstream are bounded and ended.
+#[derive(Clone, Copy, Debug)]
+pub struct CallsConfig {
+    /// Calls a UTC day over all users; `None` is no limit.
+    pub daily_limit: Option<u64>,
+    /// What becomes of a call whose caller hangs up.
+    pub on_client_disconnect: OnClientDisconnect,
+}
+
 /// What a similarity search may see and hold.
 #[derive(Clone, Copy, Debug)]
 pub struct SearchConfig {
@@ -218,6 +233,7 @@ impl Config {
                 max_sockets_per_user: settings.max_sockets_per_user as usize,
                 max_connections: settings.max_connections as usize,
                 socket_timings: SocketTimings::default(),
+                stream_heartbeat: Duration::from_secs(15),
                 shutdown_delay: settings.shutdown_delay.into(),
                 shutdown_grace: settings.shutdown_grace.into(),
             },
@@ -238,6 +254,10 @@ impl Config {
                 register_throttle: rates("REGISTER_THROTTLE", &settings.register_throttle)?,
             },
             prompt_throttle: rates("PROMPT_THROTTLE", &settings.prompt_throttle)?,
+            calls: CallsConfig {
+                daily_limit: settings.upstream_daily_limit,
+                on_client_disconnect: settings.on_client_disconnect,
+            },
             search: SearchConfig {
                 scope: settings.similar_scope,
                 memory_bytes: settings.search_memory.0,

@@ -38,6 +38,15 @@ pub enum CookieSecure {
     Never,
 }
 
+/// What becomes of a call whose caller hangs up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnClientDisconnect {
+    /// It is finished, stored and announced.
+    Finish,
+    /// It is broken off, and its prompt fails.
+    Cancel,
+}
+
 /// The form of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -115,6 +124,14 @@ pub struct Settings {
     /// The LLM that answers.
     #[command(flatten)]
     pub upstream: UpstreamSettings,
+
+    /// Calls of the upstream a UTC day, over all users and replicas [default: no limit]
+    #[arg(long, env, global = true)]
+    pub upstream_daily_limit: Option<u64>,
+
+    /// What becomes of a call whose caller hangs up: finish it, store it and announce it, or break it off
+    #[arg(long, env, default_value = "finish", global = true)]
+    pub on_client_disconnect: OnClientDisconnect,
 
     /// Posted prompts for each user: rates such as 1/s,10/min (s, min, h, day; up to 10000 each), or off
     #[arg(long, env, default_value = "1/s,10/min", global = true)]

@@ -22,6 +22,10 @@ pub enum FailureCode {
     UpstreamUnavailable,
     /// The upstream did not answer in time (504).
     UpstreamTimeout,
+    /// Its caller went away, where the operator wants such calls broken off, or the service stopped.
+    Cancelled,
+    /// A defect of the service's own (500).
+    Internal,
 }
 
 impl PromptStatus {
@@ -49,6 +53,19 @@ impl FailureCode {
             Self::UpstreamFailed => "upstream_failed",
             Self::UpstreamUnavailable => "upstream_unavailable",
             Self::UpstreamTimeout => "upstream_timeout",
+            Self::Cancelled => "cancelled",
+            Self::Internal => "internal_error",
+        }
+    }
+
+    /// What is told of a failure of which nothing more is known than its code.
+    pub fn detail(self) -> &'static str {
+        match self {
+            Self::UpstreamFailed => "The upstream failed to answer.",
+            Self::UpstreamUnavailable => "The upstream cannot be asked just now.",
+            Self::UpstreamTimeout => "The upstream did not answer in time.",
+            Self::Cancelled => "The call was broken off.",
+            Self::Internal => "Internal server error.",
         }
     }
 
@@ -58,6 +75,8 @@ impl FailureCode {
             Self::UpstreamFailed,
             Self::UpstreamUnavailable,
             Self::UpstreamTimeout,
+            Self::Cancelled,
+            Self::Internal,
         ]
         .into_iter()
         .find(|code| code.as_str() == word)

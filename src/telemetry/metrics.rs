@@ -72,6 +72,14 @@ metrics! {
     http_connections: IntGauge = |help| gauge("http_connections", help);
     /// Prompts stored, by outcome.
     prompts: IntCounterVec = |help| counters("prompts_total", help, &["status"]);
+    /// Time that the service added to the upstream's own: whole answers from reading the request's head to the answer, streams from admission to the stored end.
+    prompt_overhead: HistogramVec = |help| histograms("prompt_overhead_seconds", help, DURATION_BOUNDS, &["kind"]);
+    /// Calls of the upstream in progress, by this process.
+    calls_running: IntGauge = |help| gauge("calls_running", help);
+    /// Calls that were ended because their process stopped renewing them.
+    calls_lapsed: IntCounter = |help| counter("calls_lapsed_total", help);
+    /// Posts answered from their idempotency key.
+    idempotent_replays: IntCounter = |help| counter("idempotent_replays_total", help);
     /// Requests refused by a throttle.
     throttled: IntCounterVec = |help| counters("throttled_requests_total", help, &["throttle"]);
     /// Logins that failed, and those refused because too many had.

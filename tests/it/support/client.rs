@@ -13,6 +13,7 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
 
 use super::DEADLINE;
+use super::stream::Stream;
 
 /// A client of one address. Keeps connections; cheap to clone.
 #[derive(Clone)]
@@ -110,7 +111,14 @@ impl Request {
         self.try_send().await.expect("the service answers")
     }
 
-    /// The same where the connection may be refused or break.
+    /// Sends it and reads no more than the head of the answer.
+    pub async fn open(self) -> Stream {
+        let request = self.builder.body(Full::new(self.body)).unwrap();
+        let answer = tokio::time::timeout(DEADLINE, self.pool.request(request)).await;
+        Stream::new(answer.expect("the service answers in time").unwrap())
+    }
+
+    /// The same as `send` where the connection may be refused or break.
     pub async fn try_send(self) -> anyhow::Result<Response> {
         let request = self.builder.body(Full::new(self.body))?;
         let exchange = async {

@@ -5,6 +5,7 @@ mod log;
 pub mod postgres;
 pub mod redis;
 mod socket;
+mod stream;
 mod upstream;
 
 use std::cell::RefCell;
@@ -30,6 +31,7 @@ use tracing::dispatcher::{self, DefaultGuard};
 pub use client::{Client, Request, Response};
 pub use log::Log;
 pub use socket::Socket;
+pub use stream::{Stream, names, text_of};
 pub use upstream::{Reply, Upstream, chunk};
 
 use crate::store::TestableStore;

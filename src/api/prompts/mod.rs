@@ -1,11 +1,13 @@
 //! `/api/prompts`: posting, listing, finding, reading and deleting prompts.
 
-use std::sync::Arc;
+mod create;
+mod events;
+mod stream;
 
 use axum::Json;
 use axum::extract::{FromRequestParts, Path, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -14,38 +16,22 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::authenticate::Admitted;
+pub use self::events::EVENT_ENCODERS;
+use super::accept::wants_stream;
 use super::error::ApiError;
-use super::extract::{Body, Query};
+use super::extract::Query;
+use super::openapi::ErrorResponse;
 use super::state::AppState;
-use crate::domain::{Prompt, PromptId, Timestamp};
+use crate::domain::{Prompt, PromptId};
 use crate::error::Error;
 use crate::services::accounts::Caller;
-use crate::services::prompts::CreatePrompt;
 
 /// The routes of this resource; all need an access token.
 pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
-        .routes(routes!(create_prompt, list_prompts))
+        .routes(routes!(create::create_prompt, list_prompts))
         .routes(routes!(find_similar))
         .routes(routes!(show_prompt, delete_prompt))
-}
-
-/// A prompt to be answered.
-#[derive(ToSchema)]
-#[expect(dead_code, reason = "describes a body that is read field by field")]
-pub struct CreatePromptRequest {
-    /// The text. White space around it is dropped.
-    #[schema(
-        min_length = 1,
-        max_length = 32000,
-        pattern = r"\S",
-        example = "hello world"
-    )]
-    prompt: String,
-    /// Whether to tell the user's open WebSockets too.
-    #[schema(default = false, required = false)]
-    websocket: bool,
 }
 
 /// An answered prompt.
@@ -149,39 +135,6 @@ struct ListParameters {
     cursor: Option<String>,
 }
 
-/// Post a prompt
-///
-/// Runs it on the LLM, stores it and makes it searchable: all of that has happened when the answer comes. Throttled for each user.
-#[utoipa::path(
-    post, path = "/api/prompts", tag = "prompts", operation_id = "create_prompt", security(("bearer" = [])),
-    request_body(content = CreatePromptRequest, content_type = "application/json"),
-    responses((status = 201, description = "The prompt with its answer.", body = CreatedPromptResponse)),
-)]
-async fn create_prompt(
-    State(state): State<AppState>,
-    caller: Caller,
-    _: Admitted,
-    Body(mut fields): Body,
-) -> Result<Response, ApiError> {
-    let prompt = fields.text("prompt");
-    let announce = fields.flag("websocket");
-    fields.check()?;
-    let prompt = prompt.unwrap_or_default();
-    check_length("prompt", &prompt, state.max_prompt_chars)?;
-    let new = CreatePrompt {
-        user_id: caller.user_id(),
-        prompt,
-        announce,
-        now: Timestamp::now(),
-    };
-    let prompt = state.prompts.create(new).await?;
-    Ok((
-        StatusCode::CREATED,
-        Json(CreatedPromptResponse::from(&prompt)),
-    )
-        .into_response())
-}
-
 /// List prompts
 ///
 /// The caller's prompts, newest first.
@@ -259,19 +212,34 @@ async fn find_similar(
 
 /// Show a prompt
 ///
-/// One of the caller's prompts.
+/// One of the caller's prompts. With `Accept: text/event-stream` its answer is streamed, from the place after `Last-Event-ID` if that is
+/// given: live from the process that runs the call, and from any other once the text is whole.
 #[utoipa::path(
     get, path = "/api/prompts/{id}", tag = "prompts", operation_id = "show_prompt", security(("bearer" = [])),
-    params(("id" = i64, Path, description = "The prompt's id.")),
-    responses((status = 200, description = "The prompt.", body = PromptResponse)),
+    params(
+        ("id" = i64, Path, description = "The prompt's id."),
+        ("Last-Event-ID" = Option<String>, Header, description = "The `id` of the last event that was read of this prompt's stream."),
+    ),
+    responses(
+        (
+            status = 200, description = "The prompt, or the stream of its answer.",
+            content((PromptResponse = "application/json"), (String = "text/event-stream")),
+        ),
+        (status = 204, description = "The stream was read to its end before."),
+        (status = 400, description = "`Last-Event-ID` is none of this service's.", body = ErrorResponse),
+    ),
 )]
 async fn show_prompt(
     State(state): State<AppState>,
     caller: Caller,
     PathId(id): PathId,
-) -> Result<Json<PromptResponse>, ApiError> {
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    if wants_stream(&headers) {
+        return stream::resume(&state, caller.user_id(), id, &headers).await;
+    }
     let prompt = state.prompts.get(caller.user_id(), id).await?;
-    Ok(Json(prompt.into()))
+    Ok(Json(PromptResponse::from(prompt)).into_response())
 }
 
 /// Delete a prompt
@@ -289,24 +257,6 @@ async fn delete_prompt(
 ) -> Result<StatusCode, ApiError> {
     state.prompts.delete(caller.user_id(), id).await?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-/// The event that a completed prompt's owner gets on every open socket.
-pub fn encode_completed(prompt: &Prompt) -> Arc<str> {
-    #[derive(Serialize)]
-    struct Event {
-        r#type: &'static str,
-        event: &'static str,
-        data: CreatedPromptResponse,
-    }
-    let event = Event {
-        r#type: "prompt.message",
-        event: "prompt_completed",
-        data: prompt.into(),
-    };
-    serde_json::to_string(&event)
-        .expect("a struct of texts and numbers is JSON")
-        .into()
 }
 
 impl From<&Prompt> for CreatedPromptResponse {

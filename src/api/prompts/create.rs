@@ -1,0 +1,223 @@
+//! `POST /api/prompts`.
+
+use axum::Json;
+use axum::extract::{FromRequest, FromRequestParts, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use utoipa::ToSchema;
+
+use super::{CreatedPromptResponse, check_length, stream};
+use crate::api::accept::wants_stream;
+use crate::api::authenticate::Admitted;
+use crate::api::error::ApiError;
+use crate::api::extract::Body;
+use crate::api::observe::UpstreamTime;
+use crate::api::openapi::ErrorResponse;
+use crate::api::state::AppState;
+use crate::domain::{Timestamp, UserId};
+use crate::services::accounts::Caller;
+use crate::services::prompts::{CreatePrompt, Created};
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+/// The most characters of a key.
+const MAX_KEY_CHARS: usize = 255;
+
+/// A prompt to be answered.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes a body that is read field by field")]
+pub struct CreatePromptRequest {
+    /// The text. White space around it is dropped.
+    #[schema(
+        min_length = 1,
+        max_length = 32000,
+        pattern = r"\S",
+        example = "hello world"
+    )]
+    prompt: String,
+    /// Whether to tell the user's open WebSockets too.
+    #[schema(default = false, required = false)]
+    websocket: bool,
+    /// Whether to stream the answer, as `Accept: text/event-stream` does.
+    #[schema(default = false, required = false)]
+    stream: bool,
+}
+
+/// A prompt that was taken and has no answer. It is kept.
+#[derive(ToSchema)]
+#[expect(
+    dead_code,
+    reason = "describes a body that is written by the error map"
+)]
+pub struct FailedPromptResponse {
+    /// For humans; may change.
+    #[schema(example = "The upstream did not answer in time.")]
+    detail: String,
+    /// For programs; stays.
+    #[schema(example = "upstream_timeout")]
+    code: String,
+    /// The prompt's id.
+    #[schema(example = 1)]
+    id: i64,
+}
+
+/// Post a prompt
+///
+/// Runs it on the LLM, stores it and makes it searchable: all of that has happened when the answer comes. Throttled for each user.
+///
+/// With `Accept: text/event-stream` or `"stream": true` the answer is streamed as server-sent events: `started` (`{"id"}`),
+/// `delta` (`{"text"}`) any number of times, and `completed` (the 201 body) or `failed` (`{"detail", "code", "id"}`).
+#[utoipa::path(
+    post, path = "/api/prompts", tag = "prompts", operation_id = "create_prompt", security(("bearer" = [])),
+    params((
+        "Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[!-~]+$",
+        description = "Chosen by the client: repeated with the same body within 24 h, the request is answered as the first time, and nothing is done twice.",
+    )),
+    request_body(content = CreatePromptRequest, content_type = "application/json"),
+    responses(
+        (
+            status = 201, description = "The prompt with its answer.", body = CreatedPromptResponse,
+            headers(
+                ("Idempotent-Replayed" = bool, description = "`true` if the answer is that of an earlier request with the same key; absent otherwise."),
+                ("Server-Timing" = String, description = "Milliseconds of the upstream and of the service; absent from a replay."),
+            ),
+        ),
+        (
+            status = 200, description = "The stream of the answer.", content((String = "text/event-stream")),
+            headers(("Idempotent-Replayed" = bool, description = "`true` if the answer is that of an earlier request with the same key; absent otherwise.")),
+        ),
+        (
+            status = 409, description = "The first request with this key is still being answered.", body = ErrorResponse,
+            headers(("Retry-After" = u64, description = "Whole seconds to wait.")),
+        ),
+        (status = 410, description = "The prompt posted with this key was deleted, or this one while it was being answered.", body = ErrorResponse),
+        (status = 422, description = "The key was used for another request.", body = ErrorResponse),
+        (status = 502, description = "The upstream failed. The prompt is kept as failed.", body = FailedPromptResponse),
+        (status = 504, description = "The upstream did not answer in time. The prompt is kept as failed.", body = FailedPromptResponse),
+    ),
+)]
+pub async fn create_prompt(
+    State(state): State<AppState>,
+    caller: Caller,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let (mut parts, body) = request.into_parts();
+    let key = match idempotency_key(&parts.headers) {
+        Ok(Some(key)) => key,
+        without => {
+            // The throttle counts a request before anything of it is looked at.
+            Admitted::from_request_parts(&mut parts, &state).await?;
+            without?;
+            let body = Body::from_request(Request::from_parts(parts.clone(), body), &state).await?;
+            let new = read(&state, caller.user_id(), &parts.headers, None, body)?;
+            return Ok(respond(&state, state.prompts.create(new).await?));
+        }
+    };
+    // What is known already uses up no throttle, so with a key the body comes first.
+    let body = Body::from_request(Request::from_parts(parts.clone(), body), &state).await;
+    let new = body.and_then(|body| read(&state, caller.user_id(), &parts.headers, Some(key), body));
+    if let Ok(new) = &new
+        && let Some(created) = state.prompts.replay(new).await?
+    {
+        return Ok(respond(&state, created));
+    }
+    Admitted::from_request_parts(&mut parts, &state).await?;
+    Ok(respond(&state, state.prompts.create(new?).await?))
+}
+
+fn read(
+    state: &AppState,
+    user_id: UserId,
+    headers: &HeaderMap,
+    key: Option<String>,
+    Body(mut fields): Body,
+) -> Result<CreatePrompt, ApiError> {
+    let prompt = fields.text("prompt");
+    let announce = fields.flag("websocket");
+    let is_streamed = fields.flag("stream");
+    fields.check()?;
+    let prompt = prompt.unwrap_or_default();
+    check_length("prompt", &prompt, state.max_prompt_chars)?;
+    Ok(CreatePrompt {
+        user_id,
+        prompt,
+        announce,
+        is_streamed: is_streamed || wants_stream(headers),
+        key,
+        now: Timestamp::now(),
+    })
+}
+
+/// The request's key, if it has one.
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+    let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
+    let is_usable = values.next().is_none()
+        && (1..=MAX_KEY_CHARS).contains(&value.len())
+        && value.as_bytes().iter().all(u8::is_ascii_graphic);
+    value
+        .to_str()
+        .ok()
+        .filter(|_| is_usable)
+        .map(|key| Some(key.to_owned()))
+        .ok_or_else(|| {
+            ApiError::bad_request("An Idempotency-Key has 1 to 255 visible ASCII characters.")
+        })
+}
+
+fn respond(state: &AppState, created: Created) -> Response {
+    let (mut response, is_replayed) = match created {
+        Created::Answered {
+            prompt,
+            upstream,
+            is_replayed,
+        } => {
+            let body = Json(CreatedPromptResponse::from(&prompt));
+            let mut response = (StatusCode::CREATED, body).into_response();
+            if let Some(took) = upstream {
+                response.extensions_mut().insert(UpstreamTime(took));
+            }
+            (response, is_replayed)
+        }
+        Created::Streaming {
+            reader,
+            is_replayed,
+        } => (stream::respond(state, reader), is_replayed),
+    };
+    if is_replayed {
+        response
+            .headers_mut()
+            .insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(values: &[&str]) -> Result<Option<String>, ApiError> {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(
+                IDEMPOTENCY_KEY,
+                HeaderValue::from_bytes(value.as_bytes()).unwrap(),
+            );
+        }
+        idempotency_key(&headers)
+    }
+
+    #[test]
+    fn a_key_is_visible_ascii_and_comes_once() {
+        assert!(key(&[]).unwrap().is_none());
+        for good in ["k", "6f1c-\"quoted\"", &"x".repeat(255)] {
+            assert_eq!(key(&[good]).unwrap().as_deref(), Some(good));
+        }
+        for bad in ["", "two words", "schlüssel", &"x".repeat(256)] {
+            assert!(key(&[bad]).is_err(), "{bad:?}");
+        }
+        assert!(key(&["one", "two"]).is_err());
+    }
+}

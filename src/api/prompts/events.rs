@@ -1,0 +1,88 @@
+//! What WebSockets are told of prompts.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::CreatedPromptResponse;
+use crate::domain::{Prompt, PromptId};
+use crate::error::FailedPrompt;
+use crate::services::prompts::Encoders;
+
+/// Writes the events of prompts for WebSockets.
+pub const EVENT_ENCODERS: Encoders = Encoders {
+    completed,
+    failed,
+    delta,
+};
+
+/// The data of a failed prompt's event, and the body of its error.
+#[derive(Serialize)]
+pub(super) struct Failed {
+    detail: &'static str,
+    code: &'static str,
+    id: i64,
+}
+
+impl Failed {
+    /// Of a prompt that was deleted while it was being answered.
+    pub fn deleted(id: PromptId) -> Self {
+        Self {
+            detail: "The prompt was deleted while it was being answered.",
+            code: "prompt_deleted",
+            id: id.0,
+        }
+    }
+}
+
+impl From<&FailedPrompt> for Failed {
+    fn from(failed: &FailedPrompt) -> Self {
+        Self {
+            detail: failed.detail,
+            code: failed.code.as_str(),
+            id: failed.id.0,
+        }
+    }
+}
+
+fn completed(prompt: &Prompt) -> Arc<str> {
+    event("prompt_completed", CreatedPromptResponse::from(prompt))
+}
+
+fn failed(failed: &FailedPrompt) -> Arc<str> {
+    event("prompt_failed", Failed::from(failed))
+}
+
+fn delta(id: PromptId, offset: usize, text: &str) -> Arc<str> {
+    #[derive(Serialize)]
+    struct Delta<'a> {
+        id: i64,
+        offset: usize,
+        text: &'a str,
+    }
+    event(
+        "prompt.delta",
+        Delta {
+            id: id.0,
+            offset,
+            text,
+        },
+    )
+}
+
+fn event(name: &'static str, data: impl Serialize) -> Arc<str> {
+    #[derive(Serialize)]
+    struct Event<T> {
+        r#type: &'static str,
+        event: &'static str,
+        data: T,
+    }
+    let event = Event {
+        r#type: "prompt.message",
+        event: name,
+        data,
+    };
+    serde_json::to_string(&event)
+        .expect("a struct of texts and numbers is JSON")
+        .into()
+}

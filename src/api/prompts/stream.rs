@@ -1,0 +1,99 @@
+//! Answers as server-sent events.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use serde::Serialize;
+
+use super::CreatedPromptResponse;
+use super::events::Failed;
+use crate::api::accept::EVENT_STREAM;
+use crate::api::error::ApiError;
+use crate::api::state::AppState;
+use crate::domain::{PromptId, UserId};
+use crate::services::prompts::live::{Event, Place, Reader};
+
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+/// The id of a stream's last event.
+const DONE: &str = "done";
+
+/// A stream of what `reader` reads.
+pub fn respond(state: &AppState, reader: Reader) -> Response {
+    let heartbeat = state.server.stream_heartbeat;
+    let frames = futures_util::stream::unfold(reader, move |mut reader| async move {
+        let frame = frame(&mut reader, heartbeat).await?;
+        Some((Ok::<_, Infallible>(frame), reader))
+    });
+    let headers = [
+        (CONTENT_TYPE, EVENT_STREAM),
+        // A proxy that gathers answers would gather this one to its end.
+        (HeaderName::from_static("x-accel-buffering"), "no"),
+    ];
+    (headers, Body::from_stream(frames)).into_response()
+}
+
+/// A stream of a prompt's answer from the place after the event that the client read last.
+pub async fn resume(
+    state: &AppState,
+    user_id: UserId,
+    id: PromptId,
+    headers: &HeaderMap,
+) -> Result<Response, ApiError> {
+    let last = headers.get(LAST_EVENT_ID).map(HeaderValue::as_bytes);
+    let is_done = last == Some(DONE.as_bytes());
+    let from = last
+        .filter(|last| !last.is_empty() && !is_done)
+        .map(parse_place)
+        .transpose()?;
+    let reader = state.prompts.read(user_id, id, from).await?;
+    if is_done {
+        // What tells a browser's EventSource not to come again.
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    Ok(respond(state, reader))
+}
+
+fn parse_place(id: &[u8]) -> Result<Place, ApiError> {
+    std::str::from_utf8(id)
+        .ok()
+        .and_then(|id| id.parse().ok())
+        .ok_or_else(|| ApiError::bad_request("The Last-Event-ID is none of this service's."))
+}
+
+/// The next bytes of the stream: an event, or a comment when there was none for a while. `None` at its end.
+async fn frame(reader: &mut Reader, heartbeat: Duration) -> Option<Bytes> {
+    let Ok(event) = tokio::time::timeout(heartbeat, reader.next()).await else {
+        return Some(Bytes::from_static(b":\n\n"));
+    };
+    let place = reader.place();
+    Some(match event? {
+        Event::Started(id) => encode("started", place, &Started { id: id.0 }),
+        Event::Delta(text) => encode("delta", place, &Delta { text }),
+        Event::Completed(prompt) => {
+            encode("completed", DONE, &CreatedPromptResponse::from(&*prompt))
+        }
+        Event::Failed(failed) => encode("failed", DONE, &Failed::from(&failed)),
+        Event::Deleted(id) => encode("failed", DONE, &Failed::deleted(id)),
+    })
+}
+
+#[derive(Serialize)]
+struct Started {
+    id: i64,
+}
+
+#[derive(Serialize)]
+struct Delta {
+    text: String,
+}
+
+/// One event. JSON holds no bare line ends, so its data are one line.
+fn encode(name: &str, id: impl std::fmt::Display, data: &impl Serialize) -> Bytes {
+    let data = serde_json::to_string(data).expect("a struct of texts and numbers is JSON");
+    format!("event: {name}\nid: {id}\ndata: {data}\n\n").into()
+}

@@ -1,0 +1,280 @@
+//! Posting, listing, reading and deleting prompts.
+
+mod announcements;
+mod keys;
+pub mod live;
+mod running;
+mod unrecorded;
+mod upkeep;
+mod work;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use self::announcements::Encoders;
+use self::live::{Live, Place, Reader};
+use self::work::Admission;
+use crate::config::CallsConfig;
+use crate::domain::{ModelId, Prompt, PromptId, PromptStatus, Timestamp, UserId};
+use crate::embed::Embedder;
+use crate::error::Error;
+use crate::llm;
+use crate::realtime::Broker;
+use crate::search::Similarity;
+use crate::store::{CallStore, Holder, PromptStore};
+use crate::telemetry::Metrics;
+
+pub use self::upkeep::{LAPSE_EVERY, RENEW_EVERY};
+
+/// A prompt that a user posts.
+#[derive(Clone, Debug)]
+pub struct CreatePrompt {
+    /// Who posts it.
+    pub user_id: UserId,
+    /// The text: trimmed, not empty, without NUL.
+    pub prompt: String,
+    /// Whether the user's sockets are told.
+    pub announce: bool,
+    /// Whether the answer is wanted piece by piece.
+    pub is_streamed: bool,
+    /// The request's idempotency key, if it has one: 1 to 255 characters of visible ASCII.
+    pub key: Option<String>,
+    /// When the post was accepted.
+    pub now: Timestamp,
+}
+
+/// A post that was served.
+#[derive(Debug)]
+pub enum Created {
+    /// The whole answer.
+    Answered {
+        /// Completed and stored.
+        prompt: Prompt,
+        /// How long the upstream took; `None` if it was not asked.
+        upstream: Option<Duration>,
+        /// Whether an earlier request with the same key was answered with it before.
+        is_replayed: bool,
+    },
+    /// An answer that is being written, or is read like one.
+    Streaming {
+        /// Reads it from the beginning.
+        reader: Reader,
+        /// Whether an earlier request with the same key was answered with it before.
+        is_replayed: bool,
+    },
+}
+
+/// What the use cases of prompts stand on.
+pub struct Parts {
+    /// Where prompts are kept.
+    pub store: Arc<dyn PromptStore>,
+    /// Where running calls and idempotency keys are kept: the same data.
+    pub call_store: Arc<dyn CallStore>,
+    /// 16 random bytes that tell this process from others on the same data.
+    pub replica: [u8; 16],
+    /// Makes the prompts' vectors.
+    pub embedder: Arc<Embedder>,
+    /// The model behind the embedder.
+    pub model: ModelId,
+    /// Finds them again.
+    pub similarity: Arc<dyn Similarity>,
+    /// Answers them.
+    pub llm: Arc<llm::Client>,
+    /// How calls are bounded and ended.
+    pub calls: CallsConfig,
+    /// Takes events to open sockets.
+    pub broker: Arc<dyn Broker>,
+    /// Writes what they are told.
+    pub encoders: Encoders,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// Tasks that shutdown waits for.
+    pub tasks: TaskTracker,
+}
+
+struct Inner {
+    parts: Parts,
+    /// Tells the calls of this process apart.
+    next_call: AtomicI64,
+    /// The answers that this process is writing.
+    live: Mutex<HashMap<PromptId, Arc<Live>>>,
+    /// Calls in progress. Shutdown waits for them for a while.
+    calls: TaskTracker,
+    /// Cancelled when it does no longer.
+    cut: CancellationToken,
+}
+
+/// The use cases of prompts.
+#[derive(Clone)]
+pub struct Prompts(Arc<Inner>);
+
+impl Prompts {
+    /// Puts the use cases on their parts.
+    pub fn new(parts: Parts) -> Self {
+        Self(Arc::new(Inner {
+            parts,
+            next_call: AtomicI64::new(0),
+            live: Mutex::default(),
+            calls: TaskTracker::new(),
+            cut: CancellationToken::new(),
+        }))
+    }
+
+    /// What a post is answered whose idempotency key is known already; `None` if it has none, or is to be served as new.
+    ///
+    /// # Errors
+    /// `IdempotencyKey`, and those of the store.
+    pub async fn replay(&self, new: &CreatePrompt) -> Result<Option<Created>, Error> {
+        keys::known(&self.0.parts, new).await
+    }
+
+    /// Answers, embeds, stores and announces a prompt. A whole answer is durable and searchable when this returns; of a streamed one
+    /// the prompt is durable as running, and its answer is when the reader says `Completed`.
+    ///
+    /// The work goes on in a task of its own: a caller that goes away, dropping this future or the reader, loses nothing that was
+    /// begun, unless the operator wants such calls broken off.
+    ///
+    /// # Errors
+    /// `Overloaded` at once if too many texts or calls wait; nothing was begun then. `Failed` if there is no answer: the prompt is
+    /// kept. `IdempotencyKey` if the request's key is another's. Otherwise those of the store.
+    pub async fn create(&self, new: CreatePrompt) -> Result<Created, Error> {
+        let admission = Admission::take(&self.0.parts, new.user_id)?;
+        let (reply, answer) = oneshot::channel();
+        let inner = Arc::clone(&self.0);
+        self.0.calls.spawn(async move {
+            if new.is_streamed || new.key.is_some() {
+                running::run(&inner, admission, new, reply).await;
+            } else {
+                unrecorded::run(&inner, admission, new, reply).await;
+            }
+        });
+        // A task that ends without a word has panicked.
+        answer.await.map_err(Error::internal)?
+    }
+
+    /// Reads the answer to one of the user's prompts, from the beginning or from a place reached before: as it is written if
+    /// this process writes it, else once it is whole.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such prompt, or it is another user's.
+    pub async fn read(
+        &self,
+        user_id: UserId,
+        id: PromptId,
+        from: Option<Place>,
+    ) -> Result<Reader, Error> {
+        let live = self.0.live().get(&id).map(Arc::clone);
+        if let Some(live) = live.filter(|live| live.user_id == user_id) {
+            return Ok(live.read(from));
+        }
+        let prompt = self.get(user_id, id).await?;
+        Ok(Reader::stored(
+            prompt,
+            from,
+            Arc::clone(&self.0.parts.store),
+        ))
+    }
+
+    /// The user's prompt of that id.
+    ///
+    /// # Errors
+    /// `NotFound` if there is none, or it is another user's.
+    pub async fn get(&self, user_id: UserId, id: PromptId) -> Result<Prompt, Error> {
+        self.0
+            .parts
+            .store
+            .prompt(user_id, id)
+            .await?
+            .ok_or(Error::NotFound)
+    }
+
+    /// Up to `limit` of the user's prompts older than `before`, newest first, and where the next page starts, if there is one.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn list(
+        &self,
+        user_id: UserId,
+        before: Option<PromptId>,
+        limit: usize,
+    ) -> Result<(Vec<Prompt>, Option<PromptId>), Error> {
+        // One more than asked for tells whether there is a next page.
+        let mut page = self
+            .0
+            .parts
+            .store
+            .list_prompts(user_id, before, limit + 1)
+            .await?;
+        let next = (page.len() > limit).then(|| page[limit - 1].id);
+        page.truncate(limit);
+        Ok((page, next))
+    }
+
+    /// Deletes the user's prompt; no search finds it when this returns.
+    ///
+    /// # Errors
+    /// `NotFound` if there is none, or it is another user's.
+    pub async fn delete(&self, user_id: UserId, id: PromptId) -> Result<(), Error> {
+        let inner = Arc::clone(&self.0);
+        // In a task, so that a caller going away cannot come between the store's commit and the index.
+        let task = self.0.parts.tasks.spawn(async move {
+            let parts = &inner.parts;
+            let deleted = parts
+                .store
+                .delete_prompt(user_id, id)
+                .await?
+                .ok_or(Error::NotFound)?;
+            if deleted.embedding_model.as_ref() == Some(&parts.model) {
+                parts.similarity.deleted(user_id, id);
+            }
+            Ok(())
+        });
+        task.await.map_err(Error::internal)?
+    }
+
+    /// Waits until no call is in progress, at most until `deadline`; those left then are broken off, and their leases given
+    /// up, so that a retry with the same key, anywhere, finds them lapsed. Call it once nobody posts any more.
+    pub async fn finish_calls(&self, deadline: Instant) {
+        let calls = &self.0.calls;
+        calls.close();
+        if tokio::time::timeout_at(deadline.into(), calls.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                calls = calls.len(),
+                "calls in progress were broken off at the end of the grace"
+            );
+            self.0.cut.cancel();
+            calls.wait().await;
+        }
+    }
+}
+
+impl Inner {
+    fn next_holder(&self) -> Holder {
+        Holder {
+            replica: self.parts.replica,
+            call: self.next_call.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    fn live(&self) -> MutexGuard<'_, HashMap<PromptId, Arc<Live>>> {
+        // Nothing panics while it holds this lock, and the map is whole between its operations.
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn count_outcome(parts: &Parts, status: PromptStatus) {
+    parts
+        .metrics
+        .prompts
+        .with_label_values(&[status.as_str()])
+        .inc();
+}

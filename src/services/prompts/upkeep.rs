@@ -1,0 +1,72 @@
+//! What has to be done again and again while prompts are answered.
+
+use std::time::Duration;
+
+use super::{Prompts, announcements, keys};
+use crate::domain::PromptId;
+use crate::error::{Error, FailedPrompt};
+
+/// How long a call counts as running without a word from its process.
+pub(super) const LEASE: Duration = Duration::from_secs(60);
+/// How often leases are renewed: three attempts may fail before one runs out.
+pub const RENEW_EVERY: Duration = Duration::from_secs(15);
+/// How often calls are looked for whose lease ran out.
+pub const LAPSE_EVERY: Duration = Duration::from_secs(5);
+/// Calls ended at once.
+const LAPSE_BATCH: usize = 256;
+
+impl Prompts {
+    /// Renews the leases of the calls in progress.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn renew_leases(&self) -> Result<(), Error> {
+        let ids: Vec<PromptId> = self.0.live().keys().copied().collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let parts = &self.0.parts;
+        parts
+            .call_store
+            .renew_leases(parts.replica, &ids, LEASE)
+            .await?;
+        Ok(())
+    }
+
+    /// Ends the calls of processes that died, this one's earlier lives among them, and tells their users' sockets.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn lapse_calls(&self) -> Result<(), Error> {
+        let parts = &self.0.parts;
+        loop {
+            let lapsed = parts.call_store.lapse_calls(LAPSE_BATCH).await?;
+            for call in &lapsed {
+                parts.metrics.calls_lapsed.inc();
+                super::count_outcome(parts, call.prompt.status);
+                if call.announce {
+                    let failed = FailedPrompt::of(&call.prompt);
+                    announcements::failed(parts, call.prompt.user_id, &failed);
+                }
+            }
+            if !lapsed.is_empty() {
+                tracing::warn!(
+                    calls = lapsed.len(),
+                    "calls of an ended process were given up"
+                );
+            }
+            if lapsed.len() < LAPSE_BATCH {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Forgets idempotency keys that were kept long enough.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn purge_keys(&self) -> Result<(), Error> {
+        self.0.parts.call_store.purge_keys(keys::KEPT).await?;
+        Ok(())
+    }
+}
