@@ -28,13 +28,17 @@ fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
+/// A stored key: its fingerprint, its prompt's id, and of that prompt, unless it was deleted, the status and until when its
+/// lease runs, if it has one.
+type KeyRow = ([u8; 32], i64, Option<String>, Option<i64>);
+
 /// The stored key and the prompt it was claimed for.
 fn known_key(
     connection: &Connection,
     user_id: UserId,
     key_hash: &[u8; 32],
 ) -> Result<Option<KnownKey>, Failure> {
-    let found: Option<([u8; 32], i64, Option<String>, Option<i64>)> = connection
+    let found: Option<KeyRow> = connection
         .prepare_cached(
             "SELECT k.fingerprint, k.prompt_id, p.status, r.lease_until FROM idempotency_key k
              LEFT JOIN prompt p ON p.id = k.prompt_id
