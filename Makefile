@@ -11,8 +11,11 @@ VENV_DEPLOY := $(TARGET)/venv-deploy/bin/python
 LITELLM := $(TARGET)/litellm
 BENCH ?=
 KILL_ROUNDS ?= 50
+FAULT_ROUNDS ?= 10
+# Suites that know a service by its address alone, and so run on replicas' stores as they are.
+SAME_ON_REPLICAS := $(addprefix tests/python/test_,recorded_errors.py simplejwt.py metrics.py schema.py secrecy.py undisturbed.py)
 
-.PHONY: help run build fmt check test test-rust test-service soak bench bench-engine bench-search bench-store bench-service test-servers python-env test-deploy python-env-deploy test-litellm
+.PHONY: help run build fmt check test test-rust test-service soak bench bench-engine bench-search bench-store bench-service test-servers python-env test-deploy python-env-deploy test-litellm test-replicas bench-replicas
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -32,14 +35,18 @@ check: ## formatting, lints, documentation: what needs no running service
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --no-deps --document-private-items
 	$(PYTHON) tests/tools/check_documents.py
 
-test: test-rust test-service test-deploy ## all tests: Rust's, the release binary from outside, what it is deployed with
+test: test-rust test-service test-replicas test-deploy ## all tests: Rust's, the release binary from outside, several of them, what they are deployed with
 
 test-rust: test-servers ## unit and integration tests, those over HTTP on SQLite and again on PostgreSQL
 	$(CARGO) test $(PROFILE)
 	TEST_STORE=postgres $(CARGO) test $(PROFILE) --test it -- auth:: prompts:: search:: realtime:: throttle:: shutdown::
 
 test-service: build python-env ## the release binary from outside: contract, SimpleJWT, schema, metrics, bad input, kill -9, shutdown
-	$(PYTEST) tests/python
+	$(PYTEST) --ignore-glob='*/test_replicas_*' tests/python
+
+test-replicas: build python-env ## several replicas on a Postgres and a Redis that the tests start: contract, throttle, events, failures
+	$(PYTEST) tests/python/test_replicas_*.py
+	SERVICE_KIND=replica $(PYTEST) $(SAME_ON_REPLICAS)
 
 test-litellm: build python-env ## the release binary before LiteLLM's proxy (installs it into target/litellm)
 	test -x $(LITELLM)/bin/litellm || { $(PYTHON) -m venv $(LITELLM) && $(LITELLM)/bin/pip install --quiet --disable-pip-version-check 'litellm[proxy]==1.108.7'; }
@@ -48,10 +55,12 @@ test-litellm: build python-env ## the release binary before LiteLLM's proxy (ins
 test-deploy: python-env-deploy ## image, compose files, workflows and AWS templates: linters, schemas, and stacks made on a stand-in of AWS
 	$(VENV_DEPLOY) -m pytest -c tests/deploy/pytest.ini --rootdir tests/deploy tests/deploy
 
-soak: build python-env ## kill -9 under load, KILL_ROUNDS (50) times over
+soak: build python-env ## kill -9 under load KILL_ROUNDS (50) times, failing servers FAULT_ROUNDS (10) times, a throttle race of 2 minutes
 	KILL_ROUNDS=$(KILL_ROUNDS) $(PYTEST) -s tests/python/test_kill.py
+	THROTTLE_RACE=120 $(PYTEST) -s tests/python/test_replicas_throttle.py
+	FAULT_ROUNDS=$(FAULT_ROUNDS) $(PYTEST) -s tests/python/test_replicas_failures.py
 
-bench: bench-engine bench-search bench-store bench-service ## every measurement: engine, search, store, service, each beside its peer
+bench: bench-engine bench-search bench-store bench-service bench-replicas ## every measurement: engine, search, store, service, replicas, each beside its peer
 
 bench-engine: ## the model alone, beside ONNX Runtime's int8 (fetches it)
 	benches/engine.sh
@@ -67,6 +76,9 @@ bench-service: build python-env ## the release binary under load, beside the sys
 
 test-servers:
 	@$(PYTHON) tests/tools/test_servers.py postgres redis >/dev/null
+
+bench-replicas: build python-env ## one and two replicas on a Postgres, and searches among 1,000,000 rows in it (BENCH=--short: only see that it works)
+	$(VENV) benches/replicas.py $(BENCH)
 
 python-env:
 	@$(PYTHON) tests/tools/python_env.py >/dev/null

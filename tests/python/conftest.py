@@ -2,12 +2,21 @@
 
 import itertools
 import json
+import os
+import subprocess
+import sys
 import uuid
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import httpx
 import pytest
-from running_service import THROTTLES_OFF, Service
+from replicas import Cluster
+from running_service import ROOT, THROTTLES_OFF, Service
+from servers import Postgres, Redis
+
+# What `serve` starts: the service as it is without any setting, or "replica": one that keeps everything in Postgres and Redis.
+KIND = os.environ.get("SERVICE_KIND", "embedded")
 
 PASSWORD = "Str0ng-enough-9x"
 
@@ -83,10 +92,45 @@ def assert_json_error(response):
     return body
 
 
+# Marks a test that opens the SQLite file, or whose subject does not depend on where things are kept.
+embedded = pytest.mark.skipif(KIND != "embedded", reason="of the embedded kind alone")
+
+
+def run_contract_suite(service):
+    """Runs the black-box contract suite against a service; returns the line that sums it up."""
+    # A process of its own: the suite reads the service's address from the environment and has its own conftest.
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", str(ROOT / "tests" / "contract")],
+        env={**os.environ, "BASE_URL": service.url, "WS_URL": service.ws_url, "SECRET_KEY": service.secret_key},
+        text=True, capture_output=True, timeout=600,
+    )
+    assert run.returncode == 0, f"{run.stdout[-20000:]}\n{service.output()}"
+    summary = run.stdout.strip().splitlines()[-1]
+    assert "passed" in summary and "skipped" not in summary, summary
+    return summary
+
+
 @pytest.fixture(scope="session")
-def service():
+def serve():
+    """Starts a service of the kind that is tested, for `with serve(**settings) as service`."""
+    if KIND == "embedded":
+        yield Service
+        return
+    with Postgres() as postgres:
+
+        @contextmanager
+        def serve_replica(**settings):
+            # A Redis each: what is counted there by user must not be another database's user's.
+            with Redis() as redis, Cluster(1, postgres, redis, **settings) as cluster:
+                yield cluster.replicas[0]
+
+        yield serve_replica
+
+
+@pytest.fixture(scope="session")
+def service(serve):
     """A service without throttles, shared by the tests that do not disturb it."""
-    with Service(**THROTTLES_OFF) as running:
+    with serve(**THROTTLES_OFF) as running:
         yield running
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 from conftest import LOGIN, PROMPTS, REGISTER, SIMILAR, assert_healthy, assert_json_error, client, make_user
-from running_service import THROTTLES_OFF, Service
+from running_service import THROTTLES_OFF
 
 MIB = 1 << 20
 
@@ -117,8 +117,8 @@ class Trickle(threading.Thread):
 
 
 @pytest.fixture(scope="module")
-def service():
-    with Service(**THROTTLES_OFF) as running:
+def service(serve):
+    with serve(**THROTTLES_OFF) as running:
         yield running
         assert "panicked" not in running.output()
 

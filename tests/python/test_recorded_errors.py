@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 import jwt
 import pytest
 from conftest import LOGIN, PASSWORD, PROMPTS, REFRESH, REGISTER, SIMILAR, assert_json_error, client, make_user, post_prompt
-from running_service import Service
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -276,8 +275,8 @@ def test_a_lone_surrogate_is_a_400(http, owner):
     assert set(assert_json_error(answer)) in ({"prompt"}, {"detail"})
 
 
-def test_a_second_prompt_within_a_second_is_429_and_an_invalid_one_counts():
-    with Service() as service, client(service) as http:
+def test_a_second_prompt_within_a_second_is_429_and_an_invalid_one_counts(serve):
+    with serve() as service, client(service) as http:
         user = make_user(http)
         assert http.post(PROMPTS, json={}, headers=user.auth).status_code == 400
         answer = post_prompt(http, user, "at once again")

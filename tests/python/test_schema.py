@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import client, make_user
+from conftest import client, embedded, make_user
 from openapi_spec_validator import OpenAPIV31SpecValidator
-from running_service import THROTTLES_OFF, Service
+from running_service import THROTTLES_OFF
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 HOOKS = Path(__file__).with_name("schemathesis_hooks.py")
@@ -89,14 +89,14 @@ def run_schemathesis(service, *arguments):
 @pytest.mark.parametrize(
     ("settings", "authorised"),
     [
-        pytest.param(THROTTLES_OFF, True, id="with a token"),
-        pytest.param(THROTTLES_OFF, False, id="without a token"),
+        pytest.param(THROTTLES_OFF, True, id="with a token", marks=embedded),
+        pytest.param(THROTTLES_OFF, False, id="without a token", marks=embedded),
         # The defaults: 429 is an answer like any other, and must be documented.
         pytest.param({}, True, id="with a token and the throttles on"),
     ],
 )
-def test_no_request_gets_a_5xx_or_an_undocumented_answer(settings, authorised):
-    with Service(ACCESS_TOKEN_LIFETIME="1h", **settings) as service:
+def test_no_request_gets_a_5xx_or_an_undocumented_answer(serve, settings, authorised):
+    with serve(ACCESS_TOKEN_LIFETIME="1h", **settings) as service:
         with client(service) as http:
             user = make_user(http)
         header = ["--header", f"Authorization: Bearer {user.access}"] if authorised else []

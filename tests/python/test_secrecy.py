@@ -2,10 +2,11 @@
 
 import json
 import socket
+from urllib.parse import urlsplit
 
 import pytest
 from conftest import LOGIN, PASSWORD, PROMPTS, REFRESH, REGISTER, SIMILAR, SOCKET, client, make_user, post_prompt
-from running_service import THROTTLES_OFF, Service
+from running_service import THROTTLES_OFF
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -110,7 +111,8 @@ def exercise(service, http):
             assert MARK.encode() not in connection.recv(65536)
     assert len(errors) > 50
     secrets = [MARK, PASSWORD, service.secret_key, access, refresh, user.access, user.refresh, cookie, *tickets]
-    return secrets + [part for token in (access, refresh) for part in token.split(".")[1:]], errors
+    servers = [urlsplit(service.environment[name]).password for name in ("DATABASE_URL", "REDIS_URL") if name in service.environment]
+    return secrets + servers + [part for token in (access, refresh) for part in token.split(".")[1:]], errors
 
 
 def told(text, secrets):
@@ -124,8 +126,8 @@ def told(text, secrets):
 
 @pytest.mark.parametrize("form", ["json", "pretty"])
 @pytest.mark.parametrize("level", ["info", "debug", "trace"])
-def test_nothing_secret_is_logged_measured_or_answered(form, level):
-    with Service(LOG_FORMAT=form, RUST_LOG=level, **THROTTLES_OFF) as service, client(service) as http:
+def test_nothing_secret_is_logged_measured_or_answered(serve, form, level):
+    with serve(LOG_FORMAT=form, RUST_LOG=level, **THROTTLES_OFF) as service, client(service) as http:
         secrets, errors = exercise(service, http)
         metrics = http.get("/metrics").text
         assert service.stop() == 0

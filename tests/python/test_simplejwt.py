@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import django
 import pytest
-from conftest import LOGIN, ME, REFRESH, assert_json_error, client, make_user
+from conftest import LOGIN, ME, REFRESH, assert_json_error, client, embedded, make_user
 from django.conf import settings
 from running_service import THROTTLES_OFF, Service
 
@@ -28,8 +28,8 @@ from rest_framework_simplejwt.tokens import AccessToken, RefreshToken  # noqa: E
 
 
 @pytest.fixture(scope="module")
-def service():
-    with Service(secret_key=KEY, **THROTTLES_OFF) as running:
+def service(serve):
+    with serve(secret_key=KEY, **THROTTLES_OFF) as running:
         yield running
 
 
@@ -107,6 +107,7 @@ def test_simplejwts_expired_tokens_are_rejected(http, user):
 
 
 # Django 5.2 uses a million iterations; an account may also be of an older release.
+@embedded
 @pytest.mark.parametrize("iterations", [1_000_000, 260_000])
 def test_a_hash_made_by_django_logs_in_and_is_replaced(iterations):
     from django.contrib.auth.hashers import PBKDF2PasswordHasher

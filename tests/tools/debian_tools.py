@@ -34,6 +34,9 @@ PACKAGES = {
     "wrk": ("wrk", True),
 }
 
+# Shared libraries that are preloaded into a program, and their packages.
+LIBRARIES = {"libfaketime.so.1": "libfaketime"}
+
 
 class Unavailable(Exception):
     """The tool is not installed and cannot be fetched on this platform."""
@@ -82,8 +85,7 @@ def download(package, with_dependencies, own_lists):
     return ""
 
 
-def fetch(tool):
-    package, with_dependencies = PACKAGES[tool]
+def fetch(tool, package, with_dependencies):
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         raise Unavailable(
             f"{tool} is not on PATH, and this platform has no apt-get to fetch it with: "
@@ -112,7 +114,7 @@ def path(tool):
     start = HOME / "bin" / tool
     if start.is_file():
         return start
-    fetch(tool)
+    fetch(tool, *PACKAGES[tool])
     executable = next((found for folder in ("bin", "sbin") if (found := UNPACKED / "usr" / folder / tool).is_file()), None)
     if executable is None:
         raise RuntimeError(f"package {PACKAGES[tool][0]} holds no {tool}")
@@ -124,6 +126,18 @@ def path(tool):
     )
     start.chmod(0o755)
     return start
+
+
+def library(name):
+    """Path of a shared library for LD_PRELOAD. Raises as `path` does."""
+    for folder in (Path("/usr/lib"), UNPACKED / "usr" / "lib"):
+        for found in folder.rglob(name) if folder.is_dir() else ():
+            return found
+    fetch(name, LIBRARIES[name], False)
+    found = next((UNPACKED / "usr" / "lib").rglob(name), None)
+    if found is None:
+        raise RuntimeError(f"package {LIBRARIES[name]} holds no {name}")
+    return found
 
 
 if __name__ == "__main__":

@@ -29,14 +29,17 @@ THROTTLES_OFF = {"PROMPT_THROTTLE": "off", "REGISTER_THROTTLE": "off"}
 
 
 def wait_until(condition, deadline, what, interval=0.01):
-    """Returns the first true answer of `condition`; fails with `what` when there is none within `deadline` seconds."""
+    """Returns the first true answer of `condition`; fails when there is none within `deadline` seconds.
+
+    `what` tells what was waited for: a text, or what makes one of the state at the end.
+    """
     end = time.monotonic() + deadline
     while True:
         answer = condition()
         if answer:
             return answer
         if time.monotonic() > end:
-            raise AssertionError(f"not within {deadline} s: {what}")
+            raise AssertionError(f"not within {deadline:.1f} s: {what() if callable(what) else what}")
         time.sleep(interval)
 
 
@@ -77,8 +80,8 @@ class Service:
         """Starts the process without waiting for anything."""
         if not Path(self.command[-1]).is_file():
             raise FileNotFoundError(f"{self.command[-1]} is missing: run `cargo build --release` first")
-        # A file, not a pipe: nobody has to read along, and a full pipe cannot stop the service.
-        with open(self.folder / "stdout", "wb") as out, open(self.folder / "stderr", "wb") as err:
+        # A file, not a pipe: nobody has to read along, and a full pipe cannot stop the service. A second launch adds to it.
+        with open(self.folder / "stdout", "ab") as out, open(self.folder / "stderr", "ab") as err:
             options = {"cwd": self.folder, **self.process_options}
             self.process = subprocess.Popen(
                 self.command, env=self.environment, stdin=subprocess.DEVNULL,
@@ -88,7 +91,10 @@ class Service:
 
     def start(self):
         """Starts the process and returns once it says that it is ready."""
-        self.launch()
+        return self.launch().wait_until_ready()
+
+    def wait_until_ready(self):
+        """Returns once the launched process says that it is ready."""
         try:
             self.address = wait_until(self.listening, START_DEADLINE, "the service logs its address")
             wait_until(lambda: self.get("/readyz") == 200, START_DEADLINE, "/readyz answers 200")
@@ -97,10 +103,10 @@ class Service:
         return self
 
     def listening(self):
-        """The address of the log line that announces it, if it has been written."""
+        """The address of the log line that announces it last, if one has been written."""
         if self.process.poll() is not None:
             raise AssertionError(f"the service ended at once with status {self.process.returncode}")
-        for line in self.log():
+        for line in reversed(self.log()):
             if line.get("message") == "listening" and "addr" in line:
                 return line["addr"]
         pretty = re.search(r" listening addr=(\S+)", self.written("stdout"))
@@ -149,15 +155,24 @@ class Service:
     def pid(self):
         return self.process.pid
 
-    def get(self, path):
-        """The status of a GET, or None when nothing answers."""
+    def ask(self, path):
+        """The status and the text of a GET's answer; both None when nothing answers."""
         try:
             with urllib.request.urlopen(self.url + path, timeout=10) as answer:
-                return answer.status
+                return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
-            return error.code
+            return error.code, error.read().decode()
         except (urllib.error.URLError, OSError):
-            return None
+            return None, None
+
+    def get(self, path):
+        """The status of a GET, or None when nothing answers."""
+        return self.ask(path)[0]
+
+    def metric(self, series):
+        """The value of one series of /metrics, written as there (`backend_up{backend="store"}`); None where there is none."""
+        found = re.search(rf"^{re.escape(series)} (\S+)$", self.ask("/metrics")[1], re.MULTILINE)
+        return found and float(found[1])
 
     def signal(self, number):
         self.process.send_signal(number)

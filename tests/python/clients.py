@@ -1,0 +1,185 @@
+"""Clients that work without pause while something goes wrong, and everything that they were told."""
+
+import itertools
+import random
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+import httpx
+from conftest import PROMPTS, SIMILAR, client, list_prompts, post_prompt
+from running_service import wait_until
+
+# Words for texts that differ enough for each to be its own nearest.
+SUBJECTS = "bread chess lisbon soil jazz tax planets nursing engines rivers verbs glaciers looms tides beetles bridges".split()
+
+# In every text that they post, so that a log can be searched for prompts.
+MARK = "x9prompt7q"
+
+# What a request is, and the status of its success.
+KINDS = {"post": 201, "search": 200, "list": 200}
+
+
+@dataclass
+class Answer:
+    """One request and what became of it. Times are time.monotonic's."""
+
+    kind: str
+    user: str
+    sent: float
+    received: float
+    # None: the connection broke.
+    status: int | None
+    # The port of the replica that answered.
+    served_by: int | None
+    retry_after: str | None
+    body: object
+    text: str | None
+
+    @property
+    def is_success(self):
+        return self.status == KINDS[self.kind]
+
+    @property
+    def code(self):
+        return self.body.get("code") if isinstance(self.body, dict) else None
+
+    def __str__(self):
+        took = self.received - self.sent
+        return f"{self.kind} at {self.sent:.3f}: {self.status} by {self.served_by} after {took:.3f} s: {str(self.body)[:200]}"
+
+
+class Clients:
+    """Posts, searches and lists in turn, each client for one of the users, until the end of the block.
+
+    Every answer is kept; `check` says whether all of them were allowed.
+    """
+
+    # Seconds after which an answer counts as hung: above every deadline of the service's own.
+    DEADLINE = 15
+
+    def __init__(self, cluster, users, count=6, pause=0.02):
+        self.cluster, self.users, self.pause = cluster, users, pause
+        self.answers = []
+        self.stopping = threading.Event()
+        self.failures = []
+        self.threads = [threading.Thread(target=self.guarded, args=(number,)) for number in range(count)]
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def stop(self):
+        self.stopping.set()
+        for thread in self.threads:
+            thread.join()
+        assert not self.failures, self.failures[0]
+
+    def guarded(self, number):
+        try:
+            with client(self.cluster) as http:
+                # Beyond the deadline, so that a hang is told as one.
+                http.timeout = httpx.Timeout(2 * self.DEADLINE)
+                self.work(http, number)
+        except BaseException as error:
+            self.failures.append(error)
+            raise
+
+    def work(self, http, number):
+        user = self.users[number % len(self.users)]
+        # Across runs, too, no text may come twice.
+        chosen = random.Random(f"{number} {time.time_ns()}")
+        for turn, kind in enumerate(itertools.cycle(("post", "search", "post", "list"))):
+            if self.stopping.is_set():
+                return
+            text = f"{MARK} {' '.join(chosen.choices(SUBJECTS, k=5))} {number}-{turn}-{chosen.randrange(1 << 40):x}"
+            self.request(http, user, kind, text)
+            # A client's manners: it is what happens meanwhile that counts, not how much.
+            self.stopping.wait(self.pause)
+
+    def request(self, http, user, kind, text):
+        sent = time.monotonic()
+        try:
+            if kind == "post":
+                answer = post_prompt(http, user, text, websocket=True)
+            elif kind == "search":
+                answer = http.get(SIMILAR, params={"q": text, "k": 3}, headers=user.auth)
+            else:
+                answer = http.get(PROMPTS, params={"limit": 5}, headers=user.auth)
+        except httpx.TimeoutException as error:
+            raise AssertionError(f"no answer to {kind} within {2 * self.DEADLINE} s") from error
+        except httpx.TransportError as error:
+            self.answers.append(Answer(kind, user.username, sent, time.monotonic(), None, None, None, repr(error), text))
+            return
+        port = answer.headers.get("x-served-by")
+        is_json = answer.headers.get("content-type", "").startswith("application/json")
+        self.answers.append(
+            Answer(
+                kind, user.username, sent, time.monotonic(), answer.status_code, port and int(port),
+                answer.headers.get("retry-after"), answer.json() if is_json else answer.text, text if kind == "post" else None,
+            )
+        )
+
+    def since(self, moment):
+        """The answers to requests that were sent after a moment."""
+        return [answer for answer in list(self.answers) if answer.sent >= moment]
+
+    def wait_for_more(self, count, deadline=30, among=lambda answer: True):
+        """Waits until so many requests that are sent from now on are answered."""
+        now = time.monotonic()
+        wait_until(
+            lambda: sum(map(among, self.since(now))) >= count, deadline,
+            lambda: f"{count} more answers; there were {Counter((answer.kind, answer.status) for answer in self.since(now))}",
+        )
+
+    def wait_for_recovery(self, returned, seconds):
+        """Waits until every replica has done every kind of request again; fails when that takes longer than `seconds`."""
+        wanted = {(replica.host_and_port[1], kind) for replica in self.cluster.replicas for kind in KINDS}
+
+        def missing():
+            return wanted - {(answer.served_by, answer.kind) for answer in self.since(returned) if answer.is_success}
+
+        wait_until(lambda: not missing(), returned + seconds - time.monotonic(), lambda: f"recovery; missing yet: {missing()}")
+
+    def statuses(self):
+        return Counter(answer.status for answer in self.answers)
+
+    def check(self, allowed=(200, 201, 429, 503)):
+        """Every answer is one that the contract allows, in time, and says when to come back where it is a refusal."""
+        for answer in self.answers:
+            assert answer.status in allowed, str(answer)
+            assert answer.received - answer.sent < self.DEADLINE, str(answer)
+            if answer.status in (429, 503):
+                assert int(answer.retry_after) >= 1, str(answer)
+                assert answer.body["detail"], str(answer)
+
+    def check_stored(self):
+        """Every acknowledged prompt is stored exactly once, and no other more than once."""
+        for user in self.users:
+            mine = [answer for answer in self.answers if answer.user == user.username and answer.kind == "post"]
+            with client(self.cluster) as http:
+                stored = list_prompts(http, user)
+            times = Counter(item["prompt"] for item in stored)
+            ids = {item["id"]: item["prompt"] for item in stored}
+            twice = [text for text, count in times.items() if count > 1 and text.startswith(MARK)]
+            assert not twice, f"stored more than once: {twice[:3]}"
+            acknowledged = [answer for answer in mine if answer.status == 201]
+            lost = [str(answer) for answer in acknowledged if ids.get(answer.body["id"]) != answer.text]
+            assert not lost, f"{len(lost)} of {len(acknowledged)} acknowledged prompts are missing: {lost[:3]}"
+
+    def most_within(self, user, window, until=float("inf"), wanted=False):
+        """The most of a user's posts that were certainly accepted within one window: sent and acknowledged inside of it.
+
+        With `wanted`, of all that the user sent, accepted or not.
+        """
+        posts = [
+            (answer.sent, answer.received)
+            for answer in self.answers
+            if answer.kind == "post" and answer.user == user.username and answer.received <= until and (wanted or answer.status == 201)
+        ]
+        return max((sum(start <= sent and received < start + window for sent, received in posts) for start, _ in posts), default=0)

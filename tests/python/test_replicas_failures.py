@@ -1,0 +1,261 @@
+"""Postgres, Redis and replicas fail in turn while clients work: allowed answers only, quick recovery, nothing lost, nothing left behind.
+
+FAULT_ROUNDS sets how often (1; `make soak` says 10).
+"""
+
+import json
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import pytest
+from clients import MARK, Clients
+from conftest import SOCKET, client, make_user, post_prompt
+from replicas import Cluster, count_open_files, count_threads
+from running_service import wait_until
+from servers import Postgres, Redis
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+TICKET = "/api/auth/ws-ticket/"
+# Posts a second of one user: low, so that a throttle that is off would show, while eight users are load enough.
+LIMIT, USERS, REPLICAS = 2, 8, 3
+ROUNDS = range(int(os.environ.get("FAULT_ROUNDS", "1")))
+# The same while Redis is away: each replica keeps the limit by itself, and in the window of the change Redis's count comes on top.
+MOST = LIMIT * (REPLICAS + 1)
+# Seconds from the return of a server to everything going well again.
+RECOVERY = 5
+# Seconds in which readiness and metrics must tell of a server that is away.
+NOTICE = 10
+# What a replica may hold open beyond what it held before: scrapes, health checks and clients of this moment.
+SLACK = 12
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    settings = {"PROMPT_THROTTLE": f"{LIMIT}/s", "REGISTER_THROTTLE": "off", "ACCESS_TOKEN_LIFETIME": "1h", "SHUTDOWN_DELAY": "1s"}
+    with Postgres() as postgres, Redis() as redis, Cluster(REPLICAS, postgres, redis, faulty=True, **settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def users(cluster):
+    with client(cluster) as http:
+        return [make_user(http) for _ in range(USERS)]
+
+
+@dataclass
+class Held:
+    """What the replicas held at one time."""
+
+    files: list = field(default_factory=list)
+    threads: list = field(default_factory=list)
+    connections: int = 0
+
+    @classmethod
+    def by(cls, cluster):
+        pids = [replica.pid for replica in cluster.replicas]
+        return cls([count_open_files(pid) for pid in pids], [count_threads(pid) for pid in pids], cluster.connections())
+
+    def is_like(self, before):
+        return (
+            all(now <= then + SLACK for now, then in zip(self.files, before.files))
+            and all(now <= then + SLACK for now, then in zip(self.threads, before.threads))
+            and self.connections <= before.connections + SLACK
+        )
+
+
+@pytest.fixture(scope="module")
+def before(cluster, users):
+    """What the replicas hold after good days: pools and caches are filled by then."""
+    with Clients(cluster, users) as clients:
+        clients.wait_for_more(200)
+    clients.check()
+    return Held.by(cluster)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind(cluster, before):
+    yield
+    # Idle connections of the clients that have left are closed in their own time.
+    wait_until(lambda: Held.by(cluster).is_like(before), 30, lambda: f"{before} again; now {Held.by(cluster)}", interval=0.2)
+
+
+def restarted(server):
+    # As after a crash: Postgres recovers from its log, Redis has forgotten everything.
+    server.stop(signal.SIGQUIT if isinstance(server, Postgres) else signal.SIGKILL)
+    server.start()
+
+
+FAULTS = {
+    "stopped": lambda server, link: (server.stop, server.start),
+    "restarted": lambda server, link: (lambda: restarted(server), lambda: None),
+    "paused": lambda server, link: (server.pause, server.resume),
+    "stalled on the way": lambda server, link: (lambda: link.tell("stall"), lambda: link.tell("pass")),
+    "cut off": lambda server, link: (lambda: link.tell("cut"), lambda: link.tell("pass")),
+    # Each way, so a question and its answer take twice as long.
+    "slow": lambda server, link: (lambda: link.tell("delay 0.4"), lambda: link.tell("pass")),
+}
+# Those that readiness and metrics must tell. A restart may be over before anybody looks; what is slow is not away.
+TELLING = {"stopped", "paused", "stalled on the way", "cut off"}
+
+
+def tells(replica, part, status, word, up):
+    """Whether a replica's readiness and metrics say this of a part, and its health that the process is well."""
+    assert replica.get("/healthz") == 200
+    answer, body = replica.ask("/readyz")
+    return (answer, json.loads(body)["parts"][part], replica.metric(f'backend_up{{backend="{part}"}}')) == (status, word, up)
+
+
+def tells_of(replica, part):
+    # Without Redis a replica goes on by itself, and must not be taken from behind its balancer.
+    return tells(replica, part, 503 if part == "store" else 200, "down", 0)
+
+
+def tells_nothing_of(replica, part):
+    return tells(replica, part, 200, "ok", 1)
+
+
+def wait_for_all(cluster, condition, deadline, what):
+    """Waits for something of every replica."""
+    with ThreadPoolExecutor(len(cluster.replicas)) as pool:
+        list(pool.map(lambda replica: wait_until(lambda: condition(replica), deadline, what, interval=0.05), cluster.replicas))
+
+
+def go_through(cluster, users, part, kind):
+    """The clients' answers over a fault, and the moments at which it began and ended."""
+    server, link = {"store": (cluster.postgres, cluster.postgres_link), "redis": (cluster.redis, cluster.redis_link)}[part]
+    begin, end = FAULTS[kind](server, link)
+    with Clients(cluster, users, count=USERS) as clients:
+        clients.wait_for_more(50)
+        began = time.monotonic()
+        begin()
+        try:
+            if kind in TELLING:
+                wait_for_all(cluster, lambda replica: tells_of(replica, part), NOTICE, f"{part} is told as down")
+                if part == "redis":
+                    wait_until(lambda: any(clients.most_within(user, 1.0, wanted=True) > MOST for user in users), 20, "users want more")
+            if kind != "restarted":
+                # Everybody is answered, whatever the answer.
+                clients.wait_for_more(2 * USERS, deadline=60)
+        finally:
+            end()
+        returned = time.monotonic()
+        clients.wait_for_recovery(returned, RECOVERY)
+        left = returned + RECOVERY - time.monotonic()
+        wait_for_all(cluster, lambda replica: tells_nothing_of(replica, part), left, f"{part} is told as up")
+        clients.wait_for_more(50)
+    clients.check()
+    clients.check_stored()
+    for replica in cluster.replicas:
+        assert replica.process.poll() is None
+    return clients, began, returned
+
+
+@pytest.mark.parametrize("again", ROUNDS)
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_failing_postgres_is_503_at_worst_and_nothing_acknowledged_is_lost(cluster, users, kind, again):
+    clients, _, _ = go_through(cluster, users, "store", kind)
+    for user in users:
+        assert clients.most_within(user, 1.0) <= LIMIT
+
+
+@pytest.mark.parametrize("again", ROUNDS)
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_failing_redis_stops_neither_prompts_nor_searches_nor_throttles(cluster, users, kind, again):
+    clients, began, returned = go_through(cluster, users, "redis", kind)
+    for answer in clients.answers:
+        # Only too much work at once is a reason, as on good days.
+        assert answer.status != 503 or answer.code == "overloaded", str(answer)
+    for user in users:
+        assert clients.most_within(user, 1.0) <= MOST
+        assert clients.most_within(user, 1.0, until=began) <= LIMIT
+    away = [answer for answer in clients.since(began) if answer.received < returned and answer.is_success]
+    if kind != "restarted":
+        assert {answer.kind for answer in away} == {"post", "search", "list"}
+
+
+def opened(stack, replica, user):
+    """A socket of the user that has been greeted, closed with the stack; None where the service refuses it for now."""
+    try:
+        socket = stack.enter_context(connect(f"{replica.ws_url}{SOCKET}?token={user.access}"))
+    except InvalidStatus as refused:
+        assert refused.response.status_code == 503 and int(refused.response.headers["retry-after"]) >= 1, refused
+        return None
+    socket.recv(timeout=10)
+    return socket
+
+
+def test_without_redis_tickets_are_refused_and_sockets_that_may_have_missed_something_are_told(cluster, users):
+    user = users[0]
+    listening = cluster.replicas[0]
+    with ExitStack() as stack:
+        here, *elsewhere = [stack.enter_context(client(replica)) for replica in cluster.replicas]
+        socket = opened(stack, listening, user)
+        cluster.redis.stop()
+        try:
+            wait_until(lambda: tells_of(listening, "redis"), NOTICE, "redis is told as down")
+            refused = here.post(TICKET, headers=user.auth)
+            assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1, refused.text
+            # An event that cannot come.
+            assert post_prompt(elsewhere[0], user, "unheard", websocket=True).status_code == 201
+        finally:
+            cluster.redis.start()
+        returned = time.monotonic()
+        with pytest.raises(ConnectionClosed) as closed:
+            while True:
+                socket.recv(timeout=RECOVERY)
+        assert closed.value.rcvd is not None and closed.value.rcvd.code == 1012
+        # The client's part: it opens another, and from then on hears of everything on every replica.
+        again = wait_until(lambda: opened(stack, listening, user), returned + RECOVERY - time.monotonic(), "sockets are let in")
+        left = returned + RECOVERY - time.monotonic()
+        wait_for_all(cluster, lambda replica: tells_nothing_of(replica, "redis"), left, "redis is told as up")
+        assert here.post(TICKET, headers=user.auth).status_code == 201
+        for http in elsewhere:
+
+            def post():
+                answer = post_prompt(http, user, "heard", websocket=True)
+                return answer.status_code == 201 and answer.json()["id"]
+
+            posted = wait_until(post, 10, "the throttle lets a prompt through", interval=0.1)
+            assert json.loads(again.recv(timeout=10))["data"]["id"] == posted
+
+
+@pytest.mark.parametrize("again", ROUNDS)
+@pytest.mark.parametrize("kind", ["killed", "drained"])
+def test_the_end_and_return_of_a_replica_cost_nobody_else_anything(cluster, users, kind, again):
+    leaving = cluster.replicas[1]
+    port = leaving.host_and_port[1]
+    with Clients(cluster, users, count=USERS) as clients:
+        clients.wait_for_more(60)
+        if kind == "killed":
+            leaving.kill()
+        else:
+            assert leaving.stop() == 0
+        gone = time.monotonic()
+        clients.wait_for_more(60)
+        assert not [answer for answer in clients.since(gone) if answer.served_by == port]
+        leaving.start()
+        clients.wait_for_more(10, among=lambda answer: answer.served_by == port and answer.is_success)
+    broken = [answer for answer in clients.answers if answer.status is None]
+    if kind == "killed":
+        # At most the one request that each client had open there at that moment.
+        assert len(broken) <= USERS, len(broken)
+        for answer in broken:
+            assert answer.sent <= gone, str(answer)
+            clients.answers.remove(answer)
+    clients.check()
+    clients.check_stored()
+
+
+def test_no_log_of_all_this_holds_a_secret_a_prompt_or_a_panic(cluster, users):
+    for replica in cluster.replicas:
+        written = replica.written("stdout") + replica.written("stderr")
+        for secret in (cluster.postgres.password, cluster.redis.password, cluster.secret_key, cluster.database, MARK, users[0].access):
+            place = written.find(secret)
+            assert place < 0, written[max(0, place - 300) : place + 60]
+        assert [line for line in replica.log() if line.get("level") == "WARN"], "outages are told"
+        assert "panicked" not in written

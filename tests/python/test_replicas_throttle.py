@@ -1,0 +1,152 @@
+"""One user's clients race against three replicas whose clocks disagree; Redis's clock judges.
+
+THROTTLE_RACE says for how many seconds, and under the default rates (`make soak`: 120); unset, it is short and under rates to suit.
+"""
+
+import itertools
+import os
+import re
+import threading
+import time
+from bisect import bisect_right
+from datetime import datetime, timedelta
+
+import debian_tools
+import httpx
+import pytest
+from conftest import PROMPTS, client, make_user
+from replicas import Cluster
+from servers import Postgres, Redis
+
+RACE = int(os.environ.get("THROTTLE_RACE", "0"))
+# Rates, each a limit and a window in seconds, and for how long the clients race: longer than it takes to use all of them up.
+THROTTLE, RATES, SECONDS = ("1/s,10/min", [(1, 1), (10, 60)], RACE) if RACE else ("3/s,24/min", [(3, 1), (24, 60)], 12)
+CLIENTS = 64
+SKEWS = (-5, 0, 5)
+
+# Seconds within which one of so many hungry clients takes a place that has become free, on a machine that is busy with all of this.
+HUNGRY = 0.5
+
+
+def skewed(seconds):
+    """What makes a process see wall time that far off; its monotonic clock goes right, as on a machine whose time is set wrong."""
+    return {
+        "LD_PRELOAD": str(debian_tools.library("libfaketime.so.1")), "FAKETIME": f"{seconds:+d}s",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1",
+    }
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    try:
+        environments = [skewed(seconds) for seconds in SKEWS]
+    except debian_tools.Unavailable as reason:
+        pytest.skip(str(reason))
+    settings = {"PROMPT_THROTTLE": THROTTLE, "REGISTER_THROTTLE": "off", "ACCESS_TOKEN_LIFETIME": "1h"}
+    with Postgres() as postgres, Redis() as redis, Cluster(3, postgres, redis, environments=environments, **settings) as running:
+        yield running
+
+
+def clock_of(replica):
+    """A replica's wall time, by the timestamps that it puts on answers."""
+    with client(replica) as http:
+        user = make_user(http)
+        created = http.post(PROMPTS, json={"prompt": "what time is it"}, headers=user.auth)
+    return datetime.fromisoformat(created.json()["created_at"])
+
+
+def race(cluster, user, seconds):
+    """Posts from all clients without pause; returns status, and times of sending and receiving, of each request."""
+    answers = []
+    start = threading.Barrier(CLIENTS)
+    urls = itertools.cycle(replica.url for replica in cluster.replicas)
+
+    def run(url):
+        with httpx.Client(base_url=url, timeout=60) as http:
+            start.wait()
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                sent = time.time()
+                answer = http.post(PROMPTS, json={"prompt": "me first"}, headers=user.auth)
+                answers.append((answer.status_code, sent, time.time()))
+
+    threads = [threading.Thread(target=run, args=(next(urls),)) for _ in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return answers
+
+
+def accepted_by_redis(record, user):
+    """When Redis took a request of the user into its windows, in seconds by Redis's clock.
+
+    From the server's own record of its commands: each begins with the server's time.
+    """
+    key = '"[^"]*throttle[^"]*' + re.escape(f"{{{user.id}}}") + '"'
+    times = []
+    for line in record:
+        found = re.match(rf'\+(\d+\.\d+) \[\d+ lua\] "(?i:zadd)" {key} "(\d+)"', line.decode())
+        if found:
+            at, score = float(found[1]), int(found[2]) / 1e6
+            # The score is what later windows are counted by: it must be Redis's time, and no replica's.
+            assert abs(at - score) < 0.5, line
+            times.append(score)
+    return times
+
+
+def in_windows(times, moment):
+    """How many of the sorted times are in each rate's window that ends at a moment."""
+    return [bisect_right(times, moment) - bisect_right(times, moment - window) for _, window in RATES]
+
+
+def test_the_clocks_of_the_replicas_disagree(cluster):
+    first, second, third = [clock_of(replica) for replica in cluster.replicas]
+    assert second - first > timedelta(seconds=4) and third - second > timedelta(seconds=4)
+
+
+def test_racing_clients_get_neither_more_nor_less_than_the_limits_by_redis_clock(cluster):
+    with client(cluster.replicas[0]) as http:
+        # Where the clock is behind, so that nobody takes the token for one that is older than its account.
+        user = make_user(http)
+    with cluster.redis.monitored() as record:
+        answers = race(cluster, user, SECONDS)
+    times = accepted_by_redis(record, user)
+    assert times == sorted(times)
+    statuses = {status for status, _, _ in answers}
+    assert statuses == {201, 429}, statuses
+    accepted = [(sent, received) for status, sent, received in answers if status == 201]
+    assert len(times) == len(accepted), "Redis counted what was accepted, and nothing else"
+    assert len(answers) > 20 * len(accepted), "the clients raced"
+
+    # Never more: no window that ends with an accepted request has more than its limit.
+    for moment in times:
+        for count, (limit, window) in zip(in_windows(times, moment), RATES):
+            assert count <= limit, f"{count} within {window} s before {moment}"
+    # The same without Redis's word, as far as the clients' own watches can tell: sent and answered within one window.
+    for limit, window in RATES:
+        for begin, _ in accepted:
+            certain = sum(begin <= sent and received < begin + window for sent, received in accepted)
+            assert certain <= limit, f"{certain} within {window} s after {begin}"
+
+    # Never fewer: whoever was refused had at every moment of its request a full window to blame.
+    for status, sent, received in answers:
+        if status == 429:
+            moments = [sent, *times[bisect_right(times, sent) : bisect_right(times, received)]]
+            # Between two acceptances windows only empty, so they are fullest at these moments.
+            blamed = any(count >= limit for moment in moments for count, (limit, _) in zip(in_windows(times, moment), RATES))
+            assert blamed, f"refused between {sent} and {received} though no window was full"
+    # And a place that becomes free is taken at once.
+    first = min(sent for _, sent, _ in answers)
+    last = max(received for _, _, received in answers)
+    for taken, following in itertools.pairwise([*times, last]):
+        free = max(
+            [taken] + [
+                times[index] + window
+                for limit, window in RATES
+                if (index := bisect_right(times, taken) - limit) >= 0
+            ]
+        )
+        assert following - free < HUNGRY, f"nobody was let in between {free} and {following}"
+    assert times[0] - first < HUNGRY
+    print(f"{len(accepted)} of {len(answers)} requests accepted in {last - first:.1f} s")
