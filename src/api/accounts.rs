@@ -57,7 +57,7 @@ pub struct RegisterRequest {
     #[schema(
         min_length = 8,
         max_length = 1024,
-        pattern = r"[^0-9]",
+        pattern = r"^[^\x00]*[^0-9\x00][^\x00]*$",
         format = "password",
         example = "secret123"
     )]
@@ -79,9 +79,14 @@ pub struct UserResponse {
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "describes a body that is read field by field")]
 pub struct LogInRequest {
-    #[schema(min_length = 1, example = "alice")]
+    #[schema(min_length = 1, pattern = r"^[^\x00]*$", example = "alice")]
     username: String,
-    #[schema(min_length = 1, format = "password", example = "secret123")]
+    #[schema(
+        min_length = 1,
+        pattern = r"^[^\x00]*$",
+        format = "password",
+        example = "secret123"
+    )]
     password: String,
     /// Whether to set the session cookie too, for WebSockets of browsers.
     #[schema(default = false, required = false)]
@@ -101,7 +106,7 @@ pub struct TokenPairResponse {
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "describes a body that is read field by field")]
 pub struct RefreshRequest {
-    #[schema(min_length = 1)]
+    #[schema(min_length = 1, pattern = r"^[^\x00]*$")]
     refresh: String,
 }
 
@@ -116,6 +121,7 @@ pub struct AccessTokenResponse {
 #[expect(dead_code, reason = "describes a body that is read field by field")]
 pub struct LogOutRequest {
     /// The refresh token to end.
+    #[schema(pattern = r"^[^\x00]*$")]
     refresh: Option<String>,
 }
 

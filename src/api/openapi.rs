@@ -92,7 +92,7 @@ fn document() -> Value {
         { "name": "documentation", "description": "This description and its pages." },
     ]);
     let paths = document["paths"].take();
-    document["paths"] = complete(paths);
+    document["paths"] = complete(paths, &document["components"]);
     document
 }
 
@@ -106,14 +106,14 @@ fn security_schemes() -> Value {
 }
 
 /// Writes each path as it is published, and adds to each operation what all of its kind answer.
-fn complete(paths: Value) -> Value {
+fn complete(paths: Value, components: &Value) -> Value {
     let Value::Object(paths) = paths else {
         return paths;
     };
     let completed = paths.into_iter().map(|(path, mut item)| {
         if let Value::Object(operations) = &mut item {
             for (method, operation) in operations.iter_mut() {
-                complete_operation(&path, method, operation);
+                complete_operation(&path, method, operation, components);
             }
         }
         (published_path(&path), item)
@@ -130,7 +130,7 @@ fn published_path(path: &str) -> String {
     }
 }
 
-fn complete_operation(path: &str, method: &str, operation: &mut Value) {
+fn complete_operation(path: &str, method: &str, operation: &mut Value, components: &Value) {
     let is_api = path.starts_with("/api/");
     let needs_token = operation["security"]
         .as_array()
@@ -149,6 +149,7 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value) {
         ));
     }
     if is_api {
+        add_request_id(operation);
         extra.push(("406", "The client takes no JSON.", error_schema()));
         extra.push((
             "503",
@@ -176,6 +177,7 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value) {
                 schema["schema"] = present;
                 content.insert("application/json".to_owned(), schema.clone());
             }
+            let schema = written_out(&schema, components);
             for form in ["application/x-www-form-urlencoded", "multipart/form-data"] {
                 content.insert(form.to_owned(), schema.clone());
             }
@@ -221,6 +223,39 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value) {
     ] {
         responses.insert(status.to_owned(), json!({ "description": description }));
     }
+}
+
+/// Describes the one header that any request may carry.
+fn add_request_id(operation: &mut Value) {
+    let parameter = json!({
+        "name": "X-Request-Id",
+        "in": "header",
+        "required": false,
+        // Nothing is refused for it, so no pattern is given.
+        "schema": { "type": "string" },
+        "description": "An id for the answer and the log to carry. Up to 64 letters, digits, `.`, `_` and `-`; another is replaced by a random one.",
+    });
+    if operation.get("parameters").is_none() {
+        operation["parameters"] = json!([]);
+    }
+    if let Some(parameters) = operation["parameters"].as_array_mut() {
+        parameters.push(parameter);
+    }
+}
+
+/// A media type with its schema in place of a reference to it.
+///
+/// Generated clients choose the encoding of a body by its type. Were one type named for all three, some would send all three at once.
+fn written_out(media_type: &Value, components: &Value) -> Value {
+    let mut written_out = media_type.clone();
+    let schema = media_type["schema"]["$ref"]
+        .as_str()
+        .and_then(|reference| reference.strip_prefix("#/components"))
+        .and_then(|pointer| components.pointer(pointer));
+    if let Some(schema) = schema {
+        written_out["schema"] = schema.clone();
+    }
+    written_out
 }
 
 fn error_schema() -> Value {

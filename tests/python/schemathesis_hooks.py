@@ -7,6 +7,15 @@ import schemathesis
 
 
 @schemathesis.hook
+def before_load_schema(context, raw_schema):
+    # By its name this header is taken for an object's id: every answer with an id is then followed by every operation, and a
+    # number is put into the header, which the HTTP client refuses.
+    for item in raw_schema["paths"].values():
+        for operation in item.values():
+            operation["parameters"] = [each for each in operation.get("parameters", []) if each["name"] != "X-Request-Id"]
+
+
+@schemathesis.hook
 def before_call(context, case, kwargs):
     if not case.meta.generation.mode.is_positive:
         return
@@ -15,6 +24,9 @@ def before_call(context, case, kwargs):
         # A name is taken once, so the same body is right only once: each gets a name of its own, followed by as much of
         # the generated one as fits into 150 characters.
         case.body = {**case.body, "username": (uuid.uuid4().hex + case.body["username"])[:150]}
+    if operation == "create_prompt" and isinstance(case.body, dict):
+        # No NUL. A pattern for it too, beside the length, makes schemathesis take eight times as long.
+        case.body = {**case.body, "prompt": case.body["prompt"].replace("\0", "x")}
     if operation == "list_prompts":
         # A cursor is the `next` of a page; nobody can make one up.
         case.query.pop("cursor", None)

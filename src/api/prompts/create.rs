@@ -27,7 +27,7 @@ const MAX_KEY_CHARS: usize = 255;
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "describes a body that is read field by field")]
 pub struct CreatePromptRequest {
-    /// The text. White space around it is dropped.
+    /// The text. White space around it is dropped; NUL is refused.
     #[schema(
         min_length = 1,
         max_length = 32000,

@@ -56,13 +56,14 @@ pub struct PromptResponse {
     id: i64,
     prompt: String,
     /// The answer, once there is one.
+    #[schema(required = true)]
     response: Option<String>,
     #[schema(format = "date-time")]
     created_at: String,
     model: String,
     status: Status,
     /// Why it failed, if it did.
-    #[schema(example = "upstream_timeout")]
+    #[schema(required = true, example = "upstream_timeout")]
     error: Option<&'static str>,
 }
 
@@ -83,6 +84,7 @@ pub enum Status {
 pub struct PromptListResponse {
     results: Vec<PromptResponse>,
     /// The next page's `cursor`; null on the last page.
+    #[schema(required = true)]
     next: Option<String>,
 }
 

