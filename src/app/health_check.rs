@@ -38,10 +38,9 @@ fn ask(address: SocketAddr, path: &str) -> std::io::Result<String> {
     let mut connection = TcpStream::connect_timeout(&address, PATIENCE)?;
     connection.set_read_timeout(Some(PATIENCE))?;
     connection.set_write_timeout(Some(PATIENCE))?;
-    write!(
-        connection,
-        "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-    )?;
+    // In one piece: a server may answer, and hang up, after the first that it reads.
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    connection.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     // To the end, though the status is all that counts: a server whose answer is cut off would log a broken connection.
     connection.take(64 * 1024).read_to_end(&mut answer)?;
