@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::support::{App, DEADLINE, User, spawn_app, spawn_app_in, try_spawn_app_in};
+use crate::support::{App, DEADLINE, User, on_postgres, spawn_app, spawn_app_in, try_spawn_app_in};
 
 /// A post whose body has not wholly arrived: the connection, and what is still to be sent.
 async fn half_a_post(app: &App, user: &User, prompt: &str) -> (TcpStream, String) {
@@ -187,12 +187,14 @@ async fn a_folder_has_one_service_at_a_time() {
     let second = try_spawn_app_in(app.folder.clone(), |_| ()).await;
     let error = format!("{:#}", second.err().expect("the second is refused"));
     let folder = app.folder.path().display();
-    assert_eq!(
-        error,
+    let expected = if on_postgres() {
+        "DATABASE_URL: another prompt-service uses this database; stop it, or set REDIS_URL on all of them to run several".to_owned()
+    } else {
         format!(
             "DATA_DIR: {folder}: another prompt-service is using this folder; stop it or set DATA_DIR to another"
         )
-    );
+    };
+    assert_eq!(error, expected);
     assert_eq!(user.try_prompt("the first serves on").await.status, 201);
     let app = spawn_app_in(app.stop().await, |_| ()).await;
     let user = User {
