@@ -35,7 +35,7 @@ use crate::services::prompts::{self, Prompts};
 use crate::services::reembedding::{Progress, Reembedding};
 use crate::services::search::Searches;
 use crate::services::sockets;
-use crate::store::postgres::SoleServer;
+use crate::store::postgres::Place;
 use crate::telemetry::Metrics;
 
 /// Logins that may wait for a thread: about two seconds of hashing on two cores, after which a client had better come back.
@@ -54,7 +54,7 @@ pub struct App {
     connections: Arc<Semaphore>,
     state: AppState,
     store: Store,
-    sole_server: Option<SoleServer>,
+    place: Option<Place>,
     llm: Arc<llm::Client>,
     embedder: Arc<Embedder>,
     finder: Finder,
@@ -87,10 +87,7 @@ impl App {
         let engine = Arc::new(load_engine(&config)?);
         let store = Store::open(&config.store, Some(engine.dimension())).await?;
         // Without Redis nothing keeps limits and events of several servers together.
-        let sole_server = match &config.redis {
-            None => store.be_alone().await?,
-            Some(_) => None,
-        };
+        let place = store.take_place(config.redis.is_some()).await?;
         let model = engine.model_id().clone();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let observer = Arc::new(EmbeddingObserver(Arc::clone(&metrics)));
@@ -203,7 +200,7 @@ impl App {
             connections,
             state,
             store,
-            sole_server,
+            place,
             llm,
             embedder,
             finder,
@@ -305,19 +302,18 @@ impl App {
         tracing::info!("stopped");
         anyhow::ensure!(
             !ousted.is_cancelled(),
-            "DATABASE_URL: another prompt-service took the database while this one had lost it; stop one of them, or set REDIS_URL on both"
+            "DATABASE_URL: another prompt-service took the database while this one had lost it; stop one of them, or set the same REDIS_URL on both"
         );
         Ok(())
     }
 
-    /// Holds the store for this server where nothing else lets several share it. The answer is cancelled if another server
-    /// has taken it.
+    /// Holds this server's place at the store. The answer is cancelled if a server has come that it cannot be beside.
     fn hold_store(&mut self, lifecycle: &Lifecycle) -> CancellationToken {
         let ousted = CancellationToken::new();
-        if let Some(sole_server) = self.sole_server.take() {
+        if let Some(place) = self.place.take() {
             let (stop, lost) = (lifecycle.stopping.clone(), ousted.clone());
             lifecycle.tasks.spawn(async move {
-                if !sole_server.hold(stop).await {
+                if !place.hold(stop).await {
                     lost.cancel();
                 }
             });

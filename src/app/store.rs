@@ -14,7 +14,7 @@ use crate::embed::Engine;
 use crate::search::{self, ScopeMode, Similarity, SlabIndex, SlabOptions};
 use crate::services::stored_similarity::StoredSimilarity;
 use crate::services::vectors::StoredVectors;
-use crate::store::postgres::{self, PostgresStore, SoleServer};
+use crate::store::postgres::{self, Place, PostgresStore};
 use crate::store::sqlite::{self, SqliteStore};
 use crate::store::{AccountStore, CallStore, PromptStore};
 
@@ -69,14 +69,16 @@ impl Store {
         })
     }
 
-    /// Takes the store for this server alone, where several could share it; answers what holds it.
+    /// Takes this server's place at a store that several could use: alone, or, if they share a Redis, among replicas. Answers
+    /// what holds it.
     ///
     /// # Errors
-    /// One line that says who has it.
-    pub async fn be_alone(&self) -> anyhow::Result<Option<SoleServer>> {
+    /// One line that says who is there already.
+    pub async fn take_place(&self, shares_redis: bool) -> anyhow::Result<Option<Place>> {
         Ok(match &self.kind {
             // The data folder's lock has seen to it.
             Kind::Sqlite(_) => None,
+            Kind::Postgres(store) if shares_redis => Some(store.be_a_replica().await?),
             Kind::Postgres(store) => Some(store.be_alone().await?),
         })
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use prompt_service::config::{Config, Secret, StoreConfig};
 
 use crate::support::postgres::{Database, Postgres};
+use crate::support::redis::RedisServer;
 use crate::support::{Folder, spawn_app, try_spawn_app_in};
 
 /// Puts the service's data into the database of that URL.
@@ -78,4 +79,44 @@ async fn a_second_server_without_redis_is_refused_and_may_start_when_the_first_h
         .send()
         .await;
     assert_eq!(answer.json()["prompt"], "kept");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_with_and_without_redis_do_not_share_a_database() {
+    let database = Database::migrated().await;
+    let redis = RedisServer::start();
+    let with_redis = || {
+        let (at, redis) = (store_at(database.url()), redis.config());
+        |config: &mut Config| {
+            at(config);
+            config.redis = Some(redis);
+            config.accounts.secret_key = Some(Secret::new("one key for all replicas of this test"));
+        }
+    };
+    let alone = spawn_app(store_at(database.url())).await;
+    let refused = try_spawn_app_in(Folder::new(), with_redis()).await;
+    let refused = refused.err().map(|error| format!("{error:#}")).unwrap();
+    assert!(
+        refused.starts_with("DATABASE_URL: a prompt-service without REDIS_URL"),
+        "{refused}"
+    );
+    alone.stop().await;
+
+    let one = spawn_app(with_redis()).await;
+    let other = spawn_app(with_redis()).await;
+    let refused = try_spawn_app_in(Folder::new(), store_at(database.url())).await;
+    let refused = refused.err().map(|error| format!("{error:#}")).unwrap();
+    assert!(
+        refused.starts_with("DATABASE_URL: another prompt-service"),
+        "{refused}"
+    );
+    assert!(refused.contains("REDIS_URL"), "{refused}");
+    let id = one.user("alice").await.prompt("on one").await;
+    let on_other = other.login("alice").await.0;
+    let answer = other
+        .get(&format!("/api/prompts/{id}/"))
+        .bearer(&on_other)
+        .send()
+        .await;
+    assert_eq!(answer.json()["prompt"], "on one");
 }

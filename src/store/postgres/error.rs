@@ -27,8 +27,8 @@ pub(super) enum Cause {
     /// The store was closed.
     #[error("the store is closed")]
     Closed,
-    /// The lock of the only server was lost and is not back yet.
-    #[error("the lock that keeps a second server out is being taken again")]
+    /// The lock that keeps certain servers out was lost and is not back yet.
+    #[error("the lock that keeps other servers out is being taken again")]
     Suspended,
     /// A stored value that this program cannot have written.
     #[error("a stored value is not one of its column's")]

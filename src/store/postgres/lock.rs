@@ -14,10 +14,28 @@ use tokio_util::sync::CancellationToken;
 use super::error::Cause;
 use super::pool::{CONNECT, Connector};
 
-/// The lock of a server that has the database for itself. "PrmSsole".
-pub(super) const SOLE_SERVER: i64 = 0x5072_6d53_736f_6c65;
-/// The lock of the server that gives stored prompts vectors of a new model. "PrmSembd".
-pub(super) const REEMBEDDING: i64 = 0x5072_6d53_656d_6264;
+/// A lock by its number, and how it is taken.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lock {
+    number: i64,
+    is_shared: bool,
+}
+
+/// Of a server that has the database for itself. "PrmSsole".
+const SOLE_SERVER: Lock = Lock {
+    number: 0x5072_6d53_736f_6c65,
+    is_shared: false,
+};
+/// Of each server that has it together with others: the same lock, so that neither kind is there beside the other.
+const REPLICA: Lock = Lock {
+    is_shared: true,
+    ..SOLE_SERVER
+};
+/// Of the server that gives stored prompts vectors of a new model. "PrmSembd".
+pub(super) const REEMBEDDING: Lock = Lock {
+    number: 0x5072_6d53_656d_6264,
+    is_shared: false,
+};
 
 /// How often the holder looks whether it still has its lock.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -48,7 +66,7 @@ pub(super) enum Attempt {
 /// a broken network: it is ended.
 pub(super) async fn attempt(
     connector: &Connector,
-    lock: i64,
+    lock: Lock,
     previous: Option<&(i32, String)>,
 ) -> Result<Attempt, Cause> {
     timeout(CONNECT, try_once(connector, lock, previous))
@@ -62,7 +80,7 @@ pub(super) async fn attempt(
 
 async fn try_once(
     connector: &Connector,
-    lock: i64,
+    lock: Lock,
     previous: Option<&(i32, String)>,
 ) -> Result<Attempt, tokio_postgres::Error> {
     let (client, _task) = connector.connect().await?;
@@ -84,9 +102,10 @@ async fn try_once(
     }
     let row = client
         .query_one(
-            "SELECT pg_try_advisory_xact_lock($1), pid, backend_start::text FROM pg_stat_activity
-             WHERE pid = pg_backend_pid()",
-            &[&lock],
+            "SELECT CASE WHEN $2 THEN pg_try_advisory_xact_lock_shared($1) ELSE pg_try_advisory_xact_lock($1) END,
+                    pid, backend_start::text
+             FROM pg_stat_activity WHERE pid = pg_backend_pid()",
+            &[&lock.number, &lock.is_shared],
         )
         .await?;
     if !row.try_get::<_, bool>(0)? {
@@ -96,27 +115,47 @@ async fn try_once(
     Ok(Attempt::Held(Held { client, backend }))
 }
 
-/// Keeps every other server that would be the only one out of the database.
+/// A server's place at the database: alone, or among replicas that share a Redis. Servers of the two kinds do not mix, because
+/// what one counts (throttles, guesses) the others would not know.
 ///
-/// While the lock is not held, for example because the database was restarted, the store serves nothing: whoever takes the lock
-/// in between is then alone too.
-pub struct SoleServer {
+/// A server alone serves nothing while it does not hold its lock, for example because the database was restarted: whoever takes
+/// the lock in between is then alone too. A replica goes on meanwhile, since others like it do no harm, until it finds
+/// that a server alone has come in between.
+pub struct Place {
+    lock: Lock,
     held: Held,
     connector: Connector,
     suspended: Arc<AtomicBool>,
 }
 
-impl SoleServer {
-    /// Takes the lock; `None` if another server has it and keeps it for three seconds.
-    pub(super) async fn take(
+impl Place {
+    /// Of a server alone; `None` if another server is there and stays for three seconds.
+    pub(super) async fn alone(
+        connector: Connector,
+        suspended: Arc<AtomicBool>,
+    ) -> Result<Option<Self>, Cause> {
+        Self::take(SOLE_SERVER, connector, suspended).await
+    }
+
+    /// Of a replica; `None` if a server alone is there and stays for three seconds.
+    pub(super) async fn among_replicas(
+        connector: Connector,
+        suspended: Arc<AtomicBool>,
+    ) -> Result<Option<Self>, Cause> {
+        Self::take(REPLICA, connector, suspended).await
+    }
+
+    async fn take(
+        lock: Lock,
         connector: Connector,
         suspended: Arc<AtomicBool>,
     ) -> Result<Option<Self>, Cause> {
         let deadline = Instant::now() + START_WAIT;
         loop {
-            match attempt(&connector, SOLE_SERVER, None).await? {
+            match attempt(&connector, lock, None).await? {
                 Attempt::Held(held) => {
                     return Ok(Some(Self {
+                        lock,
                         held,
                         connector,
                         suspended,
@@ -128,27 +167,54 @@ impl SoleServer {
         }
     }
 
-    /// Holds the lock until `stop`, and takes it again when it was lost. Returns early, with `false`, if another server has
-    /// taken it meanwhile: this one must then stop. The store stays suspended in that case.
+    /// Holds the place until `stop`, and takes it again when it was lost. Returns early, with `false`, if a server that it
+    /// cannot be beside has come meanwhile: this one must then stop. The store stays suspended in that case.
     pub async fn hold(mut self, stop: CancellationToken) -> bool {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return true,
                 () = lost(&self.held) => {}
             }
-            self.suspended.store(true, Ordering::Release);
-            tracing::warn!("the lock of the only server was lost; taking it again");
-            let previous = self.held.backend.clone();
+            if self.lock.is_shared {
+                tracing::debug!("the lock of a replica was lost; taking it again");
+            } else {
+                self.suspended.store(true, Ordering::Release);
+                tracing::warn!("the lock of the only server was lost; taking it again");
+            }
             let retaken = tokio::select! {
                 () = stop.cancelled() => return true,
-                retaken = retake(&self.connector, &previous) => retaken,
+                retaken = self.retake() => retaken,
             };
             let Some(held) = retaken else {
                 return false;
             };
             self.held = held;
             self.suspended.store(false, Ordering::Release);
-            tracing::info!("the lock of the only server is held again");
+            if self.lock.is_shared {
+                tracing::debug!("the lock of a replica is held again");
+            } else {
+                tracing::info!("the lock of the only server is held again");
+            }
+        }
+    }
+
+    /// Tries until the lock is held again; `None` if another server has it.
+    async fn retake(&self) -> Option<Held> {
+        let mut refused = 0;
+        loop {
+            match attempt(&self.connector, self.lock, Some(&self.held.backend)).await {
+                Ok(Attempt::Held(held)) => return Some(held),
+                Ok(Attempt::Taken) => {
+                    self.suspended.store(true, Ordering::Release);
+                    // Ending an earlier connection of our own takes the server a moment.
+                    if refused > 8 {
+                        return None;
+                    }
+                    refused += 1;
+                }
+                Err(_) => {}
+            }
+            sleep(RETAKE_EVERY).await;
         }
     }
 }
@@ -161,20 +227,5 @@ async fn lost(held: &Held) {
         if !matches!(answer, Ok(Ok(_))) {
             return;
         }
-    }
-}
-
-/// Tries until the lock is held again; `None` if another server has it.
-async fn retake(connector: &Connector, previous: &(i32, String)) -> Option<Held> {
-    let mut refused = 0;
-    loop {
-        match attempt(connector, SOLE_SERVER, Some(previous)).await {
-            Ok(Attempt::Held(held)) => return Some(held),
-            // Ending an earlier connection of our own takes the server a moment.
-            Ok(Attempt::Taken) if refused > 8 => return None,
-            Ok(Attempt::Taken) => refused += 1,
-            Err(_) => {}
-        }
-        sleep(RETAKE_EVERY).await;
     }
 }

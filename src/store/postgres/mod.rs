@@ -32,7 +32,7 @@ use self::vectors::Models;
 use super::{Claim, Error, NearestStore};
 use crate::domain::{Embedding, ModelId, PromptId, UserId};
 
-pub use self::lock::SoleServer;
+pub use self::lock::Place;
 
 /// How the store uses its database.
 #[derive(Clone, Copy, Debug)]
@@ -131,6 +131,11 @@ pub enum OpenError {
         "DATABASE_URL: another prompt-service uses this database; stop it, or set REDIS_URL on all of them to run several"
     )]
     InUse,
+    /// A server without Redis has the database for itself.
+    #[error(
+        "DATABASE_URL: a prompt-service without REDIS_URL has this database for itself; stop it, or set the same REDIS_URL on all of them"
+    )]
+    InUseAlone,
     /// Anything else.
     #[error("DATABASE_URL: the database cannot be prepared")]
     Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -181,16 +186,27 @@ impl PostgresStore {
         })
     }
 
-    /// Keeps every other server out that calls this too; for a server that shares no Redis with others. Hold the answer with
-    /// [`SoleServer::hold`].
+    /// Takes the database for this server alone, which is for one that shares no Redis with others. Keep the place with
+    /// [`Place::hold`].
     ///
     /// # Errors
-    /// `InUse` if another server has the database.
-    pub async fn be_alone(&self) -> Result<SoleServer, OpenError> {
-        SoleServer::take(self.pool.connector().clone(), self.pool.suspended())
+    /// `InUse` if another server has it, alone or together with others.
+    pub async fn be_alone(&self) -> Result<Place, OpenError> {
+        Place::alone(self.pool.connector().clone(), self.pool.suspended())
             .await
             .map_err(|cause| OpenError::Unreachable(Box::new(cause)))?
             .ok_or(OpenError::InUse)
+    }
+
+    /// Takes a place among the servers that use the database and one Redis together. Keep it with [`Place::hold`].
+    ///
+    /// # Errors
+    /// `InUseAlone` if a server has the database for itself.
+    pub async fn be_a_replica(&self) -> Result<Place, OpenError> {
+        Place::among_replicas(self.pool.connector().clone(), self.pool.suspended())
+            .await
+            .map_err(|cause| OpenError::Unreachable(Box::new(cause)))?
+            .ok_or(OpenError::InUseAlone)
     }
 
     /// Sees to the approximate index that searches among everybody's prompts need to be quick, for as long as that takes or

@@ -113,7 +113,7 @@ pub(super) struct Pool {
     pool: deadpool_postgres::Pool,
     connector: Connector,
     totals: Arc<Totals>,
-    /// While set, no call is served: see [`sole`](super::sole).
+    /// While set, no call is served: see [`Place`](super::Place).
     suspended: Arc<AtomicBool>,
 }
 

@@ -543,6 +543,72 @@ async fn a_server_whose_place_was_taken_stops_serving() {
     assert!(matches!(first.ping().await, Err(Error::Unavailable(_))));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_are_together_and_never_beside_a_server_alone() {
+    let database = Database::migrated().await;
+    let first = open_on(&database, None).await.unwrap();
+    let second = open_on(&database, None).await.unwrap();
+    let places = (
+        first.be_a_replica().await.unwrap(),
+        second.be_a_replica().await.unwrap(),
+    );
+    let third = open_on(&database, None).await.unwrap();
+    let refused = third.be_alone().await.err();
+    assert!(matches!(refused, Some(OpenError::InUse)), "{refused:?}");
+    drop(places);
+    let alone = third.be_alone().await.unwrap();
+    let refused = first.be_a_replica().await.err();
+    assert!(
+        matches!(refused, Some(OpenError::InUseAlone)),
+        "{refused:?}"
+    );
+    drop(alone);
+    first.be_a_replica().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_lost_its_lock_serves_on_until_a_server_alone_has_come() {
+    let database = Database::migrated().await;
+    let replica = open_on(&database, None).await.unwrap();
+    let other = open_on(&database, None).await.unwrap();
+    let mut holding = JoinSet::new();
+    let place = replica.be_a_replica().await.unwrap();
+    holding.spawn(place.hold(CancellationToken::new()));
+    let client = database.client().await;
+    let holder = "SELECT l.pid FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+                  WHERE l.locktype = 'advisory' AND l.granted AND a.datname = current_database()";
+    let before: i32 = client.query_one(holder, &[]).await.unwrap().get(0);
+    // Cut while another replica is there: it comes back beside it.
+    let beside = other.be_a_replica().await.unwrap();
+    let cut = "SELECT pg_terminate_backend($1)";
+    client.query(cut, &[&before]).await.unwrap();
+    eventually!({
+        replica.ping().await.unwrap();
+        let held = client.query(holder, &[]).await.unwrap();
+        held.len() == 2 && held.iter().all(|row| row.get::<_, i32>(0) != before)
+    });
+    assert!(holding.try_join_next().is_none());
+
+    // Cut, and in the same statement taken by a server alone.
+    drop(beside);
+    eventually!(client.query(holder, &[]).await.unwrap().len() == 1);
+    let took = client
+        .query_one(
+            "WITH cut AS MATERIALIZED (
+                 SELECT pg_terminate_backend(l.pid, 5000) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+                 WHERE l.locktype = 'advisory' AND a.datname = current_database()
+             )
+             SELECT pg_try_advisory_lock($1) FROM cut",
+            &[&0x5072_6d53_736f_6c65_i64],
+        )
+        .await
+        .unwrap();
+    assert!(took.get::<_, bool>(0));
+    let still_there = tokio::time::timeout(crate::support::DEADLINE, holding.join_all()).await;
+    assert_eq!(still_there.unwrap(), [false]);
+    assert!(matches!(replica.ping().await, Err(Error::Unavailable(_))));
+}
+
 #[tokio::test]
 async fn the_turn_of_reembedding_is_one_servers_at_a_time() {
     let database = Database::migrated().await;
