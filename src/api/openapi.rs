@@ -208,6 +208,12 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value, component
     let Some(responses) = operation["responses"].as_object_mut() else {
         return;
     };
+    for response in responses.values_mut() {
+        // OpenAPI 3.1 has no word for a sequence of events, and tools take a schema for that of each: their shapes are said in words.
+        if let Some(stream) = response.pointer_mut("/content/text~1event-stream") {
+            *stream = json!({});
+        }
+    }
     for (status, description, schema) in extra {
         responses
             .entry(status)
