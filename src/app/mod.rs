@@ -377,7 +377,7 @@ impl App {
         let (prompts, stop) = (self.state.prompts.clone(), lifecycle.stopping.clone());
         lifecycle
             .tasks
-            .spawn(every(prompts::RENEW_EVERY, stop, move || {
+            .spawn(every(prompts.renew_every(), stop, move || {
                 let prompts = prompts.clone();
                 async move {
                     if let Err(error) = prompts.renew_leases().await {
@@ -388,7 +388,7 @@ impl App {
         let (prompts, stop) = (self.state.prompts.clone(), lifecycle.stopping.clone());
         lifecycle
             .tasks
-            .spawn(every(prompts::LAPSE_EVERY, stop, move || {
+            .spawn(every(prompts.lapse_every(), stop, move || {
                 let prompts = prompts.clone();
                 async move {
                     if let Err(error) = prompts.lapse_calls().await {

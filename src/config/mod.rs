@@ -177,6 +177,8 @@ pub struct CallsConfig {
     pub daily_limit: Option<u64>,
     /// What becomes of a call whose caller hangs up.
     pub on_client_disconnect: OnClientDisconnect,
+    /// How long a call counts as running without a word from its process.
+    pub lease: Duration,
 }
 
 /// What a similarity search may see and hold.
@@ -257,6 +259,7 @@ impl Config {
             calls: CallsConfig {
                 daily_limit: settings.upstream_daily_limit,
                 on_client_disconnect: settings.on_client_disconnect,
+                lease: call_lease(settings.call_lease)?,
             },
             search: SearchConfig {
                 scope: settings.similar_scope,
@@ -358,6 +361,15 @@ fn lifetime(setting: &'static str, value: humantime::Duration) -> Result<Duratio
     let value = Duration::from(value);
     if value < Duration::from_secs(1) || value > Duration::from_secs(3660 * 24 * 365) {
         return Err(Error::new(setting, "must be from 1s to 10years"));
+    }
+    Ok(value)
+}
+
+/// Shorter ones would run out by a slow commit; longer ones would keep a repeated post waiting for longer than anybody does.
+fn call_lease(value: humantime::Duration) -> Result<Duration, Error> {
+    let value = Duration::from(value);
+    if value < Duration::from_secs(2) || value > Duration::from_secs(3600) {
+        return Err(Error::new("CALL_LEASE", "must be from 2s to 1h"));
     }
     Ok(value)
 }

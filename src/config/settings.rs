@@ -133,6 +133,10 @@ pub struct Settings {
     #[arg(long, env, default_value = "finish", global = true)]
     pub on_client_disconnect: OnClientDisconnect,
 
+    /// How long a call counts as running without a word from its process: after that, a process that died has failed it
+    #[arg(long, env, default_value = "60s", global = true)]
+    pub call_lease: humantime::Duration,
+
     /// Posted prompts for each user: rates such as 1/s,10/min (s, min, h, day; up to 10000 each), or off
     #[arg(long, env, default_value = "1/s,10/min", global = true)]
     pub prompt_throttle: String,

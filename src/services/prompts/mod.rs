@@ -30,8 +30,6 @@ use crate::search::Similarity;
 use crate::store::{CallStore, Holder, PromptStore};
 use crate::telemetry::Metrics;
 
-pub use self::upkeep::{LAPSE_EVERY, RENEW_EVERY};
-
 /// A prompt that a user posts.
 #[derive(Clone, Debug)]
 pub struct CreatePrompt {

@@ -7,7 +7,6 @@ use tokio::sync::oneshot;
 
 use super::live::{End, Live};
 use super::unrecorded::millis;
-use super::upkeep::LEASE;
 use super::work::{Admission, Answer, Cut, Ended, count, work};
 use super::{CreatePrompt, Created, Inner, announcements, keys};
 use crate::config::OnClientDisconnect;
@@ -92,7 +91,7 @@ async fn begin(
             announce: new.announce,
             key,
             holder,
-            lease: LEASE,
+            lease: parts.calls.lease,
         })
         .await?;
     match (begun, key) {

@@ -6,16 +6,22 @@ use super::{Prompts, announcements, keys};
 use crate::domain::PromptId;
 use crate::error::{Error, FailedPrompt};
 
-/// How long a call counts as running without a word from its process.
-pub(super) const LEASE: Duration = Duration::from_secs(60);
-/// How often leases are renewed: three attempts may fail before one runs out.
-pub const RENEW_EVERY: Duration = Duration::from_secs(15);
-/// How often calls are looked for whose lease ran out.
-pub const LAPSE_EVERY: Duration = Duration::from_secs(5);
+/// How often calls are looked for whose lease ran out, at most.
+const LAPSE_EVERY: Duration = Duration::from_secs(5);
 /// Calls ended at once.
 const LAPSE_BATCH: usize = 256;
 
 impl Prompts {
+    /// How often leases are to be renewed: three attempts may fail before one runs out.
+    pub fn renew_every(&self) -> Duration {
+        self.0.parts.calls.lease / 4
+    }
+
+    /// How often calls are to be looked for whose lease ran out.
+    pub fn lapse_every(&self) -> Duration {
+        self.renew_every().min(LAPSE_EVERY)
+    }
+
     /// Renews the leases of the calls in progress.
     ///
     /// # Errors
@@ -28,7 +34,7 @@ impl Prompts {
         let parts = &self.0.parts;
         parts
             .call_store
-            .renew_leases(parts.replica, &ids, LEASE)
+            .renew_leases(parts.replica, &ids, parts.calls.lease)
             .await?;
         Ok(())
     }
