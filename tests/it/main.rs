@@ -25,3 +25,4 @@ mod shutdown;
 mod store;
 mod streams;
 mod throttle;
+mod upstream;

@@ -25,7 +25,7 @@ fn endpoint(url: &str, model: &str, key: Option<&str>) -> Endpoint {
 }
 
 /// One upstream, no retries, and more time than anything takes.
-fn config(upstream: &Upstream) -> UpstreamConfig {
+pub fn config(upstream: &Upstream) -> UpstreamConfig {
     UpstreamConfig {
         endpoints: vec![endpoint(&upstream.url(), "asked-1", Some("sk-primary"))],
         system_prompt: None,

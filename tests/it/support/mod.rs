@@ -32,7 +32,7 @@ pub use client::{Client, Request, Response};
 pub use log::Log;
 pub use socket::Socket;
 pub use stream::{Stream, names, text_of};
-pub use upstream::{Reply, Upstream, chunk};
+pub use upstream::{Gate, Reply, Upstream, chunk};
 
 use crate::store::TestableStore;
 

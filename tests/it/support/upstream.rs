@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use hyper::body::Bytes;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// A server of the chat-completions protocol on a port of its own. Each request takes the next of the planned replies; without any,
@@ -25,6 +27,7 @@ pub struct Upstream {
 struct Shared {
     plan: Mutex<VecDeque<Reply>>,
     requests: Mutex<Vec<Received>>,
+    broken_off: AtomicUsize,
 }
 
 /// A request as it came.
@@ -56,6 +59,7 @@ pub struct Reply(Vec<Step>);
 enum Step {
     Write(Bytes),
     Pause(Duration),
+    Wait(watch::Receiver<bool>),
     /// Writes the same again and again.
     Forever(Bytes, Duration),
     Hang,
@@ -165,6 +169,18 @@ impl Reply {
         self
     }
 
+    /// What another one does after this.
+    pub fn and(mut self, other: Self) -> Self {
+        self.0.extend(other.0);
+        self
+    }
+
+    /// A pause that the test ends.
+    pub fn wait(mut self, gate: &Gate) -> Self {
+        self.0.push(Step::Wait(gate.0.subscribe()));
+        self
+    }
+
     /// The same bytes for ever, with a pause before each.
     pub fn forever(mut self, bytes: impl Into<Bytes>, pause: Duration) -> Self {
         self.0.push(Step::Forever(bytes.into(), pause));
@@ -187,6 +203,21 @@ impl Reply {
     pub fn reset(mut self) -> Self {
         self.0.push(Step::Reset);
         self
+    }
+}
+
+/// Holds replies up until it is opened. Open when dropped.
+pub struct Gate(watch::Sender<bool>);
+
+impl Gate {
+    /// A closed one.
+    pub fn new() -> Self {
+        Self(watch::Sender::new(false))
+    }
+
+    /// Lets them go on.
+    pub fn open(&self) {
+        self.0.send_replace(true);
     }
 }
 
@@ -238,6 +269,11 @@ impl Upstream {
         self
     }
 
+    /// How many replies the client did not wait for the end of.
+    pub fn broken_off(&self) -> usize {
+        self.shared.broken_off.load(Ordering::Acquire)
+    }
+
     /// All requests so far, in order.
     pub fn requests(&self) -> Vec<Received> {
         self.shared.requests.lock().unwrap().clone()
@@ -272,6 +308,13 @@ async fn serve(mut stream: TcpStream, number: usize, shared: Arc<Shared>) {
                     tokio::time::sleep(pause).await;
                     Ok(())
                 }
+                Step::Wait(mut opened) => {
+                    tokio::select! {
+                        // Opened, or its gate is gone.
+                        _ = opened.wait_for(|opened| *opened) => Ok(()),
+                        _ = stream.readable() => Err(io::ErrorKind::ConnectionAborted.into()),
+                    }
+                }
                 Step::Forever(bytes, pause) => loop {
                     tokio::time::sleep(pause).await;
                     if let Err(error) = stream.write_all(&bytes).await {
@@ -290,6 +333,7 @@ async fn serve(mut stream: TcpStream, number: usize, shared: Arc<Shared>) {
                 }
             };
             if done.is_err() {
+                shared.broken_off.fetch_add(1, Ordering::AcqRel);
                 return;
             }
         }

@@ -1,0 +1,142 @@
+//! Streams while the upstream is still writing: who reads along, who leaves, and what a hang-up does.
+
+use prompt_service::config::OnClientDisconnect;
+use serde_json::{Value, json};
+
+use super::{
+    held_answer, held_stream, hello, outcome, post, posting, read_until, service, shown, socket,
+};
+use crate::support::{Gate, Reply, Stream, Upstream, User, names, text_of};
+
+async fn read(user: &User, id: i64, last: Option<&str>) -> Stream {
+    let mut request = user
+        .get(&format!("/api/prompts/{id}"))
+        .header("accept", "text/event-stream");
+    if let Some(last) = last {
+        request = request.header("last-event-id", last);
+    }
+    request.open().await
+}
+
+#[tokio::test]
+async fn others_read_along_from_the_beginning_and_from_where_one_left_off() {
+    let upstream = Upstream::start().await;
+    let (_app, user) = service(&upstream, |_| ()).await;
+    let gate = Gate::new();
+    upstream.plan(held_stream(&gate));
+    let mut first = post(&user, &hello()).await;
+    let (id, last) = read_until(&mut first, "one two ").await;
+    let running = shown(&user, id).await;
+    assert_eq!(running["status"], "running");
+    assert_eq!(running["response"], Value::Null);
+    let mut second = read(&user, id, None).await;
+    assert_eq!(read_until(&mut second, "one two ").await.0, id);
+    let mut third = read(&user, id, Some(&last)).await;
+    gate.open();
+    let (first, second, third) = tokio::join!(first.rest(), second.rest(), third.rest());
+    for rest in [&first, &second, &third] {
+        assert_eq!(names(rest), ["delta", "completed"]);
+        assert_eq!(text_of(rest), "three");
+        assert_eq!(rest.last().unwrap().data["response"], "one two three");
+        assert_eq!(rest.last(), first.last());
+    }
+    assert_eq!(upstream.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn a_stream_without_readers_is_finished_stored_and_announced() {
+    let upstream = Upstream::start().await;
+    let (app, user) = service(&upstream, |_| ()).await;
+    let mut socket = socket(&app, &user).await;
+    let gate = Gate::new();
+    upstream.plan(held_stream(&gate));
+    let mut stream = post(&user, &json!({ "prompt": "hello", "websocket": true })).await;
+    let (id, last) = read_until(&mut stream, "one two ").await;
+    drop(stream);
+    gate.open();
+    let event = outcome(&mut socket).await;
+    assert_eq!(event["event"], "prompt_completed");
+    assert_eq!(event["data"]["response"], "one two three");
+    assert_eq!(shown(&user, id).await["status"], "completed");
+    assert_eq!(user.similar("hello", 1).await, [id]);
+    let rest = read(&user, id, Some(&last)).await.rest().await;
+    assert_eq!(text_of(&rest), "three");
+    assert_eq!(upstream.broken_off(), 0);
+}
+
+#[tokio::test]
+async fn with_cancel_a_stream_ends_with_its_last_reader() {
+    let upstream = Upstream::start().await;
+    let (app, user) = service(&upstream, |config| {
+        config.calls.on_client_disconnect = OnClientDisconnect::Cancel;
+    })
+    .await;
+    let mut socket = socket(&app, &user).await;
+    upstream.plan(Reply::stream_head().delta("one ").delta("two ").hang());
+    let mut stream = post(&user, &json!({ "prompt": "hello", "websocket": true })).await;
+    let (id, _) = read_until(&mut stream, "one two ").await;
+    let mut other = read(&user, id, None).await;
+    read_until(&mut other, "one two ").await;
+    drop(stream);
+    eventually!(app.metric("http_connections").await <= Some(3.0));
+    assert_eq!(shown(&user, id).await["status"], "running");
+    assert_eq!(upstream.broken_off(), 0);
+    drop(other);
+    let event = outcome(&mut socket).await;
+    assert_eq!(event["event"], "prompt_failed");
+    assert_eq!(event["data"]["code"], "cancelled");
+    let failed = shown(&user, id).await;
+    assert_eq!(failed["status"], "failed");
+    assert_eq!(failed["error"], "cancelled");
+    eventually!(upstream.broken_off() == 1);
+    assert!(user.similar("hello", 1).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_whole_answer_whose_caller_hung_up_is_stored_and_announced() {
+    let upstream = Upstream::start().await;
+    let (app, user) = service(&upstream, |_| ()).await;
+    let mut socket = socket(&app, &user).await;
+    for (asked, key) in [(1, None), (2, Some("k"))] {
+        let gate = Gate::new();
+        upstream.plan(held_answer(&gate));
+        let body = json!({ "prompt": "hello", "websocket": true });
+        let client = posting(&user, key, &body);
+        eventually!(upstream.requests().len() == asked);
+        client.abort();
+        client.await.unwrap_err();
+        gate.open();
+        let event = outcome(&mut socket).await;
+        assert_eq!(event["event"], "prompt_completed");
+        let id = event["data"]["id"].as_i64().unwrap();
+        assert_eq!(shown(&user, id).await["response"], "at last");
+        assert_eq!(user.similar("hello", 9).await.len(), asked);
+    }
+    assert_eq!(upstream.broken_off(), 0);
+}
+
+#[tokio::test]
+async fn with_cancel_a_whole_answer_ends_with_its_caller() {
+    let upstream = Upstream::start().await;
+    let (app, user) = service(&upstream, |config| {
+        config.calls.on_client_disconnect = OnClientDisconnect::Cancel;
+    })
+    .await;
+    let mut socket = socket(&app, &user).await;
+    for (asked, key) in [(1, None), (2, Some("k"))] {
+        upstream.plan(Reply::default().hang());
+        let body = json!({ "prompt": "hello", "websocket": true });
+        let client = posting(&user, key, &body);
+        eventually!(upstream.requests().len() == asked);
+        client.abort();
+        let event = outcome(&mut socket).await;
+        assert_eq!(event["event"], "prompt_failed");
+        assert_eq!(event["data"]["code"], "cancelled");
+        let failed = shown(&user, event["data"]["id"].as_i64().unwrap()).await;
+        assert_eq!(failed["error"], "cancelled");
+        eventually!(upstream.broken_off() == asked);
+    }
+    // What was broken off has released its key.
+    let again = super::post_with(&user, "k", &hello()).await;
+    assert_eq!(again.status, 201, "{again:?}");
+}
