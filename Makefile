@@ -41,7 +41,7 @@ test-rust: test-servers ## unit and integration tests, those over HTTP on SQLite
 	$(CARGO) test $(PROFILE)
 	TEST_STORE=postgres $(CARGO) test $(PROFILE) --test it -- auth:: prompts:: search:: realtime:: throttle:: shutdown::
 
-test-service: build python-env ## the release binary from outside: contract, SimpleJWT, schema, metrics, bad input, kill -9, shutdown
+test-service: build python-env ## the release binary from outside: contract, SimpleJWT, schema, metrics, bad input, kill -9, upstream, shutdown
 	$(PYTEST) --ignore-glob='*/test_replicas_*' tests/python
 
 test-replicas: build python-env ## several replicas on a Postgres and a Redis that the tests start: contract, throttle, events, failures
@@ -55,8 +55,8 @@ test-litellm: build python-env ## the release binary before LiteLLM's proxy (ins
 test-deploy: python-env-deploy ## image, compose files, workflows and AWS templates: linters, schemas, and stacks made on a stand-in of AWS
 	$(VENV_DEPLOY) -m pytest -c tests/deploy/pytest.ini --rootdir tests/deploy tests/deploy
 
-soak: build python-env ## kill -9 under load KILL_ROUNDS (50) times, failing servers FAULT_ROUNDS (10) times, a throttle race of 2 minutes
-	KILL_ROUNDS=$(KILL_ROUNDS) $(PYTEST) -s tests/python/test_kill.py
+soak: build python-env ## kill -9 under load and in mid-call KILL_ROUNDS (50) times each, failing servers FAULT_ROUNDS (10) times, a throttle race of 2 minutes
+	KILL_ROUNDS=$(KILL_ROUNDS) $(PYTEST) -s tests/python/test_kill.py tests/python/test_upstream_crash.py
 	THROTTLE_RACE=120 $(PYTEST) -s tests/python/test_replicas_throttle.py
 	FAULT_ROUNDS=$(FAULT_ROUNDS) $(PYTEST) -s tests/python/test_replicas_failures.py
 
