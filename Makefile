@@ -15,7 +15,7 @@ FAULT_ROUNDS ?= 10
 # Suites that know a service by its address alone, and so run on replicas' stores as they are.
 SAME_ON_REPLICAS := $(addprefix tests/python/test_,recorded_errors.py simplejwt.py metrics.py schema.py secrecy.py undisturbed.py)
 
-.PHONY: help run build fmt check test test-rust test-service soak bench bench-engine bench-search bench-store bench-service test-servers python-env test-deploy python-env-deploy test-litellm test-replicas bench-replicas
+.PHONY: help run build fmt check test test-rust test-service soak bench bench-engine bench-search bench-store bench-streams bench-service test-servers python-env test-deploy python-env-deploy test-litellm test-replicas bench-replicas
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -60,7 +60,7 @@ soak: build python-env ## kill -9 under load and in mid-call KILL_ROUNDS (50) ti
 	THROTTLE_RACE=120 $(PYTEST) -s tests/python/test_replicas_throttle.py
 	FAULT_ROUNDS=$(FAULT_ROUNDS) $(PYTEST) -s tests/python/test_replicas_failures.py
 
-bench: bench-engine bench-search bench-store bench-service bench-replicas ## every measurement: engine, search, store, service, replicas, each beside its peer
+bench: bench-engine bench-search bench-store bench-streams bench-service bench-replicas ## every measurement: engine, search, store, streams, service, replicas, each beside its peer
 
 bench-engine: ## the model alone, beside ONNX Runtime's int8 (fetches it)
 	benches/engine.sh
@@ -70,6 +70,9 @@ bench-search: ## similarity, beside FAISS's exact index (fetches it; BENCH=--sho
 
 bench-store: ## inserts, reads and sweeps of the SQLite store
 	$(CARGO) bench --locked --bench store
+
+bench-streams: ## 512 paced streams at once and single calls, through the service and directly (BENCH=--short: seconds)
+	$(CARGO) bench --locked --bench streams -- $(BENCH)
 
 bench-service: build python-env ## the release binary under load, beside the system it replaces (BENCH=--short: only see that it works)
 	$(VENV) benches/service.py $(BENCH)
