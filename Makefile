@@ -15,7 +15,7 @@ FAULT_ROUNDS ?= 10
 # Suites that know a service by its address alone, and so run on replicas' stores as they are.
 SAME_ON_REPLICAS := $(addprefix tests/python/test_,recorded_errors.py simplejwt.py metrics.py schema.py secrecy.py undisturbed.py)
 
-.PHONY: help run build fmt check test test-rust test-service soak bench bench-engine bench-search bench-store bench-streams bench-service test-servers python-env test-deploy python-env-deploy test-litellm test-replicas bench-replicas
+.PHONY: help run build fmt check test test-rust test-service soak bench bench-engine bench-search bench-store bench-streams bench-service test-servers python-env test-deploy python-env-deploy test-litellm test-replicas bench-replicas bench-import bench-move
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -82,6 +82,9 @@ test-servers:
 
 bench-replicas: build python-env ## one and two replicas on a Postgres, and searches among 1,000,000 rows in it (BENCH=--short: only see that it works)
 	$(VENV) benches/replicas.py $(BENCH)
+
+bench-import: build python-env ## moving in 100,000 prompts of the old system, killed half way (BENCH=--short: only see that it works)
+	$(VENV) benches/import.py $(BENCH)
 
 python-env:
 	@$(PYTHON) tests/tools/python_env.py >/dev/null

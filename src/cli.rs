@@ -1,16 +1,19 @@
 //! The command line: serving by default, and the operator's commands.
 
-use clap::error::{ContextKind, ContextValue};
-use clap::{CommandFactory, Parser, Subcommand};
+use std::convert::Infallible;
+use std::path::{Path, PathBuf};
 
-use crate::config::Settings;
+use clap::error::{ContextKind, ContextValue};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use crate::config::{Secret, Settings};
 
 /// What follows the list of settings in the help.
 const SECRETS_HELP: &str = "\
 Secrets have no flag; each is read from its variable, or from the file that NAME_FILE names:
   SECRET_KEY            signs tokens, at least 32 bytes [default: made once and kept in DATA_DIR/secret.key]
   SECRET_KEY_FALLBACKS  further keys, separated by commas, that only verify
-  DATABASE_URL          sqlite://PATH [default: a file in DATA_DIR]
+  DATABASE_URL          sqlite://PATH or postgres://USER:PASSWORD@HOST/DATABASE [default: a file in DATA_DIR]
   REDIS_URL             for several replicas; not served by this version
   OPENAI_API_KEY        goes to OPENAI_BASE_URL; without it no Authorization is sent
 and the variables that OPENAI_FALLBACK names.
@@ -37,6 +40,21 @@ pub enum Command {
     /// Make, list, disable and enable accounts; works beside a running server
     #[command(subcommand)]
     User(UserCommand),
+    /// Look at the settings, the data folder, the store, the model and the address, and say what was found; works beside a
+    /// running server and changes nothing
+    Check,
+    /// Copy the embedded store to a new file, checked and whole; works beside a running server
+    Backup {
+        /// The file to make
+        file: PathBuf,
+    },
+    /// Write all users and prompts as JSON lines; works beside a running server
+    Export(ExportArgs),
+    /// Take in users and prompts, from JSON lines or from the old system's database; the server must be stopped
+    Import(ImportArgs),
+    /// Carry the embedded store to a PostgreSQL database, whole, and compare both row by row; every server of either must be
+    /// stopped
+    Move(MoveArgs),
     /// Print the API's description, OpenAPI 3.1 as JSON
     Openapi,
     /// Ask the server that listens on BIND_ADDR on this machine whether it is alive; for a container's health check
@@ -45,6 +63,104 @@ pub enum Command {
         #[arg(long)]
         ready: bool,
     },
+}
+
+/// What an export holds, and where it goes.
+#[derive(Args, Debug)]
+pub struct ExportArgs {
+    /// The file to make; standard output if left out, or -
+    pub file: Option<PathBuf>,
+    /// Write password hashes too, so that accounts keep their passwords: whoever has the file can try to guess them
+    #[arg(long)]
+    pub with_password_hashes: bool,
+    /// Write vectors too, so that an import by the same model need not make them again
+    #[arg(long)]
+    pub with_embeddings: bool,
+}
+
+/// What is imported, and how.
+#[derive(Args, Debug)]
+#[command(group = clap::ArgGroup::new("source").required(true))]
+pub struct ImportArgs {
+    /// A file of JSON lines
+    #[arg(group = "source")]
+    pub file: Option<PathBuf>,
+    /// The old system's database: postgres://USER:PASSWORD@HOST/DATABASE. Others on this machine can see it while the command
+    /// runs; the next two ways hide it
+    #[arg(long, group = "source", value_name = "URL", value_parser = secret)]
+    pub from: Option<Secret>,
+    /// The variable that holds the old system's address
+    #[arg(long, group = "source", value_name = "NAME")]
+    pub from_env: Option<String>,
+    /// The file that holds the old system's address
+    #[arg(long, group = "source", value_name = "PATH")]
+    pub from_file: Option<PathBuf>,
+    /// Only say what would be done, and what stands in the way
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Leave out rows that cannot be imported, in place of importing nothing
+    #[arg(long)]
+    pub skip_faulty: bool,
+    /// What to keep as the model of the old system's answers, which it did not write down (those of its mock are known as such)
+    #[arg(long, value_name = "NAME", default_value = "unknown")]
+    pub model: String,
+}
+
+/// Where the embedded store goes.
+#[derive(Args, Debug)]
+#[command(group = clap::ArgGroup::new("target").required(true))]
+pub struct MoveArgs {
+    /// The database to fill: postgres://USER:PASSWORD@HOST/DATABASE. Others on this machine can see it while the command runs;
+    /// the next two ways hide it
+    #[arg(long, group = "target", value_name = "URL", value_parser = secret)]
+    pub to: Option<Secret>,
+    /// The variable that holds the database's address
+    #[arg(long, group = "target", value_name = "NAME")]
+    pub to_env: Option<String>,
+    /// The file that holds the database's address
+    #[arg(long, group = "target", value_name = "PATH")]
+    pub to_file: Option<PathBuf>,
+}
+
+impl MoveArgs {
+    /// The target's address.
+    pub fn target(&self) -> SecretUrl<'_> {
+        SecretUrl {
+            flag: "--to",
+            url: self.to.as_ref(),
+            variable: self.to_env.as_deref(),
+            file: self.to_file.as_deref(),
+        }
+    }
+}
+
+/// An address that is a secret, and the ways in which it may be given; at most one is.
+#[derive(Clone, Copy, Debug)]
+pub struct SecretUrl<'a> {
+    /// The flag, for errors.
+    pub flag: &'static str,
+    /// Itself.
+    pub url: Option<&'a Secret>,
+    /// The variable that holds it.
+    pub variable: Option<&'a str>,
+    /// The file that holds it.
+    pub file: Option<&'a Path>,
+}
+
+impl ImportArgs {
+    /// The old system's address, if it is the source.
+    pub fn old_system(&self) -> SecretUrl<'_> {
+        SecretUrl {
+            flag: "--from",
+            url: self.from.as_ref(),
+            variable: self.from_env.as_deref(),
+            file: self.from_file.as_deref(),
+        }
+    }
+}
+
+fn secret(text: &str) -> Result<Secret, Infallible> {
+    Ok(Secret::new(text))
 }
 
 /// What can be done to accounts.

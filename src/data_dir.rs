@@ -38,6 +38,15 @@ pub struct DataDir {
     path: PathBuf,
 }
 
+/// What [`DataDir::look`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The folder is there, and can be written.
+    pub is_there: bool,
+    /// It holds a sound key.
+    pub has_key: bool,
+}
+
 /// Holds the folder for one server. Released when dropped, or by the kernel when the process ends in any way.
 #[derive(Debug)]
 pub struct Lock {
@@ -56,6 +65,31 @@ impl DataDir {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
         made.map_err(folder.failed("the folder cannot be made"))?;
         Ok(folder)
+    }
+
+    /// Looks at a folder without making it, nor a key in it.
+    ///
+    /// # Errors
+    /// `BadKey`; `Folder` if it is there and cannot be written, or is none.
+    pub fn look(path: &Path) -> Result<Found, Error> {
+        let folder = Self {
+            path: path.to_owned(),
+        };
+        if fs::symlink_metadata(path).is_err() {
+            return Ok(Found {
+                is_there: false,
+                has_key: false,
+            });
+        }
+        let trial = path.join(format!("check.{}", std::process::id()));
+        write_new(&trial, "")
+            .and_then(|()| fs::remove_file(&trial))
+            .map_err(folder.failed("the folder cannot be written"))?;
+        let key = folder.read_key(&path.join("secret.key"))?;
+        Ok(Found {
+            is_there: true,
+            has_key: key.is_some(),
+        })
     }
 
     /// Takes the folder for this server.
@@ -190,6 +224,32 @@ mod tests {
         assert!(matches!(folder.secret_key(), Err(Error::BadKey(_))));
         fs::write(folder.path.join("secret.key"), [0xff; 64]).unwrap();
         assert!(matches!(folder.secret_key(), Err(Error::BadKey(_))));
+    }
+
+    #[test]
+    fn a_look_makes_nothing() {
+        let outer = tempfile::tempdir().unwrap();
+        let path = outer.path().join("data");
+        let absent = Found {
+            is_there: false,
+            has_key: false,
+        };
+        assert_eq!(DataDir::look(&path).unwrap(), absent);
+        assert!(!path.exists());
+        let folder = DataDir::open(&path).unwrap();
+        let empty = Found {
+            is_there: true,
+            has_key: false,
+        };
+        assert_eq!(DataDir::look(&path).unwrap(), empty);
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
+        folder.secret_key().unwrap();
+        assert!(DataDir::look(&path).unwrap().has_key);
+        fs::write(path.join("secret.key"), "short").unwrap();
+        assert!(matches!(DataDir::look(&path), Err(Error::BadKey(_))));
+        let file = outer.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(matches!(DataDir::look(&file), Err(Error::Folder { .. })));
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod threads;
 pub mod credentials;
 pub mod data_dir;
 pub mod embed;
+pub mod interchange;
 pub mod llm;
 pub mod realtime;
 pub mod search;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Parser;
 use prompt_service::api::Documents;
-use prompt_service::app::{App, health_check, users};
+use prompt_service::app::{App, check, health_check, moving, users};
 use prompt_service::cli::{self, Cli, Command};
 use prompt_service::config::{Config, Secrets};
 use prompt_service::telemetry;
@@ -51,17 +51,26 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     }
     let (log_format, directives) = (cli.settings.log_format, cli.settings.rust_log.clone());
     let variable = |name: &str| std::env::var(name).ok();
-    let mut secrets = Secrets::read(variable)?;
-    if let Some(fallbacks) = &cli.settings.upstream.openai_fallback {
-        secrets.read_fallback_keys(fallbacks, variable)?;
-    }
-    let config = Config::load(cli.settings, secrets)?;
-    let runtime = tokio::runtime::Runtime::new().context("the runtime cannot be started")?;
-    match command {
-        Command::User(command) => {
-            runtime.block_on(users::run(command, &config, &mut std::io::stdout()))
+    let fallbacks = cli.settings.upstream.openai_fallback.clone();
+    let config = Secrets::read(variable).and_then(|mut secrets| {
+        if let Some(fallbacks) = &fallbacks {
+            secrets.read_fallback_keys(fallbacks, variable)?;
         }
-        Command::Serve | Command::Openapi | Command::Health { .. } => {
+        Config::load(cli.settings, secrets)
+    });
+    let runtime = tokio::runtime::Runtime::new().context("the runtime cannot be started")?;
+    let out = &mut std::io::stdout();
+    if let Command::Check = command {
+        return runtime.block_on(check::run(config, out));
+    }
+    let config = config?;
+    match command {
+        Command::User(command) => runtime.block_on(users::run(command, &config, out)),
+        Command::Backup { file } => runtime.block_on(moving::backup(&file, &config, out)),
+        Command::Export(arguments) => runtime.block_on(moving::export(arguments, &config, out)),
+        Command::Move(arguments) => runtime.block_on(moving::carry(arguments, &config, out)),
+        Command::Import(arguments) => runtime.block_on(moving::import(arguments, &config, out)),
+        Command::Serve | Command::Openapi | Command::Health { .. } | Command::Check => {
             telemetry::init_logging(log_format, &directives).map_err(anyhow::Error::msg)?;
             runtime.block_on(async {
                 let (mut terminate, mut interrupt) = (

@@ -1,7 +1,9 @@
 //! The composition root: builds every part from the configuration, wires them, serves, and takes them down in order.
 //! The only place that knows which implementation stands behind each seam.
 
+pub mod check;
 pub mod health_check;
+pub mod moving;
 mod observers;
 mod shared;
 mod store;
@@ -441,10 +443,7 @@ async fn bind(setting: &'static str, address: SocketAddr) -> anyhow::Result<TcpL
 
 /// The setting, or what the system's limit on open files leaves room for, if that is less.
 fn connection_limit(wanted: usize) -> usize {
-    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let room = files.map_or(usize::MAX, |files| {
-        usize::try_from(files.saturating_sub(OTHER_FILES)).unwrap_or(usize::MAX)
-    });
+    let room = connection_room();
     if room < wanted {
         tracing::warn!(
             limit = room,
@@ -452,4 +451,12 @@ fn connection_limit(wanted: usize) -> usize {
         );
     }
     wanted.min(room.max(1))
+}
+
+/// Connections that the system's limit on open files leaves room for.
+fn connection_room() -> usize {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    files.map_or(usize::MAX, |files| {
+        usize::try_from(files.saturating_sub(OTHER_FILES)).unwrap_or(usize::MAX)
+    })
 }

@@ -16,7 +16,7 @@ use crate::services::stored_similarity::StoredSimilarity;
 use crate::services::vectors::StoredVectors;
 use crate::store::postgres::{self, Place, PostgresStore};
 use crate::store::sqlite::{self, SqliteStore};
-use crate::store::{AccountStore, CallStore, PromptStore};
+use crate::store::{AccountStore, BulkStore, CallStore, PromptStore};
 
 /// How long a search in shared scope waits for the vectors to be loaded after a start.
 const LOAD_WAIT: Duration = Duration::from_secs(5);
@@ -29,6 +29,8 @@ pub(super) struct Store {
     pub prompts: Arc<dyn PromptStore>,
     /// Running calls and idempotency keys.
     pub calls: Arc<dyn CallStore>,
+    /// Whole rows, for the operator's commands.
+    pub bulk: Arc<dyn BulkStore>,
     kind: Kind,
 }
 
@@ -50,6 +52,7 @@ impl Store {
                     accounts: Arc::clone(&store) as _,
                     prompts: Arc::clone(&store) as _,
                     calls: Arc::clone(&store) as _,
+                    bulk: Arc::clone(&store) as _,
                     kind: Kind::Sqlite(store),
                 }
             }
@@ -63,6 +66,7 @@ impl Store {
                     accounts: Arc::clone(&store) as _,
                     prompts: Arc::clone(&store) as _,
                     calls: Arc::clone(&store) as _,
+                    bulk: Arc::clone(&store) as _,
                     kind: Kind::Postgres(store),
                 }
             }

@@ -6,6 +6,7 @@ pub mod embedding;
 pub mod ids;
 pub mod prompt;
 pub mod rate;
+pub mod record;
 pub mod timestamp;
 pub mod user;
 
@@ -14,5 +15,6 @@ pub use embedding::{Embedding, ModelId};
 pub use ids::{PromptId, UserId};
 pub use prompt::{FailureCode, Prompt, PromptStatus};
 pub use rate::{Rate, Rates};
+pub use record::{LastIds, PromptRecord, VectorRecord};
 pub use timestamp::Timestamp;
 pub use user::User;

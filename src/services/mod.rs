@@ -2,6 +2,7 @@
 
 pub mod accounts;
 pub mod health;
+pub mod moving;
 pub mod prompts;
 pub mod reembedding;
 pub mod search;

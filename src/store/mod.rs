@@ -1,11 +1,13 @@
 //! Durable state: accounts, sessions, prompts and their vectors.
 //!
-//! Two traits, split by use. Every method is one transaction: it happens wholly or not at all, and once it has
+//! Three traits, split by use. Every method is one transaction: it happens wholly or not at all, and once it has
 //! returned `Ok` it survives `kill -9` and power loss. Methods may be called from many tasks at once. A method whose
 //! future is dropped may or may not take effect. Ids given twice in one list count once, unless said otherwise. Every method
 //! has its cases in the conformance suite (`tests/it/store`), which any backend runs.
 
+mod bulk;
 mod calls;
+pub mod old_system;
 pub mod postgres;
 pub mod sqlite;
 
@@ -13,6 +15,7 @@ use std::collections::HashSet;
 
 use async_trait::async_trait;
 
+pub use self::bulk::{BulkStore, Put};
 use crate::domain::{
     Embedding, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, User, UserId,
 };

@@ -21,6 +21,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("credentials", BASE),
     ("data_dir", BASE),
     ("embed", BASE),
+    ("interchange", BASE),
     ("llm", BASE),
     ("realtime", BASE),
     ("search", BASE),
@@ -37,6 +38,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "telemetry",
             "credentials",
             "embed",
+            "interchange",
             "llm",
             "realtime",
             "search",
@@ -71,6 +73,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "credentials",
             "data_dir",
             "embed",
+            "interchange",
             "llm",
             "realtime",
             "search",
@@ -112,7 +115,12 @@ const BANNED: &[(&[&str], &[&str], &[&str])] = &[
     (&[""], &["rusqlite"], &["store/sqlite/"]),
     (
         &[""],
-        &["tokio_postgres", "deadpool_postgres", "pgvector"],
+        &["tokio_postgres"],
+        &["store/postgres/", "store/old_system/"],
+    ),
+    (
+        &[""],
+        &["deadpool_postgres", "pgvector"],
         &["store/postgres/"],
     ),
     // One folder knows the web framework.

@@ -14,6 +14,7 @@ mod embed_accuracy;
 mod idempotency;
 mod llm;
 mod metrics;
+mod moving;
 mod openapi;
 mod pages;
 mod postgres_service;

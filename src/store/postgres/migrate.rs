@@ -16,7 +16,7 @@ const MIGRATIONS: [&str; 2] = [
 pub(super) const SCHEMA_VERSION: i32 = MIGRATIONS.len() as i32;
 
 /// The oldest server, as `server_version_num` counts.
-const OLDEST_SERVER: i32 = 140_000;
+pub(super) const OLDEST_SERVER: i32 = 140_000;
 
 /// Held by whoever migrates: servers that start together go one after another. "PrmSmigr".
 const MIGRATION_LOCK: i64 = 0x5072_6d53_6d69_6772;

@@ -5,8 +5,10 @@
 //! models, which never change: what one server has committed, every other reads.
 
 mod accounts;
+mod bulk;
 mod calls;
 mod error;
+mod inspect;
 mod lock;
 mod meaning;
 mod migrate;
@@ -20,8 +22,9 @@ use std::fmt;
 
 use async_trait::async_trait;
 use tokio::time::timeout;
-use tokio_postgres::Row;
 use tokio_postgres::types::FromSql;
+use tokio_postgres::{Config, Row};
+use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::sync::CancellationToken;
 
 use self::error::Cause;
@@ -32,12 +35,16 @@ use self::vectors::Models;
 use super::{Claim, Error, NearestStore};
 use crate::domain::{Embedding, ModelId, PromptId, UserId};
 
+pub use self::inspect::{DatabaseState, inspect};
 pub use self::lock::Place;
+
+/// Connections that a server may keep beside its pool: for locks and builds.
+pub const FURTHER_CONNECTIONS: usize = 3;
 
 /// How the store uses its database.
 #[derive(Clone, Copy, Debug)]
 pub struct OpenOptions {
-    /// Connections at most, at least 1; made when needed. Beside them a server may keep up to three for locks and builds.
+    /// Connections at most, at least 1; made when needed. Beside them a server may keep [`FURTHER_CONNECTIONS`].
     pub pool_size: usize,
     /// The length of the vectors of the model in use; `None` where no model is in use, as in the operator's commands.
     pub dimension: Option<usize>,
@@ -141,8 +148,8 @@ pub enum OpenError {
     Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// [`AccountStore`](super::AccountStore), [`PromptStore`](super::PromptStore), [`CallStore`](super::CallStore) and [`NearestStore`]
-/// over one PostgreSQL database. Needs a Tokio runtime.
+/// [`AccountStore`](super::AccountStore), [`PromptStore`](super::PromptStore), [`CallStore`](super::CallStore),
+/// [`BulkStore`](super::BulkStore) and [`NearestStore`] over one PostgreSQL database. Needs a Tokio runtime.
 pub struct PostgresStore {
     pool: Pool,
     models: Models,
@@ -168,10 +175,7 @@ impl PostgresStore {
     /// # Errors
     /// One line that names the setting at fault and the mend.
     pub async fn open(url: &str, options: OpenOptions) -> Result<Self, OpenError> {
-        let (config, tls) = url::parse(url).map_err(|error| OpenError::Url(Box::new(error)))?;
-        let tls = tls
-            .connector()
-            .map_err(|error| OpenError::Tls(Box::new(error)))?;
+        let (config, tls) = driver(url)?;
         let connector = Connector::new(config, tls);
         let (mut client, _task) = timeout(CONNECT, connector.connect())
             .await
@@ -227,6 +231,33 @@ impl PostgresStore {
             lock::Attempt::Taken => Ok(None),
         }
     }
+}
+
+/// Why no connection can be tried.
+#[derive(Debug)]
+pub(super) enum UrlFault {
+    /// The URL says nothing this program understands.
+    Url(Box<dyn std::error::Error + Send + Sync>),
+    /// TLS cannot be set up as the URL asks.
+    Tls(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl From<UrlFault> for OpenError {
+    fn from(fault: UrlFault) -> Self {
+        match fault {
+            UrlFault::Url(source) => Self::Url(source),
+            UrlFault::Tls(source) => Self::Tls(source),
+        }
+    }
+}
+
+/// What a URL says to the driver, and the encryption that it asks for.
+pub(super) fn driver(url: &str) -> Result<(Config, MakeRustlsConnect), UrlFault> {
+    let (config, tls) = url::parse(url).map_err(|error| UrlFault::Url(Box::new(error)))?;
+    let tls = tls
+        .connector()
+        .map_err(|error| UrlFault::Tls(Box::new(error)))?;
+    Ok((config, tls))
 }
 
 #[async_trait]

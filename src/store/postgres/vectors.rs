@@ -28,7 +28,16 @@ impl Models {
         model: &ModelId,
         vector: &Embedding,
     ) -> Result<i32, Error> {
-        let given = vector.0.len();
+        self.number_for(connection, model, vector.0.len()).await
+    }
+
+    /// The same for a vector of `given` numbers.
+    pub async fn number_for(
+        &self,
+        connection: &mut Connection,
+        model: &ModelId,
+        given: usize,
+    ) -> Result<i32, Error> {
         let known = match self.get(model) {
             Some(known) => Some(known),
             None => self.read(connection, model).await?,

@@ -62,7 +62,7 @@ fn apply_next(connection: &mut Connection) -> Result<bool, OpenError> {
 }
 
 /// The version of our file, 0 for an empty one.
-fn schema_version(connection: &Connection) -> Result<i32, OpenError> {
+pub(super) fn schema_version(connection: &Connection) -> Result<i32, OpenError> {
     // One statement, so that it sees one state of a file that another process may just be making.
     let (application_id, version, objects) = connection.query_row(
         "SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema)

@@ -5,10 +5,13 @@
 //! the same file at the same time.
 
 mod accounts;
+mod backup;
+mod bulk;
 mod calls;
 mod checkpoint;
 mod connection;
 mod error;
+mod inspect;
 mod migrate;
 mod open;
 mod prompts;
@@ -27,6 +30,8 @@ use self::reader::Readers;
 use self::writer::Writer;
 use super::Stats;
 
+pub use self::backup::{BackupError, Copied, backup, backup_bytes};
+pub use self::inspect::{FileState, inspect};
 pub use self::open::OpenError;
 pub use self::writer::{Batch, BatchObserver};
 

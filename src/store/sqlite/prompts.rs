@@ -33,7 +33,7 @@ const PROMPTS_BEFORE: &str =
     "SELECT id, user_id, created_at, status, error, model, prompt, response FROM prompt
      WHERE user_id = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3";
 
-fn prompt_from_row(row: &Row<'_>) -> Result<Prompt, Failure> {
+pub(super) fn prompt_from_row(row: &Row<'_>) -> Result<Prompt, Failure> {
     let status = row.get_ref(3)?.as_str().map_err(rusqlite::Error::from)?;
     let error = row
         .get_ref(4)?
@@ -77,7 +77,7 @@ fn model_number(connection: &Connection, model: &ModelId) -> rusqlite::Result<Op
 }
 
 /// The model's number, given now if it is new. All vectors of a model are of one length.
-fn number_model(
+pub(super) fn number_model(
     connection: &Connection,
     model: &ModelId,
     dimension: usize,

@@ -62,6 +62,19 @@ macro_rules! conformance_suite {
                 a_vector_of_another_length_leaves_the_call_running,
                 finished_calls_are_counted_as_covered,
                 upstream_calls_are_counted_by_day_up_to_the_limit;
+            bulk:
+                rows_put_with_their_ids_are_read_back_whole,
+                a_vector_of_a_prompt_that_is_not_completed_is_not_put,
+                ids_given_out_after_a_put_are_above_it,
+                the_ids_of_deleted_rows_count_as_given_out,
+                raised_ids_are_not_given_out_and_never_fall,
+                putting_again_leaves_what_is_there,
+                what_is_anothers_is_told_and_changes_nothing,
+                prompts_without_an_owner_put_nothing,
+                a_bulk_vector_of_another_length_puts_nothing,
+                records_come_by_rising_id_in_pages_with_vectors_of_any_model,
+                sessions_are_put_and_come_by_rising_hash_in_pages,
+                revoked_tokens_are_put_and_come_by_rising_bytes_in_pages;
             concurrency:
                 racing_claims_of_one_key_have_one_winner,
                 racing_ends_of_one_call_have_one_winner,
@@ -84,6 +97,7 @@ macro_rules! conformance_suite {
 }
 
 mod accounts;
+mod bulk;
 mod calls;
 mod concurrency;
 mod model;
@@ -98,12 +112,12 @@ use std::sync::Arc;
 use prompt_service::domain::{
     Embedding, ModelId, Prompt, PromptId, PromptStatus, Timestamp, User, UserId,
 };
-use prompt_service::store::{AccountStore, CallStore, NewPrompt, NewUser, PromptStore};
+use prompt_service::store::{AccountStore, BulkStore, CallStore, NewPrompt, NewUser, PromptStore};
 
 /// All parts of the contract over the same data.
-pub trait TestableStore: AccountStore + PromptStore + CallStore {}
+pub trait TestableStore: AccountStore + PromptStore + CallStore + BulkStore {}
 
-impl<T: AccountStore + PromptStore + CallStore> TestableStore for T {}
+impl<T: AccountStore + PromptStore + CallStore + BulkStore> TestableStore for T {}
 
 /// A model that makes vectors of 4 numbers.
 pub fn model(name: &str) -> ModelId {

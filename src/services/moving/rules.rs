@@ -1,0 +1,239 @@
+//! What an imported row must be like, by itself and beside the rows before it.
+
+use std::collections::HashSet;
+use std::fmt;
+
+use super::source::{Content, Row};
+use crate::credentials::is_known_hash;
+use crate::domain::account::{Username, trimmed};
+use crate::domain::{
+    FailureCode, LastIds, PromptId, PromptRecord, PromptStatus, Timestamp, User, UserId,
+};
+use crate::interchange::{LineProblem, MAX_ID};
+
+/// Characters of a mail address, as at registration. Its form is not looked at: an account may have none.
+const MAX_EMAIL_CHARS: usize = 254;
+/// The end of the year 9999, beyond which times cannot be shown.
+const MAX_TIME: Timestamp = Timestamp(253_402_300_799_999_999);
+
+/// Where a row was found. Ordered as in the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    /// An account, by its id.
+    User(UserId),
+    /// A prompt, by its id.
+    Prompt(PromptId),
+    /// A line of a file, from 1.
+    Line(u64),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::User(id) => write!(f, "user {id}"),
+            Self::Prompt(id) => write!(f, "prompt {id}"),
+            Self::Line(number) => write!(f, "line {number}"),
+        }
+    }
+}
+
+/// Why a row cannot be taken over. Never quotes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    /// It cannot be read.
+    #[error("{0}")]
+    Line(LineProblem),
+    /// Ids count from 1.
+    #[error("its id is not positive")]
+    IdNotPositive,
+    /// Ids are exact in every client's JSON up to 2^53.
+    #[error("its id is too high: ids go up to 9007199254740991")]
+    IdTooHigh,
+    /// An earlier row of its kind has this id or a higher one.
+    #[error("its id is not above those before it: users, then prompts, come by rising id")]
+    IdNotRising,
+    /// No account can have this name.
+    #[error("its name is not one that an account can have")]
+    Name,
+    /// Another account of the source has its name.
+    #[error("another user before it has the same name")]
+    NameTwice,
+    /// Too long, or with a null character.
+    #[error("its mail address is longer than 254 characters or has a null character")]
+    Email,
+    /// Before 1970 or after 9999.
+    #[error("its time is before the year 1970 or after the year 9999")]
+    Time,
+    /// White space only.
+    #[error("its text is empty")]
+    Blank,
+    /// More than `MAX_PROMPT_CHARS`.
+    #[error("its text is longer than MAX_PROMPT_CHARS: raise that for the import to take it")]
+    TooLong,
+    /// No store can keep it.
+    #[error("one of its texts has a null character")]
+    Nul,
+    /// Its status says another thing than its answer or error.
+    #[error("its status does not fit its response and error")]
+    Status,
+    /// Its user is neither in the source nor here.
+    #[error("its user is not imported and not here")]
+    NoOwner,
+    /// The id belongs to another row here.
+    #[error("its id belongs to another one here")]
+    IdTaken,
+    /// The name belongs to another account here.
+    #[error("its name belongs to another account here")]
+    NameTaken,
+}
+
+/// A row that cannot be taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Where it was found.
+    pub place: Place,
+    /// Why.
+    pub problem: Problem,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.problem)
+    }
+}
+
+/// Reads rows in their order and tells the sound ones from the others. Remembers the accounts it has seen: some 100 bytes each.
+#[derive(Debug)]
+pub(super) struct Rules {
+    max_prompt_chars: usize,
+    last: LastIds,
+    users: HashSet<UserId>,
+    names: HashSet<Box<str>>,
+}
+
+/// A row that keeps the rules.
+#[derive(Clone, Debug)]
+pub(super) enum Sound {
+    User {
+        user: User,
+        /// Its password's hash is of no kind known here, and was replaced by none.
+        lost_password: bool,
+    },
+    Prompt(PromptRecord),
+}
+
+impl Rules {
+    pub fn new(max_prompt_chars: usize) -> Self {
+        Self {
+            max_prompt_chars,
+            last: LastIds::NONE,
+            users: HashSet::new(),
+            names: HashSet::new(),
+        }
+    }
+
+    /// Whether that account came by and was sound.
+    pub fn has_user(&self, id: UserId) -> bool {
+        self.users.contains(&id)
+    }
+
+    /// Takes an account back that turned out to be another's here, so that its prompts have no owner.
+    pub fn forget_user(&mut self, id: UserId) {
+        self.users.remove(&id);
+    }
+
+    pub fn judge(&mut self, row: Row) -> Result<Sound, Fault> {
+        let place = row.place;
+        row.content
+            .and_then(|content| match content {
+                Content::User(user) => self.user(user),
+                Content::Prompt(record) => self.prompt(record),
+            })
+            .map_err(|problem| Fault { place, problem })
+    }
+
+    fn user(&mut self, mut user: User) -> Result<Sound, Problem> {
+        check_id(user.id.0, &mut self.last.user.0)?;
+        if self.last.prompt.0 > 0 {
+            return Err(Problem::IdNotRising);
+        }
+        // A login looks for the normal form: an account under another could never log in.
+        if Username::parse(&user.username).map_or(true, |name| name.as_str() != user.username) {
+            return Err(Problem::Name);
+        }
+        if user.email.contains('\0') || user.email.chars().count() > MAX_EMAIL_CHARS {
+            return Err(Problem::Email);
+        }
+        check_time(user.created_at)?;
+        check_time(user.tokens_valid_from)?;
+        if !self.names.insert(user.username.clone().into_boxed_str()) {
+            return Err(Problem::NameTwice);
+        }
+        self.users.insert(user.id);
+        let has_password = !user.password_hash.starts_with('!');
+        let lost_password = has_password && !is_known_hash(&user.password_hash);
+        if lost_password {
+            "!".clone_into(&mut user.password_hash);
+        }
+        Ok(Sound::User {
+            user,
+            lost_password,
+        })
+    }
+
+    fn prompt(&mut self, mut record: PromptRecord) -> Result<Sound, Problem> {
+        let prompt = &mut record.prompt;
+        check_id(prompt.id.0, &mut self.last.prompt.0)?;
+        if trimmed(&prompt.prompt).is_empty() {
+            return Err(Problem::Blank);
+        }
+        // A character takes at least one byte, so short texts need no counting.
+        let limit = self.max_prompt_chars;
+        if prompt.prompt.len() > limit && prompt.prompt.chars().count() > limit {
+            return Err(Problem::TooLong);
+        }
+        let texts = [
+            Some(&prompt.prompt),
+            prompt.response.as_ref(),
+            Some(&prompt.model),
+        ];
+        if texts.into_iter().flatten().any(|text| text.contains('\0')) {
+            return Err(Problem::Nul);
+        }
+        check_time(prompt.created_at)?;
+        match (prompt.status, &prompt.response, prompt.error) {
+            (PromptStatus::Completed, Some(_), None) | (PromptStatus::Failed, None, Some(_)) => {}
+            // Whoever was answering it is not here.
+            (PromptStatus::Running, None, None) | (PromptStatus::Failed, None, None) => {
+                prompt.status = PromptStatus::Failed;
+                prompt.error = Some(FailureCode::UpstreamFailed);
+            }
+            (PromptStatus::Completed | PromptStatus::Failed | PromptStatus::Running, _, _) => {
+                return Err(Problem::Status);
+            }
+        }
+        Ok(Sound::Prompt(record))
+    }
+}
+
+fn check_id(id: i64, last: &mut i64) -> Result<(), Problem> {
+    if id < 1 {
+        return Err(Problem::IdNotPositive);
+    }
+    if id > MAX_ID {
+        return Err(Problem::IdTooHigh);
+    }
+    if id <= *last {
+        return Err(Problem::IdNotRising);
+    }
+    *last = id;
+    Ok(())
+}
+
+fn check_time(time: Timestamp) -> Result<(), Problem> {
+    if (Timestamp(0)..=MAX_TIME).contains(&time) {
+        Ok(())
+    } else {
+        Err(Problem::Time)
+    }
+}

@@ -1,0 +1,25 @@
+//! Connecting to the old system's database.
+
+use tokio_postgres::Client;
+use tokio_util::task::TaskTracker;
+
+use super::Error;
+use crate::config::Secret;
+use crate::store::postgres::{UrlFault, driver};
+
+/// Connects, encrypted as the address asks. The connection is served by a task that ends with the client.
+pub(super) async fn connect(url: &Secret) -> Result<Client, Error> {
+    let (config, tls) = driver(url.expose()).map_err(|fault| match fault {
+        UrlFault::Url(source) => Error::Address(source),
+        UrlFault::Tls(source) => Error::Tls(source),
+    })?;
+    let (client, connection) = config.connect(tls).await.map_err(|error| {
+        if error.code().is_some() {
+            error.into()
+        } else {
+            Error::Unreachable(error.into())
+        }
+    })?;
+    TaskTracker::new().spawn(connection);
+    Ok(client)
+}

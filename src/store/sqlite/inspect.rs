@@ -1,0 +1,64 @@
+//! A look at a database file that changes nothing: neither the file, nor its schema, nor its folder.
+
+use std::path::Path;
+
+use super::connection::Database;
+use super::migrate::{SCHEMA_VERSION, schema_version};
+use super::{OpenError, OpenOptions};
+
+/// What stands where a database is expected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileState {
+    /// Nothing, or an empty file: opening makes a database.
+    Absent,
+    /// A database of ours.
+    Present {
+        /// The version of its schema.
+        schema: i32,
+        /// The version that opening brings it to.
+        known: i32,
+        /// Accounts in it.
+        users: u64,
+        /// Prompts in it.
+        prompts: u64,
+    },
+}
+
+/// Looks at the file, also beside a server that uses it. Blocks.
+///
+/// # Errors
+/// Those that opening would meet, as far as reading tells.
+pub fn inspect(path: &Path) -> Result<FileState, OpenError> {
+    let path = std::path::absolute(path)?;
+    match std::fs::metadata(&path) {
+        Ok(found) if found.is_file() && found.len() == 0 => return Ok(FileState::Absent),
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return match path.parent() {
+                Some(folder) if !folder.is_dir() => Err(OpenError::NoFolder(error)),
+                Some(_) | None => Ok(FileState::Absent),
+            };
+        }
+        Err(error) => return Err(error.into()),
+    }
+    let database = Database {
+        path,
+        busy_timeout: OpenOptions::default().busy_timeout,
+        max_pages: None,
+    };
+    let connection = database.reader()?;
+    let schema = schema_version(&connection)?;
+    if schema == 0 {
+        return Ok(FileState::Absent);
+    }
+    let count = |table: &str| {
+        let sql = format!("SELECT count(*) FROM {table}");
+        connection.query_row(&sql, [], |row| row.get::<_, i64>(0))
+    };
+    Ok(FileState::Present {
+        schema,
+        known: SCHEMA_VERSION,
+        users: u64::try_from(count("user")?).unwrap_or(0),
+        prompts: u64::try_from(count("prompt")?).unwrap_or(0),
+    })
+}

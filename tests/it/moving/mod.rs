@@ -1,0 +1,34 @@
+//! Moving in, out and over, and looking before leaping: the operator's commands on whole stores.
+
+mod backup;
+mod carry;
+mod check;
+mod import;
+mod lines;
+
+use clap::{CommandFactory, FromArgMatches};
+use prompt_service::app::moving;
+use prompt_service::cli::{Cli, Command};
+use prompt_service::config::Config;
+
+/// Carries out one command line as the program does: what it wrote to standard output, or its error.
+pub async fn command(config: &Config, arguments: &[&str]) -> Result<String, String> {
+    let line = std::iter::once("prompt-service").chain(arguments.iter().copied());
+    // The environment of whoever runs the tests is not part of them.
+    let command = Cli::command().mut_args(|arg| arg.env(clap::builder::Resettable::Reset));
+    let matches = command.try_get_matches_from(line);
+    let matches = matches.map_err(|error| error.to_string())?;
+    let cli = Cli::from_arg_matches(&matches).unwrap();
+    let mut out = Vec::new();
+    let done = match cli.command {
+        Some(Command::Backup { file }) => moving::backup(&file, config, &mut out).await,
+        Some(Command::Export(arguments)) => moving::export(arguments, config, &mut out).await,
+        Some(Command::Import(arguments)) => moving::import(arguments, config, &mut out).await,
+        other => panic!("{other:?} is not tested here"),
+    };
+    let out = String::from_utf8(out).unwrap();
+    match done {
+        Ok(()) => Ok(out),
+        Err(error) => Err(format!("{out}error: {error:#}")),
+    }
+}
