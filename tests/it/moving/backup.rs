@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::task::JoinSet;
 
-use crate::moving::command;
+use crate::moving::{command, database_file};
 use crate::support::{Folder, config_in, spawn_app, spawn_app_in};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -47,7 +47,7 @@ async fn a_backup_made_while_users_post_is_restored_with_all_that_was_acknowledg
 
     // As the guide has it: the copy and the key into an empty folder.
     let restored = Folder::new();
-    fs::copy(&copy, restored.database()).unwrap();
+    fs::copy(&copy, database_file(&restored)).unwrap();
     let key = app.folder.path().join("secret.key");
     fs::copy(key, restored.path().join("secret.key")).unwrap();
     app.stop().await;
@@ -101,10 +101,10 @@ async fn a_damaged_store_gives_no_backup() {
         alice.prompt(&format!("{n} {}", "text ".repeat(500))).await;
     }
     let folder = app.stop().await;
-    let mut bytes = fs::read(folder.database()).unwrap();
+    let mut bytes = fs::read(database_file(&folder)).unwrap();
     // Every page but the first two, so that whatever the copy reads is among it.
     bytes[16_384..].fill(0xa5);
-    fs::write(folder.database(), bytes).unwrap();
+    fs::write(database_file(&folder), bytes).unwrap();
     let file = folder.path().join("copy");
     let config = config_in(folder.path());
     let refused = command(&config, &["backup", file.to_str().unwrap()]).await;

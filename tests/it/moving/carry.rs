@@ -3,13 +3,16 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use prompt_service::domain::{Embedding, LastIds, PromptId, Timestamp, UserId};
+use prompt_service::domain::{
+    Embedding, FailureCode, LastIds, PromptId, PromptStatus, Timestamp, UserId,
+};
 use prompt_service::services::moving::carry::{Side, carry};
 use prompt_service::services::moving::import::Counts;
 use prompt_service::services::moving::{Error, Meter};
 use prompt_service::store::sqlite::SqliteStore;
 use prompt_service::store::{AccountStore, BulkStore, PromptStore, RevokedToken, Session};
 
+use crate::moving::embedded_store;
 use crate::store::{completed, embedded, model, user, vector};
 use crate::support::Folder;
 
@@ -27,7 +30,7 @@ async fn carried(from: &SqliteStore, to: &SqliteStore) -> Result<Counts, Error> 
 
 /// A store with something in every table.
 async fn furnished(folder: &Folder) -> SqliteStore {
-    let store = folder.store();
+    let store = embedded_store(folder);
     for name in ["alice", "bob", "carol"] {
         let id = user(&store, name).await.id;
         for n in 0..250 {
@@ -90,7 +93,7 @@ async fn contents(store: &SqliteStore) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_is_carried_and_the_next_ids_too() {
     let (here, there) = (Folder::new(), Folder::new());
-    let (from, to) = (furnished(&here).await, there.store());
+    let (from, to) = (furnished(&here).await, embedded_store(&there));
     let counts = carried(&from, &to).await.unwrap();
     assert_eq!((counts.users, counts.prompts), (3, 749));
     let expected = contents(&from).await;
@@ -106,7 +109,7 @@ async fn everything_is_carried_and_the_next_ids_too() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_move_that_was_cut_off_goes_on_and_a_finished_one_is_only_compared() {
     let (here, there) = (Folder::new(), Folder::new());
-    let (from, to) = (furnished(&here).await, there.store());
+    let (from, to) = (furnished(&here).await, embedded_store(&there));
     let meter = Meter::new(Instant::now());
     tokio::select! {
         biased;
@@ -129,7 +132,7 @@ async fn a_target_with_rows_of_its_own_is_refused_and_left_as_it_was() {
     let from = furnished(&here).await;
     for name in ["alice", "zoe"] {
         let there = Folder::new();
-        let to = there.store();
+        let to = embedded_store(&there);
         user(&to, name).await;
         let made = to.insert_prompt(completed(UserId(1), "theirs")).await;
         made.unwrap();
@@ -144,7 +147,7 @@ async fn a_target_with_rows_of_its_own_is_refused_and_left_as_it_was() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_empty_store_is_carried() {
     let (here, there) = (Folder::new(), Folder::new());
-    let (from, to) = (here.store(), there.store());
+    let (from, to) = (embedded_store(&here), embedded_store(&there));
     assert_eq!(carried(&from, &to).await.unwrap(), Counts::default());
     assert_eq!(to.last_ids().await.unwrap(), LastIds::NONE);
 }
@@ -152,7 +155,7 @@ async fn an_empty_store_is_carried() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn vectors_of_another_length_stay_behind_and_null_characters_of_answers_are_replaced() {
     let (here, there) = (Folder::new(), Folder::new());
-    let (from, to) = (here.store(), there.store());
+    let (from, to) = (embedded_store(&here), embedded_store(&there));
     let alice = user(&from, "alice").await.id;
     let mut odd = embedded(alice, "x", 1);
     odd.response = Some("a\0b".to_owned());
@@ -165,4 +168,28 @@ async fn vectors_of_another_length_stay_behind_and_null_characters_of_answers_ar
     assert_eq!(records[0].prompt.response.as_deref(), Some("a\u{fffd}b"));
     assert!(records[0].vector.is_some());
     assert_eq!(records[1].vector, None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_nobody_is_at_work_on_any_more_arrives_as_failed() {
+    let (here, there) = (Folder::new(), Folder::new());
+    let (from, to) = (embedded_store(&here), embedded_store(&there));
+    let alice = user(&from, "alice").await.id;
+    from.insert_prompt(completed(alice, "x")).await.unwrap();
+    let mut cut_off = from.prompt_records(None, 9).await.unwrap().remove(0);
+    cut_off.prompt.id = PromptId(5);
+    cut_off.prompt.status = PromptStatus::Running;
+    cut_off.prompt.response = None;
+    from.put_prompts(vec![cut_off]).await.unwrap();
+    carried(&from, &to).await.unwrap();
+    carried(&from, &to).await.unwrap();
+    let arrived = to.prompt_records(None, 9).await.unwrap().remove(1).prompt;
+    assert_eq!(
+        (arrived.id, arrived.status, arrived.error),
+        (
+            PromptId(5),
+            PromptStatus::Failed,
+            Some(FailureCode::UpstreamFailed)
+        )
+    );
 }

@@ -6,7 +6,7 @@ use prompt_service::config::{self, Config, StoreConfig};
 use crate::support::{Folder, config_in, spawn_app};
 
 /// The lines of a check, and its error.
-async fn checked(config: Result<Config, config::Error>) -> (Vec<String>, Option<String>) {
+pub async fn checked(config: Result<Config, config::Error>) -> (Vec<String>, Option<String>) {
     let mut out = Vec::new();
     let done = check::run(config, &mut out).await;
     let out = String::from_utf8(out).unwrap();
@@ -14,7 +14,7 @@ async fn checked(config: Result<Config, config::Error>) -> (Vec<String>, Option<
     (lines, done.err().map(|error| error.to_string()))
 }
 
-fn line<'a>(lines: &'a [String], part: &str) -> &'a str {
+pub fn line<'a>(lines: &'a [String], part: &str) -> &'a str {
     let is_of = |line: &&String| line[6..].starts_with(&format!("{part}: "));
     lines.iter().find(is_of).unwrap()
 }

@@ -14,6 +14,7 @@ use prompt_service::services::moving::{Error, Fault, Meter, Place, Problem};
 use prompt_service::store::sqlite::SqliteStore;
 use prompt_service::store::{AccountStore, BulkStore, PromptStore};
 
+use crate::moving::embedded_store;
 use crate::support::Folder;
 
 const PAGE: usize = 100;
@@ -90,6 +91,7 @@ fn prompt(id: i64, user_id: i64, text: &str) -> PromptRecord {
         llm_duration_ms: None,
         prompt_tokens: None,
         completion_tokens: None,
+        finish_reason: None,
         vector: None,
     }
 }
@@ -109,7 +111,7 @@ impl Target {
         let engine = Arc::new(Engine::bundled().unwrap());
         let embedder = || BackgroundEmbedder::start(Arc::clone(&engine)).unwrap();
         Self {
-            store: folder.store(),
+            store: embedded_store(&folder),
             _folder: folder,
             embedders: vec![embedder(), embedder()],
             engine,
@@ -212,7 +214,7 @@ async fn a_vector_made_by_import_is_the_one_that_posting_makes() {
     let text = "How do I bake bread?";
     alice.prompt(text).await;
     let folder = app.stop().await;
-    let store = folder.store();
+    let store = embedded_store(&folder);
     let posted = store.prompt_records(None, 1).await.unwrap().remove(0);
     store.close().await;
     let target = Target::new();

@@ -8,7 +8,7 @@ use prompt_service::domain::{PromptId, PromptStatus};
 use prompt_service::store::{AccountStore, BulkStore, PromptStore};
 use serde_json::{Value, json};
 
-use crate::moving::command;
+use crate::moving::{command, embedded_store};
 use crate::support::{App, Folder, User, config_in, spawn_app, spawn_app_in};
 
 /// An app with alice, who has two prompts and deleted a third, and bob, who is disabled.
@@ -20,7 +20,7 @@ async fn furnished() -> (App, User) {
     let gone = alice.prompt("gone").await;
     alice.delete(&format!("/api/prompts/{gone}")).send().await;
     let bob = app.user("bob").await;
-    let store = app.folder.store();
+    let store = embedded_store(&app.folder);
     let now = prompt_service::domain::Timestamp::now();
     store
         .set_active(prompt_service::domain::UserId(bob.id), false, now)
@@ -189,7 +189,7 @@ async fn a_file_written_by_hand_needs_few_fields() {
     command(&config_in(folder.path()), &import(&file))
         .await
         .unwrap();
-    let store = folder.store();
+    let store = embedded_store(&folder);
     let rows = store.prompt_records(None, 9).await.unwrap();
     assert_eq!(rows[0].prompt.status, PromptStatus::Completed);
     assert_eq!(rows[0].prompt.model, "unknown");
@@ -254,7 +254,7 @@ async fn faulty_lines_are_named_by_number_never_quoted_and_import_nothing_unless
         told.contains("14 rows cannot be imported; nothing was imported"),
         "{told}"
     );
-    let store = folder.store();
+    let store = embedded_store(&folder);
     assert_eq!(store.list_users(None, 9).await.unwrap(), []);
     store.close().await;
 
@@ -264,7 +264,7 @@ async fn faulty_lines_are_named_by_number_never_quoted_and_import_nothing_unless
     command(&config, &["import", file, "--skip-faulty"])
         .await
         .unwrap();
-    let store = folder.store();
+    let store = embedded_store(&folder);
     assert_eq!(store.list_users(None, 9).await.unwrap().len(), 1);
     let kept = store.prompts(None, &[PromptId(1)]).await.unwrap();
     assert_eq!(kept[0].prompt, "good");

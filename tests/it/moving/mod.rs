@@ -5,11 +5,27 @@ mod carry;
 mod check;
 mod import;
 mod lines;
+mod over;
+
+use std::path::PathBuf;
 
 use clap::{CommandFactory, FromArgMatches};
 use prompt_service::app::moving;
 use prompt_service::cli::{Cli, Command};
 use prompt_service::config::Config;
+use prompt_service::store::sqlite::{OpenOptions, SqliteStore};
+
+use crate::support::Folder;
+
+/// The embedded store's file in a folder.
+pub fn database_file(folder: &Folder) -> PathBuf {
+    folder.path().join("prompt-service.sqlite3")
+}
+
+/// The embedded store in a folder, whatever the other tests run on.
+pub fn embedded_store(folder: &Folder) -> SqliteStore {
+    SqliteStore::open(&database_file(folder), OpenOptions::default()).unwrap()
+}
 
 /// Carries out one command line as the program does: what it wrote to standard output, or its error.
 pub async fn command(config: &Config, arguments: &[&str]) -> Result<String, String> {
@@ -23,6 +39,7 @@ pub async fn command(config: &Config, arguments: &[&str]) -> Result<String, Stri
     let done = match cli.command {
         Some(Command::Backup { file }) => moving::backup(&file, config, &mut out).await,
         Some(Command::Export(arguments)) => moving::export(arguments, config, &mut out).await,
+        Some(Command::Move(arguments)) => moving::carry(arguments, config, &mut out).await,
         Some(Command::Import(arguments)) => moving::import(arguments, config, &mut out).await,
         other => panic!("{other:?} is not tested here"),
     };

@@ -39,6 +39,7 @@ fn a_prompt(id: i64, user_id: i64, mark: u16) -> PromptRecord {
         llm_duration_ms: Some(u32::MAX),
         prompt_tokens: Some(0),
         completion_tokens: None,
+        finish_reason: Some("length".to_owned()),
         vector: Some(VectorRecord {
             model: model("a"),
             f16_bytes: vector(mark).to_f16_bytes(),
