@@ -1,6 +1,6 @@
 //! Durable state: accounts, sessions, prompts and their vectors.
 //!
-//! Three traits, split by use. Every method is one transaction: it happens wholly or not at all, and once it has
+//! Traits, split by use. Every method is one transaction: it happens wholly or not at all, and once it has
 //! returned `Ok` it survives `kill -9` and power loss. Methods may be called from many tasks at once. A method whose
 //! future is dropped may or may not take effect. Ids given twice in one list count once, unless said otherwise. Every method
 //! has its cases in the conformance suite (`tests/it/store`), which any backend runs.
