@@ -17,6 +17,8 @@ pub struct Seen {
     pub pieces: Vec<Duration>,
     /// Between two pieces.
     pub longest_silence: Duration,
+    /// The length of the text.
+    pub bytes: usize,
 }
 
 /// What a client saw of one whole answer.
@@ -119,6 +121,7 @@ impl Connection {
             asking: Duration::ZERO,
             pieces: Vec::new(),
             longest_silence: Duration::ZERO,
+            bytes: 0,
         };
         let mut last = None;
         loop {
@@ -129,6 +132,7 @@ impl Connection {
                 }
                 let Some(text) = piece(&line) else { continue };
                 let got = now();
+                seen.bytes += text.len();
                 for stamp in text.split_whitespace() {
                     let (asked, answered) = stamps(stamp);
                     if let Some(begun) = begun.take() {

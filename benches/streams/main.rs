@@ -133,6 +133,11 @@ async fn streams(hold: Duration) {
     println!("\n# {STREAMS} streams of {pieces} pieces each, one in {PACE:?}\n");
     report("direct", pieces, &direct);
     report("through the service", pieces, &through);
+    let bytes: usize = through.iter().map(|each| each.bytes).sum();
+    println!(
+        "\nThe texts, which are kept until they are stored, come to {:.1} MiB.",
+        bytes as f64 / 1048576.0
+    );
     println!("\n| memory (RSS) | streams open | MiB |\n| --- | ---: | ---: |");
     println!("| before | 0 | {idle:.1} |");
     for (name, open, memory) in held {
