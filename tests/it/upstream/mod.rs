@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use prompt_service::config::Config;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
+use tokio_util::task::TaskTracker;
 
 use crate::support::{App, Folder, Reply, Response, Socket, Stream, Upstream, User};
 use crate::support::{spawn_app_in, text_of};
@@ -76,7 +77,7 @@ fn posting(user: &User, key: Option<&str>, body: &Value) -> JoinHandle<Response>
     if let Some(key) = key {
         request = request.header("idempotency-key", key);
     }
-    tokio::spawn(request.json(body).send())
+    TaskTracker::new().spawn(request.json(body).send())
 }
 
 /// Posts a prompt with a key.
