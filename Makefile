@@ -8,14 +8,14 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 VENV := $(TARGET)/venv/bin/python
 PYTEST := $(VENV) -m pytest -c tests/python/pytest.ini --rootdir tests/python
 VENV_DEPLOY := $(TARGET)/venv-deploy/bin/python
-LITELLM := $(TARGET)/litellm
+VENV_LITELLM := $(abspath $(TARGET))/venv-litellm/bin/python
 BENCH ?=
 KILL_ROUNDS ?= 50
 FAULT_ROUNDS ?= 10
 # Suites that know a service by its address alone, and so run on replicas' stores as they are.
 SAME_ON_REPLICAS := $(addprefix tests/python/test_,recorded_errors.py simplejwt.py metrics.py schema.py secrecy.py undisturbed.py)
 
-.PHONY: help run build fmt check test test-rust test-service soak bench bench-engine bench-search bench-store bench-streams bench-service test-servers python-env test-deploy python-env-deploy test-litellm test-replicas bench-replicas bench-import bench-move
+.PHONY: help run build fmt check test test-rust test-service soak bench bench-engine bench-search bench-store bench-streams bench-service test-servers python-env test-deploy python-env-deploy test-litellm test-replicas bench-replicas bench-import bench-move python-env-litellm
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -44,13 +44,12 @@ test-rust: test-servers ## unit and integration tests, those over HTTP on SQLite
 test-service: build python-env ## the release binary from outside: contract, SimpleJWT, schema, metrics, bad input, kill -9, upstream, shutdown
 	$(PYTEST) --ignore-glob='*/test_replicas_*' tests/python
 
-test-replicas: build python-env ## several replicas on a Postgres and a Redis that the tests start: contract, throttle, events, failures
+test-replicas: build python-env ## several replicas on a Postgres and a Redis that the tests start: contract, throttle, events, upstream, failures
 	$(PYTEST) tests/python/test_replicas_*.py
 	SERVICE_KIND=replica $(PYTEST) $(SAME_ON_REPLICAS)
 
-test-litellm: build python-env ## the release binary before LiteLLM's proxy (installs it into target/litellm)
-	test -x $(LITELLM)/bin/litellm || { $(PYTHON) -m venv $(LITELLM) && $(LITELLM)/bin/pip install --quiet --disable-pip-version-check 'litellm[proxy]==1.108.7'; }
-	LITELLM=$(abspath $(LITELLM))/bin/litellm $(PYTEST) tests/python/test_litellm.py
+test-litellm: build python-env python-env-litellm ## the release binary before LiteLLM's proxy, an upstream that nobody here wrote
+	LITELLM=$(VENV_LITELLM) $(PYTEST) tests/python/test_litellm.py
 
 test-deploy: python-env-deploy ## image, compose files, workflows and AWS templates: linters, schemas, and stacks made on a stand-in of AWS
 	$(VENV_DEPLOY) -m pytest -c tests/deploy/pytest.ini --rootdir tests/deploy tests/deploy
@@ -91,3 +90,6 @@ python-env:
 
 python-env-deploy:
 	@$(PYTHON) tests/tools/python_env.py deploy >/dev/null
+
+python-env-litellm:
+	@$(PYTHON) tests/tools/python_env.py litellm >/dev/null

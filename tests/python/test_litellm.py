@@ -1,6 +1,6 @@
 """The release binary before an upstream that nobody here wrote: LiteLLM's proxy, which makes answers up by `mock_response`.
 
-Its packages are many, so it runs by itself: `make test-litellm`. LITELLM names the proxy's program.
+Its packages are many, so it has an environment of its own: `make test-litellm`. LITELLM names that environment's interpreter.
 """
 
 import json
@@ -40,7 +40,7 @@ def proxy(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [LITELLM, "--config", "config.yaml", "--host", "127.0.0.1", "--port", str(port)]
+    command = [LITELLM, "-c", "from litellm import run_server; run_server()", "--config", "config.yaml", "--host", "127.0.0.1", "--port", str(port)]
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

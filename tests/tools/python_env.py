@@ -3,6 +3,7 @@
 
     python3 tests/tools/python_env.py           target/venv, from tests/requirements.txt
     python3 tests/tools/python_env.py deploy    target/venv-deploy, from tests/requirements-deploy.txt
+    python3 tests/tools/python_env.py litellm   target/venv-litellm, from tests/requirements-litellm.txt
 
 Standard library only, so any Python 3.11 or newer can run it. An environment that was made from the same
 requirements by the same Python is left alone, which takes a few milliseconds.
