@@ -85,6 +85,9 @@ bench-replicas: build python-env ## one and two replicas on a Postgres, and sear
 bench-import: build python-env ## moving in 100,000 prompts of the old system, killed half way (BENCH=--short: only see that it works)
 	$(VENV) benches/import.py $(BENCH)
 
+bench-move: build python-env ## moving 100,000 prompts to PostgreSQL, killed on its way, and searches on both sides (BENCH=--short: only see that it works)
+	$(VENV) benches/move.py $(BENCH)
+
 python-env:
 	@$(PYTHON) tests/tools/python_env.py >/dev/null
 

@@ -64,6 +64,15 @@ async fn found(app: &App) -> Vec<Vec<(i64, f64)>> {
     all
 }
 
+/// One side rounds the query: prompts of nearly the same score may change places, also around the last place.
+fn same_but_for_rounding(ours: &[(i64, f64)], theirs: &[(i64, f64)]) {
+    let last = theirs.last().unwrap();
+    for (id, score) in ours {
+        let other = theirs.iter().find(|row| row.0 == *id).unwrap_or(last);
+        assert!((score - other.1).abs() < 2e-4, "{ours:?} {theirs:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_same_searches_find_the_same_after_a_move() {
     let app = app_on_sqlite(Folder::new()).await;
@@ -116,11 +125,9 @@ async fn the_same_searches_find_the_same_after_a_move() {
     assert_eq!(after.len(), before.len());
     for (after, before) in after.iter().zip(&before) {
         assert_eq!(before.len(), 20);
-        let ids = |rows: &[(i64, f64)]| rows.iter().map(|row| row.0).collect::<Vec<_>>();
-        assert_eq!(ids(after), ids(before));
-        for (after, before) in after.iter().zip(before) {
-            assert!((after.1 - before.1).abs() < 1e-3, "{after:?} {before:?}");
-        }
+        assert_eq!(after.len(), 20);
+        same_but_for_rounding(after, before);
+        same_but_for_rounding(before, after);
     }
     let (access, _) = moved.login("alice").await;
     let posted = moved.post("/api/prompts").bearer(&access);
