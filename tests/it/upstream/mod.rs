@@ -68,10 +68,6 @@ async fn post(user: &User, body: &Value) -> Stream {
 }
 
 /// Posts a prompt in a task, which is the client that may hang up.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a client, which its test waits for or ends"
-)]
 fn posting(user: &User, key: Option<&str>, body: &Value) -> JoinHandle<Response> {
     let mut request = user.post("/api/prompts");
     if let Some(key) = key {
