@@ -37,6 +37,8 @@ check: ## formatting, lints, documentation: what needs no running service
 
 test: test-rust test-service test-replicas test-deploy ## all tests: Rust's, the release binary from outside, several of them, what they are deployed with
 
+# Most of these tests wait more than they compute: four at a time on two cores take three fifths of the time of two.
+test-rust: export RUST_TEST_THREADS := $(shell echo $$((2 * $$(nproc))))
 test-rust: test-servers ## unit and integration tests, those over HTTP on SQLite and again on PostgreSQL
 	$(CARGO) test $(PROFILE)
 	TEST_STORE=postgres $(CARGO) test $(PROFILE) --test it -- auth:: prompts:: search:: realtime:: throttle:: shutdown::
