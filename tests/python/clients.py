@@ -137,6 +137,14 @@ class Clients:
             lambda: f"{count} more answers; there were {Counter((answer.kind, answer.status) for answer in self.since(now))}",
         )
 
+    def wait_for_success(self, since, deadline):
+        """Waits until a request of every kind that was sent after a moment has succeeded, on whichever replica."""
+
+        def missing():
+            return KINDS.keys() - {answer.kind for answer in self.since(since) if answer.is_success}
+
+        wait_until(lambda: not missing(), deadline, lambda: f"a success of every kind; missing yet: {missing()}")
+
     def wait_for_recovery(self, returned, seconds):
         """Waits until every replica has done every kind of request again; fails when that takes longer than `seconds`."""
         wanted = {(replica.host_and_port[1], kind) for replica in self.cluster.replicas for kind in KINDS}

@@ -126,7 +126,7 @@ def wait_for_all(cluster, condition, deadline, what):
 
 
 def go_through(cluster, users, part, kind):
-    """The clients' answers over a fault, and the moments at which it began and ended."""
+    """The clients, with their answers over a fault, and the moment at which it began."""
     server, link = {"store": (cluster.postgres, cluster.postgres_link), "redis": (cluster.redis, cluster.redis_link)}[part]
     begin, end = FAULTS[kind](server, link)
     with Clients(cluster, users, count=USERS) as clients:
@@ -141,6 +141,9 @@ def go_through(cluster, users, part, kind):
             if kind != "restarted":
                 # Everybody is answered, whatever the answer.
                 clients.wait_for_more(2 * USERS, deadline=60)
+                if part == "redis":
+                    # And everything goes on. Most posts are refused on good days too, so that one may take a while to get through.
+                    clients.wait_for_success(began, deadline=60)
         finally:
             end()
         returned = time.monotonic()
@@ -152,13 +155,13 @@ def go_through(cluster, users, part, kind):
     clients.check_stored()
     for replica in cluster.replicas:
         assert replica.process.poll() is None
-    return clients, began, returned
+    return clients, began
 
 
 @pytest.mark.parametrize("again", ROUNDS)
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_failing_postgres_is_503_at_worst_and_nothing_acknowledged_is_lost(cluster, users, kind, again):
-    clients, _, _ = go_through(cluster, users, "store", kind)
+    clients, _ = go_through(cluster, users, "store", kind)
     for user in users:
         assert clients.most_within(user, 1.0) <= LIMIT
 
@@ -166,16 +169,13 @@ def test_a_failing_postgres_is_503_at_worst_and_nothing_acknowledged_is_lost(clu
 @pytest.mark.parametrize("again", ROUNDS)
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_failing_redis_stops_neither_prompts_nor_searches_nor_throttles(cluster, users, kind, again):
-    clients, began, returned = go_through(cluster, users, "redis", kind)
+    clients, began = go_through(cluster, users, "redis", kind)
     for answer in clients.answers:
         # Only too much work at once is a reason, as on good days.
         assert answer.status != 503 or answer.code == "overloaded", str(answer)
     for user in users:
         assert clients.most_within(user, 1.0) <= MOST
         assert clients.most_within(user, 1.0, until=began) <= LIMIT
-    away = [answer for answer in clients.since(began) if answer.received < returned and answer.is_success]
-    if kind != "restarted":
-        assert {answer.kind for answer in away} == {"post", "search", "list"}
 
 
 def opened(stack, replica, user):
