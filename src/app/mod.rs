@@ -1,6 +1,7 @@
 //! The composition root: builds every part from the configuration, wires them, serves, and takes them down in order.
 //! The only place that knows which implementation stands behind each seam.
 
+mod background;
 pub mod check;
 pub mod health_check;
 pub mod moving;
@@ -11,7 +12,7 @@ pub mod users;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Context;
 use axum::http::HeaderValue;
@@ -26,7 +27,6 @@ use crate::api::{self, AppState, Documents, Lifecycle, Limits};
 use crate::config::{Config, UpstreamConfig};
 use crate::credentials::{HashPool, Keys};
 use crate::data_dir::{self, DataDir};
-use crate::domain::Timestamp;
 use crate::embed::{self, BackgroundEmbedder, Embedder, Engine};
 use crate::llm;
 use crate::realtime::Hub;
@@ -36,16 +36,11 @@ use crate::services::health::Health;
 use crate::services::prompts::{self, Prompts};
 use crate::services::reembedding::{Progress, Reembedding};
 use crate::services::search::Searches;
-use crate::services::sockets;
 use crate::store::postgres::Place;
 use crate::telemetry::Metrics;
 
 /// Logins that may wait for a thread: about two seconds of hashing on two cores, after which a client had better come back.
 const LOGIN_QUEUE: usize = 256;
-/// How often open sockets are held against the accounts and sessions behind them; the contract allows 5 s.
-const SOCKET_CHECK_EVERY: Duration = Duration::from_secs(2);
-/// How often expired sessions and revoked tokens are forgotten. They are refused anyway; this is for room.
-const PURGE_EVERY: Duration = Duration::from_secs(600);
 /// File descriptors that are not connections: the database, the log, the listeners, with room to spare.
 const OTHER_FILES: u64 = 128;
 
@@ -339,81 +334,6 @@ impl App {
         let addr = self.local_addr()?;
         tracing::info!(%addr, version = env!("CARGO_PKG_VERSION"), model = self.state.health.model_name, "listening");
         Ok(())
-    }
-
-    fn start_background(&self, lifecycle: &Lifecycle) {
-        self.finder
-            .start(&lifecycle.tasks, lifecycle.stopping.clone());
-        let (reembedding, stop) = (self.reembedding.clone(), lifecycle.stopping.clone());
-        lifecycle
-            .tasks
-            .spawn(async move { reembedding.run(stop).await });
-        let (hub, store, stop) = (
-            Arc::clone(&self.state.hub),
-            Arc::clone(&self.store.accounts),
-            lifecycle.stopping.clone(),
-        );
-        lifecycle
-            .tasks
-            .spawn(every(SOCKET_CHECK_EVERY, stop, move || {
-                let (hub, store) = (Arc::clone(&hub), Arc::clone(&store));
-                async move {
-                    if let Err(error) = sockets::close_ended(&hub, &*store).await {
-                        tracing::warn!(%error, "open sockets could not be checked");
-                    }
-                }
-            }));
-        let (store, stop) = (Arc::clone(&self.store.accounts), lifecycle.stopping.clone());
-        let prompts = self.state.prompts.clone();
-        lifecycle.tasks.spawn(every(PURGE_EVERY, stop, move || {
-            let (store, prompts) = (Arc::clone(&store), prompts.clone());
-            async move {
-                if let Err(error) = store.purge_expired(Timestamp::now()).await {
-                    tracing::warn!(%error, "expired sessions could not be forgotten");
-                }
-                if let Err(error) = prompts.purge_keys().await {
-                    tracing::warn!(%error, "old idempotency keys could not be forgotten");
-                }
-            }
-        }));
-        let (prompts, stop) = (self.state.prompts.clone(), lifecycle.stopping.clone());
-        lifecycle
-            .tasks
-            .spawn(every(prompts.renew_every(), stop, move || {
-                let prompts = prompts.clone();
-                async move {
-                    if let Err(error) = prompts.renew_leases().await {
-                        tracing::warn!(%error, "the leases of calls in progress could not be renewed");
-                    }
-                }
-            }));
-        let (prompts, stop) = (self.state.prompts.clone(), lifecycle.stopping.clone());
-        lifecycle
-            .tasks
-            .spawn(every(prompts.lapse_every(), stop, move || {
-                let prompts = prompts.clone();
-                async move {
-                    if let Err(error) = prompts.lapse_calls().await {
-                        tracing::warn!(%error, "calls of ended processes could not be given up");
-                    }
-                }
-            }));
-    }
-}
-
-/// Does `work` now and then until told to stop.
-async fn every<F: Future<Output = ()>>(
-    period: Duration,
-    stop: CancellationToken,
-    work: impl Fn() -> F,
-) {
-    let mut ticks = tokio::time::interval(period);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = ticks.tick() => work().await,
-        }
     }
 }
 

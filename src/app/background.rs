@@ -1,0 +1,103 @@
+//! What goes on beside the requests, until the service stops.
+
+use std::fmt::Display;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Interval, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::App;
+use crate::api::Lifecycle;
+use crate::domain::Timestamp;
+use crate::services::sockets;
+
+/// How often open sockets are held against the accounts and sessions behind them; the contract allows 5 s.
+const SOCKET_CHECK_EVERY: Duration = Duration::from_secs(2);
+/// How often expired sessions, revoked tokens and old idempotency keys are forgotten. They are refused anyway; this is for room.
+const PURGE_EVERY: Duration = Duration::from_secs(600);
+
+impl App {
+    pub(super) fn start_background(&self, lifecycle: &Lifecycle) {
+        let Lifecycle {
+            tasks, stopping, ..
+        } = lifecycle;
+        self.finder.start(tasks, stopping.clone());
+        let (reembedding, stop) = (self.reembedding.clone(), stopping.clone());
+        tasks.spawn(async move { reembedding.run(stop).await });
+
+        let hub = Arc::clone(&self.state.hub);
+        let accounts = Arc::clone(&self.store.accounts);
+        let mut ticks = Ticks::new(SOCKET_CHECK_EVERY, stopping);
+        tasks.spawn(async move {
+            while ticks.next().await {
+                let checked = sockets::close_ended(&hub, &*accounts).await;
+                warn_if_failed(checked, "open sockets could not be checked");
+            }
+        });
+
+        let accounts = Arc::clone(&self.store.accounts);
+        let prompts = self.state.prompts.clone();
+        let mut ticks = Ticks::new(PURGE_EVERY, stopping);
+        tasks.spawn(async move {
+            while ticks.next().await {
+                let purged = accounts.purge_expired(Timestamp::now()).await;
+                warn_if_failed(purged, "expired sessions could not be forgotten");
+                let purged = prompts.purge_keys().await;
+                warn_if_failed(purged, "old idempotency keys could not be forgotten");
+            }
+        });
+
+        let prompts = self.state.prompts.clone();
+        let mut ticks = Ticks::new(prompts.renew_every(), stopping);
+        tasks.spawn(async move {
+            while ticks.next().await {
+                let renewed = prompts.renew_leases().await;
+                warn_if_failed(
+                    renewed,
+                    "the leases of calls in progress could not be renewed",
+                );
+            }
+        });
+
+        let prompts = self.state.prompts.clone();
+        let mut ticks = Ticks::new(prompts.lapse_every(), stopping);
+        tasks.spawn(async move {
+            while ticks.next().await {
+                let lapsed = prompts.lapse_calls().await;
+                warn_if_failed(lapsed, "calls of ended processes could not be given up");
+            }
+        });
+    }
+}
+
+/// The times at which something is to be done again; the first is now.
+struct Ticks {
+    interval: Interval,
+    stop: CancellationToken,
+}
+
+impl Ticks {
+    fn new(period: Duration, stop: &CancellationToken) -> Self {
+        let mut interval = tokio::time::interval(period);
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            interval,
+            stop: stop.clone(),
+        }
+    }
+
+    /// Waits for the next; false once the service stops.
+    async fn next(&mut self) -> bool {
+        tokio::select! {
+            () = self.stop.cancelled() => false,
+            _ = self.interval.tick() => true,
+        }
+    }
+}
+
+fn warn_if_failed<T, E: Display>(outcome: Result<T, E>, what: &'static str) {
+    if let Err(error) = outcome {
+        tracing::warn!(%error, "{what}");
+    }
+}

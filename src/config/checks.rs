@@ -1,0 +1,147 @@
+//! Checks of single settings, and of those that only make sense together.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::{Error, RedisConfig, Secret, Secrets, Settings, StoreConfig};
+use crate::domain::rate::{RateError, Rates};
+
+/// HS256 wants a key as long as its digest (RFC 7518, section 3.2).
+const MIN_KEY_BYTES: usize = 32;
+
+/// Keys that only verify must be as long as the one that signs: either forges tokens for who guesses it.
+pub(super) fn keys(secrets: &Secrets) -> Result<(), Error> {
+    for key in secrets
+        .secret_key
+        .iter()
+        .chain(&secrets.secret_key_fallbacks)
+    {
+        if key.expose().len() < MIN_KEY_BYTES {
+            return Err(Error::new(
+                "SECRET_KEY",
+                format!(
+                    "too short: a key has at least {MIN_KEY_BYTES} bytes (openssl rand -hex 32 makes one)"
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Who can register can spend: with a real upstream, and where others can reach the service, that is the operator's decision.
+pub(super) fn registration(settings: &Settings) -> Result<(), Error> {
+    if settings.registration.is_none() && !settings.bind_addr.ip().is_loopback() {
+        return Err(Error::new(
+            "REGISTRATION",
+            "set it to open or closed: with a real upstream, whoever may register spends your money",
+        ));
+    }
+    Ok(())
+}
+
+/// Replicas that share counts but not accounts, or not the key, would be one service in name only.
+pub(super) fn redis(settings: &Settings, secrets: &Secrets) -> Result<Option<RedisConfig>, Error> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || ":_.-".contains(c);
+    let prefix = settings.redis_prefix.clone();
+    if prefix.len() > 64 || !prefix.chars().all(is_plain) {
+        return Err(Error::new(
+            "REDIS_PREFIX",
+            "up to 64 letters, digits, colons, dots, dashes and underscores",
+        ));
+    }
+    let Some(url) = secrets.redis_url.clone() else {
+        return Ok(None);
+    };
+    if !["redis://", "rediss://"]
+        .iter()
+        .any(|scheme| url.expose().starts_with(scheme))
+    {
+        return Err(Error::new(
+            "REDIS_URL",
+            "must be redis://HOST:PORT or rediss://HOST:PORT",
+        ));
+    }
+    let is_postgres = |url: &Secret| {
+        ["postgres://", "postgresql://"]
+            .iter()
+            .any(|scheme| url.expose().starts_with(scheme))
+    };
+    if !secrets.database_url.as_ref().is_some_and(is_postgres) {
+        return Err(Error::new(
+            "REDIS_URL",
+            "Redis joins replicas, which need a common store: set DATABASE_URL to postgres://…, or unset REDIS_URL",
+        ));
+    }
+    if secrets.secret_key.is_none() {
+        return Err(Error::new(
+            "SECRET_KEY",
+            "required with REDIS_URL: replicas sign with one key (openssl rand -hex 32 makes one)",
+        ));
+    }
+    Ok(Some(RedisConfig { url, prefix }))
+}
+
+pub(super) fn store(settings: &Settings, url: Option<Secret>) -> Result<StoreConfig, Error> {
+    let data_dir = settings.data_dir.clone();
+    let Some(url) = url else {
+        let path = data_dir.join("prompt-service.sqlite3");
+        return Ok(StoreConfig::Sqlite { data_dir, path });
+    };
+    match url.expose().split_once("://") {
+        Some(("sqlite", path)) if !path.is_empty() => Ok(StoreConfig::Sqlite {
+            path: PathBuf::from(path),
+            data_dir,
+        }),
+        Some(("postgres" | "postgresql", rest)) if !rest.is_empty() => Ok(StoreConfig::Postgres {
+            data_dir,
+            pool_size: settings.database_pool_size as usize,
+            url,
+        }),
+        _ => Err(Error::new(
+            "DATABASE_URL",
+            "must be sqlite://PATH or postgres://USER:PASSWORD@HOST:PORT/DATABASE",
+        )),
+    }
+}
+
+pub(super) fn rates(setting: &'static str, text: &str) -> Result<Rates, Error> {
+    text.parse()
+        .map_err(|error: RateError| Error::new(setting, error.to_string()))
+}
+
+/// Token claims count whole seconds, so a lifetime under one would be none.
+pub(super) fn lifetime(
+    setting: &'static str,
+    value: humantime::Duration,
+) -> Result<Duration, Error> {
+    let value = Duration::from(value);
+    if value < Duration::from_secs(1) || value > Duration::from_secs(3660 * 24 * 365) {
+        return Err(Error::new(setting, "must be from 1s to 10years"));
+    }
+    Ok(value)
+}
+
+/// Shorter ones would run out by a slow commit; longer ones would keep a repeated post waiting for longer than anybody does.
+pub(super) fn call_lease(value: humantime::Duration) -> Result<Duration, Error> {
+    let value = Duration::from(value);
+    if value < Duration::from_secs(2) || value > Duration::from_secs(3600) {
+        return Err(Error::new("CALL_LEASE", "must be from 2s to 1h"));
+    }
+    Ok(value)
+}
+
+/// An origin is what a browser sends: scheme, host and port, no path.
+pub(super) fn origin(text: &str) -> Result<String, Error> {
+    let host = text
+        .strip_prefix("https://")
+        .or_else(|| text.strip_prefix("http://"))
+        .unwrap_or_default();
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || ".-:[]".contains(c);
+    if host.is_empty() || !host.chars().all(is_plain) {
+        return Err(Error::new(
+            "CORS_ALLOWED_ORIGINS",
+            "each origin is scheme://host or scheme://host:port, without a path or wildcard",
+        ));
+    }
+    Ok(text.to_ascii_lowercase())
+}
