@@ -1,10 +1,14 @@
 //! The log: one line a happening, to standard output.
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::LogFormat;
 
-/// Installs the process-wide subscriber. `directives` is in `RUST_LOG`'s syntax.
+/// Installs the process-wide subscriber. `directives` is `RUST_LOG`'s: a level, or target=level pairs, with commas between.
 ///
 /// # Errors
 /// One line naming the setting, if the directives cannot be read.
@@ -12,18 +16,21 @@ use crate::config::LogFormat;
 /// # Panics
 /// If a subscriber is installed already; only `main` calls this.
 pub fn init(format: LogFormat, directives: &str) -> Result<(), String> {
-    let filter = EnvFilter::try_new(directives)
+    let filter: Targets = directives
+        .parse()
         .map_err(|_| "RUST_LOG: must be a level such as info, or target=level pairs".to_owned())?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter);
-    match format {
-        LogFormat::Json => builder
+    let lines = match format {
+        LogFormat::Json => fmt::layer()
             .json()
             .flatten_event(true)
             .with_current_span(false)
             .with_span_list(false)
-            .init(),
-        LogFormat::Pretty => builder.init(),
-    }
+            .boxed(),
+        LogFormat::Pretty => fmt::layer().boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(lines.with_filter(filter))
+        .init();
     std::panic::set_hook(Box::new(log_panic));
     Ok(())
 }
