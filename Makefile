@@ -40,8 +40,9 @@ test: test-rust test-service test-replicas test-deploy ## all tests: Rust's, the
 # Most of these tests wait more than they compute: four at a time on two cores take three fifths of the time of two.
 test-rust: export RUST_TEST_THREADS := $(shell echo $$((2 * $$(nproc))))
 test-rust: test-servers ## unit and integration tests, those over HTTP on SQLite and again on PostgreSQL
-	$(CARGO) test $(PROFILE)
-	TEST_STORE=postgres $(CARGO) test $(PROFILE) --test it -- auth:: prompts:: search:: realtime:: throttle:: shutdown::
+	$(CARGO) test $(PROFILE) --lib --bins
+	it=$$($(PYTHON) tests/tools/integration_tests.py $(CARGO) $(PROFILE)) && $$it && \
+	TEST_STORE=postgres $$it auth:: prompts:: search:: realtime:: throttle:: shutdown::
 
 test-service: build python-env ## the release binary from outside: contract, SimpleJWT, schema, metrics, bad input, kill -9, upstream, shutdown
 	$(PYTEST) --ignore-glob='*/test_replicas_*' tests/python
