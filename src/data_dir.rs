@@ -50,7 +50,14 @@ pub struct Found {
 /// Holds the folder for one server. Released when dropped, or by the kernel when the process ends in any way.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a child process that is about to become another program holds it open for a moment.
+        let _ = self.file.unlock();
+    }
 }
 
 impl DataDir {
@@ -105,7 +112,7 @@ impl DataDir {
             .open(self.path.join("lock"))
             .map_err(self.failed("its lock file cannot be written"))?;
         match file.try_lock() {
-            Ok(()) => Ok(Lock { _file: file }),
+            Ok(()) => Ok(Lock { file }),
             Err(TryLockError::WouldBlock) => Err(Error::InUse(self.path.clone())),
             Err(TryLockError::Error(error)) => {
                 Err(self.failed("its lock file cannot be locked")(error))
