@@ -78,7 +78,11 @@ pub(super) fn redis(settings: &Settings, secrets: &Secrets) -> Result<Option<Red
             "required with REDIS_URL: replicas sign with one key (openssl rand -hex 32 makes one)",
         ));
     }
-    Ok(Some(RedisConfig { url, prefix }))
+    Ok(Some(RedisConfig {
+        url,
+        prefix,
+        patience: RedisConfig::PATIENCE,
+    }))
 }
 
 pub(super) fn store(settings: &Settings, url: Option<Secret>) -> Result<StoreConfig, Error> {

@@ -152,6 +152,14 @@ pub struct RedisConfig {
     pub url: Secret,
     /// What the names of all keys and channels begin with.
     pub prefix: String,
+    /// How long a command may take that something depends on. No setting: clients rely on the figure.
+    pub patience: Duration,
+}
+
+impl RedisConfig {
+    /// Redis answers in well under a millisecond; a whole second also covers a machine with no time for this process, which is
+    /// no reason to give up what the replicas have in common.
+    pub const PATIENCE: Duration = Duration::from_secs(1);
 }
 
 /// Keys and lifetimes of tokens, registration.

@@ -10,14 +10,14 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Connected, Failure, Link, PATIENCE, Script, Shared};
+use super::{Connected, Failure, Link, Script, Shared, patiently};
 use crate::config::RedisConfig;
 use crate::telemetry::Metrics;
 
 /// How often the link is probed.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
-/// Pauses between attempts to connect: the first, doubled up to the last. With [`PATIENCE`] for an attempt, the link is up again
-/// within 2 s of Redis's return.
+/// Pauses between attempts to connect: the first, doubled up to the last. With a second of patience for an attempt, the link is
+/// up again within 2 s of Redis's return.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
 /// Commands that wait in the process while the connection takes others; beyond it, callers wait within their patience.
@@ -33,8 +33,8 @@ pub enum ConnectError {
     #[error("it is not redis://HOST:PORT or rediss://HOST:PORT")]
     Url,
     /// Nothing answers in time.
-    #[error("nothing answered there within {} s; check that Redis runs and is reachable", PATIENCE.as_secs())]
-    TimedOut,
+    #[error("nothing answered there within {} s; check that Redis runs and is reachable", .0.as_secs())]
+    TimedOut(Duration),
     /// The connection failed, or Redis refused to be written to.
     #[error(
         "the connection failed ({0}); check that Redis runs, is reachable, and lets this user run scripts that write"
@@ -60,6 +60,7 @@ impl Link {
         let shared = Arc::new(Shared {
             client,
             prefix: config.prefix.clone(),
+            patience: config.patience,
             connection: watch::Sender::new(None),
             up: watch::Sender::new(false),
             back_at: watch::Sender::new(None),
@@ -68,11 +69,11 @@ impl Link {
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
-        let connected = timeout(PATIENCE, shared.connect(0)).await;
+        let connected = patiently(config.patience, shared.connect(0)).await;
         match connected {
             Ok(Ok(connected)) => shared.set_up(connected),
             Ok(Err(error)) => return Err(ConnectError::Failed(Failure::from(&error))),
-            Err(_) => return Err(ConnectError::TimedOut),
+            Err(_) => return Err(ConnectError::TimedOut(config.patience)),
         }
         let stop = shared.stop.clone();
         let kept = Arc::clone(&shared);
@@ -112,7 +113,7 @@ impl Shared {
             let _ = timeout(PROBE_EVERY, self.suspected.notified()).await;
             let current = self.connection.borrow().clone();
             if let Some(current) = current {
-                match timeout(PATIENCE, self.probe(current.connection)).await {
+                match patiently(self.patience, self.probe(current.connection)).await {
                     Ok(Ok(())) => continue,
                     Ok(Err(_)) | Err(_) => self.set_down(current.number),
                 }
@@ -126,7 +127,7 @@ impl Shared {
     async fn reconnect(&self, number: u64) -> Connected {
         let mut pause = FIRST_PAUSE;
         loop {
-            match timeout(PATIENCE, self.connect(number)).await {
+            match patiently(self.patience, self.connect(number)).await {
                 Ok(Ok(connected)) => return connected,
                 Ok(Err(error)) => {
                     tracing::debug!(error = %Failure::from(&error), "Redis is still away");
@@ -139,9 +140,9 @@ impl Shared {
     }
 
     async fn connect(&self, number: u64) -> RedisResult<Connected> {
-        // Each command brings its own patience.
+        // Each command brings its own patience, and so does whoever waits for this.
         let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(PATIENCE))
+            .set_connection_timeout(None)
             .set_response_timeout(None)
             .set_pipeline_buffer_size(PIPELINE_COMMANDS);
         let connection = self

@@ -7,12 +7,15 @@ mod keeper;
 mod script;
 
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
 use redis::{Client, FromRedisValue, Pipeline, RedisResult};
 use tokio::sync::{Notify, watch};
+use tokio::time::error::Elapsed;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -20,9 +23,8 @@ pub use self::keeper::{ConnectError, Keeper};
 pub use self::script::{CLOCK, Script, timed};
 use crate::telemetry::Metrics;
 
-/// How long a command may take that something depends on. Redis answers in well under a millisecond; a whole second also
-/// covers a machine with no time for this process, which is no reason to give up what the replicas have in common.
-pub const PATIENCE: Duration = Duration::from_secs(1);
+/// How long an answer that lies in the socket may take to reach whoever waits for it.
+const TURN: Duration = Duration::from_millis(50);
 
 /// Why a command has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +64,7 @@ pub struct Link(Arc<Shared>);
 struct Shared {
     client: Client,
     prefix: String,
+    patience: Duration,
     connection: watch::Sender<Option<Connected>>,
     up: watch::Sender<bool>,
     /// When the last outage ended.
@@ -96,6 +99,11 @@ impl Link {
         *self.0.back_at.borrow()
     }
 
+    /// How long a command may take that something depends on.
+    pub fn patience(&self) -> Duration {
+        self.0.patience
+    }
+
     /// The key of that name. All keys of this service begin with its prefix.
     pub fn key(&self, name: fmt::Arguments<'_>) -> String {
         format!("{}{name}", self.0.prefix)
@@ -110,7 +118,7 @@ impl Link {
 
     /// Runs a script; `command` names it in the metrics. Loads it first where Redis does not know it.
     ///
-    /// A script that takes longer than `patience` fails, and, if that is all of [`PATIENCE`], takes the link down.
+    /// A script that takes longer than `patience` fails, and, if that is all of [`Self::patience`], takes the link down.
     ///
     /// # Errors
     /// See [`Error`]. After `TimedOut` and `Failed` the script may have run.
@@ -135,7 +143,7 @@ impl Link {
         command: &'static str,
         pipeline: &Pipeline,
     ) -> Result<T, Error> {
-        self.send(command, PATIENCE, async |mut connection| {
+        self.send(command, self.patience(), async |mut connection| {
             pipeline.query_async(&mut connection).await
         })
         .await
@@ -146,7 +154,7 @@ impl Link {
     /// # Errors
     /// `TimedOut` or `Failed`.
     pub async fn subscribe(&self, channel: &str) -> Result<redis::aio::PubSub, Error> {
-        let subscribed = tokio::time::timeout(PATIENCE, async {
+        let subscribed = patiently(self.patience(), async {
             let mut subscription = self.0.client.get_async_pubsub().await?;
             subscription.subscribe(channel).await?;
             Ok(subscription)
@@ -177,7 +185,12 @@ impl Link {
             return Err(self.0.failed(command, Error::Away));
         };
         let started = Instant::now();
-        let answer = tokio::time::timeout(patience, work(connection)).await;
+        let is_needed = patience >= self.patience();
+        let answer = if is_needed {
+            patiently(patience, work(connection)).await
+        } else {
+            timeout(patience, work(connection)).await
+        };
         self.0
             .metrics
             .redis_command_duration
@@ -193,13 +206,23 @@ impl Link {
                 Err(self.0.failed(command, Error::Failed(Failure::from(&error))))
             }
             Err(_) => {
-                if patience >= PATIENCE {
+                if is_needed {
                     self.0.set_down(number);
                     self.0.suspected.notify_one();
                 }
                 Err(self.0.failed(command, Error::TimedOut))
             }
         }
+    }
+}
+
+/// Waits for an answer that something depends on. A process that was not let run for a while finds its time over and the answer
+/// arrived at once; what reads the answer gets its turn before that counts as silence.
+async fn patiently<T>(patience: Duration, work: impl Future<Output = T>) -> Result<T, Elapsed> {
+    let mut work = pin!(work);
+    match timeout(patience, work.as_mut()).await {
+        Ok(answer) => Ok(answer),
+        Err(_) => timeout(TURN, work).await,
     }
 }
 

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 
 use super::{RateState, SlidingWindows, Throttle, Verdict};
 use crate::domain::Rates;
-use crate::redis::{Error, Link, PATIENCE, Script};
+use crate::redis::{Error, Link, Script};
 use crate::telemetry::Metrics;
 
 /// The one step over all rates, and the look at them. Begins where `now` is known.
@@ -127,7 +127,7 @@ impl<K: Copy + Ord + Hash + Display + Send + Sync> Throttle<K> for RedisThrottle
                 return own;
             }
         }
-        match self.ask(key, true, PATIENCE).await {
+        match self.ask(key, true, self.link.patience()).await {
             Ok(verdict) => {
                 if verdict.is_allowed() {
                     // Only noted, for the case that Redis goes away.

@@ -15,7 +15,7 @@ use super::{
     Attempt, GuessLimit, Guesses, MAX_FAILURES_OF_CLIENT, MAX_FAILURES_OF_NAME, Refused, WINDOW,
 };
 use crate::domain::ClientNetwork;
-use crate::redis::{Error, Link, PATIENCE, Script};
+use crate::redis::{Error, Link, Script};
 use crate::telemetry::Metrics;
 
 /// KEYS: a client's failures, scored by their time, and its attempts under way, scored by the time after which they are taken
@@ -128,7 +128,8 @@ impl RedisGuesses {
             .arg(micros(HOLD))
             .arg(MAX_FAILURES_OF_NAME)
             .arg(MAX_FAILURES_OF_CLIENT);
-        let answer = self.link.run("guess_begin", PATIENCE, &call).await?;
+        let patience = self.link.patience();
+        let answer = self.link.run("guess_begin", patience, &call).await?;
         Ok(match answer {
             (0_u64, _) => Decision::Try(Reservation {
                 link: self.link.clone(),
@@ -207,7 +208,7 @@ impl Drop for Reservation {
                 .arg(micros(WINDOW))
                 .arg(MAX_FAILURES_OF_CLIENT);
             // A failure is counted by the link, and the place is then given back by its time.
-            let _: Result<u64, _> = link.run("guess_end", PATIENCE, &call).await;
+            let _: Result<u64, _> = link.run("guess_end", link.patience(), &call).await;
         });
     }
 }

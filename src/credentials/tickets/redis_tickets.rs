@@ -6,7 +6,7 @@ use super::{
     Error, Grant, MAX_TICKETS_PER_USER, TICKET_LETTERS, TICKET_LIFETIME, Tickets, hash, make,
 };
 use crate::domain::{Timestamp, UserId};
-use crate::redis::{Link, PATIENCE, Script};
+use crate::redis::{Link, Script};
 
 /// One key: a sorted set of a user's live tickets, scored by the time at which they end.
 /// ARGV: the new ticket, its lifetime in milliseconds, how many a user may have.
@@ -72,7 +72,8 @@ impl Tickets for RedisTickets {
         call.arg(encode(&ticket, grant))
             .arg(lifetime_ms)
             .arg(MAX_TICKETS_PER_USER);
-        let issued: Result<u64, _> = self.link.run("ticket_issue", PATIENCE, &call).await;
+        let patience = self.link.patience();
+        let issued: Result<u64, _> = self.link.run("ticket_issue", patience, &call).await;
         issued.map_err(unavailable)?;
         Ok(ticket)
     }
@@ -86,7 +87,7 @@ impl Tickets for RedisTickets {
         call.arg(hex(ticket));
         let taken: Option<String> = self
             .link
-            .run("ticket_take", PATIENCE, &call)
+            .run("ticket_take", self.link.patience(), &call)
             .await
             .map_err(unavailable)?;
         Ok(taken.and_then(|kept| decode(user, &kept)))

@@ -56,9 +56,14 @@ impl RedisServer {
         ([127, 0, 0, 1], self.port).into()
     }
 
-    /// What a replica is told to use this server.
+    /// What a replica is told to use this server while it is well, or gone: nothing that it says comes too late.
     pub fn config(&self) -> RedisConfig {
         config_at(self.addr())
+    }
+
+    /// What a replica is told to use this server while it stands still.
+    pub fn impatient_config(&self) -> RedisConfig {
+        impatient_config_at(self.addr())
     }
 
     /// Kills it: what it held is gone.
@@ -100,6 +105,7 @@ impl RedisServer {
 
     fn try_launch(&mut self, port: u16) -> bool {
         self.port = port;
+        let _ = std::fs::remove_file(self.folder.path().join("log"));
         let mut watchdog = Command::new("sh")
             .args(["-c", WATCHDOG, "sh"])
             .arg(binary())
@@ -118,9 +124,11 @@ impl RedisServer {
             .unwrap();
         let server = Pid::from_raw(line.trim().parse().unwrap()).unwrap();
         self.running = Some(Running { watchdog, server });
-        let deadline = Instant::now() + Duration::from_secs(10);
+        // Another one may answer on the port instead.
+        let itself = format!("process_id:{}\r\n", server.as_raw_nonzero());
+        let deadline = Instant::now() + DEADLINE;
         loop {
-            if command(self.addr(), &["PING"]).is_ok_and(|answer| answer.starts_with("+PONG")) {
+            if command(self.addr(), &["INFO", "server"]).is_ok_and(|told| told.contains(&itself)) {
                 return true;
             }
             if self.log().contains("Failed listening") || Instant::now() > deadline {
@@ -140,11 +148,21 @@ impl Drop for Running {
     }
 }
 
-/// What a replica is told to use a Redis at this address.
+/// What a replica is told to use a Redis at this address that is well, or gone.
 pub fn config_at(addr: SocketAddr) -> RedisConfig {
     RedisConfig {
         url: Secret::new(format!("redis://{addr}")),
         prefix: "test:".into(),
+        patience: DEADLINE,
+    }
+}
+
+/// The same of a Redis that does not always answer. Longer than in service, and longer than a busy machine keeps this process
+/// waiting: it must connect before Redis stands still.
+pub fn impatient_config_at(addr: SocketAddr) -> RedisConfig {
+    RedisConfig {
+        patience: 3 * RedisConfig::PATIENCE,
+        ..config_at(addr)
     }
 }
 
