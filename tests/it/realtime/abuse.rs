@@ -26,7 +26,7 @@ async fn write_raw(socket: &mut Socket, bytes: &[u8]) {
 
 #[tokio::test]
 async fn a_message_over_64_kib_closes_the_socket_with_a_reason() {
-    let app = spawn_app(|_| {}).await;
+    let app = spawn_app(|config| config.server.socket_timings.closing = DEADLINE).await;
     let alice = app.user("alice").await;
     let mut longest = open(&app, &alice.access).await;
     longest.send_text(&"x".repeat(MAX_MESSAGE)).await;
@@ -203,7 +203,8 @@ async fn a_reader_too_slow_is_closed_with_1013_and_disturbs_nobody() {
 
 #[tokio::test]
 async fn a_client_that_pings_and_never_reads_is_not_kept_answers_for() {
-    let app = spawn_app(|_| {}).await;
+    // What the service asks by itself would stand between its answers.
+    let app = spawn_app(|config| config.server.socket_timings.ping_every = 2 * DEADLINE).await;
     let alice = app.user("alice").await;
     let mut stream = open_narrow(&app, &alice.access).await;
     // 32 MiB of pings; the kernel holds a few of the answers. A client's frame is masked, here with zeros.

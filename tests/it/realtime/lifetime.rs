@@ -12,6 +12,9 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use super::{assert_open, close_code, open, open_by_cookie, open_with, ticket};
 use crate::support::{App, DEADLINE, Socket, User, spawn_app};
 
+/// How long what ends in a test lasts: several handshakes, also on a machine that has little time for them.
+const SHORT: Duration = Duration::from_secs(20);
+
 /// An access token of this user, made now.
 fn token(app: &App, user: &User, lifetime: Duration) -> String {
     app.token(TokenType::Access, user.id, Timestamp::now(), lifetime)
@@ -28,16 +31,16 @@ async fn renew(socket: &mut Socket, access: &str) -> String {
 
 #[tokio::test]
 async fn a_client_is_pinged_and_stays_as_long_as_it_answers() {
-    let silence = Duration::from_secs(3);
+    let silence = Duration::from_secs(10);
     let app = spawn_app(|config| {
-        config.server.socket_timings.ping_every = silence / 20;
+        config.server.socket_timings.ping_every = Duration::from_millis(250);
         config.server.socket_timings.silence = silence;
     })
     .await;
     let alice = app.user("alice").await;
     let mut socket = open(&app, &alice.access).await;
-    // The client library answers pings while it reads. Forty of them take twice the time that silence may last.
-    for _ in 0..40 {
+    // The client library answers pings while it reads. So many of them take longer than silence may last.
+    for _ in 0..48 {
         let message = socket.next().await;
         assert!(matches!(message, Some(Message::Ping(_))), "{message:?}");
     }
@@ -96,7 +99,7 @@ async fn a_closing_client_gets_its_close_frame_answered() {
 async fn a_socket_closes_when_the_token_behind_it_ends_and_not_before() {
     let app = spawn_app(|_| {}).await;
     let alice = app.user("alice").await;
-    let (issued, lifetime) = (Timestamp::now(), Duration::from_secs(5));
+    let (issued, lifetime) = (Timestamp::now(), SHORT);
     let access = app.token(TokenType::Access, alice.id, issued, lifetime);
     // Claims count whole seconds.
     let expires = Timestamp::from_unix_seconds(issued.unix_seconds()).plus(lifetime);
@@ -120,7 +123,7 @@ async fn a_socket_closes_when_the_token_behind_it_ends_and_not_before() {
 #[tokio::test]
 async fn a_socket_closes_when_the_session_behind_it_ends() {
     let app = spawn_app(|config| {
-        config.accounts.refresh_token_lifetime = Duration::from_secs(5);
+        config.accounts.refresh_token_lifetime = SHORT;
     })
     .await;
     let alice = app.user("alice").await;
@@ -137,7 +140,7 @@ async fn a_socket_closes_when_the_session_behind_it_ends() {
 async fn a_newer_token_of_the_same_user_extends_a_socket() {
     let app = spawn_app(|_| {}).await;
     let alice = app.user("alice").await;
-    let short = token(&app, &alice, Duration::from_secs(5));
+    let short = token(&app, &alice, SHORT);
     let mut extended = open(&app, &short).await;
     let mut other = open(&app, &short).await;
     let long = token(&app, &alice, Duration::from_secs(3600));
@@ -145,7 +148,7 @@ async fn a_newer_token_of_the_same_user_extends_a_socket() {
     assert_eq!(close_code(&mut other).await, 4401);
     assert_open(&mut extended, &alice).await;
     // A token that ends sooner takes nothing away.
-    let shorter = token(&app, &alice, Duration::from_secs(4));
+    let shorter = token(&app, &alice, SHORT - Duration::from_secs(1));
     assert_eq!(renew(&mut extended, &shorter).await, "extended");
     let mut until_shorter_ends = open(&app, &shorter).await;
     assert_eq!(close_code(&mut until_shorter_ends).await, 4401);
@@ -156,7 +159,7 @@ async fn a_newer_token_of_the_same_user_extends_a_socket() {
 async fn no_other_token_extends_a_socket() {
     let app = spawn_app(|_| {}).await;
     let (alice, bob) = (app.user("alice").await, app.user("bob").await);
-    let mut socket = open(&app, &token(&app, &alice, Duration::from_secs(5))).await;
+    let mut socket = open(&app, &token(&app, &alice, SHORT)).await;
     for refused in [
         bob.access.as_str(),
         &alice.refresh,
