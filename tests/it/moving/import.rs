@@ -14,7 +14,7 @@ use prompt_service::services::moving::{Error, Fault, Meter, Place, Problem};
 use prompt_service::store::sqlite::SqliteStore;
 use prompt_service::store::{AccountStore, BulkStore, PromptStore};
 
-use crate::moving::embedded_store;
+use crate::moving::{cut_off, embedded_store};
 use crate::support::Folder;
 
 const PAGE: usize = 100;
@@ -162,16 +162,11 @@ async fn an_import_that_is_cut_off_goes_on_and_doubles_nothing() {
         user: UserId(30),
         prompt: PromptId(5_000),
     };
-    for stop_at in [1, 400] {
-        tokio::select! {
-            _ = target.run(&mut source) => panic!("it was to be cut off"),
-            () = async {
-                eventually!({
-                    let stored = target.store.prompt_records(None, 9_999).await.unwrap().len();
-                    stored >= stop_at
-                });
-            } => {}
-        }
+    // First the ids, the users and a batch of prompts; then the ids and batches of a hundred prompts each two.
+    for operations in [3, 12] {
+        let committed = || target.store.stats().committed_operations;
+        let stop_at = committed() + operations;
+        cut_off(target.run(&mut source), || committed() >= stop_at).await;
     }
     let before = target
         .store

@@ -7,7 +7,10 @@ mod import;
 mod lines;
 mod over;
 
+use std::future::poll_fn;
 use std::path::PathBuf;
+use std::pin::pin;
+use std::task::Poll;
 
 use clap::{CommandFactory, FromArgMatches};
 use prompt_service::app::moving;
@@ -25,6 +28,21 @@ pub fn database_file(folder: &Folder) -> PathBuf {
 /// The embedded store in a folder, whatever the other tests run on.
 pub fn embedded_store(folder: &Folder) -> SqliteStore {
     SqliteStore::open(&database_file(folder), OpenOptions::default()).unwrap()
+}
+
+/// Does a part of the work and drops the rest of it. What is `enough` is looked at before every step, in the same task, and so
+/// before the work can end unseen.
+pub async fn cut_off<T>(work: impl Future<Output = T>, enough: impl Fn() -> bool) {
+    let mut work = pin!(work);
+    poll_fn(|context| {
+        if enough() {
+            return Poll::Ready(());
+        }
+        let is_under_way = work.as_mut().poll(context).is_pending();
+        assert!(is_under_way, "it was to be cut off");
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Carries out one command line as the program does: what it wrote to standard output, or its error.
