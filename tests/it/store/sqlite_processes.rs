@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 
 use crate::store::sqlite::{assert_sound, open_in, prompt_is_in_file};
 use crate::store::{embedded, model, user};
+use crate::support::DEADLINE;
 
 const ROLE: &str = "STORE_TEST_ROLE";
 const FOLDER: &str = "STORE_TEST_FOLDER";
@@ -152,8 +153,16 @@ fn assert_whole(folder: &Path, owner: UserId) {
     });
 }
 
+/// How a store is opened that shares its file with busy others: each has its turn when they let it.
+fn patient() -> OpenOptions {
+    OpenOptions {
+        busy_timeout: DEADLINE,
+        ..OpenOptions::default()
+    }
+}
+
 async fn create_200_users(folder: &Path) {
-    let store = open_in(folder, OpenOptions::default());
+    let store = open_in(folder, patient());
     for n in 0..200 {
         user(&store, &format!("{}-{n}", std::process::id())).await;
     }
@@ -165,7 +174,7 @@ async fn create_200_users(folder: &Path) {
 fn another_process_writes_beside_a_busy_store() {
     let folder = tempfile::tempdir().unwrap();
     block_on(async {
-        let store = Arc::new(open_in(folder.path(), OpenOptions::default()));
+        let store = Arc::new(open_in(folder.path(), patient()));
         let alice = user(&*store, "alice").await.id;
         let mut tasks = JoinSet::new();
         for _ in 0..8 {
@@ -273,7 +282,13 @@ fn opened_without_privileges(folder: &Path) -> Vec<String> {
     // Root may write anywhere; then the child becomes nobody, who needs a copy of the program it can reach.
     let program = tempfile::tempdir().unwrap();
     let copy = program.path().join("child");
-    fs::copy(env::current_exe().unwrap(), &copy).unwrap();
+    // By another process: a child that another test starts meanwhile would hold a copy of this one's open for writing, and what
+    // is open for writing cannot be started.
+    let copied = Command::new("cp")
+        .arg(env::current_exe().unwrap())
+        .arg(&copy)
+        .status();
+    assert!(copied.unwrap().success());
     fs::set_permissions(program.path(), fs::Permissions::from_mode(0o755)).unwrap();
     fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
     let mut command = Command::new(copy);
