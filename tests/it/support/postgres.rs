@@ -11,6 +11,8 @@ use std::sync::{LazyLock, OnceLock};
 use std::time::{Duration, Instant};
 
 use prompt_service::store::postgres::{OpenOptions, PostgresStore};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::runtime::Builder;
 use tokio_postgres::{Client, NoTls};
@@ -137,33 +139,37 @@ impl Postgres {
     /// Pauses (`STOP`) or continues (`CONT`) the server and all its processes.
     pub fn signal(&self, signal: &str) {
         let server = self.pid();
-        let children = Command::new("sh")
-            .arg("-c")
-            .arg(format!(
-                "for stat in /proc/[0-9]*/stat; do \
-                     set -- $(sed 's/(.*)/x/' $stat 2>/dev/null); [ \"$4\" = {server} ] && echo $1; \
-                 done; :"
-            ))
-            .output()
-            .unwrap();
-        let children = String::from_utf8(children.stdout).unwrap();
-        let done = Command::new("sh")
-            .arg("-c")
-            .arg(format!(
-                "kill -{signal} {server} {}",
-                children.replace('\n', " ")
-            ))
-            .status()
-            .unwrap();
-        assert!(done.success());
+        match signal {
+            "STOP" => {
+                // Standing still, the server itself starts no further one behind our back.
+                stop(server);
+                children(server).into_iter().for_each(stop);
+            }
+            "CONT" => {
+                // The server itself last, for the same reason.
+                for process in children(server).into_iter().chain([server]) {
+                    send(process, Signal::CONT);
+                }
+            }
+            other => panic!("{other}"),
+        }
     }
 
-    fn pid(&self) -> u32 {
+    fn pid(&self) -> i32 {
         let text = std::fs::read_to_string(self.folder.join("supervised")).unwrap();
         text.trim().parse().unwrap()
     }
 
+    /// Whether the server that was started says that it serves. Another's may answer on the port instead.
+    fn is_ready(&self) -> bool {
+        let read = |name| std::fs::read_to_string(self.folder.join(name)).unwrap_or_default();
+        let (supervised, told) = (read("supervised"), read("postmaster.pid"));
+        let told: Vec<&str> = told.lines().map(str::trim).collect();
+        matches!(told[..], [process, .., "ready"] if process == supervised.trim())
+    }
+
     fn try_resume(&mut self) -> bool {
+        let _ = std::fs::remove_file(self.folder.join("supervised"));
         let fsync = if self.is_durable { "on" } else { "off" };
         let mut command = Command::new("sh");
         if let Some(uid) = INSTALLATION.uid {
@@ -189,7 +195,7 @@ impl Postgres {
                 .arg(self.port.to_string())
                 .status()
                 .unwrap();
-            if ready.success() {
+            if ready.success() && self.is_ready() {
                 return true;
             }
             if self.log().contains("Address already in use") {
@@ -217,6 +223,39 @@ impl Drop for Postgres {
     fn drop(&mut self) {
         self.end("remove\n");
     }
+}
+
+/// Has a process stand still, and waits until it does; one that has ended meanwhile is as good.
+fn stop(process: i32) {
+    send(process, Signal::STOP);
+    let deadline = Instant::now() + DEADLINE;
+    while stat(process).is_some_and(|(state, _)| !"TZ".contains(&state)) {
+        assert!(Instant::now() < deadline, "process {process} runs on");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn send(process: i32, signal: Signal) {
+    match kill_process(Pid::from_raw(process).unwrap(), signal) {
+        Ok(()) | Err(Errno::SRCH) => {}
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// The state of a process, and its parent; `None` if there is none of that number.
+fn stat(process: i32) -> Option<(String, i32)> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The name before it may hold anything.
+    let mut words = text.rsplit_once(')')?.1.split_whitespace();
+    Some((words.next()?.to_owned(), words.next()?.parse().ok()?))
+}
+
+fn children(parent: i32) -> Vec<i32> {
+    let all = std::fs::read_dir("/proc").unwrap();
+    let numbers = all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    numbers
+        .filter(|process| stat(*process).is_some_and(|(_, its)| its == parent))
+        .collect()
 }
 
 fn free_port() -> u16 {
