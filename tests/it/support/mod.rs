@@ -11,7 +11,7 @@ mod upstream;
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use clap::{CommandFactory, FromArgMatches};
@@ -66,11 +66,19 @@ pub fn on_postgres() -> bool {
     std::env::var_os("TEST_STORE").is_some_and(|store| store == "postgres")
 }
 
+/// Waits, in the last minute of a day, for the next one: whatever a test then does of a day's limit falls into one day. Days are
+/// those of UTC.
+pub async fn within_a_day() {
+    eventually!(Timestamp::now().unix_seconds() % 86_400 < 86_400 - 59);
+}
+
 /// The data folder of an app, and its database if that is not in the folder; gone with its last owner.
 #[derive(Clone)]
 pub struct Folder {
     folder: Arc<TempDir>,
     database: Arc<OnceCell<postgres::Database>>,
+    /// The stores that tests have opened in it.
+    opened: Arc<Mutex<Vec<Weak<dyn TestableStore>>>>,
 }
 
 impl Folder {
@@ -79,6 +87,7 @@ impl Folder {
         Self {
             folder: Arc::new(tempfile::tempdir().unwrap()),
             database: Arc::default(),
+            opened: Arc::default(),
         }
     }
 
@@ -102,7 +111,7 @@ impl Folder {
 
     /// The store in it, as the operator's commands open it: also beside a running app.
     pub async fn store(&self) -> Arc<dyn TestableStore> {
-        match self.store_config().await {
+        let store: Arc<dyn TestableStore> = match self.store_config().await {
             StoreConfig::Sqlite { path, .. } => {
                 Arc::new(SqliteStore::open(&path, OpenOptions::default()).unwrap())
             }
@@ -110,7 +119,39 @@ impl Folder {
                 let options = PostgresOptions::default();
                 Arc::new(PostgresStore::open(url.expose(), options).await.unwrap())
             }
+        };
+        self.opened.lock().unwrap().push(Arc::downgrade(&store));
+        store
+    }
+
+    /// Waits until nobody uses what is in it any more. A test that has a store in it open itself must let go of it before.
+    async fn is_let_go_of(&self) {
+        let held = |store: &Weak<_>| store.strong_count() > 0;
+        if self.opened.lock().unwrap().iter().any(held) {
+            return;
         }
+        match self.store_config().await {
+            StoreConfig::Sqlite { .. } => eventually!(!self.has_open_files()),
+            StoreConfig::Postgres { url, .. } => {
+                let client = postgres::connect(url.expose()).await;
+                let others =
+                    "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'
+                              AND datname = current_database() AND pid <> pg_backend_pid()";
+                eventually!({
+                    let others = client.query_one(others, &[]).await.unwrap();
+                    others.get::<_, i64>(0) == 0
+                });
+            }
+        }
+    }
+
+    /// Whether this process has a file in it open.
+    fn has_open_files(&self) -> bool {
+        let folder = self.path().canonicalize().unwrap();
+        let files = std::fs::read_dir("/proc/self/fd").unwrap();
+        // One that was closed meanwhile leads nowhere.
+        let mut files = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
+        files.any(|file| file.starts_with(&folder))
     }
 }
 
@@ -351,6 +392,8 @@ impl App {
         tokio::task::spawn_blocking(move || runtime.shutdown_timeout(DEADLINE))
             .await
             .unwrap();
+        // The store's own threads, or the database's, finish what they were told.
+        self.folder.is_let_go_of().await;
         self.folder.clone()
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::{MS, held_answer, hello, post, posting, service, shown};
-use crate::support::{Gate, Reply, Upstream, text_of};
+use crate::support::{Gate, Reply, Upstream, text_of, within_a_day};
 
 const LABELS: &str = "gen_ai_operation_name=\"chat\",gen_ai_provider_name=\"openai-compatible\",gen_ai_request_model=\"asked-1\"";
 
@@ -38,6 +38,7 @@ async fn beyond_the_cap_posts_are_refused_at_once_and_nothing_is_kept_of_them() 
 
 #[tokio::test]
 async fn beyond_the_days_limit_the_upstream_is_not_asked() {
+    within_a_day().await;
     let upstream = Upstream::start().await;
     let (_app, user) = service(&upstream, |config| config.calls.daily_limit = Some(1)).await;
     user.prompt("the one").await;
