@@ -54,11 +54,11 @@ async fn what_happens_is_counted() {
         ("search_vectors", 1.0),
         ("search_evicted_users", 0.0),
         ("reembedding_remaining_prompts", 0.0),
-        ("store_queue_depth", 0.0),
         ("backend_up{backend=\"store\"}", 1.0),
     ] {
         assert_eq!(app.metric(series).await, Some(value), "{series}");
     }
+    eventually!(app.metric("store_queue_depth").await == Some(0.0));
     eventually!(app.metric("websockets_open").await == Some(1.0));
     socket.close().await;
     eventually!(app.metric("websockets_open").await == Some(0.0));

@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::body::Bytes;
 use serde_json::{Value, json};
@@ -13,6 +13,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+
+use super::DEADLINE;
 
 /// A server of the chat-completions protocol on a port of its own. Each request takes the next of the planned replies; without any,
 /// it is answered well. Gone when dropped.
@@ -234,7 +236,18 @@ impl Upstream {
 
     /// Starts one at an address, such as that of one which is gone.
     pub async fn start_at(addr: SocketAddr) -> Self {
-        let listener = TcpListener::bind(addr).await.unwrap();
+        let deadline = Instant::now() + DEADLINE;
+        let listener = loop {
+            match TcpListener::bind(addr).await {
+                Ok(listener) => break listener,
+                // The connections of the one that is gone end in their own time, and somebody else's may have its port for a moment.
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                    assert!(Instant::now() < deadline, "{error}");
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        };
         let (addr, shared) = (listener.local_addr().unwrap(), Arc::<Shared>::default());
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(listener, Arc::clone(&shared)));
