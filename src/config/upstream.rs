@@ -55,7 +55,7 @@ pub struct UpstreamSettings {
     #[arg(long, env, default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=10), global = true)]
     pub openai_max_retries: u32,
 
-    /// Calls in flight; further ones are refused at once with 503
+    /// Calls in flight, at most half of them one user's; further ones are refused at once with 503
     #[arg(long, env, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=100_000), global = true)]
     pub openai_max_in_flight: u32,
 

@@ -1,15 +1,16 @@
-//! How many calls are in flight.
+//! How many calls are in flight, no more than half of them one user's.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::observer::{Event, Observer};
+use crate::domain::UserId;
 
 /// When a refused caller may try again; calls take seconds.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// As many calls are in flight as may be.
+/// As many calls are in flight as may be, of everybody's or of the user's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too many calls are in flight")]
 pub struct Busy {
@@ -20,19 +21,30 @@ pub struct Busy {
 /// A place among the calls in flight, given back when dropped.
 #[derive(Debug)]
 #[must_use]
-pub struct CallPermit(Arc<Admission>);
+pub struct CallPermit {
+    admission: Arc<Admission>,
+    user: UserId,
+}
 
 /// Counts the calls in flight.
 pub(super) struct Admission {
-    in_flight: AtomicUsize,
     most: usize,
+    most_per_user: usize,
+    held: Mutex<Held>,
     observer: Arc<dyn Observer>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    all: usize,
+    /// Users that hold at least one place.
+    users: HashMap<UserId, usize>,
 }
 
 impl std::fmt::Debug for Admission {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Admission")
-            .field("in_flight", &self.in_flight)
+            .field("in_flight", &self.lock().all)
             .field("most", &self.most)
             .finish_non_exhaustive()
     }
@@ -41,36 +53,49 @@ impl std::fmt::Debug for Admission {
 impl Admission {
     pub(super) fn new(most: usize, observer: Arc<dyn Observer>) -> Arc<Self> {
         Arc::new(Self {
-            in_flight: AtomicUsize::new(0),
             most,
+            most_per_user: (most / 2).max(1),
+            held: Mutex::default(),
             observer,
         })
     }
 
-    pub(super) fn admit(self: &Arc<Self>) -> Result<CallPermit, Busy> {
-        let more = |count: usize| (count < self.most).then_some(count + 1);
-        match self
-            .in_flight
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, more)
-        {
-            Ok(_) => {
-                self.observer.observe(Event::Admitted);
-                Ok(CallPermit(Arc::clone(self)))
-            }
-            Err(_) => {
-                self.observer.observe(Event::Refused);
-                Err(Busy {
-                    retry_after: RETRY_AFTER,
-                })
-            }
+    pub(super) fn admit(self: &Arc<Self>, user: UserId) -> Result<CallPermit, Busy> {
+        let mut held = self.lock();
+        let own = held.users.get(&user).copied().unwrap_or_default();
+        if held.all >= self.most || own >= self.most_per_user {
+            drop(held);
+            self.observer.observe(Event::Refused);
+            return Err(Busy {
+                retry_after: RETRY_AFTER,
+            });
         }
+        held.all += 1;
+        held.users.insert(user, own + 1);
+        drop(held);
+        self.observer.observe(Event::Admitted);
+        let admission = Arc::clone(self);
+        Ok(CallPermit { admission, user })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        // Nothing panics between two changes that belong together, so a poisoned lock guards sound counters.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for CallPermit {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
-        self.0.observer.observe(Event::Left);
+        let mut held = self.admission.lock();
+        held.all -= 1;
+        if let Some(own) = held.users.get_mut(&self.user) {
+            *own -= 1;
+            if *own == 0 {
+                held.users.remove(&self.user);
+            }
+        }
+        drop(held);
+        self.admission.observer.observe(Event::Left);
     }
 }
 
@@ -79,19 +104,42 @@ mod tests {
     use super::super::observer::Unobserved;
     use super::*;
 
+    /// Takes places until one is refused.
+    fn take_all(admission: &Arc<Admission>, user: i64) -> Vec<CallPermit> {
+        std::iter::from_fn(|| admission.admit(UserId(user)).ok()).collect()
+    }
+
     #[test]
     fn beyond_the_limit_a_call_is_refused_until_one_ends() {
         let admission = Admission::new(2, Arc::new(Unobserved));
-        let (one, two) = (admission.admit().unwrap(), admission.admit().unwrap());
+        let one = admission.admit(UserId(1)).unwrap();
+        let two = admission.admit(UserId(2)).unwrap();
         assert_eq!(
-            admission.admit().unwrap_err(),
+            admission.admit(UserId(3)).unwrap_err(),
             Busy {
                 retry_after: RETRY_AFTER
             }
         );
         drop(one);
-        let three = admission.admit().unwrap();
+        let three = admission.admit(UserId(3)).unwrap();
         drop((two, three));
-        assert_eq!(admission.in_flight.load(Ordering::Relaxed), 0);
+        assert_eq!(admission.lock().all, 0);
+        assert!(admission.lock().users.is_empty());
+    }
+
+    #[test]
+    fn no_user_holds_more_than_half() {
+        let admission = Admission::new(9, Arc::new(Unobserved));
+        let (one, two) = (take_all(&admission, 1), take_all(&admission, 2));
+        assert_eq!((one.len(), two.len()), (4, 4));
+        drop(one);
+        assert_eq!(take_all(&admission, 3).len(), 4);
+    }
+
+    #[test]
+    fn where_there_is_one_place_anybody_may_have_it() {
+        let admission = Admission::new(1, Arc::new(Unobserved));
+        let one = take_all(&admission, 1);
+        assert_eq!((one.len(), take_all(&admission, 2).len()), (1, 0));
     }
 }

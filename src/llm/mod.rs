@@ -16,7 +16,7 @@ use self::admission::Admission;
 use self::observer::Unobserved;
 use self::openai::Upstreams;
 use crate::config::UpstreamConfig;
-use crate::domain::FailureCode;
+use crate::domain::{FailureCode, UserId};
 
 /// What the upstream answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,12 +117,12 @@ impl Client {
         }
     }
 
-    /// A place among the calls in flight.
+    /// A place for a call of the user's among those in flight.
     ///
     /// # Errors
-    /// [`Busy`] at once if all are taken; nothing was begun then.
-    pub fn admit(&self) -> Result<CallPermit, Busy> {
-        self.admission.admit()
+    /// [`Busy`] at once if all are taken, or the user holds half of them; nothing was begun then.
+    pub fn admit(&self, user: UserId) -> Result<CallPermit, Busy> {
+        self.admission.admit(user)
     }
 
     /// Answers a prompt.
@@ -167,7 +167,7 @@ mod tests {
     #[tokio::test]
     async fn the_mock_repeats_what_it_was_told() {
         let client = Client::mock();
-        let permit = client.admit().unwrap();
+        let permit = client.admit(UserId(1)).unwrap();
         let completion = client.complete(permit, "hello world", None).await.unwrap();
         assert_eq!(completion.text, "[mock] You said: hello world");
         assert_eq!(completion.model, "mock");
@@ -178,7 +178,7 @@ mod tests {
         let client = Client::mock();
         let mut pieces = Vec::new();
         let mut keep = |piece: &str| pieces.push(piece.to_owned());
-        let permit = client.admit().unwrap();
+        let permit = client.admit(UserId(1)).unwrap();
         let completion = client
             .complete(permit, "hello  world", Some(&mut keep))
             .await;

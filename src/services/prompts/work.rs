@@ -25,7 +25,7 @@ impl Admission {
         let text = parts.embedder.admit(user_id, Class::Post)?;
         let call = parts
             .llm
-            .admit()
+            .admit(user_id)
             .map_err(|busy| Error::Overloaded(busy.retry_after))?;
         Ok(Self { call, text })
     }

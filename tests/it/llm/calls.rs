@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use prompt_service::domain::UserId;
 use serde_json::json;
 
-use super::{MS, Watched, config};
+use super::{MS, USER, Watched, config};
 use crate::support::{Reply, Upstream, spawn_app};
 
 #[tokio::test]
@@ -74,7 +75,7 @@ async fn a_piece_is_handed_over_before_the_next_one_is_there() {
         let tell = tell.take().unwrap();
         tell.send(piece.to_owned()).unwrap();
     };
-    let permit = client.client.admit().unwrap();
+    let permit = client.client.admit(USER).unwrap();
     let call = client.client.complete(permit, "x", Some(&mut on_delta));
     tokio::select! {
         piece = told => assert_eq!(piece.unwrap(), "first"),
@@ -158,14 +159,14 @@ async fn beyond_the_cap_a_call_is_refused_at_once() {
     let mut config = config(&upstream);
     config.max_in_flight = 2;
     let client = Watched::new(&config);
-    let held = (
-        client.client.admit().unwrap(),
-        client.client.admit().unwrap(),
-    );
-    assert!(client.client.admit().unwrap_err().retry_after > Duration::ZERO);
-    drop(held);
+    let one = client.client.admit(USER).unwrap();
+    // Half of the places are the other users'.
+    assert!(client.client.admit(USER).unwrap_err().retry_after > Duration::ZERO);
+    let two = client.client.admit(UserId(2)).unwrap();
+    assert!(client.client.admit(UserId(3)).is_err());
+    drop((one, two));
     client.ask().await.unwrap();
-    assert_eq!(client.count("Refused"), 1);
+    assert_eq!(client.count("Refused"), 2);
 }
 
 #[tokio::test]

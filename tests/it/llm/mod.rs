@@ -9,10 +9,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use prompt_service::config::{BaseUrl, Endpoint, Secret, UpstreamConfig};
+use prompt_service::domain::UserId;
 use prompt_service::llm::{Client, Completion, Event, Failure, Observer};
 
 use crate::support::{DEADLINE, Upstream};
 
+/// Whose calls they are.
+const USER: UserId = UserId(1);
 const MS: Duration = Duration::from_millis(1);
 
 /// An endpoint with a key.
@@ -72,7 +75,7 @@ impl Watched {
 
     /// A whole answer.
     async fn ask(&self) -> Result<Completion, Failure> {
-        let permit = self.client.admit().unwrap();
+        let permit = self.client.admit(USER).unwrap();
         let call = self.client.complete(permit, "the-prompt", None);
         tokio::time::timeout(DEADLINE, call).await.unwrap()
     }
@@ -81,7 +84,7 @@ impl Watched {
     async fn stream(&self) -> (Vec<String>, Result<Completion, Failure>) {
         let mut pieces = Vec::new();
         let mut keep = |piece: &str| pieces.push(piece.to_owned());
-        let permit = self.client.admit().unwrap();
+        let permit = self.client.admit(USER).unwrap();
         let call = self.client.complete(permit, "the-prompt", Some(&mut keep));
         let answer = tokio::time::timeout(DEADLINE, call).await.unwrap();
         (pieces, answer)

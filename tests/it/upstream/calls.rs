@@ -13,7 +13,7 @@ const LABELS: &str = "gen_ai_operation_name=\"chat\",gen_ai_provider_name=\"open
 async fn beyond_the_cap_posts_are_refused_at_once_and_nothing_is_kept_of_them() {
     let upstream = Upstream::start().await;
     let (app, user) = service(&upstream, |config| {
-        config.upstream.as_mut().unwrap().max_in_flight = 2;
+        config.upstream.as_mut().unwrap().max_in_flight = 4;
     })
     .await;
     let gate = Gate::new();
