@@ -12,6 +12,7 @@ pub struct BaseUrl {
     text: String,
     is_https: bool,
     host: String,
+    port: u16,
 }
 
 impl BaseUrl {
@@ -46,10 +47,12 @@ impl BaseUrl {
         {
             return Err("plain http is for loopback and private addresses only: use https");
         }
+        let usual = if is_https { 443 } else { 80 };
         Ok(Self {
             text: text.to_owned(),
             is_https,
             host,
+            port: authority.port_u16().unwrap_or(usual),
         })
     }
 
@@ -61,6 +64,13 @@ impl BaseUrl {
     /// Whether it is reached over TLS.
     pub fn is_https(&self) -> bool {
         self.is_https
+    }
+
+    /// Whether both are served by the same: scheme, host and port.
+    pub fn is_same_origin(&self, other: &Self) -> bool {
+        self.is_https == other.is_https
+            && self.port == other.port
+            && self.host.eq_ignore_ascii_case(&other.host)
     }
 
     /// Whether it is OpenAI's own.

@@ -5,6 +5,7 @@
 
 mod base_url;
 mod checks;
+mod fallback;
 mod secret;
 mod settings;
 mod upstream;
@@ -16,11 +17,12 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 pub use base_url::{BaseUrl, is_private};
+pub use fallback::{Fallback, Fallbacks};
 pub use secret::{Secret, Secrets};
 pub use settings::{
     ByteSize, CookieSecure, LogFormat, OnClientDisconnect, Registration, Settings, SimilarScope,
 };
-pub use upstream::{Endpoint, Fallback, Fallbacks, UpstreamConfig, UpstreamSettings};
+pub use upstream::{Endpoint, UpstreamConfig, UpstreamSettings};
 
 use crate::domain::rate::Rates;
 

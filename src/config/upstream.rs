@@ -1,11 +1,10 @@
 //! The upstream that answers prompts: its settings, and what the client is built from.
 
-use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
-use serde::Deserialize;
 
+use super::fallback::{self, Fallbacks};
 use super::{BaseUrl, ByteSize, Error, Secret};
 
 /// The settings of the upstream that are no secrets.
@@ -66,44 +65,6 @@ pub struct UpstreamSettings {
     /// Upstreams to ask when the first fails, in order: [{"model": "…", "base_url": "https://…", "api_key_env": "NAME"}, …]
     #[arg(long, env, global = true)]
     pub openai_fallback: Option<Fallbacks>,
-}
-
-/// One entry of `OPENAI_FALLBACK`.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Fallback {
-    /// The model that is asked.
-    pub model: String,
-    /// Where.
-    pub base_url: String,
-    /// The variable that holds the key; none sends no `Authorization`.
-    pub api_key_env: Option<String>,
-}
-
-/// The whole of `OPENAI_FALLBACK`, a JSON list.
-#[derive(Clone, Debug, Default)]
-pub struct Fallbacks(pub Vec<Fallback>);
-
-impl FromStr for Fallbacks {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text.trim().is_empty() {
-            return Ok(Self::default());
-        }
-        // The parser's own message may quote the text, in which somebody may have put a key after all.
-        let list: Vec<Fallback> = serde_json::from_str(text).map_err(
-            |_| r#"must be a JSON list of {"model": "…", "base_url": "…", "api_key_env": "NAME"}"#,
-        )?;
-        for fallback in &list {
-            if let Some(name) = &fallback.api_key_env
-                && !is_variable_name(name)
-            {
-                return Err("api_key_env must be the name of a variable, such as BACKUP_API_KEY");
-            }
-        }
-        Ok(Self(list))
-    }
 }
 
 /// A real upstream and how it is asked. Without one, the mock answers.
@@ -175,9 +136,8 @@ pub(super) fn checked(
             .map_err(|problem| Error::new("OPENAI_BASE_URL", problem))?,
         api_key: checked_key("OPENAI_API_KEY", api_key)?,
     }];
-    for (at, fallback) in fallbacks.into_iter().enumerate() {
-        endpoints.push(checked_fallback(at + 1, fallback, fallback_keys)?);
-    }
+    let first = endpoints[0].base_url.clone();
+    endpoints.extend(fallback::checked(&fallbacks, &first, fallback_keys)?);
     let in_range = |setting, value: Option<f64>, least: f64, most: f64| match value {
         Some(value) if !(least..=most).contains(&value) => Err(Error::new(
             setting,
@@ -212,36 +172,8 @@ const OPENAI: &str = "https://api.openai.com/v1";
 /// Text that is stored in one row and sent in one event.
 const MOST_RESPONSE_BYTES: u64 = 64 << 20;
 
-fn checked_fallback(
-    at: usize,
-    fallback: Fallback,
-    keys: &[(String, Secret)],
-) -> Result<Endpoint, Error> {
-    const SETTING: &str = "OPENAI_FALLBACK";
-    let key = match &fallback.api_key_env {
-        None => None,
-        Some(name) => {
-            let found = keys.iter().find(|(known, _)| known == name);
-            let (_, key) = found.ok_or_else(|| {
-                Error::new(
-                    SETTING,
-                    format!("entry {at}: the variable that api_key_env names is not set"),
-                )
-            })?;
-            Some(key.clone())
-        }
-    };
-    Ok(Endpoint {
-        model: checked_model(SETTING, &fallback.model)?,
-        base_url: BaseUrl::parse(&fallback.base_url).map_err(|problem| {
-            Error::new(SETTING, format!("entry {at}: its base_url {problem}"))
-        })?,
-        api_key: checked_key(SETTING, key)?,
-    })
-}
-
 /// A model's name ends up in metrics and in each row.
-fn checked_model(setting: &'static str, name: &str) -> Result<String, Error> {
+pub(super) fn checked_model(setting: &'static str, name: &str) -> Result<String, Error> {
     if name.is_empty() || name.len() > 200 || name.chars().any(char::is_control) {
         return Err(Error::new(
             setting,
@@ -252,7 +184,10 @@ fn checked_model(setting: &'static str, name: &str) -> Result<String, Error> {
 }
 
 /// A key travels in a header, so it must be able to.
-fn checked_key(setting: &'static str, key: Option<Secret>) -> Result<Option<Secret>, Error> {
+pub(super) fn checked_key(
+    setting: &'static str,
+    key: Option<Secret>,
+) -> Result<Option<Secret>, Error> {
     match &key {
         Some(key) if !key.expose().bytes().all(|byte| byte.is_ascii_graphic()) => Err(Error::new(
             setting,
@@ -275,14 +210,6 @@ fn response_bytes(size: ByteSize) -> Result<usize, Error> {
         .ok()
         .filter(|_| (1..=MOST_RESPONSE_BYTES).contains(&size.0))
         .ok_or_else(|| Error::new("OPENAI_MAX_RESPONSE_BYTES", "must be from 1 to 64MiB"))
-}
-
-/// A name that a shell could set, in capitals: a key put in its place by mistake hardly ever is one.
-fn is_variable_name(name: &str) -> bool {
-    name.starts_with(|c: char| c.is_ascii_uppercase() || c == '_')
-        && name
-            .chars()
-            .all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_')
 }
 
 #[cfg(test)]
@@ -365,20 +292,5 @@ mod tests {
         }
         let error = load(&[], Some("hunter2\n"), &[]).unwrap_err().to_string();
         assert!(error.starts_with("OPENAI_API_KEY: ") && !error.contains("hunter2"));
-    }
-
-    #[test]
-    fn a_list_of_fallbacks_is_checked_without_being_quoted() {
-        for bad in [
-            "x",
-            "{}",
-            r#"[{"model": "a"}]"#,
-            r#"[{"model": "a", "base_url": "https://a", "api_key": "sk-hunter2"}]"#,
-            r#"[{"model": "a", "base_url": "https://a", "api_key_env": "sk-hunter2"}]"#,
-        ] {
-            let error = bad.parse::<Fallbacks>().unwrap_err();
-            assert!(!error.contains("hunter2"), "{error}");
-        }
-        assert!("".parse::<Fallbacks>().unwrap().0.is_empty());
     }
 }

@@ -122,6 +122,8 @@ def start_error(**settings):
         ("OPENAI_API_KEY", {"OPENAI_API_KEY": f"{KEY}\r\n"}),
         ("OPENAI_FALLBACK", {"OPENAI_API_KEY": KEY, "OPENAI_FALLBACK": f'[{{"model": "m", "base_url": "https://a.example", "api_key": "{KEY}"}}]'}),
         ("OPENAI_FALLBACK", {"OPENAI_API_KEY": KEY, "OPENAI_FALLBACK": '[{"model": "m", "base_url": "https://a.example", "api_key_env": "UNSET_KEY"}]'}),
+        ("OPENAI_FALLBACK", {"OPENAI_API_KEY": KEY, "OPENAI_FALLBACK": '[{"model": "m", "base_url": "https://a.example", "api_key_env": "OPENAI_API_KEY"}]'}),
+        ("OPENAI_FALLBACK", {"OPENAI_API_KEY": KEY, "SECRET_KEY": KEY * 2, "OPENAI_FALLBACK": '[{"model": "m", "base_url": "https://api.openai.com/v1", "api_key_env": "SECRET_KEY"}]'}),
         ("OPENAI_TOTAL_TIMEOUT", {"OPENAI_API_KEY": KEY, "OPENAI_TOTAL_TIMEOUT": "soon"}),
         ("REGISTRATION", {"OPENAI_API_KEY": KEY, "BIND_ADDR": "0.0.0.0:0"}),
     ],
