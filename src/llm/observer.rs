@@ -16,7 +16,7 @@ pub struct Asked<'a> {
 pub enum BreakerState {
     /// Calls go through.
     Closed,
-    /// One call is trying whether the upstream is well again.
+    /// Its time is over: a call now and then tries whether the upstream is well again.
     HalfOpen,
     /// No call goes through.
     Open,
@@ -55,7 +55,7 @@ pub enum Event<'a> {
         /// What went wrong: one of a few words.
         error_type: &'static str,
     },
-    /// A breaker's state, after each attempt and at the start.
+    /// A breaker's state, at the start and whenever it changes.
     Breaker {
         /// Which: `primary`, `fallback-1`, …
         upstream: &'a str,

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 
+use super::attempt::Limits;
 use super::fault::{Fault, Kind};
 use super::sse::Decoder;
 use super::wire::{self, Answer, Collector};
@@ -22,19 +23,6 @@ const DRAIN_BYTES: usize = 16 * 1024;
 const DRAIN_TIME: Duration = Duration::from_millis(100);
 /// How long the end of a stream may take after its `[DONE]`, for the same reason.
 const END_TIME: Duration = Duration::from_millis(10);
-
-/// How long and how large an answer may be.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// When a streamed answer must have brought its first token.
-    pub first_token_by: Instant,
-    /// Longest silence after that.
-    pub token_timeout: Duration,
-    /// When all of it must be there.
-    pub whole_by: Instant,
-    /// Bytes of text.
-    pub text_bytes: usize,
-}
 
 /// Where the text of a streamed answer goes, and what is known of it.
 pub struct Deltas<'a> {
@@ -93,7 +81,7 @@ pub async fn read_whole(mut body: Incoming, limits: &Limits) -> Result<Answer, F
     Ok(answer)
 }
 
-/// Reads a streamed answer, handing each piece of text over as it comes.
+/// Reads a streamed answer, handing each piece of text over as it comes. `on_token` is told of the first sign of a model at work.
 ///
 /// # Errors
 /// What went wrong; see [`Kind`].
@@ -101,6 +89,7 @@ pub async fn read_stream(
     mut body: Incoming,
     limits: &Limits,
     deltas: &mut Deltas<'_>,
+    mut on_token: impl FnMut(),
 ) -> Result<Answer, Fault> {
     let mut decoder = Decoder::new(limits.text_bytes * JSON_PER_TEXT + JSON_AROUND);
     let mut collector = Collector::default();
@@ -124,7 +113,10 @@ pub async fn read_stream(
         decoder.feed(&piece, |data| {
             let progress = collector.take(data)?;
             has_event = true;
-            has_token |= progress.is_token;
+            if progress.is_token && !has_token {
+                has_token = true;
+                on_token();
+            }
             deltas.hand_over(progress.delta);
             if collector.text_bytes() > limits.text_bytes {
                 return Err(Fault::from(Kind::TooLong));
@@ -171,8 +163,8 @@ fn silence(limits: &Limits) -> (Instant, Kind) {
 
 /// The earlier of a deadline and the one for everything.
 fn earlier(until: (Instant, Kind), limits: &Limits) -> (Instant, Kind) {
-    if limits.whole_by <= until.0 {
-        (limits.whole_by, Kind::TotalTimeout)
+    if limits.whole_by.0 <= until.0 {
+        limits.whole_by
     } else {
         until
     }

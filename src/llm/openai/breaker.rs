@@ -1,10 +1,10 @@
 //! A circuit breaker: an upstream that keeps failing is left alone for a while, then tried by one call at a time.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::llm::BreakerState;
+use crate::llm::{BreakerState, Event, Observer};
 
 /// Failures in a row that open it, however long they took.
 const CONSECUTIVE: u32 = 5;
@@ -16,10 +16,16 @@ const REMEMBERED: usize = 100;
 /// How long it stays open the first time; doubled with each probe that fails, up to [`LONGEST_OPEN`].
 const FIRST_OPEN: Duration = Duration::from_secs(5);
 const LONGEST_OPEN: Duration = Duration::from_secs(60);
+/// How long a probe may be without a verdict before another one is let through. Most first tokens are there by then; a probe that
+/// hangs must not keep everybody out until its deadline, and one in three seconds is no load.
+const PROBE_PATIENCE: Duration = Duration::from_secs(3);
 
-/// The breaker of one upstream. Time and chance come in as arguments.
-#[derive(Debug, Default)]
-pub struct Breaker(Mutex<State>);
+/// The breaker of one upstream. Time and chance come in as arguments; each change of its state goes to the observer.
+pub struct Breaker {
+    upstream: String,
+    observer: Arc<dyn Observer>,
+    state: Mutex<State>,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -28,8 +34,10 @@ struct State {
     consecutive: u32,
     /// When calls ended, and whether they failed; oldest first.
     recent: VecDeque<(Instant, bool)>,
-    /// How often it opened since it was last closed.
+    /// How often it opened since a call last went well to its end.
     openings: u32,
+    /// How often probing began: outcomes of an earlier time's probes say nothing new.
+    rounds: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -39,92 +47,200 @@ enum Phase {
     Open {
         until: Instant,
     },
-    /// One call is trying the upstream.
-    Probing,
+    /// Single calls try the upstream; from `next` on there may be a further one.
+    Probing {
+        next: Instant,
+    },
+}
+
+/// What an attempt says of its upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is there and answers.
+    Well,
+    /// It is to blame for the attempt's failure.
+    Ill,
+    /// Nothing.
+    Unknown,
 }
 
 /// Leave to make one attempt. Dropped without a verdict, as when the caller goes away, it says nothing about the upstream.
-#[derive(Debug)]
 #[must_use]
 pub struct Pass<'a> {
     breaker: &'a Breaker,
-    is_probe: bool,
-    is_settled: bool,
+    /// The round that it probes in, if it is a probe without a verdict.
+    probes: Option<u64>,
+}
+
+impl std::fmt::Debug for Breaker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Breaker").field(&self.lock().phase).finish()
+    }
+}
+
+impl std::fmt::Debug for Pass<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Pass").field(&self.probes).finish()
+    }
 }
 
 impl Breaker {
+    /// A closed one.
+    pub fn new(upstream: &str, observer: Arc<dyn Observer>) -> Self {
+        let breaker = Self {
+            upstream: upstream.to_owned(),
+            observer,
+            state: Mutex::default(),
+        };
+        breaker.tell(&breaker.lock());
+        breaker
+    }
+
     /// Leave for an attempt, or how long there is none.
     pub fn admit(&self, now: Instant) -> Result<Pass<'_>, Duration> {
         let mut state = self.lock();
-        let is_probe = match state.phase {
-            Phase::Closed => false,
-            Phase::Open { until } if until > now => return Err(until - now),
+        if let Some(wait) = state.wait(now) {
+            return Err(wait);
+        }
+        let probes = match state.phase {
+            Phase::Closed => None,
             Phase::Open { .. } => {
-                state.phase = Phase::Probing;
-                true
+                state.rounds += 1;
+                Some(state.rounds)
             }
-            // The probe ends within seconds, one way or the other.
-            Phase::Probing => return Err(Duration::from_secs(1)),
+            Phase::Probing { .. } => Some(state.rounds),
         };
+        if probes.is_some() {
+            let next = now + PROBE_PATIENCE;
+            self.enter(&mut state, Phase::Probing { next });
+        }
         Ok(Pass {
             breaker: self,
-            is_probe,
-            is_settled: false,
+            probes,
         })
     }
 
-    /// Where it stands.
-    pub fn state(&self) -> BreakerState {
-        match self.lock().phase {
-            Phase::Closed => BreakerState::Closed,
-            Phase::Open { .. } => BreakerState::Open,
-            Phase::Probing => BreakerState::HalfOpen,
+    /// Whether an attempt would be let through.
+    pub fn would_admit(&self, now: Instant) -> bool {
+        self.lock().wait(now).is_none()
+    }
+
+    /// Changes the phase. Told under the lock, so that the last word is the latest.
+    fn enter(&self, state: &mut State, phase: Phase) {
+        let before = state.phase.shown();
+        state.phase = phase;
+        if phase.shown() != before {
+            self.tell(state);
         }
     }
 
+    fn tell(&self, state: &State) {
+        self.observer.observe(Event::Breaker {
+            upstream: &self.upstream,
+            state: state.phase.shown(),
+        });
+    }
+
+    fn open(&self, state: &mut State, now: Instant, chance: f64) {
+        let time = FIRST_OPEN
+            .saturating_mul(1 << state.openings.min(10))
+            .min(LONGEST_OPEN);
+        state.openings += 1;
+        state.consecutive = 0;
+        state.recent.clear();
+        let until = now + time.mul_f64(0.8 + 0.4 * chance.clamp(0.0, 1.0));
+        self.enter(state, Phase::Open { until });
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Pass<'_> {
-    /// Tells how the attempt went: `failed` if the upstream is to blame for it. `chance`, from 0 to 1, spreads the time at which
-    /// the breakers of several processes try again.
-    pub fn settle(mut self, failed: bool, now: Instant, chance: f64) {
-        self.is_settled = true;
+    /// Tells that the upstream has begun to answer. A probe has done its work with that, and closes the breaker: an answer may
+    /// go on for minutes. It closes on trial: the next failure, be it this attempt's own, opens it again, for longer.
+    pub fn prove(&mut self) {
+        let Some(round) = self.probes.take() else {
+            return;
+        };
         let mut state = self.breaker.lock();
-        match (state.phase, self.is_probe) {
-            (Phase::Probing, true) if failed => state.open(now, chance),
-            (Phase::Probing, true) => *state = State::default(),
+        if state.is_probing(round) {
+            state.consecutive = CONSECUTIVE - 1;
+            self.breaker.enter(&mut state, Phase::Closed);
+        }
+    }
+
+    /// Tells how the attempt went. `chance`, from 0 to 1, spreads the time at which the breakers of several processes try again.
+    pub fn settle(mut self, verdict: Verdict, now: Instant, chance: f64) {
+        if verdict == Verdict::Unknown {
+            return;
+        }
+        let failed = verdict == Verdict::Ill;
+        let mut state = self.breaker.lock();
+        match (state.phase, self.probes.take()) {
+            (Phase::Probing { .. }, Some(round)) if round == state.rounds => {
+                if failed {
+                    self.breaker.open(&mut state, now, chance);
+                } else {
+                    (state.consecutive, state.openings) = (0, 0);
+                    self.breaker.enter(&mut state, Phase::Closed);
+                }
+            }
             (Phase::Closed, _) => {
                 state.note(failed, now);
                 if state.is_too_much() {
-                    state.open(now, chance);
+                    self.breaker.open(&mut state, now, chance);
                 }
             }
             // A call that had begun before it opened says nothing new.
-            (Phase::Open { .. } | Phase::Probing, _) => {}
+            (Phase::Open { .. } | Phase::Probing { .. }, _) => {}
         }
     }
 }
 
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
-        if !self.is_settled && self.is_probe {
+        if let Some(round) = self.probes {
             let mut state = self.breaker.lock();
-            if let Phase::Probing = state.phase {
-                // Open with its time over: the next call is a probe.
-                state.phase = Phase::Open {
-                    until: Instant::now(),
-                };
+            if state.is_probing(round) {
+                // The next call is a probe.
+                let next = Instant::now();
+                self.breaker.enter(&mut state, Phase::Probing { next });
             }
         }
     }
 }
 
+impl Phase {
+    fn shown(self) -> BreakerState {
+        match self {
+            Self::Closed => BreakerState::Closed,
+            Self::Open { .. } => BreakerState::Open,
+            Self::Probing { .. } => BreakerState::HalfOpen,
+        }
+    }
+}
+
 impl State {
+    /// How long nobody is let through; `None` if somebody is.
+    fn wait(&self, now: Instant) -> Option<Duration> {
+        match self.phase {
+            Phase::Closed => None,
+            Phase::Open { until: at } | Phase::Probing { next: at } => (at > now).then(|| at - now),
+        }
+    }
+
+    fn is_probing(&self, round: u64) -> bool {
+        matches!(self.phase, Phase::Probing { .. }) && self.rounds == round
+    }
+
     fn note(&mut self, failed: bool, now: Instant) {
-        self.consecutive = if failed { self.consecutive + 1 } else { 0 };
+        if failed {
+            self.consecutive += 1;
+        } else {
+            (self.consecutive, self.openings) = (0, 0);
+        }
         self.recent.push_back((now, failed));
         let is_old = |(at, _): &(Instant, bool)| now.saturating_duration_since(*at) > WINDOW;
         while self.recent.len() > REMEMBERED || self.recent.front().is_some_and(is_old) {
@@ -137,39 +253,46 @@ impl State {
         self.consecutive >= CONSECUTIVE
             || (failures >= IN_WINDOW && failures * 2 >= self.recent.len())
     }
-
-    fn open(&mut self, now: Instant, chance: f64) {
-        let time = FIRST_OPEN
-            .saturating_mul(1 << self.openings.min(10))
-            .min(LONGEST_OPEN);
-        self.openings += 1;
-        self.consecutive = 0;
-        self.recent.clear();
-        self.phase = Phase::Open {
-            until: now + time.mul_f64(0.8 + 0.4 * chance.clamp(0.0, 1.0)),
-        };
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::Verdict::{Ill, Unknown, Well};
     use super::*;
+    use crate::llm::observer::Unobserved;
 
     const S: Duration = Duration::from_secs(1);
     /// No spread.
     const MIDDLE: f64 = 0.5;
 
+    fn new() -> Breaker {
+        Breaker::new("primary", Arc::new(Unobserved))
+    }
+
+    fn state(breaker: &Breaker) -> BreakerState {
+        breaker.lock().phase.shown()
+    }
+
+    /// One that has just opened.
+    fn opened(now: Instant) -> Breaker {
+        let breaker = new();
+        for _ in 0..5 {
+            fail(&breaker, now);
+        }
+        breaker
+    }
+
     fn fail(breaker: &Breaker, now: Instant) {
-        breaker.admit(now).unwrap().settle(true, now, MIDDLE);
+        breaker.admit(now).unwrap().settle(Ill, now, MIDDLE);
     }
 
     fn succeed(breaker: &Breaker, now: Instant) {
-        breaker.admit(now).unwrap().settle(false, now, MIDDLE);
+        breaker.admit(now).unwrap().settle(Well, now, MIDDLE);
     }
 
     #[test]
     fn five_failures_in_a_row_open_it_and_a_success_between_does_not() {
-        let (breaker, now) = (Breaker::default(), Instant::now());
+        let (breaker, now) = (new(), Instant::now());
         for _ in 0..4 {
             fail(&breaker, now);
         }
@@ -177,41 +300,41 @@ mod tests {
         for minute in 0..4 {
             fail(&breaker, now + 60 * minute * S);
         }
-        assert_eq!(breaker.state(), BreakerState::Closed);
+        assert_eq!(state(&breaker), BreakerState::Closed);
         fail(&breaker, now + 300 * S);
-        assert_eq!(breaker.state(), BreakerState::Open);
+        assert_eq!(state(&breaker), BreakerState::Open);
         assert_eq!(breaker.admit(now + 302 * S).unwrap_err(), 3 * S);
     }
 
     #[test]
     fn half_of_the_calls_failing_opens_it() {
-        let (breaker, now) = (Breaker::default(), Instant::now());
+        let (breaker, now) = (new(), Instant::now());
         for _ in 0..9 {
             fail(&breaker, now);
             succeed(&breaker, now);
         }
-        assert_eq!(breaker.state(), BreakerState::Closed);
+        assert_eq!(state(&breaker), BreakerState::Closed);
         fail(&breaker, now);
-        assert_eq!(breaker.state(), BreakerState::Open);
+        assert_eq!(state(&breaker), BreakerState::Open);
     }
 
     #[test]
     fn one_call_probes_and_its_outcome_decides() {
-        let (breaker, start) = (Breaker::default(), Instant::now());
+        let (breaker, start) = (new(), Instant::now());
         for _ in 0..5 {
             fail(&breaker, start);
         }
         let mut now = start + 5 * S;
         for open in [10 * S, 20 * S, 40 * S, 60 * S, 60 * S] {
             let probe = breaker.admit(now).unwrap();
-            assert_eq!(breaker.state(), BreakerState::HalfOpen);
+            assert_eq!(state(&breaker), BreakerState::HalfOpen);
             assert!(breaker.admit(now).is_err(), "one probe at a time");
-            probe.settle(true, now, MIDDLE);
+            probe.settle(Ill, now, MIDDLE);
             assert_eq!(breaker.admit(now).unwrap_err(), open);
             now += open;
         }
         succeed(&breaker, now);
-        assert_eq!(breaker.state(), BreakerState::Closed);
+        assert_eq!(state(&breaker), BreakerState::Closed);
         for _ in 0..5 {
             fail(&breaker, now);
         }
@@ -220,33 +343,93 @@ mod tests {
 
     #[test]
     fn a_probe_whose_caller_left_makes_room_for_the_next() {
-        let (breaker, start) = (Breaker::default(), Instant::now());
-        for _ in 0..5 {
-            fail(&breaker, start);
-        }
+        let start = Instant::now();
         let later = start + 10 * S;
+        let breaker = opened(start);
         drop(breaker.admit(later).unwrap());
-        assert!(breaker.admit(later).is_ok());
+        assert_eq!(state(&breaker), BreakerState::HalfOpen);
+        let next = breaker.admit(later).unwrap();
+        assert!(breaker.admit(later).is_err());
+        next.settle(Unknown, later, MIDDLE);
+        succeed(&breaker, later);
+        assert_eq!(state(&breaker), BreakerState::Closed);
+    }
+
+    #[test]
+    fn a_probe_lets_the_others_in_as_soon_as_the_upstream_begins_to_answer() {
+        let start = Instant::now();
+        let breaker = opened(start);
+        let mut probe = breaker.admit(start + 5 * S).unwrap();
+        probe.prove();
+        assert_eq!(state(&breaker), BreakerState::Closed);
+        succeed(&breaker, start + 5 * S);
+        probe.settle(Well, start + 60 * S, MIDDLE);
+        assert_eq!(state(&breaker), BreakerState::Closed);
+    }
+
+    #[test]
+    fn an_upstream_that_begins_well_and_ends_badly_is_left_alone_for_longer_each_time() {
+        let start = Instant::now();
+        let (breaker, mut now) = (opened(start), start + 5 * S);
+        for open in [10 * S, 20 * S, 40 * S] {
+            let mut probe = breaker.admit(now).unwrap();
+            probe.prove();
+            probe.settle(Ill, now, MIDDLE);
+            assert_eq!(breaker.admit(now).unwrap_err(), open);
+            now += open;
+        }
+    }
+
+    #[test]
+    fn a_probe_without_a_verdict_is_joined_by_another_after_a_while() {
+        let start = Instant::now();
+        let (breaker, now) = (opened(start), start + 5 * S);
+        let hanging = breaker.admit(now).unwrap();
+        assert_eq!(breaker.admit(now + S).unwrap_err(), 2 * S);
+        assert!(!breaker.would_admit(now + S) && breaker.would_admit(now + 3 * S));
+        let second = breaker.admit(now + 3 * S).unwrap();
+        assert!(breaker.admit(now + 4 * S).is_err());
+        second.settle(Well, now + 4 * S, MIDDLE);
+        assert_eq!(state(&breaker), BreakerState::Closed);
+        // The first one's end is one failure among others now.
+        hanging.settle(Ill, now + 60 * S, MIDDLE);
+        assert_eq!(state(&breaker), BreakerState::Closed);
+    }
+
+    #[test]
+    fn a_probe_of_an_earlier_round_decides_nothing() {
+        let start = Instant::now();
+        let (breaker, now) = (opened(start), start + 5 * S);
+        let hanging = breaker.admit(now).unwrap();
+        breaker
+            .admit(now + 3 * S)
+            .unwrap()
+            .settle(Ill, now + 3 * S, MIDDLE);
+        let again = breaker.admit(now + 13 * S).unwrap();
+        hanging.settle(Ill, now + 13 * S, MIDDLE);
+        assert_eq!(state(&breaker), BreakerState::HalfOpen);
+        again.settle(Well, now + 13 * S, MIDDLE);
+        assert_eq!(state(&breaker), BreakerState::Closed);
     }
 
     #[test]
     fn calls_from_before_it_opened_change_nothing() {
-        let (breaker, now) = (Breaker::default(), Instant::now());
+        let (breaker, now) = (new(), Instant::now());
         let (early, late) = (breaker.admit(now).unwrap(), breaker.admit(now).unwrap());
         for _ in 0..5 {
             fail(&breaker, now);
         }
-        early.settle(false, now, MIDDLE);
-        late.settle(true, now + S, MIDDLE);
+        early.settle(Well, now, MIDDLE);
+        late.settle(Ill, now + S, MIDDLE);
         assert_eq!(breaker.admit(now).unwrap_err(), 5 * S);
     }
 
     #[test]
     fn chance_spreads_the_reopening_by_a_fifth() {
         for (chance, wait) in [(0.0, 4 * S), (1.0, 6 * S)] {
-            let (breaker, now) = (Breaker::default(), Instant::now());
+            let (breaker, now) = (new(), Instant::now());
             for _ in 0..5 {
-                breaker.admit(now).unwrap().settle(true, now, chance);
+                breaker.admit(now).unwrap().settle(Ill, now, chance);
             }
             assert_eq!(breaker.admit(now).unwrap_err(), wait);
         }

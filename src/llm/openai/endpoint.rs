@@ -15,7 +15,7 @@ use super::breaker::Breaker;
 use super::retry::Budget;
 use super::transport::Transport;
 use crate::config;
-use crate::llm::Asked;
+use crate::llm::{Asked, Observer};
 
 const USER_AGENT_VALUE: &str = concat!("prompt-service/", env!("CARGO_PKG_VERSION"));
 
@@ -48,6 +48,7 @@ impl Endpoint {
         config: &config::Endpoint,
         tls: Arc<ClientConfig>,
         connect_timeout: Duration,
+        observer: &Arc<dyn Observer>,
     ) -> Result<Self, hyper::http::Error> {
         let is_https = config.base_url.is_https();
         let authorization = match &config.api_key {
@@ -59,21 +60,22 @@ impl Endpoint {
                 Some(value)
             }
         };
+        let name = match at {
+            0 => "primary".to_owned(),
+            at => format!("fallback-{at}"),
+        };
         Ok(Self {
-            name: match at {
-                0 => "primary".to_owned(),
-                at => format!("fallback-{at}"),
-            },
             provider: match config.base_url.is_openai() {
                 true => "openai",
                 false => "openai-compatible",
             },
             transport: Transport::new(tls, is_https, connect_timeout),
-            breaker: Breaker::default(),
+            breaker: Breaker::new(&name, Arc::clone(observer)),
             budget: Budget::new(Instant::now()),
             uri: config.base_url.join("/chat/completions").try_into()?,
             authorization,
             config: config.clone(),
+            name,
         })
     }
 

@@ -24,6 +24,8 @@ pub enum Kind {
     FirstTokenTimeout,
     /// An answer that had begun fell silent.
     TokenTimeout,
+    /// A whole answer did not come in the time that it has while another upstream can be asked.
+    AnswerTimeout,
     /// The time for the whole call is over.
     TotalTimeout,
     /// An answer that had begun broke off.
@@ -72,6 +74,7 @@ impl Fault {
             Kind::Status(status) => matches!(status, 408 | 409 | 429 | 500..=599),
             Kind::FirstTokenTimeout
             | Kind::TokenTimeout
+            | Kind::AnswerTimeout
             | Kind::TotalTimeout
             | Kind::Truncated
             | Kind::Malformed
@@ -99,6 +102,7 @@ impl Fault {
             | Kind::Broken
             | Kind::FirstTokenTimeout
             | Kind::TokenTimeout
+            | Kind::AnswerTimeout
             | Kind::TotalTimeout
             | Kind::Truncated
             | Kind::Malformed
@@ -121,6 +125,7 @@ impl Fault {
             Kind::Status(status) => status_word(status),
             Kind::FirstTokenTimeout => "first_token_timeout",
             Kind::TokenTimeout => "token_timeout",
+            Kind::AnswerTimeout => "answer_timeout",
             Kind::TotalTimeout => "total_timeout",
             Kind::Truncated => "truncated",
             Kind::Malformed => "malformed",
@@ -144,6 +149,7 @@ impl Fault {
             Kind::ConnectTimeout
             | Kind::FirstTokenTimeout
             | Kind::TokenTimeout
+            | Kind::AnswerTimeout
             | Kind::TotalTimeout
             | Kind::Status(504) => (
                 FailureCode::UpstreamTimeout,

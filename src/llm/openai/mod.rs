@@ -4,6 +4,7 @@
 //! there is another one.
 
 mod answer;
+mod attempt;
 mod breaker;
 mod endpoint;
 mod fault;
@@ -13,14 +14,11 @@ mod transport;
 mod wire;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use hyper::HeaderMap;
-use hyper::body::Incoming;
-use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE};
-
-use self::answer::{Deltas, Limits};
+use self::answer::Deltas;
+use self::attempt::{Attempt, Limits};
+use self::breaker::Verdict;
 use self::endpoint::Endpoint;
 use self::fault::{Fault, Kind};
 use self::wire::Answer;
@@ -29,8 +27,6 @@ use crate::config::UpstreamConfig;
 
 /// Where there is another upstream to ask, a longer wait for this one is not worth it.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Longest request id that is logged, in bytes.
-const REQUEST_ID_BYTES: usize = 128;
 
 /// The upstreams, in the order in which they are asked.
 pub struct Upstreams {
@@ -71,19 +67,42 @@ enum Ended {
     Failed(Fault),
 }
 
-/// One call as it goes from attempt to attempt.
+/// One call as it goes from attempt to attempt. Dropped before its end, it is counted as given up: it was paid for all the same.
 struct Call<'a, 'd> {
     prompt: &'a str,
     deltas: Deltas<'d>,
     began: Instant,
     attempts: u32,
+    /// Who was asked last; before that, who is first in line.
+    endpoint: &'a Endpoint,
+    observer: &'a dyn Observer,
+    is_over: bool,
 }
 
-/// What one attempt's answer said of itself, for the log.
-#[derive(Default)]
-struct Seen {
-    status: Option<u16>,
-    request_id: Option<String>,
+impl Call<'_, '_> {
+    fn end(&mut self, error_type: Option<&'static str>, answer: Option<&Answer>) {
+        self.is_over = true;
+        let asked = self.endpoint.asked();
+        if let Some(first_at) = self.deltas.first_at() {
+            let after = first_at.saturating_duration_since(self.began);
+            self.observer.observe(Event::FirstToken(asked, after));
+        }
+        self.observer.observe(Event::Ended {
+            asked,
+            duration: self.began.elapsed(),
+            error_type,
+            prompt_tokens: answer.and_then(|answer| answer.prompt_tokens),
+            completion_tokens: answer.and_then(|answer| answer.completion_tokens),
+        });
+    }
+}
+
+impl Drop for Call<'_, '_> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.end(Some("cancelled"), None);
+        }
+    }
 }
 
 impl Upstreams {
@@ -99,20 +118,18 @@ impl Upstreams {
             transport::no_tls()?
         });
         let endpoints = config.endpoints.iter().enumerate().map(|(at, endpoint)| {
-            Endpoint::new(at, endpoint, Arc::clone(&tls), config.connect_timeout)
+            let tls = Arc::clone(&tls);
+            Endpoint::new(at, endpoint, tls, config.connect_timeout, &observer)
         });
-        let upstreams = Self {
-            endpoints: endpoints.collect::<Result<_, _>>()?,
+        let endpoints: Vec<_> = endpoints.collect::<Result<_, _>>()?;
+        for endpoint in &endpoints {
+            observer.observe(Event::Announced(endpoint.asked()));
+        }
+        Ok(Self {
+            endpoints,
             config: config.clone(),
             observer,
-        };
-        for endpoint in &upstreams.endpoints {
-            upstreams
-                .observer
-                .observe(Event::Announced(endpoint.asked()));
-            upstreams.observe_breaker(endpoint);
-        }
-        Ok(upstreams)
+        })
     }
 
     /// What is asked first.
@@ -131,22 +148,23 @@ impl Upstreams {
             deltas: Deltas::new(on_delta),
             began: Instant::now(),
             attempts: 0,
+            endpoint: &self.endpoints[0],
+            observer: &*self.observer,
+            is_over: false,
         };
-        let mut asked = &self.endpoints[0];
         let mut last: Option<Fault> = None;
         let mut wait: Option<Duration> = None;
         for (at, endpoint) in self.endpoints.iter().enumerate() {
-            let has_next = at + 1 < self.endpoints.len();
-            match self.ask(endpoint, &mut call, has_next).await {
+            let others = &self.endpoints[at + 1..];
+            match self.ask(endpoint, others, &mut call).await {
                 Ok(answer) => {
-                    self.observe_end(endpoint, &call, None, Some(&answer));
+                    call.end(None, Some(&answer));
                     return Ok(completion(answer, endpoint, call.began));
                 }
                 Err(Ended::Refused(more)) => {
                     wait = Some(wait.map_or(more, |wait| wait.min(more)));
                 }
                 Err(Ended::Failed(fault)) => {
-                    asked = endpoint;
                     last = Some(fault);
                     if call.deltas.first_at().is_some() || !fault.may_mend_elsewhere() {
                         break;
@@ -155,24 +173,24 @@ impl Upstreams {
             }
         }
         let error_type = last.map_or("breaker_open", |fault| fault.error_type());
-        self.observe_end(asked, &call, Some(error_type), None);
+        call.end(Some(error_type), None);
         Err(match last {
             Some(fault) => fault.into_failure(),
             None => fault::all_open(wait.unwrap_or_default()),
         })
     }
 
-    /// Asks one upstream until it answers, or there is no sense in asking it again.
-    async fn ask(
+    /// Asks one upstream until it answers, or there is no sense in asking it again. `others` may be asked after it.
+    async fn ask<'a>(
         &self,
-        endpoint: &Endpoint,
-        call: &mut Call<'_, '_>,
-        has_next: bool,
+        endpoint: &'a Endpoint,
+        others: &[Endpoint],
+        call: &mut Call<'a, '_>,
     ) -> Result<Answer, Ended> {
         let is_streamed = call.deltas.are_wanted();
         let body = wire::request(&self.config, &endpoint.config, call.prompt, is_streamed);
         let whole_by = call.began + self.config.total_timeout;
-        endpoint.budget.note_call();
+        let has_next = |now| others.iter().any(|each| each.breaker.would_admit(now));
         let (mut retries, mut last) = (0, None);
         loop {
             let now = Instant::now();
@@ -185,6 +203,16 @@ impl Upstreams {
                 Ok(pass) => pass,
                 Err(wait) => return Err(last.map_or(Ended::Refused(wait), Ended::Failed)),
             };
+            if retries == 0 {
+                endpoint.budget.note_call();
+            }
+            // The head of a whole answer comes when the answer is ready, so a hang looks like work. Half of the time left is for
+            // who can still be asked.
+            let whole_by = if !is_streamed && has_next(now) {
+                (now + (whole_by - now) / 2, Kind::AnswerTimeout)
+            } else {
+                (whole_by, Kind::TotalTimeout)
+            };
             let limits = Limits {
                 first_token_by: now + self.config.first_token_timeout,
                 token_timeout: self.config.token_timeout,
@@ -192,20 +220,17 @@ impl Upstreams {
                 text_bytes: self.config.max_response_bytes,
             };
             call.attempts += 1;
-            let mut seen = Seen::default();
-            let answer = attempt(endpoint, body.clone(), &limits, &mut call.deltas, &mut seen);
-            let answer = answer.await;
-            let is_outage = answer.as_ref().is_err_and(Fault::is_outage);
-            pass.settle(is_outage, Instant::now(), chance());
-            self.observe_breaker(endpoint);
+            call.endpoint = endpoint;
+            let mut attempt = Attempt::new(endpoint, call.attempts, limits, pass);
+            let answer = attempt.run(body.clone(), &mut call.deltas).await;
+            // What others have left it is too little to judge it by.
+            let is_short = call.attempts > 1 && limits.first_token_by > whole_by.0;
+            let verdict = verdict(&answer, attempt.has_token(), is_short);
+            attempt.settle(&answer, verdict, chance());
             let fault = match answer {
-                Ok(answer) => {
-                    log_answer(endpoint, call.attempts, &seen, now.elapsed());
-                    return Ok(answer);
-                }
+                Ok(answer) => return Ok(answer),
                 Err(fault) => fault,
             };
-            log_fault(endpoint, call.attempts, &seen, &fault, now.elapsed());
             last = Some(fault);
             retries += 1;
             if call.deltas.first_at().is_some()
@@ -215,9 +240,9 @@ impl Upstreams {
                 return Err(Ended::Failed(fault));
             }
             let wait = retry::backoff(retries, fault.retry_after, chance());
-            let is_too_late = Instant::now() + wait >= whole_by;
-            if is_too_late || (has_next && wait > PATIENCE) || !endpoint.budget.take(Instant::now())
-            {
+            let now = Instant::now();
+            let is_too_late = now + wait >= call.began + self.config.total_timeout;
+            if is_too_late || (wait > PATIENCE && has_next(now)) || !endpoint.budget.take(now) {
                 return Err(Ended::Failed(fault));
             }
             self.observer.observe(Event::Retried {
@@ -227,33 +252,17 @@ impl Upstreams {
             tokio::time::sleep(wait).await;
         }
     }
+}
 
-    fn observe_breaker(&self, endpoint: &Endpoint) {
-        self.observer.observe(Event::Breaker {
-            upstream: &endpoint.name,
-            state: endpoint.breaker.state(),
-        });
-    }
-
-    fn observe_end(
-        &self,
-        endpoint: &Endpoint,
-        call: &Call<'_, '_>,
-        error_type: Option<&'static str>,
-        answer: Option<&Answer>,
-    ) {
-        if let Some(first_at) = call.deltas.first_at() {
-            let after = first_at.saturating_duration_since(call.began);
-            self.observer
-                .observe(Event::FirstToken(endpoint.asked(), after));
-        }
-        self.observer.observe(Event::Ended {
-            asked: endpoint.asked(),
-            duration: call.began.elapsed(),
-            error_type,
-            prompt_tokens: answer.and_then(|answer| answer.prompt_tokens),
-            completion_tokens: answer.and_then(|answer| answer.completion_tokens),
-        });
+/// What an attempt says of its upstream. The deadline of the whole call is the client's: it says something only of an upstream that
+/// had its time and did not even begin.
+fn verdict(answer: &Result<Answer, Fault>, has_token: bool, is_short: bool) -> Verdict {
+    match answer {
+        Ok(_) => Verdict::Well,
+        Err(fault) if fault.kind == Kind::TotalTimeout && has_token => Verdict::Well,
+        Err(fault) if fault.kind == Kind::TotalTimeout && is_short => Verdict::Unknown,
+        Err(fault) if fault.is_outage() => Verdict::Ill,
+        Err(_) => Verdict::Well,
     }
 }
 
@@ -267,116 +276,6 @@ fn completion(answer: Answer, endpoint: &Endpoint, began: Instant) -> Completion
         prompt_tokens: answer.prompt_tokens,
         completion_tokens: answer.completion_tokens,
         upstream_duration: began.elapsed(),
-    }
-}
-
-/// One request and its answer.
-async fn attempt(
-    endpoint: &Endpoint,
-    body: Bytes,
-    limits: &Limits,
-    deltas: &mut Deltas<'_>,
-    seen: &mut Seen,
-) -> Result<Answer, Fault> {
-    let is_streamed = deltas.are_wanted();
-    // A whole answer's head comes when the answer is ready, so only the total deadline can tell a hang from work.
-    let (head_by, too_late) = if is_streamed && limits.first_token_by < limits.whole_by {
-        (limits.first_token_by, Kind::FirstTokenTimeout)
-    } else {
-        (limits.whole_by, Kind::TotalTimeout)
-    };
-    let sending = endpoint.transport.send(endpoint.request(body, is_streamed));
-    let response = tokio::time::timeout_at(head_by.into(), sending)
-        .await
-        .map_err(|_| too_late)??;
-    let (head, body) = response.into_parts();
-    seen.status = Some(head.status.as_u16());
-    seen.request_id = request_id(&head.headers);
-    if !head.status.is_success() {
-        answer::drain(body).await;
-        return Err(Fault {
-            kind: Kind::Status(head.status.as_u16()),
-            retry_after: retry::retry_after(&head.headers, SystemTime::now()),
-        });
-    }
-    if head
-        .headers
-        .get_all(CONTENT_ENCODING)
-        .iter()
-        .any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
-    {
-        return Err(Kind::Encoded.into());
-    }
-    read(&head.headers, body, limits, deltas, is_streamed).await
-}
-
-async fn read(
-    headers: &HeaderMap,
-    body: Incoming,
-    limits: &Limits,
-    deltas: &mut Deltas<'_>,
-    is_streamed: bool,
-) -> Result<Answer, Fault> {
-    let kind = headers
-        .get(CONTENT_TYPE)
-        .map(|kind| kind.as_bytes().to_ascii_lowercase())
-        .unwrap_or_default();
-    if !is_streamed {
-        return answer::read_whole(body, limits).await;
-    }
-    if kind.starts_with(b"text/event-stream") {
-        return answer::read_stream(body, limits, deltas).await;
-    }
-    // Some servers do not stream though asked to: their answer is one piece, or an error object.
-    if kind.starts_with(b"application/json") {
-        let answer = answer::read_whole(body, limits).await?;
-        deltas.hand_over(&answer.text);
-        return Ok(answer);
-    }
-    Err(Kind::Malformed.into())
-}
-
-/// The upstream's name for the request, if it is one that can be logged.
-fn request_id(headers: &HeaderMap) -> Option<String> {
-    let id = headers.get("x-request-id")?.to_str().ok()?;
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.:/+=".contains(c);
-    (id.len() <= REQUEST_ID_BYTES && id.chars().all(is_plain)).then(|| id.to_owned())
-}
-
-fn log_answer(endpoint: &Endpoint, attempt: u32, seen: &Seen, took: Duration) {
-    tracing::info!(
-        upstream = endpoint.name,
-        attempt,
-        status = seen.status,
-        upstream_request_id = seen.request_id,
-        duration_ms = took.as_millis() as u64,
-        "upstream answered"
-    );
-}
-
-fn log_fault(endpoint: &Endpoint, attempt: u32, seen: &Seen, fault: &Fault, took: Duration) {
-    let (duration_ms, error_type) = (took.as_millis() as u64, fault.error_type());
-    let (upstream, upstream_request_id) = (&endpoint.name, &seen.request_id);
-    if fault.is_misconfiguration() {
-        tracing::error!(
-            upstream,
-            attempt,
-            status = seen.status,
-            upstream_request_id,
-            error_type,
-            duration_ms,
-            "upstream refused: check its address, its key and its model"
-        );
-    } else {
-        tracing::warn!(
-            upstream,
-            attempt,
-            status = seen.status,
-            upstream_request_id,
-            error_type,
-            duration_ms,
-            "upstream failed"
-        );
     }
 }
 

@@ -81,8 +81,11 @@ async fn a_piece_is_handed_over_before_the_next_one_is_there() {
         piece = told => assert_eq!(piece.unwrap(), "first"),
         answer = call => panic!("the upstream never ends: {answer:?}"),
     }
-    // Giving the call up gave its place back.
+    // Giving the call up gave its place back, and it was counted: it was paid for.
     assert_eq!(client.count("Admitted"), client.count("Left"));
+    assert_eq!(client.count("Ended"), 1);
+    assert_eq!(client.count("error_type: Some(\"cancelled\")"), 1);
+    assert_eq!(client.count("FirstToken"), 1);
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! The client of the upstream, against one that behaves well, badly, slowly or not at all.
 
+mod breaker;
 mod calls;
 mod faults;
 mod retries;
@@ -71,6 +72,16 @@ impl Watched {
     fn count(&self, part: &str) -> usize {
         let events = self.events.0.lock().unwrap();
         events.iter().filter(|event| event.contains(part)).count()
+    }
+
+    /// The states of the breaker, in the order in which they were told.
+    fn breaker_states(&self) -> Vec<String> {
+        let events = self.events.0.lock().unwrap();
+        let states = events.iter().filter_map(|event| {
+            let (_, state) = event.split_once("Breaker { upstream: \"primary\", state: ")?;
+            Some(state.trim_end_matches([' ', '}']).to_owned())
+        });
+        states.collect()
     }
 
     /// A whole answer.

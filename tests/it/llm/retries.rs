@@ -107,55 +107,6 @@ async fn retries_do_not_multiply_the_load_of_an_outage() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_keeps_failing_is_left_alone() {
-    let upstream = Upstream::start().await;
-    upstream.plan_many(5, &passing(500));
-    let client = Watched::new(&config(&upstream));
-    for _ in 0..5 {
-        let failure = client.ask().await.unwrap_err();
-        assert_eq!(failure.code, FailureCode::UpstreamFailed);
-    }
-    let failure = client.ask().await.unwrap_err();
-    assert_eq!(failure.code, FailureCode::UpstreamUnavailable);
-    assert!(failure.retry_after.unwrap() <= Duration::from_secs(6));
-    assert_eq!(upstream.requests().len(), 5);
-    assert_eq!(client.count("state: Open"), 1);
-    // It comes back by itself.
-    eventually!(client.ask().await.is_ok());
-    assert_eq!(upstream.requests().len(), 6);
-    assert!(client.ask().await.is_ok());
-}
-
-#[tokio::test]
-async fn refusals_do_not_open_the_breaker() {
-    for status in [400, 401, 429] {
-        let upstream = Upstream::start().await;
-        upstream.plan_many(15, &passing(status));
-        let client = Watched::new(&config(&upstream));
-        for _ in 0..15 {
-            client.ask().await.unwrap_err();
-        }
-        client.ask().await.unwrap();
-        assert_eq!(client.count("state: Open"), 0);
-    }
-}
-
-#[tokio::test]
-async fn calls_that_are_given_up_say_nothing_about_the_upstream() {
-    let upstream = Upstream::start().await;
-    upstream.plan_many(10, &Reply::default().hang());
-    let client = Watched::new(&config(&upstream));
-    for n in 1..=10 {
-        tokio::select! {
-            answer = client.ask() => panic!("{answer:?}"),
-            () = async { eventually!(upstream.requests().len() == n) } => {}
-        }
-    }
-    client.ask().await.unwrap();
-    assert_eq!(client.count("Admitted"), client.count("Left"));
-}
-
-#[tokio::test]
 async fn a_fallback_is_asked_where_it_may_do_better_with_its_own_key() {
     for is_streamed in [false, true] {
         for reply in [
@@ -190,6 +141,57 @@ async fn a_fallback_is_asked_where_it_may_do_better_with_its_own_key() {
             );
         }
     }
+}
+
+#[tokio::test]
+async fn a_whole_answer_that_hangs_leaves_half_of_the_time_to_the_next() {
+    let (first, second) = (Upstream::start().await, Upstream::start().await);
+    first.plan_many(9, &Reply::default().hang());
+    let mut config = config(&first);
+    config.total_timeout = 2000 * MS;
+    config.max_retries = 2;
+    config
+        .endpoints
+        .push(endpoint(&second.url(), "spare", None));
+    let client = Watched::new(&config);
+    let began = Instant::now();
+    assert_eq!(client.ask().await.unwrap().text, "Hello there");
+    assert!(began.elapsed() >= 1000 * MS, "the first has its half");
+    assert_eq!((first.requests().len(), second.requests().len()), (1, 1));
+    // The last one has all the time that is left.
+    second.plan(Reply::default().hang());
+    let began = Instant::now();
+    let failure = client.ask().await.unwrap_err();
+    assert_eq!(failure.code, FailureCode::UpstreamTimeout);
+    assert!(began.elapsed() >= 1900 * MS);
+    // A hang counts: after five the first is left alone.
+    for _ in 0..3 {
+        client.ask().await.unwrap();
+    }
+    assert_eq!(client.breaker_states(), ["Closed", "Open"]);
+    let began = Instant::now();
+    client.ask().await.unwrap();
+    assert!(began.elapsed() < 1000 * MS);
+    assert_eq!(first.requests().len(), 5);
+}
+
+#[tokio::test]
+async fn a_fallback_that_is_left_alone_takes_no_time_from_the_first() {
+    let (first, second) = (Upstream::start().await, Upstream::start().await);
+    let mut config = config(&first);
+    config.total_timeout = 3000 * MS;
+    config
+        .endpoints
+        .push(endpoint(&second.url(), "spare", None));
+    second.plan_many(5, &passing(500));
+    first.plan_many(5, &passing(401));
+    let client = Watched::new(&config);
+    for _ in 0..5 {
+        client.ask().await.unwrap_err();
+    }
+    let slow = Reply::default().pause(1800 * MS).and(Reply::answer("slow"));
+    first.plan(slow);
+    assert_eq!(client.ask().await.unwrap().text, "slow");
 }
 
 #[tokio::test]
