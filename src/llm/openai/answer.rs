@@ -23,6 +23,9 @@ const DRAIN_BYTES: usize = 16 * 1024;
 const DRAIN_TIME: Duration = Duration::from_millis(100);
 /// How long the end of a stream may take after its `[DONE]`, for the same reason.
 const END_TIME: Duration = Duration::from_millis(10);
+/// How long `[DONE]`, and the usage before it, may take after the `finish_reason`: they are ready with it, so this is for the network.
+/// The answer is whole, and its reader waits.
+const GOODBYE_TIME: Duration = Duration::from_secs(5);
 
 /// Where the text of a streamed answer goes, and what is known of it.
 pub struct Deltas<'a> {
@@ -96,16 +99,13 @@ pub async fn read_stream(
     let mut room = limits.text_bytes.saturating_mul(STREAM_PER_TEXT) + JSON_AROUND;
     // Comments keep a connection open, not a model at work: events alone put the deadline off.
     let mut until = (limits.first_token_by, Kind::FirstTokenTimeout);
-    let mut has_token = false;
+    let (mut has_token, mut bye_by) = (false, None);
     while !collector.is_done() {
         let piece = match next(&mut body, earlier(until, limits)).await {
             Ok(Some(piece)) => piece,
             Ok(None) => break,
-            // Everything said, and only the goodbye missing: that is whole.
-            Err(Fault {
-                kind: Kind::Truncated,
-                ..
-            }) => break,
+            // Everything said, and only the goodbye missing, late or cut: that is whole.
+            Err(_) if collector.has_reason() => break,
             Err(fault) => return Err(fault),
         };
         room = room.checked_sub(piece.len()).ok_or(Kind::TooLong)?;
@@ -123,7 +123,10 @@ pub async fn read_stream(
             }
             Ok(())
         })?;
-        if has_token && has_event {
+        if collector.has_reason() {
+            let bye_by = *bye_by.get_or_insert_with(|| Instant::now() + GOODBYE_TIME);
+            until = (bye_by, Kind::TokenTimeout);
+        } else if has_token && has_event {
             until = silence(limits);
         }
     }

@@ -126,15 +126,19 @@ struct Usage {
     completion_tokens: Option<u64>,
 }
 
-/// Reads the body of a whole answer.
+/// Reads the body of a whole answer. One that ended for a reason and has no text is an answer too, an empty one: thinking used up
+/// its tokens, a filter held it back, or the model refused. It was paid for, and would be no other if asked again.
 ///
 /// # Errors
-/// `ErrorObject`, or `Malformed` if it is no JSON, or has no choice or no text.
+/// `ErrorObject`, or `Malformed` if it is no JSON, has no choice, or has neither a text nor a reason.
 pub fn whole(body: &[u8]) -> Result<Answer, Kind> {
     let mut answer = Answer::default();
     let choice = answer.take(body)?.ok_or(Kind::Malformed)?;
-    let content = choice.message.and_then(|message| message.content);
-    answer.text = cleaned_text(content.ok_or(Kind::Malformed)?);
+    match choice.message.and_then(|message| message.content) {
+        Some(content) => answer.text = cleaned_text(content),
+        None if answer.finish_reason.is_some() => {}
+        None => return Err(Kind::Malformed),
+    }
     Ok(answer)
 }
 
@@ -194,6 +198,11 @@ impl Collector {
         self.is_done
     }
 
+    /// Whether the model has said why it stopped: the text is whole then, whatever else is to come.
+    pub fn has_reason(&self) -> bool {
+        self.answer.finish_reason.is_some()
+    }
+
     /// Bytes of text so far.
     pub fn text_bytes(&self) -> usize {
         self.answer.text.len()
@@ -202,15 +211,14 @@ impl Collector {
     /// The whole answer, once the stream has ended.
     ///
     /// # Errors
-    /// `Truncated` if the end was neither `[DONE]` nor preceded by a `finish_reason`, `Malformed` if there never was any text.
+    /// `Truncated` if the end was neither `[DONE]` nor preceded by a `finish_reason`, `Malformed` if there was neither a text nor a
+    /// `finish_reason`.
     pub fn finish(self) -> Result<Answer, Kind> {
-        if !self.is_done && self.answer.finish_reason.is_none() {
-            return Err(Kind::Truncated);
+        match (self.has_reason(), self.is_done, self.has_content) {
+            (true, _, _) | (false, true, true) => Ok(self.answer),
+            (false, true, false) => Err(Kind::Malformed),
+            (false, false, _) => Err(Kind::Truncated),
         }
-        if !self.has_content {
-            return Err(Kind::Malformed);
-        }
-        Ok(self.answer)
     }
 }
 
@@ -238,11 +246,13 @@ impl Answer {
         }
         let mut choices = body.choices.unwrap_or_default().into_iter();
         let choice = choices.find(|choice| choice.index == 0);
-        if let Some(reason) = choice
-            .as_ref()
-            .and_then(|choice| choice.finish_reason.as_ref())
-        {
-            self.finish_reason = Some(cleaned_name(reason, REASON_CHARS));
+        let reason = choice.as_ref().and_then(|c| c.finish_reason.as_deref());
+        match reason.map(|reason| cleaned_name(reason, REASON_CHARS)) {
+            // OpenRouter's word for a model that broke down in mid-answer.
+            Some(reason) if reason == "error" => return Err(Kind::ErrorObject),
+            // Some servers send an empty one where others send null.
+            Some(reason) if !reason.is_empty() => self.finish_reason = Some(reason),
+            Some(_) | None => {}
         }
         Ok(choice)
     }
@@ -315,6 +325,7 @@ mod tests {
             json!({ "choices": [{}] }),
             json!({ "choices": [{ "message": null }] }),
             json!({ "choices": [{ "message": { "content": null } }] }),
+            json!({ "choices": [{ "message": { "content": null }, "finish_reason": "" }] }),
             json!({ "choices": [{ "message": { "content": 7 } }] }),
             json!({ "choices": [{ "index": 1, "message": { "content": "x" } }] }),
         ] {
@@ -324,11 +335,35 @@ mod tests {
             json!({ "error": { "message": "no" } }),
             json!({ "object": "error", "message": "no" }),
             json!({ "error": "no", "choices": [{ "message": { "content": "x" } }] }),
+            json!({ "choices": [{ "message": { "content": "x" }, "finish_reason": "error" }] }),
         ] {
             assert_eq!(read(&body), Err(Kind::ErrorObject), "{body}");
         }
         assert_eq!(whole(b"<html>"), Err(Kind::Malformed));
         assert_eq!(whole(b"{\"choices\": [{\"mess"), Err(Kind::Malformed));
+    }
+
+    #[test]
+    fn an_answer_that_ended_for_a_reason_without_a_text_is_an_empty_one() {
+        for (reason, message) in [
+            ("length", json!({ "content": null })),
+            ("content_filter", json!({})),
+            ("stop", json!({ "content": null, "refusal": "I will not." })),
+            ("content_filter", Value::Null),
+        ] {
+            let choice = json!({ "finish_reason": reason, "message": message });
+            let usage = json!({ "prompt_tokens": 3, "completion_tokens": 64 });
+            let answer = read(&json!({ "choices": [choice], "usage": usage })).unwrap();
+            assert_eq!(answer.text, "");
+            assert_eq!(answer.finish_reason.as_deref(), Some(reason));
+            assert_eq!(answer.completion_tokens, Some(64));
+        }
+        let mut collector = Collector::default();
+        let end = br#"{"choices": [{"delta": {}, "finish_reason": "length"}]}"#;
+        assert!(!collector.has_reason());
+        collector.take(end).unwrap();
+        assert!(collector.has_reason());
+        assert_eq!(collector.finish().unwrap().text, "");
     }
 
     fn delta(content: &Value) -> Vec<u8> {

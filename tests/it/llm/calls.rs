@@ -6,7 +6,7 @@ use prompt_service::domain::UserId;
 use serde_json::json;
 
 use super::{MS, USER, Watched, config};
-use crate::support::{Reply, Upstream, spawn_app};
+use crate::support::{Reply, Upstream, chunk, spawn_app};
 
 #[tokio::test]
 async fn a_whole_answer_comes_with_model_reason_and_usage() {
@@ -130,6 +130,8 @@ async fn servers_may_differ_in_everything_but_the_essentials() {
         Reply::stream_head().delta("é").stop().end(),
         // The same, and the connection breaks off: everything was said.
         Reply::stream_head().delta("é").stop().close(),
+        // The same, and an end that does not come.
+        Reply::stream_head().delta("é").stop().hang(),
         // No stream at all.
         Reply::answer("é"),
     ] {
@@ -140,6 +142,63 @@ async fn servers_may_differ_in_everything_but_the_essentials() {
             (vec!["é".to_owned()], "é".to_owned()),
             "{reply:?}"
         );
+    }
+}
+
+#[tokio::test]
+async fn what_comes_after_the_reason_is_waited_for_but_not_for_long() {
+    let upstream = Upstream::start().await;
+    let mut config = config(&upstream);
+    config.token_timeout = 1000 * MS;
+    config.total_timeout = 2500 * MS;
+    let client = Watched::new(&config);
+    let said = || Reply::stream_head().delta("whole").stop();
+    let late = said().pause(300 * MS).usage().event("[DONE]").end();
+    upstream.plan(late);
+    let answer = client.stream().await.1.unwrap();
+    assert_eq!(answer.completion_tokens, Some(5), "usage comes last");
+    // Neither silence, nor comments, nor the end of all time takes a whole answer back.
+    for end in [
+        said().hang(),
+        said().forever(chunk(": ping\n\n"), 20 * MS),
+        said().reset(),
+    ] {
+        upstream.plan(end.clone());
+        let (pieces, answer) = client.stream().await;
+        assert_eq!(pieces, ["whole"]);
+        let answer = answer.unwrap_or_else(|failure| panic!("{end:?}: {failure:?}"));
+        assert_eq!(answer.finish_reason.as_deref(), Some("stop"));
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_ends_without_a_text_is_an_empty_one_and_not_asked_for_again() {
+    for is_streamed in [false, true] {
+        let (upstream, other) = (Upstream::start().await, Upstream::start().await);
+        let mut config = config(&upstream);
+        config.max_retries = 2;
+        config
+            .endpoints
+            .push(super::endpoint(&other.url(), "spare", None));
+        let client = Watched::new(&config);
+        for reason in ["length", "content_filter"] {
+            let choice = json!({ "finish_reason": reason, "message": { "content": null } });
+            let usage = json!({ "prompt_tokens": 3, "completion_tokens": 64 });
+            upstream.plan(match is_streamed {
+                false => Reply::json(&json!({ "choices": [choice], "usage": usage })),
+                true => Reply::stream_head()
+                    .event(
+                        &json!({ "choices": [{ "delta": {}, "finish_reason": reason }] })
+                            .to_string(),
+                    )
+                    .event("[DONE]")
+                    .end(),
+            });
+            let answer = client.call(is_streamed).await.unwrap();
+            assert_eq!(answer.text, "");
+            assert_eq!(answer.finish_reason.as_deref(), Some(reason));
+        }
+        assert_eq!((upstream.requests().len(), other.requests().len()), (2, 0));
     }
 }
 

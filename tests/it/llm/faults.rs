@@ -118,6 +118,7 @@ fn faults_of_both_kinds() -> Vec<(&'static str, FailureCode, Reply)> {
 #[tokio::test]
 async fn whole_answers_that_are_none() {
     let mut cases = faults_of_both_kinds();
+    // With a reason it would be an empty answer.
     let null = json!({ "choices": [{ "message": { "content": null } }] });
     let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n";
     cases.extend([
