@@ -17,7 +17,10 @@ pub enum Kind {
     /// No connection in time.
     ConnectTimeout,
     /// The connection broke before the answer's head.
-    Broken,
+    Broken {
+        /// Whether it did so too soon for work to have been lost.
+        is_early: bool,
+    },
     /// A status that is no success.
     Status(u16),
     /// A streamed answer's first token did not come in time.
@@ -66,10 +69,11 @@ impl From<TooLong> for Fault {
 
 impl Fault {
     /// Whether the same upstream may do better when asked again: it may have been busy or restarting. What it has begun to
-    /// answer is not asked for again: it was worked on, and paid for.
+    /// answer is not asked for again, nor what it may have worked on for a while: that was paid for.
     pub fn is_retryable(&self) -> bool {
         match self.kind {
-            Kind::Connect | Kind::ConnectTimeout | Kind::Broken => true,
+            Kind::Connect | Kind::ConnectTimeout => true,
+            Kind::Broken { is_early } => is_early,
             Kind::Status(501) => false,
             Kind::Status(status) => matches!(status, 408 | 409 | 429 | 500..=599),
             Kind::FirstTokenTimeout
@@ -99,7 +103,7 @@ impl Fault {
             Kind::TooLong => false,
             Kind::Connect
             | Kind::ConnectTimeout
-            | Kind::Broken
+            | Kind::Broken { .. }
             | Kind::FirstTokenTimeout
             | Kind::TokenTimeout
             | Kind::AnswerTimeout
@@ -121,7 +125,7 @@ impl Fault {
         match self.kind {
             Kind::Connect => "connect",
             Kind::ConnectTimeout => "connect_timeout",
-            Kind::Broken => "connection_broken",
+            Kind::Broken { .. } => "connection_broken",
             Kind::Status(status) => status_word(status),
             Kind::FirstTokenTimeout => "first_token_timeout",
             Kind::TokenTimeout => "token_timeout",
@@ -159,7 +163,7 @@ impl Fault {
                 FailureCode::UpstreamFailed,
                 "The upstream could not be reached.",
             ),
-            Kind::Broken | Kind::Truncated => (
+            Kind::Broken { .. } | Kind::Truncated => (
                 FailureCode::UpstreamFailed,
                 "The upstream's answer broke off.",
             ),
@@ -236,6 +240,13 @@ mod tests {
             assert!(!status(code).is_retryable(), "{code}");
         }
         assert!(!Fault::from(Kind::Truncated).is_retryable());
+        for is_early in [true, false] {
+            let broken = Fault::from(Kind::Broken { is_early });
+            assert_eq!(broken.is_retryable(), is_early);
+            assert!(broken.may_mend_elsewhere() && broken.is_outage());
+        }
+        let hung = Fault::from(Kind::AnswerTimeout);
+        assert!(!hung.is_retryable() && hung.may_mend_elsewhere() && hung.is_outage());
     }
 
     #[test]

@@ -6,15 +6,15 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::{Request, Response, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
+use hyper_util::client::legacy::connect::{HttpConnector, capture_connection};
 use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::{ClientConfig, RootCertStore};
@@ -29,6 +29,10 @@ const IDLE: Duration = Duration::from_secs(50);
 const MAX_IDLE: usize = 256;
 /// The head of an answer, and what is read ahead of its body.
 const READ_AHEAD_BYTES: usize = 64 * 1024;
+/// A connection that breaks this soon after a request went out on it was dead or dying: a kept one that the upstream had closed, a
+/// restart. No model answers that fast what anybody would miss. One that breaks later may break off work, such as at a proxy's
+/// limit of 60 s for a silent answer.
+const EARLY: Duration = Duration::from_secs(2);
 /// How often a silent connection is probed, so that one cut without a word is noticed.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
@@ -43,13 +47,11 @@ pub struct Transport(Client<Connector, Full<Bytes>>);
 impl Transport {
     /// Connections that trust `tls`, made within `connect_timeout`. Those without TLS go to private addresses only.
     pub fn new(tls: Arc<ClientConfig>, is_https: bool, connect_timeout: Duration) -> Self {
-        let mut tcp = HttpConnector::new_with_resolver(Resolver {
+        let resolver = Resolver {
             inner: GaiResolver::new(),
             only_private: !is_https,
-        });
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_keepalive(Some(KEEPALIVE));
+        };
+        let tcp = tcp_connector(resolver, connect_timeout);
         let builder = HttpsConnectorBuilder::new().with_tls_config(tls.as_ref().clone());
         let builder = if is_https {
             builder.https_only()
@@ -73,21 +75,44 @@ impl Transport {
     ///
     /// # Errors
     /// `Connect`, `ConnectTimeout`, `Broken`, or `Malformed` if what came is not HTTP.
-    pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Kind> {
-        self.0.request(request).await.map_err(|error| kind(&error))
+    pub async fn send(
+        &self,
+        mut request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, Kind> {
+        let mut connection = capture_connection(&mut request);
+        let sent_at = async {
+            connection.wait_for_connection_metadata().await;
+            Instant::now()
+        };
+        // The second ends with the request at the latest, whether or not there was a connection.
+        let (response, sent_at) = tokio::join!(self.0.request(request), sent_at);
+        response.map_err(|error| kind(&error, sent_at.elapsed() < EARLY))
     }
 }
 
-fn kind(error: &Error) -> Kind {
+/// Makes TCP connections. The time is for all addresses of a name: each gets an even part, so that a dead one leaves some to the
+/// next.
+fn tcp_connector<R>(resolver: R, timeout: Duration) -> HttpConnector<R> {
+    let mut tcp = HttpConnector::new_with_resolver(resolver);
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    tcp.set_keepalive(Some(KEEPALIVE));
+    tcp.set_connect_timeout(Some(timeout));
+    tcp
+}
+
+fn kind(error: &Error, is_early: bool) -> Kind {
     if error.is_connect() {
-        return match find::<ConnectTimedOut>(error) {
-            Some(_) => Kind::ConnectTimeout,
-            None => Kind::Connect,
+        let is_late = find::<ConnectTimedOut>(error).is_some()
+            || find::<io::Error>(error).is_some_and(|io| io.kind() == io::ErrorKind::TimedOut);
+        return match is_late {
+            true => Kind::ConnectTimeout,
+            false => Kind::Connect,
         };
     }
     match find::<hyper::Error>(error) {
         Some(error) if error.is_parse() => Kind::Malformed,
-        Some(_) | None => Kind::Broken,
+        Some(_) | None => Kind::Broken { is_early },
     }
 }
 
@@ -199,6 +224,44 @@ fn allowed(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A name with two addresses: nobody answers at the first.
+    #[derive(Clone)]
+    struct Twofold;
+
+    impl Service<Name> for Twofold {
+        type Response = std::vec::IntoIter<SocketAddr>;
+        type Error = io::Error;
+        type Future = std::future::Ready<io::Result<Self::Response>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: Name) -> Self::Future {
+            let addresses = [[127, 0, 0, 2], [127, 0, 0, 1]].map(|ip| SocketAddr::from((ip, 0)));
+            std::future::ready(Ok(Vec::from(addresses).into_iter()))
+        }
+    }
+
+    #[tokio::test]
+    async fn one_dead_address_of_several_leaves_time_for_the_next() {
+        let alive = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = alive.local_addr().unwrap().port();
+        // Its queue is full: the kernel answers no further connection.
+        let dead = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let (dead, address) = (dead.unwrap(), SocketAddr::from(([127, 0, 0, 2], port)));
+        dead.bind(&address.into()).unwrap();
+        dead.listen(0).unwrap();
+        let wait = Duration::from_millis(100);
+        let _held: Vec<_> = (0..4)
+            .map_while(|_| std::net::TcpStream::connect_timeout(&address, wait).ok())
+            .collect();
+        let mut connector = tcp_connector(Twofold, Duration::from_secs(1));
+        let uri = format!("http://upstream.example:{port}").parse().unwrap();
+        let connecting = tokio::time::timeout(Duration::from_secs(1), connector.call(uri));
+        assert!(connecting.await.unwrap().is_ok());
+    }
 
     #[test]
     fn without_tls_one_public_address_among_them_is_enough_to_refuse() {

@@ -107,6 +107,23 @@ async fn retries_do_not_multiply_the_load_of_an_outage() {
 }
 
 #[tokio::test]
+async fn what_broke_after_a_while_may_have_been_worked_on_and_is_not_asked_again() {
+    for (pause, expected) in [(300 * MS, 2), (2300 * MS, 1)] {
+        let upstream = Upstream::start().await;
+        // On a kept connection, as it is at a proxy with a limit for silent answers.
+        upstream.plan(Reply::answer("first"));
+        upstream.plan(Reply::default().pause(pause).reset());
+        let mut config = config(&upstream);
+        config.max_retries = 2;
+        let client = Watched::new(&config);
+        client.ask().await.unwrap();
+        let answer = client.ask().await;
+        assert_eq!(answer.is_ok(), expected == 2, "{pause:?}: {answer:?}");
+        assert_eq!(upstream.requests().len() - 1, expected, "{pause:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_fallback_is_asked_where_it_may_do_better_with_its_own_key() {
     for is_streamed in [false, true] {
         for reply in [
