@@ -125,7 +125,7 @@ pub struct Settings {
     #[command(flatten)]
     pub upstream: UpstreamSettings,
 
-    /// Calls of the upstream a UTC day, over all users and replicas [default: no limit]
+    /// Posts that go to the upstream a UTC day, over all users and replicas; retries and fallbacks do not count [default: no limit]
     #[arg(long, env, global = true)]
     pub upstream_daily_limit: Option<u64>,
 
