@@ -35,6 +35,8 @@ impl Service {
             .env("PROMPT_THROTTLE", "off")
             .env("ACCESS_TOKEN_LIFETIME", "1h")
             .env("OPENAI_BASE_URL", format!("http://{upstream}/v1"))
+            // One user holds all the streams, and may hold half of what there is.
+            .env("OPENAI_MAX_IN_FLIGHT", "2048")
             .stdout(Stdio::piped())
             .spawn()
             .expect("the binary starts");

@@ -41,7 +41,8 @@ pub fn config(upstream: &Upstream) -> UpstreamConfig {
         token_timeout: DEADLINE,
         total_timeout: DEADLINE,
         max_retries: 0,
-        max_in_flight: 8,
+        // Half of them are for the one user that most tests have.
+        max_in_flight: 16,
         max_response_bytes: 4096,
     }
 }
