@@ -49,23 +49,11 @@ impl App {
         });
 
         let prompts = self.state.prompts.clone();
-        let mut ticks = Ticks::new(prompts.renew_every(), stopping);
+        let mut ticks = Ticks::new(prompts.tend_leases_every(), stopping);
         tasks.spawn(async move {
             while ticks.next().await {
-                let renewed = prompts.renew_leases().await;
-                warn_if_failed(
-                    renewed,
-                    "the leases of calls in progress could not be renewed",
-                );
-            }
-        });
-
-        let prompts = self.state.prompts.clone();
-        let mut ticks = Ticks::new(prompts.lapse_every(), stopping);
-        tasks.spawn(async move {
-            while ticks.next().await {
-                let lapsed = prompts.lapse_calls().await;
-                warn_if_failed(lapsed, "calls of ended processes could not be given up");
+                let tended = prompts.tend_leases().await;
+                warn_if_failed(tended, "the leases of running calls could not be tended");
             }
         });
     }

@@ -1,10 +1,11 @@
 //! Calls of the upstream while they run: leases, idempotency keys, and the day's count.
 //!
-//! A post that must be known before its answer is there (it streams, or carries an idempotency key) is stored first as a
-//! `running` prompt under a lease. Its process renews the lease while it works; when the process dies the lease runs out and
+//! A post that must be known before its answer is there (it is paid for, streams, or carries an idempotency key) is stored first as
+//! a `running` prompt under a lease. Its process renews the lease while it works; when the process dies the lease runs out and
 //! any other may end the row. Times here are lengths, not instants: each backend measures them by a clock that all processes
 //! on the same data share, so that a process whose own clock is wrong neither loses its calls nor takes others'.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -88,8 +89,8 @@ pub enum KeyState {
 pub enum CallOutcome {
     /// The upstream answered.
     Completed {
-        /// The answer's text.
-        response: String,
+        /// The answer's text. Shared, because an attempt to store it may have to be made again.
+        response: Arc<str>,
         /// The model that answered.
         model: String,
         /// Why the answer ended where it did, in the upstream's word.
@@ -152,9 +153,14 @@ pub trait CallStore: Send + Sync {
         outcome: CallOutcome,
     ) -> Result<Option<Prompt>, Error>;
 
-    /// Ends up to `limit` calls whose lease ran out: they are `Failed` with `UpstreamFailed` and keep their key, so that a
-    /// retry with it takes them over. Each is answered by one call of one process alone.
-    async fn lapse_calls(&self, limit: usize) -> Result<Vec<LapsedCall>, Error>;
+    /// Ends up to `limit` calls whose lease ran out, except the `spared`: they are `Failed` with `UpstreamFailed` and keep their
+    /// key, so that a retry with it takes them over. Each is answered by one call of one process alone. Calls that somebody else
+    /// is renewing or ending at the moment may be left for the next time.
+    async fn lapse_calls(
+        &self,
+        limit: usize,
+        spared: &[PromptId],
+    ) -> Result<Vec<LapsedCall>, Error>;
 
     /// Forgets keys claimed (or last taken over) at least `kept` ago; answers how many. Their prompts stay.
     async fn purge_keys(&self, kept: Duration) -> Result<u64, Error>;

@@ -196,7 +196,7 @@ async fn a_key_in_flight_is_a_conflict_until_its_answer_is_there() {
         assert_eq!(conflict.header("retry-after"), Some("1"));
     }
     let outcome = CallOutcome::Completed {
-        response: "Because.".to_owned(),
+        response: "Because.".into(),
         model: "other".to_owned(),
         finish_reason: None,
         prompt_tokens: None,

@@ -245,7 +245,7 @@ async fn begin_elsewhere(store: &dyn CallStore, user: &User, lease: Duration) ->
 
 fn answer(text: &str) -> CallOutcome {
     CallOutcome::Completed {
-        response: text.to_owned(),
+        response: text.into(),
         model: "other".to_owned(),
         finish_reason: None,
         prompt_tokens: None,

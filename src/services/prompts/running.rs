@@ -178,7 +178,7 @@ impl RunningCall {
         } = answer;
         let took = completion.upstream_duration;
         let outcome = CallOutcome::Completed {
-            response: completion.text,
+            response: completion.text.into(),
             model: completion.model,
             finish_reason: completion.finish_reason,
             prompt_tokens: completion.prompt_tokens,

@@ -39,6 +39,11 @@ const KNOWN_KEY: &str = concat!(
      WHERE k.user_id = $1 AND k.key_hash = $2"
 );
 
+/// Keep whoever would end, renew or delete the call waiting until the transaction ends: first the prompt, then its lease, as
+/// everybody does.
+const LOCK_PROMPT: &str = "SELECT 1 FROM prompt WHERE id = $1 FOR UPDATE";
+const LOCK_LEASE: &str = "SELECT 1 FROM running_call WHERE prompt_id = $1 FOR UPDATE";
+
 /// The row and its lease. `$5` replica, `$6` call, `$7` lease, `$8` announce.
 const INSERT_RUNNING: &str = concat!(
     "WITH begun AS (
@@ -55,7 +60,7 @@ const INSERT_RUNNING: &str = concat!(
 /// The lapsed row under a new lease. `$1` id, `$2` model, `$3` replica, `$4` call, `$5` lease, `$6` announce.
 const TAKE_OVER: &str = concat!(
     "WITH begun AS (
-         UPDATE prompt SET status = 'running', error = NULL, model = $2 WHERE id = $1
+         UPDATE prompt SET status = 'running', error = NULL, model = $2 WHERE id = $1 AND status <> 'completed'
          RETURNING id, user_id, created_at, status, error, model, prompt, response
      ), leased AS (
          INSERT INTO running_call (prompt_id, replica, call, lease_until, announce) SELECT id, $3, $4, ",
@@ -104,16 +109,15 @@ const FINISH_WITH_VECTOR: &str = finish!(
      )"
 );
 
-/// Rows that somebody else is ending are left to them. A lease that was renewed meanwhile is seen at its deletion.
+/// Rows that somebody else is ending or renewing are left to them: this waits for nobody, so nobody waits for it in a circle. The
+/// lock reads the lease anew, so one that was renewed meanwhile holds.
 const LAPSE: &str = concat!(
     "WITH lapsed AS (
          SELECT p.id FROM running_call r JOIN prompt p ON p.id = r.prompt_id WHERE r.lease_until <= ",
     clock!(),
-    " ORDER BY r.lease_until LIMIT $1 FOR UPDATE OF p SKIP LOCKED
+    " AND r.prompt_id <> ALL ($3) ORDER BY r.lease_until LIMIT $1 FOR UPDATE OF p, r SKIP LOCKED
      ), given_up AS (
-         DELETE FROM running_call r USING lapsed WHERE r.prompt_id = lapsed.id AND r.lease_until <= ",
-    clock!(),
-    " RETURNING r.prompt_id, r.announce
+         DELETE FROM running_call r USING lapsed WHERE r.prompt_id = lapsed.id RETURNING r.prompt_id, r.announce
      )
      UPDATE prompt p SET status = 'failed', error = $2 FROM given_up WHERE p.id = given_up.prompt_id
      RETURNING p.id, p.user_id, p.created_at, p.status, p.error, p.model, p.prompt, p.response, given_up.announce"
@@ -189,7 +193,18 @@ async fn begin_with_key(
 ) -> Result<Begun, Error> {
     let (user, hash) = (call.user_id.0, &key.key_hash[..]);
     connection.query(LOCK_KEY, &[&user, &hash]).await?;
-    let prompt = match known(connection, call.user_id, &key.key_hash).await? {
+    let mut found = known(connection, call.user_id, &key.key_hash).await?;
+    if let Some(KnownKey {
+        state: KeyState::Lapsed(id),
+        ..
+    }) = found
+    {
+        // Its holder may be ending it in this very moment. Looked at again under the locks, what is seen stays.
+        connection.query(LOCK_PROMPT, &[&id.0]).await?;
+        connection.query(LOCK_LEASE, &[&id.0]).await?;
+        found = known(connection, call.user_id, &key.key_hash).await?;
+    }
+    let prompt = match found {
         None => insert_running(connection, call).await?,
         Some(KnownKey {
             fingerprint,
@@ -308,7 +323,7 @@ impl CallStore for PostgresStore {
             } => {
                 let status = PromptStatus::Completed.as_str();
                 let code = None::<&str>;
-                let (response, model) = (without_nul(response), without_nul(model));
+                let (response, model) = (without_nul(response.to_string()), without_nul(model));
                 let finish_reason = finish_reason.map(without_nul);
                 let (asked, answered) = (number(prompt_tokens), number(completion_tokens));
                 let vector = match embedding {
@@ -345,10 +360,15 @@ impl CallStore for PostgresStore {
         rows.first().map(prompt_from_row).transpose()
     }
 
-    async fn lapse_calls(&self, limit: usize) -> Result<Vec<LapsedCall>, Error> {
+    async fn lapse_calls(
+        &self,
+        limit: usize,
+        spared: &[PromptId],
+    ) -> Result<Vec<LapsedCall>, Error> {
+        let spared: Vec<i64> = spared.iter().map(|id| id.0).collect();
         let mut connection = self.pool.connection(PATIENCE).await?;
         let rows = connection
-            .write(LAPSE, &[&sql_limit(limit), &LAPSED.as_str()])
+            .write(LAPSE, &[&sql_limit(limit), &LAPSED.as_str(), &spared])
             .await?;
         rows.iter()
             .map(|row| {

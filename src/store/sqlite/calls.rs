@@ -1,14 +1,15 @@
 //! Running calls, idempotency keys and the day's count in SQLite.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::SqliteStore;
 use super::error::Failure;
 use super::prompts::{StoredVector, insert_vector, prompt_by_id};
-use super::{SqliteStore, sql_limit};
 use crate::domain::{FailureCode, ModelId, Prompt, PromptId, PromptStatus, UserId};
 use crate::store::{
     Begun, CallOutcome, CallStore, Error, Holder, KeyClaim, KeyState, KnownKey, LapsedCall, NewCall,
@@ -168,7 +169,7 @@ fn claim(
 struct Ending {
     status: PromptStatus,
     error: Option<FailureCode>,
-    response: Option<String>,
+    response: Option<Arc<str>>,
     model: Option<String>,
     finish_reason: Option<String>,
     prompt_tokens: Option<u32>,
@@ -253,14 +254,20 @@ fn finish(
     Ok(prompt)
 }
 
-fn lapse(connection: &Connection, limit: usize) -> Result<Vec<LapsedCall>, Failure> {
+fn lapse(
+    connection: &Connection,
+    limit: usize,
+    spared: &HashSet<PromptId>,
+) -> Result<Vec<LapsedCall>, Failure> {
     let over = connection
         .prepare_cached(
-            "SELECT prompt_id, announce FROM running_call WHERE lease_until <= ?1 ORDER BY lease_until LIMIT ?2",
+            "SELECT prompt_id, announce FROM running_call WHERE lease_until <= ?1 ORDER BY lease_until",
         )?
-        .query_map([clock(connection)?, sql_limit(limit)], |row| {
+        .query_map([clock(connection)?], |row| {
             Ok((PromptId(row.get(0)?), row.get(1)?))
         })?
+        .filter(|row| !matches!(row, Ok((id, _)) if spared.contains(id)))
+        .take(limit)
         .collect::<rusqlite::Result<Vec<(PromptId, bool)>>>()?;
     let mut lapsed = Vec::with_capacity(over.len());
     for (id, announce) in over {
@@ -333,7 +340,11 @@ impl CallStore for SqliteStore {
             .await
     }
 
-    async fn lapse_calls(&self, limit: usize) -> Result<Vec<LapsedCall>, Error> {
+    async fn lapse_calls(
+        &self,
+        limit: usize,
+        spared: &[PromptId],
+    ) -> Result<Vec<LapsedCall>, Error> {
         // Asked every few seconds, mostly for nothing: the writer is left alone then.
         let any = self
             .readers
@@ -347,8 +358,9 @@ impl CallStore for SqliteStore {
         if !any {
             return Ok(Vec::new());
         }
+        let spared: HashSet<PromptId> = spared.iter().copied().collect();
         self.writer
-            .write(move |connection| lapse(connection, limit))
+            .write(move |connection| lapse(connection, limit, &spared))
             .await
     }
 

@@ -88,7 +88,7 @@ async fn renew(
 
 pub fn answered() -> CallOutcome {
     CallOutcome::Completed {
-        response: "Because.".to_owned(),
+        response: "Because.".into(),
         model: "answering".to_owned(),
         finish_reason: Some("stop".to_owned()),
         prompt_tokens: Some(3),
@@ -265,12 +265,12 @@ pub async fn a_lapsed_call_fails_once_and_says_who_waits(store: Store) {
             announce,
         });
     }
-    let mut lapsed = store.lapse_calls(2).await.unwrap();
+    let mut lapsed = store.lapse_calls(2, &[]).await.unwrap();
     assert_eq!(lapsed.len(), 2);
-    lapsed.extend(store.lapse_calls(2).await.unwrap());
+    lapsed.extend(store.lapse_calls(2, &[]).await.unwrap());
     lapsed.sort_by_key(|call| call.prompt.id);
     assert_eq!(lapsed, expected);
-    assert_eq!(store.lapse_calls(2).await.unwrap(), []);
+    assert_eq!(store.lapse_calls(2, &[]).await.unwrap(), []);
     for call in lapsed {
         let id = call.prompt.id;
         assert_eq!(
@@ -291,12 +291,28 @@ pub async fn a_renewed_lease_does_not_lapse(store: Store) {
         renew(&*store, [1; 16], &[begun.id, begun.id], HELD).await,
         1
     );
-    assert_eq!(store.lapse_calls(9).await.unwrap(), []);
+    assert_eq!(store.lapse_calls(9, &[]).await.unwrap(), []);
     // Renewing sets the length anew rather than adding to it.
     assert_eq!(renew(&*store, [1; 16], &[begun.id], OVER).await, 1);
-    assert_eq!(store.lapse_calls(9).await.unwrap().len(), 1);
+    assert_eq!(store.lapse_calls(9, &[]).await.unwrap().len(), 1);
     assert_eq!(renew(&*store, [1; 16], &[begun.id], HELD).await, 0);
     assert_eq!(renew(&*store, [1; 16], &[], HELD).await, 0);
+}
+
+pub async fn a_spared_call_does_not_lapse_and_others_do(store: Store) {
+    let alice = user(&*store, "alice").await.id;
+    let mut begun = Vec::new();
+    for _ in 0..3 {
+        begun.push(started(&*store, over(call(alice))).await.id);
+    }
+    let spared = [begun[0], begun[1]];
+    let lapsed = store.lapse_calls(1, &spared).await.unwrap();
+    let lapsed: Vec<PromptId> = lapsed.iter().map(|call| call.prompt.id).collect();
+    assert_eq!(lapsed, [begun[2]], "the spared use up none of the limit");
+    assert_eq!(store.lapse_calls(9, &spared).await.unwrap(), []);
+    let late = store.finish_call(begun[0], holder(1, 1), None, answered());
+    assert!(late.await.unwrap().is_some());
+    assert_eq!(store.lapse_calls(9, &[]).await.unwrap().len(), 1);
 }
 
 pub async fn leases_of_others_are_not_renewed(store: Store) {
@@ -306,7 +322,7 @@ pub async fn leases_of_others_are_not_renewed(store: Store) {
         renew(&*store, [2; 16], &[begun.id, PromptId(999)], HELD).await,
         0
     );
-    assert_eq!(store.lapse_calls(9).await.unwrap().len(), 1);
+    assert_eq!(store.lapse_calls(9, &[]).await.unwrap().len(), 1);
 }
 
 /// Begins the call again with the same key after its lapse, and checks that the row is the same.
@@ -340,7 +356,7 @@ async fn take_over(store: &dyn TestableStore, alice: UserId, first: &Prompt) {
     // The first holder is late, though of the same process.
     let late = store.finish_call(first.id, holder(1, 1), None, answered());
     assert_eq!(late.await.unwrap(), None);
-    assert_eq!(store.lapse_calls(9).await.unwrap(), []);
+    assert_eq!(store.lapse_calls(9, &[]).await.unwrap(), []);
     let finished = store.finish_call(first.id, holder(1, 2), None, answered());
     assert!(finished.await.unwrap().is_some());
     assert_eq!(store.list_prompts(alice, None, 9).await.unwrap().len(), 1);
@@ -351,7 +367,7 @@ async fn take_over(store: &dyn TestableStore, alice: UserId, first: &Prompt) {
 pub async fn a_key_takes_over_its_lapsed_row(store: Store) {
     let alice = user(&*store, "alice").await.id;
     let first = started(&*store, over(keyed(alice, claim(1, 1)))).await;
-    assert_eq!(store.lapse_calls(9).await.unwrap().len(), 1);
+    assert_eq!(store.lapse_calls(9, &[]).await.unwrap().len(), 1);
     take_over(&*store, alice, &first).await;
 }
 
@@ -369,7 +385,7 @@ pub async fn a_lapsed_key_is_not_taken_over_by_another_request(store: Store) {
         state: KeyState::Lapsed(first.id),
     };
     assert_eq!(known(&*store, keyed(alice, claim(1, 2))).await, lapsed);
-    assert_eq!(store.lapse_calls(9).await.unwrap().len(), 1);
+    assert_eq!(store.lapse_calls(9, &[]).await.unwrap().len(), 1);
 }
 
 pub async fn a_deleted_prompt_keeps_its_key_and_cannot_be_finished(store: Store) {
@@ -418,7 +434,7 @@ pub async fn a_vector_of_another_length_leaves_the_call_running(store: Store) {
     store.insert_prompt(embedded(alice, "p", 1)).await.unwrap();
     let begun = started(&*store, call(alice)).await;
     let outcome = CallOutcome::Completed {
-        response: "Because.".to_owned(),
+        response: "Because.".into(),
         model: "answering".to_owned(),
         finish_reason: None,
         prompt_tokens: None,

@@ -102,7 +102,7 @@ pub async fn racing_ends_of_one_call_have_one_winner(store: Store) {
             let store = Arc::clone(&store);
             tasks.spawn(async move {
                 if n % 2 == 0 {
-                    store.lapse_calls(9).await.unwrap().len()
+                    store.lapse_calls(9, &[]).await.unwrap().len()
                 } else {
                     let ended = store.finish_call(id, holder(1, 1), None, answered()).await;
                     usize::from(ended.unwrap().is_some())

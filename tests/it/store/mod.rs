@@ -53,6 +53,7 @@ macro_rules! conformance_suite {
                 keys_of_different_users_have_nothing_in_common,
                 a_lapsed_call_fails_once_and_says_who_waits,
                 a_renewed_lease_does_not_lapse,
+                a_spared_call_does_not_lapse_and_others_do,
                 leases_of_others_are_not_renewed,
                 a_key_takes_over_its_lapsed_row,
                 a_key_takes_over_a_row_whose_lapse_nobody_noticed,
@@ -102,6 +103,7 @@ mod calls;
 mod concurrency;
 mod model;
 mod postgres;
+mod postgres_calls;
 mod prompts;
 mod sqlite;
 mod sqlite_files;
