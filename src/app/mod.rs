@@ -132,6 +132,7 @@ impl App {
             embedder: Arc::clone(&embedder),
             model: model.clone(),
             similarity: Arc::clone(&similarity),
+            reembedding: Arc::clone(&progress),
             llm: Arc::clone(&llm),
             calls: config.calls,
             broker: Arc::clone(&shared.broker),
@@ -319,14 +320,11 @@ impl App {
     }
 
     fn log_start(&self) -> anyhow::Result<()> {
-        match self.llm.provider() {
-            "mock" => {
-                tracing::warn!("prompts are answered by the built-in mock: no upstream is set");
-            }
-            provider => {
-                let model = self.llm.model();
-                tracing::info!(provider, model, "prompts are answered by an upstream");
-            }
+        if self.llm.is_mock() {
+            tracing::warn!("prompts are answered by the built-in mock: no upstream is set");
+        } else {
+            let (provider, model) = (self.llm.provider(), self.llm.model());
+            tracing::info!(provider, model, "prompts are answered by an upstream");
         }
         if let Some(addr) = self.metrics_addr()? {
             tracing::info!(%addr, "listening for metrics");

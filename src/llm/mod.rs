@@ -105,6 +105,11 @@ impl Client {
         self.first().provider
     }
 
+    /// Whether it is the built-in mock, whose answers cost nothing.
+    pub fn is_mock(&self) -> bool {
+        matches!(self.kind, Kind::Mock(_))
+    }
+
     /// The model that is asked first.
     pub fn model(&self) -> &str {
         self.first().model

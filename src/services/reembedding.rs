@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::{Embedding, ModelId, PromptId, UserId};
@@ -29,9 +30,16 @@ const LOG_EVERY: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub struct Progress {
     running: AtomicBool,
+    asked: Notify,
 }
 
 impl Progress {
+    /// Asks for the work to be done again soon: a prompt was stored without a vector.
+    pub fn ask(&self) {
+        self.running.store(true, Ordering::Release);
+        self.asked.notify_one();
+    }
+
     /// Whether some prompts may have no vector of the model in use yet.
     pub fn is_running(&self) -> bool {
         self.running.load(Ordering::Acquire)
@@ -70,11 +78,16 @@ impl Reembedding {
         Ok(remaining)
     }
 
-    /// Does what `plan` found, until done or `stop`ped; a later start goes on where this one ended.
+    /// Does what `plan` found, and again whenever it is asked to, until `stop`ped; a later start goes on where this one ended.
     pub async fn run(&self, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => {}
-            () = self.work() => {}
+            () = async {
+                loop {
+                    self.work().await;
+                    self.progress.asked.notified().await;
+                }
+            } => {}
         }
     }
 

@@ -21,6 +21,7 @@ mod postgres_service;
 mod prompts;
 mod realtime;
 mod redis;
+mod reembedding;
 mod search;
 mod shutdown;
 mod store;

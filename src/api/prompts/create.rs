@@ -15,6 +15,7 @@ use crate::api::observe::UpstreamTime;
 use crate::api::openapi::ErrorResponse;
 use crate::api::state::AppState;
 use crate::domain::{Timestamp, UserId};
+use crate::error::Error;
 use crate::services::accounts::Caller;
 use crate::services::prompts::{CreatePrompt, Created};
 
@@ -110,7 +111,7 @@ pub async fn create_prompt(
             without?;
             let body = Body::from_request(Request::from_parts(parts.clone(), body), &state).await?;
             let new = read(&state, caller.user_id(), &parts.headers, None, body)?;
-            return Ok(respond(&state, state.prompts.create(new).await?));
+            return respond(&state, state.prompts.create(new).await?);
         }
     };
     // What is known already uses up no throttle, so with a key the body comes first.
@@ -119,10 +120,10 @@ pub async fn create_prompt(
     if let Ok(new) = &new
         && let Some(created) = state.prompts.replay(new).await?
     {
-        return Ok(respond(&state, created));
+        return respond(&state, created);
     }
     Admitted::from_request_parts(&mut parts, &state).await?;
-    Ok(respond(&state, state.prompts.create(new?).await?))
+    respond(&state, state.prompts.create(new?).await?)
 }
 
 fn read(
@@ -167,15 +168,16 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
         })
 }
 
-fn respond(state: &AppState, created: Created) -> Response {
+fn respond(state: &AppState, created: Created) -> Result<Response, ApiError> {
     let (mut response, is_replayed) = match created {
         Created::Answered {
             prompt,
             upstream,
             is_replayed,
         } => {
-            let body = Json(CreatedPromptResponse::from(&prompt));
-            let mut response = (StatusCode::CREATED, body).into_response();
+            let body = CreatedPromptResponse::of(&prompt)
+                .ok_or_else(|| Error::internal("an answered prompt has no answer"))?;
+            let mut response = (StatusCode::CREATED, Json(body)).into_response();
             if let Some(took) = upstream {
                 response.extensions_mut().insert(UpstreamTime(took));
             }
@@ -191,7 +193,7 @@ fn respond(state: &AppState, created: Created) -> Response {
             .headers_mut()
             .insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
     }
-    response
+    Ok(response)
 }
 
 #[cfg(test)]

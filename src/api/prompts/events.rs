@@ -13,6 +13,7 @@ use crate::services::prompts::Encoders;
 pub const EVENT_ENCODERS: Encoders = Encoders {
     completed,
     failed,
+    deleted,
     delta,
 };
 
@@ -46,11 +47,18 @@ impl From<&FailedPrompt> for Failed {
 }
 
 fn completed(prompt: &Prompt) -> Arc<str> {
-    event("prompt_completed", CreatedPromptResponse::from(prompt))
+    match CreatedPromptResponse::of(prompt) {
+        Some(answer) => event("prompt_completed", answer),
+        None => failed(&FailedPrompt::of(prompt)),
+    }
 }
 
 fn failed(failed: &FailedPrompt) -> Arc<str> {
     event("prompt_failed", Failed::from(failed))
+}
+
+fn deleted(id: PromptId) -> Arc<str> {
+    event("prompt_failed", Failed::deleted(id))
 }
 
 fn delta(id: PromptId, offset: usize, text: &str) -> Arc<str> {

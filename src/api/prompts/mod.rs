@@ -261,15 +261,16 @@ async fn delete_prompt(
     Ok(StatusCode::NO_CONTENT)
 }
 
-impl From<&Prompt> for CreatedPromptResponse {
-    fn from(prompt: &Prompt) -> Self {
-        Self {
+impl CreatedPromptResponse {
+    /// Of a completed prompt; `None` for any other, which has no answer to show.
+    fn of(prompt: &Prompt) -> Option<Self> {
+        Some(Self {
             id: prompt.id.0,
             prompt: prompt.prompt.clone(),
-            response: prompt.response.clone().unwrap_or_default(),
+            response: prompt.response.clone()?,
             created_at: prompt.created_at.to_string(),
             model: prompt.model.clone(),
-        }
+        })
     }
 }
 

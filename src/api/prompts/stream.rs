@@ -16,6 +16,7 @@ use crate::api::accept::EVENT_STREAM;
 use crate::api::error::ApiError;
 use crate::api::state::AppState;
 use crate::domain::{PromptId, UserId};
+use crate::error::FailedPrompt;
 use crate::services::prompts::live::{Event, Place, Reader};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
@@ -74,9 +75,10 @@ async fn frame(reader: &mut Reader, heartbeat: Duration) -> Option<Bytes> {
     Some(match event? {
         Event::Started(id) => encode("started", place, &Started { id: id.0 }),
         Event::Delta(text) => encode("delta", place, &Delta { text }),
-        Event::Completed(prompt) => {
-            encode("completed", DONE, &CreatedPromptResponse::from(&*prompt))
-        }
+        Event::Completed(prompt) => match CreatedPromptResponse::of(&prompt) {
+            Some(answer) => encode("completed", DONE, &answer),
+            None => encode("failed", DONE, &Failed::from(&FailedPrompt::of(&prompt))),
+        },
         Event::Failed(failed) => encode("failed", DONE, &Failed::from(&failed)),
         Event::Deleted(id) => encode("failed", DONE, &Failed::deleted(id)),
     })

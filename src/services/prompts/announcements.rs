@@ -19,6 +19,8 @@ pub struct Encoders {
     pub completed: fn(&Prompt) -> Arc<str>,
     /// A failed one.
     pub failed: fn(&FailedPrompt) -> Arc<str>,
+    /// One that was deleted while it was being answered.
+    pub deleted: fn(PromptId) -> Arc<str>,
     /// A piece of a streamed answer: whose, the bytes of text before it, and the piece.
     pub delta: fn(PromptId, usize, &str) -> Arc<str>,
 }
@@ -37,7 +39,13 @@ pub(super) fn failed(parts: &Parts, user_id: UserId, failed: &FailedPrompt) {
         .publish(user_id, (parts.encoders.failed)(failed));
 }
 
-/// Passes an answer's text on to the user's sockets while it is being written, until `written` says that it is whole.
+/// Tells the user's sockets of a prompt that was deleted while it was being answered: what they have of its text is void.
+pub(super) fn deleted(parts: &Parts, user_id: UserId, id: PromptId) {
+    parts.broker.publish(user_id, (parts.encoders.deleted)(id));
+}
+
+/// Passes an answer's text on to the user's sockets while it is being written, until `written` says that it is whole, or its prompt
+/// is deleted.
 pub(super) async fn deltas(parts: &Parts, live: &Live, written: impl Future<Output = ()>) {
     let mut place = Place::default();
     let pass_on = async {

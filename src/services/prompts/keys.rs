@@ -6,7 +6,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use super::live::Reader;
-use super::{CreatePrompt, Created, Parts};
+use super::{CreatePrompt, Created, Inner, Parts};
 use crate::domain::Prompt;
 use crate::error::{Error, KeyProblem};
 use crate::store::{KeyClaim, KeyState, KnownKey};
@@ -28,18 +28,22 @@ pub(super) fn claim(new: &CreatePrompt) -> Option<KeyClaim> {
 }
 
 /// What is answered to a request whose key is known; `None` if it is to be served like a new one.
-pub(super) async fn known(parts: &Parts, new: &CreatePrompt) -> Result<Option<Created>, Error> {
+pub(super) async fn known(inner: &Inner, new: &CreatePrompt) -> Result<Option<Created>, Error> {
     let Some(claim) = claim(new) else {
         return Ok(None);
     };
-    match parts
-        .call_store
-        .known_key(new.user_id, &claim.key_hash)
-        .await?
+    let parts = &inner.parts;
+    let known = parts.call_store.known_key(new.user_id, &claim.key_hash);
+    let Some(mut known) = known.await? else {
+        return Ok(None);
+    };
+    if let KeyState::Lapsed(id) = known.state
+        && inner.live().contains_key(&id)
     {
-        None => Ok(None),
-        Some(known) => answer(parts, new.is_streamed, &claim, known),
+        // The store was away for longer than the lease, but the call is in this process's hands.
+        known.state = KeyState::InFlight(id);
     }
+    answer(parts, new.is_streamed, &claim, known)
 }
 
 /// The same of a key that the store has looked up already.
@@ -70,7 +74,7 @@ fn replay(parts: &Parts, is_streamed: bool, prompt: Prompt) -> Created {
         }
     } else {
         Created::Answered {
-            prompt,
+            prompt: prompt.into(),
             upstream: None,
             is_replayed: true,
         }

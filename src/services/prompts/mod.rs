@@ -1,10 +1,11 @@
 //! Posting, listing, reading and deleting prompts.
 
 mod announcements;
+mod finish;
 mod keys;
 pub mod live;
+mod one_write;
 mod running;
-mod unrecorded;
 mod upkeep;
 mod work;
 
@@ -18,15 +19,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::announcements::Encoders;
-use self::live::{Live, Place, Reader};
+use self::live::{End, Live, Place, Reader};
 use self::work::Admission;
 use crate::config::CallsConfig;
-use crate::domain::{ModelId, Prompt, PromptId, PromptStatus, Timestamp, UserId};
+use crate::domain::{Embedding, ModelId, Prompt, PromptId, PromptStatus, Timestamp, UserId};
 use crate::embed::Embedder;
 use crate::error::Error;
 use crate::llm;
 use crate::realtime::Broker;
 use crate::search::Similarity;
+use crate::services::reembedding::Progress;
 use crate::store::{CallStore, Holder, PromptStore};
 use crate::telemetry::Metrics;
 
@@ -53,7 +55,7 @@ pub enum Created {
     /// The whole answer.
     Answered {
         /// Completed and stored.
-        prompt: Prompt,
+        prompt: Arc<Prompt>,
         /// How long the upstream took; `None` if it was not asked.
         upstream: Option<Duration>,
         /// Whether an earlier request with the same key was answered with it before.
@@ -82,6 +84,8 @@ pub struct Parts {
     pub model: ModelId,
     /// Finds them again.
     pub similarity: Arc<dyn Similarity>,
+    /// Gives vectors to prompts that were stored without one.
+    pub reembedding: Arc<Progress>,
     /// Answers them.
     pub llm: Arc<llm::Client>,
     /// How calls are bounded and ended.
@@ -129,27 +133,31 @@ impl Prompts {
     /// # Errors
     /// `IdempotencyKey`, and those of the store.
     pub async fn replay(&self, new: &CreatePrompt) -> Result<Option<Created>, Error> {
-        keys::known(&self.0.parts, new).await
+        keys::known(&self.0, new).await
     }
 
     /// Answers, embeds, stores and announces a prompt. A whole answer is durable and searchable when this returns; of a streamed one
-    /// the prompt is durable as running, and its answer is when the reader says `Completed`.
+    /// the prompt is durable as running, and its answer is when the reader says `Completed`. What costs money is begun only once its
+    /// prompt is stored as running.
     ///
     /// The work goes on in a task of its own: a caller that goes away, dropping this future or the reader, loses nothing that was
     /// begun, unless the operator wants such calls broken off.
     ///
     /// # Errors
     /// `Overloaded` at once if too many texts or calls wait; nothing was begun then. `Failed` if there is no answer: the prompt is
-    /// kept. `IdempotencyKey` if the request's key is another's. Otherwise those of the store.
+    /// kept. `IdempotencyKey` if the request's key is another's. `Deleted` if the prompt was deleted meanwhile. Otherwise those of the
+    /// store; where an answer waits for it, `Unavailable` comes after a while and the answer is stored later.
     pub async fn create(&self, new: CreatePrompt) -> Result<Created, Error> {
         let admission = Admission::take(&self.0.parts, new.user_id)?;
         let (reply, answer) = oneshot::channel();
         let inner = Arc::clone(&self.0);
         self.0.calls.spawn(async move {
-            if new.is_streamed || new.key.is_some() {
+            // What costs money is not begun while it could not be stored.
+            let is_paid = !inner.parts.llm.is_mock();
+            if is_paid || new.is_streamed || new.key.is_some() {
                 running::run(&inner, admission, new, reply).await;
             } else {
-                unrecorded::run(&inner, admission, new, reply).await;
+                one_write::run(&inner, admission, new, reply).await;
             }
         });
         // A task that ends without a word has panicked.
@@ -168,7 +176,7 @@ impl Prompts {
         from: Option<Place>,
     ) -> Result<Reader, Error> {
         let live = self.0.live().get(&id).map(Arc::clone);
-        if let Some(live) = live.filter(|live| live.user_id == user_id) {
+        if let Some(live) = live.filter(|live| live.user_id == user_id && !live.is_deleted()) {
             return Ok(live.read(from));
         }
         let prompt = self.get(user_id, id).await?;
@@ -231,6 +239,11 @@ impl Prompts {
             if deleted.embedding_model.as_ref() == Some(&parts.model) {
                 parts.similarity.deleted(user_id, id);
             }
+            // Those who read its answer along have come to the end. The call goes on to its own, for nobody.
+            let live = inner.live().get(&id).map(Arc::clone);
+            if let Some(live) = live {
+                live.end(End::Deleted);
+            }
             Ok(())
         });
         task.await.map_err(Error::internal)?
@@ -266,6 +279,16 @@ impl Inner {
     fn live(&self) -> MutexGuard<'_, HashMap<PromptId, Arc<Live>>> {
         // Nothing panics while it holds this lock, and the map is whole between its operations.
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Lets searches find a completed prompt; one without a vector as soon as it has been given one.
+fn make_searchable(parts: &Parts, prompt: &Prompt, embedding: Option<&Embedding>) {
+    match embedding {
+        Some(embedding) => parts
+            .similarity
+            .inserted(prompt.user_id, prompt.id, embedding),
+        None => parts.reembedding.ask(),
     }
 }
 

@@ -1,55 +1,61 @@
 //! A post that is known before its answer: a running row under a lease, and an answer that others can read along.
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::live::{End, Live};
-use super::unrecorded::millis;
-use super::work::{Admission, Answer, Cut, Ended, count, work};
+use super::live::Live;
+use super::work::{Admission, Answer, Cut, EmbeddingInFlight, Ended, count, embed};
 use super::{CreatePrompt, Created, Inner, announcements, keys};
 use crate::config::OnClientDisconnect;
-use crate::domain::{Embedding, Prompt, PromptStatus};
-use crate::error::{Error, FailedPrompt, KeyProblem};
-use crate::store::{self, Begun, CallOutcome, Holder, NewCall};
+use crate::domain::Prompt;
+use crate::error::{Error, KeyProblem};
+use crate::llm::CallPermit;
+use crate::store::{Begun, Holder, NewCall};
 
-/// How long an outcome is kept trying to be stored while the store is away: what was paid for is worth a wait.
-const STORING: Duration = Duration::from_secs(30);
-/// How long to step back between two attempts.
-const STEP_BACK: Duration = Duration::from_millis(250);
+/// How long a caller waits for an outcome to be stored before it is told that the store is away. The storing goes on without it.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 type Reply = oneshot::Sender<Result<Created, Error>>;
 
 /// Serves the post and answers it: a streamed one as soon as its prompt is stored.
 pub(super) async fn run(inner: &Arc<Inner>, admission: Admission, new: CreatePrompt, reply: Reply) {
     let since = Instant::now();
-    let call = match begin(inner, &new).await {
+    let Admission { call: permit, text } = admission;
+    let mut embedding = EmbeddingInFlight::new(embed(&inner.parts, text, &new.prompt));
+    // Counted first: a call that was counted and not begun spends nothing, one that was begun and not counted might.
+    let refusal = match embedding.beside(count(&inner.parts, new.now)).await {
+        Ok(refusal) => refusal,
+        Err(error) => return send(reply, Err(error)),
+    };
+    let call = match embedding.beside(begin(inner, &new)).await {
         Ok(Ok(call)) => call,
         Ok(Err(known)) => return send(reply, Ok(known)),
         Err(error) => return send(reply, Err(error)),
     };
-    if let Err(ended) = count(&inner.parts, new.now).await {
-        let outcome = call.fail(&new, ended).await;
-        return send(reply, outcome);
-    }
     let mut reply = Some(reply);
-    if new.is_streamed
-        && let Some(reply) = reply.take()
-    {
-        let reader = call.live.read(None);
-        send(
-            reply,
-            Ok(Created::Streaming {
-                reader,
-                is_replayed: false,
-            }),
-        );
-    }
-    let outcome = match call.answer(admission, &new, reply.as_mut()).await {
-        Ok(answer) => call.complete(&new, answer).await,
-        Err(ended) => call.fail(&new, ended).await,
+    let answer = match refusal {
+        Some(refusal) => Err(Ended::Failed(refusal)),
+        None => {
+            if new.is_streamed
+                && let Some(reply) = reply.take()
+            {
+                let reader = call.live.read(None);
+                send(
+                    reply,
+                    Ok(Created::Streaming {
+                        reader,
+                        is_replayed: false,
+                    }),
+                );
+            }
+            call.answer(permit, embedding, &new, reply.as_mut()).await
+        }
     };
+    let outcome = within(PATIENCE, &mut reply, call.conclude(&new, answer)).await;
     if let Ok(Created::Answered {
         upstream: Some(took),
         ..
@@ -72,6 +78,25 @@ pub(super) async fn run(inner: &Arc<Inner>, admission: Admission, new: CreatePro
 fn send(reply: Reply, answer: Result<Created, Error>) {
     // Without a receiver the caller is gone, and what was stored stays.
     let _ = reply.send(answer);
+}
+
+/// Waits for the outcome to be stored; a caller that still waits for it after `patience` is answered without it.
+async fn within(
+    patience: Duration,
+    reply: &mut Option<Reply>,
+    concluding: impl Future<Output = Result<Created, Error>>,
+) -> Result<Created, Error> {
+    let mut concluding = pin!(concluding);
+    tokio::select! {
+        biased;
+        outcome = &mut concluding => return outcome,
+        () = tokio::time::sleep(patience) => {}
+    }
+    if let Some(reply) = reply.take() {
+        let waits = "the outcome waits to be stored";
+        send(reply, Err(Error::unavailable(waits)));
+    }
+    concluding.await
 }
 
 /// Stores the prompt as running, or finds what its key is known for.
@@ -108,11 +133,12 @@ async fn begin(
 }
 
 /// A running prompt that this process answers. While it lives its lease is renewed.
-struct RunningCall {
-    inner: Arc<Inner>,
-    prompt: Prompt,
-    holder: Holder,
-    live: Arc<Live>,
+pub(super) struct RunningCall {
+    pub(super) inner: Arc<Inner>,
+    pub(super) prompt: Prompt,
+    pub(super) holder: Holder,
+    pub(super) live: Arc<Live>,
+    is_deletion_told: AtomicBool,
 }
 
 impl RunningCall {
@@ -125,12 +151,44 @@ impl RunningCall {
             prompt,
             holder,
             live,
+            is_deletion_told: AtomicBool::new(false),
         }
     }
 
     async fn answer(
         &self,
-        admission: Admission,
+        permit: CallPermit,
+        embedding: EmbeddingInFlight<'_>,
+        new: &CreatePrompt,
+        reply: Option<&mut Reply>,
+    ) -> Result<Answer, Ended> {
+        let (written, is_written) = oneshot::channel::<()>();
+        let working = async {
+            let answer = self.ask(permit, embedding, new, reply).await;
+            drop(written);
+            answer
+        };
+        let telling = async {
+            if new.is_streamed && new.announce {
+                let written = async {
+                    // Dropped, never sent.
+                    let _ = is_written.await;
+                };
+                announcements::deltas(&self.inner.parts, &self.live, written).await;
+                if self.live.is_deleted() {
+                    self.tell_deletion(new);
+                }
+            }
+        };
+        let (outcome, ()) = tokio::join!(working, telling);
+        outcome
+    }
+
+    /// Asks the upstream while the vector is being made.
+    async fn ask(
+        &self,
+        permit: CallPermit,
+        embedding: EmbeddingInFlight<'_>,
         new: &CreatePrompt,
         reply: Option<&mut Reply>,
     ) -> Result<Answer, Ended> {
@@ -142,171 +200,43 @@ impl RunningCall {
                 (OnClientDisconnect::Cancel, None) => self.live.deserted().await,
             }
         };
-        let (written, is_written) = oneshot::channel::<()>();
-        let working = async {
-            let mut push = |piece: &str| self.live.push(piece);
-            let on_delta = new
-                .is_streamed
-                .then_some(&mut push as &mut (dyn FnMut(&str) + Send));
-            let outcome = tokio::select! {
-                biased;
-                outcome = work(parts, admission, &new.prompt, on_delta) => outcome,
-                () = deserted => Err(Ended::Cut(Cut::Deserted)),
-                () = self.inner.cut.cancelled() => Err(Ended::Cut(Cut::Stopping)),
-            };
-            drop(written);
-            outcome
+        let mut push = |piece: &str| self.live.push(piece);
+        let on_delta = new
+            .is_streamed
+            .then_some(&mut push as &mut (dyn FnMut(&str) + Send));
+        let mut embedding = embedding.unless_broken().map_err(Ended::Broken)?;
+        let asking = embedding.beside(parts.llm.complete(permit, &new.prompt, on_delta));
+        let completion = tokio::select! {
+            biased;
+            answered = asking => answered.map_err(Ended::Failed)?,
+            () = deserted => return Err(Ended::Cut(Cut::Deserted)),
+            () = self.inner.cut.cancelled() => return Err(Ended::Cut(Cut::Stopping)),
         };
-        let telling = async {
-            if new.is_streamed && new.announce {
-                let written = async {
-                    // Dropped, never sent.
-                    let _ = is_written.await;
-                };
-                announcements::deltas(parts, &self.live, written).await;
-            }
+        // From here on it is paid for, and nothing may take it away.
+        let made = tokio::select! {
+            biased;
+            made = embedding.made() => made,
+            () = self.inner.cut.cancelled() => Err(Error::unavailable("the service is stopping")),
         };
-        let (outcome, ()) = tokio::join!(working, telling);
-        outcome
-    }
-
-    async fn complete(&self, new: &CreatePrompt, answer: Answer) -> Result<Created, Error> {
-        let parts = &self.inner.parts;
-        let Answer {
+        let embedding = made.inspect_err(|error| {
+            let source = std::error::Error::source(error).map(ToString::to_string);
+            tracing::error!(%error, source, "an answered prompt has no vector yet");
+        });
+        Ok(Answer {
             completion,
-            embedding,
-        } = answer;
-        let took = completion.upstream_duration;
-        let outcome = CallOutcome::Completed {
-            response: completion.text.into(),
-            model: completion.model,
-            finish_reason: completion.finish_reason,
-            prompt_tokens: completion.prompt_tokens,
-            completion_tokens: completion.completion_tokens,
-            embedding: Some((parts.model.clone(), embedding.clone())),
-        };
-        let prompt = match self.finish(Some(took), outcome).await {
-            Ok(Finished::Ours(prompt)) => prompt,
-            Ok(Finished::Lost(error)) => return Err(error),
-            Err(error) => return self.fail(new, Ended::Broken(error)).await,
-        };
-        self.publish(new, &prompt, &embedding);
-        Ok(Created::Answered {
-            prompt,
-            upstream: Some(took),
-            is_replayed: false,
+            embedding: embedding.ok(),
         })
     }
 
-    fn publish(&self, new: &CreatePrompt, prompt: &Prompt, embedding: &Embedding) {
-        let parts = &self.inner.parts;
-        parts
-            .similarity
-            .inserted(prompt.user_id, prompt.id, embedding);
-        super::count_outcome(parts, prompt.status);
-        if new.announce {
-            announcements::completed(parts, prompt);
-        }
-        self.live.end(End::Completed(Arc::new(prompt.clone())));
-    }
-
-    async fn fail(&self, new: &CreatePrompt, ended: Ended) -> Result<Created, Error> {
-        let parts = &self.inner.parts;
-        if matches!(ended, Ended::Cut(Cut::Stopping)) {
-            self.give_up().await;
-            return Err(Error::unavailable("the service is stopping"));
-        }
-        let outcome = CallOutcome::Failed(ended.code());
-        let prompt = match self.finish(None, outcome).await? {
-            Finished::Ours(prompt) => prompt,
-            Finished::Lost(error) => return Err(error),
-        };
-        super::count_outcome(parts, prompt.status);
-        let failed = ended.told(FailedPrompt::of(&prompt));
-        if new.announce {
-            announcements::failed(parts, prompt.user_id, &failed);
-        }
-        self.live.end(End::Failed(failed));
-        Err(Error::Failed(failed))
-    }
-
-    /// Lets the lease run out now rather than when nobody renews it.
-    async fn give_up(&self) {
-        let calls = &self.inner.parts.call_store;
-        let given_up = calls
-            .renew_leases(self.holder.replica, &[self.prompt.id], Duration::ZERO)
-            .await;
-        if let Err(error) = given_up {
-            tracing::warn!(%error, "a lease could not be given up; it runs out by itself");
+    /// Tells the user's sockets, once, that the prompt was deleted, if they wait for its outcome.
+    pub(super) fn tell_deletion(&self, new: &CreatePrompt) {
+        if new.announce && !self.is_deletion_told.swap(true, Ordering::Relaxed) {
+            announcements::deleted(&self.inner.parts, self.prompt.user_id, self.prompt.id);
         }
     }
 
-    /// Stores the outcome, for as long as it takes within bounds: only one attempt can succeed, so it may be tried again.
-    async fn finish(
-        &self,
-        took: Option<Duration>,
-        outcome: CallOutcome,
-    ) -> Result<Finished, Error> {
-        let parts = &self.inner.parts;
-        let until = Instant::now() + STORING;
-        let mut is_in_doubt = false;
-        loop {
-            let finished = parts
-                .call_store
-                .finish_call(
-                    self.prompt.id,
-                    self.holder,
-                    took.map(millis),
-                    outcome.clone(),
-                )
-                .await;
-            match finished {
-                Ok(Some(prompt)) => return Ok(Finished::Ours(prompt)),
-                Ok(None) => return self.lost(is_in_doubt).await,
-                Err(error @ store::Error::Unavailable(_)) if Instant::now() < until => {
-                    tracing::warn!(%error, "an outcome could not be stored yet");
-                    is_in_doubt = true;
-                }
-                Err(error) => return Err(error.into()),
-            }
-            tokio::select! {
-                () = tokio::time::sleep(STEP_BACK) => {}
-                () = self.inner.cut.cancelled() => {
-                    return Err(Error::unavailable("the service is stopping"));
-                }
-            }
-        }
-    }
-
-    /// What became of a prompt that is not ours to finish. After an attempt whose fate is not known it may be that very attempt.
-    async fn lost(&self, is_in_doubt: bool) -> Result<Finished, Error> {
-        let store = &self.inner.parts.store;
-        let stored = store.prompt(self.prompt.user_id, self.prompt.id).await?;
-        let Some(prompt) = stored else {
-            self.live.end(End::Deleted);
-            return Ok(Finished::Lost(Error::Deleted));
-        };
-        if is_in_doubt && prompt.status != PromptStatus::Running {
-            return Ok(Finished::Ours(prompt));
-        }
-        tracing::warn!("a call's lease ran out before its outcome was stored");
-        Ok(Finished::Lost(match prompt.status {
-            PromptStatus::Failed => {
-                let failed = FailedPrompt::of(&prompt);
-                self.live.end(End::Failed(failed));
-                Error::Failed(failed)
-            }
-            // Another took it over.
-            PromptStatus::Running | PromptStatus::Completed => {
-                Error::IdempotencyKey(KeyProblem::InFlight)
-            }
-        }))
-    }
-}
-
-impl Drop for RunningCall {
-    fn drop(&mut self) {
-        self.inner.parts.metrics.calls_running.dec();
+    /// From now on the call is not in this process's hands.
+    pub(super) fn leave(&self) {
         let mut live = self.inner.live();
         // A later call of this process may have taken the prompt over.
         if live
@@ -318,9 +248,57 @@ impl Drop for RunningCall {
     }
 }
 
-enum Finished {
-    /// Stored by us.
-    Ours(Prompt),
-    /// Not ours any more; what to tell the caller.
-    Lost(Error),
+impl Drop for RunningCall {
+    fn drop(&mut self) {
+        self.inner.parts.metrics.calls_running.dec();
+        self.leave();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{PromptId, PromptStatus, Timestamp, UserId};
+
+    fn answered() -> Result<Created, Error> {
+        let prompt = Prompt {
+            id: PromptId(7),
+            user_id: UserId(1),
+            prompt: "Why?".to_owned(),
+            response: Some("Because.".to_owned()),
+            model: "mock".to_owned(),
+            status: PromptStatus::Completed,
+            error: None,
+            created_at: Timestamp(0),
+        };
+        Ok(Created::Answered {
+            prompt: prompt.into(),
+            upstream: None,
+            is_replayed: false,
+        })
+    }
+
+    #[tokio::test]
+    async fn a_caller_waits_for_the_storing_no_longer_than_its_patience_and_the_storing_goes_on() {
+        let (sender, told) = oneshot::channel();
+        let mut reply = Some(sender);
+        let concluding = async {
+            // Goes on only once the caller was told.
+            let told = told.await.unwrap();
+            assert!(matches!(told, Err(Error::Unavailable(_))), "{told:?}");
+            answered()
+        };
+        let outcome = within(Duration::from_millis(1), &mut reply, concluding).await;
+        assert!(outcome.is_ok());
+        assert!(reply.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_caller_whose_outcome_is_stored_in_time_gets_it() {
+        let (sender, _told) = oneshot::channel();
+        let mut reply = Some(sender);
+        let outcome = within(PATIENCE, &mut reply, async { answered() }).await;
+        assert!(outcome.is_ok());
+        assert!(reply.is_some());
+    }
 }

@@ -75,7 +75,7 @@ async fn calls_beyond_the_grace_are_broken_off_and_their_keys_are_free_at_the_ne
 }
 
 /// Keeps everybody from writing to the database until it is dropped.
-fn locked(path: &std::path::Path) -> Connection {
+pub(super) fn locked(path: &std::path::Path) -> Connection {
     let mut connection = Connection::open(path).unwrap();
     connection.busy_timeout(DEADLINE).unwrap();
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate);

@@ -3,6 +3,7 @@
 mod calls;
 mod endings;
 mod faults;
+mod outages;
 mod repeats;
 mod streams;
 

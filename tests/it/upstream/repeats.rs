@@ -165,6 +165,27 @@ async fn after_a_crash_a_stream_without_a_key_is_failed_once_and_its_sockets_are
 }
 
 #[tokio::test]
+async fn after_a_crash_a_post_with_neither_stream_nor_key_is_kept_as_failed() {
+    let upstream = Upstream::start().await;
+    let (app, user) = service(&upstream, |_| ()).await;
+    upstream.plan(Reply::default().hang());
+    let client = posting(&user, None, &hello());
+    eventually!(upstream.requests().len() == 1);
+    let folder = app.kill().await;
+    client.await.unwrap_err();
+    let app = restart(folder, &upstream, |_| ()).await;
+    end_leases(&app.folder).await;
+    let user = at(&app, user);
+    let ended = async || {
+        let all = user.all_prompts().await;
+        assert_eq!(all.len(), 1);
+        all[0]["status"] == "failed" && all[0]["error"] == "upstream_failed"
+    };
+    eventually!(ended().await);
+    assert_eq!(upstream.requests().len(), 1);
+}
+
+#[tokio::test]
 async fn a_call_longer_than_its_lease_keeps_it() {
     let upstream = Upstream::start().await;
     // Renewed every quarter of it, so that it also outlasts a process which is not let run for a while.

@@ -79,6 +79,83 @@ async fn a_stream_without_readers_is_finished_stored_and_announced() {
 }
 
 #[tokio::test]
+async fn a_whole_post_is_shown_as_running_meanwhile_and_told_in_one_piece() {
+    let upstream = Upstream::start().await;
+    let (app, user) = service(&upstream, |_| ()).await;
+    let mut socket = socket(&app, &user).await;
+    let gate = Gate::new();
+    upstream.plan(held_answer(&gate));
+    let client = posting(
+        &user,
+        None,
+        &json!({ "prompt": "hello", "websocket": true }),
+    );
+    eventually!(upstream.requests().len() == 1);
+    let running = user.all_prompts().await;
+    assert_eq!(running.len(), 1);
+    assert_eq!(running[0]["status"], "running");
+    let mut along = read(&user, running[0]["id"].as_i64().unwrap(), None).await;
+    assert_eq!(along.next().await.unwrap().name, "started");
+    gate.open();
+    let answer = client.await.unwrap();
+    assert_eq!(answer.status, 201);
+    assert_eq!(answer.json()["id"], running[0]["id"]);
+    let event = socket.next_json().await;
+    assert_eq!(event["event"], "prompt_completed");
+    assert_eq!(event["data"], answer.json());
+    assert_eq!(names(&along.rest().await), ["delta", "completed"]);
+}
+
+#[tokio::test]
+async fn a_prompt_deleted_while_it_is_answered_here_ends_for_its_readers_and_sockets() {
+    let upstream = Upstream::start().await;
+    let (app, user) = service(&upstream, |_| ()).await;
+    let mut socket = socket(&app, &user).await;
+    let gate = Gate::new();
+    upstream.plan(held_stream(&gate));
+    let announced = json!({ "prompt": "hello", "websocket": true });
+    let mut stream = post(&user, &announced).await;
+    let (id, _) = read_until(&mut stream, "one two ").await;
+    let mut told = String::new();
+    while told != "one two " {
+        let piece = socket.next_json().await;
+        assert_eq!(piece["event"], "prompt.delta");
+        told.push_str(piece["data"]["text"].as_str().unwrap());
+    }
+    let path = format!("/api/prompts/{id}");
+    assert_eq!(user.delete(&path).send().await.status, 204);
+    // The upstream is still writing.
+    let events = stream.rest().await;
+    assert_eq!(names(&events), ["failed"]);
+    let deleted = json!({ "detail": "The prompt was deleted while it was being answered.", "code": "prompt_deleted", "id": id });
+    assert_eq!(events[0].data, deleted);
+    let event = socket.next_json().await;
+    assert_eq!(event["event"], "prompt_failed");
+    assert_eq!(event["data"], deleted);
+    assert_eq!(read(&user, id, None).await.status, 404);
+    gate.open();
+    eventually!(app.metric("calls_running").await == Some(0.0));
+
+    // One that is answered whole tells its end too, and no end is told twice.
+    let gate = Gate::new();
+    upstream.plan(held_answer(&gate));
+    let client = posting(&user, None, &announced);
+    eventually!(upstream.requests().len() == 2);
+    let id = user.all_prompts().await[0]["id"].as_i64().unwrap();
+    let path = format!("/api/prompts/{id}");
+    assert_eq!(user.delete(&path).send().await.status, 204);
+    gate.open();
+    let gone = client.await.unwrap();
+    assert_eq!(gone.status, 410, "{gone:?}");
+    assert_eq!(gone.json()["code"], "prompt_deleted");
+    let event = socket.next_json().await;
+    assert_eq!(event["event"], "prompt_failed");
+    assert_eq!(event["data"]["code"], "prompt_deleted");
+    assert_eq!(event["data"]["id"], id);
+    assert!(user.similar("hello", 9).await.is_empty());
+}
+
+#[tokio::test]
 async fn with_cancel_a_stream_ends_with_its_last_reader() {
     let upstream = Upstream::start().await;
     let (app, user) = service(&upstream, |config| {

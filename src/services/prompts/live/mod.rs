@@ -42,6 +42,10 @@ struct Progress {
 }
 
 impl Progress {
+    fn is_deleted(&self) -> bool {
+        matches!(self.end, Some(End::Deleted))
+    }
+
     fn text(&self) -> &str {
         match &self.end {
             Some(End::Completed(prompt)) => prompt.response.as_deref().unwrap_or_default(),
@@ -94,6 +98,11 @@ impl Live {
         });
     }
 
+    /// Whether its prompt was deleted.
+    pub fn is_deleted(&self) -> bool {
+        self.progress.borrow().is_deleted()
+    }
+
     /// Reads along, from the beginning or from a place reached before.
     pub fn read(&self, from: Option<Place>) -> Reader {
         self.readers.send_modify(|readers| *readers += 1);
@@ -110,23 +119,25 @@ impl Live {
         let _ = readers.wait_for(|readers| *readers == 0).await;
     }
 
-    /// Waits for text after `place`, and answers all there is and the place after it; `None` once there will be no more.
+    /// Waits for text after `place`, and answers all there is and the place after it; `None` once there will be no more, or the
+    /// prompt is deleted.
     /// Cancel safe.
     pub async fn text_after(&self, place: Place) -> Option<(String, Place)> {
         let mut progress = self.progress.subscribe();
         let progress = progress
             .wait_for(|progress| progress.end.is_some() || progress.text.len() > place.bytes())
             .await
-            .ok()?;
+            .ok()
+            .filter(|progress| !progress.is_deleted())?;
         let text = progress.text.get(place.bytes()..)?;
         (!text.is_empty()).then(|| (text.to_owned(), place.after(text)))
     }
 
-    /// The text there is after `place`, if there is any.
+    /// The text there is after `place`, if there is any and the prompt is not deleted.
     pub fn text_from(&self, place: Place) -> Option<String> {
         let progress = self.progress.borrow();
         let text = progress.text.get(place.bytes()..)?;
-        (!text.is_empty()).then(|| text.to_owned())
+        (!text.is_empty() && !progress.is_deleted()).then(|| text.to_owned())
     }
 }
 

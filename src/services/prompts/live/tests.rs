@@ -162,7 +162,21 @@ async fn text_is_waited_for_and_ends_with_the_answer() {
     assert_eq!(live.text_from(place), None);
     live.push("cause.");
     assert_eq!(live.text_from(place).as_deref(), Some("cause."));
+    live.end(End::Failed(FailedPrompt::of(&prompt(
+        PromptStatus::Failed,
+        None,
+    ))));
+    let (_, end) = live.text_after(place).await.unwrap();
+    assert!(live.text_after(end).await.is_none());
+}
+
+#[tokio::test]
+async fn no_more_text_of_a_deleted_prompt_is_passed_on() {
+    let live = Live::new(UserId(1), PromptId(7));
+    live.push("Be");
+    assert!(!live.is_deleted());
     live.end(End::Deleted);
-    let (_, place) = live.text_after(place).await.unwrap();
-    assert!(live.text_after(place).await.is_none());
+    assert!(live.is_deleted());
+    assert!(live.text_after(Place::default()).await.is_none());
+    assert_eq!(live.text_from(Place::default()), None);
 }

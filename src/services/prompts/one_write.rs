@@ -1,10 +1,10 @@
-//! A post that nobody needs to know of before its answer: one write, after the answer.
-
-use std::time::Duration;
+//! A post that the built-in mock answers: it costs nothing and takes no time, so one write after the answer is enough. A crash
+//! leaves nothing of it, and nothing was paid.
 
 use tokio::sync::oneshot;
 
-use super::work::{Admission, Answer, Cut, Ended, count, work};
+use super::finish::millis;
+use super::work::{Admission, Answer, Cut, Ended, count, embed};
 use super::{CreatePrompt, Created, Inner, announcements};
 use crate::config::OnClientDisconnect;
 use crate::domain::PromptStatus;
@@ -18,38 +18,55 @@ pub(super) async fn run(
     new: CreatePrompt,
     mut reply: oneshot::Sender<Result<Created, Error>>,
 ) {
-    let outcome = outcome(inner, admission, &new, &mut reply).await;
-    let answer = match outcome {
-        Ok(answer) => keep(inner, new, answer).await,
-        Err(ended) => fail(inner, new, ended).await,
+    let answer = match outcome(inner, admission, &new, &mut reply).await {
+        Ok(Ok(answer)) => keep(inner, new, answer).await,
+        Ok(Err(ended)) => fail(inner, new, ended).await,
+        Err(error) => Err(error),
     };
     // Without a receiver the caller is gone, and what was stored stays.
     let _ = reply.send(answer);
 }
 
+/// The answer, or why there is none; an error if nothing was begun.
 async fn outcome(
     inner: &Inner,
     admission: Admission,
     new: &CreatePrompt,
     reply: &mut oneshot::Sender<Result<Created, Error>>,
-) -> Result<Answer, Ended> {
+) -> Result<Result<Answer, Ended>, Error> {
     let parts = &inner.parts;
+    if let Some(refusal) = count(parts, new.now).await? {
+        return Ok(Err(Ended::Failed(refusal)));
+    }
     let deserted = async {
         match parts.calls.on_client_disconnect {
             OnClientDisconnect::Cancel => reply.closed().await,
             OnClientDisconnect::Finish => std::future::pending().await,
         }
     };
+    // What fails first ends the other.
     let working = async {
-        count(parts, new.now).await?;
-        work(parts, admission, &new.prompt, None).await
+        let (completion, embedding) = tokio::try_join!(
+            async {
+                let answer = parts.llm.complete(admission.call, &new.prompt, None);
+                answer.await.map_err(Ended::Failed)
+            },
+            async {
+                let embedding = embed(parts, admission.text, &new.prompt);
+                embedding.await.map_err(Ended::Broken)
+            },
+        )?;
+        Ok(Answer {
+            completion,
+            embedding: Some(embedding),
+        })
     };
-    tokio::select! {
+    Ok(tokio::select! {
         biased;
         outcome = working => outcome,
         () = deserted => Err(Ended::Cut(Cut::Deserted)),
         () = inner.cut.cancelled() => Err(Ended::Cut(Cut::Stopping)),
-    }
+    })
 }
 
 async fn keep(inner: &Inner, new: CreatePrompt, answer: Answer) -> Result<Created, Error> {
@@ -73,18 +90,18 @@ async fn keep(inner: &Inner, new: CreatePrompt, answer: Answer) -> Result<Create
             llm_duration_ms: Some(millis(took)),
             prompt_tokens: completion.prompt_tokens,
             completion_tokens: completion.completion_tokens,
-            embedding: Some((parts.model.clone(), embedding.clone())),
+            embedding: embedding
+                .clone()
+                .map(|embedding| (parts.model.clone(), embedding)),
         })
         .await?;
-    parts
-        .similarity
-        .inserted(prompt.user_id, prompt.id, &embedding);
+    super::make_searchable(parts, &prompt, embedding.as_ref());
     super::count_outcome(parts, prompt.status);
     if new.announce {
         announcements::completed(parts, &prompt);
     }
     Ok(Created::Answered {
-        prompt,
+        prompt: prompt.into(),
         upstream: Some(took),
         is_replayed: false,
     })
@@ -116,9 +133,4 @@ async fn fail(inner: &Inner, new: CreatePrompt, ended: Ended) -> Result<Created,
         announcements::failed(parts, stored.user_id, &failed);
     }
     Err(Error::Failed(failed))
-}
-
-/// Whole milliseconds, as they are stored.
-pub(super) fn millis(duration: Duration) -> u32 {
-    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }

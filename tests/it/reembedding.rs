@@ -1,0 +1,91 @@
+//! Vectors made afterwards while the service goes on: what was stored without one is found without a restart.
+
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use prompt_service::domain::{Embedding, PromptId, UserId};
+use prompt_service::embed::{BackgroundEmbedder, Encode};
+use prompt_service::search::{Error, Hit, Scope, Similarity, Status};
+use prompt_service::services::reembedding::{Progress, Reembedding};
+use prompt_service::store::{AccountStore, PromptStore};
+use prompt_service::telemetry::Metrics;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::store::{completed, model, new_user, vector};
+use crate::support::Folder;
+
+/// A model that makes the same vector of everything.
+struct Constant;
+
+impl Encode for Constant {
+    type Scratch = ();
+
+    fn scratch(&self) {}
+
+    fn tokenize(&self, _: &str) -> Vec<u32> {
+        vec![1]
+    }
+
+    fn embed(&self, batch: &[&[u32]], (): &mut ()) -> Vec<Embedding> {
+        batch.iter().map(|_| vector(1)).collect()
+    }
+}
+
+/// An index that remembers what it took in.
+#[derive(Default)]
+struct TakenIn(Mutex<Vec<PromptId>>);
+
+#[async_trait]
+impl Similarity for TakenIn {
+    async fn nearest(&self, _: Scope, _: &Embedding, _: usize) -> Result<Vec<Hit>, Error> {
+        Ok(Vec::new())
+    }
+
+    fn inserted(&self, _: UserId, id: PromptId, _: &Embedding) {
+        self.0.lock().unwrap().push(id);
+    }
+
+    fn deleted(&self, _: UserId, _: PromptId) {}
+
+    fn status(&self) -> Status {
+        Status::default()
+    }
+}
+
+#[tokio::test]
+async fn a_prompt_stored_without_a_vector_is_given_one_when_that_is_asked_for() {
+    let folder = Folder::new();
+    let store = folder.store().await;
+    let alice = store.create_user(new_user("alice")).await.unwrap().id;
+    let index = Arc::<TakenIn>::default();
+    let progress = Arc::<Progress>::default();
+    let work = Reembedding {
+        store: folder.store().await,
+        embedder: Arc::new(BackgroundEmbedder::start(Arc::new(Constant)).unwrap()),
+        model: model("a"),
+        similarity: Arc::clone(&index) as Arc<dyn Similarity>,
+        progress: Arc::clone(&progress),
+        metrics: Arc::new(Metrics::new()),
+    };
+    assert_eq!(work.plan().await.unwrap(), 0);
+    let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+    let stopped = stop.clone();
+    let running = tasks.spawn(async move { work.run(stopped).await });
+    for n in 1..=2 {
+        let id = store
+            .insert_prompt(completed(alice, "late"))
+            .await
+            .unwrap()
+            .id;
+        progress.ask();
+        // Searches know at once that they do not see everything.
+        assert!(progress.is_running());
+        eventually!(index.0.lock().unwrap().contains(&id));
+        eventually!(!progress.is_running());
+        let covered = store.coverage(&model("a"), None).await.unwrap();
+        assert_eq!((covered.embedded, covered.completed), (n, n));
+    }
+    stop.cancel();
+    running.await.unwrap();
+}
