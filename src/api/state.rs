@@ -57,6 +57,8 @@ pub struct State {
 #[derive(Clone, Debug, Default)]
 pub struct Lifecycle {
     draining: Arc<AtomicBool>,
+    /// Cancelled when the listener closes: from then on a request that waits for something far off only holds up the end.
+    pub closing: CancellationToken,
     /// Cancelled when sockets and background tasks must end.
     pub stopping: CancellationToken,
     /// Tasks that must finish before the process ends.

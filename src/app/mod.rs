@@ -239,7 +239,7 @@ impl App {
         self.start_background(&lifecycle);
         let ousted = self.hold_store(&lifecycle);
 
-        let closing = CancellationToken::new();
+        let closing = lifecycle.closing.clone();
         let server = &self.state.server;
         let limits = Limits {
             connections: Arc::clone(&self.connections),

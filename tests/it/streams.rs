@@ -6,7 +6,7 @@ use prompt_service::domain::{Timestamp, UserId};
 use prompt_service::store::{Begun, CallOutcome, CallStore, Holder, NewCall};
 use serde_json::{Value, json};
 
-use crate::support::{Stream, User, names, spawn_app, text_of, within_a_day};
+use crate::support::{DEADLINE, Stream, User, names, spawn_app, text_of, within_a_day};
 
 const EVENT_STREAM: &str = "text/event-stream";
 const THROUGH_OTHERS: Holder = Holder {
@@ -297,6 +297,19 @@ async fn a_prompt_deleted_while_it_is_answered_ends_its_streams() {
     assert_eq!(names(&events), ["failed"]);
     assert_eq!(events[0].data["code"], "prompt_deleted");
     assert_eq!(events[0].data["id"], id);
+}
+
+#[tokio::test]
+async fn a_reader_of_what_another_process_answers_does_not_hold_up_the_end() {
+    let mut app = spawn_app(|config| config.server.shutdown_grace = 2 * DEADLINE).await;
+    let user = app.user("alice").await;
+    let id = begin_elsewhere(&*app.folder.store().await, &user, Duration::from_secs(600)).await;
+    let mut stream = read(&user, id, None).await;
+    assert_eq!(stream.next().await.unwrap().name, "started");
+    app.begin_stop();
+    assert!(stream.next().await.is_none(), "cut, without an end");
+    // Sooner than the grace is over.
+    app.stopped().await;
 }
 
 #[tokio::test]

@@ -26,10 +26,18 @@ const DONE: &str = "done";
 /// A stream of what `reader` reads.
 pub fn respond(state: &AppState, reader: Reader) -> Response {
     let heartbeat = state.server.stream_heartbeat;
-    let frames = futures_util::stream::unfold(reader, move |mut reader| async move {
-        let frame = frame(&mut reader, heartbeat).await?;
-        Some((Ok::<_, Infallible>(frame), reader))
-    });
+    let closing = state.lifecycle.closing.clone();
+    let frames =
+        futures_util::stream::unfold((reader, closing), move |(mut reader, closing)| async move {
+            let is_of_another = reader.is_of_another();
+            let frame = tokio::select! {
+                biased;
+                frame = frame(&mut reader, heartbeat) => frame?,
+                // What another process answers can be read there, or here after the restart: the end here is not held up for it.
+                () = closing.cancelled(), if is_of_another => return None,
+            };
+            Some((Ok::<_, Infallible>(frame), (reader, closing)))
+        });
     let headers = [
         (CONTENT_TYPE, EVENT_STREAM),
         // A proxy that gathers answers would gather this one to its end.

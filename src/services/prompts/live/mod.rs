@@ -237,6 +237,11 @@ impl Reader {
         Self::new(id, from, source)
     }
 
+    /// Whether the answer is another process's, so that nothing here brings its end nearer.
+    pub fn is_of_another(&self) -> bool {
+        matches!(self.source, Source::Stored(_))
+    }
+
     /// The place after the latest event.
     pub fn place(&self) -> Place {
         self.place
