@@ -12,7 +12,7 @@ use crate::data_dir::DataDir;
 use crate::domain::account::{
     Email, NewAccount, NewPassword, Username, canonical_username, trimmed,
 };
-use crate::domain::{Timestamp, User};
+use crate::domain::{Timestamp, User, UserId};
 use crate::store::{AccountStore, Error, NewUser};
 
 /// Accounts read at once for a listing.
@@ -41,7 +41,6 @@ async fn carry_out(
     store: &dyn AccountStore,
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
-    let now = Timestamp::now();
     match command {
         UserCommand::Create {
             username,
@@ -55,7 +54,7 @@ async fn carry_out(
             };
             let created = store
                 .create_user(NewUser {
-                    created_at: now,
+                    created_at: Timestamp::now(),
                     ..new
                 })
                 .await;
@@ -82,14 +81,16 @@ async fn carry_out(
             }
         }
         UserCommand::Disable { username } => {
-            store
-                .set_active(find(store, &username).await?.id, false, now)
-                .await?;
+            let id = find(store, &username).await?.id;
+            end_tokens(store, id, async |now| {
+                store.set_active(id, false, now).await
+            })
+            .await?;
             writeln!(out, "disabled")?;
         }
         UserCommand::Enable { username } => {
             store
-                .set_active(find(store, &username).await?.id, true, now)
+                .set_active(find(store, &username).await?.id, true, Timestamp::now())
                 .await?;
             writeln!(out, "enabled")?;
         }
@@ -101,10 +102,29 @@ async fn carry_out(
             let password = NewPassword::parse(&password, &name)
                 .map_err(|messages| anyhow::anyhow!("password: {}", messages.join(" ")))?;
             let hash = hash(password.as_str()).await?;
-            store.set_password(user.id, &hash, now).await?;
+            end_tokens(store, user.id, async |now| {
+                store.set_password(user.id, &hash, now).await
+            })
+            .await?;
             writeln!(out, "password set")?;
         }
     }
+    Ok(())
+}
+
+/// Makes a change that ends what the account was given, so that nothing outlives it. `change` takes its time.
+///
+/// A login that read the account just before the change was committed may be dated after the change's own time, and would stand.
+/// Therefore the change is made twice: the second one's time comes after the first one's commit, and so after any such login.
+async fn end_tokens(
+    store: &dyn AccountStore,
+    id: UserId,
+    change: impl AsyncFn(Timestamp) -> Result<bool, Error>,
+) -> anyhow::Result<()> {
+    let user = store.user(id).await?.context("there is no such user")?;
+    change(user.end_of_tokens(Timestamp::now())).await?;
+    let is_there = change(Timestamp::now()).await?;
+    ensure!(is_there, "there is no such user");
     Ok(())
 }
 

@@ -23,6 +23,11 @@ impl Timestamp {
         Self(seconds.saturating_mul(1_000_000))
     }
 
+    /// The first whole second that is not before this instant.
+    pub fn second_from(self) -> Self {
+        Self::from_unix_seconds(self.plus(Duration::from_micros(999_999)).unix_seconds())
+    }
+
     /// This instant moved later by `duration`, capped at the far end of the range.
     pub fn plus(self, duration: Duration) -> Self {
         Self(
@@ -67,6 +72,13 @@ mod tests {
             Timestamp(1_795_381_729_000_000).to_string(),
             "2026-11-22T21:08:49.000000Z"
         );
+    }
+
+    #[test]
+    fn a_second_begins_at_or_after_the_instant() {
+        assert_eq!(Timestamp(10_000_001).second_from(), Timestamp(11_000_000));
+        assert_eq!(Timestamp(10_000_000).second_from(), Timestamp(10_000_000));
+        assert_eq!(Timestamp(0).second_from(), Timestamp(0));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Accounts.
 
 use std::fmt;
+use std::time::Duration;
 
 use super::{Timestamp, UserId};
 
@@ -23,6 +24,22 @@ pub struct User {
     pub created_at: Timestamp,
 }
 
+impl User {
+    /// The date of a token that is given by this state of the account, which was read no earlier than `asked`.
+    ///
+    /// It is no later than `asked`, so that a change which the reading missed ends the token, but for one that follows a change within
+    /// a second: a token says only the second it was made in, and must not look older than the change it follows.
+    pub fn token_date(&self, asked: Timestamp) -> Timestamp {
+        asked.max(self.tokens_valid_from.second_from())
+    }
+
+    /// The `tokens_valid_from` of a change made at `now`: it ends every token that this state of the account has given.
+    pub fn end_of_tokens(&self, now: Timestamp) -> Timestamp {
+        let latest = self.tokens_valid_from.second_from();
+        now.max(latest.plus(Duration::from_micros(1)))
+    }
+}
+
 impl fmt::Debug for User {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("User")
@@ -30,5 +47,46 @@ impl fmt::Debug for User {
             .field("is_active", &self.is_active)
             .field("tokens_valid_from", &self.tokens_valid_from)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user(tokens_valid_from: i64) -> User {
+        User {
+            id: UserId(1),
+            username: String::new(),
+            email: String::new(),
+            password_hash: String::new(),
+            is_active: true,
+            tokens_valid_from: Timestamp(tokens_valid_from),
+            created_at: Timestamp(0),
+        }
+    }
+
+    #[test]
+    fn a_token_made_right_after_a_change_is_not_older_than_it() {
+        let changed = user(10_400_000);
+        assert_eq!(
+            changed.token_date(Timestamp(10_500_000)),
+            Timestamp(11_000_000)
+        );
+        assert_eq!(
+            changed.token_date(Timestamp(20_000_000)),
+            Timestamp(20_000_000)
+        );
+    }
+
+    #[test]
+    fn a_change_ends_also_the_tokens_made_right_after_the_change_before() {
+        let changed = user(10_400_000);
+        let token = changed.token_date(Timestamp(10_500_000));
+        assert!(token < changed.end_of_tokens(Timestamp(10_600_000)));
+        assert_eq!(
+            changed.end_of_tokens(Timestamp(20_000_000)),
+            Timestamp(20_000_000)
+        );
     }
 }

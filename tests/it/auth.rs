@@ -7,6 +7,7 @@ use prompt_service::credentials::HashPool;
 use prompt_service::domain::{Timestamp, UserId};
 use prompt_service::store::NewUser;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use crate::support::{App, Folder, PASSWORD, Response, User, spawn_app, spawn_app_in};
 
@@ -383,6 +384,62 @@ async fn a_new_password_ends_all_that_the_old_one_gave() {
             .status,
         200
     );
+}
+
+#[tokio::test]
+async fn logins_in_flight_during_a_change_of_password_give_nothing_that_lasts() {
+    let app = spawn_app(behind_proxy).await;
+    let user = app.user("alice").await;
+    let store = app.folder.store().await;
+    // More logins than there are threads to hash them, each from an address of its own, so that none waits for another's outcome.
+    let mut logins = JoinSet::new();
+    for n in 0..24 {
+        let body = json!({ "username": "alice", "password": PASSWORD, "session": true });
+        let login = app.post("/api/auth/login/").json(&body);
+        logins.spawn(
+            login
+                .header("x-forwarded-for", &format!("203.0.113.{n}"))
+                .send(),
+        );
+    }
+    let mut answers = vec![logins.join_next().await.unwrap().unwrap()];
+    let hash =
+        "$argon2id$v=19$m=19456,t=2,p=1$c2FsdHNhbHRzYWx0c2FsdA$c29tZXRoaW5nIGVsc2UsIG5vdCBpdA";
+    // Twice, as the operator's command does it: a login may read the account between the first one's time and its commit.
+    for _ in 0..2 {
+        let changed = store.set_password(UserId(user.id), hash, Timestamp::now());
+        assert!(changed.await.unwrap());
+    }
+    while let Some(answer) = logins.join_next().await {
+        answers.push(answer.unwrap());
+    }
+    answers.retain(|answer| answer.status == 200);
+    for answer in answers {
+        let tokens = answer.json();
+        let cookie = answer.header("set-cookie").unwrap();
+        let session = cookie.strip_prefix("session=").unwrap();
+        let session = session.split(';').next().unwrap();
+        assert_eq!(
+            refresh(&app, tokens["refresh"].as_str().unwrap())
+                .await
+                .status,
+            401
+        );
+        eventually!(me(&app, tokens["access"].as_str().unwrap()).await == 401);
+        assert!(!opens_socket(&app, session).await);
+    }
+}
+
+#[tokio::test]
+async fn a_refresh_asks_for_the_account_as_it_is_now() {
+    let app = spawn_app(|_| ()).await;
+    let user = app.user("alice").await;
+    // From here on the account is remembered for a while.
+    assert_eq!(me(&app, &user.access).await, 200);
+    let store = app.folder.store().await;
+    let changed = store.set_password(UserId(user.id), "$argon2id$", Timestamp::now());
+    assert!(changed.await.unwrap());
+    assert_eq!(refresh(&app, &user.refresh).await.status, 401);
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Accounts, refused, second_from};
+use super::{Accounts, refused};
 use crate::credentials::guesses::Refused;
 use crate::credentials::{SessionSecret, TokenType};
 use crate::domain::account::canonical_username;
@@ -51,6 +51,9 @@ impl Accounts {
                     .with_label_values(&["refused"])
                     .inc();
             })?;
+        // What is given is as old as what is known of the account: hashing may take its turn in a queue, and a change of password
+        // or a disabling that comes meanwhile has to end this too.
+        let asked = Timestamp::now();
         let user = self.store.user_by_username(&name).await?;
         let stored = user.as_ref().map(|user| user.password_hash.clone());
         let verified = self
@@ -69,11 +72,9 @@ impl Accounts {
         if verified.needs_rehash {
             self.upgrade_hash(&user, request.password).await;
         }
-        let now = Timestamp::now();
-        // A token says only the second it was made in; one made right after a change of password must not look older than that.
-        let issued_at = now.max(second_from(user.tokens_valid_from));
+        let issued_at = user.token_date(asked);
         let session = if request.wants_session {
-            Some(self.open_session(&user, now).await?)
+            Some(self.open_session(&user, asked).await?)
         } else {
             None
         };
@@ -84,7 +85,8 @@ impl Accounts {
         })
     }
 
-    /// A new access token for a good refresh token.
+    /// A new access token for a good refresh token, dated `now`. The account is read anew: one remembered from before a change
+    /// of password would let a refresh token of before give access tokens of after.
     ///
     /// # Errors
     /// `RefreshToken`, `NoUserId` or `RefreshUserInactive`.
@@ -97,10 +99,7 @@ impl Accounts {
             // Recorded: such a token is refreshed, and what it gives is refused everywhere.
             return self.token(TokenType::Access, None, now);
         };
-        let user = self
-            .known
-            .get(user_id, &*self.store, Instant::now())
-            .await?;
+        let user = self.store.user(user_id).await?;
         let user = user
             .filter(|user| user.is_active)
             .ok_or(Unauthenticated::RefreshUserInactive)?;
@@ -110,11 +109,7 @@ impl Accounts {
         {
             return Err(revoked.into());
         }
-        self.token(
-            TokenType::Access,
-            Some(user_id),
-            now.max(second_from(user.tokens_valid_from)),
-        )
+        self.token(TokenType::Access, Some(user_id), user.token_date(now))
     }
 
     /// Ends a refresh token and a session, whichever are given; ones that do not hold anyway are no error.
@@ -142,13 +137,15 @@ impl Accounts {
         Ok(())
     }
 
-    async fn open_session(&self, user: &User, now: Timestamp) -> Result<String, Error> {
+    /// A session of the account as it was read no earlier than `asked`, and as old as that: see [`User::token_date`].
+    async fn open_session(&self, user: &User, asked: Timestamp) -> Result<String, Error> {
+        let created_at = asked.max(user.tokens_valid_from);
         let secret = SessionSecret::random().map_err(Error::internal)?;
         let session = Session {
             token_hash: secret.hash(),
             user_id: user.id,
-            created_at: now,
-            expires_at: now.plus(self.config.refresh_token_lifetime),
+            created_at,
+            expires_at: created_at.plus(self.config.refresh_token_lifetime),
         };
         self.store.create_session(session).await?;
         Ok(secret.cookie_value())

@@ -83,11 +83,6 @@ impl Accounts {
     }
 }
 
-/// The first whole second that is not before `instant`.
-fn second_from(instant: Timestamp) -> Timestamp {
-    Timestamp::from_unix_seconds(instant.plus(Duration::from_micros(999_999)).unix_seconds())
-}
-
 fn refused(error: TokenError, kind: TokenType) -> Error {
     let problem = match error {
         TokenError::Invalid => TokenProblem::Invalid,
@@ -113,17 +108,5 @@ impl From<hash_pool::Error> for Error {
                 Self::internal(error)
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_token_made_right_after_a_change_of_password_is_not_older_than_it() {
-        assert_eq!(second_from(Timestamp(10_000_001)), Timestamp(11_000_000));
-        assert_eq!(second_from(Timestamp(10_000_000)), Timestamp(10_000_000));
-        assert_eq!(second_from(Timestamp(0)), Timestamp(0));
     }
 }
