@@ -1,10 +1,12 @@
 //! The command line: serving by default, and the operator's commands.
 
 use std::convert::Infallible;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
+use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue};
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{Secret, Settings};
 
@@ -14,7 +16,7 @@ Secrets have no flag; each is read from its variable, or from the file that NAME
   SECRET_KEY            signs tokens, at least 32 bytes [default: made once and kept in DATA_DIR/secret.key]
   SECRET_KEY_FALLBACKS  further keys, separated by commas, that only verify
   DATABASE_URL          sqlite://PATH or postgres://USER:PASSWORD@HOST/DATABASE [default: a file in DATA_DIR]
-  REDIS_URL             for several replicas; not served by this version
+  REDIS_URL             redis://HOST:PORT or rediss://HOST:PORT, which several replicas share [default: none, one replica]
   OPENAI_API_KEY        goes to OPENAI_BASE_URL; without it no Authorization is sent
 and the variables that OPENAI_FALLBACK names.
 
@@ -30,6 +32,26 @@ pub struct Cli {
     /// The settings.
     #[command(flatten)]
     pub settings: Settings,
+}
+
+impl Cli {
+    /// Reads the arguments and the environment of this process. An empty variable counts as unset: compose files pass every name
+    /// through, set or not, and `.env.example` has lines that wait for a value.
+    ///
+    /// # Errors
+    /// clap's, which is also how help and version come.
+    pub fn read() -> Result<Self, clap::Error> {
+        let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+        let mut command = Self::command().mut_args(|argument| {
+            if argument.get_env().is_some_and(is_empty) {
+                argument.env(Resettable::Reset)
+            } else {
+                argument
+            }
+        });
+        let matches = command.try_get_matches_from_mut(std::env::args_os())?;
+        Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+    }
 }
 
 /// What the program can do.

@@ -4,7 +4,6 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::Parser;
 use prompt_service::api::Documents;
 use prompt_service::app::{App, check, health_check, moving, users};
 use prompt_service::cli::{self, Cli, Command};
@@ -13,15 +12,16 @@ use prompt_service::telemetry;
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
+    // The working directory's and no other: `dotenvy::dotenv` would go on to its parents, which others may write to.
     // A file that cannot be read is as clear a mistake as a setting that cannot.
-    if let Err(error) = dotenvy::dotenv()
+    if let Err(error) = dotenvy::from_path(".env")
         && !error.not_found()
     {
         return fail(&anyhow::anyhow!(
             ".env: cannot be read; each line is NAME=value"
         ));
     }
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read() {
         Ok(cli) => cli,
         Err(error) => match cli::setting_problem(&error) {
             Some(problem) => return fail(&anyhow::Error::msg(problem)),
@@ -50,7 +50,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         return health_check::run(cli.settings.bind_addr, ready);
     }
     let (log_format, directives) = (cli.settings.log_format, cli.settings.rust_log.clone());
-    let variable = |name: &str| std::env::var(name).ok();
+    let variable = |name: &str| std::env::var_os(name);
     let fallbacks = cli.settings.upstream.openai_fallback.clone();
     let config = Secrets::read(variable).and_then(|mut secrets| {
         if let Some(fallbacks) = &fallbacks {

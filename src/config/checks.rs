@@ -11,14 +11,13 @@ const MIN_KEY_BYTES: usize = 32;
 
 /// Keys that only verify must be as long as the one that signs: either forges tokens for who guesses it.
 pub(super) fn keys(secrets: &Secrets) -> Result<(), Error> {
-    for key in secrets
-        .secret_key
-        .iter()
-        .chain(&secrets.secret_key_fallbacks)
-    {
+    let signing = secrets.secret_key.iter().map(|key| ("SECRET_KEY", key));
+    let verifying = secrets.secret_key_fallbacks.iter();
+    let verifying = verifying.map(|key| ("SECRET_KEY_FALLBACKS", key));
+    for (setting, key) in signing.chain(verifying) {
         if key.expose().len() < MIN_KEY_BYTES {
             return Err(Error::new(
-                "SECRET_KEY",
+                setting,
                 format!(
                     "too short: a key has at least {MIN_KEY_BYTES} bytes (openssl rand -hex 32 makes one)"
                 ),

@@ -1,5 +1,6 @@
 //! Secrets: read from the environment only, never from a flag, never shown.
 
+use std::ffi::OsString;
 use std::fmt;
 
 use super::{Error, Fallbacks};
@@ -47,8 +48,8 @@ impl Secrets {
     /// Reads the secrets through `variable`, which looks a name up in the environment.
     ///
     /// # Errors
-    /// A secret given in both ways, or a file that cannot be read.
-    pub fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Self, Error> {
+    /// A secret given in both ways, one that is no text, or a file that cannot be read.
+    pub fn read(variable: impl Fn(&str) -> Option<OsString>) -> Result<Self, Error> {
         let read = |name: &'static str| read_one(name, &variable);
         let fallbacks = read("SECRET_KEY_FALLBACKS")?;
         Ok(Self {
@@ -70,11 +71,11 @@ impl Secrets {
     /// Reads the keys that `fallbacks` name, those that are set.
     ///
     /// # Errors
-    /// A key given in both ways, or a file that cannot be read; the name in the message is the setting's.
+    /// A key given in both ways, one that is no text, or a file that cannot be read; the name in the message is the setting's.
     pub fn read_fallback_keys(
         &mut self,
         fallbacks: &Fallbacks,
-        variable: impl Fn(&str) -> Option<String>,
+        variable: impl Fn(&str) -> Option<OsString>,
     ) -> Result<(), Error> {
         for name in fallbacks
             .0
@@ -91,7 +92,7 @@ impl Secrets {
 
 fn read_one(
     name: &'static str,
-    variable: impl Fn(&str) -> Option<String>,
+    variable: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Option<Secret>, Error> {
     value_or_file(name, name, variable)
 }
@@ -100,7 +101,7 @@ fn read_one(
 fn value_or_file(
     setting: &'static str,
     name: &str,
-    variable: impl Fn(&str) -> Option<String>,
+    variable: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Option<Secret>, Error> {
     // An empty variable counts as unset: compose files pass every name through, set or not.
     let value = variable(name).filter(|value| !value.is_empty());
@@ -110,7 +111,11 @@ fn value_or_file(
             setting,
             "set a secret or its _FILE form, not both",
         )),
-        (Some(value), None) => Ok(Some(Secret::new(value))),
+        // Taken for unset, it would have the service run with another key, or on another store, than its operator believes.
+        (Some(value), None) => match value.into_string() {
+            Ok(value) => Ok(Some(Secret::new(value))),
+            Err(_) => Err(Error::new(setting, "its value is no UTF-8 text")),
+        },
         (None, Some(path)) => match std::fs::read_to_string(path) {
             Ok(text) => Ok(Some(Secret::new(text.strip_suffix('\n').unwrap_or(&text)))),
             Err(error) => Err(Error::new(
@@ -130,7 +135,7 @@ mod tests {
 
     fn read(pairs: &[(&str, &str)]) -> Result<Secrets, Error> {
         let map: HashMap<_, _> = pairs.iter().copied().collect();
-        Secrets::read(|name| map.get(name).map(|value| (*value).to_owned()))
+        Secrets::read(|name| map.get(name).map(OsString::from))
     }
 
     #[test]
@@ -150,6 +155,18 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_that_is_no_text_is_refused_by_name_and_not_taken_for_unset() {
+        use std::os::unix::ffi::OsStringExt;
+        let bytes = || OsString::from_vec(b"hunter2 \xff".to_vec());
+        for setting in ["SECRET_KEY", "DATABASE_URL", "SECRET_KEY_FALLBACKS"] {
+            let error = Secrets::read(|name| (name == setting).then(bytes)).unwrap_err();
+            let error = error.to_string();
+            assert!(error.starts_with(&format!("{setting}: ")), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
     fn a_fallbacks_key_is_read_from_the_variable_it_names() {
         let list: Fallbacks = r#"[{"model": "m", "base_url": "https://a", "api_key_env": "A_KEY"},
             {"model": "m", "base_url": "https://b", "api_key_env": "B_KEY"},
@@ -157,7 +174,7 @@ mod tests {
             .parse()
             .unwrap();
         let mut secrets = Secrets::default();
-        let variable = |name: &str| (name == "B_KEY").then(|| "sk-b".to_owned());
+        let variable = |name: &str| (name == "B_KEY").then(|| OsString::from("sk-b"));
         secrets.read_fallback_keys(&list, variable).unwrap();
         let expected = ("B_KEY".to_owned(), Secret::new("sk-b"));
         assert_eq!(secrets.openai_fallback_keys, [expected]);

@@ -43,6 +43,15 @@ fn an_error_names_the_setting_and_hides_the_value() {
     assert!(error.starts_with("SECRET_KEY: "), "{error}");
     assert!(!error.contains("hunter2"), "{error}");
 
+    let short = Secrets {
+        secret_key: Some(Secret::new("k".repeat(32))),
+        secret_key_fallbacks: vec![Secret::new("k".repeat(32)), Secret::new("hunter2")],
+        ..Secrets::default()
+    };
+    let error = load(&[], short).unwrap_err().to_string();
+    assert!(error.starts_with("SECRET_KEY_FALLBACKS: "), "{error}");
+    assert!(!error.contains("hunter2"), "{error}");
+
     let url = Secrets {
         database_url: Some(Secret::new("mysql://root:hunter2@db")),
         ..Secrets::default()
