@@ -24,6 +24,18 @@ pub enum Error {
     /// Another server holds it.
     #[error("DATA_DIR: {}: another prompt-service is using this folder; stop it or set DATA_DIR to another", .0.display())]
     InUse(PathBuf),
+    /// Another server holds the database file, though not this folder.
+    #[error("DATABASE_URL: {}: another prompt-service is using this file; stop it or name another file", .0.display())]
+    DatabaseInUse(PathBuf),
+    /// The lock file of the database file cannot be made.
+    #[error("DATABASE_URL: {}: no lock file can be made beside it; see that its folder exists and is writable for this user, or name another file", .path.display())]
+    DatabaseLock {
+        /// The database file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The key file is not one this program wrote.
     #[error(
         "DATA_DIR: {}: secret.key is not a key of at least 32 bytes; restore it, or remove it to have a new one made (every token ends then)",
@@ -47,7 +59,7 @@ pub struct Found {
     pub has_key: bool,
 }
 
-/// Holds the folder for one server. Released when dropped, or by the kernel when the process ends in any way.
+/// Holds the folder, or a database file, for one server. Released when dropped, or by the kernel when the process ends in any way.
 #[derive(Debug)]
 pub struct Lock {
     file: File,
@@ -104,12 +116,7 @@ impl DataDir {
     /// # Errors
     /// `InUse` if another process has it; `Folder`.
     pub fn lock(&self) -> Result<Lock, Error> {
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(self.path.join("lock"))
+        let file = open_lock(&self.path.join("lock"))
             .map_err(self.failed("its lock file cannot be written"))?;
         match file.try_lock() {
             Ok(()) => Ok(Lock { file }),
@@ -172,6 +179,38 @@ impl DataDir {
         let path = self.path.clone();
         move |source| Error::Folder { path, what, source }
     }
+}
+
+/// Takes an SQLite file for this server, whatever its data folder: by a lock file beside it, named `….lock`. The file itself must not be
+/// opened for this, since closing it again would release SQLite's own locks.
+///
+/// # Errors
+/// `DatabaseInUse` if another process has it; `DatabaseLock`.
+pub fn lock_database(path: &Path) -> Result<Lock, Error> {
+    let failed = |source| Error::DatabaseLock {
+        path: path.to_owned(),
+        source,
+    };
+    // One file has one lock, by whatever way it is named. One that does not exist yet is no link.
+    let mut name = fs::canonicalize(path)
+        .unwrap_or_else(|_| path.to_owned())
+        .into_os_string();
+    name.push(".lock");
+    let file = open_lock(Path::new(&name)).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Lock { _file: file }),
+        Err(TryLockError::WouldBlock) => Err(Error::DatabaseInUse(path.to_owned())),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+fn open_lock(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path)
 }
 
 fn write_new(path: &Path, text: &str) -> io::Result<()> {
@@ -257,6 +296,25 @@ mod tests {
         let file = outer.path().join("file");
         fs::write(&file, "").unwrap();
         assert!(matches!(DataDir::look(&file), Err(Error::Folder { .. })));
+    }
+
+    #[test]
+    fn one_server_holds_a_database_file_by_whatever_name() {
+        let outer = tempfile::tempdir().unwrap();
+        let (file, link) = (outer.path().join("a.db"), outer.path().join("link.db"));
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let held = lock_database(&file).unwrap();
+        fs::write(&file, "").unwrap();
+        for name in [&file, &link, &outer.path().join(".").join("a.db")] {
+            let refused = lock_database(name).unwrap_err();
+            assert!(matches!(refused, Error::DatabaseInUse(_)), "{refused}");
+        }
+        assert!(lock_database(&outer.path().join("b.db")).is_ok());
+        assert_eq!(mode(&outer.path().join("a.db.lock")), 0o600);
+        drop(held);
+        assert!(lock_database(&link).is_ok());
+        let nowhere = lock_database(&outer.path().join("none/a.db"));
+        assert!(matches!(nowhere, Err(Error::DatabaseLock { .. })));
     }
 
     #[test]

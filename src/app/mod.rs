@@ -57,7 +57,7 @@ pub struct App {
     finder: Finder,
     reembedding: Reembedding,
     redis: Option<redis::Keeper>,
-    _lock: Option<data_dir::Lock>,
+    _locks: Vec<data_dir::Lock>,
 }
 
 impl App {
@@ -69,7 +69,7 @@ impl App {
         let started = Instant::now();
         let metrics = Arc::new(Metrics::new());
         let lifecycle = Lifecycle::default();
-        let lock = store::lock_folder(&config.store)?;
+        let locks = store::lock_files(&config.store)?;
         let key = match &config.accounts.secret_key {
             Some(key) => key.clone(),
             None => DataDir::open(config.store.data_dir())?.secret_key()?,
@@ -204,7 +204,7 @@ impl App {
             finder,
             reembedding,
             redis: keeper,
-            _lock: lock,
+            _locks: locks,
         })
     }
 

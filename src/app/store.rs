@@ -80,7 +80,7 @@ impl Store {
     /// One line that says who is there already.
     pub async fn take_place(&self, shares_redis: bool) -> anyhow::Result<Option<Place>> {
         Ok(match &self.kind {
-            // The data folder's lock has seen to it.
+            // The locks of its files have seen to it.
             Kind::Sqlite(_) => None,
             Kind::Postgres(store) if shares_redis => Some(store.be_a_replica().await?),
             Kind::Postgres(store) => Some(store.be_alone().await?),
@@ -192,14 +192,17 @@ fn open_sqlite(path: &Path) -> anyhow::Result<SqliteStore> {
         .with_context(|| format!("DATABASE_URL: {}", path.display()))
 }
 
-/// Takes the data folder where the store is in it. With a database elsewhere the folder holds the generated key at most, which
-/// any number of servers may read.
+/// Takes the data folder and the database file, where that is SQLite's: either alone would let a second server in that names the same
+/// file from another folder. With a database elsewhere the folder holds the generated key at most, which any number of servers may read.
 ///
 /// # Errors
-/// One line that names the folder and the mend.
-pub(super) fn lock_folder(config: &StoreConfig) -> anyhow::Result<Option<data_dir::Lock>> {
+/// One line that names the folder or the file and the mend.
+pub(super) fn lock_files(config: &StoreConfig) -> anyhow::Result<Vec<data_dir::Lock>> {
     Ok(match config {
-        StoreConfig::Sqlite { data_dir, .. } => Some(DataDir::open(data_dir)?.lock()?),
-        StoreConfig::Postgres { .. } => None,
+        StoreConfig::Sqlite { data_dir, path } => {
+            let folder = DataDir::open(data_dir)?.lock()?;
+            vec![folder, data_dir::lock_database(path)?]
+        }
+        StoreConfig::Postgres { .. } => Vec::new(),
     })
 }

@@ -3,15 +3,15 @@
 use anyhow::bail;
 use tokio_util::sync::CancellationToken;
 
-use super::super::store::{Store, lock_folder};
+use super::super::store::{Store, lock_files};
 use crate::config::Config;
 use crate::data_dir;
 use crate::store::postgres::Place;
 
-/// An open store whose data folder, if it is in one, no server can take.
+/// An open store whose files, if it has any, no server can take.
 pub struct Held {
     pub store: Store,
-    _lock: Option<data_dir::Lock>,
+    _locks: Vec<data_dir::Lock>,
 }
 
 impl Held {
@@ -20,10 +20,16 @@ impl Held {
     /// # Errors
     /// One line that says who has the store, or names the setting at fault.
     pub async fn open(config: &Config, dimension: usize) -> anyhow::Result<(Self, Option<Place>)> {
-        let lock = lock_folder(&config.store)?;
+        let locks = lock_files(&config.store)?;
         let store = Store::open(&config.store, Some(dimension)).await?;
         let place = store.take_place(false).await?;
-        Ok((Self { store, _lock: lock }, place))
+        Ok((
+            Self {
+                store,
+                _locks: locks,
+            },
+            place,
+        ))
     }
 }
 
