@@ -17,18 +17,14 @@ pub async fn close_ended(hub: &Arc<Hub>, store: &dyn AccountStore) -> Result<(),
     if listeners.is_empty() {
         return Ok(());
     }
-    let ids: Vec<UserId> = listeners
-        .iter()
-        .map(|listener| listener.user_id)
-        .collect::<HashSet<_>>()
-        .into_iter()
-        .collect();
+    // A set: it is asked once for each socket while the hub is locked.
+    let ids: HashSet<UserId> = listeners.iter().map(|listener| listener.user_id).collect();
     let sessions: Vec<[u8; 32]> = listeners
         .iter()
         .filter_map(|listener| listener.session)
         .collect();
     let users: HashMap<UserId, User> = store
-        .users(&ids)
+        .users(&ids.iter().copied().collect::<Vec<_>>())
         .await?
         .into_iter()
         .map(|user| (user.id, user))
