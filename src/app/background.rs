@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::App;
 use crate::api::Lifecycle;
 use crate::domain::Timestamp;
+use crate::services::health::STORE_CHECK_EVERY;
 use crate::services::sockets;
 
 /// How often open sockets are held against the accounts and sessions behind them; the contract allows 5 s.
@@ -33,6 +34,20 @@ impl App {
             while ticks.next().await {
                 let checked = sockets::close_ended(&hub, &*accounts).await;
                 warn_if_failed(checked, "open sockets could not be checked");
+            }
+        });
+
+        let health = Arc::clone(&self.state.health);
+        let mut ticks = Ticks::new(STORE_CHECK_EVERY, stopping);
+        let stop = stopping.clone();
+        tasks.spawn(async move {
+            let mut is_up = true;
+            while ticks.next().await {
+                // A store that stands still must not hold up the stop.
+                tokio::select! {
+                    () = stop.cancelled() => break,
+                    answered = health.watch_store(is_up) => is_up = answered,
+                }
             }
         });
 

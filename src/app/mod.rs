@@ -44,6 +44,10 @@ const LOGIN_QUEUE: usize = 256;
 /// File descriptors that are not connections: the database, the log, the listeners, with room to spare.
 const OTHER_FILES: u64 = 128;
 
+/// Connections to the metrics' own listener at once: scrapers and health checks are few. Apart from `MAX_CONNECTIONS`, so that the
+/// metrics can be read when that is used up, which is when they are wanted.
+const METRICS_CONNECTIONS: usize = 32;
+
 /// A built service that listens and does not serve yet.
 pub struct App {
     listener: TcpListener,
@@ -158,6 +162,9 @@ impl App {
             metrics: Arc::clone(&metrics),
         });
 
+        // It was opened and read just now.
+        health.set_store(true);
+
         let listener = bind("BIND_ADDR", config.server.bind_addr).await?;
         let metrics_listener = match config.server.metrics_addr {
             Some(address) => Some(bind("METRICS_ADDR", address).await?),
@@ -258,10 +265,14 @@ impl App {
             closing.cancel();
             Instant::now() + grace
         };
+        let metrics_limits = Limits {
+            connections: Arc::new(Semaphore::new(METRICS_CONNECTIONS)),
+            ..limits.clone()
+        };
         let main = api::serve(
             self.listener,
             api::router(&self.state),
-            limits.clone(),
+            limits,
             closing.clone(),
         );
         // The metrics are served until the very end: a scrape in the last seconds tells how the stop went.
@@ -270,7 +281,7 @@ impl App {
             api::serve(
                 listener,
                 api::metrics_router(&self.state),
-                limits,
+                metrics_limits,
                 metrics_closing.clone(),
             )
         });

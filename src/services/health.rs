@@ -11,6 +11,8 @@ use crate::search::Similarity;
 use crate::store::PromptStore;
 use crate::telemetry::Metrics;
 
+/// How often the store is asked for the gauge.
+pub const STORE_CHECK_EVERY: Duration = Duration::from_secs(3);
 /// How long the store may take to answer before it counts as down.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -69,18 +71,38 @@ impl Readiness {
 impl Health {
     /// Asks the parts.
     pub async fn readiness(&self) -> Readiness {
-        let answer = tokio::time::timeout(PATIENCE, self.store.ping()).await;
-        let store = matches!(answer, Ok(Ok(())));
-        self.metrics
-            .backend_up
-            .with_label_values(&["store"])
-            .set(f64::from(u8::from(store)));
         Readiness {
-            store,
+            store: self.store_answers().await,
             redis: self.redis_up.as_ref().map(|up| *up.borrow()),
             vectors: self.similarity.status().ready,
             model: self.model_name.clone(),
         }
+    }
+
+    /// Asks the store, and brings its gauge up to date: to be called again every [`STORE_CHECK_EVERY`] with the answer of the call before.
+    /// A store that was up is asked twice before it counts as down, since one slow answer is no outage. A change is logged once.
+    pub async fn watch_store(&self, was_up: bool) -> bool {
+        let is_up = self.store_answers().await || (was_up && self.store_answers().await);
+        match (was_up, is_up) {
+            (true, false) => tracing::warn!("the store does not answer"),
+            (false, true) => tracing::info!("the store answers again"),
+            (true, true) | (false, false) => {}
+        }
+        self.set_store(is_up);
+        is_up
+    }
+
+    /// Sets the store's gauge.
+    pub fn set_store(&self, is_up: bool) {
+        self.metrics
+            .backend_up
+            .with_label_values(&["store"])
+            .set(f64::from(u8::from(is_up)));
+    }
+
+    async fn store_answers(&self) -> bool {
+        let answer = tokio::time::timeout(PATIENCE, self.store.ping()).await;
+        matches!(answer, Ok(Ok(())))
     }
 
     /// Brings the gauges up to date, before they are read.

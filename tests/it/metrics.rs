@@ -164,6 +164,25 @@ async fn metrics_may_have_a_listener_of_their_own() {
 }
 
 #[tokio::test]
+async fn metrics_are_read_on_their_own_listener_while_all_connections_are_taken() {
+    let app = spawn_app(|config| {
+        config.server.metrics_addr = "127.0.0.1:0".parse().ok();
+        config.server.max_connections = 1;
+    })
+    .await;
+    // The client keeps its connection, and with it the only place.
+    assert_eq!(app.get("/healthz").send().await.status, 200);
+    assert!(app.metric("http_connections").await.is_some());
+    assert_eq!(app.get("/healthz").send().await.status, 200);
+}
+
+#[tokio::test]
+async fn the_health_of_the_store_is_known_without_anybody_asking() {
+    let app = spawn_app(|_| ()).await;
+    assert_eq!(app.metric("backend_up{backend=\"store\"}").await, Some(1.0));
+}
+
+#[tokio::test]
 async fn health_names_the_model_and_no_host_or_path() {
     let app = spawn_app(|_| ()).await;
     let alive = app.get("/healthz").send().await;

@@ -37,10 +37,19 @@ async fn a_paused_database_is_a_503_in_seconds_and_the_service_recovers_by_itsel
     assert_eq!(ready.status, 503, "{ready:?}");
     assert_eq!(ready.json()["parts"]["store"], "down", "{ready:?}");
 
+    let store_up = async || app.metric("backend_up{backend=\"store\"}").await;
+    eventually!(store_up().await == Some(0.0));
+
     server.signal("CONT");
     eventually!(app.get("/readyz").send().await.status == 200);
     eventually!(alice.try_prompt("afterwards").await.status == 201);
     assert!(alice.similar("the first", 5).await.contains(&before));
+    eventually!(store_up().await == Some(1.0));
+    for message in ["the store does not answer", "the store answers again"] {
+        let lines = app.log.lines().into_iter();
+        let count = lines.filter(|line| line["message"] == message).count();
+        assert_eq!(count, 1, "{message}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
