@@ -3,6 +3,7 @@
 mod accept;
 mod accounts;
 mod authenticate;
+mod cross_origin;
 mod error;
 mod extract;
 mod health;

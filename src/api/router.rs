@@ -1,16 +1,17 @@
-//! Which layers a request passes on its way to a handler, outermost first: unread bodies, observation, panics, cross-origin rules, then on
+//! Which layers a request passes on its way to a handler, outermost first: unread bodies, observation, a missing host, panics, cross-origin rules, then on
 //! `/api` content negotiation and, where a token is needed, authentication. A path or method that does not exist is answered
 //! at its place in that order: 404 before all else, 405 only to those who may know.
 
 use axum::Router;
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::extract::Request;
+use axum::http::{Method, StatusCode, Version, header};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::accept::require_json;
 use super::authenticate::authenticate;
+use super::cross_origin::{CrossOrigin, cross_origin};
 use super::error::ApiError;
 use super::observe::observe;
 use super::state::AppState;
@@ -52,54 +53,25 @@ pub fn metrics_router(state: &AppState) -> Router {
 
 fn finish(routes: Router<AppState>, state: &AppState) -> Router {
     let mut routes = routes.fallback(not_found);
-    if let Some(cors) = cors(&state.server.cors_allowed_origins) {
-        routes = routes.layer(cors);
+    if let Some(cors) = CrossOrigin::of(&state.server.cors_allowed_origins) {
+        routes = routes.layer(from_fn_with_state(cors, cross_origin));
     }
     routes
         .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn(require_host))
         .layer(from_fn_with_state(state.clone(), observe))
         .layer(from_fn(read_rest))
         .with_state(state.clone())
 }
 
-/// Cross-origin rules for the listed origins; nothing is said to others, whose browsers then refuse by themselves.
-fn cors(origins: &[String]) -> Option<CorsLayer> {
-    let origins: Vec<HeaderValue> = origins
-        .iter()
-        .filter_map(|origin| origin.parse().ok())
-        .collect();
-    if origins.is_empty() {
-        return None;
+/// Refuses a request of HTTP/1.1 without a host, which is malformed (RFC 9112, section 3.2).
+async fn require_host(request: Request, next: Next) -> Response {
+    if request.version() == Version::HTTP_11 && !request.headers().contains_key(header::HOST) {
+        return ApiError::bad_request("The Host header is missing.")
+            .closing()
+            .into_response();
     }
-    let exposed = [
-        "x-request-id",
-        "ratelimit",
-        "ratelimit-policy",
-        "x-search-coverage",
-        "idempotent-replayed",
-        "server-timing",
-    ]
-    .map(HeaderName::from_static);
-    let layer = CorsLayer::new()
-        .allow_origin(AllowOrigin::list(origins))
-        .allow_methods([Method::GET, Method::POST, Method::DELETE])
-        .allow_headers([
-            header::AUTHORIZATION,
-            header::CONTENT_TYPE,
-            header::ACCEPT,
-            HeaderName::from_static("x-request-id"),
-            HeaderName::from_static("idempotency-key"),
-            HeaderName::from_static("last-event-id"),
-        ])
-        .expose_headers(
-            exposed
-                .into_iter()
-                .chain([header::RETRY_AFTER])
-                .collect::<Vec<_>>(),
-        )
-        .allow_credentials(true)
-        .max_age(std::time::Duration::from_secs(600));
-    Some(layer)
+    next.run(request).await
 }
 
 /// Answers `OPTIONS`, and refuses the other methods that a path does not have. The router adds `Allow` to both.

@@ -8,9 +8,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::http::header::{ALLOW, HOST};
-use axum::http::{HeaderMap, HeaderValue, Uri, Version};
-use axum::response::IntoResponse;
+use axum::http::header::ALLOW;
+use axum::http::{HeaderMap, HeaderValue, Uri};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -21,7 +20,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
-use super::error::ApiError;
 use super::extract::Peer;
 
 /// How long a request's head may take to arrive; also how long a kept connection may idle between requests.
@@ -35,7 +33,7 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 /// Bounds of one listener.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Connections at once, over all listeners that share it; further ones wait in the kernel's queue.
+    /// Connections at once; further ones wait in the kernel's queue.
     pub connections: Arc<Semaphore>,
     /// How long requests in flight may take to finish after the listener closed.
     pub grace: Duration,
@@ -130,16 +128,8 @@ async fn serve_connection(
         request.extensions_mut().insert(Peer(peer));
         request.extensions_mut().insert(place.clone());
         let request: Request = request.map(axum::body::Body::new);
-        // RFC 9112, section 3.2: a request of HTTP/1.1 without a host is malformed.
-        let is_malformed =
-            request.version() == Version::HTTP_11 && !request.headers().contains_key(HOST);
         let mut router = router.clone();
         async move {
-            if is_malformed {
-                return Ok(ApiError::bad_request("The Host header is missing.")
-                    .closing()
-                    .into_response());
-            }
             let mut response = router.call(request).await?;
             list_options(response.headers_mut());
             Ok::<_, std::convert::Infallible>(response)

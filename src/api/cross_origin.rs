@@ -1,0 +1,89 @@
+//! Cross-origin rules: what pages of other origins may do, and the answers to their browsers' preflights.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderName, HeaderValue, Method, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use tower::{Layer, ServiceExt};
+use tower_http::cors::{AllowOrigin, CorsLayer};
+
+/// How long a browser may remember the answer to a preflight.
+const MAX_AGE: Duration = Duration::from_secs(600);
+
+/// The rules for the listed origins; nothing is said to others, whose browsers then refuse by themselves. Cheap to clone.
+#[derive(Clone)]
+pub struct CrossOrigin {
+    origins: Arc<[HeaderValue]>,
+    layer: CorsLayer,
+}
+
+impl CrossOrigin {
+    /// Rules for these origins; `None` if there are none.
+    pub fn of(origins: &[String]) -> Option<Self> {
+        let origins: Arc<[HeaderValue]> = origins
+            .iter()
+            .filter_map(|origin| origin.parse().ok())
+            .collect();
+        if origins.is_empty() {
+            return None;
+        }
+        let exposed = [
+            "x-request-id",
+            "ratelimit",
+            "ratelimit-policy",
+            "x-search-coverage",
+            "idempotent-replayed",
+            "server-timing",
+        ]
+        .map(HeaderName::from_static);
+        let layer = CorsLayer::new()
+            .allow_origin(AllowOrigin::list(origins.iter().cloned()))
+            .allow_methods([Method::GET, Method::POST, Method::DELETE])
+            .allow_headers([
+                header::AUTHORIZATION,
+                header::CONTENT_TYPE,
+                header::ACCEPT,
+                HeaderName::from_static("x-request-id"),
+                HeaderName::from_static("idempotency-key"),
+                HeaderName::from_static("last-event-id"),
+            ])
+            .expose_headers(
+                exposed
+                    .into_iter()
+                    .chain([header::RETRY_AFTER])
+                    .collect::<Vec<_>>(),
+            )
+            .allow_credentials(true)
+            .max_age(MAX_AGE);
+        Some(Self { origins, layer })
+    }
+
+    /// Whether a browser asks, for a page that may, what it may send (Fetch standard, CORS-preflight request).
+    fn is_preflight(&self, request: &Request) -> bool {
+        let headers = request.headers();
+        request.method() == Method::OPTIONS
+            && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+            && headers
+                .get(header::ORIGIN)
+                .is_some_and(|origin| self.origins.contains(origin))
+    }
+}
+
+/// Answers preflights, and adds to other answers what their pages may read. An `OPTIONS` that is no preflight of a listed origin takes the
+/// way of every request: the layer would answer it 200 whatever the path, and without credentials.
+pub async fn cross_origin(
+    State(rules): State<CrossOrigin>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if request.method() == Method::OPTIONS && !rules.is_preflight(&request) {
+        return next.run(request).await;
+    }
+    match rules.layer.layer(next).oneshot(request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    }
+}
