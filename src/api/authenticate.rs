@@ -104,6 +104,31 @@ pub fn session_secret(headers: &HeaderMap) -> Option<&str> {
         .find_map(|pair| pair.trim().strip_prefix(SESSION_COOKIE)?.strip_prefix('='))
 }
 
+/// What an answer to a known user says of it, where no [`authenticate`] sees to that.
+pub struct Standing {
+    user_id: UserId,
+    policy: Option<HeaderValue>,
+    verdict: Verdict,
+}
+
+impl Standing {
+    /// How the user stands now; nothing is counted.
+    pub async fn of(state: &AppState, user_id: UserId) -> Self {
+        let throttle = &state.prompt_throttle;
+        Self {
+            user_id,
+            policy: state.prompt_policy.clone(),
+            verdict: throttle.peek(user_id, Instant::now()).await,
+        }
+    }
+
+    /// Says so.
+    pub fn state_on(self, response: &mut Response) {
+        response.extensions_mut().insert(KnownUser(self.user_id));
+        state_rates(response.headers_mut(), self.policy.as_ref(), &self.verdict);
+    }
+}
+
 /// Says how much of the throttle is left, as draft-ietf-httpapi-ratelimit-headers has it.
 fn state_rates(headers: &mut HeaderMap, policy: Option<&HeaderValue>, verdict: &Verdict) {
     if let Some(policy) = policy {

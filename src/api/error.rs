@@ -68,7 +68,8 @@ impl ApiError {
         Self::new(status, json!({ "detail": detail, "code": code }))
     }
 
-    fn later(mut self, wait: Duration) -> Self {
+    /// The same, with how long the client should wait.
+    pub fn later(mut self, wait: Duration) -> Self {
         self.retry_after = Some(wait);
         self
     }

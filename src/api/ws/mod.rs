@@ -5,6 +5,7 @@
 mod connection;
 mod session;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -21,7 +22,7 @@ use utoipa_axum::routes;
 
 use self::connection::Connection;
 use self::session::Session;
-use super::authenticate::{KnownUser, bearer_token, session_secret};
+use super::authenticate::{Standing, bearer_token, session_secret};
 use super::error::ApiError;
 use super::extract::Query;
 use super::observe::RequestId;
@@ -34,6 +35,8 @@ use crate::services::accounts::Caller;
 
 /// How long the answer to a handshake may take to leave: its place among the user's sockets is taken already.
 const UPGRADE_DEADLINE: Duration = Duration::from_secs(10);
+/// What a client with too many sockets should wait. Nobody knows when it closes one; this long after it did, there is room.
+const FULL_WAIT: Duration = Duration::from_secs(1);
 /// The subprotocol that a client offers before its token, and that the server selects.
 const BEARER_PROTOCOL: &str = "bearer";
 
@@ -60,7 +63,7 @@ async fn connect(
     State(state): State<AppState>,
     mut request: Request,
 ) -> Result<Response, ApiError> {
-    let Ok(mut response) = create_response_with_body(&request, Body::empty) else {
+    let Ok(answer) = create_response_with_body(&request, Body::empty) else {
         return Ok(upgrade_required());
     };
     // The server puts one into every request that may leave HTTP.
@@ -72,6 +75,22 @@ async fn connect(
     }
     let query = Query::parse(request.uri().query().unwrap_or_default());
     let caller = authenticate(&state, &query, request.headers()).await?;
+    // Asked before the socket takes its place: a throttle may be asked over the network.
+    let standing = Standing::of(&state, caller.user_id()).await;
+    let mut response = open(&state, caller, request, on_upgrade, answer)
+        .unwrap_or_else(IntoResponse::into_response);
+    standing.state_on(&mut response);
+    Ok(response)
+}
+
+/// Gives the caller a socket: takes its place, and has a task serve it once `answer` is sent.
+fn open(
+    state: &AppState,
+    caller: Caller,
+    mut request: Request,
+    on_upgrade: OnUpgrade,
+    mut answer: Response,
+) -> Result<Response, ApiError> {
     let subscription = state
         .broker
         .subscribe(caller.listener(), state.server.max_sockets_per_user)
@@ -79,19 +98,20 @@ async fn connect(
             Refused::Full => ApiError::plain(
                 StatusCode::TOO_MANY_REQUESTS,
                 "This user has too many open sockets.",
-            ),
+            )
+            .later(FULL_WAIT),
             Refused::Away => Error::unavailable(refused).into(),
         })?;
     if offered_protocols(request.headers()).any(|protocol| protocol == BEARER_PROTOCOL) {
         let selected = HeaderValue::from_static(BEARER_PROTOCOL);
-        response
+        answer
             .headers_mut()
             .insert(SEC_WEBSOCKET_PROTOCOL, selected);
     }
     let user_id = caller.user_id();
-    response.extensions_mut().insert(KnownUser(user_id));
     let request_id = request.extensions_mut().remove::<RequestId>();
     let place = request.extensions_mut().remove::<Place>();
+    let state = Arc::clone(state);
     let tasks = state.lifecycle.tasks.clone();
     tasks.spawn(async move {
         let Ok(Ok(upgraded)) = timeout(UPGRADE_DEADLINE, on_upgrade).await else {
@@ -110,7 +130,7 @@ async fn connect(
         tracing::info!(request_id, user_id = user_id.0, code, "socket closed");
         drop(place);
     });
-    Ok(response)
+    Ok(answer)
 }
 
 fn upgrade_required() -> Response {

@@ -304,6 +304,32 @@ async fn failed_handshakes_leave_nothing_behind() {
 }
 
 #[tokio::test]
+async fn a_handshake_tells_a_known_user_its_rates_and_when_to_come_back() {
+    let app = spawn_app(|config| {
+        config.server.max_sockets_per_user = 1;
+        config.prompt_throttle = "1/s,10/min".parse().unwrap();
+    })
+    .await;
+    let alice = app.user("alice").await;
+    let socket = connect(&app, &[("query", &alice.access)]).await;
+    let socket = socket.ok().unwrap();
+    let refused = connect(&app, &[("query", &alice.access)]).await.err();
+    let refused = refused.unwrap();
+    assert_eq!(refused.status, 429);
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    for headers in [&socket.headers, &refused.headers] {
+        assert_eq!(
+            headers["ratelimit-policy"],
+            "\"second\";q=1;w=1, \"minute\";q=10;w=60"
+        );
+        let left = headers["ratelimit"].to_str().unwrap();
+        assert!(left.starts_with("\"minute\";r=10;t="), "{left}");
+    }
+    let stranger = connect(&app, &[("query", "garbage")]).await.err().unwrap();
+    assert_eq!(stranger.header("ratelimit"), None);
+}
+
+#[tokio::test]
 async fn compression_is_not_negotiated() {
     let app = spawn_app(|_| {}).await;
     let alice = app.user("alice").await;
