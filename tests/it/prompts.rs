@@ -97,6 +97,24 @@ async fn pages_hold_every_prompt_once_while_new_ones_arrive() {
 }
 
 #[tokio::test]
+async fn a_page_of_long_texts_ends_early_and_the_next_one_goes_on() {
+    let app = spawn_app(|config| config.max_prompt_chars = 400_000).await;
+    let user = app.user("alice").await;
+    let mut ids = Vec::new();
+    // Prompt and answer: 0.6 MB each for the long ones.
+    for length in [300_000, 300_000, 10, 300_000] {
+        ids.insert(0, user.prompt(&"x".repeat(length)).await);
+    }
+    let page = list(&user, "?limit=100").await;
+    assert_eq!(page.ids(), ids[..2]);
+    assert!(page.body.len() < 1 << 20, "{}", page.body.len());
+    assert!(page.json()["next"].is_string());
+    let all = user.all_prompts().await;
+    let listed: Vec<i64> = all.iter().map(|one| one["id"].as_i64().unwrap()).collect();
+    assert_eq!(listed, ids);
+}
+
+#[tokio::test]
 async fn bad_values_are_told_by_field() {
     let app = spawn_app(|config| config.max_prompt_chars = 10).await;
     let user = app.user("alice").await;

@@ -2,6 +2,7 @@
 
 mod create;
 mod events;
+mod page;
 mod stream;
 
 use axum::Json;
@@ -17,6 +18,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub use self::events::EVENT_ENCODERS;
+use self::page::read_page;
 use super::accept::wants_stream;
 use super::error::ApiError;
 use super::extract::Query;
@@ -130,7 +132,7 @@ struct SimilarParameters {
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "describes parameters that are read one by one")]
 struct ListParameters {
-    /// How many prompts a page.
+    /// How many prompts a page, at most: one ends earlier, with `next` set, where its texts would be more than 1 MiB.
     #[param(minimum = 1, maximum = 100, default = 20)]
     limit: Option<u32>,
     /// The `next` of the page before.
@@ -139,7 +141,7 @@ struct ListParameters {
 
 /// List prompts
 ///
-/// The caller's prompts, newest first.
+/// The caller's prompts, newest first. A page with `next` may hold fewer than `limit`: whether there are more, `next` alone says.
 #[utoipa::path(
     get, path = "/api/prompts", tag = "prompts", operation_id = "list_prompts", security(("bearer" = [])),
     params(ListParameters),
@@ -161,7 +163,7 @@ async fn list_prompts(
     let (Ok(limit), Ok(before)) = (limit, before.transpose()) else {
         return Err(Error::InvalidFields(errors).into());
     };
-    let (page, next) = state.prompts.list(caller.user_id(), before, limit).await?;
+    let (page, next) = read_page(&state.prompts, caller.user_id(), before, limit).await?;
     let results = page.into_iter().map(PromptResponse::from).collect();
     Ok(Json(PromptListResponse {
         results,
