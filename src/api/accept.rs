@@ -1,8 +1,8 @@
 //! Content negotiation: the API speaks JSON, and says 406 to a client that cannot read it.
 
 use axum::extract::{MatchedPath, Request};
-use axum::http::header::ACCEPT;
-use axum::http::{HeaderMap, Method, StatusCode};
+use axum::http::header::{ACCEPT, VARY};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -11,10 +11,15 @@ use super::error::ApiError;
 /// Server-sent events.
 pub const EVENT_STREAM: &str = "text/event-stream";
 
+/// The value of `Vary` on answers that depend on `Accept`, spelt as clients of the old system know it.
+pub const VARY_ACCEPT: HeaderValue = HeaderValue::from_static("Accept");
+
 /// Refuses requests whose `Accept` rules out what the route speaks: JSON, and where there are streams, streams.
 pub async fn require_json(request: Request, next: Next) -> Response {
     let headers = request.headers();
-    if accepts(headers, "application/json") || (has_streams(&request) && wants_stream(headers)) {
+    let is_acceptable =
+        accepts(headers, "application/json") || (has_streams(&request) && wants_stream(headers));
+    let mut response = if is_acceptable {
         next.run(request).await
     } else {
         ApiError::plain(
@@ -22,7 +27,9 @@ pub async fn require_json(request: Request, next: Next) -> Response {
             "Could not satisfy the request Accept header.",
         )
         .into_response()
-    }
+    };
+    response.headers_mut().append(VARY, VARY_ACCEPT);
+    response
 }
 
 /// Whether the route answers with a stream if asked to.

@@ -220,7 +220,12 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value, component
             .or_insert_with(|| json!({ "description": description, "content": { "application/json": { "schema": schema } } }));
     }
     for (status, response) in responses.iter_mut() {
-        add_headers(status, counts_rates, response);
+        let is_known = if path == "/ws/prompts" {
+            matches!(status.as_str(), "101" | "429")
+        } else {
+            counts_rates && status != "401" && status != "406"
+        };
+        add_headers(status, is_api, is_known, response);
     }
     // These come from the HTTP parser, before there is a request to speak of: no body, no headers of ours.
     for (status, description) in [
@@ -272,7 +277,8 @@ fn invalid_schema() -> Value {
     json!({ "anyOf": [{ "$ref": "#/components/schemas/FieldErrorsResponse" }, { "$ref": "#/components/schemas/ErrorResponse" }] })
 }
 
-fn add_headers(status: &str, counts_rates: bool, response: &mut Value) {
+/// `is_api`: whether the answer depends on `Accept`; `is_known`: whether it is one to a known user.
+fn add_headers(status: &str, is_api: bool, is_known: bool, response: &mut Value) {
     let mut headers = Map::new();
     let mut add = |name: &str, kind: &str, description: &str| {
         headers.insert(
@@ -291,7 +297,10 @@ fn add_headers(status: &str, counts_rates: bool, response: &mut Value) {
         "429" | "503" => add("Retry-After", "integer", "Whole seconds to wait."),
         _ => {}
     }
-    if counts_rates && status != "401" && status != "406" {
+    if is_api {
+        add("Vary", "string", "`Accept`.");
+    }
+    if is_known {
         add(
             "RateLimit-Policy",
             "string",

@@ -1,7 +1,9 @@
 //! What a browser sees: the front page, Swagger UI, ReDoc, the schema. All of it is carried by the binary.
 
 use axum::extract::State;
-use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, VARY};
+use axum::http::header::{
+    CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, VARY,
+};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
@@ -10,7 +12,7 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::accept::quality;
+use super::accept::{VARY_ACCEPT, quality};
 use super::error::ApiError;
 use super::extract::Query;
 use super::state::AppState;
@@ -24,6 +26,12 @@ const PAGE_POLICY: HeaderValue = HeaderValue::from_static(
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 const SCRIPT: HeaderValue = HeaderValue::from_static("text/javascript; charset=utf-8");
 const STYLE: HeaderValue = HeaderValue::from_static("text/css; charset=utf-8");
+
+/// The names under which a browser saves the schema.
+const JSON_NAME: HeaderValue =
+    HeaderValue::from_static("inline; filename=\"Prompt Service API.json\"");
+const YAML_NAME: HeaderValue =
+    HeaderValue::from_static("inline; filename=\"Prompt Service API.yaml\"");
 
 /// Declares the vendored files: their name under `/assets/`, type and content.
 macro_rules! assets {
@@ -68,7 +76,7 @@ fn asset(kind: HeaderValue, content: &'static [u8]) -> Response {
     ([(CONTENT_TYPE, kind), (CACHE_CONTROL, cache)], content).into_response()
 }
 
-fn page(content: &'static str) -> Response {
+fn page(content: impl IntoResponse) -> Response {
     (
         [(CONTENT_TYPE, HTML), (CONTENT_SECURITY_POLICY, PAGE_POLICY)],
         content,
@@ -100,7 +108,8 @@ pub struct FrontPageResponse {
 async fn front_page(headers: HeaderMap) -> Response {
     let wants_html = quality(&headers, "text/html") > quality(&headers, "application/json");
     let mut response = if wants_html {
-        page(include_str!("../../assets/web/index.html"))
+        let html = include_str!("../../assets/web/index.html");
+        page(html.replacen("{version}", env!("CARGO_PKG_VERSION"), 1))
     } else {
         Json(FrontPageResponse {
             name: "Prompt Service",
@@ -114,9 +123,7 @@ async fn front_page(headers: HeaderMap) -> Response {
         })
         .into_response()
     };
-    response
-        .headers_mut()
-        .insert(VARY, HeaderValue::from_name(ACCEPT));
+    response.headers_mut().insert(VARY, VARY_ACCEPT);
     response
 }
 
@@ -127,7 +134,10 @@ async fn front_page(headers: HeaderMap) -> Response {
     get, path = "/schema", tag = "documentation", operation_id = "schema", security(()),
     params(("format" = Option<String>, Query, description = "`json` or `yaml`, whatever `Accept` says.")),
     responses(
-        (status = 200, description = "The description.", content((serde_json::Value = "application/json"), (String = "application/yaml"))),
+        (
+            status = 200, description = "The description.", content((serde_json::Value = "application/json"), (String = "application/yaml")),
+            headers(("Content-Disposition" = String, description = "The name under which to save it.")),
+        ),
         (status = 404, description = "There is no such format.", body = super::openapi::ErrorResponse),
     ),
 )]
@@ -151,19 +161,20 @@ async fn schema(State(state): State<AppState>, headers: HeaderMap, query: Query)
         None => prefers_yaml(),
     };
     let documents = &state.documents;
-    let (kind, text) = if wants_yaml {
-        ("application/yaml", &documents.yaml)
+    let (kind, name, text) = if wants_yaml {
+        ("application/yaml", YAML_NAME, &documents.yaml)
     } else {
-        ("application/json", &documents.json)
+        ("application/json", JSON_NAME, &documents.json)
     };
     let mut response = (
-        [(CONTENT_TYPE, HeaderValue::from_static(kind))],
+        [
+            (CONTENT_TYPE, HeaderValue::from_static(kind)),
+            (CONTENT_DISPOSITION, name),
+        ],
         text.clone(),
     )
         .into_response();
-    response
-        .headers_mut()
-        .insert(VARY, HeaderValue::from_name(ACCEPT));
+    response.headers_mut().insert(VARY, VARY_ACCEPT);
     response
 }
 

@@ -3,6 +3,8 @@
 use hyper::Method;
 use prompt_service::api::Documents;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::support::{Response, spawn_app};
 
@@ -43,7 +45,9 @@ async fn the_front_page_is_html_to_a_browser_and_json_to_others() {
     }
     let answer = app.get("/").header("accept", BROWSER).send().await;
     assert!(answer.status == 200 && is_html(&answer), "{answer:?}");
-    assert_eq!(answer.header("vary"), Some("accept"));
+    assert_eq!(answer.header("vary"), Some("Accept"));
+    let version = format!("Version {}<", env!("CARGO_PKG_VERSION"));
+    assert!(answer.text().contains(&version), "{}", answer.text());
 }
 
 #[tokio::test]
@@ -280,6 +284,98 @@ async fn a_wrong_method_and_options_are_told_which_are_right() {
             "{path}"
         );
     }
+}
+
+#[tokio::test]
+async fn answers_of_the_api_depend_on_accept_and_say_so() {
+    let app = spawn_app(|_| ()).await;
+    let user = app.user("alice").await;
+    for (answer, status) in [
+        (user.get("/api/prompts/").send().await, 200),
+        (user.get("/api/prompts/7/").send().await, 404),
+        (app.get("/api/prompts/").send().await, 401),
+        (
+            app.post("/api/auth/login/").json(&json!({})).send().await,
+            400,
+        ),
+        (user.delete("/api/auth/me/").send().await, 405),
+        (
+            user.get("/api/auth/me/")
+                .header("accept", "text/html")
+                .send()
+                .await,
+            406,
+        ),
+    ] {
+        assert_eq!(answer.status, status, "{answer:?}");
+        assert_eq!(answer.header("vary"), Some("Accept"), "{answer:?}");
+    }
+    for (path, name) in [
+        ("/schema?format=json", "Prompt Service API.json"),
+        ("/schema?format=yaml", "Prompt Service API.yaml"),
+    ] {
+        let answer = app.get(path).send().await;
+        let disposition = format!("inline; filename=\"{name}\"");
+        assert_eq!(
+            answer.header("content-disposition"),
+            Some(disposition.as_str())
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_missing_host_is_refused_like_any_other_mistake() {
+    let app = spawn_app(|_| ()).await;
+    let mut stream = TcpStream::connect(app.addr).await.unwrap();
+    let request = b"GET /healthz HTTP/1.1\r\nX-Request-Id: no-host\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let answer = answer.to_lowercase();
+    for part in [
+        "http/1.1 400 ",
+        "x-request-id: no-host\r\n",
+        "x-content-type-options: nosniff\r\n",
+        "connection: close\r\n",
+        "{\"detail\":",
+    ] {
+        assert!(answer.contains(part), "{part}: {answer}");
+    }
+    let counted = "http_requests_total{method=\"GET\",route=\"/healthz\",status=\"400\"}";
+    assert_eq!(app.metric(counted).await, Some(1.0));
+}
+
+#[tokio::test]
+async fn an_options_that_is_no_preflight_is_checked_like_any_request() {
+    let listed = "https://app.example";
+    let open = spawn_app(|config| config.server.cors_allowed_origins = vec![listed.to_owned()]);
+    let app = open.await;
+    let user = app.user("alice").await;
+    let preflight = ("access-control-request-method", "POST");
+    for (path, headers, status) in [
+        ("/api/nope/", vec![], 404),
+        ("/api/prompts/", vec![], 401),
+        ("/api/prompts/", vec![("origin", listed)], 401),
+        ("/api/prompts/", vec![preflight], 401),
+        (
+            "/api/prompts/",
+            vec![preflight, ("origin", "https://evil.example")],
+            401,
+        ),
+        ("/api/prompts/", vec![("accept", "text/html")], 406),
+        ("/api/prompts/", vec![preflight, ("origin", listed)], 200),
+    ] {
+        let mut request = app.client().request(Method::OPTIONS, path);
+        for (name, value) in &headers {
+            request = request.header(name, value);
+        }
+        let answer = request.send().await;
+        assert_eq!(answer.status, status, "{path} {headers:?}: {answer:?}");
+    }
+    let known = user.client.request(Method::OPTIONS, "/api/prompts/");
+    let known = known.send().await;
+    assert_eq!(known.status, 200);
+    assert!(known.header("allow").is_some(), "{known:?}");
 }
 
 #[tokio::test]
