@@ -16,6 +16,7 @@ mod llm;
 mod metrics;
 mod moving;
 mod openapi;
+mod operator;
 mod pages;
 mod postgres_service;
 mod prompts;
