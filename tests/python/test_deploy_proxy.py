@@ -12,8 +12,9 @@ from contextlib import ExitStack
 import debian_tools
 import httpx
 import pytest
-from conftest import LOGIN, PASSWORD, REGISTER, SOCKET, assert_healthy, make_user, post_prompt
+from conftest import LOGIN, PASSWORD, PROMPTS, REGISTER, SOCKET, assert_healthy, assert_json_error, make_user, post_prompt
 from running_service import ROOT, THROTTLES_OFF, Service, wait_until
+from servers import Postgres
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -214,3 +215,41 @@ def test_no_request_is_lost_while_a_replica_is_stopped_and_sockets_are_told(hapr
         with pytest.raises(ConnectionClosed) as closed:
             ws.recv(timeout=20)
         assert closed.value.rcvd is not None and closed.value.rcvd.code == 1001
+
+
+def test_without_a_ready_replica_clients_hear_the_service_itself(haproxy, tmp_path):
+    with ExitStack() as stack:
+        postgres = stack.enter_context(Postgres())
+        service = stack.enter_context(Service(DATABASE_URL=postgres.make_database(), **THROTTLES_OFF))
+        proxy = stack.enter_context(one_replica(haproxy, tmp_path / "log", service))
+        http = stack.enter_context(httpx.Client(base_url=proxy.url, timeout=60))
+        wait_until(lambda: proxy.answers(http), 60, "the proxy reaches the replica")
+        user = make_user(http)
+        postgres.stop()
+        wait_until(lambda: service.get("/readyz") == 503, 60, "the replica is not ready")
+
+        def heard():
+            # The service's own, which has a request's id, before and after the proxy has noticed.
+            answer = post_prompt(http, user, "hello")
+            assert answer.status_code == 503 and answer.headers["retry-after"] and answer.headers["x-request-id"], answer.text
+            assert_json_error(answer)
+            return http.get("/readyz").json()
+
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            assert heard()
+        postgres.start()
+        wait_until(lambda: post_prompt(http, user, "hello").status_code == 201, 60, "prompts are answered again")
+
+
+def test_what_the_proxy_says_itself_is_json(haproxy, tmp_path):
+    with ExitStack() as stack:
+        service = stack.enter_context(Service(**THROTTLES_OFF))
+        proxy = stack.enter_context(one_replica(haproxy, tmp_path / "log", service))
+        http = stack.enter_context(httpx.Client(base_url=proxy.url, timeout=60))
+        wait_until(lambda: proxy.answers(http), 60, "the proxy reaches the replica")
+        service.process.kill()
+        wait_until(lambda: http.get(PROMPTS).status_code == 503, 60, "the proxy finds nobody")
+        answer = http.get(PROMPTS)
+        assert int(answer.headers["retry-after"]) > 0
+        assert assert_json_error(answer)["code"] == "unavailable"
