@@ -50,6 +50,7 @@ test-service: build python-env ## the release binary from outside: contract, Sim
 test-replicas: build python-env ## several replicas on a Postgres and a Redis that the tests start: contract, throttle, events, upstream, failures
 	$(PYTEST) tests/python/test_replicas_*.py
 	SERVICE_KIND=replica $(PYTEST) $(SAME_ON_REPLICAS)
+	POSTGRES_KIND=postgres18 $(PYTEST) tests/python/test_replicas_upstream.py
 
 test-litellm: build python-env python-env-litellm ## the release binary before LiteLLM's proxy, an upstream that nobody here wrote
 	LITELLM=$(VENV_LITELLM) $(PYTEST) tests/python/test_litellm.py
@@ -80,7 +81,7 @@ bench-service: build python-env ## the release binary under load, beside the sys
 	$(VENV) benches/service.py $(BENCH)
 
 test-servers:
-	@$(PYTHON) tests/tools/test_servers.py postgres redis >/dev/null
+	@$(PYTHON) tests/tools/test_servers.py postgres postgres18 redis >/dev/null
 
 bench-replicas: build python-env ## one and two replicas on a Postgres, and searches among 1,000,000 rows in it (BENCH=--short: only see that it works)
 	$(VENV) benches/replicas.py $(BENCH)

@@ -144,7 +144,8 @@ class Server:
 class Postgres(Server):
     """A Postgres server with pgvector at hand, and one role and database for each service that asks for one.
 
-    `durable` keeps fsync on: tests do without, because no test here cuts the power.
+    `durable` keeps fsync on: tests do without, because no test here cuts the power. POSTGRES_KIND names another server of
+    test_servers.py for all of them: `postgres18`.
     """
 
     name = "postgres"
@@ -154,7 +155,7 @@ class Postgres(Server):
 
     def __init__(self, durable=False, **settings):
         super().__init__()
-        installation = found("postgres")
+        installation = found(os.environ.get("POSTGRES_KIND", "postgres"))
         self.programs = Path(installation["bin"])
         self.settings = {
             "port": self.port, "listen_addresses": "127.0.0.1", "unix_socket_directories": "", "max_connections": 120,

