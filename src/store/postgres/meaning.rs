@@ -132,14 +132,17 @@ async fn work(pool: &Pool) {
 async fn build(pool: &Pool) -> Result<(), Error> {
     let failed =
         |error: &tokio_postgres::Error| Error::Unavailable(Box::new(connection_failure(error)));
-    // A connection of its own: a build takes minutes, and no statement of a build may run in a transaction.
+    // A connection of its own: a build takes minutes, no statement of a build may run in a transaction, and what a server that
+    // stops has begun is of use to the others.
     let (client, _task) = pool
         .connector()
         .connect()
         .await
         .map_err(|error| failed(&error))?;
     client
-        .batch_execute("SET statement_timeout = 0; SET lock_timeout = 0")
+        .batch_execute(
+            "SET statement_timeout = 0; SET lock_timeout = 0; SET client_connection_check_interval = 0",
+        )
         .await
         .map_err(|error| failed(&error))?;
     tracing::info!(

@@ -31,16 +31,27 @@ pub(super) const CONNECT: Duration = Duration::from_secs(3);
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 /// How long that sign of life may take.
 const PROBE: Duration = Duration::from_secs(1);
+/// How long telling the server that a statement was given up may take.
+const CANCEL: Duration = Duration::from_secs(1);
 
-/// What each session is set to. A statement that its caller has given up ends by itself; compiling a statement costs more than
-/// the statements here take; an acknowledged write is on disk.
+/// What each session is set to. A statement that its caller has given up ends by itself, a little after [`PATIENCE`] or as soon
+/// as the server finds the connection gone, so the server works on little more than what the pool has room for; compiling a
+/// statement costs more than the statements here take; an acknowledged write is on disk. Not every system that the server
+/// may run on can look after connections, and there the setting is refused.
 const SESSION: &str = "
     SET client_min_messages = warning;
-    SET statement_timeout = '60s';
+    SET statement_timeout = '5s';
     SET lock_timeout = '10s';
     SET idle_in_transaction_session_timeout = '60s';
     SET jit = off;
-    SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
+    SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';
+    DO $$ BEGIN
+        SET client_connection_check_interval = '1s';
+    EXCEPTION WHEN OTHERS THEN NULL;
+    END $$";
+
+/// How a call of [`LONG_PATIENCE`] begins its transaction: the time of a session's statements is that of requests.
+const BEGIN_LONG: &str = "BEGIN; SET LOCAL statement_timeout = '60s'";
 
 /// Makes connections and keeps the tasks behind them in sight.
 #[derive(Clone)]
@@ -72,6 +83,22 @@ impl Connector {
         });
         client.batch_execute(SESSION).await?;
         Ok((client, task))
+    }
+
+    /// Tells the server that nobody waits for a statement any more, without waiting for that. A connection's end alone would
+    /// reach a backend that computes or waits for a lock only when it looks.
+    fn cancel(&self, client: &tokio_postgres::Client) {
+        // Outside a runtime there is nothing to send it with, and the server's own limits have to do.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        let (token, tls) = (client.cancel_token(), self.tls.clone());
+        self.tasks.spawn_on(
+            async move {
+                let _ = timeout(CANCEL, token.cancel_query(tls)).await;
+            },
+            &runtime,
+        );
     }
 
     /// Waits until the tasks behind all connections have ended.
@@ -179,6 +206,8 @@ impl Pool {
         };
         Ok(Connection {
             client: Some(client),
+            connector: self.connector.clone(),
+            is_long: patience > PATIENCE,
             deadline,
             is_waiting: false,
             in_transaction: false,
@@ -228,6 +257,9 @@ pub(super) type Arguments<'a> = &'a [&'a (dyn ToSql + Sync)];
 /// connection has shown itself to be of no more use or is left inside a transaction: then it is closed.
 pub(super) struct Connection {
     client: Option<Object>,
+    connector: Connector,
+    /// Whether its statements may take longer than a session's usually do.
+    is_long: bool,
     deadline: Instant,
     is_waiting: bool,
     in_transaction: bool,
@@ -237,6 +269,9 @@ pub(super) struct Connection {
 impl Connection {
     /// The rows that a statement answers with. It is prepared once for each connection.
     pub async fn query(&mut self, sql: &str, arguments: Arguments<'_>) -> Result<Vec<Row>, Error> {
+        if self.is_long && !self.in_transaction {
+            return self.query_within(BEGIN_LONG, sql, arguments).await;
+        }
         let client = self.client.as_ref().ok_or(Cause::TimedOut)?;
         let answer = async {
             let statement = client.prepare_cached(sql).await?;
@@ -268,7 +303,8 @@ impl Connection {
     /// Begins a transaction for the statements that follow. Without [`commit`](Self::commit) nothing of it happens.
     pub async fn begin(&mut self) -> Result<(), Error> {
         self.in_transaction = true;
-        self.control("BEGIN").await
+        let begin = if self.is_long { BEGIN_LONG } else { "BEGIN" };
+        self.control(begin).await
     }
 
     /// Ends the transaction. After an error it may have happened all the same.
@@ -284,22 +320,32 @@ impl Connection {
         settle(self.deadline, &mut self.is_waiting, answer).await
     }
 
-    /// The rows of a statement run under settings that hold for it alone. All of it is sent at once and takes one round trip;
-    /// it works behind a pooler that gives each transaction another session.
+    /// The rows of a statement run under settings that hold for it alone.
     pub async fn query_under(
         &mut self,
         settings: &str,
         sql: &str,
         arguments: Arguments<'_>,
     ) -> Result<Vec<Row>, Error> {
-        let client = self.client.as_ref().ok_or(Cause::TimedOut)?;
         let begin = format!("BEGIN READ ONLY; {settings}");
+        self.query_within(&begin, sql, arguments).await
+    }
+
+    /// The rows of a statement that is a transaction of its own, begun in this way. All of it is sent at once and takes one
+    /// round trip; it works behind a pooler that gives each transaction another session.
+    async fn query_within(
+        &mut self,
+        begin: &str,
+        sql: &str,
+        arguments: Arguments<'_>,
+    ) -> Result<Vec<Row>, Error> {
+        let client = self.client.as_ref().ok_or(Cause::TimedOut)?;
         let answer = async {
             let statement = client.prepare_cached(sql).await?;
             // Polled in this order, and each sends when it is first polled.
             let (begun, rows, ended) = tokio::join!(
                 biased;
-                client.batch_execute(&begin),
+                client.batch_execute(begin),
                 client.query(&statement, arguments),
                 client.batch_execute("COMMIT"),
             );
@@ -337,6 +383,9 @@ impl Drop for Connection {
         if let Some(client) = self.client.take()
             && (self.is_waiting || self.in_transaction)
         {
+            if self.is_waiting {
+                self.connector.cancel(&client);
+            }
             // Whoever took it next would wait for an answer that may never come, or work in another's transaction.
             drop(Object::take(client));
         }
