@@ -3,7 +3,7 @@
 use tokio::time::timeout;
 
 use super::error::Cause;
-use super::migrate::SCHEMA_VERSION;
+use super::migrate::{SCHEMA_VERSION, VERSION, check_version};
 use super::pool::{CONNECT, Connector};
 use super::{OpenError, driver};
 
@@ -67,16 +67,9 @@ async fn look(url: &str) -> Result<DatabaseState, OpenError> {
         prompts: 0,
     };
     if is_ours {
-        let row = client
-            .query_one("SELECT version FROM prompt_service_schema", &[])
-            .await?;
+        let row = client.query_one(VERSION, &[]).await?;
         state.schema = row.try_get(0)?;
-    }
-    if state.schema > state.known {
-        return Err(OpenError::Newer {
-            found: state.schema,
-            known: state.known,
-        });
+        check_version(state.schema, row.try_get(1)?)?;
     }
     if state.schema > 0 {
         // Counting millions of prompts would take long: what the server estimates will do.

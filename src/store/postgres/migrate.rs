@@ -1,9 +1,11 @@
 //! Bringing the database to the schema this program knows, and checking that its server can do what is needed.
 
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Transaction};
 
-use super::OpenError;
 use super::error::{Cause, connection_failure};
 
 /// Each leads from the version before it to its own place in the list, counted from 1. Never edited once released.
@@ -16,12 +18,24 @@ const MIGRATIONS: [&str; 2] = [
 pub(super) const SCHEMA_VERSION: i32 = MIGRATIONS.len() as i32;
 
 /// The oldest server, as `server_version_num` counts.
+/// The oldest schema whose programs can go on using a database of [`SCHEMA_VERSION`]. A migration that takes away or changes what
+/// programs before it rely on raises it to its own number; one that only adds leaves it, so that those programs run beside
+/// newer ones and can be gone back to. No program of schema 1 was ever released.
+const OLDEST_USABLE: i32 = 2;
+
 pub(super) const OLDEST_SERVER: i32 = 140_000;
 
 /// Held by whoever migrates: servers that start together go one after another. "PrmSmigr".
 const MIGRATION_LOCK: i64 = 0x5072_6d53_6d69_6772;
 
 /// The most numbers that a vector may have for the covering index, whose entries may take 2,704 bytes at most.
+/// How long a change of a table may wait for those who use it, and hold up those who come after it: less than a call's patience.
+const TABLE_WAIT: &str = "1s";
+/// How long everybody else is left alone before the next attempt.
+const ATTEMPT_PAUSE: Duration = Duration::from_secs(2);
+/// How long attempts go on.
+const ATTEMPTS: Duration = Duration::from_secs(600);
+
 const MOST_COVERED: i32 = 1_280;
 
 /// A version of pgvector: major, minor.
@@ -31,7 +45,7 @@ pub(super) type VectorVersion = (u32, u32);
 const OLDEST_VECTOR: VectorVersion = (0, 7);
 
 /// Checks the server, applies what is missing in one transaction, and settles the length of vectors if `dimension` is given.
-/// Other servers may be doing the same. Answers the version of pgvector.
+/// Other servers may be doing the same, and others may be serving. Answers the version of pgvector.
 pub(super) async fn migrate(
     client: &mut Client,
     dimension: Option<usize>,
@@ -44,6 +58,24 @@ pub(super) async fn migrate(
         return Err(OpenError::ServerTooOld(version / 10_000));
     }
     let transaction = client.transaction().await?;
+    let deadline = Instant::now() + ATTEMPTS;
+    loop {
+        match attempt(client, dimension).await {
+            Err(OpenError::TablesInUse) if Instant::now() < deadline => {
+                tracing::info!(
+                    "the schema is to be changed and a long transaction uses its tables; trying again"
+                );
+                sleep(ATTEMPT_PAUSE).await;
+            }
+            ended => return ended,
+        }
+    }
+}
+
+async fn attempt(
+    client: &mut Client,
+    dimension: Option<usize>,
+) -> Result<VectorVersion, OpenError> {
     // Another server may be at work on a large table; whoever waits here holds up nobody.
     transaction
         .batch_execute("SET LOCAL lock_timeout = '10min'; SET LOCAL statement_timeout = 0")
@@ -52,6 +84,10 @@ pub(super) async fn migrate(
         .execute("SELECT pg_advisory_xact_lock($1)", &[&MIGRATION_LOCK])
         .await?;
     let vector = vector_extension(&transaction).await?;
+    // From here on it does: behind a change of a table that waits for one long reader every later call waits too.
+    transaction
+        .batch_execute(&format!("SET LOCAL lock_timeout = '{TABLE_WAIT}'"))
+        .await?;
     apply_missing(&transaction).await?;
     if let Some(dimension) = dimension {
         settle_dimension(&transaction, dimension).await?;
@@ -114,30 +150,23 @@ async fn apply_missing(transaction: &Transaction<'_>) -> Result<(), OpenError> {
         }
         transaction
             .batch_execute(
-                "CREATE TABLE prompt_service_schema (version integer NOT NULL);
-                 INSERT INTO prompt_service_schema VALUES (0)",
+                "CREATE TABLE prompt_service_schema (version integer NOT NULL, oldest_usable integer NOT NULL);
+                 INSERT INTO prompt_service_schema VALUES (0, 0)",
             )
             .await?;
     }
-    let found: i32 = transaction
-        .query_one("SELECT version FROM prompt_service_schema", &[])
-        .await?
-        .try_get(0)?;
-    if found > SCHEMA_VERSION {
-        return Err(OpenError::Newer {
-            found,
-            known: SCHEMA_VERSION,
-        });
-    }
+    let row = transaction.query_one(VERSION, &[]).await?;
+    let (found, oldest_usable) = (row.try_get(0)?, row.try_get(1)?);
+    check_version(found, oldest_usable)?;
     let applied = usize::try_from(found).map_err(|_| OpenError::Foreign)?;
-    for migration in &MIGRATIONS[applied..] {
+    for migration in MIGRATIONS.iter().skip(applied) {
         transaction.batch_execute(migration).await?;
     }
     if found < SCHEMA_VERSION {
         transaction
             .execute(
-                "UPDATE prompt_service_schema SET version = $1",
-                &[&SCHEMA_VERSION],
+                "UPDATE prompt_service_schema SET version = $1, oldest_usable = $2",
+                &[&SCHEMA_VERSION, &OLDEST_USABLE],
             )
             .await?;
     }
@@ -145,6 +174,20 @@ async fn apply_missing(transaction: &Transaction<'_>) -> Result<(), OpenError> {
 }
 
 /// Gives the table's vectors the length of the model's, or finds that they have another.
+/// The schema that a database has, and the oldest whose programs may use it.
+pub(super) const VERSION: &str = "SELECT version, oldest_usable FROM prompt_service_schema";
+
+/// Whether this program may use a database that says so of itself.
+pub(super) fn check_version(found: i32, oldest_usable: i32) -> Result<(), OpenError> {
+    if oldest_usable > SCHEMA_VERSION {
+        return Err(OpenError::Newer {
+            found,
+            known: SCHEMA_VERSION,
+        });
+    }
+    Ok(())
+}
+
 async fn settle_dimension(
     transaction: &Transaction<'_>,
     dimension: usize,
@@ -190,6 +233,9 @@ impl From<tokio_postgres::Error> for OpenError {
             Some(code) if code.code().starts_with("28") => Self::Refused,
             Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Self::NotAllowed,
             // It starts, stops, or has no connection left.
+            Some(&SqlState::LOCK_NOT_AVAILABLE | &SqlState::T_R_DEADLOCK_DETECTED) => {
+                Self::TablesInUse
+            }
             Some(code) if code.code().starts_with("57") || code.code().starts_with("53") => {
                 Self::Unreachable(server(code))
             }

@@ -107,7 +107,7 @@ pub enum OpenError {
     VectorTooOld,
     /// The database was migrated by a newer program.
     #[error(
-        "DATABASE_URL: the database has schema {found}, and this program knows up to {known}; run the newer version of the program"
+        "DATABASE_URL: the database has schema {found}, which this program, made for schema {known}, cannot use; run the newer version of the program"
     )]
     Newer {
         /// The database's schema.
@@ -119,6 +119,11 @@ pub enum OpenError {
     #[error(
         "DATABASE_URL: the database holds tables of another program; give this one a database of its own"
     )]
+    /// The schema has to be changed, and somebody uses its tables without a pause.
+    #[error(
+        "DATABASE_URL: the schema cannot be changed while a long transaction uses its tables; end it (pg_stat_activity shows it), and start again"
+    )]
+    TablesInUse,
     Foreign,
     /// The stored vectors have another length than the model's.
     #[error(

@@ -94,18 +94,127 @@ async fn servers_that_start_together_migrate_once() {
 }
 
 #[tokio::test]
-async fn a_database_of_a_newer_version_is_refused() {
+async fn a_database_of_a_newer_version_is_used_unless_that_version_says_no() {
     let database = Database::migrated().await;
-    database
-        .client()
-        .await
-        .batch_execute("UPDATE prompt_service_schema SET version = 1000")
-        .await
-        .unwrap();
+    let client = database.client().await;
+    // What a migration that only adds leaves behind.
+    let added = client
+        .batch_execute(
+            "ALTER TABLE prompt ADD COLUMN mood text; UPDATE prompt_service_schema SET version = 1000",
+        )
+        .await;
+    added.unwrap();
+    let store = open_on(&database, Some(384)).await.unwrap();
+    let alice = user(&store, "alice").await.id;
+    let made = store.insert_prompt(completed(alice, "p")).await.unwrap();
+    assert_eq!(store.prompt(alice, made.id).await.unwrap(), Some(made));
+    let seen = prompt_service::store::postgres::inspect(&database.url()).await;
+    assert_eq!(seen.unwrap().schema, 1000);
+    let version = "SELECT version FROM prompt_service_schema";
+    let version: i32 = client.query_one(version, &[]).await.unwrap().get(0);
+    assert_eq!(version, 1000, "it is not taken back");
+
+    let raised = client
+        .batch_execute("UPDATE prompt_service_schema SET oldest_usable = 1000")
+        .await;
+    raised.unwrap();
     let refused = open_on(&database, None).await;
     assert!(
         matches!(refused, Err(OpenError::Newer { found: 1000, .. })),
         "{refused:?}"
+    );
+    let refused = prompt_service::store::postgres::inspect(&database.url()).await;
+    assert!(
+        matches!(refused, Err(OpenError::Newer { found: 1000, .. })),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_the_schema_that_has_to_wait_holds_up_nobody() {
+    let database = Database::migrated().await;
+    let serving = open_on(&database, None).await.unwrap();
+    let alice = user(&serving, "alice").await.id;
+    // A report, say, that reads for long.
+    let reader = database.client().await;
+    let began = reader.batch_execute("BEGIN; SELECT FROM prompt_embedding");
+    began.await.unwrap();
+    let mut starting = JoinSet::new();
+    let url = database.url();
+    starting.spawn(async move {
+        let options = OpenOptions {
+            dimension: Some(4),
+            ..OpenOptions::default()
+        };
+        PostgresStore::open(&url, options).await.map(drop)
+    });
+    // Longer than an attempt and its pause take.
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(5) {
+        let asked = Instant::now();
+        serving
+            .insert_prompt(embedded(alice, "p", 1))
+            .await
+            .unwrap();
+        assert!(
+            asked.elapsed() < Duration::from_secs(3),
+            "{:?}",
+            asked.elapsed()
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(starting.try_join_next().is_none(), "it still waits");
+    reader.batch_execute("COMMIT").await.unwrap();
+    starting.join_next().await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn statements_that_were_given_up_do_not_pile_up_on_the_server() {
+    const SIZE: usize = 4;
+    let database = Database::migrated().await;
+    let options = OpenOptions {
+        pool_size: SIZE,
+        ..OpenOptions::default()
+    };
+    let store = PostgresStore::open(&database.url(), options).await.unwrap();
+    let store = Arc::new(store);
+    let alice = user(&*store, "alice").await.id;
+    let client = database.client().await;
+    let locked = client.batch_execute("BEGIN; LOCK TABLE prompt");
+    locked.await.unwrap();
+    let sql = "SELECT count(*) FROM pg_stat_activity
+               WHERE datname = current_database() AND application_name = 'prompt-service'";
+    // Another session: within a transaction the server shows the others as they were at the first look.
+    let watcher = database.client().await;
+    let mut most = 0;
+    for _ in 0..12 {
+        let mut callers = JoinSet::new();
+        for _ in 0..SIZE {
+            let store = Arc::clone(&store);
+            callers.spawn(async move {
+                let call = store.insert_prompt(completed(alice, "p"));
+                // Long enough to be at work, and then nobody waits any more.
+                tokio::time::timeout(Duration::from_millis(250), call)
+                    .await
+                    .is_err()
+            });
+        }
+        assert!(callers.join_all().await.into_iter().all(|gave_up| gave_up));
+        let backends: i64 = watcher.query_one(sql, &[]).await.unwrap().get(0);
+        most = most.max(backends);
+    }
+    assert!(
+        most <= 3 * SIZE as i64,
+        "{most} backends for a pool of {SIZE}"
+    );
+    eventually!(watcher.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 0);
+    client.batch_execute("COMMIT").await.unwrap();
+    eventually!(store.insert_prompt(completed(alice, "p")).await.is_ok());
+    let stored = store.list_prompts(alice, None, 100).await.unwrap();
+    assert!(
+        stored.len() <= 2,
+        "what was given up was not done later: {}",
+        stored.len()
     );
 }
 
