@@ -1,5 +1,6 @@
 //! Keeps the link: connects, probes, reconnects.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +36,11 @@ pub enum ConnectError {
     /// Nothing answers in time.
     #[error("nothing answered there within {} s; check that Redis runs and is reachable", .0.as_secs())]
     TimedOut(Duration),
+    /// The server's certificate is not trusted.
+    #[error(
+        "the server's certificate is not trusted: it must be made out to the URL's host and come from an authority that this system trusts; SSL_CERT_FILE names another file of authorities"
+    )]
+    Distrusted,
     /// The connection failed, or Redis refused to be written to.
     #[error(
         "the connection failed ({0}); check that Redis runs, is reachable, and lets this user run scripts that write"
@@ -72,6 +78,7 @@ impl Link {
         let connected = patiently(config.patience, shared.connect(0)).await;
         match connected {
             Ok(Ok(connected)) => shared.set_up(connected),
+            Ok(Err(error)) if is_distrust(&error) => return Err(ConnectError::Distrusted),
             Ok(Err(error)) => return Err(ConnectError::Failed(Failure::from(&error))),
             Err(_) => return Err(ConnectError::TimedOut(config.patience)),
         }
@@ -86,6 +93,18 @@ impl Link {
         let link = Self(Arc::clone(&shared));
         Ok((link, Keeper { shared }))
     }
+}
+
+/// Whether a certificate was refused.
+fn is_distrust(error: &redis::RedisError) -> bool {
+    let held = || {
+        // The client library gives the pointer for the error behind it.
+        let shared = std::error::Error::source(error)?;
+        let shared = shared.downcast_ref::<Arc<dyn std::error::Error + Send + Sync>>()?;
+        let system = shared.downcast_ref::<io::Error>()?;
+        system.get_ref()?.downcast_ref::<rustls::Error>()
+    };
+    matches!(held(), Some(rustls::Error::InvalidCertificate(_)))
 }
 
 impl Keeper {

@@ -7,6 +7,7 @@ use std::io;
 
 use tokio_postgres::error::SqlState;
 
+use super::tls::distrust;
 use crate::store::Error;
 
 /// Why a call failed, in words that may be logged.
@@ -18,6 +19,9 @@ pub(super) enum Cause {
     /// The connection broke, or could not be made; what the operating system said, if it did.
     #[error("the connection to the database failed: {0}")]
     Connection(String),
+    /// The server's certificate was refused: why, and the mend.
+    #[error("the database server's certificate is not trusted: {0}")]
+    Distrust(&'static str),
     /// No answer in time.
     #[error("the database did not answer in time")]
     TimedOut,
@@ -48,6 +52,7 @@ impl From<Cause> for Error {
         match cause {
             Cause::Server(_)
             | Cause::Connection(_)
+            | Cause::Distrust(_)
             | Cause::TimedOut
             | Cause::PoolExhausted
             | Cause::Closed
@@ -74,6 +79,9 @@ pub(super) fn from_server(error: &tokio_postgres::Error) -> Error {
 
 /// A failure that has no SQLSTATE: only its kind is told.
 pub(super) fn connection_failure(error: &tokio_postgres::Error) -> Cause {
+    if let Some(why) = distrust(error) {
+        return Cause::Distrust(why);
+    }
     let system = std::error::Error::source(error)
         .and_then(|source| source.downcast_ref::<io::Error>())
         .map(|source| source.kind().to_string());

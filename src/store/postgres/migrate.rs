@@ -7,6 +7,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Transaction};
 
 use super::error::{Cause, connection_failure};
+use super::{OpenError, no_connection};
 
 /// Each leads from the version before it to its own place in the list, counted from 1. Never edited once released.
 const MIGRATIONS: [&str; 2] = [
@@ -17,18 +18,17 @@ const MIGRATIONS: [&str; 2] = [
 /// The schema this program works with.
 pub(super) const SCHEMA_VERSION: i32 = MIGRATIONS.len() as i32;
 
-/// The oldest server, as `server_version_num` counts.
 /// The oldest schema whose programs can go on using a database of [`SCHEMA_VERSION`]. A migration that takes away or changes what
 /// programs before it rely on raises it to its own number; one that only adds leaves it, so that those programs run beside
 /// newer ones and can be gone back to. No program of schema 1 was ever released.
 const OLDEST_USABLE: i32 = 2;
 
+/// The oldest server, as `server_version_num` counts.
 pub(super) const OLDEST_SERVER: i32 = 140_000;
 
 /// Held by whoever migrates: servers that start together go one after another. "PrmSmigr".
 const MIGRATION_LOCK: i64 = 0x5072_6d53_6d69_6772;
 
-/// The most numbers that a vector may have for the covering index, whose entries may take 2,704 bytes at most.
 /// How long a change of a table may wait for those who use it, and hold up those who come after it: less than a call's patience.
 const TABLE_WAIT: &str = "1s";
 /// How long everybody else is left alone before the next attempt.
@@ -36,6 +36,7 @@ const ATTEMPT_PAUSE: Duration = Duration::from_secs(2);
 /// How long attempts go on.
 const ATTEMPTS: Duration = Duration::from_secs(600);
 
+/// The most numbers that a vector may have for the covering index, whose entries may take 2,704 bytes at most.
 const MOST_COVERED: i32 = 1_280;
 
 /// A version of pgvector: major, minor.
@@ -57,7 +58,6 @@ pub(super) async fn migrate(
     if version < OLDEST_SERVER {
         return Err(OpenError::ServerTooOld(version / 10_000));
     }
-    let transaction = client.transaction().await?;
     let deadline = Instant::now() + ATTEMPTS;
     loop {
         match attempt(client, dimension).await {
@@ -76,6 +76,7 @@ async fn attempt(
     client: &mut Client,
     dimension: Option<usize>,
 ) -> Result<VectorVersion, OpenError> {
+    let transaction = client.transaction().await?;
     // Another server may be at work on a large table; whoever waits here holds up nobody.
     transaction
         .batch_execute("SET LOCAL lock_timeout = '10min'; SET LOCAL statement_timeout = 0")
@@ -83,11 +84,11 @@ async fn attempt(
     transaction
         .execute("SELECT pg_advisory_xact_lock($1)", &[&MIGRATION_LOCK])
         .await?;
-    let vector = vector_extension(&transaction).await?;
     // From here on it does: behind a change of a table that waits for one long reader every later call waits too.
     transaction
         .batch_execute(&format!("SET LOCAL lock_timeout = '{TABLE_WAIT}'"))
         .await?;
+    let vector = vector_extension(&transaction).await?;
     apply_missing(&transaction).await?;
     if let Some(dimension) = dimension {
         settle_dimension(&transaction, dimension).await?;
@@ -173,7 +174,6 @@ async fn apply_missing(transaction: &Transaction<'_>) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Gives the table's vectors the length of the model's, or finds that they have another.
 /// The schema that a database has, and the oldest whose programs may use it.
 pub(super) const VERSION: &str = "SELECT version, oldest_usable FROM prompt_service_schema";
 
@@ -188,6 +188,7 @@ pub(super) fn check_version(found: i32, oldest_usable: i32) -> Result<(), OpenEr
     Ok(())
 }
 
+/// Gives the table's vectors the length of the model's, or finds that they have another.
 async fn settle_dimension(
     transaction: &Transaction<'_>,
     dimension: usize,
@@ -232,15 +233,15 @@ impl From<tokio_postgres::Error> for OpenError {
             Some(&SqlState::INVALID_CATALOG_NAME) => Self::NoDatabase,
             Some(code) if code.code().starts_with("28") => Self::Refused,
             Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Self::NotAllowed,
-            // It starts, stops, or has no connection left.
             Some(&SqlState::LOCK_NOT_AVAILABLE | &SqlState::T_R_DEADLOCK_DETECTED) => {
                 Self::TablesInUse
             }
+            // It starts, stops, or has no connection left.
             Some(code) if code.code().starts_with("57") || code.code().starts_with("53") => {
                 Self::Unreachable(server(code))
             }
             Some(code) => Self::Failed(server(code)),
-            None => Self::Unreachable(Box::new(connection_failure(&error))),
+            None => no_connection(connection_failure(&error)),
         }
     }
 }

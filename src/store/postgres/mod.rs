@@ -69,6 +69,9 @@ pub enum OpenError {
     /// TLS cannot be set up as the URL asks.
     #[error("DATABASE_URL: TLS cannot be set up")]
     Tls(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The server's certificate is not trusted: why, and the mend.
+    #[error("DATABASE_URL: the PostgreSQL server's certificate is not trusted: {0}")]
+    Distrusted(&'static str),
     /// No connection.
     #[error(
         "DATABASE_URL: the PostgreSQL server cannot be reached; start it, or correct host and port"
@@ -105,7 +108,7 @@ pub enum OpenError {
         "DATABASE_URL: the database's pgvector is too old; install 0.7 or newer on the server, then run ALTER EXTENSION vector UPDATE"
     )]
     VectorTooOld,
-    /// The database was migrated by a newer program.
+    /// The database was migrated by a newer program, to what this one cannot use.
     #[error(
         "DATABASE_URL: the database has schema {found}, which this program, made for schema {known}, cannot use; run the newer version of the program"
     )]
@@ -115,15 +118,15 @@ pub enum OpenError {
         /// The newest this program knows.
         known: i32,
     },
-    /// The database is somebody else's.
-    #[error(
-        "DATABASE_URL: the database holds tables of another program; give this one a database of its own"
-    )]
     /// The schema has to be changed, and somebody uses its tables without a pause.
     #[error(
         "DATABASE_URL: the schema cannot be changed while a long transaction uses its tables; end it (pg_stat_activity shows it), and start again"
     )]
     TablesInUse,
+    /// The database is somebody else's.
+    #[error(
+        "DATABASE_URL: the database holds tables of another program; give this one a database of its own"
+    )]
     Foreign,
     /// The stored vectors have another length than the model's.
     #[error(
@@ -203,7 +206,7 @@ impl PostgresStore {
     pub async fn be_alone(&self) -> Result<Place, OpenError> {
         Place::alone(self.pool.connector().clone(), self.pool.suspended())
             .await
-            .map_err(|cause| OpenError::Unreachable(Box::new(cause)))?
+            .map_err(no_connection)?
             .ok_or(OpenError::InUse)
     }
 
@@ -214,7 +217,7 @@ impl PostgresStore {
     pub async fn be_a_replica(&self) -> Result<Place, OpenError> {
         Place::among_replicas(self.pool.connector().clone(), self.pool.suspended())
             .await
-            .map_err(|cause| OpenError::Unreachable(Box::new(cause)))?
+            .map_err(no_connection)?
             .ok_or(OpenError::InUseAlone)
     }
 
@@ -235,6 +238,14 @@ impl PostgresStore {
             lock::Attempt::Held(held) => Ok(Some(Claim::new(held))),
             lock::Attempt::Taken => Ok(None),
         }
+    }
+}
+
+/// What keeps a starting server from a connection.
+fn no_connection(cause: Cause) -> OpenError {
+    match cause {
+        Cause::Distrust(why) => OpenError::Distrusted(why),
+        cause => OpenError::Unreachable(Box::new(cause)),
     }
 }
 

@@ -1,13 +1,15 @@
 //! TLS to the server, by the `sslmode` of the URL.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
 };
@@ -65,40 +67,43 @@ impl Tls {
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(TlsError::Setup)?;
-        let config = match self {
-            Self::VerifyFull(roots) => builder
-                .with_root_certificates(load(roots)?)
-                .with_no_client_auth(),
-            Self::Disable | Self::Prefer | Self::Require => builder
-                .dangerous()
-                .with_custom_certificate_verifier(Arc::new(Lenient {
-                    chain: None,
+        let verifier = match self {
+            Self::Disable | Self::Prefer | Self::Require => Verifier {
+                chain: None,
+                pinned: Vec::new(),
+                is_name_checked: false,
+                provider,
+            },
+            Self::VerifyCa(roots) | Self::VerifyFull(roots) => {
+                let (store, pinned) = load(roots)?;
+                let chain = WebPkiServerVerifier::builder_with_provider(
+                    Arc::new(store),
+                    Arc::clone(&provider),
+                );
+                Verifier {
+                    chain: Some(chain.build().map_err(|_| TlsError::NoRoots)?),
+                    pinned,
+                    is_name_checked: matches!(self, Self::VerifyFull(_)),
                     provider,
-                }))
-                .with_no_client_auth(),
-            Self::VerifyCa(roots) => {
-                let roots = Arc::new(load(roots)?);
-                let chain =
-                    WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider))
-                        .build()
-                        .map_err(|_| TlsError::NoRoots)?;
-                builder
-                    .dangerous()
-                    .with_custom_certificate_verifier(Arc::new(Lenient {
-                        chain: Some(chain),
-                        provider,
-                    }))
-                    .with_no_client_auth()
+                }
             }
         };
+        let config = builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_no_client_auth();
         Ok(MakeRustlsConnect::new(config))
     }
 }
 
-fn load(roots: &Roots) -> Result<RootCertStore, TlsError> {
-    let certificates = match roots {
-        Roots::System => rustls_native_certs::load_native_certs().certs,
-        Roots::File(path) => from_file(path)?,
+/// The roots, and those of them that an operator has named.
+fn load(roots: &Roots) -> Result<(RootCertStore, Vec<CertificateDer<'static>>), TlsError> {
+    let (certificates, pinned) = match roots {
+        Roots::System => (rustls_native_certs::load_native_certs().certs, Vec::new()),
+        Roots::File(path) => {
+            let named = from_file(path)?;
+            (named.clone(), named)
+        }
     };
     let mut store = RootCertStore::empty();
     // A system's folder may hold certificates too old or odd to be read; the others still count.
@@ -106,7 +111,7 @@ fn load(roots: &Roots) -> Result<RootCertStore, TlsError> {
     match (added, roots) {
         (0, Roots::System) => Err(TlsError::NoRoots),
         (0, Roots::File(_)) => Err(TlsError::RootFile),
-        _ => Ok(store),
+        _ => Ok((store, pinned)),
     }
 }
 
@@ -116,15 +121,20 @@ fn from_file(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
         .map_err(|_| TlsError::RootFile)
 }
 
-/// Checks less than rustls does by itself: the chain without the name, or (as libpq's `require` is defined) nothing but that
-/// the peer holds the key of the certificate it shows.
+/// Checks what the mode asks for, which is less than rustls does by itself, or, for a certificate that the operator has named
+/// itself, something else. In every mode the peer proves that it holds the key of the certificate it shows; as libpq's `require`
+/// is defined, that is all.
 #[derive(Debug)]
-struct Lenient {
+struct Verifier {
     chain: Option<Arc<WebPkiServerVerifier>>,
+    /// Trusted as they are, as libpq does: a server's self-signed certificate is often its own root, and calls itself an
+    /// authority, which the chain's check takes for no server's.
+    pinned: Vec<CertificateDer<'static>>,
+    is_name_checked: bool,
     provider: Arc<CryptoProvider>,
 }
 
-impl ServerCertVerifier for Lenient {
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -140,7 +150,16 @@ impl ServerCertVerifier for Lenient {
             // The name is checked last, after the chain was found good.
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) => Ok(ServerCertVerified::assertion()),
+            )) if !self.is_name_checked => Ok(ServerCertVerified::assertion()),
+            // What has no name of its own there is how the certificate was made. Its dates were looked at before that.
+            Err(rustls::Error::InvalidCertificate(CertificateError::Other(_)))
+                if self.pinned.iter().any(|named| named == end_entity) =>
+            {
+                if self.is_name_checked {
+                    verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+                }
+                Ok(ServerCertVerified::assertion())
+            }
             checked => checked,
         }
     }
@@ -170,4 +189,32 @@ impl ServerCertVerifier for Lenient {
             .signature_verification_algorithms
             .supported_schemes()
     }
+}
+
+/// Why a server was not trusted, with the mend, if that is what broke the connection.
+pub(super) fn distrust(error: &tokio_postgres::Error) -> Option<&'static str> {
+    use CertificateError as Fault;
+
+    let system = std::error::Error::source(error)?.downcast_ref::<io::Error>()?;
+    let rustls::Error::InvalidCertificate(fault) = system.get_ref()?.downcast_ref()? else {
+        return None;
+    };
+    let is_name = matches!(
+        fault,
+        Fault::NotValidForName | Fault::NotValidForNameContext { .. }
+    );
+    let is_date = matches!(
+        fault,
+        Fault::Expired
+            | Fault::ExpiredContext { .. }
+            | Fault::NotValidYet
+            | Fault::NotValidYetContext { .. }
+    );
+    Some(if is_name {
+        "it is not made out to this host; use a host name that the certificate has among its subjectAltNames, or sslmode=verify-ca"
+    } else if is_date {
+        "it has expired or is not valid yet; renew it on the server, or correct a clock"
+    } else {
+        "no root here vouches for it; name the file of its authority with sslrootcert"
+    })
 }

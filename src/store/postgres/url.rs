@@ -15,6 +15,10 @@ pub(super) enum UrlError {
     NoDatabase,
     #[error("sslmode must be disable, allow, prefer, require, verify-ca or verify-full")]
     SslMode,
+    #[error(
+        "sslrootcert has a meaning with sslmode=verify-full, verify-ca or require alone; add one of them"
+    )]
+    UnusedRoot,
     #[error("of libpq's parameters only {KNOWN} are taken")]
     Parameter,
 }
@@ -27,7 +31,7 @@ const KNOWN: &str = "sslmode, sslrootcert, sslnegotiation, channel_binding, host
 /// Reads the URL: the driver's settings, and how the server is trusted.
 pub(super) fn parse(url: &str) -> Result<(Config, Tls), UrlError> {
     let (address, query) = url.split_once('?').unwrap_or((url, ""));
-    let (mut mode, mut roots, mut rest) = (None, Roots::System, Vec::new());
+    let (mut mode, mut roots, mut rest) = (None, None, Vec::new());
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let name = pair.split('=').next().unwrap_or_default();
         let value = || {
@@ -38,24 +42,25 @@ pub(super) fn parse(url: &str) -> Result<(Config, Tls), UrlError> {
             "sslmode" => mode = value(),
             // Libpq's word for the system's roots.
             "sslrootcert" => {
-                roots = value()
-                    .filter(|path| path != "system")
-                    .map_or(Roots::System, |path| Roots::File(PathBuf::from(path)));
+                roots = value().map(|path| match path.as_str() {
+                    "system" => Roots::System,
+                    _ => Roots::File(PathBuf::from(path)),
+                });
             }
             _ if KNOWN.split([',', ' ']).any(|known| known == name) => rest.push(pair),
             _ => return Err(UrlError::Parameter),
         }
     }
-    let has_file = matches!(roots, Roots::File(_));
-    let tls = match mode.as_deref() {
-        Some("disable") => Tls::Disable,
-        None | Some("allow" | "prefer") => Tls::Prefer,
-        // As libpq does: whoever names a root wants it used.
-        Some("require") if has_file => Tls::VerifyCa(roots),
-        Some("require") => Tls::Require,
-        Some("verify-ca") => Tls::VerifyCa(roots),
-        Some("verify-full") => Tls::VerifyFull(roots),
-        Some(_) => return Err(UrlError::SslMode),
+    let tls = match (mode.as_deref(), roots) {
+        (Some("disable"), _) => Tls::Disable,
+        // Whoever names a root wants it used, and libpq would not: it goes on with any server, or without TLS.
+        (None | Some("allow" | "prefer"), Some(_)) => return Err(UrlError::UnusedRoot),
+        (None | Some("allow" | "prefer"), None) => Tls::Prefer,
+        (Some("require"), Some(roots)) => Tls::VerifyCa(roots),
+        (Some("require"), None) => Tls::Require,
+        (Some("verify-ca"), roots) => Tls::VerifyCa(roots.unwrap_or(Roots::System)),
+        (Some("verify-full"), roots) => Tls::VerifyFull(roots.unwrap_or(Roots::System)),
+        (Some(_), _) => return Err(UrlError::SslMode),
     };
     let driver_url = format!("{address}?{}", rest.join("&"));
     let mut config: Config = driver_url.parse().map_err(|_| UrlError::Malformed)?;
@@ -95,6 +100,12 @@ mod tests {
             Ok(Tls::VerifyFull(Roots::System))
         );
         assert_eq!(tls("?sslmode=yes"), Err(UrlError::SslMode));
+        for unverified in ["", "&sslmode=allow", "&sslmode=prefer"] {
+            for root in ["/etc/ca.pem", "system"] {
+                let query = format!("?sslrootcert={root}{unverified}");
+                assert_eq!(tls(&query), Err(UrlError::UnusedRoot), "{query}");
+            }
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod link;
 mod service;
 mod throttle;
 mod tickets;
+mod tls;
 
 use std::sync::Arc;
 

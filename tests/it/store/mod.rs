@@ -107,6 +107,7 @@ mod postgres_calls;
 mod prompts;
 mod sqlite;
 mod sqlite_files;
+mod postgres_tls;
 mod sqlite_processes;
 
 use std::sync::Arc;

@@ -6,6 +6,7 @@ pub mod postgres;
 pub mod redis;
 mod socket;
 mod stream;
+pub mod tls;
 mod upstream;
 
 use std::cell::RefCell;

@@ -379,7 +379,17 @@ impl Database {
 
     /// Its URL.
     pub fn url(&self) -> String {
-        shared().url(&self.name)
+        shared(self.release).url(&self.name)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where its server listens, on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        shared(self.release).port
     }
 
     /// A look at it that owes nothing to the store.

@@ -1,0 +1,67 @@
+//! Redis over TLS, seen by the program itself: which authorities count comes from its environment.
+
+use std::process::Command;
+
+use prompt_service::config::{RedisConfig, Secret};
+use prompt_service::redis::{ConnectError, Link};
+use std::sync::Arc;
+
+use crate::support::postgres::Database;
+use crate::support::redis::{RedisServer, config_at};
+use crate::support::tls::{TlsProxy, pem};
+
+/// What `prompt-service check` says of the Redis at `url` while it trusts an authority.
+fn check(url: &str, authority: &str, database_url: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let answer = Command::new(env!("CARGO_BIN_EXE_prompt-service"))
+        .arg("check")
+        .current_dir(folder.path())
+        .env_clear()
+        .env("DATABASE_URL", database_url)
+        .env("REDIS_URL", url)
+        .env("SECRET_KEY", "0123456789abcdef0123456789abcdef")
+        .env("SSL_CERT_FILE", pem(&format!("{authority}.pem")))
+        .output()
+        .unwrap();
+    let said = String::from_utf8(answer.stdout).unwrap();
+    let redis = |line: &&str| {
+        line.get(6..)
+            .is_some_and(|rest| rest.starts_with("redis: "))
+    };
+    let line = said.lines().find(redis);
+    line.unwrap_or_else(|| panic!("{said}")).to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_over_tls_is_used_if_its_certificate_is_trusted() {
+    let server = RedisServer::start();
+    let proxy = TlsProxy::to_redis(server.addr().port(), "server");
+    let database = Database::migrated().await;
+    let url = |host: &str| format!("rediss://{host}:{}/0", proxy.port);
+    let trusted = check(&url("localhost"), "authority", &database.url());
+    assert!(trusted.starts_with("ok"), "{trusted}");
+    assert!(trusted.contains("can be written to"), "{trusted}");
+    for (host, authority) in [("localhost", "other"), ("127.0.0.1", "authority")] {
+        let refused = check(&url(host), authority, &database.url());
+        assert!(
+            refused.contains("REDIS_URL") && refused.contains("SSL_CERT_FILE"),
+            "{refused}"
+        );
+        assert!(!refused.contains(host), "{refused}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_with_a_strangers_certificate_is_told_from_one_that_is_away() {
+    let server = RedisServer::start();
+    let proxy = TlsProxy::to_redis(server.addr().port(), "server");
+    let config = RedisConfig {
+        url: Secret::new(format!("rediss://localhost:{}", proxy.port)),
+        ..config_at(server.addr())
+    };
+    let refused = Link::connect(&config, Arc::default()).await.err();
+    assert!(
+        matches!(refused, Some(ConnectError::Distrusted)),
+        "{refused:?}"
+    );
+}
