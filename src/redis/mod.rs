@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
-use redis::{Client, FromRedisValue, Pipeline, RedisResult};
+use redis::{Client, FromRedisValue, RedisResult};
 use tokio::sync::{Notify, watch};
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
@@ -94,6 +94,28 @@ impl Link {
         self.0.up.subscribe()
     }
 
+    /// Waits until there is a connection that commands are sent on; answers its number, which tells it from those before it.
+    pub async fn connected(&self) -> u64 {
+        let mut connection = self.0.connection.subscribe();
+        loop {
+            if let Some(connected) = &*connection.borrow_and_update() {
+                return connected.number;
+            }
+            // The sender lives as long as this does.
+            let _ = connection.changed().await;
+        }
+    }
+
+    /// Waits until the connection of that number is no longer in use: it broke, or the server behind it stopped being the one
+    /// that takes writes.
+    pub async fn replaced(&self, number: u64) {
+        let mut connection = self.0.connection.subscribe();
+        let is_another = |current: &Option<Connected>| {
+            current.as_ref().is_none_or(|known| known.number != number)
+        };
+        let _ = connection.wait_for(is_another).await;
+    }
+
     /// When the last outage ended; `None` if there has been none. What Redis held before it may be gone.
     pub fn back_at(&self) -> Option<Instant> {
         *self.0.back_at.borrow()
@@ -130,21 +152,6 @@ impl Link {
     ) -> Result<T, Error> {
         self.send(command, patience, async |mut connection| {
             invocation.invoke_async(&mut connection).await
-        })
-        .await
-    }
-
-    /// Sends commands together; they are carried out in their order, though not as one. `command` names them in the metrics.
-    ///
-    /// # Errors
-    /// See [`Error`]. After `TimedOut` and `Failed` some or all of them may have been carried out.
-    pub async fn send_all<T: FromRedisValue>(
-        &self,
-        command: &'static str,
-        pipeline: &Pipeline,
-    ) -> Result<T, Error> {
-        self.send(command, self.patience(), async |mut connection| {
-            pipeline.query_async(&mut connection).await
         })
         .await
     }

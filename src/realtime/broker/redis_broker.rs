@@ -17,7 +17,7 @@ use super::outbox::{Batch, Missed, Outbox};
 use super::{Broker, Refused};
 use crate::domain::UserId;
 use crate::realtime::hub::{CloseReason, Hub, Listener, Subscription};
-use crate::redis::{Error, Link};
+use crate::redis::{Error, Link, PATIENCE, Script};
 use crate::telemetry::Metrics;
 
 /// How often the subscription is asked for a sign of life, and how long it may take: nothing is lost while Redis is only slow,
@@ -27,6 +27,12 @@ const PING_PATIENCE: Duration = Duration::from_secs(3);
 /// Pauses between attempts to subscribe: the first, doubled up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
+/// Publishes messages in their order, all or none. It writes first, which a server that has become a read-only copy refuses: it
+/// would take a plain PUBLISH, answer as ever, and tell nobody but those who listen to itself.
+const PUBLISH: &str = "
+redis.call('SET', KEYS[1], '1', 'PX', '1000')
+for n = 2, #ARGV do redis.call('PUBLISH', ARGV[1], ARGV[n]) end
+return #ARGV - 1";
 /// How long the last events may take to leave when the service stops.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -38,6 +44,9 @@ pub struct RedisBroker {
 struct Shared {
     link: Link,
     channel: String,
+    /// What a publication writes to.
+    probe: String,
+    publish: Script,
     hub: Arc<Hub>,
     metrics: Arc<Metrics>,
     /// Whether the subscription is active.
@@ -55,6 +64,8 @@ impl RedisBroker {
     pub async fn start(link: Link, hub: Arc<Hub>, metrics: Arc<Metrics>) -> Result<Self, Error> {
         let shared = Arc::new(Shared {
             channel: link.channel("events"),
+            probe: link.key(format_args!("publishing")),
+            publish: Script::new(PUBLISH),
             link: link.clone(),
             hub,
             metrics,
@@ -62,12 +73,14 @@ impl RedisBroker {
             outbox: Mutex::default(),
             filled: Notify::new(),
         });
+        // Before the subscription: what becomes of the connection from here on ends that too.
+        let number = link.connected().await;
         let first = link.subscribe(&shared.channel).await?;
         let listening = Arc::clone(&shared);
         link.spawn(|stop| async move {
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = listening.listen(first) => {}
+                () = listening.listen(first, number) => {}
             }
         });
         let publishing = Arc::clone(&shared);
@@ -102,16 +115,22 @@ impl Broker for RedisBroker {
 
 impl Shared {
     /// Puts what arrives into the hub; subscribes again when the subscription is lost. For ever.
-    async fn listen(&self, mut subscription: redis::aio::PubSub) {
+    ///
+    /// The subscription goes with the connection of that number, which the others publish on: a server that was demoted keeps
+    /// subscriptions open and has nothing to say on them.
+    async fn listen(&self, mut subscription: redis::aio::PubSub, mut number: u64) {
         loop {
-            self.receive(subscription).await;
+            tokio::select! {
+                () = self.receive(subscription) => {}
+                () = self.link.replaced(number) => {}
+            }
             self.is_live.store(false, Ordering::SeqCst);
             // What was published from the last message on is not known here.
             self.close(&Missed::Everybody);
             tracing::warn!(
                 "the subscription to events was lost: open sockets were closed, and none is let in until it is back"
             );
-            subscription = self.subscribe_again().await;
+            (subscription, number) = self.subscribe_again().await;
             self.is_live.store(true, Ordering::SeqCst);
             tracing::info!("the subscription to events is back");
         }
@@ -140,11 +159,12 @@ impl Shared {
         }
     }
 
-    async fn subscribe_again(&self) -> redis::aio::PubSub {
+    async fn subscribe_again(&self) -> (redis::aio::PubSub, u64) {
         let mut pause = FIRST_PAUSE;
         loop {
+            let number = self.link.connected().await;
             match self.link.subscribe(&self.channel).await {
-                Ok(subscription) => return subscription,
+                Ok(subscription) => return (subscription, number),
                 Err(error) => tracing::debug!(%error, "events are still away"),
             }
             tokio::time::sleep(pause).await;
@@ -211,25 +231,22 @@ impl Shared {
     /// Sends a batch. A failure leaves open whether it was carried out, and sending it again could double events: instead, all
     /// whom it concerns are told that they may have missed something, here at once and elsewhere with the next batch.
     async fn send(&self, batch: Batch) {
-        let mut pipeline = redis::pipe();
+        let mut publication = self.publish.on(&self.probe);
+        publication.arg(&self.channel);
         match &batch.missed {
             Missed::Users(users) => {
                 for user in users {
-                    pipeline
-                        .publish(&self.channel, format!("{user}\n"))
-                        .ignore();
+                    publication.arg(format!("{user}\n"));
                 }
             }
             Missed::Everybody => {
-                pipeline.publish(&self.channel, "\n").ignore();
+                publication.arg("\n");
             }
         }
         for (user, event) in &batch.events {
-            pipeline
-                .publish(&self.channel, format!("{user}\n{event}"))
-                .ignore();
+            publication.arg(format!("{user}\n{event}"));
         }
-        let sent: Result<(), _> = self.link.send_all("publish", &pipeline).await;
+        let sent: Result<(), _> = self.link.run("publish", PATIENCE, &publication).await;
         if sent.is_err() {
             let missed = batch.into_missed();
             self.close(&missed);

@@ -234,6 +234,51 @@ async fn subscription_that_redis_ends_counts_as_lost() {
 }
 
 #[tokio::test]
+async fn server_that_is_demoted_closes_sockets_and_takes_no_events() {
+    let server = RedisServer::start();
+    let (a, b) = (Node::of(&server).await, Node::of(&server).await);
+    for _ in 0..2 {
+        let (one, two) = (a.socket_in_time(ALICE).await, b.socket_in_time(BOB).await);
+        // A failover from the demoted server's side: it keeps every connection open, subscriptions too.
+        server.command(&["REPLICAOF", "127.0.0.1", "1"]);
+        b.publish(BOB, "to a server that tells nobody");
+        assert_eq!(closed(&one).await, CloseReason::Missed);
+        assert_eq!(closed(&two).await, CloseReason::Missed);
+        for node in [&a, &b] {
+            eventually!(matches!(node.try_socket(ALICE), Err(Refused::Away)));
+        }
+        server.command(&["REPLICAOF", "NO", "ONE"]);
+        drop((one, two));
+        let mut socket = a.socket_in_time(ALICE).await;
+        b.socket_in_time(BOB).await;
+        eventually!({
+            b.publish(ALICE, "back");
+            let heard = timeout(Duration::from_millis(200), socket.next_event()).await;
+            if heard.is_err() {
+                socket = a.socket(ALICE);
+            }
+            matches!(heard, Ok(Some(event)) if &*event == "back")
+        });
+    }
+    let failures = &b.replica.metrics.redis_command_failures;
+    let refused = failures.with_label_values(&["publish"]).get();
+    assert!(refused >= 1, "the publication was refused, not swallowed");
+}
+
+#[tokio::test]
+async fn link_that_is_replaced_takes_the_subscription_along() {
+    let server = RedisServer::start();
+    let node = Node::of(&server).await;
+    let socket = node.socket(ALICE);
+    // Its subscription is left alone.
+    server.command(&["CLIENT", "KILL", "TYPE", "normal"]);
+    assert_eq!(closed(&socket).await, CloseReason::Missed);
+    let mut socket = node.socket_in_time(ALICE).await;
+    node.replica.is_up_in_time().await;
+    assert_next(&node, &mut socket, "again").await;
+}
+
+#[tokio::test]
 async fn slow_redis_delays_events_and_loses_none() {
     let server = RedisServer::start();
     let proxy = Proxy::start(server.addr());

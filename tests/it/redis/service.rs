@@ -40,7 +40,15 @@ async fn redis_part(app: &App) -> serde_json::Value {
 
 #[tokio::test]
 async fn replicas_share_throttle_tickets_events_and_guesses() {
-    let server = RedisServer::start();
+    assert_shared_over(&RedisServer::start()).await;
+}
+
+#[tokio::test]
+async fn all_that_one_step_touches_lies_in_one_slot_of_a_cluster() {
+    assert_shared_over(&RedisServer::start_cluster()).await;
+}
+
+async fn assert_shared_over(server: &RedisServer) {
     let (a, b) = (
         replica(server.config(), "3/h").await,
         replica(server.config(), "3/h").await,

@@ -27,6 +27,7 @@ const WATCHDOG: &str =
 pub struct RedisServer {
     folder: TempDir,
     port: u16,
+    is_cluster_node: bool,
     running: Option<Running>,
 }
 
@@ -38,14 +39,44 @@ struct Running {
 impl RedisServer {
     /// Starts one that keeps nothing on disk, and waits until it answers.
     pub fn start() -> Self {
+        Self::start_as(false)
+    }
+
+    /// Starts a cluster of one node. It redirects nobody, and like any node it refuses a command whose keys do not belong
+    /// together.
+    pub fn start_cluster() -> Self {
+        let server = Self::start_as(true);
+        let slots: Vec<String> = (0..16_384).map(|slot| slot.to_string()).collect();
+        let mut words = vec!["CLUSTER", "ADDSLOTS"];
+        words.extend(slots.iter().map(String::as_str));
+        let added = server.command(&words);
+        assert!(added.starts_with("+OK"), "{added}");
+        let deadline = Instant::now() + DEADLINE;
+        while !server
+            .command(&["CLUSTER", "INFO"])
+            .contains("cluster_state:ok")
+        {
+            assert!(Instant::now() < deadline, "{}", server.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        server
+    }
+
+    fn start_as(is_cluster_node: bool) -> Self {
         let mut server = Self {
             folder: tempfile::tempdir().unwrap(),
             port: 0,
+            is_cluster_node,
             running: None,
         };
         let deadline = Instant::now() + DEADLINE;
         // Somebody else may take the port between the look for it and the server's own start.
-        while !server.try_launch(free_port()) {
+        let port = if is_cluster_node {
+            free_port_of_a_node
+        } else {
+            free_port
+        };
+        while !server.try_launch(port()) {
             assert!(Instant::now() < deadline, "{}", server.log());
         }
         server
@@ -111,6 +142,11 @@ impl RedisServer {
             .arg(binary())
             .args(["--bind", "127.0.0.1", "--port", &port.to_string()])
             .args(["--save", "", "--appendonly", "no", "--logfile", "log"])
+            .args(if self.is_cluster_node {
+                &["--cluster-enabled", "yes"][..]
+            } else {
+                &[]
+            })
             .arg("--dir")
             .arg(self.folder.path())
             .current_dir(self.folder.path())
@@ -189,6 +225,18 @@ fn binary() -> &'static Path {
 fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port()
+}
+
+/// A cluster's node takes another port 10,000 above its own.
+fn free_port_of_a_node() -> u16 {
+    loop {
+        let port = free_port();
+        if let Some(other) = port.checked_add(10_000)
+            && TcpListener::bind(("127.0.0.1", other)).is_ok()
+        {
+            return port;
+        }
+    }
 }
 
 fn command(addr: SocketAddr, words: &[&str]) -> std::io::Result<String> {
