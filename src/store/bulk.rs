@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 
 use super::{Error, RevokedToken, Session};
-use crate::domain::{LastIds, PromptId, PromptRecord, User};
+use crate::domain::{LastIds, PromptId, PromptRecord, Timestamp, User, UserId};
 
 /// What became of a row that was put into a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +14,30 @@ pub enum Put {
     Present,
     /// Its id, or its name, belongs to another row. Nothing was changed.
     Taken,
+}
+
+/// An idempotency key as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyRecord {
+    /// Whose it is.
+    pub user_id: UserId,
+    /// SHA-256 of the key.
+    pub key_hash: [u8; 32],
+    /// SHA-256 of what its request meant.
+    pub fingerprint: [u8; 32],
+    /// The prompt behind it, which may be deleted.
+    pub prompt_id: PromptId,
+    /// When it was claimed, or last taken over.
+    pub claimed_at: Timestamp,
+}
+
+/// The calls of the upstream that were counted on a day.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UpstreamDay {
+    /// Days since 1970-01-01 UTC.
+    pub day: i64,
+    /// How many; not negative.
+    pub calls: i64,
 }
 
 /// Everything a store keeps, read and written by id. For operators' commands, not for requests: pages may be large, and a
@@ -68,4 +92,24 @@ pub trait BulkStore: Send + Sync {
 
     /// Stores revoked tokens in one transaction; of one that is there the later expiry counts.
     async fn put_revoked_tokens(&self, tokens: Vec<RevokedToken>) -> Result<(), Error>;
+
+    /// Up to `limit` idempotency keys above that of `after` (all if `None`), by rising user and hash.
+    async fn list_keys(
+        &self,
+        after: Option<(UserId, [u8; 32])>,
+        limit: usize,
+    ) -> Result<Vec<KeyRecord>, Error>;
+
+    /// Stores keys in one transaction; those there are left alone. `Internal` if an owner is missing; nothing is stored then.
+    async fn put_keys(&self, keys: Vec<KeyRecord>) -> Result<(), Error>;
+
+    /// Up to `limit` days after `after` (all if `None`) with their counted calls, by rising day.
+    async fn list_upstream_days(
+        &self,
+        after: Option<i64>,
+        limit: usize,
+    ) -> Result<Vec<UpstreamDay>, Error>;
+
+    /// Stores days' counts in one transaction; of a day that is there the higher count stands.
+    async fn put_upstream_days(&self, days: Vec<UpstreamDay>) -> Result<(), Error>;
 }

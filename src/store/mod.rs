@@ -15,7 +15,7 @@ use std::collections::HashSet;
 
 use async_trait::async_trait;
 
-pub use self::bulk::{BulkStore, Put};
+pub use self::bulk::{BulkStore, KeyRecord, Put, UpstreamDay};
 use crate::domain::{
     Embedding, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, User, UserId,
 };

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use super::import::Counts;
 use super::{Error, Meter};
 use crate::domain::{FailureCode, PromptRecord, PromptStatus, User, VectorRecord};
-use crate::store::{AccountStore, BulkStore, Put, RevokedToken, Session};
+use crate::store::{AccountStore, BulkStore, KeyRecord, Put, RevokedToken, Session, UpstreamDay};
 
 /// Rows read, and written in one transaction.
 const PAGE: usize = 256;
@@ -50,6 +50,8 @@ trait Table {
 struct Users;
 struct Prompts;
 struct Sessions;
+struct Keys;
+struct UpstreamDays;
 struct RevokedTokens;
 
 #[async_trait]
@@ -116,6 +118,50 @@ impl Table for Prompts {
     fn key(row: &PromptRecord) -> String {
         row.prompt.id.to_string()
     }
+#[async_trait]
+impl Table for Keys {
+    type Row = KeyRecord;
+    const NAME: &'static str = "idempotency key";
+    const LOOKING: &'static str = "looking at the target's idempotency keys";
+    const COPYING: &'static str = "copying idempotency keys";
+    const COMPARING: &'static str = "comparing idempotency keys";
+
+    async fn page(side: Side<'_>, after: Option<&KeyRecord>) -> Result<Vec<KeyRecord>, Error> {
+        let after = after.map(|key| (key.user_id, key.key_hash));
+        Ok(side.bulk.list_keys(after, PAGE).await?)
+    }
+
+    async fn put(side: Side<'_>, rows: Vec<KeyRecord>) -> Result<(), Error> {
+        Ok(side.bulk.put_keys(rows).await?)
+    }
+
+    fn key(row: &KeyRecord) -> String {
+        format!("of prompt {}", row.prompt_id)
+    }
+}
+
+#[async_trait]
+impl Table for UpstreamDays {
+    type Row = UpstreamDay;
+    const NAME: &'static str = "day's count of calls";
+    const LOOKING: &'static str = "looking at the target's counts of calls";
+    const COPYING: &'static str = "copying counts of calls";
+    const COMPARING: &'static str = "comparing counts of calls";
+
+    async fn page(side: Side<'_>, after: Option<&UpstreamDay>) -> Result<Vec<UpstreamDay>, Error> {
+        let after = after.map(|day| day.day);
+        Ok(side.bulk.list_upstream_days(after, PAGE).await?)
+    }
+
+    async fn put(side: Side<'_>, rows: Vec<UpstreamDay>) -> Result<(), Error> {
+        Ok(side.bulk.put_upstream_days(rows).await?)
+    }
+
+    fn key(row: &UpstreamDay) -> String {
+        row.day.to_string()
+    }
+}
+
 }
 
 #[async_trait]
@@ -227,15 +273,21 @@ impl<'a, T: Table> Walk<'a, T> {
 pub async fn carry(from: Side<'_>, to: Side<'_>, meter: &Meter) -> Result<Counts, Error> {
     let last = from.bulk.last_ids().await?;
     // All of the target is looked at before any of it is changed.
+    let keys = beginning::<Keys>(from, to, meter).await?;
+    let days = beginning::<UpstreamDays>(from, to, meter).await?;
     let users = beginning::<Users>(from, to, meter).await?;
     let prompts = beginning::<Prompts>(from, to, meter).await?;
     let sessions = beginning::<Sessions>(from, to, meter).await?;
     let tokens = beginning::<RevokedTokens>(from, to, meter).await?;
+    copy(keys, to, meter, None).await?;
+    copy(days, to, meter, None).await?;
     copy(users, to, meter, Some(last.user.0)).await?;
     copy(prompts, to, meter, Some(last.prompt.0)).await?;
     copy(sessions, to, meter, None).await?;
     copy(tokens, to, meter, None).await?;
     to.bulk.raise_ids(last).await?;
+    compare::<Keys>(from, to, meter, None).await?;
+    compare::<UpstreamDays>(from, to, meter, None).await?;
     let users = compare::<Users>(from, to, meter, Some(last.user.0)).await?;
     let prompts = compare::<Prompts>(from, to, meter, Some(last.prompt.0)).await?;
     compare::<Sessions>(from, to, meter, None).await?;

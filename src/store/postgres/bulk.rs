@@ -7,12 +7,12 @@ use tokio_postgres::Row;
 use super::error::Cause;
 use super::pool::LONG_PATIENCE;
 use super::prompts::{prompt_from_row, without_nul};
-use super::{PostgresStore, get, sql_limit};
+use super::{PostgresStore, bulk_calls, get, sql_limit};
 use crate::domain::{
     FailureCode, LastIds, ModelId, PromptId, PromptRecord, PromptStatus, Timestamp, User, UserId,
     VectorRecord,
 };
-use crate::store::{BulkStore, Error, Put, RevokedToken, Session};
+use crate::store::{BulkStore, Error, KeyRecord, Put, RevokedToken, Session, UpstreamDay};
 
 /// The first eight columns are those that `prompt_from_row` reads.
 const RECORDS_AFTER: &str = "
@@ -322,6 +322,30 @@ impl BulkStore for PostgresStore {
             )
             .await?;
         Ok(())
+    }
+
+    async fn list_keys(
+        &self,
+        after: Option<(UserId, [u8; 32])>,
+        limit: usize,
+    ) -> Result<Vec<KeyRecord>, Error> {
+        bulk_calls::list_keys(&self.pool, after, limit).await
+    }
+
+    async fn put_keys(&self, keys: Vec<KeyRecord>) -> Result<(), Error> {
+        bulk_calls::put_keys(&self.pool, keys).await
+    }
+
+    async fn list_upstream_days(
+        &self,
+        after: Option<i64>,
+        limit: usize,
+    ) -> Result<Vec<UpstreamDay>, Error> {
+        bulk_calls::list_upstream_days(&self.pool, after, limit).await
+    }
+
+    async fn put_upstream_days(&self, days: Vec<UpstreamDay>) -> Result<(), Error> {
+        bulk_calls::put_upstream_days(&self.pool, days).await
     }
 }
 

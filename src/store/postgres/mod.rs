@@ -6,6 +6,7 @@
 
 mod accounts;
 mod bulk;
+mod bulk_calls;
 mod calls;
 mod error;
 mod inspect;

@@ -12,7 +12,7 @@ use crate::domain::{
     FailureCode, LastIds, ModelId, PromptId, PromptRecord, PromptStatus, Timestamp, User, UserId,
     VectorRecord,
 };
-use crate::store::{BulkStore, Error, Put, RevokedToken, Session};
+use crate::store::{BulkStore, Error, KeyRecord, Put, RevokedToken, Session, UpstreamDay};
 
 /// The first eight columns are those that `prompt_from_row` reads.
 const RECORDS_AFTER: &str =
@@ -275,6 +275,91 @@ impl BulkStore for SqliteStore {
                 )?;
                 for token in tokens {
                     statement.execute(params![token.jti, token.expires_at.0])?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    async fn list_keys(
+        &self,
+        after: Option<(UserId, [u8; 32])>,
+        limit: usize,
+    ) -> Result<Vec<KeyRecord>, Error> {
+        self.readers
+            .read(move |connection| {
+                let (user, hash) = after.as_ref().map_or((i64::MIN, &[][..]), |(user, hash)| {
+                    (user.0, hash.as_slice())
+                });
+                let mut statement = connection.prepare_cached(
+                    "SELECT user_id, key_hash, fingerprint, prompt_id, claimed_at FROM idempotency_key
+                     WHERE (user_id, key_hash) > (?1, ?2) ORDER BY user_id, key_hash LIMIT ?3",
+                )?;
+                let keys = statement.query_map(params![user, hash, sql_limit(limit)], |row| {
+                    Ok(KeyRecord {
+                        user_id: UserId(row.get(0)?),
+                        key_hash: row.get(1)?,
+                        fingerprint: row.get(2)?,
+                        prompt_id: PromptId(row.get(3)?),
+                        claimed_at: Timestamp(row.get(4)?),
+                    })
+                })?;
+                Ok(keys.collect::<Result<_, _>>()?)
+            })
+            .await
+    }
+
+    async fn put_keys(&self, keys: Vec<KeyRecord>) -> Result<(), Error> {
+        self.writer
+            .write(move |connection| {
+                let mut statement = connection.prepare_cached(
+                    "INSERT INTO idempotency_key (user_id, key_hash, fingerprint, prompt_id, claimed_at)
+                     VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO NOTHING",
+                )?;
+                for key in keys {
+                    statement.execute(params![
+                        key.user_id.0,
+                        key.key_hash,
+                        key.fingerprint,
+                        key.prompt_id.0,
+                        key.claimed_at.0
+                    ])?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    async fn list_upstream_days(
+        &self,
+        after: Option<i64>,
+        limit: usize,
+    ) -> Result<Vec<UpstreamDay>, Error> {
+        self.readers
+            .read(move |connection| {
+                let mut statement = connection.prepare_cached(
+                    "SELECT day, calls FROM upstream_day WHERE ?1 IS NULL OR day > ?1 ORDER BY day LIMIT ?2",
+                )?;
+                let days = statement.query_map(params![after, sql_limit(limit)], |row| {
+                    Ok(UpstreamDay {
+                        day: row.get(0)?,
+                        calls: row.get(1)?,
+                    })
+                })?;
+                Ok(days.collect::<Result<_, _>>()?)
+            })
+            .await
+    }
+
+    async fn put_upstream_days(&self, days: Vec<UpstreamDay>) -> Result<(), Error> {
+        self.writer
+            .write(move |connection| {
+                let mut statement = connection.prepare_cached(
+                    "INSERT INTO upstream_day (day, calls) VALUES (?1, ?2)
+                     ON CONFLICT DO UPDATE SET calls = max(calls, excluded.calls)",
+                )?;
+                for day in days {
+                    statement.execute(params![day.day, day.calls])?;
                 }
                 Ok(())
             })

@@ -10,7 +10,9 @@ use prompt_service::services::moving::carry::{Side, carry};
 use prompt_service::services::moving::import::Counts;
 use prompt_service::services::moving::{Error, Meter};
 use prompt_service::store::sqlite::SqliteStore;
-use prompt_service::store::{AccountStore, BulkStore, PromptStore, RevokedToken, Session};
+use prompt_service::store::{
+    AccountStore, BulkStore, KeyRecord, PromptStore, RevokedToken, Session, UpstreamDay,
+};
 
 use crate::moving::{cut_off, embedded_store};
 use crate::store::{completed, embedded, model, user, vector};
@@ -59,6 +61,19 @@ async fn furnished(folder: &Folder) -> SqliteStore {
         .set_active(UserId(3), false, Timestamp(50))
         .await
         .unwrap();
+    let keys = (0..300_u16).map(|n| KeyRecord {
+        user_id: UserId(i64::from(n % 3) + 1),
+        key_hash: std::array::from_fn(|at| n.to_be_bytes()[at % 2]),
+        fingerprint: [n as u8; 32],
+        // Some of them are of prompts that were deleted.
+        prompt_id: PromptId(i64::from(n) + 1),
+        claimed_at: Timestamp(i64::from(n)),
+    });
+    store.put_keys(keys.collect()).await.unwrap();
+    for day in [20_000, 20_001] {
+        let counted = vec![UpstreamDay { day, calls: day }];
+        store.put_upstream_days(counted).await.unwrap();
+    }
     for n in 0..300 {
         let token = RevokedToken {
             jti: format!("{n:032x}"),
@@ -85,6 +100,10 @@ async fn contents(store: &SqliteStore) -> Vec<String> {
     all.extend(records.iter().map(|record| format!("{record:?}")));
     let sessions = store.list_sessions(None, 9_999).await.unwrap();
     all.extend(sessions.iter().map(|session| format!("{session:?}")));
+    let keys = store.list_keys(None, 9_999).await.unwrap();
+    all.extend(keys.iter().map(|key| format!("{key:?}")));
+    let days = store.list_upstream_days(None, 9_999).await.unwrap();
+    all.extend(days.iter().map(|day| format!("{day:?}")));
     let tokens = store.list_revoked_tokens(None, 9_999).await.unwrap();
     all.extend(tokens.iter().map(|token| format!("{token:?}")));
     all
@@ -97,7 +116,7 @@ async fn everything_is_carried_and_the_next_ids_too() {
     let counts = carried(&from, &to).await.unwrap();
     assert_eq!((counts.users, counts.prompts), (3, 749));
     let expected = contents(&from).await;
-    assert_eq!(expected.len(), 1 + 3 + 749 + 2 + 300);
+    assert_eq!(expected.len(), 1 + 3 + 749 + 2 + 300 + 2 + 300);
     assert_eq!(contents(&to).await, expected);
     let next = to
         .insert_prompt(completed(UserId(1), "next"))

@@ -136,6 +136,31 @@ async fn the_same_searches_find_the_same_after_a_move() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_post_that_is_repeated_with_its_key_across_a_move_is_not_answered_anew() {
+    let app = app_on_sqlite(Folder::new()).await;
+    let alice = app.user("alice").await;
+    let body = serde_json::json!({ "prompt": "hello" });
+    let post = alice.post("/api/prompts").header("idempotency-key", "k");
+    let first = post.json(&body).send().await;
+    assert_eq!(first.status, 201, "{first:?}");
+    let folder = app.stop().await;
+    let database = Database::migrated().await;
+    let arguments = ["move", "--to", &database.url()];
+    command(&config_in(folder.path()), &arguments)
+        .await
+        .unwrap();
+
+    let moved = app_on(&database).await;
+    let (access, _) = moved.login("alice").await;
+    let post = moved.post("/api/prompts").bearer(&access);
+    let again = post.header("idempotency-key", "k").json(&body).send().await;
+    assert_eq!(again.header("idempotent-replayed"), Some("true"));
+    assert_eq!(again.json(), first.json());
+    let listed = moved.get("/api/prompts").bearer(&access).send().await;
+    assert_eq!(listed.json()["results"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_with_rows_of_its_own_is_refused() {
     let (folder, database) = (Folder::new(), Database::migrated().await);
     let store = embedded_store(&folder);

@@ -6,7 +6,7 @@ use prompt_service::domain::{
     FailureCode, LastIds, Prompt, PromptId, PromptRecord, PromptStatus, Timestamp, User, UserId,
     VectorRecord,
 };
-use prompt_service::store::{Error, Put, RevokedToken, Session};
+use prompt_service::store::{Error, KeyRecord, KeyState, Put, RevokedToken, Session, UpstreamDay};
 
 use crate::store::{TestableStore, completed, embedded, model, new_user, user, vector};
 
@@ -285,4 +285,53 @@ pub async fn revoked_tokens_are_put_and_come_by_rising_bytes_in_pages(store: Sto
     assert_eq!(first, [a_token("B", 20), a_token("a b", 10)]);
     let rest = store.list_revoked_tokens(Some("a b"), 9).await.unwrap();
     assert_eq!(rest, [a_token("b", 10), a_token("é", 10)]);
+}
+
+fn a_key(user_id: i64, byte: u8, prompt_id: i64) -> KeyRecord {
+    KeyRecord {
+        user_id: UserId(user_id),
+        key_hash: [byte; 32],
+        fingerprint: [7; 32],
+        prompt_id: PromptId(prompt_id),
+        claimed_at: Timestamp(i64::MAX),
+    }
+}
+
+pub async fn keys_are_put_and_come_by_rising_user_and_hash_in_pages(store: Store) {
+    let users = vec![a_user(1, "alice"), a_user(2, "bob")];
+    store.put_users(users).await.unwrap();
+    let keys = vec![a_key(2, 0, 9), a_key(1, 0xff, 8), a_key(1, 1, 7)];
+    store.put_keys(keys).await.unwrap();
+    // What is there is left alone.
+    store.put_keys(vec![a_key(1, 1, 99)]).await.unwrap();
+    let first = store.list_keys(None, 2).await.unwrap();
+    assert_eq!(first, [a_key(1, 1, 7), a_key(1, 0xff, 8)]);
+    let after = Some((UserId(1), [0xff; 32]));
+    assert_eq!(store.list_keys(after, 2).await.unwrap(), [a_key(2, 0, 9)]);
+    let put = store.put_keys(vec![a_key(1, 2, 1), a_key(9, 2, 1)]).await;
+    assert!(matches!(put, Err(Error::Internal(_))), "{put:?}");
+    assert_eq!(store.list_keys(None, 9).await.unwrap().len(), 3);
+}
+
+pub async fn a_key_that_was_put_is_known_with_its_prompt(store: Store) {
+    store.put_users(vec![a_user(1, "alice")]).await.unwrap();
+    let record = a_prompt(5, 1, 1);
+    store.put_prompts(vec![record.clone()]).await.unwrap();
+    store.put_keys(vec![a_key(1, 3, 5)]).await.unwrap();
+    let known = store.known_key(UserId(1), &[3; 32]).await.unwrap().unwrap();
+    assert_eq!(known.fingerprint, [7; 32]);
+    assert_eq!(known.state, KeyState::Completed(record.prompt));
+}
+
+pub async fn days_counts_are_put_and_the_higher_one_stands(store: Store) {
+    let a_day = |day, calls| UpstreamDay { day, calls };
+    let days = vec![a_day(20_001, 5), a_day(20_000, 7)];
+    store.put_upstream_days(days).await.unwrap();
+    let again = vec![a_day(20_000, 6), a_day(20_001, 9)];
+    store.put_upstream_days(again).await.unwrap();
+    let first = store.list_upstream_days(None, 1).await.unwrap();
+    assert_eq!(first, [a_day(20_000, 7)]);
+    let rest = store.list_upstream_days(Some(20_000), 9).await.unwrap();
+    assert_eq!(rest, [a_day(20_001, 9)]);
+    assert!(!store.count_upstream_call(20_001, 9).await.unwrap());
 }

@@ -75,7 +75,10 @@ macro_rules! conformance_suite {
                 a_bulk_vector_of_another_length_puts_nothing,
                 records_come_by_rising_id_in_pages_with_vectors_of_any_model,
                 sessions_are_put_and_come_by_rising_hash_in_pages,
-                revoked_tokens_are_put_and_come_by_rising_bytes_in_pages;
+                revoked_tokens_are_put_and_come_by_rising_bytes_in_pages,
+                keys_are_put_and_come_by_rising_user_and_hash_in_pages,
+                a_key_that_was_put_is_known_with_its_prompt,
+                days_counts_are_put_and_the_higher_one_stands;
             concurrency:
                 racing_claims_of_one_key_have_one_winner,
                 racing_ends_of_one_call_have_one_winner,
@@ -104,10 +107,10 @@ mod concurrency;
 mod model;
 mod postgres;
 mod postgres_calls;
+mod postgres_tls;
 mod prompts;
 mod sqlite;
 mod sqlite_files;
-mod postgres_tls;
 mod sqlite_processes;
 
 use std::sync::Arc;
