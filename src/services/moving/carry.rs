@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use async_trait::async_trait;
 
 use super::import::Counts;
+use super::rules::keep_in_any_store;
 use super::{Error, Meter};
 use crate::domain::{FailureCode, PromptRecord, PromptStatus, User, VectorRecord};
 use crate::store::{AccountStore, BulkStore, KeyRecord, Put, RevokedToken, Session, UpstreamDay};
@@ -49,9 +50,9 @@ trait Table {
 
 struct Users;
 struct Prompts;
-struct Sessions;
 struct Keys;
 struct UpstreamDays;
+struct Sessions;
 struct RevokedTokens;
 
 #[async_trait]
@@ -103,10 +104,7 @@ impl Table for Prompts {
             }
             let words = prompt.response.iter_mut().chain([&mut prompt.model]);
             let words = words.chain(&mut record.finish_reason);
-            words.filter(|text| text.contains('\0')).for_each(|text| {
-                // An upstream's words may hold what not every store can keep.
-                *text = text.replace('\0', "\u{fffd}");
-            });
+            words.for_each(keep_in_any_store);
         }
         Ok(records)
     }
@@ -118,6 +116,8 @@ impl Table for Prompts {
     fn key(row: &PromptRecord) -> String {
         row.prompt.id.to_string()
     }
+}
+
 #[async_trait]
 impl Table for Keys {
     type Row = KeyRecord;
@@ -160,8 +160,6 @@ impl Table for UpstreamDays {
     fn key(row: &UpstreamDay) -> String {
         row.day.to_string()
     }
-}
-
 }
 
 #[async_trait]
@@ -273,23 +271,23 @@ impl<'a, T: Table> Walk<'a, T> {
 pub async fn carry(from: Side<'_>, to: Side<'_>, meter: &Meter) -> Result<Counts, Error> {
     let last = from.bulk.last_ids().await?;
     // All of the target is looked at before any of it is changed.
-    let keys = beginning::<Keys>(from, to, meter).await?;
-    let days = beginning::<UpstreamDays>(from, to, meter).await?;
     let users = beginning::<Users>(from, to, meter).await?;
     let prompts = beginning::<Prompts>(from, to, meter).await?;
+    let keys = beginning::<Keys>(from, to, meter).await?;
+    let days = beginning::<UpstreamDays>(from, to, meter).await?;
     let sessions = beginning::<Sessions>(from, to, meter).await?;
     let tokens = beginning::<RevokedTokens>(from, to, meter).await?;
-    copy(keys, to, meter, None).await?;
-    copy(days, to, meter, None).await?;
     copy(users, to, meter, Some(last.user.0)).await?;
     copy(prompts, to, meter, Some(last.prompt.0)).await?;
+    copy(keys, to, meter, None).await?;
+    copy(days, to, meter, None).await?;
     copy(sessions, to, meter, None).await?;
     copy(tokens, to, meter, None).await?;
     to.bulk.raise_ids(last).await?;
-    compare::<Keys>(from, to, meter, None).await?;
-    compare::<UpstreamDays>(from, to, meter, None).await?;
     let users = compare::<Users>(from, to, meter, Some(last.user.0)).await?;
     let prompts = compare::<Prompts>(from, to, meter, Some(last.prompt.0)).await?;
+    compare::<Keys>(from, to, meter, None).await?;
+    compare::<UpstreamDays>(from, to, meter, None).await?;
     compare::<Sessions>(from, to, meter, None).await?;
     compare::<RevokedTokens>(from, to, meter, None).await?;
     Ok(Counts { users, prompts })

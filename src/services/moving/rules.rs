@@ -71,7 +71,7 @@ pub enum Problem {
     #[error("its text is longer than MAX_PROMPT_CHARS: raise that for the import to take it")]
     TooLong,
     /// No store can keep it.
-    #[error("one of its texts has a null character")]
+    #[error("its text has a null character")]
     Nul,
     /// Its status says another thing than its answer or error.
     #[error("its status does not fit its response and error")]
@@ -192,14 +192,14 @@ impl Rules {
         if prompt.prompt.len() > limit && prompt.prompt.chars().count() > limit {
             return Err(Problem::TooLong);
         }
-        let texts = [
-            Some(&prompt.prompt),
-            prompt.response.as_ref(),
-            Some(&prompt.model),
-        ];
-        if texts.into_iter().flatten().any(|text| text.contains('\0')) {
+        if prompt.prompt.contains('\0') {
             return Err(Problem::Nul);
         }
+        let words = prompt.response.iter_mut().chain([&mut prompt.model]);
+        for text in words.chain(&mut record.finish_reason) {
+            keep_in_any_store(text);
+        }
+        let prompt = &mut record.prompt;
         check_time(prompt.created_at)?;
         match (prompt.status, &prompt.response, prompt.error) {
             (PromptStatus::Completed, Some(_), None) | (PromptStatus::Failed, None, Some(_)) => {}
@@ -213,6 +213,13 @@ impl Rules {
             }
         }
         Ok(Sound::Prompt(record))
+    }
+}
+
+/// An upstream's words may hold what not every store can keep.
+pub(super) fn keep_in_any_store(text: &mut String) {
+    if text.contains('\0') {
+        *text = text.replace('\0', "\u{fffd}");
     }
 }
 

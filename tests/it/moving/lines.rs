@@ -206,6 +206,33 @@ async fn a_file_written_by_hand_needs_few_fields() {
 }
 
 #[tokio::test]
+async fn null_characters_of_answers_are_replaced() {
+    let folder = Folder::new();
+    let config = config_in(folder.path());
+    let at = r#""created_at":"2020-01-02T03:04:05Z""#;
+    let lines = [
+        HEADER.to_owned(),
+        format!(r#"{{"type":"user","id":1,"username":"eve",{at}}}"#),
+        format!(
+            r#"{{"type":"prompt","id":1,"user_id":1,"prompt":"x","response":"a\u0000b","model":"m\u0000",{at}}}"#
+        ),
+    ];
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    let file = file_of(&folder, &lines);
+    command(&config, &import(&file)).await.unwrap();
+    let store = embedded_store(&folder);
+    let kept = store
+        .prompt_records(None, 9)
+        .await
+        .unwrap()
+        .remove(0)
+        .prompt;
+    assert_eq!(kept.response.as_deref(), Some("a\u{fffd}b"));
+    assert_eq!(kept.model, "m\u{fffd}");
+    store.close().await;
+}
+
+#[tokio::test]
 async fn faulty_lines_are_named_by_number_never_quoted_and_import_nothing_unless_left_out() {
     let folder = Folder::new();
     let config = config_in(folder.path());
