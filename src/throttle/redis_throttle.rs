@@ -60,7 +60,7 @@ impl<K: Copy + Ord + Hash + Display + Send + Sync> RedisThrottle<K> {
             .is_some_and(|back| now.saturating_duration_since(back) < longest)
     }
 
-    async fn ask(&self, key: K, take: bool, patience: Duration) -> Result<Verdict, Error> {
+    async fn ask(&self, key: K, take: bool, patience: Duration) -> Result<Option<Verdict>, Error> {
         let name = self
             .link
             .key(format_args!("throttle:{}:{{{key}}}", self.limit));
@@ -74,6 +74,11 @@ impl<K: Copy + Ord + Hash + Display + Send + Sync> RedisThrottle<K> {
         Ok(verdict(&self.rates, take, &answer))
     }
 
+    /// The answer, or `None` where this replica has to decide by itself.
+    async fn answer(&self, key: K, take: bool, patience: Duration) -> Option<Verdict> {
+        self.ask(key, take, patience).await.ok().flatten()
+    }
+
     fn degraded(&self) {
         self.metrics
             .degraded_decisions
@@ -82,12 +87,14 @@ impl<K: Copy + Ord + Hash + Display + Send + Sync> RedisThrottle<K> {
     }
 }
 
-/// Reads the script's answer.
-fn verdict(rates: &Rates, take: bool, answer: &[u64]) -> Verdict {
-    let (allowed, standings) = match answer {
-        [allowed, standings @ ..] => (*allowed == 1, standings),
-        [] => (false, [].as_slice()),
-    };
+/// Reads the script's answer; `None` if it is none of its answers, which something in between may make of it: that must not
+/// count as allowed.
+fn verdict(rates: &Rates, take: bool, answer: &[u64]) -> Option<Verdict> {
+    let (allowed, standings) = answer.split_first()?;
+    if standings.len() != 2 * rates.as_slice().len() {
+        return None;
+    }
+    let allowed = *allowed == 1;
     let rates: Vec<RateState> = rates
         .as_slice()
         .iter()
@@ -107,7 +114,8 @@ fn verdict(rates: &Rates, take: bool, answer: &[u64]) -> Verdict {
     } else {
         used_up.map(|state| state.reset_after).max()
     };
-    Verdict { retry_after, rates }
+    // A refusal without a time to wait would pass for leave.
+    (!take || allowed || retry_after.is_some()).then_some(Verdict { retry_after, rates })
 }
 
 fn micros(duration: Duration) -> u64 {
@@ -127,8 +135,8 @@ impl<K: Copy + Ord + Hash + Display + Send + Sync> Throttle<K> for RedisThrottle
                 return own;
             }
         }
-        match self.ask(key, true, self.link.patience()).await {
-            Ok(verdict) => {
+        match self.answer(key, true, self.link.patience()).await {
+            Some(verdict) => {
                 if verdict.is_allowed() {
                     // Only noted, for the case that Redis goes away.
                     self.local.check(key, now);
@@ -136,7 +144,7 @@ impl<K: Copy + Ord + Hash + Display + Send + Sync> Throttle<K> for RedisThrottle
                 verdict
             }
             // A request whose answer did not come may have been counted there; then it counts twice, here and there.
-            Err(_) => {
+            None => {
                 self.degraded();
                 self.local.check(key, now)
             }
@@ -147,9 +155,33 @@ impl<K: Copy + Ord + Hash + Display + Send + Sync> Throttle<K> for RedisThrottle
         if self.rates.as_slice().is_empty() {
             return Verdict::default();
         }
-        match self.ask(key, false, PEEK_PATIENCE).await {
-            Ok(verdict) => verdict,
-            Err(_) => self.local.peek(key, now),
+        match self.answer(key, false, PEEK_PATIENCE).await {
+            Some(verdict) => verdict,
+            None => self.local.peek(key, now),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_of_another_shape_decide_nothing() {
+        let rates: Rates = "1/s,10/min".parse().unwrap();
+        for answer in [
+            &[][..],
+            &[1],
+            &[0],
+            &[1, 1, 5],
+            &[0, 0, 5, 0, 5],
+            &[1, 1, 5, 1, 5, 1],
+        ] {
+            assert!(verdict(&rates, true, answer).is_none(), "{answer:?}");
+        }
+        let allowed = verdict(&rates, true, &[1, 1, 5, 1, 5]).unwrap();
+        assert!(allowed.is_allowed());
+        let refused = verdict(&rates, true, &[0, 1, 5, 1, 9]).unwrap();
+        assert_eq!(refused.retry_after, Some(Duration::from_micros(5)));
     }
 }
