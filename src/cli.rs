@@ -188,7 +188,7 @@ fn secret(text: &str) -> Result<Secret, Infallible> {
 /// What can be done to accounts.
 #[derive(Debug, Subcommand)]
 pub enum UserCommand {
-    /// Make an account; the password is read from standard input
+    /// Make an account; the password is read from standard input unless an option says where it is
     Create {
         /// The account's name
         username: String,
@@ -198,6 +198,9 @@ pub enum UserCommand {
         /// Read a password hash made by Django (pbkdf2_sha256$…) or this program ($argon2id$…) in place of a password
         #[arg(long)]
         hashed: bool,
+        /// Where the password is
+        #[command(flatten)]
+        secret: SecretPlace,
     },
     /// List all accounts: id, name, address, state
     List,
@@ -211,11 +214,26 @@ pub enum UserCommand {
         /// The account's name
         username: String,
     },
-    /// Give an account another password, read from standard input; what it was given ends within 5 seconds
+    /// Give an account another password, read from standard input unless an option says where it is; what it was given ends
+    /// within 5 seconds
     SetPassword {
         /// The account's name
         username: String,
+        /// Where the password is
+        #[command(flatten)]
+        secret: SecretPlace,
     },
+}
+
+/// Where a password, or its hash, is read from: standard input if neither is said.
+#[derive(Debug, Default, Args)]
+pub struct SecretPlace {
+    /// The environment variable that holds it
+    #[arg(long, value_name = "NAME", conflicts_with = "password_file")]
+    pub password_env: Option<String>,
+    /// The file whose first line it is
+    #[arg(long, value_name = "PATH")]
+    pub password_file: Option<PathBuf>,
 }
 
 /// What is wrong with the value of a setting, in one line that begins with the setting's name and leaves the value out;

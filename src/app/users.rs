@@ -1,11 +1,12 @@
 //! The operator's commands on accounts. They work on the store directly, beside a running server.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::fs::File;
+use std::io::{BufRead, BufReader, IsTerminal, Write};
 
 use anyhow::{Context, bail, ensure};
 
 use super::store::Store;
-use crate::cli::UserCommand;
+use crate::cli::{SecretPlace, UserCommand};
 use crate::config::{Config, StoreConfig};
 use crate::credentials::{self, HashPool};
 use crate::data_dir::DataDir;
@@ -46,11 +47,12 @@ async fn carry_out(
             username,
             email,
             hashed,
+            secret,
         } => {
             let new = if hashed {
-                with_hash(&username, &email)?
+                with_hash(&username, &email, &secret)?
             } else {
-                with_password(&username, &email).await?
+                with_password(&username, &email, &secret).await?
             };
             let created = store
                 .create_user(NewUser {
@@ -94,11 +96,11 @@ async fn carry_out(
                 .await?;
             writeln!(out, "enabled")?;
         }
-        UserCommand::SetPassword { username } => {
+        UserCommand::SetPassword { username, secret } => {
             let user = find(store, &username).await?;
             let name = Username::parse(&user.username)
                 .map_err(|messages| anyhow::anyhow!("username: {}", messages.join(" ")))?;
-            let password = read_secret("New password: ")?;
+            let password = read_secret("New password: ", &secret)?;
             let password = NewPassword::parse(&password, &name)
                 .map_err(|messages| anyhow::anyhow!("password: {}", messages.join(" ")))?;
             let hash = hash(password.as_str()).await?;
@@ -136,8 +138,12 @@ async fn find(store: &dyn AccountStore, username: &str) -> anyhow::Result<User> 
         .context("there is no such user")
 }
 
-async fn with_password(username: &str, email: &str) -> anyhow::Result<NewUser> {
-    let password = read_secret("Password: ")?;
+async fn with_password(
+    username: &str,
+    email: &str,
+    secret: &SecretPlace,
+) -> anyhow::Result<NewUser> {
+    let password = read_secret("Password: ", secret)?;
     let account = NewAccount::parse(Ok(username), Ok(email), Ok(&password)).map_err(|errors| {
         let lines: Vec<String> = errors
             .iter()
@@ -153,12 +159,12 @@ async fn with_password(username: &str, email: &str) -> anyhow::Result<NewUser> {
     })
 }
 
-fn with_hash(username: &str, email: &str) -> anyhow::Result<NewUser> {
+fn with_hash(username: &str, email: &str, secret: &SecretPlace) -> anyhow::Result<NewUser> {
     let username = Username::parse(username)
         .map_err(|messages| anyhow::anyhow!("username: {}", messages.join(" ")))?;
     let email =
         Email::parse(email).map_err(|messages| anyhow::anyhow!("email: {}", messages.join(" ")))?;
-    let password_hash = read_secret("Password hash: ")?;
+    let password_hash = read_secret("Password hash: ", secret)?;
     ensure!(
         credentials::is_known_hash(&password_hash),
         "the hash is neither $argon2id$… nor pbkdf2_sha256$…"
@@ -176,22 +182,28 @@ async fn hash(password: &str) -> anyhow::Result<String> {
     Ok(pool.hash(password.to_owned()).await?)
 }
 
-/// One line of standard input; typed unseen if that is a terminal.
-fn read_secret(prompt: &str) -> anyhow::Result<String> {
-    let line = if std::io::stdin().is_terminal() {
+/// The environment variable or the first line of the file that is named, else one line of standard input; typed unseen if that
+/// is a terminal.
+fn read_secret(prompt: &str, place: &SecretPlace) -> anyhow::Result<String> {
+    let line = if let Some(name) = &place.password_env {
+        std::env::var(name)
+            .map_err(|_| anyhow::anyhow!("--password-env: no variable of that name is set"))?
+    } else if let Some(path) = &place.password_file {
+        let file = File::open(path).context("--password-file: the file cannot be read")?;
+        first_line(BufReader::new(file)).context("--password-file: the file cannot be read")?
+    } else if std::io::stdin().is_terminal() {
         rpassword::prompt_password(prompt)?
     } else {
-        let mut line = String::new();
-        std::io::stdin()
-            .lock()
-            .read_line(&mut line)
-            .context("the password could not be read from standard input")?;
-        line
+        first_line(std::io::stdin().lock())
+            .context("the password could not be read from standard input")?
     };
     let secret = trimmed(&line);
-    ensure!(
-        !secret.is_empty(),
-        "no password was given on standard input"
-    );
+    ensure!(!secret.is_empty(), "no password was given");
     Ok(secret.to_owned())
+}
+
+fn first_line(mut from: impl BufRead) -> std::io::Result<String> {
+    let mut line = String::new();
+    from.read_line(&mut line)?;
+    Ok(line)
 }
