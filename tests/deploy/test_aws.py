@@ -330,8 +330,7 @@ def test_logs_are_kept_encrypted_for_a_set_time_and_errors_in_them_are_counted(a
     for name in ("base", "service"):
         for group in templates.resources(name, "AWS::Logs::LogGroup").values():
             assert group["Properties"]["KmsKeyId"]
-    [(_, wanted)] = templates.resources("service", "AWS::Logs::MetricFilter").items()
-    properties = Values(templates.load("service"), "prompt-service", {}, {"LogGroup": "/prompt-service/service"}).of(wanted["Properties"])
+    values = Values(templates.load("service"), "prompt-service", {}, {"LogGroup": "/prompt-service/service"})
 
     def in_the_interfaces_case(value):
         if isinstance(value, list):
@@ -340,10 +339,21 @@ def test_logs_are_kept_encrypted_for_a_set_time_and_errors_in_them_are_counted(a
             return {key[0].lower() + key[1:]: in_the_interfaces_case(item) for key, item in value.items()}
         return value
 
-    logs.put_metric_filter(filterName="errors", **in_the_interfaces_case(properties))
-    [made] = logs.describe_metric_filters(logGroupName="/prompt-service/service")["metricFilters"]
+    for name, wanted in templates.resources("service", "AWS::Logs::MetricFilter").items():
+        logs.put_metric_filter(filterName=name, **in_the_interfaces_case(values.of(wanted["Properties"])))
+    made = logs.describe_metric_filters(logGroupName="/prompt-service/service")["metricFilters"]
     # As the service writes it.
-    assert made["filterPattern"] == '{ $.level = "ERROR" }'
+    assert {item["filterName"]: item["filterPattern"] for item in made} == {
+        "ErrorLines": '{ $.level = "ERROR" }', "RedisAwayLines": '{ $.message = "Redis is away*" }',
+    }
+    assert '"Redis is away' in (ROOT / "src/redis/mod.rs").read_text()
+
+
+def test_the_settings_that_decide_about_money_and_privacy_are_parameters():
+    template = templates.load("service")
+    [container] = template["Resources"]["Task"]["Properties"]["ContainerDefinitions"]
+    told = set(re.findall(r"'Name': '([A-Z_]+)'", str(container["Environment"])))
+    assert {"UPSTREAM_DAILY_LIMIT", "OPENAI_BASE_URL", "SIMILAR_SCOPE", "PROMPT_THROTTLE", "CORS_ALLOWED_ORIGINS"} <= told
 
 
 def test_images_are_scanned_encrypted_and_never_replaced(aws, stacks):
