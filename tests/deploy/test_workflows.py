@@ -111,6 +111,14 @@ def test_the_release_runs_what_ci_runs_before_it_builds():
     assert release["image"]["needs"] == "test" and release["rollout"]["needs"] == "image"
 
 
+def test_a_second_run_on_a_commit_neither_builds_nor_pushes():
+    steps = load(ROOT / ".github/workflows/release.yml")["jobs"]["image"]["steps"]
+    [asking] = [number for number, step in enumerate(steps) if step.get("id") == "known"]
+    for step in steps[asking + 1 :]:
+        assert step["if"] == "${{ steps.known.outputs.pushed == 'false' }}", step
+    assert not any("docker" in json.dumps(step) for step in steps[:asking])
+
+
 def test_every_action_is_pinned():
     for path in WORKFLOWS:
         for action in re.findall(r"uses: (\S+)", path.read_text()):
