@@ -40,10 +40,14 @@ use crate::store::TestableStore;
 /// How long anything is waited for. No test takes this long unless it fails; a machine under load may take a good part of it.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Waits until the condition, which may await, holds; fails at the deadline.
+/// How long work at lowered priority is waited for. Beside other tests that want every core it gets a few hundredths of one, so
+/// a second of work may take a minute, and several on a slow machine.
+pub const BACKGROUND_DEADLINE: Duration = Duration::from_secs(300);
+
+/// Waits until the condition, which may await, holds; fails at the deadline, [`DEADLINE`] if no other is given.
 macro_rules! eventually {
-    ($condition:expr $(, $($message:tt)+)?) => {{
-        let deadline = std::time::Instant::now() + $crate::support::DEADLINE;
+    (within $deadline:expr; $condition:expr $(, $($message:tt)+)?) => {{
+        let deadline = std::time::Instant::now() + $deadline;
         loop {
             if $condition {
                 break;
@@ -57,6 +61,9 @@ macro_rules! eventually {
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
     }};
+    ($($rest:tt)+) => {
+        eventually!(within $crate::support::DEADLINE; $($rest)+)
+    };
 }
 
 /// The password of every account that the tests make.
