@@ -5,17 +5,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::SimilarScope;
-use crate::domain::{ModelId, Prompt, PromptId, UserId};
+use crate::domain::{Embedding, ModelId, Prompt, PromptId, UserId};
 use crate::embed::{Class, Embedder};
 use crate::error::Error;
 use crate::search::{Hit, Scope, Similarity};
 use crate::services::reembedding::Progress;
 use crate::store::PromptStore;
 use crate::telemetry::Metrics;
-
-/// Searches again after finding rows that were deleted meanwhile. Each retry needs a deletion inside it, so one that
-/// needs more than these is watching somebody empty their list; it gets what there is.
-const MAX_ATTEMPTS: usize = 4;
 
 /// What a search found.
 #[derive(Clone, Debug)]
@@ -48,9 +44,12 @@ impl Searches {
     /// The `k` stored prompts nearest to `query`, or all if there are fewer.
     ///
     /// # Errors
-    /// `Overloaded` at once if too many texts wait; those of the store and the index.
+    /// `Overloaded` at once if too many texts wait or searches are under way; those of the store and the index.
     pub async fn similar(&self, caller: UserId, query: String, k: usize) -> Result<Similar, Error> {
         let permit = self.embedder.admit(caller, Class::Search)?;
+        // Kept until the rows are read. What comes after the vector has queues too, for slabs, scans and readers: this bounds
+        // them, in all and for each user, also where the vector comes from the cache at once.
+        let _place = permit.clone();
         let started = Instant::now();
         let embedding = self.embedder.embed(permit, query.into()).await?;
         self.metrics
@@ -63,16 +62,7 @@ impl Searches {
             SimilarScope::Shared => (Scope::Shared, None, "shared"),
         };
         let started = Instant::now();
-        let mut results = Vec::new();
-        for _ in 0..MAX_ATTEMPTS {
-            let hits = self.similarity.nearest(scope, &embedding, k).await?;
-            let found = hits.len();
-            results = self.read(owner, &hits).await?;
-            // A row deleted between the index and the store leaves a hole that the next nearest fills.
-            if results.len() == found {
-                break;
-            }
-        }
+        let results = self.nearest(scope, owner, &embedding, k).await?;
         self.metrics
             .search_duration
             .with_label_values(&[label])
@@ -85,6 +75,30 @@ impl Searches {
             None
         };
         Ok(Similar { results, coverage })
+    }
+
+    /// A row between the commit of its deletion and the report of it is found by the index and not in the store. It leaves a hole
+    /// in the answer, and the index cannot be told to pass over it: so as many more are asked for, until there are `k` or no more.
+    async fn nearest(
+        &self,
+        scope: Scope,
+        owner: Option<UserId>,
+        embedding: &Embedding,
+        k: usize,
+    ) -> Result<Vec<(Prompt, f32)>, Error> {
+        let mut wanted = k;
+        loop {
+            let hits = self.similarity.nearest(scope, embedding, wanted).await?;
+            let mut results = self.read(owner, &hits).await?;
+            let holes = hits.len() - results.len();
+            if results.len() >= k || hits.len() < wanted {
+                results.truncate(k);
+                return Ok(results);
+            }
+            // There are more holes than were allowed for, so this at least doubles the allowance: it ends, if only with
+            // everything there is.
+            wanted = k + 2 * holes;
+        }
     }
 
     async fn read(&self, owner: Option<UserId>, hits: &[Hit]) -> Result<Vec<(Prompt, f32)>, Error> {

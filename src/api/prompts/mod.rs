@@ -206,12 +206,17 @@ async fn find_similar(
     };
     let mut response = Json(body).into_response();
     if let Some(coverage) = found.coverage {
-        let value = HeaderValue::from_str(&format!("{coverage:.4}")).map_err(Error::internal)?;
+        let value = HeaderValue::from_str(&share(coverage)).map_err(Error::internal)?;
         response
             .headers_mut()
             .insert(HeaderName::from_static("x-search-coverage"), value);
     }
     Ok(response)
+}
+
+/// Rounded down: what is not complete is never called so.
+fn share(coverage: f64) -> String {
+    format!("{:.4}", (coverage * 1e4).floor() / 1e4)
 }
 
 /// Show a prompt
@@ -356,6 +361,13 @@ fn decode_cursor(cursor: &str) -> Option<PromptId> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_share_short_of_everything_is_not_shown_as_everything() {
+        assert_eq!(share(999_999.0 / 1_000_000.0), "0.9999");
+        assert_eq!(share(0.5), "0.5000");
+        assert_eq!(share(0.0), "0.0000");
+    }
 
     #[test]
     fn a_cursor_survives_the_round_trip_and_nothing_else_is_one() {

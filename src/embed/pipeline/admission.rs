@@ -71,8 +71,17 @@ pub(super) struct Admission {
 }
 
 /// The right to have one text embedded. Returned when its text is done, or on drop.
+///
+/// A clone is the same right, not another one: it is returned with the last of them. Who needs more than the vector keeps a
+/// clone, so that what follows is admitted too.
+#[derive(Clone)]
 #[must_use = "a permit dropped is a permit returned"]
 pub struct Permit {
+    seat: Arc<Seat>,
+}
+
+/// One place among those admitted.
+struct Seat {
     admission: Arc<Admission>,
     user: UserId,
     class: Class,
@@ -104,12 +113,14 @@ impl Admission {
         }
         *held.all.of(class) += 1;
         *held.users.entry(user).or_default().of(class) += 1;
+        drop(held);
         let admission = Arc::clone(self);
-        Ok(Permit {
+        let seat = Arc::new(Seat {
             admission,
             user,
             class,
-        })
+        });
+        Ok(Permit { seat })
     }
 
     /// Learns from a batch how long texts take.
@@ -155,16 +166,16 @@ impl Admission {
 impl Permit {
     /// Whose text it is for.
     pub fn user(&self) -> UserId {
-        self.user
+        self.seat.user
     }
 
     /// What the text is for.
     pub fn class(&self) -> Class {
-        self.class
+        self.seat.class
     }
 }
 
-impl Drop for Permit {
+impl Drop for Seat {
     fn drop(&mut self) {
         let mut held = self.admission.lock();
         *held.all.of(self.class) -= 1;
@@ -223,6 +234,18 @@ mod tests {
         assert_eq!(admission.in_use(), 0);
         assert!(admission.lock().users.is_empty());
         assert_eq!(take_all(&admission, 1, Class::Post).len(), 2);
+    }
+
+    #[test]
+    fn a_clone_is_the_same_place_and_keeps_it() {
+        let admission = admission(4);
+        let permit = admission.admit(UserId(1), Class::Search).unwrap();
+        let kept = permit.clone();
+        assert_eq!(admission.in_use(), 1);
+        drop(permit);
+        assert_eq!(admission.in_use(), 1);
+        drop(kept);
+        assert_eq!(admission.in_use(), 0);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Finding prompts by meaning: whose, how many, in which order, and when.
 
+mod stage;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
