@@ -26,6 +26,8 @@ use prompt_service::search::{
     Hit, Scope, ScopeMode, Similarity, SlabIndex, SlabOptions, VectorSource,
 };
 use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use data::{DIMENSION, Owned, Vectors};
 
@@ -137,6 +139,8 @@ fn index(
     SlabIndex::new(
         options(mode, kernel),
         Arc::new(source) as Arc<dyn VectorSource>,
+        TaskTracker::new(),
+        CancellationToken::new(),
     )
 }
 

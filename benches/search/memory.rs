@@ -7,6 +7,8 @@ use anyhow::{Context, Result};
 use prompt_service::domain::{Embedding, UserId};
 use prompt_service::search::kernel::Kernel;
 use prompt_service::search::{Scope, ScopeMode, Similarity, SlabIndex};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::data::{DIMENSION, Patterns};
 use super::{K, options};
@@ -44,7 +46,9 @@ pub fn print_of_child(mut words: impl Iterator<Item = String>) -> Result<()> {
     let rows: usize = words.next().context("rows")?.parse()?;
     let owners: usize = words.next().context("owners")?.parse()?;
     let options = options(mode, Kernel::detect());
-    let index = SlabIndex::new(options, Arc::new(Patterns { rows, owners }));
+    let patterns = Arc::new(Patterns { rows, owners });
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    let index = SlabIndex::new(options, patterns, tasks, stop);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

@@ -99,7 +99,7 @@ impl App {
         let embedder = Arc::new(Embedder::start(Arc::clone(&engine), &settings, observer)?);
 
         let prompt_store = Arc::clone(&store.prompts);
-        let finder = store.similarity(&engine, &config.search, cores);
+        let finder = store.similarity(&engine, &config.search, cores, &lifecycle);
         let similarity = finder.similarity();
         let progress = Arc::new(Progress::default());
         let reembedding = Reembedding {

@@ -8,6 +8,7 @@ use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::api::Lifecycle;
 use crate::config::{SearchConfig, SimilarScope, StoreConfig};
 use crate::data_dir::{self, DataDir};
 use crate::embed::Engine;
@@ -87,8 +88,14 @@ impl Store {
         })
     }
 
-    /// What finds near prompts in this store.
-    pub fn similarity(&self, engine: &Engine, config: &SearchConfig, cores: usize) -> Finder {
+    /// What finds near prompts in this store. What it does beside requests runs in the tasks of `lifecycle`.
+    pub fn similarity(
+        &self,
+        engine: &Engine,
+        config: &SearchConfig,
+        cores: usize,
+        lifecycle: &Lifecycle,
+    ) -> Finder {
         let model = engine.model_id().clone();
         match &self.kind {
             Kind::Postgres(store) => Finder::Stored {
@@ -116,7 +123,13 @@ impl Store {
                     store: Arc::clone(&self.prompts),
                     model,
                 };
-                Finder::InMemory(Arc::new(SlabIndex::new(options, Arc::new(vectors))))
+                let (tasks, stop) = (lifecycle.tasks.clone(), lifecycle.stopping.clone());
+                Finder::InMemory(Arc::new(SlabIndex::new(
+                    options,
+                    Arc::new(vectors),
+                    tasks,
+                    stop,
+                )))
             }
         }
     }

@@ -6,21 +6,21 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use super::cell::Cell;
+use super::cell::Access;
 use super::kernel::Kernel;
-use super::residents::{Owner, RecentDeletions, Residents};
+use super::loading::Loader;
+use super::residents::{Owner, RecentDeletions, Residents, drop_aside};
 use super::scan::{self, Plan, Query};
 use super::slab::{Shape, Slab};
-use super::{BoxError, Error, Hit, Page, Scope, ScopeMode, Similarity, Status, VectorSource};
+use super::{Error, Hit, Scope, ScopeMode, Similarity, Status, VectorSource};
 use crate::domain::{Embedding, PromptId, UserId};
 
-/// Rows read at once: 1.5 MiB at 384 dimensions, unpacked in under a millisecond.
-const PAGE_ROWS: usize = 2048;
-
-/// Scans that read less than this run where they are called: 0.3 ms at 25 GB/s, about a millisecond in the portable kernel.
-/// Longer ones go to the blocking threads, for which the hand-over of some 20 µs is a small price.
-const INLINE_BYTES: usize = 8 << 20;
+/// Slabs read at once. Two, so that one long list does not hold up all who have short ones. What is being read counts as memory
+/// in use, but cannot be evicted: so many slabs there may be beyond the budget.
+const CONCURRENT_LOADS: usize = 2;
 
 /// The settings of a [`SlabIndex`].
 #[derive(Clone, Debug)]
@@ -29,7 +29,8 @@ pub struct SlabOptions {
     pub dimension: usize,
     /// Which scope it serves.
     pub mode: ScopeMode,
-    /// In own scope, the bytes kept in memory; a single larger slab is kept all the same. In shared scope everything is kept.
+    /// In own scope, the bytes kept in memory, rows being read included; a single larger slab is kept all the same, and so are the
+    /// two at most that are being read. In shared scope everything is kept.
     pub memory_bytes: usize,
     /// Scans at once on the blocking threads, at least 1. More than there are cores gain nothing.
     pub concurrent_scans: usize,
@@ -45,33 +46,47 @@ pub struct SlabIndex {
     mode: ScopeMode,
     kernel: Kernel,
     load_wait: Duration,
-    source: Arc<dyn VectorSource>,
-    residents: Residents,
-    deletions: Mutex<RecentDeletions>,
+    loader: Arc<Loader>,
     scans: Arc<Semaphore>,
     /// Whether the shared slab is loaded.
     loaded: watch::Sender<bool>,
-    loads: AtomicU64,
+    /// Where loads run: they outlive the callers that want them.
+    tasks: TaskTracker,
+    /// Ends them.
+    stop: CancellationToken,
 }
 
 impl SlabIndex {
     /// An index without rows. In own scope it serves at once; in shared scope after [`load_all`](Self::load_all).
-    pub fn new(options: SlabOptions, source: Arc<dyn VectorSource>) -> Self {
+    /// Rows are read in tasks of `tasks`, which end when `stop` is cancelled.
+    pub fn new(
+        options: SlabOptions,
+        source: Arc<dyn VectorSource>,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
         let budget = match options.mode {
             ScopeMode::Own => options.memory_bytes,
             ScopeMode::Shared => usize::MAX,
         };
+        let shape = Shape::new(options.dimension);
         Self {
-            shape: Shape::new(options.dimension),
+            shape,
             mode: options.mode,
             kernel: options.kernel,
             load_wait: options.load_wait,
-            source,
-            residents: Residents::new(budget),
-            deletions: Mutex::default(),
+            loader: Arc::new(Loader {
+                shape,
+                source,
+                residents: Residents::new(budget),
+                deletions: Mutex::new(RecentDeletions::default()),
+                turns: Semaphore::new(CONCURRENT_LOADS),
+                loads: AtomicU64::new(0),
+            }),
             scans: Arc::new(Semaphore::new(options.concurrent_scans.max(1))),
             loaded: watch::Sender::new(false),
-            loads: AtomicU64::new(0),
+            tasks,
+            stop,
         }
     }
 
@@ -101,53 +116,35 @@ impl SlabIndex {
     }
 
     async fn slab_of(&self, owner: Owner) -> Result<Arc<Slab>, Error> {
-        let cell = self.residents.touch(owner);
-        if let Some(slab) = cell.slab() {
-            return Ok(slab);
-        }
-        let _loader = cell.lock_loader().await;
-        // Another may have loaded it meanwhile.
-        if let Some(slab) = cell.slab() {
-            return Ok(slab);
-        }
-        let slab = self.load(owner, &cell).await?;
-        self.loads.fetch_add(1, Ordering::Relaxed);
-        self.residents.account(owner, &cell);
-        Ok(slab)
-    }
-
-    async fn load(&self, owner: Owner, cell: &Cell) -> Result<Arc<Slab>, Error> {
-        let loading = cell.begin_loading();
-        let mut slab = Slab::new(self.shape);
-        let mut after = None;
         loop {
-            let page = self.source.page(owner, after, PAGE_ROWS).await;
-            let page = page.map_err(Error::Source)?;
-            self.check(owner, after, &page).map_err(Error::Source)?;
-            let ids: Vec<PromptId> = page.ids.iter().map(|(_, id)| *id).collect();
-            slab.extend(&ids, &page.f16_bytes);
-            if page.ids.len() < PAGE_ROWS {
-                return Ok(loading.finish(slab));
+            let cell = self.loader.residents.touch(owner);
+            let mut outcome = match cell.access() {
+                Access::Ready(slab) => return Ok(slab),
+                Access::Wait(outcome) => outcome,
+                Access::Load(load, outcome) => {
+                    let (loader, stop) = (Arc::clone(&self.loader), self.stop.clone());
+                    self.tasks.spawn(async move {
+                        tokio::select! {
+                            () = stop.cancelled() => {}
+                            () = loader.load(owner, load) => {}
+                        }
+                    });
+                    outcome
+                }
+            };
+            let ended = match outcome.wait_for(Option::is_some).await {
+                Ok(ended) => (*ended).clone(),
+                Err(_) => None,
+            };
+            match ended {
+                Some(Ok(())) => {}
+                Some(Err(error)) => return Err(Error::Source(Box::new(error))),
+                None => return Err(Error::Source("the rows are no longer read".into())),
             }
-            after = page.ids.last().copied();
-        }
-    }
-
-    /// A page of other rows than those asked for would mix users or never end.
-    fn check(
-        &self,
-        owner: Owner,
-        after: Option<(UserId, PromptId)>,
-        page: &Page,
-    ) -> Result<(), BoxError> {
-        let rising = page.ids.is_sorted_by(|a, b| a < b);
-        let onward = page.ids.first().is_none_or(|first| Some(*first) > after);
-        let own = owner.is_none_or(|owner| page.ids.iter().all(|(user, _)| *user == owner));
-        let sized = page.f16_bytes.len() == page.ids.len() * self.shape.stored_bytes();
-        if rising && onward && own && sized {
-            Ok(())
-        } else {
-            Err("the source answered with rows of another order, owner or size".into())
+            // The cell's, not the index's: the slab may have been evicted since, and is as good for who waited for it.
+            if let Some(slab) = cell.slab() {
+                return Ok(slab);
+            }
         }
     }
 
@@ -157,14 +154,14 @@ impl SlabIndex {
         if !matches!(waited, Ok(Ok(_))) {
             return Err(Error::Loading);
         }
-        let cell = self.residents.get(None);
+        let cell = self.loader.residents.get(None);
         cell.and_then(|cell| cell.slab()).ok_or(Error::Loading)
     }
 
     async fn scan(&self, slab: Arc<Slab>, query: Query, k: usize) -> Result<Vec<Hit>, Error> {
         let plan = Plan::of(slab.n_rows(), k);
         let kernel = self.kernel;
-        if plan.cost_bytes(self.shape, slab.n_rows()) < INLINE_BYTES {
+        if plan.cost_bytes(self.shape, slab.n_rows()) < kernel.bytes_in_place() {
             return Ok(scan::nearest(kernel, &slab, &query, k, plan));
         }
         let scans = Arc::clone(&self.scans);
@@ -208,36 +205,56 @@ impl Similarity for SlabIndex {
             return;
         }
         let owner = self.owner(user);
-        if let Some(cell) = self.residents.get(owner) {
-            cell.insert(id, embedding.to_f16_bytes(), || {
-                let deletions = self.deletions.lock();
-                deletions
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .contains(id)
-            });
-            self.residents.account(owner, &cell);
+        if let Some(cell) = self.loader.residents.get(owner) {
+            cell.insert(id, embedding.to_f16_bytes(), || self.loader.is_deleted(id));
+            self.loader.residents.account(owner, &cell);
         }
     }
 
     fn deleted(&self, user: UserId, id: PromptId) {
         // Remembered whether or not the row is found: its insertion may be reported after this, to a slab loaded after this.
-        let deletions = self.deletions.lock();
+        let deletions = self.loader.deletions.lock();
         deletions.unwrap_or_else(PoisonError::into_inner).insert(id);
         let owner = self.owner(user);
-        if let Some(cell) = self.residents.get(owner) {
+        if let Some(cell) = self.loader.residents.get(owner) {
             cell.remove(id);
-            self.residents.account(owner, &cell);
+            self.loader.residents.account(owner, &cell);
+        }
+    }
+
+    fn doubted(&self, user: UserId) {
+        let owner = self.owner(user);
+        let Some(cell) = self.loader.residents.get(owner) else {
+            return;
+        };
+        cell.doubt();
+        match self.mode {
+            ScopeMode::Own => {
+                let bytes = cell.bytes();
+                drop_aside(cell.take(), bytes);
+                self.loader.residents.account(owner, &cell);
+            }
+            // Everybody's rows are not read anew for one that may be missing.
+            ScopeMode::Shared => {
+                let (loader, stop) = (Arc::clone(&self.loader), self.stop.clone());
+                self.tasks.spawn(async move {
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        () = loader.make_good(user, &cell) => {}
+                    }
+                });
+            }
         }
     }
 
     fn status(&self) -> Status {
-        let totals = self.residents.totals();
+        let totals = self.loader.residents.totals();
         Status {
             ready: self.mode == ScopeMode::Own || *self.loaded.borrow(),
             rows: totals.rows as u64,
             bytes: totals.bytes as u64,
             slabs: totals.slabs as u64,
-            loads: self.loads.load(Ordering::Relaxed),
+            loads: self.loader.loads.load(Ordering::Relaxed),
             evictions: totals.evictions,
         }
     }

@@ -2,13 +2,14 @@
 //!
 //! [`Similarity`] is the seam. [`SlabIndex`] serves it from memory, beside SQLite: rows in slabs ([`slab`]), scanned whole
 //! ([`scan`]) by kernels for the machine at hand ([`kernel`]), loaded when first needed and dropped by a byte budget
-//! (`index`, `cell`, `residents`). There is no index to build, save or repair: the store's rows are the only truth.
+//! (`index`, `loading`, `cell`, `residents`). There is no index to build, save or repair: the store's rows are the only truth.
 //!
 //! A prompt takes 824 bytes at 384 dimensions: 768 of f16 vector, 48 of sign code, 8 of id.
 
 mod cell;
 mod index;
 pub mod kernel;
+mod loading;
 mod residents;
 pub mod scan;
 pub mod slab;
@@ -109,6 +110,11 @@ pub trait Similarity: Send + Sync {
 
     /// Drops a row, after the deletion's commit. Only for rows that had a vector of the model in use.
     fn deleted(&self, user: UserId, id: PromptId);
+
+    /// A write of a row of the user's was answered with an outage, and may have been committed all the same: whether a row came, or
+    /// one went, is read from the store before the index answers for this user again (in shared scope, soon after). Call it when
+    /// the write's fate is decided, from a runtime's thread. Quick; more often than needed costs a load, no more.
+    fn doubted(&self, user: UserId);
 
     /// What it holds just now.
     fn status(&self) -> Status;

@@ -12,6 +12,9 @@ pub(super) type Owner = Option<UserId>;
 /// Bytes a slab costs beside its rows: the cell, its entries in the two maps, and the allocations' own headers.
 const OVERHEAD_BYTES: usize = 512;
 
+/// Slabs up to this size are freed where they are let go of: it takes some 50 µs to give so much back to the system.
+const DROPPED_IN_PLACE_BYTES: usize = 1 << 20;
+
 /// The slabs in memory, by owner.
 pub(super) struct Residents {
     budget_bytes: usize,
@@ -46,7 +49,7 @@ pub(super) struct Totals {
 }
 
 impl Residents {
-    /// Keeps at most `budget_bytes`, or one slab if that is larger.
+    /// Keeps at most `budget_bytes`, or the slab used last and those being loaded if they are larger.
     pub(super) fn new(budget_bytes: usize) -> Self {
         Self {
             budget_bytes,
@@ -96,7 +99,8 @@ impl Residents {
         }
         drop(guard);
         // Freeing thousands of pieces takes its time, so it comes after the lock. Scans that hold a slab keep it until they end.
-        drop(evicted);
+        let bytes = evicted.iter().map(|cell| cell.bytes()).sum();
+        drop_aside(evicted, bytes);
     }
 
     pub(super) fn totals(&self) -> Totals {
@@ -136,7 +140,7 @@ impl Inner {
             .filter(|owner| Some(**owner) != newest)
             .find(|owner| {
                 self.entries.get(owner).is_some_and(|entry| {
-                    entry.cell.bytes() > 0 || Arc::strong_count(&entry.cell) == 1
+                    entry.cell.is_ready() || Arc::strong_count(&entry.cell) == 1
                 })
             })
             .copied()
@@ -151,6 +155,16 @@ impl Inner {
             self.evictions += 1;
         }
         Some(entry.cell)
+    }
+}
+
+/// Drops what holds `bytes` of slabs, on a blocking thread if that takes long.
+pub(super) fn drop_aside<T: Send + 'static>(slabs: T, bytes: usize) {
+    match tokio::runtime::Handle::try_current() {
+        Ok(runtime) if bytes > DROPPED_IN_PLACE_BYTES => {
+            runtime.spawn_blocking(move || drop(slabs));
+        }
+        Ok(_) | Err(_) => drop(slabs),
     }
 }
 

@@ -3,6 +3,7 @@
 //! Resumable by nature: what is left to do is what the store says has no vector of this model. Searches meanwhile see the
 //! vectors of this model only, and say what share of the prompts those are.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -135,7 +136,7 @@ impl Reembedding {
             {
                 Ok(stored) => {
                     done += stored.len() as u64;
-                    self.take_in(&owners, &embedded, &stored);
+                    self.take_in(owners, embedded, stored).await;
                     after = Some(last);
                 }
                 Err(error) => self.step_back(&error).await,
@@ -165,16 +166,24 @@ impl Reembedding {
         }
     }
 
-    fn take_in(
+    /// Looks for each id in its owner's rows, which may be a million: not for an async thread.
+    async fn take_in(
         &self,
-        owners: &[(PromptId, UserId)],
-        embedded: &[(PromptId, Embedding)],
-        stored: &[PromptId],
+        owners: Vec<(PromptId, UserId)>,
+        embedded: Vec<(PromptId, Embedding)>,
+        stored: Vec<PromptId>,
     ) {
-        for (id, embedding) in embedded.iter().filter(|(id, _)| stored.contains(id)) {
-            if let Some((_, user_id)) = owners.iter().find(|(owned, _)| owned == id) {
-                self.similarity.inserted(*user_id, *id, embedding);
+        let similarity = Arc::clone(&self.similarity);
+        let taken_in = tokio::task::spawn_blocking(move || {
+            let owners: HashMap<PromptId, UserId> = owners.into_iter().collect();
+            for (id, embedding) in embedded.iter().filter(|(id, _)| stored.contains(id)) {
+                if let Some(user_id) = owners.get(id) {
+                    similarity.inserted(*user_id, *id, embedding);
+                }
             }
+        });
+        if let Err(error) = taken_in.await {
+            tracing::error!(%error, "re-embedded prompts were not all taken into the index");
         }
     }
 

@@ -46,6 +46,8 @@ impl Similarity for StoredSimilarity {
 
     fn deleted(&self, _: UserId, _: PromptId) {}
 
+    fn doubted(&self, _: UserId) {}
+
     /// Ready, and nothing in memory.
     fn status(&self) -> Status {
         Status {

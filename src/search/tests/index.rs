@@ -5,6 +5,8 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::super::{Error, Scope, ScopeMode, Similarity, VectorSource};
 use super::{DIMENSION, Store, index, vector};
@@ -39,7 +41,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         2 => user.clone().prop_map(|user| Operation::CommitOnly { user }),
         2 => Just(Operation::Report),
         3 => (0.0..1.0).prop_map(Operation::Delete),
-        6 => (user.clone(), prop_oneof![Just(0_usize), Just(1), Just(100), 0_usize..12])
+        6 => (user.clone(), prop_oneof![Just(0_usize), Just(1), Just(100), Just(usize::MAX), any::<usize>(), 0_usize..12])
             .prop_map(|(user, k)| Operation::Query { user, k }),
         1 => user.prop_map(|user| Operation::QueryWithoutStore { user }),
     ]
@@ -297,7 +299,12 @@ async fn rows_of_another_user_or_size_are_an_error() {
             load_wait: Duration::ZERO,
             kernel: super::Kernel::detect(),
         };
-        let index = super::SlabIndex::new(options, Arc::new(Wrong(page)));
+        let index = super::SlabIndex::new(
+            options,
+            Arc::new(Wrong(page)),
+            TaskTracker::new(),
+            CancellationToken::new(),
+        );
         let query = vector(DIMENSION, 1);
         let error = index
             .nearest(Scope::Own(UserId(1)), &query, 1)

@@ -4,6 +4,7 @@
 //! be compared bit by bit, and equal scores are frequent.
 
 mod index;
+mod interleavings;
 mod races;
 mod slab;
 
@@ -15,6 +16,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::kernel::Kernel;
 use super::{BoxError, Hit, Page, ScopeMode, SlabIndex, SlabOptions, VectorSource};
@@ -168,5 +171,11 @@ fn patient_index(
         load_wait,
         kernel: Kernel::detect(),
     };
-    SlabIndex::new(options, Arc::clone(store) as Arc<dyn VectorSource>)
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    SlabIndex::new(
+        options,
+        Arc::clone(store) as Arc<dyn VectorSource>,
+        tasks,
+        stop,
+    )
 }

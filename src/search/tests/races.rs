@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::task::TaskTracker;
 
 use super::super::{Error, Scope, ScopeMode, Similarity, SlabIndex};
 use super::{DIMENSION, Store, index, patient_index, vector};
@@ -144,30 +145,96 @@ async fn a_slab_wanted_by_many_is_loaded_once() {
     assert_eq!(store.pages_begun.load(SeqCst), 1);
 }
 
+fn search(index: &Arc<SlabIndex>, user: UserId) -> JoinHandle<Vec<i64>> {
+    let index = Arc::clone(index);
+    TaskTracker::new().spawn(async move {
+        let query = vector(DIMENSION, 0);
+        let found = index.nearest(Scope::Own(user), &query, 10_000).await;
+        ids(&found.unwrap())
+    })
+}
+
 #[tokio::test]
-async fn a_caller_that_leaves_during_a_load_does_not_hold_up_the_next() {
+async fn a_load_goes_on_when_its_caller_has_left_and_is_not_begun_again() {
+    let store = Store::held_up();
+    let index = Arc::new(index(ScopeMode::Own, usize::MAX, &store));
+    for id in 1..=3000 {
+        add(&store, &index, id);
+    }
+    // A caller of no patience: it leaves whenever it had to wait.
+    for page in 1..=2 {
+        let leaving = search(&index, USER);
+        store.wait_for_pages(page).await;
+        leaving.abort();
+        assert!(leaving.await.unwrap_err().is_cancelled());
+        store.gate.add_permits(1);
+    }
+    add(&store, &index, 3001);
+    assert_eq!(search(&index, USER).await.unwrap().len(), 3001);
+    assert_eq!(store.pages_begun.load(SeqCst), 2, "no page was read twice");
+}
+
+#[tokio::test]
+async fn so_many_slabs_are_read_at_once_and_what_is_read_counts_as_memory() {
+    let store = Store::held_up();
+    let index = Arc::new(index(ScopeMode::Own, 100_000, &store));
+    // Each has one whole page, and then a few rows.
+    for user in 1..=4 {
+        for id in 1..=2050 {
+            let id = PromptId(10_000 * user + id);
+            store.insert(UserId(user), id, &vector(DIMENSION, 1));
+        }
+    }
+    let searches: Vec<_> = (1..=4).map(|user| search(&index, UserId(user))).collect();
+    store.wait_for_pages(2).await;
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(store.pages_begun.load(SeqCst), 2, "the others wait");
+    store.gate.add_permits(2);
+    store.wait_for_pages(4).await;
+    // Over the budget, and nothing can go.
+    assert!(index.status().bytes > 2 * 2048 * 200);
+    store.gate.add_permits(100);
+    for search in searches {
+        assert_eq!(search.await.unwrap().len(), 2050);
+    }
+    assert_eq!(index.status().slabs, 1);
+}
+
+#[tokio::test]
+async fn a_row_that_was_committed_without_a_report_is_there_after_a_doubt() {
+    for mode in [ScopeMode::Own, ScopeMode::Shared] {
+        let store = Store::open();
+        let index = index(mode, usize::MAX, &store);
+        add(&store, &index, 1);
+        index.load_all().await.unwrap();
+        let query = vector(DIMENSION, 0);
+        let found = async || ids(&index.nearest(scope(mode), &query, 9).await.unwrap());
+        assert_eq!(found().await, [1]);
+        store.insert(USER, PromptId(2), &query);
+        assert_eq!(found().await, [1], "nobody has said a word");
+        index.doubted(USER);
+        // In shared scope the row comes soon after.
+        while found().await != [1, 2] {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(index.status().rows, 2);
+    }
+}
+
+#[tokio::test]
+async fn a_load_that_comes_into_doubt_begins_again() {
     let store = Store::held_up();
     let index = Arc::new(index(ScopeMode::Own, usize::MAX, &store));
     add(&store, &index, 1);
-    let search = |tasks: &mut JoinSet<_>| {
-        let index = Arc::clone(&index);
-        tasks.spawn(async move {
-            index
-                .nearest(Scope::Own(USER), &vector(DIMENSION, 0), 5)
-                .await
-        })
-    };
-    let mut leaving = JoinSet::new();
-    search(&mut leaving);
+    let searching = search(&index, USER);
     store.wait_for_pages(1).await;
-    let mut staying = JoinSet::new();
-    search(&mut staying);
-    leaving.shutdown().await;
-    // Nobody records this one until the other takes over, which then reads it.
-    add(&store, &index, 2);
+    // Committed after its page was read.
+    store.insert(USER, PromptId(2), &vector(DIMENSION, 2));
+    index.doubted(USER);
     store.gate.add_permits(100);
-    let hits = staying.join_next().await.unwrap().unwrap().unwrap();
-    assert_eq!(ids(&hits), [1, 2]);
+    assert_eq!(searching.await.unwrap(), [1, 2]);
 }
 
 #[tokio::test]

@@ -148,12 +148,18 @@ proptest! {
     #[test]
     fn a_two_stage_scan_gives_as_many_hits_as_asked_for_with_their_true_scores(
         n in 0_usize..5000,
+        // Out of order, with gaps, and with rows left over behind the last.
+        deleted in prop_oneof![Just(0_usize), 0_usize..2000],
+        added in 0_usize..50,
         shortlist in 1_usize..6000,
-        k in prop_oneof![Just(0_usize), Just(1), Just(100), 0_usize..6000],
+        k in prop_oneof![Just(0_usize), Just(1), Just(100), Just(usize::MAX), 0_usize..6000],
         seed in 0_u64..1000,
     ) {
         let mut both = Both::new(70);
         both.add(n);
+        (0..deleted).for_each(|i| both.delete((i * 31 % 97) as f64 / 97.0));
+        both.add(added);
+        let n = both.rows.len();
         let query = vector(70, seed);
         let all = naive_nearest(both.rows.iter().map(|(id, row)| (*id, row)), &query, n);
         let prepared = Query::new(both.slab.shape(), &query.0);
