@@ -10,6 +10,8 @@ mod engine;
 mod folder;
 mod kernel;
 mod model;
+#[cfg(test)]
+mod packed_tests;
 pub mod pipeline;
 mod safetensors;
 mod slab;

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use serde_json::error::Category;
 
 /// No real header is near this; it bounds what a lie about its length can make us read.
 const MAX_HEADER_BYTES: u64 = 16 << 20;
@@ -60,7 +61,7 @@ impl Header {
     /// Errors: a sentence, if it is no header or a tensor's range is not what its shape and neighbours demand.
     pub fn parse(json: &[u8], data_bytes: u64) -> Result<Self, String> {
         let raw: RawHeader = serde_json::from_slice(json)
-            .map_err(|error| format!("its header is not valid: {error}"))?;
+            .map_err(|error| format!("its header is not valid: {}", place(&error)))?;
         let mut ranges = Vec::with_capacity(raw.tensors.len());
         for (name, tensor) in &raw.tensors {
             let (start, end) = tensor.range;
@@ -111,11 +112,26 @@ fn item_bytes(dtype: &str) -> Option<usize> {
     }
 }
 
+/// Where a file went wrong, and how. Not the parser's own words: they quote what they met, however long.
+pub(super) fn place(error: &serde_json::Error) -> String {
+    let what = match error.classify() {
+        Category::Io | Category::Syntax => "it is not JSON",
+        Category::Eof => "it ends too early",
+        Category::Data => "something is missing, or not of the expected kind,",
+    };
+    let (line, column) = (error.line(), error.column());
+    format!("{what} at line {line} column {column}")
+}
+
 /// A name from a file, short and printable enough for an error message.
 pub(super) fn shown(name: &str) -> String {
-    let mut short: String = name.chars().take(80).collect();
-    if short.len() < name.len() {
-        short.push('…');
+    let mut short = String::new();
+    for c in name.chars() {
+        if short.len() > 80 {
+            short.push('…');
+            break;
+        }
+        short.extend(c.escape_debug());
     }
-    format!("{short:?}")
+    format!("\"{short}\"")
 }

@@ -148,13 +148,13 @@ fn bundled_file_is_what_it_says() {
 }
 
 /// A BERT of hidden size 32 with two heads and layers, as a folder.
-struct Tiny {
+pub(super) struct Tiny {
     tensors: Vec<(String, Vec<usize>)>,
     config: serde_json::Value,
 }
 
 impl Tiny {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut tensors: Vec<(String, Vec<usize>)> = Vec::new();
         let mut add = |name: &str, shape: &[usize]| tensors.push((name.to_owned(), shape.to_vec()));
         add("embeddings.word_embeddings.weight", &[50, 32]);
@@ -195,18 +195,27 @@ impl Tiny {
         Self { tensors, config }
     }
 
-    fn number(tensor: usize, at: usize) -> f32 {
+    pub(super) fn number(tensor: usize, at: usize) -> f32 {
         let mixed = ((tensor * 131 + at) as u32).wrapping_mul(2_654_435_761) ^ 0x5bd1_e995;
         (mixed.wrapping_mul(2_246_822_519) >> 16) as f32 / 65_536.0 - 0.45
     }
 
     fn file(&self, dtype: &str) -> Vec<u8> {
+        self.file_of(|_| dtype, Self::number)
+    }
+
+    /// A weights file of types that depend on the tensor's name and numbers that depend on its place and theirs.
+    pub(super) fn file_of<'a>(
+        &self,
+        dtype: impl Fn(&str) -> &'a str,
+        number: impl Fn(usize, usize) -> f32,
+    ) -> Vec<u8> {
         let mut header = serde_json::Map::new();
         let mut data: Vec<u8> = Vec::new();
         for (index, (name, shape)) in self.tensors.iter().enumerate() {
-            let start = data.len();
+            let (start, dtype) = (data.len(), dtype(name));
             for at in 0..shape.iter().product() {
-                let x = Self::number(index, at);
+                let x = number(index, at);
                 match dtype {
                     "F32" => data.extend(x.to_le_bytes()),
                     "F16" => data.extend(half::f16::from_f32(x).to_le_bytes()),
@@ -219,7 +228,7 @@ impl Tiny {
         [(json.len() as u64).to_le_bytes().to_vec(), json, data].concat()
     }
 
-    fn write(&self, dir: &Path, dtype: &str) {
+    pub(super) fn write(&self, dir: &Path, dtype: &str) {
         std::fs::write(dir.join("config.json"), self.config.to_string()).unwrap();
         std::fs::write(dir.join("model.safetensors"), self.file(dtype)).unwrap();
     }

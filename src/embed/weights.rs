@@ -68,7 +68,9 @@ impl Shape {
                 "it must have 1 to 128 layers and 1 to {MAX_WIDTH} positions"
             ));
         }
-        if !(1..=1 << 24).contains(&self.vocabulary) || !(0.0..1.0).contains(&self.epsilon) {
+        // Without an epsilon a row of equal numbers would be divided by zero.
+        let epsilons = f32::MIN_POSITIVE..1.0;
+        if !(1..=1 << 24).contains(&self.vocabulary) || !epsilons.contains(&self.epsilon) {
             return Err("its vocabulary or layer_norm_eps is out of range".to_owned());
         }
         Ok(())

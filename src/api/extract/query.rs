@@ -74,6 +74,8 @@ impl<S: Sync> FromRequestParts<S> for Query {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -103,6 +105,23 @@ mod tests {
             "k=%00",
         ] {
             assert!(k(bad).is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_integer_passes_if_and_only_if_it_is_in_range(k in prop_oneof![any::<i128>(), -200_i128..200]) {
+            let read = Query::parse(&format!("k={k}")).integer("k", 5, 1..=100);
+            let expected = usize::try_from(k).ok().filter(|k| (1..=100).contains(k));
+            prop_assert_eq!(read.ok(), expected);
+        }
+
+        #[test]
+        fn any_text_is_a_number_in_range_or_an_error(text in any::<String>()) {
+            let query: String = form_urlencoded::Serializer::new(String::new()).append_pair("k", &text).finish();
+            if let Ok(k) = Query::parse(&query).integer("k", 5, 1..=100) {
+                prop_assert!((1..=100).contains(&k));
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Loads a sentence-transformers folder of the BERT family and brings its weights into the kernels' layout.
 
+mod config;
 mod pack;
 mod tensors;
 
@@ -7,18 +8,15 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
-
+use self::config::Layout;
 use self::pack::{halves, linear, quantise_words};
 use self::tensors::TensorFile;
 use super::Error;
-use super::safetensors::shown;
 use super::slab::Slab;
-use super::weights::{Layer, Pooling, Shape, Weights, WordTable};
+use super::weights::{Layer, Shape, Weights, WordTable};
 
-/// Configuration files are a few hundred bytes; this bounds what a mistaken path can make us read.
-const MAX_CONFIG_BYTES: u64 = 1 << 20;
+/// The largest `tokenizer.json` of a BERT, with half a million tokens, has some 15 MB.
+const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
 
 /// A folder's model.
 pub(super) struct Loaded {
@@ -31,79 +29,13 @@ pub(super) struct Loaded {
     pub weights: Weights,
 }
 
-#[derive(Deserialize)]
-struct Config {
-    model_type: String,
-    hidden_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    intermediate_size: usize,
-    vocab_size: usize,
-    max_position_embeddings: usize,
-    #[serde(default = "default_type_vocab_size")]
-    type_vocab_size: usize,
-    #[serde(default = "default_layer_norm_eps")]
-    layer_norm_eps: f32,
-    #[serde(default = "default_hidden_act")]
-    hidden_act: String,
-    #[serde(default)]
-    position_embedding_type: Option<String>,
-}
-
-fn default_type_vocab_size() -> usize {
-    2
-}
-
-fn default_layer_norm_eps() -> f32 {
-    1e-12
-}
-
-fn default_hidden_act() -> String {
-    "gelu".to_owned()
-}
-
-#[derive(Deserialize)]
-struct Module {
-    path: String,
-    #[serde(rename = "type")]
-    kind: String,
-}
-
-#[derive(Deserialize)]
-#[serde(default)]
-struct PoolingConfig {
-    pooling_mode_mean_tokens: bool,
-    pooling_mode_cls_token: bool,
-    pooling_mode_max_tokens: bool,
-    pooling_mode_mean_sqrt_len_tokens: bool,
-    pooling_mode_weightedmean_tokens: bool,
-    pooling_mode_lasttoken: bool,
-}
-
-impl Default for PoolingConfig {
-    fn default() -> Self {
-        Self {
-            pooling_mode_mean_tokens: true,
-            pooling_mode_cls_token: false,
-            pooling_mode_max_tokens: false,
-            pooling_mode_mean_sqrt_len_tokens: false,
-            pooling_mode_weightedmean_tokens: false,
-            pooling_mode_lasttoken: false,
-        }
-    }
-}
-
-#[derive(Default, Deserialize)]
-struct SentenceConfig {
-    max_seq_length: Option<usize>,
-}
-
 /// Reads the folder `dir`.
 pub(super) fn load(dir: &Path) -> Result<Loaded, Error> {
-    let shape = shape(dir)?;
-    let mut file = TensorFile::open(dir.join("model.safetensors"))?;
+    let layout = Layout::of(dir)?;
+    let shape = layout.shape()?;
+    let mut file = TensorFile::open(layout.transformer.join("model.safetensors"))?;
     file.fingerprint(format!("{shape:?}").as_bytes());
-    let half = file.dtype("embeddings.word_embeddings.weight") == Some("F16");
+    let half = file.is_half();
     let weights = weights(&mut file, shape, half)?;
     let precision = if half { "f16" } else { "int8" };
     Ok(Loaded {
@@ -112,6 +44,56 @@ pub(super) fn load(dir: &Path) -> Result<Loaded, Error> {
         fingerprint: file.finish(),
         weights,
     })
+}
+
+/// What a folder says about its tokenizer.
+pub(super) struct TokenizerFile {
+    /// `tokenizer.json` as it stands.
+    pub bytes: Vec<u8>,
+    /// Whether texts are lowercased before the tokenizer sees them, whatever it does itself.
+    pub lower_case: bool,
+}
+
+/// Reads the tokenizer of the folder `dir`.
+pub(super) fn tokenizer(dir: &Path) -> Result<TokenizerFile, Error> {
+    let layout = Layout::of(dir)?;
+    let lower_case = layout.lower_case()?;
+    let path = layout.transformer.join("tokenizer.json");
+    let Some(bytes) = read(&path, MAX_TOKENIZER_BYTES)? else {
+        return Err(missing(path));
+    };
+    Ok(TokenizerFile { bytes, lower_case })
+}
+
+/// The bytes of a file; `None` if it is not there. Errors: `Malformed` if there are more than `most`.
+fn read(path: &Path, most: u64) -> Result<Option<Vec<u8>>, Error> {
+    let failed = |source| Error::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(most + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
+    if bytes.len() as u64 > most {
+        return Err(Error::Malformed {
+            file: path.display().to_string(),
+            reason: format!("it is longer than {most} bytes"),
+        });
+    }
+    Ok(Some(bytes))
+}
+
+fn missing(path: PathBuf) -> Error {
+    Error::Read {
+        path,
+        source: io::ErrorKind::NotFound.into(),
+    }
 }
 
 fn name(dir: &Path) -> String {
@@ -131,123 +113,6 @@ fn name(dir: &Path) -> String {
         "model".to_owned()
     } else {
         name
-    }
-}
-
-fn shape(dir: &Path) -> Result<Shape, Error> {
-    let unsupported = |reason: String| Error::Unsupported { reason };
-    let config: Config =
-        json(&dir.join("config.json"))?.ok_or_else(|| missing(dir.join("config.json")))?;
-    if config.model_type != "bert" {
-        return Err(unsupported(format!(
-            "model_type {} is not bert",
-            shown(&config.model_type)
-        )));
-    }
-    if config.hidden_act != "gelu" {
-        return Err(unsupported(format!(
-            "hidden_act {} is not gelu",
-            shown(&config.hidden_act)
-        )));
-    }
-    if config
-        .position_embedding_type
-        .as_deref()
-        .unwrap_or("absolute")
-        != "absolute"
-        || config.type_vocab_size == 0
-    {
-        return Err(unsupported(
-            "its positions are not absolute, or it has no segment embedding".to_owned(),
-        ));
-    }
-    let modules: Vec<Module> = json(&dir.join("modules.json"))?.unwrap_or_default();
-    let mut pooling_dir = "1_Pooling".to_owned();
-    for module in &modules {
-        match module.kind.rsplit('.').next().unwrap_or_default() {
-            // Vectors are scaled to unit length in any case: scores are cosines.
-            "Transformer" | "Normalize" => {}
-            "Pooling" => pooling_dir.clone_from(&module.path),
-            _ => {
-                return Err(unsupported(format!(
-                    "module {} is not known",
-                    shown(&module.kind)
-                )));
-            }
-        }
-    }
-    let pooling_dir = Path::new(&pooling_dir);
-    if pooling_dir
-        .components()
-        .any(|part| !matches!(part, std::path::Component::Normal(_)))
-    {
-        return Err(unsupported(
-            "the path of its pooling module leaves the folder".to_owned(),
-        ));
-    }
-    let modes: PoolingConfig =
-        json(&dir.join(pooling_dir).join("config.json"))?.unwrap_or_default();
-    let other = modes.pooling_mode_max_tokens
-        || modes.pooling_mode_mean_sqrt_len_tokens
-        || modes.pooling_mode_weightedmean_tokens
-        || modes.pooling_mode_lasttoken;
-    let pooling = match (
-        modes.pooling_mode_mean_tokens,
-        modes.pooling_mode_cls_token,
-        other,
-    ) {
-        (_, true, false) => Pooling::Cls,
-        (true, false, false) => Pooling::Mean,
-        _ => {
-            return Err(unsupported(
-                "its pooling is neither mean nor cls".to_owned(),
-            ));
-        }
-    };
-    let sentence: SentenceConfig =
-        json(&dir.join("sentence_bert_config.json"))?.unwrap_or_default();
-    let shape = Shape {
-        hidden: config.hidden_size,
-        layers: config.num_hidden_layers,
-        heads: config.num_attention_heads,
-        intermediate: config.intermediate_size,
-        vocabulary: config.vocab_size,
-        max_tokens: sentence
-            .max_seq_length
-            .unwrap_or(usize::MAX)
-            .min(config.max_position_embeddings),
-        epsilon: config.layer_norm_eps,
-        pooling,
-    };
-    shape.check().map_err(unsupported)?;
-    Ok(shape)
-}
-
-fn json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
-    let read = |source| Error::Read {
-        path: path.to_owned(),
-        source,
-    };
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(read(error)),
-    };
-    let mut text = Vec::new();
-    file.take(MAX_CONFIG_BYTES)
-        .read_to_end(&mut text)
-        .map_err(read)?;
-    let malformed = |error: serde_json::Error| Error::Malformed {
-        file: path.display().to_string(),
-        reason: error.to_string(),
-    };
-    serde_json::from_slice(&text).map(Some).map_err(malformed)
-}
-
-fn missing(path: PathBuf) -> Error {
-    Error::Read {
-        path,
-        source: io::ErrorKind::NotFound.into(),
     }
 }
 

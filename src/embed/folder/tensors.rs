@@ -12,6 +12,10 @@ use super::super::safetensors::{Header, PREFIX_BYTES, header_bytes, shown};
 use super::super::slab::Slab;
 use super::super::weights::{Norm, Shape};
 
+/// The greatest number of half precision. Trained weights are a thousandth of it, and within it no intermediate result overflows:
+/// 16,384 products of a normalised activation (below 2²³) and a weight stay below 2⁵³, sums of products of two such below 2¹²⁰.
+const GREATEST: f32 = 65_504.0;
+
 /// A safetensors file, read tensor by tensor: the whole of it need not fit in memory twice.
 pub(super) struct TensorFile {
     path: PathBuf,
@@ -61,8 +65,12 @@ impl TensorFile {
         })
     }
 
-    /// Type of a tensor, if it is there.
-    pub fn dtype(&self, name: &str) -> Option<&str> {
+    /// Whether its word embeddings are of half precision, and with them all its matrices: see [`linear`](Self::linear).
+    pub fn is_half(&self) -> bool {
+        self.dtype("embeddings.word_embeddings.weight") == Some("F16")
+    }
+
+    fn dtype(&self, name: &str) -> Option<&str> {
         self.header
             .tensors
             .get(&format!("{}{name}", self.prefix))
@@ -94,7 +102,7 @@ impl TensorFile {
         }
     }
 
-    /// The numbers of a tensor of this shape, all finite.
+    /// The numbers of a tensor of this shape, all within [`GREATEST`].
     pub fn floats(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
         let name = format!("{}{name}", self.prefix);
         let Some(tensor) = self.header.tensors.get(&name).cloned() else {
@@ -143,9 +151,10 @@ impl TensorFile {
                 )));
             }
         };
-        if numbers.iter().any(|x| !x.is_finite()) {
+        // False for what is no number, too.
+        if !numbers.iter().all(|x| x.abs() <= GREATEST) {
             return Err(self.malformed(format!(
-                "tensor {} has a number that is not finite",
+                "tensor {} has a number that is not finite or beyond {GREATEST}",
                 shown(&name)
             )));
         }
@@ -169,14 +178,19 @@ impl TensorFile {
         })
     }
 
-    /// Weights, `[outputs, inputs]`, and bias of the linear layer `name`.
+    /// Weights, `[outputs, inputs]`, and bias of the linear layer `name`. The weights are of half precision if and only if the word
+    /// embeddings are: a model that mixed them would be called what it is not, and lose either precision or speed.
     pub fn linear(
         &mut self,
         name: &str,
         inputs: usize,
         outputs: usize,
     ) -> Result<(Vec<f32>, Vec<f32>), Error> {
-        let rows = self.floats(&format!("{name}.weight"), &[outputs, inputs])?;
+        let weight = format!("{name}.weight");
+        let rows = self.floats(&weight, &[outputs, inputs])?;
+        if (self.dtype(&weight) == Some("F16")) != self.is_half() {
+            return Err(self.malformed("only some of its matrices are F16".to_owned()));
+        }
         let bias = self.floats(&format!("{name}.bias"), &[outputs])?;
         Ok((rows, bias))
     }

@@ -294,6 +294,82 @@ proptest! {
     }
 }
 
+/// WordPiece as its papers and the reference's slow tokenizer have it, for the characters of [`plain_text`]: whole strings, one step
+/// after the other.
+fn naive_encode(text: &str) -> Vec<u32> {
+    use std::collections::HashMap;
+    use std::sync::LazyLock;
+
+    use unicode_normalization::UnicodeNormalization;
+    use unicode_normalization::char::is_combining_mark;
+
+    static IDS: LazyLock<HashMap<&str, u32>> = LazyLock::new(|| BUNDLED.lines().zip(0..).collect());
+    let mut spaced = String::new();
+    for c in text.chars() {
+        match c {
+            '\u{7}' => {}
+            '\u{4e00}'..='\u{9fff}' => spaced.extend([' ', c, ' ']),
+            _ => spaced.push(c),
+        }
+    }
+    let stripped: String = spaced.nfd().filter(|c| !is_combining_mark(*c)).collect();
+    let mut split = String::new();
+    for c in stripped.chars().flat_map(char::to_lowercase) {
+        if c.is_ascii_punctuation() || "“”…—¿".contains(c) {
+            split.extend([' ', c, ' ']);
+        } else {
+            split.push(c);
+        }
+    }
+    let mut ids = vec![101];
+    for word in split.split_whitespace() {
+        let characters: Vec<char> = word.chars().collect();
+        let (mut pieces, mut start) = (Vec::new(), 0);
+        while start < characters.len() && characters.len() <= 100 {
+            let found = (start + 1..=characters.len()).rev().find_map(|end| {
+                let piece: String = characters[start..end].iter().collect();
+                let piece = if start > 0 {
+                    format!("##{piece}")
+                } else {
+                    piece
+                };
+                Some((*IDS.get(piece.as_str())?, end))
+            });
+            let Some((id, end)) = found else {
+                break;
+            };
+            pieces.push(id);
+            start = end;
+        }
+        ids.extend(if start == characters.len() {
+            pieces
+        } else {
+            vec![100]
+        });
+    }
+    ids.push(102);
+    ids
+}
+
+/// Text of which the classes of all characters are beyond doubt.
+fn plain_text() -> impl Strategy<Value = String> {
+    let piece = prop_oneof![
+        4 => "[a-zA-Z]{1,12}",
+        2 => "[ -Z\\\\-~]{0,12}",
+        2 => "[a-zéüñÅÖçßøαβΣжЯéが한글ひカ中国語😀“”…—¿\u{301}\t\n\u{a0}\u{7} ]{0,12}",
+        1 => prop::sample::select(BUNDLED.lines().skip(1000).collect::<Vec<_>>()).prop_map(str::to_owned),
+        1 => (90_usize..110).prop_map(|n| "xy".repeat(n / 2) + &"z".repeat(n % 2)),
+    ];
+    prop::collection::vec(piece, 0..10).prop_map(|pieces| pieces.concat())
+}
+
+proptest! {
+    #[test]
+    fn ids_equal_those_of_a_naive_tokenizer(text in plain_text()) {
+        prop_assert_eq!(bundled_once().encode(&text, usize::MAX), naive_encode(&text));
+    }
+}
+
 fn bundled_once() -> &'static Tokenizer {
     static TOKENIZER: std::sync::LazyLock<Tokenizer> = std::sync::LazyLock::new(Tokenizer::bundled);
     &TOKENIZER
