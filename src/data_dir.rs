@@ -198,7 +198,7 @@ pub fn lock_database(path: &Path) -> Result<Lock, Error> {
     name.push(".lock");
     let file = open_lock(Path::new(&name)).map_err(failed)?;
     match file.try_lock() {
-        Ok(()) => Ok(Lock { _file: file }),
+        Ok(()) => Ok(Lock { file }),
         Err(TryLockError::WouldBlock) => Err(Error::DatabaseInUse(path.to_owned())),
         Err(TryLockError::Error(error)) => Err(failed(error)),
     }

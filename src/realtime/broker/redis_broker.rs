@@ -17,7 +17,7 @@ use super::outbox::{Batch, Missed, Outbox};
 use super::{Broker, Refused};
 use crate::domain::UserId;
 use crate::realtime::hub::{CloseReason, Hub, Listener, Subscription};
-use crate::redis::{Error, Link, PATIENCE, Script};
+use crate::redis::{Error, Link, Script};
 use crate::telemetry::Metrics;
 
 /// How often the subscription is asked for a sign of life, and how long it may take: nothing is lost while Redis is only slow,
@@ -246,7 +246,7 @@ impl Shared {
         for (user, event) in &batch.events {
             publication.arg(format!("{user}\n{event}"));
         }
-        let sent: Result<(), _> = self.link.run("publish", PATIENCE, &publication).await;
+        let sent: Result<(), _> = self.link.run("publish", self.link.patience(), &publication).await;
         if sent.is_err() {
             let missed = batch.into_missed();
             self.close(&missed);
