@@ -56,7 +56,8 @@ pub struct Scratch {
 #[derive(Debug, Default)]
 struct LinearScratch {
     quantised: QuantisedRows,
-    widened: Vec<f32>,
+    wide_rows: Vec<i16>,
+    wide_weights: Vec<f32>,
 }
 
 impl Model {
@@ -317,6 +318,7 @@ impl Model {
                     bias,
                     finish,
                     layout,
+                    widened: &mut scratch.wide_rows,
                     out,
                 });
             }
@@ -327,7 +329,7 @@ impl Model {
                     bias,
                     finish,
                     layout,
-                    widened: &mut scratch.widened,
+                    widened: &mut scratch.wide_weights,
                     out,
                 });
             }

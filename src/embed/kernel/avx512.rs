@@ -27,6 +27,7 @@ impl Avx512Vnni {
 // pointers come from references to arrays of exactly the size that is read or written; unaligned forms are used throughout.
 impl Simd for Avx512Vnni {
     type F = __m512;
+    type Activation = u8;
 
     const INT_ROWS: usize = 8;
     const FLOAT_ROWS: usize = 8;
@@ -179,6 +180,11 @@ impl Simd for Avx512Vnni {
     fn min_lane(self, a: Self::F) -> f32 {
         // SAFETY: see the head of this impl.
         unsafe { _mm512_reduce_min_ps(a) }
+    }
+
+    #[inline(always)]
+    fn activations<'a>(self, values: &'a [u8], _room: &'a mut Vec<i16>) -> &'a [u8] {
+        values
     }
 
     #[inline(always)]

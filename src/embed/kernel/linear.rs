@@ -1,7 +1,7 @@
 //! Linear layers: rows of activations times packed weights, with what follows the product done while it is in registers.
 
 use super::quantise::QuantisedRows;
-use super::simd::{LANES, Op, Simd};
+use super::simd::{IntTileRow, LANES, Op, Simd};
 
 /// Where output channel `c` of row `r` goes: `(c / group) * group_stride + c % group + r * row_stride`, all in numbers.
 /// Row-major output has one group; attention wants each head's rows together.
@@ -44,6 +44,8 @@ pub struct Int8Linear<'a> {
     pub bias: &'a [f32],
     pub finish: Finish<'a>,
     pub layout: Layout,
+    /// Room for widened rows.
+    pub widened: &'a mut Vec<i16>,
     pub out: &'a mut [f32],
 }
 
@@ -51,23 +53,58 @@ impl Op for Int8Linear<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, simd: S) {
-        let panels = self.bias.len() / LANES;
+    fn run<S: Simd>(self, simd: S) {
+        let Int8Linear {
+            rows,
+            weights,
+            bias,
+            finish,
+            layout,
+            widened,
+            out,
+        } = self;
+        if rows.params.is_empty() {
+            return;
+        }
+        let panels = bias.len() / LANES;
         let step = if S::WIDE { 3 } else { 1 };
+        let mut tiles = Tiles {
+            width: rows.values.len() / rows.params.len(),
+            rows: simd.activations(&rows.values, widened),
+            params: &rows.params,
+            weights,
+            bias,
+            finish,
+            layout,
+            out,
+        };
         let mut panel = 0;
         while panel + step <= panels {
             if S::WIDE {
-                self.panels::<S, 3>(simd, panel);
+                tiles.panels::<S, 3>(simd, panel);
             } else {
-                self.panels::<S, 1>(simd, panel);
+                tiles.panels::<S, 1>(simd, panel);
             }
             panel += step;
         }
         while panel < panels {
-            self.panels::<S, 1>(simd, panel);
+            tiles.panels::<S, 1>(simd, panel);
             panel += 1;
         }
     }
+}
+
+/// An [`Int8Linear`] under way.
+struct Tiles<'a, A> {
+    /// `[rows, width]`
+    rows: &'a [A],
+    width: usize,
+    params: &'a [(f32, i32)],
+    weights: Int8Weights<'a>,
+    bias: &'a [f32],
+    finish: Finish<'a>,
+    layout: Layout,
+    out: &'a mut [f32],
 }
 
 /// Calls `$self.$name::<S, R, ...>` with the constant `R` that equals `$rows`.
@@ -127,49 +164,109 @@ pub fn row_blocks(rows: usize, most: usize) -> impl Iterator<Item = (usize, usiz
         .filter(|block| block.1 > 0)
 }
 
-impl Int8Linear<'_> {
+impl<A> Tiles<'_, A> {
     #[inline(always)]
-    fn panels<S: Simd, const P: usize>(&mut self, simd: S, panel: usize) {
-        for (row, rows) in row_blocks(self.rows.params.len(), S::INT_ROWS) {
+    fn panels<S: Simd<Activation = A>, const P: usize>(&mut self, simd: S, panel: usize) {
+        for (row, rows) in row_blocks(self.params.len(), S::INT_ROWS) {
             with_rows!(rows.min(S::INT_ROWS), |R| self
                 .tile::<S, R, P>(simd, row, panel));
         }
     }
 
     #[inline(always)]
-    fn tile<S: Simd, const R: usize, const P: usize>(&mut self, simd: S, row: usize, panel: usize) {
+    fn tile<S: Simd<Activation = A>, const R: usize, const P: usize>(
+        &mut self,
+        simd: S,
+        row: usize,
+        panel: usize,
+    ) {
         // A constant comparison: tiles larger than the registers hold are never compiled.
         if R > S::INT_ROWS {
             return;
         }
-        let rows = self.rows.params.len();
-        let width = self.rows.values.len() / rows;
-        let panel_bytes = width * LANES;
-        let weights = &self.weights.packed[panel * panel_bytes..];
+        let weights = &self.weights.packed[panel * self.width * LANES..];
         let sums = simd.int_tile::<R, P>(
-            &self.rows.values[row * width..],
+            &self.rows[row * self.width..],
             weights,
-            width / 4,
+            self.width / 4,
             row == 0,
         );
         for p in 0..P {
-            let channel = (panel + p) * LANES;
-            let scale = simd.load(lanes(self.weights.scale, channel));
-            let weight_sums = lanes(self.weights.sums, channel);
-            let bias = simd.load(lanes(self.bias, channel));
-            for r in 0..R {
-                let (row_scale, zero_point) = self.rows.params[row + r];
-                let product = simd.load_corrected(&sums[r][p], zero_point, weight_sums);
-                let value = simd.mul_add(product, simd.mul(scale, simd.splat(row_scale)), bias);
-                finish(
-                    simd,
-                    value,
-                    self.finish,
-                    self.layout.at(row + r, channel),
-                    self.out,
-                );
+            // Told apart once a panel, not once a row.
+            match self.finish {
+                Finish::Store => self.write(simd, row, panel + p, &sums, p, Store),
+                Finish::Gelu => self.write(simd, row, panel + p, &sums, p, Gelu),
+                Finish::Residual(x) => self.write(simd, row, panel + p, &sums, p, Residual(x)),
             }
         }
+    }
+
+    /// Scales, finishes and writes the sums of panel `p` of a tile, which is panel `panel` of all.
+    #[inline(always)]
+    fn write<S: Simd, const R: usize, const P: usize>(
+        &mut self,
+        simd: S,
+        row: usize,
+        panel: usize,
+        sums: &[IntTileRow<P>; R],
+        p: usize,
+        finish: impl Finisher,
+    ) {
+        let channel = panel * LANES;
+        let scale = simd.load(lanes(self.weights.scale, channel));
+        let weight_sums = lanes(self.weights.sums, channel);
+        let bias = simd.load(lanes(self.bias, channel));
+        let params: &[(f32, i32); R] = self.params[row..]
+            .first_chunk()
+            .expect("a tile's rows are rows of the call");
+        let mut at = self.layout.at(row, channel);
+        for r in 0..R {
+            let (row_scale, zero_point) = params[r];
+            let product = simd.load_corrected(&sums[r][p], zero_point, weight_sums);
+            let value = simd.mul_add(product, simd.mul(scale, simd.splat(row_scale)), bias);
+            let value = finish.apply(simd, value, at);
+            simd.store(value, lanes_mut(self.out, at));
+            at += self.layout.row_stride;
+        }
+    }
+}
+
+/// A [`Finish`] known when the code is compiled.
+trait Finisher: Copy {
+    /// Finishes sixteen numbers that will be written at `at`.
+    fn apply<S: Simd>(self, simd: S, value: S::F, at: usize) -> S::F;
+}
+
+/// [`Finish::Store`]
+#[derive(Clone, Copy)]
+struct Store;
+
+/// [`Finish::Gelu`]
+#[derive(Clone, Copy)]
+struct Gelu;
+
+/// [`Finish::Residual`]
+#[derive(Clone, Copy)]
+struct Residual<'a>(&'a [f32]);
+
+impl Finisher for Store {
+    #[inline(always)]
+    fn apply<S: Simd>(self, _simd: S, value: S::F, _at: usize) -> S::F {
+        value
+    }
+}
+
+impl Finisher for Gelu {
+    #[inline(always)]
+    fn apply<S: Simd>(self, simd: S, value: S::F, _at: usize) -> S::F {
+        gelu(simd, value)
+    }
+}
+
+impl Finisher for Residual<'_> {
+    #[inline(always)]
+    fn apply<S: Simd>(self, simd: S, value: S::F, at: usize) -> S::F {
+        simd.add(value, simd.load(lanes(self.0, at)))
     }
 }
 
@@ -247,8 +344,8 @@ pub fn float_tile<S: Simd, const R: usize, const P: usize>(
     for r in 0..R {
         rows[r] = &a[r * a_stride..][..depth];
     }
-    for k in 0..depth {
-        let b = &b[k * b_stride..][..P * LANES];
+    for (k, b) in b.chunks(b_stride).take(depth).enumerate() {
+        let b = &b[..P * LANES];
         let mut columns = [simd.splat(0.0); P];
         for p in 0..P {
             columns[p] = simd.load(lanes(b, p * LANES));
@@ -274,8 +371,8 @@ impl Layout {
 fn finish<S: Simd>(simd: S, value: S::F, how: Finish<'_>, at: usize, out: &mut [f32]) {
     let value = match how {
         Finish::Store => value,
-        Finish::Gelu => gelu(simd, value),
-        Finish::Residual(x) => simd.add(value, simd.load(lanes(x, at))),
+        Finish::Gelu => Gelu.apply(simd, value, at),
+        Finish::Residual(x) => Residual(x).apply(simd, value, at),
     };
     simd.store(value, lanes_mut(out, at));
 }

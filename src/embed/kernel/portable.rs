@@ -26,6 +26,7 @@ fn map2(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; 
 
 impl Simd for Portable {
     type F = [f32; LANES];
+    type Activation = u8;
 
     const INT_ROWS: usize = 8;
     const FLOAT_ROWS: usize = 2;
@@ -158,6 +159,11 @@ impl Simd for Portable {
     #[inline(always)]
     fn min_lane(self, a: Self::F) -> f32 {
         by_halves(a, |a, b| if a < b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn activations<'a>(self, values: &'a [u8], _room: &'a mut Vec<i16>) -> &'a [u8] {
+        values
     }
 
     #[inline(always)]

@@ -22,6 +22,8 @@ pub trait Op {
 pub trait Simd: Copy {
     /// Sixteen `f32` numbers.
     type F: Copy;
+    /// A quantised activation in the form that the integer tile reads.
+    type Activation: Copy;
 
     /// Most rows of an integer tile whose sums fit the registers.
     const INT_ROWS: usize;
@@ -78,14 +80,17 @@ pub trait Simd: Copy {
     /// Least lane.
     fn min_lane(self, a: Self::F) -> f32;
 
+    /// Brings quantised rows into the form that the integer tile reads; `room` is for those that are not in it already.
+    fn activations<'a>(self, values: &'a [u8], room: &'a mut Vec<i16>) -> &'a [Self::Activation];
+
     /// Exact integer products of `R` rows of unsigned activations and `P` panels of signed weights.
-    /// `rows`: `[R, 4 * quads]`; `panels`: `[P, quads, 16, 4]`; returns `[R, P, 16]`.
+    /// `rows`: `[R, 4 * quads]`, from [`Simd::activations`]; `panels`: `[P, quads, 16, 4]`; returns `[R, P, 16]`.
     /// `ahead` asks for the cache lines that follow `panels` while this tile is computed, if the hardware can.
     /// Every sum must fit an `i32`: the loader bounds the row length for that.
     /// Panics if the slices are shorter than these shapes.
     fn int_tile<const R: usize, const P: usize>(
         self,
-        rows: &[u8],
+        rows: &[Self::Activation],
         panels: &[i8],
         quads: usize,
         ahead: bool,

@@ -26,6 +26,23 @@ fn row_major(width: usize) -> Layout {
     }
 }
 
+/// Weights in the order the kernels read, and each channel's sum.
+fn pack(inputs: usize, outputs: usize, weight: impl Fn(usize, usize) -> i8) -> (Vec<i8>, Vec<i32>) {
+    let mut packed = vec![0; outputs * inputs];
+    let mut sums = vec![0; outputs];
+    for channel in 0..outputs {
+        for input in 0..inputs {
+            let place = channel / LANES * LANES * inputs
+                + input / 4 * 4 * LANES
+                + channel % LANES * 4
+                + input % 4;
+            packed[place] = weight(channel, input);
+            sums[channel] += i32::from(weight(channel, input));
+        }
+    }
+    (packed, sums)
+}
+
 /// Runs the integer product with scales of one, so that the output is the exact sum, rounded to `f32` once.
 /// `activation` and `weight` give the values by (row or channel, input).
 fn integer_product(
@@ -43,23 +60,7 @@ fn integer_product(
     quantised.values = (0..rows * inputs)
         .map(|at| activation(at / inputs, at % inputs))
         .collect();
-    let mut packed = vec![0; outputs * inputs];
-    for channel in 0..outputs {
-        for input in 0..inputs {
-            let place = channel / LANES * LANES * inputs
-                + input / 4 * 4 * LANES
-                + channel % LANES * 4
-                + input % 4;
-            packed[place] = weight(channel, input);
-        }
-    }
-    let sums: Vec<i32> = (0..outputs)
-        .map(|channel| {
-            (0..inputs)
-                .map(|input| i32::from(weight(channel, input)))
-                .sum()
-        })
-        .collect();
+    let (packed, sums) = pack(inputs, outputs, weight);
     let mut out = vec![f32::NAN; rows * outputs];
     kernel.run(Int8Linear {
         rows: &quantised,
@@ -71,6 +72,7 @@ fn integer_product(
         bias: &vec![0.0; outputs],
         finish: Finish::Store,
         layout: row_major(outputs),
+        widened: &mut Vec::new(),
         out: &mut out,
     });
     out
@@ -107,6 +109,47 @@ proptest! {
         let want = naive_product(shape, zero_point, activation, weight);
         for kernel in Kernel::available() {
             prop_assert_eq!(&integer_product(kernel, shape, zero_point, activation, weight), &want, "{}", kernel.name());
+        }
+    }
+
+    #[test]
+    fn every_layout_and_finish_puts_each_sum_in_its_place(
+        rows in 1_usize..20, quads in 1_usize..16, group in 1_usize..4, groups in 1_usize..4, residual in any::<bool>(), seed in any::<u32>(),
+    ) {
+        let (inputs, outputs) = (4 * quads, LANES * group * groups);
+        let byte = |a: usize, b: usize, salt: u32| (seed ^ salt).wrapping_add((a * 7919 + b) as u32).wrapping_mul(2_654_435_761) >> 24;
+        let activation = |row, input| byte(row, input, 1) as u8;
+        let weight = |channel, input| byte(channel, input, 2) as u8 as i8;
+        let sums = naive_product((rows, inputs, outputs), 3, activation, weight);
+        // Each group's rows together, as attention wants them. Whole numbers below 2^24: exact, fused or not.
+        let layout = Layout { group: LANES * group, group_stride: LANES * group * rows, row_stride: LANES * group };
+        let before: Vec<f32> = (0..rows * outputs).map(|at| at as f32).collect();
+        let mut want = vec![f32::NAN; rows * outputs];
+        for (at, sum) in sums.iter().enumerate() {
+            let (row, channel) = (at / outputs, at % outputs);
+            let place = channel / layout.group * layout.group_stride + channel % layout.group + row * layout.row_stride;
+            want[place] = sum + channel as f32 + if residual { before[place] } else { 0.0 };
+        }
+        let quantised = QuantisedRows {
+            values: (0..rows * inputs).map(|at| activation(at / inputs, at % inputs)).collect(),
+            params: vec![(1.0, 3); rows],
+            ..QuantisedRows::default()
+        };
+        let (packed, weight_sums) = pack(inputs, outputs, weight);
+        let bias: Vec<f32> = (0..outputs).map(|channel| channel as f32).collect();
+        for kernel in Kernel::available() {
+            let mut out = vec![f32::NAN; rows * outputs];
+            kernel.run(Int8Linear {
+                rows: &quantised,
+                weights: Int8Weights { packed: &packed, scale: &vec![1.0; outputs], sums: &weight_sums },
+                bias: &bias,
+                finish: if residual { Finish::Residual(&before) } else { Finish::Store },
+                layout,
+                // What a longer call left there must not show.
+                widened: &mut vec![-1; 4096],
+                out: &mut out,
+            });
+            prop_assert_eq!(&out, &want, "{}", kernel.name());
         }
     }
 
@@ -211,6 +254,7 @@ fn gelu_is_within_a_ten_thousandth_of_the_exact_function() {
                 bias: &[x; LANES],
                 finish: Finish::Gelu,
                 layout: row_major(LANES),
+                widened: &mut Vec::new(),
                 out: &mut out,
             });
             let exact = f64::from(x) * normal_distribution(f64::from(x));
