@@ -7,7 +7,6 @@ use prompt_service::domain::{Embedding, PromptId, UserId};
 use prompt_service::embed::{BackgroundEmbedder, Encode};
 use prompt_service::search::{Error, Hit, Scope, Similarity, Status};
 use prompt_service::services::reembedding::{Progress, Reembedding};
-use prompt_service::store::{AccountStore, PromptStore};
 use prompt_service::telemetry::Metrics;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -47,6 +46,8 @@ impl Similarity for TakenIn {
     }
 
     fn deleted(&self, _: UserId, _: PromptId) {}
+
+    fn doubted(&self, _: UserId) {}
 
     fn status(&self) -> Status {
         Status::default()

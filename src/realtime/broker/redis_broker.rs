@@ -246,7 +246,10 @@ impl Shared {
         for (user, event) in &batch.events {
             publication.arg(format!("{user}\n{event}"));
         }
-        let sent: Result<(), _> = self.link.run("publish", self.link.patience(), &publication).await;
+        let sent: Result<(), _> = self
+            .link
+            .run("publish", self.link.patience(), &publication)
+            .await;
         if sent.is_err() {
             let missed = batch.into_missed();
             self.close(&missed);

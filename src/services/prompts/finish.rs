@@ -66,6 +66,8 @@ impl RunningCall {
             Ok(Finished::Lost(stored)) => return Err(self.lost(new, stored)),
             Err(error @ store::Error::Unavailable(_)) => {
                 tracing::error!(%error, "an answer could not be stored and is lost");
+                // Or an attempt was carried out without our knowing.
+                parts.similarity.doubted(self.prompt.user_id);
                 self.give_up().await;
                 return Err(error.into());
             }

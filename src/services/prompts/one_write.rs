@@ -9,7 +9,7 @@ use super::{CreatePrompt, Created, Inner, announcements};
 use crate::config::OnClientDisconnect;
 use crate::domain::PromptStatus;
 use crate::error::{Error, FailedPrompt};
-use crate::store::NewPrompt;
+use crate::store::{self, NewPrompt};
 
 /// Serves the post and answers it.
 pub(super) async fn run(
@@ -76,7 +76,7 @@ async fn keep(inner: &Inner, new: CreatePrompt, answer: Answer) -> Result<Create
         embedding,
     } = answer;
     let took = completion.upstream_duration;
-    let prompt = parts
+    let inserted = parts
         .store
         .insert_prompt(NewPrompt {
             user_id: new.user_id,
@@ -94,7 +94,12 @@ async fn keep(inner: &Inner, new: CreatePrompt, answer: Answer) -> Result<Create
                 .clone()
                 .map(|embedding| (parts.model.clone(), embedding)),
         })
-        .await?;
+        .await;
+    if let Err(store::Error::Unavailable(_)) = inserted {
+        // It may be stored all the same.
+        parts.similarity.doubted(new.user_id);
+    }
+    let prompt = inserted?;
     super::make_searchable(parts, &prompt, embedding.as_ref());
     super::count_outcome(parts, prompt.status);
     if new.announce {

@@ -244,9 +244,10 @@ impl PostgresStore {
 
 /// What keeps a starting server from a connection.
 fn no_connection(cause: Cause) -> OpenError {
-    match cause {
-        Cause::Distrust(why) => OpenError::Distrusted(why),
-        cause => OpenError::Unreachable(Box::new(cause)),
+    if let Cause::Distrust(why) = cause {
+        OpenError::Distrusted(why)
+    } else {
+        OpenError::Unreachable(Box::new(cause))
     }
 }
 

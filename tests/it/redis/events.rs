@@ -238,7 +238,7 @@ async fn server_that_is_demoted_closes_sockets_and_takes_no_events() {
     let server = RedisServer::start();
     let (a, b) = (Node::of(&server).await, Node::of(&server).await);
     for _ in 0..2 {
-        let (one, two) = (a.socket_in_time(ALICE).await, b.socket_in_time(BOB).await);
+        let (one, two) = (a.next_socket(ALICE).await, b.next_socket(BOB).await);
         // A failover from the demoted server's side: it keeps every connection open, subscriptions too.
         server.command(&["REPLICAOF", "127.0.0.1", "1"]);
         b.publish(BOB, "to a server that tells nobody");
@@ -249,8 +249,8 @@ async fn server_that_is_demoted_closes_sockets_and_takes_no_events() {
         }
         server.command(&["REPLICAOF", "NO", "ONE"]);
         drop((one, two));
-        let mut socket = a.socket_in_time(ALICE).await;
-        b.socket_in_time(BOB).await;
+        let mut socket = a.next_socket(ALICE).await;
+        b.next_socket(BOB).await;
         eventually!({
             b.publish(ALICE, "back");
             let heard = timeout(Duration::from_millis(200), socket.next_event()).await;
@@ -273,8 +273,8 @@ async fn link_that_is_replaced_takes_the_subscription_along() {
     // Its subscription is left alone.
     server.command(&["CLIENT", "KILL", "TYPE", "normal"]);
     assert_eq!(closed(&socket).await, CloseReason::Missed);
-    let mut socket = node.socket_in_time(ALICE).await;
-    node.replica.is_up_in_time().await;
+    let mut socket = node.next_socket(ALICE).await;
+    node.replica.is_up().await;
     assert_next(&node, &mut socket, "again").await;
 }
 
