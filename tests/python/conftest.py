@@ -99,10 +99,11 @@ embedded = pytest.mark.skipif(KIND != "embedded", reason="of the embedded kind a
 def run_contract_suite(service):
     """Runs the black-box contract suite against a service; returns the line that sums it up."""
     # A process of its own: the suite reads the service's address from the environment and has its own conftest.
+    path = os.pathsep.join(filter(None, [str(ROOT / "tests" / "tools"), os.environ.get("PYTHONPATH")]))
+    address = {"BASE_URL": service.url, "WS_URL": service.ws_url, "SECRET_KEY": service.secret_key}
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", str(ROOT / "tests" / "contract")],
-        env={**os.environ, "BASE_URL": service.url, "WS_URL": service.ws_url, "SECRET_KEY": service.secret_key},
-        text=True, capture_output=True, timeout=600,
+        [sys.executable, "-m", "pytest", "-q", "-p", "contract_pace", str(ROOT / "tests" / "contract")],
+        env={**os.environ, "PYTHONPATH": path, **address}, text=True, capture_output=True, timeout=600,
     )
     assert run.returncode == 0, f"{run.stdout[-20000:]}\n{service.output()}"
     summary = run.stdout.strip().splitlines()[-1]

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from conftest import SIMILAR, client, make_user, post_prompt
 from running_service import ROOT, THROTTLES_OFF, Service, wait_until
+from servers import free_port
 
 COMPOSE = {name: yaml.safe_load((ROOT / name).read_text())["services"] for name in ("docker-compose.yml", "docker-compose.observability.yml")}
 PASSWORD = "a-password-of-the-cache"
@@ -25,15 +26,10 @@ def tool(name):
         pytest.skip(str(reason))
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return taken.getsockname()[1]
-
-
 def ask_redis(port, *commands):
     """What Redis answers to a few commands, as text."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
             connection.sendall("".join(f"{command}\r\n" for command in [*commands, "QUIT"]).encode())
             return connection.makefile().read()
     except OSError:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import time
@@ -14,7 +13,7 @@ import httpx
 import pytest
 from conftest import LOGIN, PASSWORD, PROMPTS, REGISTER, SOCKET, assert_healthy, assert_json_error, make_user, post_prompt
 from running_service import ROOT, THROTTLES_OFF, Service, wait_until
-from servers import Postgres
+from servers import Postgres, free_port
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -27,11 +26,6 @@ def haproxy():
         return debian_tools.path("haproxy")
     except debian_tools.Unavailable as reason:
         pytest.skip(str(reason))
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return taken.getsockname()[1]
 
 
 class Proxy:

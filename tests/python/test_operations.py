@@ -46,7 +46,7 @@ def test_a_folder_put_back_is_the_state_it_was_copied_in():
         assert service.stop() == 0
         copy = shutil.copytree(service.data_dir, service.folder / "copy")
         with Service(data_dir=service.data_dir, secret_key=service.secret_key, **THROTTLES_OFF) as again, client(again) as http:
-            post_prompt(http, user, "after the copy")
+            assert post_prompt(http, user, "after the copy").status_code == 201
             assert again.stop() == 0
         with Service(data_dir=copy, secret_key=service.secret_key, **THROTTLES_OFF) as restored, client(restored) as http:
             assert [item["prompt"] for item in list_prompts(http, user)] == ["before the copy"]

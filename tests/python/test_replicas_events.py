@@ -1,5 +1,6 @@
 """Sockets, tickets and ended credentials over replicas: what happens on one is known on the others."""
 
+import itertools
 import json
 import subprocess
 import threading
@@ -75,7 +76,8 @@ def test_a_thousand_events_reach_the_other_replicas_sockets_once_each_while_a_th
     listening, posting, restarting = cluster.replicas
     http = each[1]
     user = make_user(http)
-    posted, listeners = [], []
+    posted, listeners, numbers = [], [], itertools.count()
+    restarted = threading.Event()
 
     def post(number):
         wait_until(lambda: all(len(listener.ids) >= len(posted) - AHEAD for listener in listeners), 30, "events arrive", interval=0.001)
@@ -83,17 +85,24 @@ def test_a_thousand_events_reach_the_other_replicas_sockets_once_each_while_a_th
         assert answer.status_code == 201, answer.text
         posted.append(answer.json()["id"])
 
+    def post_all():
+        # Until the third is back, however quick the posts are and however slow the starts.
+        while len(posted) < EVENTS or not restarted.is_set():
+            post(next(numbers))
+
     with ExitStack() as stack:
         listeners += [stack.enter_context(Listener(replica, f"?token={user.access}")) for replica in [listening] * 3 + [posting]]
         pool = stack.enter_context(ThreadPoolExecutor(4))
-        results = [pool.submit(post, number) for number in range(EVENTS)]
-        # Once in good order and once without any, amid the events.
-        wait_until(lambda: len(posted) > EVENTS // 5, 60, "the first events are posted")
-        assert restarting.stop() == 0
-        restarting.start()
-        restarting.kill()
-        restarting.start()
-        assert len(posted) < EVENTS, "the replica restarted amid the events"
+        results = [pool.submit(post_all) for _ in range(4)]
+        try:
+            # Once in good order and once without any, amid the events.
+            wait_until(lambda: len(posted) > EVENTS // 5, 60, "the first events are posted")
+            assert restarting.stop() == 0
+            restarting.start()
+            restarting.kill()
+            restarting.start()
+        finally:
+            restarted.set()
         for result in results:
             result.result()
         # Whatever is sent twice is here before the last.
@@ -102,7 +111,7 @@ def test_a_thousand_events_reach_the_other_replicas_sockets_once_each_while_a_th
             wait_until(lambda: last in listener.ids, 30, lambda: f"the last event arrives; {len(listener.ids)} of {len(posted)} have, closed with {listener.closed_with}")
             assert Counter(listener.ids) == Counter([*posted, last])
             assert listener.closed_with is None
-    assert len(set(posted)) == EVENTS
+    assert len(set(posted)) == len(posted) >= EVENTS
 
 
 def test_a_prompt_is_found_and_listed_by_the_next_request_on_every_replica(each):

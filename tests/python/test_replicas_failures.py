@@ -26,17 +26,24 @@ LIMIT, USERS, REPLICAS = 2, 8, 3
 ROUNDS = range(int(os.environ.get("FAULT_ROUNDS", "1")))
 # The same while Redis is away: each replica keeps the limit by itself, and in the window of the change Redis's count comes on top.
 MOST = LIMIT * (REPLICAS + 1)
-# Seconds from the return of a server to everything going well again.
-RECOVERY = 5
+# Seconds from the return of a server to everything going well again: 5 where nothing else runs (`make soak`), more where other work may
+# hold every process up for a moment.
+RECOVERY = 5 if "FAULT_ROUNDS" in os.environ else 30
 # Seconds in which readiness and metrics must tell of a server that is away.
-NOTICE = 10
+NOTICE = 30
 # What a replica may hold open beyond what it held before: scrapes, health checks and clients of this moment.
 SLACK = 12
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    settings = {"PROMPT_THROTTLE": f"{LIMIT}/s", "REGISTER_THROTTLE": "off", "ACCESS_TOKEN_LIFETIME": "1h", "SHUTDOWN_DELAY": "1s"}
+    settings = {
+        "PROMPT_THROTTLE": f"{LIMIT}/s", "REGISTER_THROTTLE": "off", "ACCESS_TOKEN_LIFETIME": "1h",
+        # As in the image: time for the balancer to see that a replica is leaving, also on a machine that stops it for a moment.
+        "SHUTDOWN_DELAY": "5s",
+        # So few that a pool which is full is within SLACK of one that is nearly empty: how full it gets is up to the load.
+        "DATABASE_POOL_SIZE": "5",
+    }
     with Postgres() as postgres, Redis() as redis, Cluster(REPLICAS, postgres, redis, faulty=True, **settings) as running:
         yield running
 
@@ -125,25 +132,35 @@ def wait_for_all(cluster, condition, deadline, what):
         list(pool.map(lambda replica: wait_until(lambda: condition(replica), deadline, what, interval=0.05), cluster.replicas))
 
 
+def decided_alone(cluster):
+    """How often replicas have kept the posts' limit by themselves so far, each for itself."""
+    return sum(replica.metric('degraded_limit_decisions_total{limit="prompts"}') or 0 for replica in cluster.replicas)
+
+
 def go_through(cluster, users, part, kind):
-    """The clients, with their answers over a fault, and the moment at which it began."""
+    """The clients, with their answers over a fault; the moment at which it began; and whether until then Redis decided everything."""
     server, link = {"store": (cluster.postgres, cluster.postgres_link), "redis": (cluster.redis, cluster.redis_link)}[part]
     begin, end = FAULTS[kind](server, link)
+    alone = decided_alone(cluster)
     with Clients(cluster, users, count=USERS) as clients:
         clients.wait_for_more(50)
         began = time.monotonic()
+        # A machine that stands still for a second takes Redis away, too.
+        is_common = decided_alone(cluster) == alone
         begin()
         try:
             if kind in TELLING:
                 wait_for_all(cluster, lambda replica: tells_of(replica, part), NOTICE, f"{part} is told as down")
                 if part == "redis":
-                    wait_until(lambda: any(clients.most_within(user, 1.0, wanted=True) > MOST for user in users), 20, "users want more")
+                    clients.demand(users[0], more_than=MOST, deadline=60)
+            # Only what is asked from here on is certainly asked during the fault.
+            faulty = time.monotonic()
             if kind != "restarted":
                 # Everybody is answered, whatever the answer.
                 clients.wait_for_more(2 * USERS, deadline=60)
                 if part == "redis":
                     # And everything goes on. Most posts are refused on good days too, so that one may take a while to get through.
-                    clients.wait_for_success(began, deadline=60)
+                    clients.wait_for_success(faulty, deadline=60)
         finally:
             end()
         returned = time.monotonic()
@@ -155,27 +172,27 @@ def go_through(cluster, users, part, kind):
     clients.check_stored()
     for replica in cluster.replicas:
         assert replica.process.poll() is None
-    return clients, began
+    return clients, began, is_common and (part == "redis" or decided_alone(cluster) == alone)
 
 
 @pytest.mark.parametrize("again", ROUNDS)
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_failing_postgres_is_503_at_worst_and_nothing_acknowledged_is_lost(cluster, users, kind, again):
-    clients, _ = go_through(cluster, users, "store", kind)
+    clients, _, is_common = go_through(cluster, users, "store", kind)
     for user in users:
-        assert clients.most_within(user, 1.0) <= LIMIT
+        assert clients.most_within(user, 1.0) <= (LIMIT if is_common else MOST)
 
 
 @pytest.mark.parametrize("again", ROUNDS)
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_failing_redis_stops_neither_prompts_nor_searches_nor_throttles(cluster, users, kind, again):
-    clients, began = go_through(cluster, users, "redis", kind)
+    clients, began, is_common = go_through(cluster, users, "redis", kind)
     for answer in clients.answers:
         # Only too much work at once is a reason, as on good days.
         assert answer.status != 503 or answer.code == "overloaded", str(answer)
     for user in users:
         assert clients.most_within(user, 1.0) <= MOST
-        assert clients.most_within(user, 1.0, until=began) <= LIMIT
+        assert clients.most_within(user, 1.0, until=began) <= (LIMIT if is_common else MOST)
 
 
 def opened(stack, replica, user):
@@ -214,14 +231,29 @@ def test_without_redis_tickets_are_refused_and_sockets_that_may_have_missed_some
         left = returned + RECOVERY - time.monotonic()
         wait_for_all(cluster, lambda replica: tells_nothing_of(replica, "redis"), left, "redis is told as up")
         assert here.post(TICKET, headers=user.auth).status_code == 201
+        posted = []
         for http in elsewhere:
 
-            def post():
+            def is_heard():
+                nonlocal again
                 answer = post_prompt(http, user, "heard", websocket=True)
-                return answer.status_code == 201 and answer.json()["id"]
+                if answer.status_code == 429:
+                    return False
+                assert answer.status_code == 201, answer.text
+                posted.append(answer.json()["id"])
+                try:
+                    # A socket that was opened anew may still be told of the post before.
+                    while (heard := json.loads(again.recv(timeout=30))["data"]["id"]) != posted[-1]:
+                        assert heard in posted
+                except ConnectionClosed as closed:
+                    # The replica that was posted to may have come back last: only then does it tell that something was missed, and
+                    # closes who was let in before. That client opens another, too.
+                    assert closed.rcvd is not None and closed.rcvd.code == 1012
+                    again = wait_until(lambda: opened(stack, listening, user), 30, "sockets are let in")
+                    return False
+                return True
 
-            posted = wait_until(post, 10, "the throttle lets a prompt through", interval=0.1)
-            assert json.loads(again.recv(timeout=10))["data"]["id"] == posted
+            wait_until(is_heard, 60, "a prompt is let through and heard of", interval=0.1)
 
 
 @pytest.mark.parametrize("again", ROUNDS)
@@ -257,5 +289,13 @@ def test_no_log_of_all_this_holds_a_secret_a_prompt_or_a_panic(cluster, users):
         for secret in (cluster.postgres.password, cluster.redis.password, cluster.secret_key, cluster.database, MARK, users[0].access):
             place = written.find(secret)
             assert place < 0, written[max(0, place - 300) : place + 60]
-        assert [line for line in replica.log() if line.get("level") == "WARN"], "outages are told"
         assert "panicked" not in written
+    # Of the replicas that were there all the time. The mock's warning at the start is none of an outage.
+    cluster.redis.stop()
+    try:
+        wait_for_all(
+            cluster, lambda replica: any("Redis is away" in line["message"] for line in replica.log() if line.get("level") == "WARN"),
+            NOTICE, "the outage is told in the log",
+        )
+    finally:
+        cluster.redis.start()

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 from conftest import SOCKET, assert_healthy, client, list_prompts, make_user, post_prompt
 from replicas import Cluster, database_of
-from running_service import THROTTLES_OFF, Service
+from running_service import THROTTLES_OFF, Service, wait_until
 from servers import TIED, Postgres, Redis, free_port
 from websockets.sync.client import connect
 
@@ -67,7 +67,8 @@ def test_replicas_that_start_together_on_an_empty_database_migrate_it_once(postg
                 assert_healthy(http)
             assert not (replica.folder / "data").exists(), "nothing is kept beside Postgres"
             assert replica.stop() == 0
-        assert cluster.connections() == 0
+        # The server's ends of them go when it gets to it.
+        wait_until(lambda: cluster.connections() == 0, 30, "no connection is left")
 
 
 def test_replicas_work_on_a_newer_redis(postgres):
@@ -75,7 +76,7 @@ def test_replicas_work_on_a_newer_redis(postgres):
         redis = Redis("redis7")
     except RuntimeError as reason:
         pytest.skip(str(reason))
-    with redis, Cluster(2, postgres, redis) as cluster, client(cluster.replicas[0]) as here, client(cluster.replicas[1]) as there:
+    with redis, Cluster(2, postgres, redis, PROMPT_THROTTLE="1/min") as cluster, client(cluster.replicas[0]) as here, client(cluster.replicas[1]) as there:
         user = make_user(here)
         with connect(f"{cluster.replicas[1].ws_url}{SOCKET}?token={user.access}") as events:
             events.recv(timeout=10)
@@ -108,6 +109,8 @@ def test_one_server_runs_on_postgres_alone_and_a_second_is_refused_until_it_is_g
         assert_healthy(http)
         # Not even given a chance to let go of its lock.
         first.kill()
+        # The server notices when it gets to it, and the next one waits for 3 s only.
+        wait_until(lambda: postgres.connections(database_of(url)) == 0, 30, "the server knows that it is gone")
         second = make(DATABASE_URL=url, SECRET_KEY=key)
         with second, client(second) as http:
             assert [item["prompt"] for item in list_prompts(http, user)] == ["the only one"]
@@ -119,6 +122,7 @@ def test_replicas_do_not_join_a_server_without_redis_nor_it_them(postgres, redis
     with make(DATABASE_URL=url) as alone:
         assert_refuses_to_start(make(DATABASE_URL=url, REDIS_URL=redis.url), "DATABASE_URL", "REDIS_URL", secret=[postgres.password])
         assert alone.stop() == 0
+    wait_until(lambda: postgres.connections(database_of(url)) == 0, 30, "the server knows that it is gone")
     with make(DATABASE_URL=url, REDIS_URL=redis.url):
         assert_refuses_to_start(make(DATABASE_URL=url), "DATABASE_URL", "REDIS_URL", secret=[postgres.password])
 

@@ -21,7 +21,7 @@ def upstream():
 
 @pytest.fixture(scope="module")
 def cluster(upstream):
-    settings = {**THROTTLES_OFF, "CALL_LEASE": "2s", "OPENAI_BASE_URL": upstream.url, "REGISTRATION": "open"}
+    settings = {**THROTTLES_OFF, "CALL_LEASE": "6s", "OPENAI_BASE_URL": upstream.url, "REGISTRATION": "open"}
     with Postgres() as postgres, Redis() as redis, Cluster(2, postgres, redis, **settings) as running:
         yield running
 

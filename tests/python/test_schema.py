@@ -16,7 +16,7 @@ CONFIG = Path(__file__).with_name("schemathesis.toml")
 HOOKS = Path(__file__).with_name("schemathesis_hooks.py")
 
 # Seconds for one run, far above what it takes.
-LIMIT = 300
+LIMIT = 1200
 
 
 def test_a_validator_accepts_the_schema(http):

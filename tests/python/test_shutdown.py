@@ -26,10 +26,11 @@ def test_a_signal_ends_the_service_with_status_0(number):
 
 
 def test_readyz_turns_503_at_once_while_requests_are_still_served_for_the_delay():
-    with Service(SHUTDOWN_DELAY="3s", **THROTTLES_OFF) as service, client(service) as http:
+    # Long enough for all of this on a machine that holds it up for a while.
+    with Service(SHUTDOWN_DELAY="15s", **THROTTLES_OFF) as service, client(service) as http:
         user = make_user(http)
         service.signal(signal.SIGTERM)
-        wait_until(lambda: service.get("/readyz") == 503, 2, "/readyz answers 503")
+        wait_until(lambda: service.get("/readyz") == 503, 10, "/readyz answers 503")
         assert service.process.poll() is None
         assert http.get("/healthz").status_code == 200
         created = post_prompt(http, user, "posted during the delay")

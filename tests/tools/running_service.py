@@ -171,7 +171,7 @@ class Service:
 
     def metric(self, series):
         """The value of one series of /metrics, written as there (`backend_up{backend="store"}`); None where there is none."""
-        found = re.search(rf"^{re.escape(series)} (\S+)$", self.ask("/metrics")[1], re.MULTILINE)
+        found = re.search(rf"^{re.escape(series)} (\S+)$", self.ask("/metrics")[1] or "", re.MULTILINE)
         return found and float(found[1])
 
     def signal(self, number):

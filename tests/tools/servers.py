@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from running_service import wait_until
@@ -29,9 +29,19 @@ STOP_DEADLINE = 30
 TIED = ("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()
 
 
+# Below those that Linux gives to whoever asks for any port, or connects: a server that is stopped for a while finds its own again.
+PORTS = range(20_000, 32_000)
+given_ports = set()
+
+
 def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+    """A port of 127.0.0.1 where nobody listens, and none that this process was given before."""
+    while True:
+        port = secrets.choice(PORTS)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            if port not in given_ports:
+                given_ports.add(port)
+                return port
 
 
 def found(server):
