@@ -68,6 +68,8 @@ pub enum Verdict {
 #[must_use]
 pub struct Pass<'a> {
     breaker: &'a Breaker,
+    /// The round in which it was admitted: how often the breaker had begun to probe by then.
+    admitted: u64,
     /// The round that it probes in, if it is a probe without a verdict.
     probes: Option<u64>,
 }
@@ -116,6 +118,7 @@ impl Breaker {
         }
         Ok(Pass {
             breaker: self,
+            admitted: state.rounds,
             probes,
         })
     }
@@ -187,14 +190,14 @@ impl Pass<'_> {
                     self.breaker.enter(&mut state, Phase::Closed);
                 }
             }
-            (Phase::Closed, _) => {
+            (Phase::Closed, _) if self.admitted == state.rounds => {
                 state.note(failed, now);
                 if state.is_too_much() {
                     self.breaker.open(&mut state, now, chance);
                 }
             }
-            // A call that had begun before it opened says nothing new.
-            (Phase::Open { .. } | Phase::Probing { .. }, _) => {}
+            // A call that had begun before it last opened says nothing new.
+            (Phase::Closed | Phase::Open { .. } | Phase::Probing { .. }, _) => {}
         }
     }
 }
@@ -393,6 +396,25 @@ mod tests {
         assert_eq!(state(&breaker), BreakerState::Closed);
         // The first one's end is one failure among others now.
         hanging.settle(Ill, now + 60 * S, MIDDLE);
+        assert_eq!(state(&breaker), BreakerState::Closed);
+    }
+
+    #[test]
+    fn calls_from_before_it_opened_say_nothing_once_it_is_closed_again() {
+        let start = Instant::now();
+        let breaker = new();
+        let old: Vec<_> = (0..5).map(|_| breaker.admit(start).unwrap()).collect();
+        for _ in 0..5 {
+            fail(&breaker, start);
+        }
+        let now = start + 5 * S;
+        let mut probe = breaker.admit(now).unwrap();
+        probe.prove();
+        for call in old {
+            call.settle(Ill, now, MIDDLE);
+        }
+        assert_eq!(state(&breaker), BreakerState::Closed);
+        probe.settle(Well, now, MIDDLE);
         assert_eq!(state(&breaker), BreakerState::Closed);
     }
 

@@ -260,7 +260,11 @@ fn verdict(answer: &Result<Answer, Fault>, has_token: bool, is_short: bool) -> V
     match answer {
         Ok(_) => Verdict::Well,
         Err(fault) if fault.kind == Kind::TotalTimeout && has_token => Verdict::Well,
-        Err(fault) if fault.kind == Kind::TotalTimeout && is_short => Verdict::Unknown,
+        Err(fault)
+            if matches!(fault.kind, Kind::TotalTimeout | Kind::AnswerTimeout) && is_short =>
+        {
+            Verdict::Unknown
+        }
         Err(fault) if fault.is_outage() => Verdict::Ill,
         Err(_) => Verdict::Well,
     }
