@@ -27,8 +27,8 @@ pub enum Error {
     /// Another server holds the database file, though not this folder.
     #[error("DATABASE_URL: {}: another prompt-service is using this file; stop it or name another file", .0.display())]
     DatabaseInUse(PathBuf),
-    /// The lock file of the database file cannot be made.
-    #[error("DATABASE_URL: {}: no lock file can be made beside it; see that its folder exists and is writable for this user, or name another file", .path.display())]
+    /// The lock file of the database file cannot be made or opened.
+    #[error("DATABASE_URL: {}: the lock file beside it cannot be made or opened; see that its folder exists and is writable for this user, and that a lock file which is there is this user's", .path.display())]
     DatabaseLock {
         /// The database file.
         path: PathBuf,

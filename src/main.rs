@@ -1,6 +1,7 @@
 //! The `prompt-service` program: reads the settings, then serves or carries out an operator's command.
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -14,7 +15,10 @@ use tokio::signal::unix::{SignalKind, signal};
 fn main() -> ExitCode {
     // The working directory's and no other: `dotenvy::dotenv` would go on to its parents, which others may write to.
     // A file that cannot be read is as clear a mistake as a setting that cannot.
-    if let Err(error) = dotenvy::from_path(".env")
+    // A folder of that name is none: a virtual environment, or what a container's engine makes of a file that is not there.
+    let file = Path::new(".env");
+    if !file.is_dir()
+        && let Err(error) = dotenvy::from_path(file)
         && !error.not_found()
     {
         return fail(&anyhow::anyhow!(
