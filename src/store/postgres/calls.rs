@@ -7,7 +7,7 @@ use pgvector::HalfVector;
 use tokio_postgres::Row;
 
 use super::error::Cause;
-use super::pool::{Connection, PATIENCE};
+use super::pool::{Connection, LONG_PATIENCE, PATIENCE};
 use super::prompts::{prompt_from_row, without_nul};
 use super::{PostgresStore, get, sql_limit};
 use crate::domain::{FailureCode, Prompt, PromptId, PromptStatus, UserId};
@@ -381,7 +381,7 @@ impl CallStore for PostgresStore {
     }
 
     async fn purge_keys(&self, kept: Duration) -> Result<u64, Error> {
-        let mut connection = self.pool.connection(PATIENCE).await?;
+        let mut connection = self.pool.connection(LONG_PATIENCE).await?;
         let gone = connection
             .write(
                 concat!(
