@@ -227,9 +227,9 @@ impl Similarity for SlabIndex {
         let Some(cell) = self.loader.residents.get(owner) else {
             return;
         };
-        cell.doubt();
         match self.mode {
             ScopeMode::Own => {
+                cell.doubt();
                 let bytes = cell.bytes();
                 drop_aside(cell.take(), bytes);
                 self.loader.residents.account(owner, &cell);

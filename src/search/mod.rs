@@ -112,7 +112,8 @@ pub trait Similarity: Send + Sync {
     fn deleted(&self, user: UserId, id: PromptId);
 
     /// A write of a row of the user's was answered with an outage, and may have been committed all the same: whether a row came, or
-    /// one went, is read from the store before the index answers for this user again (in shared scope, soon after). Call it when
+    /// one went, is read from the store before the index answers for this user again. (In shared scope only rows that came are read,
+    /// soon after; one that went costs searches a second look, and is never shown.) Call it when
     /// the write's fate is decided, from a runtime's thread. Quick; more often than needed costs a load, no more.
     fn doubted(&self, user: UserId);
 

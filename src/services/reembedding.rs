@@ -3,7 +3,7 @@
 //! Resumable by nature: what is left to do is what the store says has no vector of this model. Searches meanwhile see the
 //! vectors of this model only, and say what share of the prompts those are.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -139,7 +139,15 @@ impl Reembedding {
                     self.take_in(owners, embedded, stored).await;
                     after = Some(last);
                 }
-                Err(error) => self.step_back(&error).await,
+                Err(error) => {
+                    // They may be stored all the same, and are not found as rows without a vector then.
+                    let users: HashSet<UserId> =
+                        owners.iter().map(|(_, user_id)| *user_id).collect();
+                    for user_id in users {
+                        self.similarity.doubted(user_id);
+                    }
+                    self.step_back(&error).await;
+                }
             }
             if logged.elapsed() >= LOG_EVERY {
                 logged = Instant::now();

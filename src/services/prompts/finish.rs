@@ -68,7 +68,7 @@ impl RunningCall {
                 tracing::error!(%error, "an answer could not be stored and is lost");
                 // Or an attempt was carried out without our knowing.
                 parts.similarity.doubted(self.prompt.user_id);
-                self.give_up().await;
+                self.give_up_unless_stopping().await;
                 return Err(error.into());
             }
             // The store works and does not take this answer: a defect, which must not leave the prompt running.
@@ -96,7 +96,7 @@ impl RunningCall {
             Ok(Finished::Ours(prompt)) => prompt,
             Ok(Finished::Lost(stored)) => return Err(self.lost(new, stored)),
             Err(error) => {
-                self.give_up().await;
+                self.give_up_unless_stopping().await;
                 return Err(error.into());
             }
         };
@@ -132,14 +132,23 @@ impl RunningCall {
 
     /// Lets the lease run out now rather than when nobody renews it.
     async fn give_up(&self) {
-        // What renews leases must not find it any more.
-        self.leave();
         let calls = &self.inner.parts.call_store;
         let given_up = calls
             .renew_leases(self.holder.replica, &[self.prompt.id], Duration::ZERO)
             .await;
         if let Err(error) = given_up {
             tracing::warn!(%error, "a lease could not be given up; it runs out by itself");
+        }
+        // Only now: a repetition of the post may take the call over once it is not found here, and that lease must stand.
+        self.leave();
+    }
+
+    /// The same after an outage, but for a stop, which is not to wait for a store that has just been found away.
+    async fn give_up_unless_stopping(&self) {
+        if self.inner.cut.is_cancelled() {
+            self.leave();
+        } else {
+            self.give_up().await;
         }
     }
 

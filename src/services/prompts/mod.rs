@@ -29,7 +29,7 @@ use crate::llm;
 use crate::realtime::Broker;
 use crate::search::Similarity;
 use crate::services::reembedding::Progress;
-use crate::store::{CallStore, Holder, PromptStore};
+use crate::store::{self, CallStore, Holder, PromptStore};
 use crate::telemetry::Metrics;
 
 /// A prompt that a user posts.
@@ -231,11 +231,12 @@ impl Prompts {
         // In a task, so that a caller going away cannot come between the store's commit and the index.
         let task = self.0.parts.tasks.spawn(async move {
             let parts = &inner.parts;
-            let deleted = parts
-                .store
-                .delete_prompt(user_id, id)
-                .await?
-                .ok_or(Error::NotFound)?;
+            let deleted = parts.store.delete_prompt(user_id, id).await;
+            if let Err(store::Error::Unavailable(_)) = deleted {
+                // It may be gone all the same.
+                parts.similarity.doubted(user_id);
+            }
+            let deleted = deleted?.ok_or(Error::NotFound)?;
             if deleted.embedding_model.as_ref() == Some(&parts.model) {
                 parts.similarity.deleted(user_id, id);
             }

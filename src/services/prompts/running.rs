@@ -38,7 +38,11 @@ pub(super) async fn run(inner: &Arc<Inner>, admission: Admission, new: CreatePro
     };
     let mut reply = Some(reply);
     let answer = match refusal {
-        Some(refusal) => Err(Ended::Failed(refusal)),
+        Some(refusal) => {
+            // Nothing is asked or embedded: others may have the places.
+            drop((embedding, permit));
+            Err(Ended::Failed(refusal))
+        }
         None => {
             if new.is_streamed
                 && let Some(reply) = reply.take()
