@@ -87,7 +87,7 @@ impl Loader {
     }
 
     /// Takes in those of the user's rows that the slab of everybody's lacks, however long the source is away.
-    pub(super) async fn make_good(&self, user: UserId, cell: &Cell) {
+    pub(super) async fn make_good(&self, user: UserId, cell: &Arc<Cell>) {
         let mut after = None;
         loop {
             let page = match self.page(Some(user), after).await {
@@ -103,6 +103,7 @@ impl Loader {
                 cell.insert(*id, stored.to_vec(), || self.is_deleted(*id));
                 tokio::task::coop::consume_budget().await;
             }
+            self.residents.account(None, cell);
             if page.ids.len() < PAGE_ROWS {
                 return;
             }
