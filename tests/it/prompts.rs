@@ -353,7 +353,8 @@ async fn a_caller_that_hangs_up_loses_nothing() {
     upstream.plan_many(POSTS, &held);
     let app = spawn_app(|config| {
         let mut upstream = crate::llm::config(&upstream);
-        upstream.max_in_flight = POSTS;
+        // One user has half of them at most.
+        upstream.max_in_flight = 2 * POSTS;
         config.upstream = Some(upstream);
     })
     .await;
