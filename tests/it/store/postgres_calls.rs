@@ -35,7 +35,7 @@ async fn somebody_waits(client: &Client) {
 
 /// Begins a call again with its key while `meanwhile` is done to its lapsed row, by a transaction that ends after the row was
 /// seen as lapsed.
-async fn begin_again_while(meanwhile: &str) -> (Begun, Arc<PostgresStore>) {
+async fn begin_again_while(meanwhile: &str) -> (Begun, Arc<PostgresStore>, Database) {
     let database = Database::migrated().await;
     let store = open(&database).await;
     let alice = user(&*store, "alice").await.id;
@@ -64,7 +64,7 @@ async fn begin_again_while(meanwhile: &str) -> (Begun, Arc<PostgresStore>) {
     // The same rows, whoever looks at them.
     let listed = store.list_prompts(alice, None, 9).await.unwrap();
     assert!(listed.len() <= 1, "{listed:?}");
-    (begun, store)
+    (begun, store, database)
 }
 
 fn known_state(begun: Begun) -> KeyState {
@@ -78,7 +78,7 @@ fn known_state(begun: Begun) -> KeyState {
 async fn a_call_that_is_answered_in_the_moment_of_its_take_over_stays_answered() {
     let finish = "SELECT 1 FROM prompt FOR UPDATE; DELETE FROM running_call;
                   UPDATE prompt SET status = 'completed', response = 'Because.'";
-    let (begun, store) = begin_again_while(finish).await;
+    let (begun, store, _database) = begin_again_while(finish).await;
     let KeyState::Completed(prompt) = known_state(begun) else {
         panic!("the answer is replayed");
     };
@@ -90,13 +90,13 @@ async fn a_call_that_is_answered_in_the_moment_of_its_take_over_stays_answered()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_that_is_renewed_in_the_moment_of_its_take_over_stays_its_holders() {
     let renew = "UPDATE running_call SET lease_until = lease_until + 600000000";
-    let (begun, _store) = begin_again_while(renew).await;
+    let (begun, ..) = begin_again_while(renew).await;
     assert!(matches!(known_state(begun), KeyState::InFlight(_)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_prompt_deleted_in_the_moment_of_its_take_over_stays_deleted() {
-    let (begun, _store) = begin_again_while("DELETE FROM prompt").await;
+    let (begun, ..) = begin_again_while("DELETE FROM prompt").await;
     assert_eq!(known_state(begun), KeyState::Deleted);
 }
 
@@ -105,7 +105,7 @@ async fn a_failure_in_the_moment_of_its_take_over_releases_the_key_for_another_r
     let fail = "SELECT 1 FROM prompt FOR UPDATE; DELETE FROM running_call;
                 UPDATE prompt SET status = 'failed', error = 'upstream_failed';
                 DELETE FROM idempotency_key; DELETE FROM prompt";
-    let (begun, _store) = begin_again_while(fail).await;
+    let (begun, ..) = begin_again_while(fail).await;
     assert!(matches!(begun, Begun::Started(_)), "{begun:?}");
 }
 
