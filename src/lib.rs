@@ -7,6 +7,7 @@
 pub mod config;
 pub mod domain;
 pub mod error;
+pub mod memory_budget;
 pub mod redis;
 pub mod telemetry;
 pub mod threads;

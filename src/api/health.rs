@@ -101,6 +101,8 @@ async fn readyz(State(state): State<AppState>) -> Response {
 )]
 async fn metrics(State(state): State<AppState>) -> Response {
     state.health.observe();
+    let held = i64::try_from(state.memory.held()).unwrap_or(i64::MAX);
+    state.metrics.request_memory.set(held);
     (
         [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
         state.metrics.render(),

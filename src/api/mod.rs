@@ -21,5 +21,5 @@ mod yaml;
 pub use openapi::Documents;
 pub use prompts::EVENT_ENCODERS;
 pub use router::{metrics_router, router};
-pub use server::{Limits, serve};
+pub use server::{Bounds, Connections, Limits, serve};
 pub use state::{AppState, Lifecycle, State};

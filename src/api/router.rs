@@ -1,4 +1,5 @@
-//! Which layers a request passes on its way to a handler, outermost first: unread bodies, observation, a missing host, panics, cross-origin rules, then on
+//! Which layers a request passes on its way to a handler, outermost first: unread bodies, observation, connections beyond the bounds,
+//! a missing host, panics, cross-origin rules, then on
 //! `/api` content negotiation and, where a token is needed, authentication. A path or method that does not exist is answered
 //! at its place in that order: 404 before all else, 405 only to those who may know.
 
@@ -14,9 +15,11 @@ use super::authenticate::authenticate;
 use super::cross_origin::{CrossOrigin, cross_origin};
 use super::error::ApiError;
 use super::observe::observe;
+use super::server::Slot;
 use super::state::AppState;
 use super::unread::read_rest;
 use super::{accounts, health, pages, prompts, ws};
+use crate::error::Error;
 
 /// All routes of the main listener; `/metrics` among them unless it has a listener of its own.
 pub fn router(state: &AppState) -> Router {
@@ -59,9 +62,24 @@ fn finish(routes: Router<AppState>, state: &AppState) -> Router {
     routes
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn(require_host))
+        .layer(from_fn(health_checks_beyond_bounds))
         .layer(from_fn_with_state(state.clone(), observe))
         .layer(from_fn(read_rest))
         .with_state(state.clone())
+}
+
+/// Refuses requests on connections beyond the bounds, but for those that watch the service.
+async fn health_checks_beyond_bounds(request: Request, next: Next) -> Response {
+    let is_beyond = request
+        .extensions()
+        .get::<Slot>()
+        .is_some_and(Slot::is_for_health);
+    if is_beyond && !["/healthz", "/readyz", "/metrics"].contains(&request.uri().path()) {
+        return ApiError::from(Error::overloaded())
+            .closing()
+            .into_response();
+    }
+    next.run(request).await
 }
 
 /// Refuses a request of HTTP/1.1 without a host, which is malformed (RFC 9112, section 3.2).

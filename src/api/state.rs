@@ -10,6 +10,7 @@ use tokio_util::task::TaskTracker;
 use super::openapi::Documents;
 use crate::config::ServerConfig;
 use crate::domain::{ClientNetwork, UserId};
+use crate::memory_budget::MemoryBudget;
 use crate::realtime::{Broker, Hub};
 use crate::services::accounts::Accounts;
 use crate::services::health::Health;
@@ -43,6 +44,8 @@ pub struct State {
     pub prompt_policy: Option<HeaderValue>,
     /// Counts the registrations of each client network.
     pub register_throttle: Arc<dyn Throttle<ClientNetwork>>,
+    /// The account of what requests in flight hold.
+    pub memory: Arc<MemoryBudget>,
     /// The longest prompt or query, in characters.
     pub max_prompt_chars: usize,
     /// Counts.

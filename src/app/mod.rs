@@ -17,18 +17,18 @@ use std::time::Instant;
 use anyhow::Context;
 use axum::http::HeaderValue;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use self::observers::{EmbeddingObserver, UpstreamObserver};
 use self::shared::Shared;
 use self::store::{Finder, Store};
-use crate::api::{self, AppState, Documents, Lifecycle, Limits};
+use crate::api::{self, AppState, Bounds, Connections, Documents, Lifecycle, Limits};
 use crate::config::{Config, UpstreamConfig};
 use crate::credentials::{HashPool, Keys};
 use crate::data_dir::{self, DataDir};
 use crate::embed::{self, BackgroundEmbedder, Embedder, Engine};
 use crate::llm;
+use crate::memory_budget::MemoryBudget;
 use crate::realtime::Hub;
 use crate::redis;
 use crate::services::accounts::Accounts;
@@ -52,7 +52,7 @@ const METRICS_CONNECTIONS: usize = 32;
 pub struct App {
     listener: TcpListener,
     metrics_listener: Option<TcpListener>,
-    connections: Arc<Semaphore>,
+    connections: Arc<Connections>,
     state: AppState,
     store: Store,
     place: Option<Place>,
@@ -177,9 +177,13 @@ impl App {
         metrics
             .startup_duration
             .set(started.elapsed().as_secs_f64());
-        let connections = Arc::new(Semaphore::new(connection_limit(
-            config.server.max_connections,
-        )));
+        let bounds = Bounds {
+            most: connection_limit(config.server.max_connections),
+            most_of_network: config.server.max_connections_per_network,
+            proxies: config.server.trusted_proxies.clone(),
+        };
+        let connections = Connections::new(bounds, metrics.http_connections.clone());
+        let memory = MemoryBudget::new(config.server.request_memory);
         let state = Arc::new(api::State {
             server: config.server,
             accounts,
@@ -194,6 +198,7 @@ impl App {
                 .and_then(|policy| HeaderValue::from_str(&policy).ok()),
             prompt_throttle: shared.prompt_throttle,
             register_throttle: shared.register_throttle,
+            memory,
             max_prompt_chars: config.max_prompt_chars,
             metrics,
             documents: Documents::make(),
@@ -250,8 +255,9 @@ impl App {
         let server = &self.state.server;
         let limits = Limits {
             connections: Arc::clone(&self.connections),
+            memory: Arc::clone(&self.state.memory),
             grace: server.shutdown_grace,
-            open: self.state.metrics.http_connections.clone(),
+            ended: self.state.metrics.http_connections_ended.clone(),
         };
         let (delay, grace) = (server.shutdown_delay, server.shutdown_grace);
         let told = async {
@@ -265,8 +271,16 @@ impl App {
             closing.cancel();
             Instant::now() + grace
         };
+        let metrics_bounds = Bounds {
+            most: METRICS_CONNECTIONS,
+            most_of_network: METRICS_CONNECTIONS,
+            proxies: Vec::new(),
+        };
         let metrics_limits = Limits {
-            connections: Arc::new(Semaphore::new(METRICS_CONNECTIONS)),
+            connections: Connections::new(
+                metrics_bounds,
+                self.state.metrics.http_connections.clone(),
+            ),
             ..limits.clone()
         };
         let main = api::serve(

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Error, RedisConfig, Secret, Secrets, Settings, StoreConfig};
+use super::{ByteSize, Error, RedisConfig, Secret, Secrets, Settings, StoreConfig};
 use crate::domain::rate::{RateError, Rates};
 
 /// HS256 wants a key as long as its digest (RFC 7518, section 3.2).
@@ -131,6 +131,26 @@ pub(super) fn call_lease(value: humantime::Duration) -> Result<Duration, Error> 
         return Err(Error::new("CALL_LEASE", "must be from 2s to 1h"));
     }
     Ok(value)
+}
+
+/// Where nothing is set, a quarter of all connections, but as many as a browser or a small office opens.
+pub(super) fn connections_per_network(settings: &Settings) -> usize {
+    let most = settings.max_connections as usize;
+    settings
+        .max_connections_per_network
+        .map_or((most / 4).max(64), |number| number as usize)
+        .min(most)
+}
+
+/// The least memory for requests in flight: a few dozen bodies of the largest size.
+const MIN_REQUEST_MEMORY: u64 = 16 << 20;
+
+pub(super) fn request_memory(size: ByteSize) -> Result<usize, Error> {
+    let too_large = |_| Error::new("REQUEST_MEMORY", "is more than this machine can address");
+    if size.0 < MIN_REQUEST_MEMORY {
+        return Err(Error::new("REQUEST_MEMORY", "must be at least 16MiB"));
+    }
+    usize::try_from(size.0).map_err(too_large)
 }
 
 /// An origin is what a browser sends: scheme, host and port, no path.

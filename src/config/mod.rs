@@ -84,8 +84,12 @@ pub struct ServerConfig {
     pub cookie_secure: CookieSecure,
     /// WebSockets one user may hold open.
     pub max_sockets_per_user: usize,
-    /// Connections in all; further ones wait in the kernel's queue.
+    /// Connections in all.
     pub max_connections: usize,
+    /// Connections of one client network.
+    pub max_connections_per_network: usize,
+    /// Memory for request bodies and answers in flight, in bytes.
+    pub request_memory: usize,
     /// When sockets are asked for a sign of life, and given up.
     pub socket_timings: SocketTimings,
     /// How long a stream of an answer may be silent before it says that it lives. No setting: clients rely on the figure.
@@ -218,6 +222,7 @@ impl Config {
         if upstream.is_some() {
             checks::registration(&settings)?;
         }
+        let max_connections_per_network = checks::connections_per_network(&settings);
         let origins = settings
             .cors_allowed_origins
             .iter()
@@ -232,6 +237,8 @@ impl Config {
                 cookie_secure: settings.cookie_secure,
                 max_sockets_per_user: settings.max_sockets_per_user as usize,
                 max_connections: settings.max_connections as usize,
+                max_connections_per_network,
+                request_memory: checks::request_memory(settings.request_memory)?,
                 socket_timings: SocketTimings::default(),
                 stream_heartbeat: Duration::from_secs(15),
                 shutdown_delay: settings.shutdown_delay.into(),

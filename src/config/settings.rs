@@ -157,9 +157,17 @@ pub struct Settings {
     #[arg(long, env, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000), global = true)]
     pub max_sockets_per_user: u32,
 
-    /// Connections in all; further ones wait until one ends
+    /// Connections in all; beyond it idle ones are closed, and where none is idle, health checks alone are answered
     #[arg(long, env, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000), global = true)]
     pub max_connections: u32,
+
+    /// Connections of one client network (an IPv4 address, an IPv6 /64); trusted proxies are exempt [default: a quarter of MAX_CONNECTIONS]
+    #[arg(long, env, value_parser = clap::value_parser!(u32).range(1..=1_000_000), global = true)]
+    pub max_connections_per_network: Option<u32>,
+
+    /// Memory for request bodies and answers in flight (64MiB, 1GiB), half of it for one user or client network at most; beyond it 503
+    #[arg(long, env, default_value = "128MiB", global = true)]
+    pub request_memory: ByteSize,
 
     /// A sentence-transformers folder to use in place of the bundled all-MiniLM-L6-v2
     #[arg(long, env, global = true)]

@@ -70,6 +70,10 @@ metrics! {
     http_request_duration: HistogramVec = |help| histograms("http_request_duration_seconds", help, DURATION_BOUNDS, &["route", "method"]);
     /// Connections being served.
     http_connections: IntGauge = |help| gauge("http_connections", help);
+    /// Connections that the service ended before their clients did, by reason.
+    http_connections_ended: IntCounterVec = |help| counters("http_connections_ended_total", help, &["reason"]);
+    /// Memory that request bodies and answers in flight hold.
+    request_memory: IntGauge = |help| gauge("request_memory_bytes", help);
     /// Prompts stored, by outcome.
     prompts: IntCounterVec = |help| counters("prompts_total", help, &["status"]);
     /// Time that the service added to the upstream's own: whole answers from reading the request's head to the answer, streams from admission to the stored end.

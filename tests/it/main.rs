@@ -10,6 +10,7 @@ mod support;
 
 mod architecture;
 mod auth;
+mod connections;
 mod embed_accuracy;
 mod idempotency;
 mod llm;

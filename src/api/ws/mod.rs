@@ -26,7 +26,7 @@ use super::authenticate::{Standing, bearer_token, session_secret};
 use super::error::ApiError;
 use super::extract::Query;
 use super::observe::RequestId;
-use super::server::Place;
+use super::server::Slot;
 use super::state::AppState;
 use crate::domain::Timestamp;
 use crate::error::{Error, Unauthenticated};
@@ -110,7 +110,7 @@ fn open(
     }
     let user_id = caller.user_id();
     let request_id = request.extensions_mut().remove::<RequestId>();
-    let place = request.extensions_mut().remove::<Place>();
+    let slot = request.extensions_mut().remove::<Slot>();
     let state = Arc::clone(state);
     let tasks = state.lifecycle.tasks.clone();
     tasks.spawn(async move {
@@ -128,7 +128,7 @@ fn open(
             .await;
         let request_id = request_id.as_ref().map(RequestId::as_str);
         tracing::info!(request_id, user_id = user_id.0, code, "socket closed");
-        drop(place);
+        drop(slot);
     });
     Ok(answer)
 }

@@ -1,0 +1,352 @@
+//! The listener: accepts connections within bounds and deadlines, and lets them finish when told to stop.
+
+mod activity;
+mod connections;
+mod socket;
+
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::http::header::ALLOW;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
+use axum::response::Response;
+use bytes::Bytes;
+use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use prometheus::IntCounterVec;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Sleep;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::Service;
+
+use self::activity::{Activity, Ending};
+use self::socket::Socket;
+use super::extract::Peer;
+use crate::domain::ClientNetwork;
+use crate::memory_budget::{MemoryBudget, Owner};
+
+pub use self::connections::{Bounds, Connections, Slot};
+
+/// The longest head of a request, in bytes: a query may take nearly 64 KiB of an address, and other headers have room beside
+/// it. Also what is read ahead of a body, and what of an answer waits to be sent.
+const HEAD_BYTES: usize = 72 << 10;
+/// Of an answer, the kernel holds about this much that is not on its way yet, in bytes. It would hold megabytes otherwise,
+/// for each connection whose client does not read.
+const UNSENT_BYTES: u32 = 128 << 10;
+/// How long sent data may stay unacknowledged before the kernel closes the connection.
+const UNACKNOWLEDGED_DEADLINE: Duration = Duration::from_secs(60);
+/// How long to rest when the process has no file descriptors left: accepting again at once would only spin.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
+/// A timer that is not needed is set this far ahead.
+const FAR: Duration = Duration::from_secs(3600);
+
+/// What one listener serves its connections with.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Bounds and counts them.
+    pub connections: Arc<Connections>,
+    /// Holds what their long heads take.
+    pub memory: Arc<MemoryBudget>,
+    /// How long requests in flight may take to finish after the listener closed.
+    pub grace: Duration,
+    /// Counts those that the service ended before their clients did, by reason.
+    pub ended: IntCounterVec,
+}
+
+/// Serves `router` on `listener` until `stop` is cancelled; then closes the listener, lets requests in flight finish within
+/// the grace, and returns.
+pub async fn serve(listener: TcpListener, router: Router, limits: Limits, stop: CancellationToken) {
+    let tasks = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                pause_if_exhausted(&error).await;
+                continue;
+            }
+        };
+        let Some(slot) = limits.connections.admit(peer.ip()) else {
+            limits.ended.with_label_values(&["no_room"]).inc();
+            continue;
+        };
+        let connection = ServedConnection {
+            peer,
+            slot,
+            router: router.clone(),
+            memory: Arc::clone(&limits.memory),
+        };
+        let (ended, stop) = (limits.ended.clone(), stop.clone());
+        tasks.spawn(async move {
+            if let Some(ending) = connection.serve(stream, stop).await {
+                ended.with_label_values(&[ending.as_str()]).inc();
+            }
+        });
+    }
+    drop(listener);
+    tasks.close();
+    if tokio::time::timeout(limits.grace, tasks.wait())
+        .await
+        .is_err()
+    {
+        tracing::warn!(
+            connections = tasks.len(),
+            "requests in flight were cut off at the end of the grace"
+        );
+    }
+}
+
+/// A connection that was accepted and has a slot.
+struct ServedConnection {
+    peer: SocketAddr,
+    slot: Slot,
+    router: Router,
+    memory: Arc<MemoryBudget>,
+}
+
+impl ServedConnection {
+    /// Serves requests until either side ends the connection. Returns why, if it was this side before its time.
+    async fn serve(self, stream: TcpStream, stop: CancellationToken) -> Option<Ending> {
+        tune(&stream);
+        let activity = Arc::clone(self.slot.activity());
+        let owner = Owner {
+            user: None,
+            network: Some(ClientNetwork::from(self.peer.ip())),
+        };
+        let socket = Socket::new(
+            stream,
+            Arc::clone(&activity),
+            Arc::clone(&self.memory),
+            owner,
+        );
+        let service = hyper::service::service_fn(|request| self.answer(request));
+        let connection = http1::Builder::new()
+            // Deadlines are the activity's: they tell a kept connection that idles from a head that is slow.
+            .header_read_timeout(None)
+            .max_buf_size(HEAD_BYTES)
+            .keep_alive(!self.slot.is_for_health())
+            .serve_connection(TokioIo::new(socket), service)
+            .with_upgrades();
+        let mut connection = pin!(connection);
+        let mut timer = pin!(tokio::time::sleep(FAR));
+        let mut is_stopping = false;
+        loop {
+            tokio::select! {
+                biased;
+                served = connection.as_mut() => {
+                    if let Err(error) = served {
+                        tracing::debug!(%error, "connection ended early");
+                    }
+                    return None;
+                }
+                ending = poll_fn(|context| overdue(&activity, timer.as_mut(), context)) => {
+                    return Some(ending);
+                }
+                () = activity.asked_to_leave() => {
+                    // A request may have come in the meantime; it is served.
+                    if activity.readiness_to_leave().is_some() {
+                        return Some(Ending::MadeRoom);
+                    }
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = stop.cancelled(), if !is_stopping => {
+                    is_stopping = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+            }
+        }
+    }
+
+    async fn answer(
+        &self,
+        mut request: hyper::Request<Incoming>,
+    ) -> Result<hyper::Response<AnswerBody>, std::convert::Infallible> {
+        let activity = Arc::clone(self.slot.activity());
+        activity.begin_request();
+        trim_trailing_slash(request.uri_mut());
+        request.extensions_mut().insert(Peer(self.peer));
+        request.extensions_mut().insert(self.slot.clone());
+        let request: Request = request.map(Body::new);
+        let mut response: Response = self.router.clone().call(request).await?;
+        list_options(response.headers_mut());
+        // A connection that has become a WebSocket serves it until both end.
+        let is_last = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        Ok(response.map(|body| AnswerBody {
+            body,
+            activity: (!is_last).then_some(activity),
+        }))
+    }
+}
+
+/// Is ready once the connection has taken too long over something. Looks at the deadline anew each time it is polled, which
+/// is whenever anything happens on the connection; the timer is touched only if it would ring too late.
+fn overdue(
+    activity: &Activity,
+    mut timer: Pin<&mut Sleep>,
+    context: &mut Context<'_>,
+) -> Poll<Ending> {
+    loop {
+        let deadline = activity.deadline();
+        let due = match deadline {
+            Some((at, ending)) if at <= Instant::now() => return Poll::Ready(ending),
+            Some((at, _)) => at,
+            None => Instant::now() + FAR,
+        };
+        if timer.is_elapsed() || timer.deadline() > due.into() {
+            timer.as_mut().reset(due.into());
+        }
+        // One that rang for an older deadline is set for the present one.
+        ready!(timer.as_mut().poll(context));
+    }
+}
+
+/// An answer's body, which notes in the connection's activity when it is gone: all of it was handed over.
+struct AnswerBody {
+    body: Body,
+    activity: Option<Arc<Activity>>,
+}
+
+impl hyper::body::Body for AnswerBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for AnswerBody {
+    fn drop(&mut self) {
+        if let Some(activity) = &self.activity {
+            activity.end_request(Instant::now());
+        }
+    }
+}
+
+/// Nagle's algorithm would hold back small answers; unsent data would take memory for clients that do not read.
+fn tune(stream: &TcpStream) {
+    let socket = socket2::SockRef::from(stream);
+    let tuned = socket.set_tcp_nodelay(true);
+    #[cfg(target_os = "linux")]
+    let tuned = tuned
+        .and_then(|()| socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_DEADLINE)))
+        .and_then(|()| socket.set_tcp_notsent_lowat(UNSENT_BYTES));
+    if let Err(error) = tuned {
+        tracing::debug!(%error, "a connection could not be tuned");
+    }
+}
+
+/// Every route answers with and without a trailing slash; the router knows the form without.
+fn trim_trailing_slash(uri: &mut Uri) {
+    let path = uri.path();
+    if path.len() < 2 || !path.ends_with('/') {
+        return;
+    }
+    let trimmed = &path[..path.len() - 1];
+    let rewritten = match uri.query() {
+        Some(query) => format!("{trimmed}?{query}"),
+        None => trimmed.to_owned(),
+    };
+    // A part of a path that was taken is a path again; `//` alone would not be, and stays as it came.
+    if let Ok(path_and_query) = rewritten.parse() {
+        let mut parts = std::mem::take(uri).into_parts();
+        parts.path_and_query = Some(path_and_query);
+        if let Ok(rewritten) = Uri::from_parts(parts) {
+            *uri = rewritten;
+        }
+    }
+}
+
+/// The router lists the methods that have a handler; `OPTIONS` is answered beside it.
+fn list_options(headers: &mut HeaderMap) {
+    let Some(allow) = headers.get(ALLOW).and_then(|allow| allow.to_str().ok()) else {
+        return;
+    };
+    let methods: Vec<&str> = allow
+        .split(',')
+        .map(str::trim)
+        .filter(|method| !method.is_empty() && *method != "OPTIONS")
+        .collect();
+    let allow = [&methods[..], &["OPTIONS"]].concat().join(", ");
+    if let Ok(allow) = HeaderValue::from_str(&allow) {
+        headers.insert(ALLOW, allow);
+    }
+}
+
+async fn pause_if_exhausted(error: &io::Error) {
+    // A peer that went away before it was accepted concerns nobody.
+    let is_peers_fault = matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionReset
+    );
+    if !is_peers_fault {
+        tracing::warn!(%error, "connections cannot be accepted");
+        tokio::time::sleep(EXHAUSTED_PAUSE).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_trailing_slash_is_trimmed_and_the_query_kept() {
+        for (given, seen) in [
+            ("/api/prompts/", "/api/prompts"),
+            ("/api/prompts/?q=a/", "/api/prompts?q=a/"),
+            ("/api/prompts", "/api/prompts"),
+            ("/", "/"),
+            ("//", "/"),
+            (
+                "http://host/ws/prompts/?token=x",
+                "http://host/ws/prompts?token=x",
+            ),
+            ("/a//", "/a/"),
+        ] {
+            let mut uri: Uri = given.parse().unwrap();
+            trim_trailing_slash(&mut uri);
+            assert_eq!(uri.to_string(), seen, "{given}");
+        }
+    }
+
+    #[test]
+    fn options_is_listed_once_and_last() {
+        for (given, listed) in [
+            ("GET,HEAD", "GET, HEAD, OPTIONS"),
+            ("POST", "POST, OPTIONS"),
+            ("", "OPTIONS"),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(ALLOW, given.parse().unwrap());
+            list_options(&mut headers);
+            assert_eq!(headers[ALLOW], listed);
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! A connection's socket, which notes what goes over it.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::activity::Activity;
+use crate::memory_budget::{MemoryBudget, Owner};
+
+/// A TCP connection whose traffic is noted in its [`Activity`].
+#[derive(Debug)]
+pub struct Socket {
+    stream: TcpStream,
+    activity: Arc<Activity>,
+    budget: Arc<MemoryBudget>,
+    owner: Owner,
+}
+
+impl Socket {
+    /// Notes the traffic of `stream` in `activity`. A long head holds memory of `budget` for `owner`.
+    pub fn new(
+        stream: TcpStream,
+        activity: Arc<Activity>,
+        budget: Arc<MemoryBudget>,
+        owner: Owner,
+    ) -> Self {
+        Self {
+            stream,
+            activity,
+            budget,
+            owner,
+        }
+    }
+
+    fn note_write(&self, outcome: &Poll<io::Result<usize>>) {
+        match outcome {
+            Poll::Ready(Ok(bytes)) => self.activity.note_written(*bytes, Instant::now()),
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => self.activity.note_blocked(Instant::now()),
+        }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let outcome = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let bytes = buffer.filled().len() - before;
+        if bytes > 0 {
+            let reserve = |bytes| self.budget.reserve(self.owner, bytes);
+            self.activity
+                .note_read(bytes, Instant::now(), reserve)
+                .map_err(io::Error::other)?;
+        }
+        outcome
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.note_write(&outcome);
+        outcome
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.note_write(&outcome);
+        outcome
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
