@@ -7,6 +7,7 @@
 pub mod config;
 pub mod domain;
 pub mod error;
+pub mod fair_semaphore;
 pub mod memory_budget;
 pub mod redis;
 pub mod telemetry;
