@@ -58,10 +58,11 @@ test-litellm: build python-env python-env-litellm ## the release binary before L
 test-deploy: python-env-deploy ## image, compose files, workflows and AWS templates: linters, schemas, and stacks made on a stand-in of AWS
 	$(VENV_DEPLOY) -m pytest -c tests/deploy/pytest.ini --rootdir tests/deploy tests/deploy
 
-soak: build python-env ## kill -9 under load and in mid-call KILL_ROUNDS (50) times each, failing servers FAULT_ROUNDS (10) times, a throttle race of 2 minutes
+soak: build python-env ## kill -9 under load and in mid-call KILL_ROUNDS (50) times each, failing servers FAULT_ROUNDS (10) times, a throttle race of 2 minutes, attacks in full
 	KILL_ROUNDS=$(KILL_ROUNDS) $(PYTEST) -s tests/python/test_kill.py tests/python/test_upstream_crash.py
 	THROTTLE_RACE=120 $(PYTEST) -s tests/python/test_replicas_throttle.py
 	FAULT_ROUNDS=$(FAULT_ROUNDS) $(PYTEST) -s tests/python/test_replicas_failures.py
+	ATTACK_SCALE=1 $(PYTEST) -s tests/python/test_attacks.py
 
 bench: bench-engine bench-search bench-store bench-streams bench-service bench-replicas ## every measurement: engine, search, store, streams, service, replicas, each beside its peer
 

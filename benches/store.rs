@@ -251,7 +251,9 @@ async fn reads(store: &SqliteStore, users: &[UserId], model: &ModelId) {
     })
     .await;
     timed("twenty prompts of a user's history", async |n| {
-        store.list_prompts(users[n % users.len()], None, 20).await
+        store
+            .list_prompts(users[n % users.len()], None, 20, usize::MAX)
+            .await
     })
     .await;
     timed("coverage of one user", async |n| {

@@ -5,6 +5,8 @@
 use std::time::Duration;
 
 use crate::domain::{FailureCode, Prompt, PromptId};
+use crate::fair_semaphore::Full;
+use crate::memory_budget::Exhausted;
 
 /// Messages by field, in the order in which the fields were checked.
 pub type FieldErrors = Vec<(&'static str, Vec<String>)>;
@@ -154,6 +156,19 @@ impl Error {
     /// One field, one message.
     pub fn field(name: &'static str, message: impl Into<String>) -> Self {
         Self::InvalidFields(vec![(name, vec![message.into()])])
+    }
+}
+
+impl From<Exhausted> for Error {
+    /// Memory becomes free within seconds, when answers have been read.
+    fn from(_: Exhausted) -> Self {
+        Self::overloaded()
+    }
+}
+
+impl From<Full> for Error {
+    fn from(_: Full) -> Self {
+        Self::overloaded()
     }
 }
 

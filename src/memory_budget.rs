@@ -1,8 +1,11 @@
 //! The account of memory that requests in flight hold: bodies on their way in, answers on their way out.
 //!
 //! What is new is refused when the account is full. What was paid for is always let in, and then new work is refused for
-//! as long as the account is over its limit. No user and no client network holds more than half of the account, so that one
-//! of them cannot shut the others out.
+//! as long as the account is over its limit.
+//!
+//! One who holds much cannot shut out those who hold little: three quarters of the account are for everybody, of which one
+//! user gets half at most. The last quarter is only for those who hold next to nothing, and half of it for those of one
+//! client network.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -11,6 +14,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use crate::domain::{ClientNetwork, UserId};
+
+/// Who holds no more than this, in bytes, is let into the last quarter of the account: an ordinary request or two.
+const LITTLE: usize = 256 << 10;
 
 /// The account is full, for everybody or for the owner that asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,7 +46,6 @@ impl Owner {
 #[derive(Debug)]
 pub struct MemoryBudget {
     most: usize,
-    most_of_one: usize,
     held: Mutex<Held>,
     /// Rings when bytes are given back.
     freed: Notify,
@@ -67,7 +72,6 @@ impl MemoryBudget {
     pub fn new(most: usize) -> Arc<Self> {
         Arc::new(Self {
             most,
-            most_of_one: most / 2,
             held: Mutex::default(),
             freed: Notify::new(),
         })
@@ -76,7 +80,7 @@ impl MemoryBudget {
     /// Holds `bytes` for `owner`.
     ///
     /// # Errors
-    /// [`Exhausted`] if the account, or the owner's half of it, has no room for them.
+    /// [`Exhausted`] if the account, or the owner's part of it, has no room for them.
     pub fn reserve(self: &Arc<Self>, owner: Owner, bytes: usize) -> Result<Reservation, Exhausted> {
         let mut reservation = self.nothing(owner);
         reservation.try_grow(bytes)?;
@@ -91,9 +95,9 @@ impl MemoryBudget {
     }
 
     /// Waits until there is room, then holds `bytes` for `owner`. Who waits must hold nothing, or two of them may wait for
-    /// each other. More than half of the account is waited for until the owner holds nothing else. Cancel safe.
+    /// each other. Whoever wants more than may ever be had gets it when nothing else is held of it. Cancel safe.
     pub async fn reserve_when_free(self: &Arc<Self>, owner: Owner, bytes: usize) -> Reservation {
-        let bytes_that_fit = bytes.min(self.most_of_one);
+        let bytes_that_fit = bytes.min(self.most_of_user());
         loop {
             // Registered before the look, so that nothing given back in between is missed.
             let freed = self.freed.notified();
@@ -108,6 +112,29 @@ impl MemoryBudget {
     /// Bytes held just now.
     pub fn held(&self) -> usize {
         self.lock().all
+    }
+
+    /// What everybody may hold together but for those who hold little.
+    fn most_of_many(&self) -> usize {
+        self.most / 4 * 3
+    }
+
+    fn most_of_user(&self) -> usize {
+        self.most_of_many() / 2
+    }
+
+    /// Whether `owner` may hold `more` bytes.
+    fn has_room(&self, held: &Held, owner: Owner, more: usize) -> bool {
+        let of_user = of(&held.users, owner.user) + more;
+        let of_network = of(&held.networks, owner.network) + more;
+        let is_little = owner.user.is_some() && of_user <= LITTLE;
+        let (most, most_of_network) = if is_little {
+            (self.most, self.most / 8 * 7)
+        } else {
+            (self.most_of_many(), self.most_of_many())
+        };
+        let all = held.all.saturating_add(more);
+        all <= most && of_network <= most_of_network && of_user <= self.most_of_user()
     }
 
     fn nothing(self: &Arc<Self>, owner: Owner) -> Reservation {
@@ -131,17 +158,25 @@ impl Reservation {
     /// [`Exhausted`] if there is no room for them; what was held before is held still.
     pub fn try_grow(&mut self, more: usize) -> Result<(), Exhausted> {
         let mut held = self.budget.lock();
-        let has_room = |held: usize, most: usize| held.saturating_add(more) <= most;
-        let of_one = self.budget.most_of_one;
-        if !has_room(held.all, self.budget.most)
-            || !has_room(of(&held.users, self.owner.user), of_one)
-            || !has_room(of(&held.networks, self.owner.network), of_one)
-        {
+        if !self.budget.has_room(&held, self.owner, more) {
             return Err(Exhausted);
         }
         held.add(self.owner, more);
         self.bytes += more;
         Ok(())
+    }
+
+    /// Holds `bytes` from now on, fewer or more than before.
+    ///
+    /// # Errors
+    /// [`Exhausted`] if there is no room for more; what was held before is held still.
+    pub fn try_resize(&mut self, bytes: usize) -> Result<(), Exhausted> {
+        if bytes > self.bytes {
+            self.try_grow(bytes - self.bytes)
+        } else {
+            self.resize(bytes);
+            Ok(())
+        }
     }
 
     /// Holds `more` bytes whether there is room or not; see [`MemoryBudget::hold`].
@@ -224,61 +259,83 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_does_not_fit_is_refused_and_what_is_dropped_makes_room() {
-        let budget = MemoryBudget::new(100);
-        let alice = budget.reserve(Owner::user(ALICE), 50).unwrap();
-        let bob = budget.reserve(Owner::user(BOB), 50).unwrap();
-        assert_eq!(budget.reserve(Owner::default(), 1).unwrap_err(), Exhausted);
-        drop(alice);
-        assert_eq!(budget.held(), 50);
-        let nobody = budget.reserve(Owner::default(), 50).unwrap();
-        drop((bob, nobody));
-        assert_eq!(budget.held(), 0);
-        assert!(budget.lock().users.is_empty());
+    const MIB: usize = 1 << 20;
+
+    fn may_hold(budget: &Arc<MemoryBudget>, owner: Owner, bytes: usize) -> bool {
+        budget.reserve(owner, bytes).is_ok()
     }
 
     #[test]
-    fn no_user_and_no_network_holds_more_than_half() {
-        let budget = MemoryBudget::new(100);
-        let mut alice = budget.reserve(from_home(ALICE), 40).unwrap();
-        assert_eq!(alice.try_grow(11), Err(Exhausted));
-        assert_eq!(budget.reserve(from_home(BOB), 11).unwrap_err(), Exhausted);
-        alice.try_grow(10).unwrap();
+    fn what_does_not_fit_is_refused_and_what_is_dropped_makes_room() {
+        let budget = MemoryBudget::new(8 * MIB);
+        let alice = budget.reserve(Owner::user(ALICE), 3 * MIB).unwrap();
+        let bob = budget.reserve(Owner::user(BOB), 3 * MIB).unwrap();
+        assert_eq!(budget.reserve(Owner::default(), 1).unwrap_err(), Exhausted);
+        drop(alice);
+        assert_eq!(budget.held(), 3 * MIB);
+        let nobody = budget.reserve(Owner::default(), 3 * MIB).unwrap();
+        drop((bob, nobody));
+        assert_eq!(budget.held(), 0);
+        assert!(budget.lock().users.is_empty() && budget.lock().networks.is_empty());
+    }
+
+    #[test]
+    fn no_user_holds_more_than_half_of_what_is_for_everybody() {
+        let budget = MemoryBudget::new(8 * MIB);
+        let mut alice = budget.reserve(from_home(ALICE), 2 * MIB).unwrap();
+        assert_eq!(alice.try_grow(MIB + 1), Err(Exhausted));
+        assert_eq!(budget.held(), 2 * MIB);
+        alice.try_grow(MIB).unwrap();
+        assert!(!may_hold(&budget, from_home(ALICE), 1));
+        assert!(may_hold(&budget, from_home(BOB), 3 * MIB));
+    }
+
+    #[test]
+    fn who_holds_little_is_let_in_when_what_is_for_everybody_is_used_up() {
+        let budget = MemoryBudget::new(8 * MIB);
+        let _alice = budget.reserve(from_home(ALICE), 3 * MIB).unwrap();
+        let _bob = budget.reserve(from_home(BOB), 3 * MIB).unwrap();
+        let carol = |bytes| may_hold(&budget, from_home(UserId(3)), bytes);
+        assert!(carol(LITTLE) && !carol(LITTLE + 1));
+        let little = |user| budget.reserve(from_home(UserId(user)), LITTLE);
+        let of_home: Vec<_> = (3..99).map_while(|user| little(user).ok()).collect();
         assert_eq!(
-            budget.reserve(from_home(BOB), 1).unwrap_err(),
-            Exhausted,
-            "another user of the same network"
+            of_home.len(),
+            MIB / LITTLE,
+            "half of the rest is one network's"
         );
-        assert!(budget.reserve(Owner::user(BOB), 50).is_ok());
+        assert!(!carol(1));
+        assert!(may_hold(&budget, Owner::user(UserId(200)), LITTLE));
     }
 
     #[test]
     fn what_was_paid_for_is_held_beyond_the_limit_and_keeps_new_work_out() {
-        let budget = MemoryBudget::new(100);
-        let mut paid = budget.hold(Owner::user(ALICE), 90);
-        paid.grow(60);
-        assert_eq!(budget.held(), 150);
-        assert_eq!(budget.reserve(Owner::user(BOB), 1).unwrap_err(), Exhausted);
-        paid.resize(20);
-        assert_eq!(budget.held(), 20);
-        assert!(budget.reserve(Owner::user(BOB), 50).is_ok());
+        let budget = MemoryBudget::new(8 * MIB);
+        let mut paid = budget.hold(Owner::user(ALICE), 7 * MIB);
+        paid.grow(2 * MIB);
+        assert_eq!(budget.held(), 9 * MIB);
+        assert!(!may_hold(&budget, Owner::user(BOB), 1));
+        paid.resize(MIB);
+        assert_eq!(budget.held(), MIB);
+        assert!(may_hold(&budget, Owner::user(BOB), 3 * MIB));
     }
 
     #[tokio::test]
     async fn who_waits_is_let_in_when_there_is_room() {
-        let budget = MemoryBudget::new(100);
-        let first = budget.reserve(Owner::user(ALICE), 50).unwrap();
-        let mut waiting = Box::pin(budget.reserve_when_free(Owner::user(ALICE), 30));
+        let budget = MemoryBudget::new(8 * MIB);
+        let first = budget.reserve(Owner::user(ALICE), 3 * MIB).unwrap();
+        let mut waiting = Box::pin(budget.reserve_when_free(Owner::user(ALICE), MIB));
         let has_waited =
             poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context).is_pending()));
         assert!(has_waited.await);
         drop(first);
-        let reservation = waiting.await;
-        assert_eq!(budget.held(), 30);
-        drop(reservation);
-        let large = budget.reserve_when_free(Owner::user(ALICE), 70).await;
-        assert_eq!(budget.held(), 70, "more than half is held by one alone");
+        drop(waiting.await);
+        let large = budget.reserve_when_free(Owner::user(ALICE), 5 * MIB).await;
+        assert_eq!(
+            budget.held(),
+            5 * MIB,
+            "more than ever fits is held by one alone"
+        );
         drop(large);
     }
 }

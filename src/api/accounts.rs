@@ -15,7 +15,7 @@ use utoipa_axum::routes;
 
 use super::authenticate::{SESSION_COOKIE, session_secret};
 use super::error::ApiError;
-use super::extract::{Body, ClientAddress, is_tls};
+use super::extract::{Body, ClientAddress, Form, is_tls};
 use super::state::AppState;
 use crate::config::CookieSecure;
 use crate::domain::{ClientNetwork, Timestamp};
@@ -64,6 +64,10 @@ pub struct RegisterRequest {
     password: String,
 }
 
+impl Form for RegisterRequest {
+    const FIELDS: &'static [&'static str] = &["username", "email", "password"];
+}
+
 /// An account.
 #[derive(Serialize, ToSchema)]
 pub struct UserResponse {
@@ -93,6 +97,10 @@ pub struct LogInRequest {
     session: bool,
 }
 
+impl Form for LogInRequest {
+    const FIELDS: &'static [&'static str] = &["username", "password", "session"];
+}
+
 /// What a login gives.
 #[derive(Serialize, ToSchema)]
 pub struct TokenPairResponse {
@@ -110,6 +118,10 @@ pub struct RefreshRequest {
     refresh: String,
 }
 
+impl Form for RefreshRequest {
+    const FIELDS: &'static [&'static str] = &["refresh"];
+}
+
 /// A new access token.
 #[derive(Serialize, ToSchema)]
 pub struct AccessTokenResponse {
@@ -123,6 +135,10 @@ pub struct LogOutRequest {
     /// The refresh token to end.
     #[schema(pattern = r"^[^\x00]*$")]
     refresh: Option<String>,
+}
+
+impl Form for LogOutRequest {
+    const FIELDS: &'static [&'static str] = &["refresh"];
 }
 
 /// A pass for one WebSocket.
@@ -146,7 +162,7 @@ pub struct TicketResponse {
 async fn register(
     State(state): State<AppState>,
     _: RegisterAdmitted,
-    Body(mut fields): Body,
+    Body { mut fields, .. }: Body<RegisterRequest>,
 ) -> Result<Response, ApiError> {
     let user = state
         .accounts
@@ -183,7 +199,7 @@ async fn log_in(
     State(state): State<AppState>,
     ClientAddress(address): ClientAddress,
     parts: Parts,
-    Body(mut fields): Body,
+    Body { mut fields, .. }: Body<LogInRequest>,
 ) -> Result<Response, ApiError> {
     let (username, password) = (fields.text("username"), fields.text("password"));
     let wants_session = fields.flag("session");
@@ -223,7 +239,7 @@ async fn log_in(
 )]
 async fn refresh(
     State(state): State<AppState>,
-    Body(mut fields): Body,
+    Body { mut fields, .. }: Body<RefreshRequest>,
 ) -> Result<Response, ApiError> {
     let token = fields.text("refresh");
     fields.check()?;
@@ -248,7 +264,7 @@ async fn refresh(
 async fn log_out(
     State(state): State<AppState>,
     parts: Parts,
-    Body(mut fields): Body,
+    Body { mut fields, .. }: Body<LogOutRequest>,
 ) -> Result<Response, ApiError> {
     let token = fields.optional_text("refresh");
     fields.check()?;

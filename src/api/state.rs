@@ -10,6 +10,7 @@ use tokio_util::task::TaskTracker;
 use super::openapi::Documents;
 use crate::config::ServerConfig;
 use crate::domain::{ClientNetwork, UserId};
+use crate::fair_semaphore::FairSemaphore;
 use crate::memory_budget::MemoryBudget;
 use crate::realtime::{Broker, Hub};
 use crate::services::accounts::Accounts;
@@ -46,6 +47,8 @@ pub struct State {
     pub register_throttle: Arc<dyn Throttle<ClientNetwork>>,
     /// The account of what requests in flight hold.
     pub memory: Arc<MemoryBudget>,
+    /// Who reads prompts from the store; users take turns.
+    pub reads: Arc<FairSemaphore<UserId>>,
     /// The longest prompt or query, in characters.
     pub max_prompt_chars: usize,
     /// Counts.

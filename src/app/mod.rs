@@ -27,6 +27,7 @@ use crate::config::{Config, UpstreamConfig};
 use crate::credentials::{HashPool, Keys};
 use crate::data_dir::{self, DataDir};
 use crate::embed::{self, BackgroundEmbedder, Embedder, Engine};
+use crate::fair_semaphore::FairSemaphore;
 use crate::llm;
 use crate::memory_budget::MemoryBudget;
 use crate::realtime::Hub;
@@ -41,6 +42,11 @@ use crate::telemetry::Metrics;
 
 /// Logins that may wait for a thread: about two seconds of hashing on two cores, after which a client had better come back.
 const LOGIN_QUEUE: usize = 256;
+/// Prompts that are read from the store and written as JSON at once: enough to keep a store's readers busy, and few enough
+/// that one user's large answers do not hold up another's small one.
+const READS_AT_ONCE: usize = 16;
+/// Requests that may wait for their turn to read, of all users.
+const READS_WAITING: usize = 4096;
 /// File descriptors that are not connections: the database, the log, the listeners, with room to spare.
 const OTHER_FILES: u64 = 128;
 
@@ -129,6 +135,8 @@ impl App {
         ));
         let mut replica = [0; 16];
         getrandom::fill(&mut replica).context("the system's source of randomness")?;
+        let memory = MemoryBudget::new(config.server.request_memory);
+        let reads = FairSemaphore::new(READS_AT_ONCE, READS_WAITING);
         let prompts = Prompts::new(prompts::Parts {
             store: Arc::clone(&prompt_store),
             call_store: Arc::clone(&store.calls),
@@ -139,6 +147,7 @@ impl App {
             reembedding: Arc::clone(&progress),
             llm: Arc::clone(&llm),
             calls: config.calls,
+            memory: Arc::clone(&memory),
             broker: Arc::clone(&shared.broker),
             encoders: api::EVENT_ENCODERS,
             metrics: Arc::clone(&metrics),
@@ -150,6 +159,8 @@ impl App {
             model: model.clone(),
             similarity: Arc::clone(&similarity),
             scope: config.search.scope,
+            reads: Arc::clone(&reads),
+            memory: Arc::clone(&memory),
             reembedding: progress,
             metrics: Arc::clone(&metrics),
         });
@@ -183,7 +194,6 @@ impl App {
             proxies: config.server.trusted_proxies.clone(),
         };
         let connections = Connections::new(bounds, metrics.http_connections.clone());
-        let memory = MemoryBudget::new(config.server.request_memory);
         let state = Arc::new(api::State {
             server: config.server,
             accounts,
@@ -199,6 +209,7 @@ impl App {
             prompt_throttle: shared.prompt_throttle,
             register_throttle: shared.register_throttle,
             memory,
+            reads,
             max_prompt_chars: config.max_prompt_chars,
             metrics,
             documents: Documents::make(),

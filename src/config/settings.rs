@@ -165,7 +165,7 @@ pub struct Settings {
     #[arg(long, env, value_parser = clap::value_parser!(u32).range(1..=1_000_000), global = true)]
     pub max_connections_per_network: Option<u32>,
 
-    /// Memory for request bodies and answers in flight (64MiB, 1GiB), half of it for one user or client network at most; beyond it 503
+    /// Memory for request bodies and answers in flight (64MiB, 1GiB); beyond it requests are answered 503
     #[arg(long, env, default_value = "128MiB", global = true)]
     pub request_memory: ByteSize,
 

@@ -103,3 +103,10 @@ pub struct Prompt {
     /// When the post was accepted.
     pub created_at: Timestamp,
 }
+
+impl Prompt {
+    /// Bytes of the prompt and its answer together.
+    pub fn text_bytes(&self) -> usize {
+        self.prompt.len() + self.response.as_ref().map_or(0, String::len)
+    }
+}

@@ -206,6 +206,24 @@ pub struct Unembedded {
     pub prompt: String,
 }
 
+/// One page of a user's prompts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PromptPage {
+    /// Newest first.
+    pub prompts: Vec<Prompt>,
+    /// Whether there are older ones.
+    pub has_more: bool,
+}
+
+/// What was read of several prompts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PromptsRead {
+    /// The first ones.
+    pub whole: Vec<Prompt>,
+    /// Those after them, with the bytes of each one's texts.
+    pub rest: Vec<(PromptId, usize)>,
+}
+
 /// The store's counters at one moment. Totals count from its opening.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stats {
@@ -232,15 +250,23 @@ pub trait PromptStore: Send + Sync {
     async fn prompt(&self, user_id: UserId, id: PromptId) -> Result<Option<Prompt>, Error>;
 
     /// Up to `limit` of the user's prompts of any status, newest (highest id) first, with ids below `before` (all if `None`).
+    /// Ends before their texts are more than `text_bytes` together, but holds one prompt at least if there is one.
     async fn list_prompts(
         &self,
         user_id: UserId,
         before: Option<PromptId>,
         limit: usize,
-    ) -> Result<Vec<Prompt>, Error>;
+        text_bytes: usize,
+    ) -> Result<PromptPage, Error>;
 
-    /// Those of the given prompts that exist and, if `owner` is given, are its own; in no order.
-    async fn prompts(&self, owner: Option<UserId>, ids: &[PromptId]) -> Result<Vec<Prompt>, Error>;
+    /// Those of the given prompts that exist and, if `owner` is given, are its own, each once and in the order given. The
+    /// first ones come whole, as long as their texts are no more than `text_bytes` together; of the others the size is told.
+    async fn prompts(
+        &self,
+        owner: Option<UserId>,
+        ids: &[PromptId],
+        text_bytes: usize,
+    ) -> Result<PromptsRead, Error>;
 
     /// Deletes the user's prompt and its vector; `None` if there is none or it is another user's.
     async fn delete_prompt(

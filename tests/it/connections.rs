@@ -3,7 +3,7 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::{App, Client, DEADLINE, spawn_app};
+use crate::support::{App, Client, DEADLINE, User, spawn_app};
 
 /// A connection that sends nothing.
 async fn silent(app: &App) -> TcpStream {
@@ -128,4 +128,180 @@ async fn a_head_with_a_long_query_is_read_and_one_without_end_refused() {
         .await;
     assert_eq!(refused.status, 431);
     assert_eq!(alice.all_prompts().await, Vec::<serde_json::Value>::new());
+}
+
+/// Text that takes six times as many bytes as JSON: the longest answers for what is stored.
+fn control_characters(count: usize) -> String {
+    "\u{1}".repeat(count)
+}
+
+/// A user with that many prompts of the greatest length, of control characters.
+async fn with_large_prompts(app: &App, name: &str, count: usize) -> User {
+    let user = app.user(name).await;
+    for n in 0..count {
+        user.prompt(&format!("{n} {}", control_characters(31_000)))
+            .await;
+    }
+    user
+}
+
+/// A connection that has asked for `path` and reads nothing of the answer.
+async fn unread(app: &App, user: &User, path: &str) -> TcpStream {
+    let mut stream = silent(app).await;
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {}\r\n\r\n",
+        user.access
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream
+}
+
+#[tokio::test]
+async fn a_search_that_finds_long_texts_is_answered_whole() {
+    let app = spawn_app(|_| ()).await;
+    let alice = with_large_prompts(&app, "alice", 12).await;
+    let found = alice.search("anything", 100).await;
+    assert!(found.body.len() > 12 * 31_000 * 2 * 6, "all of it");
+    let results = found.json()["results"].clone();
+    let results = results.as_array().unwrap();
+    assert_eq!(results.len(), 12);
+    let scores: Vec<f64> = results
+        .iter()
+        .map(|r| r["score"].as_f64().unwrap())
+        .collect();
+    assert!(scores.is_sorted_by(|a, b| a >= b), "{scores:?}");
+    let mut ids = found.ids();
+    ids.sort_unstable();
+    assert_eq!(ids, (1..=12).collect::<Vec<_>>());
+    for result in results {
+        let shown = alice
+            .get(&format!("/api/prompts/{}/", result["id"]))
+            .send()
+            .await
+            .json();
+        assert_eq!(result["prompt"], shown["prompt"]);
+        assert_eq!(result["response"], shown["response"]);
+    }
+    eventually!(app.metric("request_memory_bytes").await == Some(0.0));
+}
+
+#[tokio::test]
+async fn answers_that_nobody_reads_leave_memory_to_others() {
+    const BUDGET: usize = 16 << 20;
+    let app = spawn_app(|config| config.server.request_memory = BUDGET).await;
+    let alice = with_large_prompts(&app, "alice", 12).await;
+    let bob = app.user("bob").await;
+    let mut kept = Vec::new();
+    for n in 0..60 {
+        let path = [
+            "/api/prompts/?limit=100",
+            "/api/prompts/similar/?q=x&k=100",
+            "/api/prompts/1/",
+        ][n % 3];
+        kept.push(unread(&app, &alice, path).await);
+    }
+    // The lists alone, 900 KB each, would be more.
+    eventually!(app.metric("request_memory_bytes").await > Some((BUDGET / 4) as f64));
+    let refused = async || alice.get("/api/prompts/?limit=100").send().await;
+    eventually!(refused().await.status == 503);
+    let refused = refused().await;
+    assert_eq!(refused.json()["code"], "overloaded");
+    assert!(refused.header("retry-after").is_some());
+    assert!(app.metric("request_memory_bytes").await <= Some((BUDGET / 8 * 3) as f64));
+    let id = bob.prompt("from somebody else").await;
+    assert_eq!(bob.similar("somebody", 1).await, [id]);
+    assert_eq!(bob.all_prompts().await.len(), 1);
+    drop(kept);
+    eventually!(app.metric("request_memory_bytes").await == Some(0.0));
+    assert_eq!(alice.all_prompts().await.len(), 12);
+}
+
+#[tokio::test]
+async fn unfinished_bodies_leave_memory_to_others() {
+    const BUDGET: usize = 16 << 20;
+    let app = spawn_app(|config| config.server.request_memory = BUDGET).await;
+    let (alice, bob) = (app.user("alice").await, app.user("bob").await);
+    let half = vec![b'x'; 500_000];
+    let mut kept = Vec::new();
+    let mut refused = 0;
+    for _ in 0..40 {
+        let mut stream = silent(&app).await;
+        let head = format!(
+            "POST /api/prompts/ HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {}\r\n\
+             content-type: application/json\r\ncontent-length: 1000000\r\n\r\n",
+            alice.access
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&half).await.unwrap();
+        kept.push(stream);
+    }
+    eventually!(app.metric("request_memory_bytes").await > Some((BUDGET / 4) as f64));
+    assert!(app.metric("request_memory_bytes").await <= Some((BUDGET / 8 * 3) as f64));
+    bob.prompt("from somebody else").await;
+    for mut stream in kept {
+        if stream.write_all(&half).await.is_err() {
+            continue;
+        }
+        let mut status = [0; 12];
+        if stream.read_exact(&mut status).await.is_ok() && &status == b"HTTP/1.1 503" {
+            refused += 1;
+        }
+    }
+    assert!(refused > 0);
+    eventually!(app.metric("request_memory_bytes").await == Some(0.0));
+}
+
+#[tokio::test]
+async fn bodies_of_the_account_routes_are_small_and_wide_forms_refused() {
+    let app = spawn_app(|_| ()).await;
+    let alice = app.user("alice").await;
+    let large = format!("{{\"refresh\": \"{}\"}}", "x".repeat(17_000));
+    for path in ["register", "login", "refresh", "logout"] {
+        let answer = app
+            .post(&format!("/api/auth/{path}/"))
+            .body("application/json", large.clone())
+            .send()
+            .await;
+        assert_eq!(answer.status, 413, "{path}");
+        assert_eq!(
+            answer.json()["detail"],
+            "The request body is larger than 16 KiB."
+        );
+    }
+    let wide: String = (0..1001).map(|n| format!("f{n}=&")).collect();
+    let form = "application/x-www-form-urlencoded";
+    let answer = app
+        .post("/api/auth/refresh/")
+        .body(form, wide.clone())
+        .send()
+        .await;
+    assert_eq!(answer.status, 400);
+    assert_eq!(
+        answer.json()["detail"],
+        "The form has more than 1000 fields."
+    );
+    let answer = alice.post("/api/prompts/").body(form, wide).send().await;
+    assert_eq!(answer.status, 400);
+    let parts: String = (0..1001)
+        .map(|n| format!("--b\r\ncontent-disposition: form-data; name=\"f{n}\"\r\n\r\n\r\n"))
+        .collect();
+    let answer = alice
+        .post("/api/prompts/")
+        .body("multipart/form-data; boundary=b", parts + "--b--\r\n")
+        .send()
+        .await;
+    assert_eq!(
+        answer.json()["detail"],
+        "The form has more than 1000 fields."
+    );
+    // Names that nobody asks for are passed over, however many they are.
+    let names: String = (0..40_000).map(|n| format!("\"n{n}\": {{}}, ")).collect();
+    let body = format!("{{{names}\"prompt\": \"first\", \"\\u0070rompt\": \"last\"}}");
+    let answer = alice
+        .post("/api/prompts/")
+        .body("application/json", body)
+        .send()
+        .await;
+    assert_eq!(answer.status, 201);
+    assert_eq!(answer.json()["prompt"], "last");
 }

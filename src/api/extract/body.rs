@@ -1,63 +1,95 @@
-//! Request bodies: bounded in size and time, and read as what their content type says.
+//! Request bodies: bounded in size, time and memory, and read as what their content type says.
 
-use std::collections::HashMap;
+use std::marker::PhantomData;
 use std::time::Duration;
 
-use axum::extract::{FromRequest, Request};
+use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
 use axum::http::{HeaderMap, StatusCode};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::fields::{Field, Fields};
+use super::owner::RequestOwner;
 use crate::api::error::ApiError;
+use crate::api::state::AppState;
+use crate::error::Error;
+use crate::memory_budget::Reservation;
 
-/// The largest body that is taken, in bytes.
-pub const MAX_BODY_BYTES: usize = 1 << 20;
+/// The largest body of a route that takes names, passwords and tokens, in bytes: a password has up to 4 KiB of UTF-8, which
+/// JSON may write with three times as many.
+const SMALL_BODY_BYTES: usize = 16 << 10;
 /// How long a body may take to arrive. A megabyte in this time is 35 kB/s, slower than any network worth serving.
 const READ_DEADLINE: Duration = Duration::from_secs(30);
 /// What is read and thrown away of a body that is too large, so that its sender gets to read the answer.
 const MAX_DRAINED_BYTES: usize = 16 << 20;
 /// How long that may take.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
+/// The most fields of a form. Django has the same bound.
+const MAX_FORM_FIELDS: usize = 1000;
+/// The room that is made for a body before any of it has come, in bytes.
+const FIRST_ROOM: usize = 4 << 10;
+
+/// What a route wants of a body.
+pub trait Form: Send {
+    /// The names of the fields. Others are passed over and take no memory.
+    const FIELDS: &'static [&'static str];
+    /// The most bytes of the body.
+    const MAX_BYTES: usize = SMALL_BODY_BYTES;
+}
 
 /// A request's fields, whatever form they came in: JSON, form-encoded or multipart. An empty body has none.
-pub struct Body(pub Fields);
+pub struct Body<F> {
+    /// The fields that the route wants, as far as they came.
+    pub fields: Fields,
+    /// What the body holds in the account of memory in flight.
+    pub memory: Reservation,
+    form: PhantomData<fn() -> F>,
+}
 
-impl<S: Send + Sync> FromRequest<S> for Body {
+impl<F: Form> FromRequest<AppState> for Body<F> {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
-        let headers = request.headers().clone();
-        let body = request.into_body();
-        if body.is_end_stream() {
-            return Ok(Self(Fields::default()));
-        }
-        let form = Form::of(&headers)?;
-        let bytes = read(&headers, body).await?;
-        if bytes.is_empty() {
-            return Ok(Self(Fields::default()));
-        }
-        let fields = match form {
-            Form::Json => json_fields(&bytes)?,
-            Form::UrlEncoded => form_urlencoded::parse(&bytes)
-                .map(|(name, value)| (name.into_owned(), Field::Text(value.into_owned())))
-                .collect(),
-            Form::Multipart { boundary } => multipart_fields(bytes, boundary).await?,
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        let (mut parts, body) = request.into_parts();
+        let Ok(RequestOwner(owner)) = RequestOwner::from_request_parts(&mut parts, state).await;
+        let memory = state.memory.hold(owner, 0);
+        let mut read = Self {
+            fields: Fields::default(),
+            memory,
+            form: PhantomData,
         };
-        Ok(Self(fields))
+        if body.is_end_stream() {
+            return Ok(read);
+        }
+        let encoding = Encoding::of(&parts.headers)?;
+        let bytes = read_bytes(&parts.headers, body, F::MAX_BYTES, &mut read.memory).await?;
+        let length = bytes.len();
+        if length > 0 {
+            read.fields = match encoding {
+                Encoding::Json => json_fields(&bytes, F::FIELDS)?,
+                Encoding::UrlEncoded => form_fields(&bytes, F::FIELDS)?,
+                Encoding::Multipart { boundary } => {
+                    multipart_fields(bytes.into(), boundary, F::FIELDS).await?
+                }
+            };
+        }
+        // The fields' texts are copies, and the bytes they came in are gone.
+        read.memory.resize(read.fields.text_bytes());
+        Ok(read)
     }
 }
 
-enum Form {
+enum Encoding {
     Json,
     UrlEncoded,
     Multipart { boundary: String },
 }
 
-impl Form {
+impl Encoding {
     fn of(headers: &HeaderMap) -> Result<Self, ApiError> {
         let unsupported = || {
             ApiError::plain(
@@ -88,17 +120,23 @@ impl Form {
     }
 }
 
-async fn read(headers: &HeaderMap, mut body: axum::body::Body) -> Result<Bytes, ApiError> {
+/// Reads a body of at most `most` bytes, holding what it takes in `memory`.
+async fn read_bytes(
+    headers: &HeaderMap,
+    mut body: axum::body::Body,
+    most: usize,
+    memory: &mut Reservation,
+) -> Result<Vec<u8>, ApiError> {
     let too_large = || {
         ApiError::plain(
             StatusCode::PAYLOAD_TOO_LARGE,
-            "The request body is larger than 1 MiB.",
+            format!("The request body is larger than {}.", size(most)),
         )
     };
     let declared = headers
         .get(CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    let is_too_large = declared.is_some_and(|length| length > MAX_BODY_BYTES as u64);
+    let is_too_large = declared.is_some_and(|length| length > most as u64);
     // Who asks before sending is told at once and sends nothing.
     if is_too_large && headers.contains_key(EXPECT) {
         return Err(too_large());
@@ -107,7 +145,7 @@ async fn read(headers: &HeaderMap, mut body: axum::body::Body) -> Result<Bytes, 
         drain(&mut body).await;
         return Err(too_large());
     }
-    let mut bytes = BytesMut::new();
+    let mut bytes = Vec::new();
     let deadline = tokio::time::Instant::now() + READ_DEADLINE;
     loop {
         let frame = tokio::time::timeout_at(deadline, body.frame())
@@ -120,7 +158,7 @@ async fn read(headers: &HeaderMap, mut body: axum::body::Body) -> Result<Bytes, 
                 .closing()
             })?;
         match frame {
-            None => return Ok(bytes.freeze()),
+            None => return Ok(bytes),
             // A broken chunk, or a client that went away in the middle.
             Some(Err(_)) => {
                 return Err(ApiError::bad_request("The request body could not be read.").closing());
@@ -129,14 +167,39 @@ async fn read(headers: &HeaderMap, mut body: axum::body::Body) -> Result<Bytes, 
                 let Ok(data) = frame.into_data() else {
                     continue;
                 };
-                if bytes.len() + data.len() > MAX_BODY_BYTES {
+                if bytes.len() + data.len() > most {
                     drain(&mut body).await;
                     return Err(too_large());
                 }
-                // A body in one piece, which is nearly every one, is not copied by hand twice.
+                make_room(&mut bytes, data.len(), most, memory)?;
                 bytes.extend_from_slice(&data);
             }
         }
+    }
+}
+
+/// Makes room for `more` bytes, doubling what there is, and no more than comes of `most` in all.
+fn make_room(
+    bytes: &mut Vec<u8>,
+    more: usize,
+    most: usize,
+    memory: &mut Reservation,
+) -> Result<(), Error> {
+    let (wanted, room) = (bytes.len() + more, bytes.capacity());
+    if wanted > room {
+        let room_then = (room * 2).max(FIRST_ROOM).min(most).max(wanted);
+        memory.try_grow(room_then - room)?;
+        bytes.reserve_exact(room_then - bytes.len());
+    }
+    Ok(())
+}
+
+/// A size as the texts of errors have it.
+fn size(bytes: usize) -> String {
+    if bytes >= 1 << 20 {
+        format!("{} MiB", bytes >> 20)
+    } else {
+        format!("{} KiB", bytes >> 10)
     }
 }
 
@@ -161,16 +224,18 @@ pub async fn drain<B: hyper::body::Body<Data = Bytes> + Unpin>(body: &mut B) -> 
         .unwrap_or(false)
 }
 
-/// Reads an object's fields as they were written, whatever their depth: nothing is built of what nobody asks for.
-fn json_fields(bytes: &[u8]) -> Result<Fields, ApiError> {
+/// Reads the wanted fields of an object as they were written, whatever their depth. Of a name that comes twice the last
+/// counts.
+fn json_fields(bytes: &[u8], wanted: &'static [&'static str]) -> Result<Fields, ApiError> {
     let whole: &RawValue = serde_json::from_slice(bytes).map_err(parse_error)?;
     let kind = match first_byte(whole) {
         b'{' => {
-            let fields: HashMap<String, &RawValue> =
-                serde_json::from_str(whole.get()).map_err(parse_error)?;
-            return fields
+            let mut json = serde_json::Deserializer::from_str(whole.get());
+            let members = serde::Deserializer::deserialize_map(&mut json, Members { wanted })
+                .map_err(parse_error)?;
+            return members
                 .into_iter()
-                .map(|(name, value)| Ok((name, json_field(value)?)))
+                .map(|(name, value)| Ok((name.to_owned(), json_field(value)?)))
                 .collect();
         }
         b'n' => return Err(ApiError::non_field("No data provided".to_owned())),
@@ -183,6 +248,59 @@ fn json_fields(bytes: &[u8]) -> Result<Fields, ApiError> {
     Err(ApiError::non_field(format!(
         "Invalid data. Expected a dictionary, but got {kind}."
     )))
+}
+
+/// Keeps the wanted members of an object, so that one with very many names takes no memory for the others.
+struct Members {
+    wanted: &'static [&'static str],
+}
+
+impl<'de> Visitor<'de> for Members {
+    type Value = Vec<(&'static str, &'de RawValue)>;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut members: Self::Value = Vec::new();
+        while let Some(name) = map.next_key::<Name<'de>>()? {
+            let Some(name) = self.wanted.iter().find(|wanted| **wanted == name.0) else {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            };
+            let value = map.next_value()?;
+            match members.iter_mut().find(|(known, _)| known == name) {
+                Some(known) => known.1 = value,
+                None => members.push((*name, value)),
+            }
+        }
+        Ok(members)
+    }
+}
+
+/// A member's name; borrowed unless it is written with escapes.
+#[derive(serde::Deserialize)]
+struct Name<'a>(#[serde(borrow)] std::borrow::Cow<'a, str>);
+
+fn form_fields(bytes: &[u8], wanted: &'static [&'static str]) -> Result<Fields, ApiError> {
+    let mut fields = Fields::default();
+    for (number, (name, value)) in form_urlencoded::parse(bytes).enumerate() {
+        check_count(number)?;
+        if wanted.contains(&name.as_ref()) {
+            fields.insert(name.into_owned(), Field::Text(value.into_owned()));
+        }
+    }
+    Ok(fields)
+}
+
+/// Refuses the field of that number, counted from 0, if it is one too many.
+fn check_count(number: usize) -> Result<(), ApiError> {
+    if number < MAX_FORM_FIELDS {
+        Ok(())
+    } else {
+        Err(ApiError::bad_request("The form has more than 1000 fields."))
+    }
 }
 
 fn json_field(value: &RawValue) -> Result<Field, ApiError> {
@@ -210,7 +328,11 @@ fn parse_error(error: serde_json::Error) -> ApiError {
     ))
 }
 
-async fn multipart_fields(bytes: Bytes, boundary: String) -> Result<Fields, ApiError> {
+async fn multipart_fields(
+    bytes: Bytes,
+    boundary: String,
+    wanted: &'static [&'static str],
+) -> Result<Fields, ApiError> {
     let broken = |_: multer::Error| {
         ApiError::bad_request("Multipart form parse error - the body is malformed.")
     };
@@ -218,8 +340,12 @@ async fn multipart_fields(bytes: Bytes, boundary: String) -> Result<Fields, ApiE
         futures_util::stream::once(std::future::ready(Ok::<_, std::convert::Infallible>(bytes)));
     let mut multipart = multer::Multipart::new(whole, boundary);
     let mut fields = Fields::default();
+    let mut number = 0;
     while let Some(part) = multipart.next_field().await.map_err(broken)? {
-        let Some(name) = part.name().map(str::to_owned) else {
+        check_count(number)?;
+        number += 1;
+        let name = part.name().filter(|name| wanted.contains(name));
+        let Some(name) = name.map(str::to_owned) else {
             continue;
         };
         let is_file = part.file_name().is_some();

@@ -42,6 +42,15 @@ impl Fields {
         self.fields.insert(name, field);
     }
 
+    /// Bytes of text in all fields together.
+    pub fn text_bytes(&self) -> usize {
+        let bytes = |field: &Field| match field {
+            Field::Text(text) | Field::Number(text) => text.len(),
+            Field::Null | Field::Flag(_) | Field::NotText => 0,
+        };
+        self.fields.values().map(bytes).sum()
+    }
+
     /// A text as it came, or the message that says why there is none: for fields with rules of their own.
     pub fn raw_text(&mut self, name: &str) -> Result<String, &'static str> {
         raw_text_of(self.fields.remove(name).ok_or(REQUIRED)?)

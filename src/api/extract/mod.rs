@@ -3,8 +3,10 @@
 mod address;
 mod body;
 mod fields;
+mod owner;
 mod query;
 
 pub use address::{ClientAddress, Peer, is_tls};
-pub use body::{Body, drain};
+pub use body::{Body, Form, drain};
+pub use owner::RequestOwner;
 pub use query::Query;

@@ -1,21 +1,22 @@
 //! `POST /api/prompts`.
 
-use axum::Json;
 use axum::extract::{FromRequest, FromRequestParts, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use utoipa::ToSchema;
 
-use super::{CreatedPromptResponse, check_length, stream};
+use super::{CreatedPromptResponse, check_length, json_bytes, stream};
 use crate::api::accept::wants_stream;
 use crate::api::authenticate::Admitted;
 use crate::api::error::ApiError;
-use crate::api::extract::Body;
+use crate::api::extract::{Body, Form};
+use crate::api::held_json::held_json;
 use crate::api::observe::UpstreamTime;
 use crate::api::openapi::ErrorResponse;
 use crate::api::state::AppState;
 use crate::domain::{Timestamp, UserId};
 use crate::error::Error;
+use crate::memory_budget::{Owner, Reservation};
 use crate::services::accounts::Caller;
 use crate::services::prompts::{CreatePrompt, Created};
 
@@ -42,6 +43,11 @@ pub struct CreatePromptRequest {
     /// Whether to stream the answer, as `Accept: text/event-stream` does.
     #[schema(default = false, required = false)]
     stream: bool,
+}
+
+impl Form for CreatePromptRequest {
+    const FIELDS: &'static [&'static str] = &["prompt", "websocket", "stream"];
+    const MAX_BYTES: usize = 1 << 20;
 }
 
 /// A prompt that was taken and has no answer. It is kept.
@@ -110,28 +116,29 @@ pub async fn create_prompt(
             Admitted::from_request_parts(&mut parts, &state).await?;
             without?;
             let body = Body::from_request(Request::from_parts(parts.clone(), body), &state).await?;
-            let new = read(&state, caller.user_id(), &parts.headers, None, body)?;
-            return respond(&state, state.prompts.create(new).await?);
+            let (new, memory) = read(&state, caller.user_id(), &parts.headers, None, body)?;
+            return respond(&state, state.prompts.create(new, memory).await?);
         }
     };
     // What is known already uses up no throttle, so with a key the body comes first.
     let body = Body::from_request(Request::from_parts(parts.clone(), body), &state).await;
     let new = body.and_then(|body| read(&state, caller.user_id(), &parts.headers, Some(key), body));
-    if let Ok(new) = &new
+    if let Ok((new, _)) = &new
         && let Some(created) = state.prompts.replay(new).await?
     {
         return respond(&state, created);
     }
     if let Err(refused) = Admitted::from_request_parts(&mut parts, &state).await {
         // Of posts with one key that come together one is admitted; the others are told of it rather than of the throttle.
-        if let Ok(new) = &new
+        if let Ok((new, _)) = &new
             && let Some(created) = state.prompts.replay(new).await?
         {
             return respond(&state, created);
         }
         return Err(refused);
     }
-    respond(&state, state.prompts.create(new?).await?)
+    let (new, memory) = new?;
+    respond(&state, state.prompts.create(new, memory).await?)
 }
 
 fn read(
@@ -139,22 +146,26 @@ fn read(
     user_id: UserId,
     headers: &HeaderMap,
     key: Option<String>,
-    Body(mut fields): Body,
-) -> Result<CreatePrompt, ApiError> {
+    body: Body<CreatePromptRequest>,
+) -> Result<(CreatePrompt, Reservation), ApiError> {
+    let Body {
+        mut fields, memory, ..
+    } = body;
     let prompt = fields.text("prompt");
     let announce = fields.flag("websocket");
     let is_streamed = fields.flag("stream");
     fields.check()?;
     let prompt = prompt.unwrap_or_default();
     check_length("prompt", &prompt, state.max_prompt_chars)?;
-    Ok(CreatePrompt {
+    let new = CreatePrompt {
         user_id,
         prompt,
         announce,
         is_streamed: is_streamed || wants_stream(headers),
         key,
         now: Timestamp::now(),
-    })
+    };
+    Ok((new, memory))
 }
 
 /// The request's key, if it has one.
@@ -185,7 +196,13 @@ fn respond(state: &AppState, created: Created) -> Result<Response, ApiError> {
         } => {
             let body = CreatedPromptResponse::of(&prompt)
                 .ok_or_else(|| Error::internal("an answered prompt has no answer"))?;
-            let mut response = (StatusCode::CREATED, Json(body)).into_response();
+            let (owner, bytes) = (Owner::user(prompt.user_id), json_bytes(&prompt));
+            // An answer that was paid for is sent whether there is room for it or not.
+            let memory = match is_replayed {
+                true => state.memory.reserve(owner, bytes).map_err(Error::from)?,
+                false => state.memory.hold(owner, bytes),
+            };
+            let mut response = held_json(StatusCode::CREATED, &body, memory);
             if let Some(took) = upstream {
                 response.extensions_mut().insert(UpstreamTime(took));
             }

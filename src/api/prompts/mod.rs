@@ -3,13 +3,13 @@
 mod create;
 mod events;
 mod page;
+mod similar;
 mod stream;
 
-use axum::Json;
 use axum::extract::{FromRequestParts, Path, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde::Serialize;
@@ -18,15 +18,16 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub use self::events::EVENT_ENCODERS;
-use self::page::read_page;
 use super::accept::wants_stream;
 use super::error::ApiError;
-use super::extract::Query;
+use super::extract::{Query, RequestOwner};
+use super::held_json::{held_json, json_len};
 use super::openapi::ErrorResponse;
 use super::state::AppState;
 use crate::domain::{Prompt, PromptId};
 use crate::error::Error;
 use crate::services::accounts::Caller;
+use crate::services::prompts::READ_BYTES;
 
 /// The routes of this resource; all need an access token.
 pub fn router() -> OpenApiRouter<AppState> {
@@ -150,6 +151,7 @@ struct ListParameters {
 async fn list_prompts(
     State(state): State<AppState>,
     caller: Caller,
+    RequestOwner(owner): RequestOwner,
     query: Query,
 ) -> Result<Response, ApiError> {
     let mut errors = Vec::new();
@@ -163,13 +165,7 @@ async fn list_prompts(
     let (Ok(limit), Ok(before)) = (limit, before.transpose()) else {
         return Err(Error::InvalidFields(errors).into());
     };
-    let (page, next) = read_page(&state.prompts, caller.user_id(), before, limit).await?;
-    let results = page.into_iter().map(PromptResponse::from).collect();
-    Ok(Json(PromptListResponse {
-        results,
-        next: next.map(encode_cursor),
-    })
-    .into_response())
+    page::answer(&state, caller.user_id(), owner, before, limit).await
 }
 
 /// Find similar prompts
@@ -186,6 +182,7 @@ async fn list_prompts(
 async fn find_similar(
     State(state): State<AppState>,
     caller: Caller,
+    RequestOwner(owner): RequestOwner,
     query: Query,
 ) -> Result<Response, ApiError> {
     let asked = |name| query.get(name).filter(|text| !text.is_empty());
@@ -196,16 +193,9 @@ async fn find_similar(
     let k = query
         .integer("k", 5, 1..=100)
         .map_err(|message| Error::field("k", message))?;
-    let found = state
-        .searches
-        .similar(caller.user_id(), text.to_owned(), k)
-        .await?;
-    let body = SimilarResponse {
-        query: text.to_owned(),
-        results: found.results.into_iter().map(SimilarPrompt::from).collect(),
-    };
-    let mut response = Json(body).into_response();
-    if let Some(coverage) = found.coverage {
+    let (mut response, coverage) =
+        similar::answer(&state, caller.user_id(), owner, text, k).await?;
+    if let Some(coverage) = coverage {
         let value = HeaderValue::from_str(&share(coverage)).map_err(Error::internal)?;
         response
             .headers_mut()
@@ -241,14 +231,24 @@ fn share(coverage: f64) -> String {
 async fn show_prompt(
     State(state): State<AppState>,
     caller: Caller,
+    RequestOwner(owner): RequestOwner,
     PathId(id): PathId,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
+    let user_id = caller.user_id();
+    let read = async {
+        let turn = state.reads.acquire(user_id).await?;
+        let memory = state.memory.reserve(owner, READ_BYTES)?;
+        Ok::<_, Error>((turn, memory))
+    };
+    let (_turn, mut memory) = read.await?;
     if wants_stream(&headers) {
-        return stream::resume(&state, caller.user_id(), id, &headers).await;
+        return stream::resume(&state, user_id, id, &headers, memory).await;
     }
-    let prompt = state.prompts.get(caller.user_id(), id).await?;
-    Ok(Json(PromptResponse::from(prompt)).into_response())
+    let prompt = state.prompts.get(user_id, id, &mut memory).await?;
+    memory.try_grow(json_bytes(&prompt)).map_err(Error::from)?;
+    let body = PromptResponse::from(prompt);
+    Ok(held_json(StatusCode::OK, &body, memory))
 }
 
 /// Delete a prompt
@@ -310,6 +310,14 @@ impl From<(Prompt, f32)> for SimilarPrompt {
             score,
         }
     }
+}
+
+/// The most bytes that a prompt takes as JSON, in whatever answer.
+fn json_bytes(prompt: &Prompt) -> usize {
+    /// Names, numbers and a time.
+    const AROUND: usize = 512;
+    let response = prompt.response.as_deref().map_or(0, json_len);
+    json_len(&prompt.prompt) + response + json_len(&prompt.model) + AROUND
 }
 
 fn check_length(field: &'static str, text: &str, limit: usize) -> Result<(), Error> {

@@ -1,58 +1,60 @@
 //! One page of a list, bounded in bytes as well as in rows.
 
-use crate::domain::{Prompt, PromptId, UserId};
+use axum::http::StatusCode;
+use axum::response::Response;
+
+use super::{PromptListResponse, PromptResponse, encode_cursor, json_bytes};
+use crate::api::error::ApiError;
+use crate::api::held_json::held_json;
+use crate::api::state::AppState;
+use crate::domain::{PromptId, UserId};
 use crate::error::Error;
-use crate::services::prompts::Prompts;
+use crate::memory_budget::Owner;
+use crate::services::prompts::READ_BYTES;
 
-/// The texts of a page, in bytes, beyond which it ends early. A hundred prompts of the greatest length with their answers would be 25 MB, for
-/// each of any number of requests at once.
+/// The most bytes of a page, as texts and as JSON, unless its first prompt alone has more. A hundred prompts of the greatest
+/// length with their answers would be over 100 MiB.
 const PAGE_BYTES: usize = 1 << 20;
-/// Prompts read from the store at once, so that no more than these lie in memory beside the page. A page of the default 20 is one read.
-const READ: usize = 25;
 
-/// Up to `limit` of the user's prompts older than `before`, newest first, and where the next page starts, if there is one. The page
-/// ends before its texts are more than [`PAGE_BYTES`], but holds one prompt at least.
+/// Up to `limit` of the user's prompts older than `before`, newest first. The page ends early where it would be too long, or
+/// where there is no memory for a longer one.
 ///
 /// # Errors
-/// Those of the store.
-pub async fn read_page(
-    prompts: &Prompts,
+/// `Overloaded` if there is no memory for a page, or too many wait to read; those of the store.
+pub async fn answer(
+    state: &AppState,
     user_id: UserId,
-    mut before: Option<PromptId>,
+    owner: Owner,
+    before: Option<PromptId>,
     limit: usize,
-) -> Result<(Vec<Prompt>, Option<PromptId>), Error> {
-    let mut page = Page::default();
-    loop {
-        let wanted = READ.min(limit - page.prompts.len());
-        let (read, next) = prompts.list(user_id, before, wanted).await?;
-        for prompt in read {
-            if let Err(last) = page.push(prompt) {
-                return Ok((page.prompts, Some(last)));
-            }
+) -> Result<Response, ApiError> {
+    let read = async {
+        let turn = state.reads.acquire(user_id).await?;
+        let mut memory = state.memory.reserve(owner, 2 * READ_BYTES)?;
+        let list = |bytes| state.prompts.list(user_id, before, limit, bytes);
+        let mut page = list(READ_BYTES).await?;
+        let is_cut = page.has_more && page.prompts.len() < limit;
+        if is_cut && memory.try_resize(2 * PAGE_BYTES).is_ok() {
+            page = list(PAGE_BYTES).await?;
         }
-        if next.is_none() || page.prompts.len() >= limit {
-            return Ok((page.prompts, next));
+        Ok::<_, Error>((page, memory, turn))
+    };
+    let (mut page, mut memory, _turn) = read.await?;
+    let (mut bytes, mut fitting) = (0, 0);
+    for prompt in &page.prompts {
+        bytes += json_bytes(prompt);
+        if bytes > PAGE_BYTES && fitting > 0 {
+            page.has_more = true;
+            break;
         }
-        before = next;
+        fitting += 1;
     }
-}
-
-#[derive(Default)]
-struct Page {
-    prompts: Vec<Prompt>,
-    bytes: usize,
-}
-
-impl Page {
-    /// Takes one more; if it is too much, answers the last one taken.
-    fn push(&mut self, prompt: Prompt) -> Result<(), PromptId> {
-        self.bytes += prompt.prompt.len() + prompt.response.as_ref().map_or(0, String::len);
-        match self.prompts.last() {
-            Some(last) if self.bytes > PAGE_BYTES => Err(last.id),
-            _ => {
-                self.prompts.push(prompt);
-                Ok(())
-            }
-        }
-    }
+    page.prompts.truncate(fitting);
+    let text_bytes: usize = page.prompts.iter().map(|prompt| prompt.text_bytes()).sum();
+    memory.try_resize(bytes + text_bytes).map_err(Error::from)?;
+    let next = page.prompts.last().filter(|_| page.has_more);
+    let next = next.map(|prompt| encode_cursor(prompt.id));
+    let results = page.prompts.into_iter().map(PromptResponse::from).collect();
+    let body = PromptListResponse { results, next };
+    Ok(held_json(StatusCode::OK, &body, memory))
 }

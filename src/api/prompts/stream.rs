@@ -17,6 +17,7 @@ use crate::api::error::ApiError;
 use crate::api::state::AppState;
 use crate::domain::{PromptId, UserId};
 use crate::error::FailedPrompt;
+use crate::memory_budget::Reservation;
 use crate::services::prompts::live::{Event, Place, Reader};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
@@ -52,6 +53,7 @@ pub async fn resume(
     user_id: UserId,
     id: PromptId,
     headers: &HeaderMap,
+    memory: Reservation,
 ) -> Result<Response, ApiError> {
     let last = headers.get(LAST_EVENT_ID).map(HeaderValue::as_bytes);
     let is_done = last == Some(DONE.as_bytes());
@@ -59,7 +61,7 @@ pub async fn resume(
         .filter(|last| !last.is_empty() && !is_done)
         .map(parse_place)
         .transpose()?;
-    let reader = state.prompts.read(user_id, id, from).await?;
+    let reader = state.prompts.read(user_id, id, from, memory).await?;
     if is_done {
         // What tells a browser's EventSource not to come again.
         return Ok(StatusCode::NO_CONTENT.into_response());

@@ -6,11 +6,15 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::activity::Activity;
 use crate::memory_budget::{MemoryBudget, Owner};
+
+/// The most bytes of one read. The HTTP library makes its buffer as large as the reads that fill it, up to the longest head,
+/// and keeps it for as long as the connection lasts.
+const READ_BYTES: u64 = 8 << 10;
 
 /// A TCP connection whose traffic is noted in its [`Activity`].
 #[derive(Debug)]
@@ -53,7 +57,8 @@ impl AsyncRead for Socket {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        let outcome = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let mut part = (&mut self.stream).take(READ_BYTES);
+        let outcome = Pin::new(&mut part).poll_read(context, buffer);
         let bytes = buffer.filled().len() - before;
         if bytes > 0 {
             let reserve = |bytes| self.budget.reserve(self.owner, bytes);

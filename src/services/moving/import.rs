@@ -277,8 +277,9 @@ impl<'a> Sieve<'a> {
         let here: HashMap<PromptId, Prompt> = self
             .import
             .prompts
-            .prompts(None, &ids)
+            .prompts(None, &ids, usize::MAX)
             .await?
+            .whole
             .into_iter()
             .map(|prompt| (prompt.id, prompt))
             .collect();

@@ -9,6 +9,7 @@ use super::live::Reader;
 use super::{CreatePrompt, Created, Inner, Parts};
 use crate::domain::Prompt;
 use crate::error::{Error, KeyProblem};
+use crate::memory_budget::Owner;
 use crate::store::{KeyClaim, KeyState, KnownKey};
 
 /// How long a key is kept.
@@ -57,7 +58,7 @@ pub(super) fn answer(
         return Err(Error::IdempotencyKey(KeyProblem::OtherRequest));
     }
     match known.state {
-        KeyState::Completed(prompt) => Ok(Some(replay(parts, is_streamed, prompt))),
+        KeyState::Completed(prompt) => replay(parts, is_streamed, prompt).map(Some),
         KeyState::InFlight(_) => Err(Error::IdempotencyKey(KeyProblem::InFlight)),
         KeyState::Deleted => Err(Error::IdempotencyKey(KeyProblem::Deleted)),
         // Beginning takes its row over.
@@ -65,11 +66,14 @@ pub(super) fn answer(
     }
 }
 
-fn replay(parts: &Parts, is_streamed: bool, prompt: Prompt) -> Created {
+/// Returns a stored answer as that of a repeated request. Nothing is paid for it, so it needs room in the memory in flight.
+fn replay(parts: &Parts, is_streamed: bool, prompt: Prompt) -> Result<Created, Error> {
+    let owner = Owner::user(prompt.user_id);
+    let memory = parts.memory.reserve(owner, prompt.text_bytes())?;
     parts.metrics.idempotent_replays.inc();
-    if is_streamed {
+    Ok(if is_streamed {
         Created::Streaming {
-            reader: Reader::stored(prompt, None, Arc::clone(&parts.store)),
+            reader: Reader::stored(prompt, None, Arc::clone(&parts.store), memory),
             is_replayed: true,
         }
     } else {
@@ -78,5 +82,5 @@ fn replay(parts: &Parts, is_streamed: bool, prompt: Prompt) -> Created {
             upstream: None,
             is_replayed: true,
         }
-    }
+    })
 }

@@ -26,11 +26,16 @@ use crate::domain::{Embedding, ModelId, Prompt, PromptId, PromptStatus, Timestam
 use crate::embed::Embedder;
 use crate::error::Error;
 use crate::llm;
+use crate::memory_budget::{MemoryBudget, Reservation};
 use crate::realtime::Broker;
 use crate::search::Similarity;
 use crate::services::reembedding::Progress;
-use crate::store::{self, CallStore, Holder, PromptStore};
+use crate::store::{self, CallStore, Holder, PromptPage, PromptStore};
 use crate::telemetry::Metrics;
+
+/// The texts of a prompt that are read at once, in bytes; of one with longer texts the size is read first. Nearly every
+/// prompt has fewer.
+pub const READ_BYTES: usize = 64 << 10;
 
 /// A prompt that a user posts.
 #[derive(Clone, Debug)]
@@ -90,6 +95,8 @@ pub struct Parts {
     pub llm: Arc<llm::Client>,
     /// How calls are bounded and ended.
     pub calls: CallsConfig,
+    /// The account of what requests in flight hold.
+    pub memory: Arc<MemoryBudget>,
     /// Takes events to open sockets.
     pub broker: Arc<dyn Broker>,
     /// Writes what they are told.
@@ -140,6 +147,8 @@ impl Prompts {
     /// the prompt is durable as running, and its answer is when the reader says `Completed`. What costs money is begun only once its
     /// prompt is stored as running.
     ///
+    /// `memory` holds the prompt's text, and holds the answer's too while the work goes on.
+    ///
     /// The work goes on in a task of its own: a caller that goes away, dropping this future or the reader, loses nothing that was
     /// begun, unless the operator wants such calls broken off.
     ///
@@ -147,8 +156,8 @@ impl Prompts {
     /// `Overloaded` at once if too many texts or calls wait; nothing was begun then. `Failed` if there is no answer: the prompt is
     /// kept. `IdempotencyKey` if the request's key is another's. `Deleted` if the prompt was deleted meanwhile. Otherwise those of the
     /// store; where an answer waits for it, `Unavailable` comes after a while and the answer is stored later.
-    pub async fn create(&self, new: CreatePrompt) -> Result<Created, Error> {
-        let admission = Admission::take(&self.0.parts, new.user_id)?;
+    pub async fn create(&self, new: CreatePrompt, memory: Reservation) -> Result<Created, Error> {
+        let admission = Admission::take(&self.0.parts, new.user_id, memory)?;
         let (reply, answer) = oneshot::channel();
         let inner = Arc::clone(&self.0);
         self.0.calls.spawn(async move {
@@ -174,33 +183,43 @@ impl Prompts {
         user_id: UserId,
         id: PromptId,
         from: Option<Place>,
+        mut memory: Reservation,
     ) -> Result<Reader, Error> {
         let live = self.0.live().get(&id).map(Arc::clone);
         if let Some(live) = live.filter(|live| live.user_id == user_id && !live.is_deleted()) {
             return Ok(live.read(from));
         }
-        let prompt = self.get(user_id, id).await?;
-        Ok(Reader::stored(
-            prompt,
-            from,
-            Arc::clone(&self.0.parts.store),
-        ))
+        let prompt = self.get(user_id, id, &mut memory).await?;
+        let store = Arc::clone(&self.0.parts.store);
+        Ok(Reader::stored(prompt, from, store, memory))
     }
 
-    /// The user's prompt of that id.
+    /// The user's prompt of that id. `memory`, which holds [`READ_BYTES`] or more, holds its texts from now on.
     ///
     /// # Errors
-    /// `NotFound` if there is none, or it is another user's.
-    pub async fn get(&self, user_id: UserId, id: PromptId) -> Result<Prompt, Error> {
-        self.0
-            .parts
-            .store
-            .prompt(user_id, id)
-            .await?
-            .ok_or(Error::NotFound)
+    /// `NotFound` if there is none, or it is another user's; `Overloaded` if there is no memory for its texts.
+    pub async fn get(
+        &self,
+        user_id: UserId,
+        id: PromptId,
+        memory: &mut Reservation,
+    ) -> Result<Prompt, Error> {
+        let store = &self.0.parts.store;
+        let read = store.prompts(Some(user_id), &[id], READ_BYTES).await?;
+        let prompt = match (read.whole.into_iter().next(), read.rest.first()) {
+            (None, Some((_, bytes))) => {
+                memory.try_resize(*bytes)?;
+                store.prompt(user_id, id).await?
+            }
+            (read, _) => read,
+        };
+        let prompt = prompt.ok_or(Error::NotFound)?;
+        memory.try_resize(prompt.text_bytes())?;
+        Ok(prompt)
     }
 
-    /// Up to `limit` of the user's prompts older than `before`, newest first, and where the next page starts, if there is one.
+    /// Up to `limit` of the user's prompts older than `before`, newest first. Ends before their texts are more than
+    /// `text_bytes` together, but holds one prompt at least.
     ///
     /// # Errors
     /// Those of the store.
@@ -209,17 +228,12 @@ impl Prompts {
         user_id: UserId,
         before: Option<PromptId>,
         limit: usize,
-    ) -> Result<(Vec<Prompt>, Option<PromptId>), Error> {
-        // One more than asked for tells whether there is a next page.
-        let mut page = self
-            .0
-            .parts
-            .store
-            .list_prompts(user_id, before, limit + 1)
-            .await?;
-        let next = (page.len() > limit).then(|| page[limit - 1].id);
-        page.truncate(limit);
-        Ok((page, next))
+        text_bytes: usize,
+    ) -> Result<PromptPage, Error> {
+        let store = &self.0.parts.store;
+        Ok(store
+            .list_prompts(user_id, before, limit, text_bytes)
+            .await?)
     }
 
     /// Deletes the user's prompt; no search finds it when this returns.

@@ -14,6 +14,7 @@ use crate::config::OnClientDisconnect;
 use crate::domain::Prompt;
 use crate::error::{Error, KeyProblem};
 use crate::llm::CallPermit;
+use crate::memory_budget::Reservation;
 use crate::store::{Begun, Holder, NewCall};
 
 /// How long a caller waits for an outcome to be stored before it is told that the store is away. The storing goes on without it.
@@ -24,14 +25,18 @@ type Reply = oneshot::Sender<Result<Created, Error>>;
 /// Serves the post and answers it: a streamed one as soon as its prompt is stored.
 pub(super) async fn run(inner: &Arc<Inner>, admission: Admission, new: CreatePrompt, reply: Reply) {
     let since = Instant::now();
-    let Admission { call: permit, text } = admission;
+    let Admission {
+        call: permit,
+        text,
+        memory,
+    } = admission;
     let mut embedding = EmbeddingInFlight::new(embed(&inner.parts, text, &new.prompt));
     // Counted first: a call that was counted and not begun spends nothing, one that was begun and not counted might.
     let refusal = match embedding.beside(count(&inner.parts, new.now)).await {
         Ok(refusal) => refusal,
         Err(error) => return send(reply, Err(error)),
     };
-    let call = match embedding.beside(begin(inner, &new)).await {
+    let call = match embedding.beside(begin(inner, &new, memory)).await {
         Ok(Ok(call)) => call,
         Ok(Err(known)) => return send(reply, Ok(known)),
         Err(error) => return send(reply, Err(error)),
@@ -107,6 +112,7 @@ async fn within(
 async fn begin(
     inner: &Arc<Inner>,
     new: &CreatePrompt,
+    memory: Reservation,
 ) -> Result<Result<RunningCall, Created>, Error> {
     let parts = &inner.parts;
     let (holder, key) = (inner.next_holder(), keys::claim(new));
@@ -124,7 +130,7 @@ async fn begin(
         })
         .await?;
     match (begun, key) {
-        (Begun::Started(prompt), _) => Ok(Ok(RunningCall::enter(inner, prompt, holder))),
+        (Begun::Started(prompt), _) => Ok(Ok(RunningCall::enter(inner, prompt, holder, memory))),
         (Begun::Known(known), Some(claim)) => {
             let answer = keys::answer(parts, new.is_streamed, &claim, known)?;
             // One that has lapsed was taken over, unless it lapsed in this very moment.
@@ -146,8 +152,8 @@ pub(super) struct RunningCall {
 }
 
 impl RunningCall {
-    fn enter(inner: &Arc<Inner>, prompt: Prompt, holder: Holder) -> Self {
-        let live = Live::new(prompt.user_id, prompt.id);
+    fn enter(inner: &Arc<Inner>, prompt: Prompt, holder: Holder, memory: Reservation) -> Self {
+        let live = Live::new(prompt.user_id, prompt.id, memory);
         inner.live().insert(prompt.id, Arc::clone(&live));
         inner.parts.metrics.calls_running.inc();
         Self {
@@ -217,6 +223,9 @@ impl RunningCall {
             () = self.inner.cut.cancelled() => return Err(Ended::Cut(Cut::Stopping)),
         };
         // From here on it is paid for, and nothing may take it away.
+        if !new.is_streamed {
+            self.live.hold(completion.text.len());
+        }
         let made = tokio::select! {
             biased;
             made = embedding.made() => made,

@@ -12,13 +12,15 @@ use crate::domain::{Embedding, FailureCode, Timestamp, UserId};
 use crate::embed::{Class, Permit};
 use crate::error::{Error, FailedPrompt};
 use crate::llm::{self, CallPermit};
+use crate::memory_budget::Reservation;
 
 const MICROS_A_DAY: i64 = 86_400_000_000;
 
-/// Places among the calls and the texts in flight: nothing is begun without both.
+/// Places among the calls and the texts in flight, without which nothing is begun, and what the post holds in memory.
 pub(super) struct Admission {
     pub call: CallPermit,
     pub text: Permit,
+    pub memory: Reservation,
 }
 
 impl Admission {
@@ -26,13 +28,13 @@ impl Admission {
     ///
     /// # Errors
     /// `Overloaded`.
-    pub fn take(parts: &Parts, user_id: UserId) -> Result<Self, Error> {
+    pub fn take(parts: &Parts, user_id: UserId, memory: Reservation) -> Result<Self, Error> {
         let text = parts.embedder.admit(user_id, Class::Post)?;
         let call = parts
             .llm
             .admit(user_id)
             .map_err(|busy| Error::Overloaded(busy.retry_after))?;
-        Ok(Self { call, text })
+        Ok(Self { call, text, memory })
     }
 }
 

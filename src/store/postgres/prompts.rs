@@ -12,8 +12,8 @@ use crate::domain::{
     Embedding, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, UserId,
 };
 use crate::store::{
-    Claim, Coverage, DeletedPrompt, Error, NewPrompt, PromptStore, Stats, Unembedded, VectorCursor,
-    VectorPage,
+    Claim, Coverage, DeletedPrompt, Error, NewPrompt, PromptPage, PromptStore, PromptsRead, Stats,
+    Unembedded, VectorCursor, VectorPage,
 };
 
 /// The columns that [`prompt_from_row`] reads, first and in this order.
@@ -40,6 +40,31 @@ const INSERT_WITH_VECTOR: &str = "
         INSERT INTO prompt_embedding (prompt_id, user_id, model_id, embedding) SELECT id, user_id, $12, $13 FROM stored
     )
     SELECT id FROM stored";
+
+/// The size of a text is known without the text; only the texts of the rows that are returned are read.
+const PROMPTS_BEFORE: &str = "
+    SELECT id, user_id, created_at, status, error, model, CASE WHEN is_in THEN prompt END,
+           CASE WHEN is_in THEN response END, is_in FROM (
+        SELECT *, row_number() OVER newest <= $3 AND (row_number() OVER newest = 1
+               OR sum(octet_length(prompt) + coalesce(octet_length(response), 0)) OVER newest <= $4) AS is_in
+        FROM (SELECT * FROM prompt WHERE user_id = $1 AND id < $2 ORDER BY id DESC LIMIT $5) AS page
+        WINDOW newest AS (ORDER BY id DESC)
+    ) AS measured
+    ORDER BY id DESC";
+
+/// After the columns of [`prompt_from_row`]: the bytes of the texts, and whether the texts are there.
+const PROMPTS_BY_ID: &str = "
+    SELECT id, user_id, created_at, status, error, model, CASE WHEN is_whole THEN prompt END,
+           CASE WHEN is_whole THEN response END, text_bytes, is_whole FROM (
+        SELECT *, sum(text_bytes) OVER (ORDER BY place) <= $3::bigint AS is_whole FROM (
+            SELECT prompt.*, place, (octet_length(prompt) + coalesce(octet_length(response), 0))::bigint AS text_bytes
+            FROM (SELECT asked, min(number) AS place FROM unnest($1::bigint[]) WITH ORDINALITY AS ids (asked, number)
+                  GROUP BY asked) AS wanted
+            JOIN prompt ON prompt.id = asked
+            WHERE $2::bigint IS NULL OR user_id = $2
+        ) AS measured
+    ) AS placed
+    ORDER BY place";
 
 pub(super) fn prompt_from_row(row: &Row) -> Result<Prompt, Error> {
     let unknown = || Error::from(Cause::UnknownValue);
@@ -147,29 +172,58 @@ impl PromptStore for PostgresStore {
         user_id: UserId,
         before: Option<PromptId>,
         limit: usize,
-    ) -> Result<Vec<Prompt>, Error> {
+        text_bytes: usize,
+    ) -> Result<PromptPage, Error> {
         let before = before.map_or(i64::MAX, |id| id.0);
+        let (limit, text_bytes) = (sql_limit(limit), sql_limit(text_bytes));
         let mut connection = self.pool.connection(PATIENCE).await?;
         let rows = connection
             .query(
-                select_prompt!("WHERE user_id = $1 AND id < $2 ORDER BY id DESC LIMIT $3"),
-                &[&user_id.0, &before, &sql_limit(limit)],
+                PROMPTS_BEFORE,
+                &[
+                    &user_id.0,
+                    &before,
+                    &limit,
+                    &text_bytes,
+                    &limit.saturating_add(1),
+                ],
             )
             .await?;
-        rows.iter().map(prompt_from_row).collect()
+        let mut page = PromptPage::default();
+        for row in &rows {
+            // The row after the page is there to tell that there are older ones; its texts are not.
+            if get(row, 8)? {
+                page.prompts.push(prompt_from_row(row)?);
+            } else {
+                page.has_more = true;
+            }
+        }
+        Ok(page)
     }
 
-    async fn prompts(&self, owner: Option<UserId>, ids: &[PromptId]) -> Result<Vec<Prompt>, Error> {
+    async fn prompts(
+        &self,
+        owner: Option<UserId>,
+        ids: &[PromptId],
+        text_bytes: usize,
+    ) -> Result<PromptsRead, Error> {
         let ids: Vec<i64> = ids.iter().map(|id| id.0).collect();
         let owner = owner.map(|owner| owner.0);
         let mut connection = self.pool.connection(PATIENCE).await?;
         let rows = connection
-            .query(
-                select_prompt!("WHERE id = ANY ($1) AND ($2::bigint IS NULL OR user_id = $2)"),
-                &[&ids, &owner],
-            )
+            .query(PROMPTS_BY_ID, &[&ids, &owner, &sql_limit(text_bytes)])
             .await?;
-        rows.iter().map(prompt_from_row).collect()
+        let mut read = PromptsRead::default();
+        for row in &rows {
+            let size: i64 = get(row, 8)?;
+            if get(row, 9)? {
+                read.whole.push(prompt_from_row(row)?);
+            } else {
+                let size = usize::try_from(size).map_err(|_| Cause::UnknownValue)?;
+                read.rest.push((PromptId(get(row, 0)?), size));
+            }
+        }
+        Ok(read)
     }
 
     async fn delete_prompt(

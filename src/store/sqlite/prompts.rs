@@ -12,8 +12,8 @@ use crate::domain::{
     Embedding, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, UserId,
 };
 use crate::store::{
-    Claim, Coverage, DeletedPrompt, Error, NewPrompt, PromptStore, Unembedded, VectorCursor,
-    VectorPage,
+    Claim, Coverage, DeletedPrompt, Error, NewPrompt, PromptPage, PromptStore, PromptsRead,
+    Unembedded, VectorCursor, VectorPage,
 };
 
 /// Stands for "completed" among the models of `prompt_count`, as the schema says.
@@ -32,6 +32,10 @@ const PROMPT_BY_ID: &str =
 const PROMPTS_BEFORE: &str =
     "SELECT id, user_id, created_at, status, error, model, prompt, response FROM prompt
      WHERE user_id = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3";
+
+const TEXT_BYTES_BY_ID: &str =
+    "SELECT octet_length(prompt) + coalesce(octet_length(response), 0) FROM prompt
+     WHERE id = ?1 AND (?2 IS NULL OR user_id = ?2)";
 
 pub(super) fn prompt_from_row(row: &Row<'_>) -> Result<Prompt, Failure> {
     let status = row.get_ref(3)?.as_str().map_err(rusqlite::Error::from)?;
@@ -243,7 +247,8 @@ impl PromptStore for SqliteStore {
     }
 
     async fn prompt(&self, user_id: UserId, id: PromptId) -> Result<Option<Prompt>, Error> {
-        Ok(self.prompts(Some(user_id), &[id]).await?.pop())
+        let mut read = self.prompts(Some(user_id), &[id], usize::MAX).await?;
+        Ok(read.whole.pop())
     }
 
     async fn list_prompts(
@@ -251,32 +256,63 @@ impl PromptStore for SqliteStore {
         user_id: UserId,
         before: Option<PromptId>,
         limit: usize,
-    ) -> Result<Vec<Prompt>, Error> {
+        text_bytes: usize,
+    ) -> Result<PromptPage, Error> {
         let before = before.map_or(i64::MAX, |id| id.0);
         self.readers
             .read(move |connection| {
                 let mut statement = connection.prepare_cached(PROMPTS_BEFORE)?;
-                let prompts = statement
-                    .query_and_then([user_id.0, before, sql_limit(limit)], prompt_from_row)?;
-                prompts.collect()
+                // One more than wanted tells whether there are older ones.
+                let most = sql_limit(limit.saturating_add(1));
+                let rows = statement.query_and_then([user_id.0, before, most], prompt_from_row)?;
+                let (mut page, mut bytes) = (PromptPage::default(), 0_usize);
+                for prompt in rows {
+                    let prompt: Prompt = prompt?;
+                    bytes = bytes.saturating_add(prompt.text_bytes());
+                    let is_first = page.prompts.is_empty();
+                    page.has_more =
+                        page.prompts.len() >= limit || (bytes > text_bytes && !is_first);
+                    if page.has_more {
+                        break;
+                    }
+                    page.prompts.push(prompt);
+                }
+                Ok(page)
             })
             .await
     }
 
-    async fn prompts(&self, owner: Option<UserId>, ids: &[PromptId]) -> Result<Vec<Prompt>, Error> {
-        let ids: HashSet<PromptId> = ids.iter().copied().collect();
+    async fn prompts(
+        &self,
+        owner: Option<UserId>,
+        ids: &[PromptId],
+        text_bytes: usize,
+    ) -> Result<PromptsRead, Error> {
+        let mut seen = HashSet::new();
+        let ids: Vec<_> = ids.iter().copied().filter(|id| seen.insert(*id)).collect();
         self.readers
             .read(move |connection| {
                 let transaction = connection.unchecked_transaction()?;
-                let mut statement = transaction.prepare_cached(PROMPT_BY_ID)?;
-                let mut prompts = Vec::with_capacity(ids.len());
+                let mut sizes = transaction.prepare_cached(TEXT_BYTES_BY_ID)?;
+                let mut prompts = transaction.prepare_cached(PROMPT_BY_ID)?;
+                let owner = owner.map(|owner| owner.0);
+                let (mut read, mut room) = (PromptsRead::default(), text_bytes);
                 for id in ids {
-                    let owner = owner.map(|owner| owner.0);
-                    let mut rows =
-                        statement.query_and_then(params![id.0, owner], prompt_from_row)?;
-                    prompts.extend(rows.next().transpose()?);
+                    let size = sizes
+                        .query_row(params![id.0, owner], |row| row.get::<_, i64>(0))
+                        .optional()?;
+                    let Some(size) = size.and_then(|size| usize::try_from(size).ok()) else {
+                        continue;
+                    };
+                    if size > room || !read.rest.is_empty() {
+                        read.rest.push((id, size));
+                        continue;
+                    }
+                    room -= size;
+                    let mut rows = prompts.query_and_then(params![id.0, owner], prompt_from_row)?;
+                    read.whole.extend(rows.next().transpose()?);
                 }
-                Ok(prompts)
+                Ok(read)
             })
             .await
     }

@@ -293,7 +293,11 @@ async fn faulty_lines_are_named_by_number_never_quoted_and_import_nothing_unless
         .unwrap();
     let store = embedded_store(&folder);
     assert_eq!(store.list_users(None, 9).await.unwrap().len(), 1);
-    let kept = store.prompts(None, &[PromptId(1)]).await.unwrap();
+    let kept = store
+        .prompts(None, &[PromptId(1)], usize::MAX)
+        .await
+        .unwrap()
+        .whole;
     assert_eq!(kept[0].prompt, "good");
     store.close().await;
 }

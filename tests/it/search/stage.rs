@@ -9,6 +9,8 @@ use prompt_service::config::SimilarScope;
 use prompt_service::domain::{Embedding, ModelId, PromptId, UserId};
 use prompt_service::embed::{Class, Embedder, Encode, Event, Observer, Settings};
 use prompt_service::error::Error;
+use prompt_service::fair_semaphore::FairSemaphore;
+use prompt_service::memory_budget::{MemoryBudget, Owner};
 use prompt_service::search::{self, Hit, Scope, Similarity, Status};
 use prompt_service::services::reembedding::Progress;
 use prompt_service::services::search::{Searches, Similar};
@@ -96,6 +98,8 @@ async fn searches(folder: &Folder, similarity: &Arc<Listed>) -> Arc<Searches> {
         ..Settings::default()
     };
     Arc::new(Searches {
+        reads: FairSemaphore::new(16, 1024),
+        memory: MemoryBudget::new(64 << 20),
         store: folder.store().await,
         embedder: Arc::new(
             Embedder::start(Arc::new(OneVector), &settings, Arc::new(Unheard)).unwrap(),
@@ -114,7 +118,7 @@ fn search(tasks: &mut Searching, searches: &Arc<Searches>, user: i64) {
     let searches = Arc::clone(searches);
     tasks.spawn(async move {
         searches
-            .similar(UserId(user), "a query".to_owned(), 5)
+            .similar(UserId(user), Owner::default(), "a query".to_owned(), 5)
             .await
     });
 }
@@ -134,11 +138,11 @@ async fn searches_that_wait_for_rows_hold_their_places_and_further_ones_are_refu
             eventually!(index.asked.load(SeqCst) == waiting);
         }
         // As many as a user may have.
-        let refused = searches.similar(UserId(caller), "a query".to_owned(), 5);
+        let refused = searches.similar(UserId(caller), Owner::default(), "a query".to_owned(), 5);
         assert!(matches!(refused.await, Err(Error::Overloaded(_))));
     }
     // As many as all may have. Posts have places left.
-    let refused = searches.similar(UserId(3), "a query".to_owned(), 5);
+    let refused = searches.similar(UserId(3), Owner::default(), "a query".to_owned(), 5);
     assert!(matches!(refused.await, Err(Error::Overloaded(_))));
     for caller in [1, 3] {
         let post = searches.embedder.admit(UserId(caller), Class::Post);
@@ -174,7 +178,9 @@ async fn holes_that_deletions_leave_are_filled_however_many_they_are() {
         let index = Listed::new(index, Semaphore::MAX_PERMITS);
         let searches = searches(&folder, &index).await;
         for (k, expected) in [(1, 1), (5, 5), (10, 10), (100, 10)] {
-            let found = searches.similar(alice, "a query".to_owned(), k).await;
+            let found = searches
+                .similar(alice, Owner::default(), "a query".to_owned(), k)
+                .await;
             let found = found.unwrap().results.into_iter();
             let found: Vec<PromptId> = found.map(|(prompt, _)| prompt.id).collect();
             assert_eq!(found, ids[..expected], "k = {k}");

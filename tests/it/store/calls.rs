@@ -120,7 +120,11 @@ pub async fn a_begun_call_is_a_running_prompt(store: Store) {
         Some(expected.clone())
     );
     assert_eq!(
-        store.list_prompts(alice, None, 9).await.unwrap(),
+        store
+            .list_prompts(alice, None, 9, usize::MAX)
+            .await
+            .unwrap()
+            .prompts,
         [expected]
     );
     assert_eq!(store.unembedded(&model("a"), None, 9).await.unwrap(), []);
@@ -131,7 +135,14 @@ pub async fn a_begun_call_is_a_running_prompt(store: Store) {
 pub async fn a_call_of_an_unknown_user_stores_nothing(store: Store) {
     let refused = store.begin_call(keyed(UserId(5), claim(1, 1))).await;
     assert!(matches!(refused, Err(Error::Internal(_))), "{refused:?}");
-    assert_eq!(store.list_prompts(UserId(5), None, 9).await.unwrap(), []);
+    assert_eq!(
+        store
+            .list_prompts(UserId(5), None, 9, usize::MAX)
+            .await
+            .unwrap()
+            .prompts,
+        []
+    );
     assert_eq!(store.known_key(UserId(5), &[1; 32]).await.unwrap(), None);
 }
 
@@ -227,7 +238,15 @@ pub async fn a_known_key_is_answered_and_changes_nothing(store: Store) {
         store.known_key(alice, &[1; 32]).await.unwrap(),
         Some(completed)
     );
-    assert_eq!(store.list_prompts(alice, None, 9).await.unwrap().len(), 1);
+    assert_eq!(
+        store
+            .list_prompts(alice, None, 9, usize::MAX)
+            .await
+            .unwrap()
+            .prompts
+            .len(),
+        1
+    );
 }
 
 pub async fn keys_of_different_users_have_nothing_in_common(store: Store) {
@@ -359,7 +378,15 @@ async fn take_over(store: &dyn TestableStore, alice: UserId, first: &Prompt) {
     assert_eq!(store.lapse_calls(9, &[]).await.unwrap(), []);
     let finished = store.finish_call(first.id, holder(1, 2), None, answered());
     assert!(finished.await.unwrap().is_some());
-    assert_eq!(store.list_prompts(alice, None, 9).await.unwrap().len(), 1);
+    assert_eq!(
+        store
+            .list_prompts(alice, None, 9, usize::MAX)
+            .await
+            .unwrap()
+            .prompts
+            .len(),
+        1
+    );
     let covered = store.coverage(&model("a"), Some(alice)).await.unwrap();
     assert_eq!((covered.completed, covered.embedded), (1, 1));
 }
@@ -407,7 +434,14 @@ pub async fn a_deleted_prompt_keeps_its_key_and_cannot_be_finished(store: Store)
         Some(gone.clone())
     );
     assert_eq!(known(&*store, keyed(alice, claim(1, 1))).await, gone);
-    assert_eq!(store.list_prompts(alice, None, 9).await.unwrap(), []);
+    assert_eq!(
+        store
+            .list_prompts(alice, None, 9, usize::MAX)
+            .await
+            .unwrap()
+            .prompts,
+        []
+    );
 
     let begun = started(&*store, keyed(alice, claim(2, 1))).await;
     let finished = store.finish_call(begun.id, holder(1, 1), None, answered());

@@ -40,7 +40,11 @@ pub async fn racing_inserts_are_all_there_with_rising_ids(store: Store) {
         all.extend(ids);
     }
     assert_eq!(all.len(), TASKS * EACH);
-    let listed = store.list_prompts(alice, None, usize::MAX).await.unwrap();
+    let listed = store
+        .list_prompts(alice, None, usize::MAX, usize::MAX)
+        .await
+        .unwrap()
+        .prompts;
     assert_eq!(
         listed
             .iter()
@@ -86,7 +90,15 @@ pub async fn racing_claims_of_one_key_have_one_winner(store: Store) {
         .iter()
         .filter(|begun| matches!(begun, Begun::Started(_)));
     assert_eq!(winners.count(), 1);
-    assert_eq!(store.list_prompts(alice, None, 99).await.unwrap().len(), 1);
+    assert_eq!(
+        store
+            .list_prompts(alice, None, 99, usize::MAX)
+            .await
+            .unwrap()
+            .prompts
+            .len(),
+        1
+    );
 }
 
 pub async fn racing_ends_of_one_call_have_one_winner(store: Store) {
@@ -137,7 +149,15 @@ pub async fn a_failed_operation_leaves_its_neighbours_alone(store: Store) {
     }
     let stored = tasks.join_all().await.into_iter().filter(|ok| *ok).count();
     assert_eq!(stored, 40);
-    assert_eq!(store.list_prompts(alice, None, 99).await.unwrap().len(), 40);
+    assert_eq!(
+        store
+            .list_prompts(alice, None, 99, usize::MAX)
+            .await
+            .unwrap()
+            .prompts
+            .len(),
+        40
+    );
 }
 
 pub async fn a_write_is_seen_by_the_next_read(store: Store) {

@@ -32,6 +32,8 @@ macro_rules! conformance_suite {
                 a_prompt_of_an_unknown_user_stores_nothing,
                 another_users_prompt_is_absent,
                 prompts_are_listed_newest_first_in_pages,
+                a_page_ends_before_its_texts_are_too_long,
+                of_several_prompts_the_first_come_whole_and_of_the_rest_the_size,
                 several_prompts_are_read_at_once_and_only_the_owners,
                 deleting_removes_the_prompt_and_its_vector,
                 ids_are_not_reused_after_deletion,

@@ -366,7 +366,14 @@ impl Model {
             .cloned()
             .collect();
         if let Some(owner) = owner {
-            assert_eq!(store.list_prompts(owner, at, limit).await.unwrap(), history);
+            assert_eq!(
+                store
+                    .list_prompts(owner, at, limit, usize::MAX)
+                    .await
+                    .unwrap()
+                    .prompts,
+                history
+            );
         }
     }
 
@@ -387,7 +394,11 @@ impl Model {
             let revoked = store.is_token_revoked(&jti).await.unwrap();
             assert_eq!(revoked, self.revoked.contains_key(&jti));
         }
-        let mut prompts = store.prompts(None, &self.ids).await.unwrap();
+        let mut prompts = store
+            .prompts(None, &self.ids, usize::MAX)
+            .await
+            .unwrap()
+            .whole;
         prompts.sort_by_key(|prompt| prompt.id);
         let expected: Vec<_> = self
             .prompts

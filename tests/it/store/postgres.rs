@@ -210,7 +210,11 @@ async fn statements_that_were_given_up_do_not_pile_up_on_the_server() {
     eventually!(watcher.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 0);
     client.batch_execute("COMMIT").await.unwrap();
     eventually!(store.insert_prompt(completed(alice, "p")).await.is_ok());
-    let stored = store.list_prompts(alice, None, 100).await.unwrap();
+    let stored = store
+        .list_prompts(alice, None, 100, usize::MAX)
+        .await
+        .unwrap()
+        .prompts;
     assert!(
         stored.len() <= 2,
         "what was given up was not done later: {}",
@@ -322,7 +326,11 @@ async fn ids_of_many_connections_are_unique_and_rise_for_each() {
         all.extend(ids);
     }
     assert_eq!(all.len(), 24 * 20);
-    let listed = other.list_prompts(alice, None, usize::MAX).await.unwrap();
+    let listed = other
+        .list_prompts(alice, None, usize::MAX, usize::MAX)
+        .await
+        .unwrap()
+        .prompts;
     assert_eq!(listed.len(), all.len());
 }
 
@@ -517,7 +525,15 @@ async fn a_restarted_server_is_used_again_and_no_acknowledged_write_is_lost() {
             (acknowledged, refused)
         });
     }
-    eventually!(store.list_prompts(alice, None, 50).await.unwrap().len() == 50);
+    eventually!(
+        store
+            .list_prompts(alice, None, 50, usize::MAX)
+            .await
+            .unwrap()
+            .prompts
+            .len()
+            == 50
+    );
     server.stop();
     assert!(matches!(store.ping().await, Err(Error::Unavailable(_))));
     server.resume();
@@ -533,9 +549,10 @@ async fn a_restarted_server_is_used_again_and_no_acknowledged_write_is_lost() {
         doubts += refused;
     }
     let stored: HashSet<_> = store
-        .list_prompts(alice, None, usize::MAX)
+        .list_prompts(alice, None, usize::MAX, usize::MAX)
         .await
         .unwrap()
+        .prompts
         .into_iter()
         .map(|prompt| prompt.id)
         .collect();

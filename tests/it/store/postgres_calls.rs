@@ -62,7 +62,11 @@ async fn begin_again_while(meanwhile: &str) -> (Begun, Arc<PostgresStore>, Datab
     client.batch_execute("COMMIT").await.unwrap();
     let begun = begun.await.unwrap();
     // The same rows, whoever looks at them.
-    let listed = store.list_prompts(alice, None, 9).await.unwrap();
+    let listed = store
+        .list_prompts(alice, None, 9, usize::MAX)
+        .await
+        .unwrap()
+        .prompts;
     assert!(listed.len() <= 1, "{listed:?}");
     (begun, store, database)
 }

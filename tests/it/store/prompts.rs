@@ -83,7 +83,14 @@ pub async fn a_failed_prompt_is_read_back_and_has_no_vector(store: Store) {
 pub async fn a_prompt_of_an_unknown_user_stores_nothing(store: Store) {
     let refused = store.insert_prompt(embedded(UserId(5), "x", 1)).await;
     assert!(matches!(refused, Err(Error::Internal(_))), "{refused:?}");
-    assert_eq!(store.list_prompts(UserId(5), None, 9).await.unwrap(), []);
+    assert_eq!(
+        store
+            .list_prompts(UserId(5), None, 9, usize::MAX)
+            .await
+            .unwrap()
+            .prompts,
+        []
+    );
     assert_eq!(coverage(&*store, &model("a"), None).await, (0, 0));
 }
 
@@ -94,7 +101,14 @@ pub async fn another_users_prompt_is_absent(store: Store) {
     assert_eq!(store.prompt(bob.id, id).await.unwrap(), None);
     assert_eq!(store.delete_prompt(bob.id, id).await.unwrap(), None);
     assert!(store.prompt(alice.id, id).await.unwrap().is_some());
-    assert_eq!(store.list_prompts(bob.id, None, 9).await.unwrap(), []);
+    assert_eq!(
+        store
+            .list_prompts(bob.id, None, 9, usize::MAX)
+            .await
+            .unwrap()
+            .prompts,
+        []
+    );
     assert_eq!(store.prompt(alice.id, PromptId(999)).await.unwrap(), None);
 }
 
@@ -119,29 +133,114 @@ pub async fn prompts_are_listed_newest_first_in_pages(store: Store) {
     assert!(made.is_sorted_by_key(|prompt| prompt.id));
     made.reverse();
     assert_eq!(
-        store.list_prompts(alice.id, None, 2).await.unwrap(),
+        store
+            .list_prompts(alice.id, None, 2, usize::MAX)
+            .await
+            .unwrap()
+            .prompts,
         made[..2]
     );
     let before = Some(made[1].id);
     assert_eq!(
-        store.list_prompts(alice.id, before, 2).await.unwrap(),
+        store
+            .list_prompts(alice.id, before, 2, usize::MAX)
+            .await
+            .unwrap()
+            .prompts,
         made[2..4]
     );
     let before = Some(made[3].id);
     assert_eq!(
-        store.list_prompts(alice.id, before, 2).await.unwrap(),
+        store
+            .list_prompts(alice.id, before, 2, usize::MAX)
+            .await
+            .unwrap()
+            .prompts,
         made[4..]
     );
     let before = Some(made[4].id);
-    assert_eq!(store.list_prompts(alice.id, before, 2).await.unwrap(), []);
-    assert_eq!(store.list_prompts(alice.id, None, 0).await.unwrap(), []);
     assert_eq!(
         store
-            .list_prompts(alice.id, None, usize::MAX)
+            .list_prompts(alice.id, before, 2, usize::MAX)
             .await
-            .unwrap(),
+            .unwrap()
+            .prompts,
+        []
+    );
+    assert_eq!(
+        store
+            .list_prompts(alice.id, None, 0, usize::MAX)
+            .await
+            .unwrap()
+            .prompts,
+        []
+    );
+    assert_eq!(
+        store
+            .list_prompts(alice.id, None, usize::MAX, usize::MAX)
+            .await
+            .unwrap()
+            .prompts,
         made
     );
+}
+
+pub async fn a_page_ends_before_its_texts_are_too_long(store: Store) {
+    let alice = user(&*store, "alice").await;
+    let mut made = Vec::new();
+    // Ten characters of twenty bytes each, and an answer of the same length.
+    for _ in 0..4 {
+        let prompt = NewPrompt {
+            prompt: "é".repeat(10),
+            response: Some("é".repeat(10)),
+            ..completed(alice.id, "")
+        };
+        made.push(store.insert_prompt(prompt).await.unwrap());
+    }
+    made.reverse();
+    let page = |before, limit, bytes| store.list_prompts(alice.id, before, limit, bytes);
+    for (limit, bytes, expected) in [
+        (9, 160, 4),
+        (9, 159, 3),
+        (9, 80, 2),
+        (9, 79, 1),
+        (9, 0, 1),
+        (2, 160, 2),
+    ] {
+        let page = page(None, limit, bytes).await.unwrap();
+        assert_eq!(
+            page.prompts,
+            made[..expected],
+            "{limit} prompts, {bytes} bytes"
+        );
+        assert_eq!(page.has_more, expected < made.len());
+    }
+    let last = page(Some(made[2].id), 9, 0).await.unwrap();
+    assert_eq!((last.prompts, last.has_more), (made[3..].to_vec(), false));
+}
+
+pub async fn of_several_prompts_the_first_come_whole_and_of_the_rest_the_size(store: Store) {
+    let alice = user(&*store, "alice").await;
+    let mut made = Vec::new();
+    for length in [10, 20, 5, 5] {
+        let prompt = NewPrompt {
+            prompt: "x".repeat(length),
+            response: Some("é".to_owned()),
+            ..completed(alice.id, "")
+        };
+        made.push(store.insert_prompt(prompt).await.unwrap());
+    }
+    let asked: Vec<PromptId> = [2, 0, 1, 0, 3].map(|at: usize| made[at].id).to_vec();
+    let read = |bytes| store.prompts(Some(alice.id), &asked, bytes);
+    let all = read(48).await.unwrap();
+    let in_order: Vec<_> = [2, 0, 1, 3].map(|at: usize| made[at].clone()).to_vec();
+    assert_eq!((all.whole, all.rest), (in_order.clone(), vec![]));
+    // The last one would fit, but what comes whole are the first ones.
+    let some = read(26).await.unwrap();
+    assert_eq!(some.whole, in_order[..2]);
+    assert_eq!(some.rest, [(made[1].id, 22), (made[3].id, 7)]);
+    let none = read(6).await.unwrap();
+    assert_eq!((none.whole.len(), none.rest.len()), (0, 4));
 }
 
 pub async fn several_prompts_are_read_at_once_and_only_the_owners(store: Store) {
@@ -151,13 +250,20 @@ pub async fn several_prompts_are_read_at_once_and_only_the_owners(store: Store) 
     let second = insert(&*store, completed(bob.id, "2")).await;
     let third = insert(&*store, failed(alice.id)).await;
     let asked = [third, second, PromptId(999), first, third];
-    let mut found = ids(&store.prompts(None, &asked).await.unwrap());
+    let mut found = ids(&store.prompts(None, &asked, usize::MAX).await.unwrap().whole);
     found.sort();
     assert_eq!(found, [first, second, third]);
-    let mut found = ids(&store.prompts(Some(alice.id), &asked).await.unwrap());
+    let mut found = ids(&store
+        .prompts(Some(alice.id), &asked, usize::MAX)
+        .await
+        .unwrap()
+        .whole);
     found.sort();
     assert_eq!(found, [first, third]);
-    assert_eq!(store.prompts(None, &[]).await.unwrap(), []);
+    assert_eq!(
+        store.prompts(None, &[], usize::MAX).await.unwrap().whole,
+        []
+    );
 }
 
 pub async fn deleting_removes_the_prompt_and_its_vector(store: Store) {
@@ -176,7 +282,14 @@ pub async fn deleting_removes_the_prompt_and_its_vector(store: Store) {
     );
     assert_eq!(store.delete_prompt(alice.id, with).await.unwrap(), None);
     assert_eq!(store.prompt(alice.id, with).await.unwrap(), None);
-    assert_eq!(store.list_prompts(alice.id, None, 9).await.unwrap(), []);
+    assert_eq!(
+        store
+            .list_prompts(alice.id, None, 9, usize::MAX)
+            .await
+            .unwrap()
+            .prompts,
+        []
+    );
     let page = store.vectors(&model("a"), None, None, 9).await.unwrap();
     assert_eq!(page, NO_VECTORS);
 }

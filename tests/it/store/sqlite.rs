@@ -145,7 +145,11 @@ async fn closing_finishes_queued_writes_and_empties_the_log() {
     store.close().await;
 
     let again = open_in(folder.path(), OpenOptions::default());
-    let listed = again.list_prompts(alice, None, 999).await.unwrap();
+    let listed = again
+        .list_prompts(alice, None, 999, usize::MAX)
+        .await
+        .unwrap()
+        .prompts;
     assert_eq!(listed.len(), stored);
 }
 
@@ -237,7 +241,12 @@ async fn a_full_store_answers_unavailable_and_recovers_when_there_is_room() {
     assert!(matches!(refused, Error::Unavailable(_)), "{refused:?}");
     // Reading goes on, and what was acknowledged is there.
     assert_eq!(
-        store.list_prompts(alice, None, 999).await.unwrap().len(),
+        store
+            .list_prompts(alice, None, 999, usize::MAX)
+            .await
+            .unwrap()
+            .prompts
+            .len(),
         stored.len()
     );
     let covered = store.coverage(&model("a"), None).await.unwrap();

@@ -138,7 +138,11 @@ fn every_acknowledged_prompt_survives_kill_9() {
 fn assert_whole(folder: &Path, owner: UserId) {
     block_on(async {
         let store = open_in(folder, OpenOptions::default());
-        let prompts = store.list_prompts(owner, None, usize::MAX).await.unwrap();
+        let prompts = store
+            .list_prompts(owner, None, usize::MAX, usize::MAX)
+            .await
+            .unwrap()
+            .prompts;
         let vectors = store
             .vectors(&model("a"), None, None, usize::MAX)
             .await
@@ -233,7 +237,11 @@ async fn insert_until_full(folder: &Path) {
     assert!(matches!(refused, Error::Unavailable(_)), "{refused:?}");
     let again = store.insert_prompt(embedded(owner, &text, 1)).await;
     assert!(matches!(again, Err(Error::Unavailable(_))), "{again:?}");
-    let listed = store.list_prompts(owner, None, usize::MAX).await.unwrap();
+    let listed = store
+        .list_prompts(owner, None, usize::MAX, usize::MAX)
+        .await
+        .unwrap()
+        .prompts;
     assert_eq!(listed.len(), stored);
     let pid = std::process::id().to_string();
     let raised = Command::new("prlimit")
@@ -272,7 +280,11 @@ fn a_disk_that_takes_no_more_is_survived() {
     block_on(async {
         let store = open_in(folder.path(), OpenOptions::default());
         let owner = store.list_users(None, 1).await.unwrap()[0].id;
-        let listed = store.list_prompts(owner, None, usize::MAX).await.unwrap();
+        let listed = store
+            .list_prompts(owner, None, usize::MAX, usize::MAX)
+            .await
+            .unwrap()
+            .prompts;
         assert_eq!(listed.len(), 2 * stored);
     });
 }

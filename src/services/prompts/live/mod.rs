@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use crate::domain::{Prompt, PromptId, PromptStatus, UserId};
 use crate::error::FailedPrompt;
+use crate::memory_budget::Reservation;
 use crate::store::PromptStore;
 
 pub use self::place::{NoPlace, Place};
@@ -35,10 +36,21 @@ pub enum End {
     Deleted,
 }
 
-#[derive(Debug, Default)]
+impl End {
+    fn text_bytes(&self) -> usize {
+        match self {
+            Self::Completed(prompt) => prompt.text_bytes(),
+            Self::Failed(_) | Self::Deleted => 0,
+        }
+    }
+}
+
+#[derive(Debug)]
 struct Progress {
     text: String,
     end: Option<End>,
+    /// What the texts hold, for as long as anybody reads them.
+    memory: Reservation,
 }
 
 impl Progress {
@@ -67,20 +79,35 @@ pub struct Live {
 }
 
 impl Live {
-    /// An empty one.
-    pub fn new(user_id: UserId, id: PromptId) -> Arc<Self> {
+    /// An empty one. `memory` holds the prompt's text, and will hold the answer's.
+    pub fn new(user_id: UserId, id: PromptId, memory: Reservation) -> Arc<Self> {
+        let progress = Progress {
+            text: String::new(),
+            end: None,
+            memory,
+        };
         Arc::new(Self {
             user_id,
             id,
-            progress: watch::Sender::default(),
+            progress: watch::Sender::new(progress),
             readers: Arc::default(),
         })
     }
 
     /// Adds a piece of text.
     pub fn push(&self, piece: &str) {
-        self.progress
-            .send_modify(|progress| progress.text.push_str(piece));
+        self.progress.send_modify(|progress| {
+            progress.memory.grow(piece.len());
+            progress.text.push_str(piece);
+        });
+    }
+
+    /// Holds memory for an answer that came whole.
+    pub fn hold(&self, bytes: usize) {
+        self.progress.send_if_modified(|progress| {
+            progress.memory.grow(bytes);
+            false
+        });
     }
 
     /// Ends it. The first end counts.
@@ -181,6 +208,8 @@ struct Stored {
     /// An instant rather than a length: who reads may give up waiting and come back, again and again.
     next_look: Instant,
     until: Instant,
+    /// What the prompt's texts hold; none once they are elsewhere.
+    memory: Option<Reservation>,
 }
 
 /// Reads one answer.
@@ -220,20 +249,25 @@ impl Reader {
     }
 
     /// Reads a stored prompt: at once if it has ended, else when another process has ended it.
-    pub fn stored(prompt: Prompt, from: Option<Place>, store: Arc<dyn PromptStore>) -> Self {
+    /// `memory` holds the prompt's texts.
+    pub fn stored(
+        prompt: Prompt,
+        from: Option<Place>,
+        store: Arc<dyn PromptStore>,
+        memory: Reservation,
+    ) -> Self {
         let (id, user_id) = (prompt.id, prompt.user_id);
-        let source = ended(prompt).map_or_else(
-            || {
-                Source::Stored(Stored {
-                    store,
-                    user_id,
-                    pause: POLL.0,
-                    next_look: Instant::now() + POLL.0,
-                    until: Instant::now() + PATIENCE,
-                })
-            },
-            known,
-        );
+        let source = match ended(prompt) {
+            Some(end) => known(end, memory),
+            None => Source::Stored(Stored {
+                store,
+                user_id,
+                pause: POLL.0,
+                next_look: Instant::now() + POLL.0,
+                until: Instant::now() + PATIENCE,
+                memory: Some(memory),
+            }),
+        };
         Self::new(id, from, source)
     }
 
@@ -298,15 +332,19 @@ impl Stored {
             let looked = self.store.prompt(self.user_id, id).await;
             self.pause = (self.pause * 3 / 2).min(POLL.1);
             self.next_look = Instant::now() + self.pause;
-            match looked {
-                Ok(Some(prompt)) => {
-                    if let Some(end) = ended(prompt) {
-                        return Some(known(end));
-                    }
-                }
-                Ok(None) => return Some(known(End::Deleted)),
+            let end = match looked {
+                Ok(Some(prompt)) => ended(prompt),
+                Ok(None) => Some(End::Deleted),
                 // A store that is away for a while is asked again like one that has nothing new.
-                Err(error) => tracing::debug!(%error, "a running prompt could not be looked at"),
+                Err(error) => {
+                    tracing::debug!(%error, "a running prompt could not be looked at");
+                    None
+                }
+            };
+            if let Some(end) = end {
+                let mut memory = self.memory.take()?;
+                memory.resize(end.text_bytes());
+                return Some(known(end, memory));
             }
         }
         None
@@ -323,10 +361,11 @@ fn ended(prompt: Prompt) -> Option<End> {
 }
 
 /// An answer that has ended, to be read like one that is being written.
-fn known(end: End) -> Source {
+fn known(end: End, memory: Reservation) -> Source {
     let progress = Progress {
         text: String::new(),
         end: Some(end),
+        memory,
     };
     Source::Live(watch::channel(progress).1)
 }

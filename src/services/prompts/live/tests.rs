@@ -1,5 +1,12 @@
 use super::*;
 use crate::domain::{FailureCode, Timestamp};
+use crate::memory_budget::{MemoryBudget, Owner};
+
+/// An answer of prompt 7, user 1.
+fn live() -> Arc<Live> {
+    let memory = MemoryBudget::new(1 << 20).hold(Owner::default(), 0);
+    Live::new(UserId(1), PromptId(7), memory)
+}
 
 fn prompt(status: PromptStatus, response: Option<&str>) -> Prompt {
     Prompt {
@@ -43,8 +50,25 @@ async fn rest(reader: &mut Reader) -> Vec<String> {
 }
 
 #[tokio::test]
+async fn an_answer_holds_memory_until_its_last_reader_is_gone() {
+    let budget = MemoryBudget::new(1 << 20);
+    let memory = budget.hold(Owner::user(UserId(1)), "Why?".len());
+    let live = Live::new(UserId(1), PromptId(7), memory);
+    live.push("Because");
+    live.push(".");
+    assert_eq!(budget.held(), "Why?Because.".len());
+    let mut reader = live.read(None);
+    live.end(completed("Because."));
+    drop(live);
+    assert_eq!(rest(&mut reader).await.last().unwrap(), "completed");
+    assert_eq!(budget.held(), "Why?Because.".len());
+    drop(reader);
+    assert_eq!(budget.held(), 0);
+}
+
+#[tokio::test]
 async fn a_reader_gets_each_piece_as_it_comes_and_the_end() {
-    let live = Live::new(UserId(1), PromptId(7));
+    let live = live();
     let mut reader = live.read(None);
     assert_eq!(next(&mut reader).await, "started");
     live.push("Be");
@@ -67,7 +91,7 @@ async fn a_reader_gets_each_piece_as_it_comes_and_the_end() {
 
 #[tokio::test]
 async fn a_slow_reader_gets_a_long_text_in_small_pieces_cut_between_characters() {
-    let live = Live::new(UserId(1), PromptId(7));
+    let live = live();
     let mut reader = live.read(None);
     let text = "ü€😀".repeat(5_000);
     for piece in text.as_bytes().chunks(9) {
@@ -84,7 +108,7 @@ async fn a_slow_reader_gets_a_long_text_in_small_pieces_cut_between_characters()
 
 #[tokio::test]
 async fn a_reader_goes_on_at_the_place_it_reached() {
-    let live = Live::new(UserId(1), PromptId(7));
+    let live = live();
     let mut first = live.read(None);
     next(&mut first).await;
     let beginning = first.place();
@@ -104,7 +128,7 @@ async fn a_reader_goes_on_at_the_place_it_reached() {
 
 #[tokio::test]
 async fn a_place_in_another_text_begins_again() {
-    let live = Live::new(UserId(1), PromptId(7));
+    let live = live();
     live.push("Because.");
     let old = Place::default().after("Well");
     let beyond = Place::default().after("Because. And");
@@ -117,7 +141,7 @@ async fn a_place_in_another_text_begins_again() {
 
 #[tokio::test]
 async fn a_failure_is_told_after_the_text_there_was() {
-    let live = Live::new(UserId(1), PromptId(7));
+    let live = live();
     live.push("Be");
     let mut reader = live.read(None);
     let mut resumed = live.read(Some(Place::default().after("gone")));
@@ -135,7 +159,7 @@ async fn a_failure_is_told_after_the_text_there_was() {
 
 #[tokio::test]
 async fn readers_end_when_the_answer_is_dropped_without_an_end() {
-    let live = Live::new(UserId(1), PromptId(7));
+    let live = live();
     live.push("Be");
     let mut reader = live.read(None);
     drop(live);
@@ -144,7 +168,7 @@ async fn readers_end_when_the_answer_is_dropped_without_an_end() {
 
 #[tokio::test]
 async fn an_answer_is_deserted_when_its_last_reader_has_gone() {
-    let live = Live::new(UserId(1), PromptId(7));
+    let live = live();
     let (one, other) = (live.read(None), live.read(None));
     drop(one);
     let waited = tokio::time::timeout(Duration::from_millis(20), live.deserted()).await;
@@ -155,7 +179,7 @@ async fn an_answer_is_deserted_when_its_last_reader_has_gone() {
 
 #[tokio::test]
 async fn text_is_waited_for_and_ends_with_the_answer() {
-    let live = Live::new(UserId(1), PromptId(7));
+    let live = live();
     live.push("Be");
     let (text, place) = live.text_after(Place::default()).await.unwrap();
     assert_eq!((text.as_str(), place.bytes()), ("Be", 2));
@@ -172,7 +196,7 @@ async fn text_is_waited_for_and_ends_with_the_answer() {
 
 #[tokio::test]
 async fn no_more_text_of_a_deleted_prompt_is_passed_on() {
-    let live = Live::new(UserId(1), PromptId(7));
+    let live = live();
     live.push("Be");
     assert!(!live.is_deleted());
     live.end(End::Deleted);
