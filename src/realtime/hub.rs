@@ -4,6 +4,7 @@
 //! more: the socket is closed with a reason, so that its client knows to read the list again. Nothing is skipped silently.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{mpsc, watch};
@@ -13,6 +14,9 @@ use crate::domain::{Timestamp, UserId};
 /// Events that may wait for one socket. A client that answers its pings drains this in a blink; one that does not is cut
 /// off before it costs memory. The texts themselves are shared among the sockets of a user.
 const QUEUE_EVENTS: usize = 64;
+/// Bytes that may wait for one socket, unless a single event has more. A socket that reads nothing is closed after 90 s, in
+/// which its user may be told of many long answers.
+const QUEUE_BYTES: usize = 1 << 20;
 
 /// Why the service closes a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +62,24 @@ pub struct Listener {
 struct Socket {
     listener: Listener,
     events: mpsc::Sender<Arc<str>>,
+    /// Bytes of the events in the queue.
+    queued: Arc<AtomicUsize>,
     close: watch::Sender<Option<CloseReason>>,
+}
+
+impl Socket {
+    /// Puts an event into the queue. A socket whose queue has no room for it is marked to be closed.
+    fn put(&self, event: &Arc<str>) -> bool {
+        let before = self.queued.fetch_add(event.len(), Ordering::Relaxed);
+        let is_full = before > 0 && before + event.len() > QUEUE_BYTES;
+        if !is_full && self.events.try_send(Arc::clone(event)).is_ok() {
+            return true;
+        }
+        self.queued.fetch_sub(event.len(), Ordering::Relaxed);
+        // Where nobody receives any more the socket is closed already.
+        self.close.send_replace(Some(CloseReason::Lagging));
+        false
+    }
 }
 
 #[derive(Default)]
@@ -80,6 +101,7 @@ pub struct Subscription {
     user_id: UserId,
     key: u64,
     events: mpsc::Receiver<Arc<str>>,
+    queued: Arc<AtomicUsize>,
     close: watch::Receiver<Option<CloseReason>>,
 }
 
@@ -95,6 +117,7 @@ impl Hub {
     ) -> Result<Subscription, Full> {
         let (events, event_queue) = mpsc::channel(QUEUE_EVENTS);
         let (close, closed) = watch::channel(None);
+        let queued = Arc::new(AtomicUsize::new(0));
         let mut sockets = self.lock();
         let key = sockets.next_key;
         let of_user = sockets.by_user.entry(listener.user_id).or_default();
@@ -106,6 +129,7 @@ impl Hub {
             Socket {
                 listener,
                 events,
+                queued: Arc::clone(&queued),
                 close,
             },
         );
@@ -116,6 +140,7 @@ impl Hub {
             user_id: listener.user_id,
             key,
             events: event_queue,
+            queued,
             close: closed,
         })
     }
@@ -132,12 +157,8 @@ impl Hub {
             if socket.close.borrow().is_some() {
                 continue;
             }
-            match socket.events.try_send(Arc::clone(event)) {
-                Ok(()) => reached += 1,
-                Err(mpsc::error::TrySendError::Full(_)) => {
-                    socket.close.send_replace(Some(CloseReason::Lagging));
-                }
-                Err(mpsc::error::TrySendError::Closed(_)) => {}
+            if socket.put(event) {
+                reached += 1;
             }
         }
         reached
@@ -188,7 +209,9 @@ impl Hub {
 impl Subscription {
     /// The next event for this socket, in the order of publishing. Never ends while subscribed. Cancel safe.
     pub async fn next_event(&mut self) -> Option<Arc<str>> {
-        self.events.recv().await
+        let event = self.events.recv().await?;
+        self.queued.fetch_sub(event.len(), Ordering::Relaxed);
+        Some(event)
     }
 
     /// Waits until the hub wants the socket closed. Cancel safe.
@@ -275,6 +298,22 @@ mod tests {
             0,
             "room again, but the gap stays a gap"
         );
+    }
+
+    #[tokio::test]
+    async fn long_events_fill_a_queue_by_their_bytes_but_one_always_fits() {
+        let hub = Arc::new(Hub::default());
+        let mut slow = hub.subscribe(ALICE, 10).unwrap();
+        let event = |bytes| -> Arc<str> { "x".repeat(bytes).into() };
+        assert_eq!(hub.publish(ALICE.user_id, &event(2 * QUEUE_BYTES)), 1);
+        slow.next_event().await;
+        for _ in 0..4 {
+            assert_eq!(hub.publish(ALICE.user_id, &event(QUEUE_BYTES / 4)), 1);
+        }
+        slow.next_event().await;
+        assert_eq!(hub.publish(ALICE.user_id, &event(QUEUE_BYTES / 4)), 1);
+        assert_eq!(hub.publish(ALICE.user_id, &event(1)), 0);
+        assert_eq!(slow.closed().await, CloseReason::Lagging);
     }
 
     #[test]
