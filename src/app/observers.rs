@@ -85,6 +85,10 @@ impl llm::Observer for UpstreamObserver {
                 .upstream_retries
                 .with_label_values(&[upstream, error_type])
                 .inc(),
+            llm::Event::Skipped { upstream, events } => metrics
+                .upstream_events_skipped
+                .with_label_values(&[upstream])
+                .inc_by(events),
             llm::Event::Breaker { upstream, state } => {
                 let value = match state {
                     BreakerState::Closed => 0.0,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 pub use admission::{Busy, CallPermit};
 pub use observer::{Asked, BreakerState, Event, Observer};
-pub use openai::Error;
+pub use openai::{Error, Reading, read_answer};
 
 use self::admission::Admission;
 use self::observer::Unobserved;

@@ -55,6 +55,13 @@ pub enum Event<'a> {
         /// What went wrong: one of a few words.
         error_type: &'static str,
     },
+    /// Events of an answer could not be read and were left out.
+    Skipped {
+        /// Whose: `primary`, `fallback-1`, …
+        upstream: &'a str,
+        /// How many.
+        events: u64,
+    },
     /// A breaker's state, at the start and whenever it changes.
     Breaker {
         /// Which: `primary`, `fallback-1`, …

@@ -98,6 +98,8 @@ metrics! {
     upstream_calls_in_flight: IntGauge = |help| gauge("upstream_calls_in_flight", help);
     /// Attempts repeated at the same upstream, by what went wrong before.
     upstream_retries: IntCounterVec = |help| counters("upstream_retries_total", help, &["upstream", "error_type"]);
+    /// Events of answers that could not be read and were left out.
+    upstream_events_skipped: IntCounterVec = |help| counters("upstream_events_skipped_total", help, &["upstream"]);
     /// Whether an upstream's circuit breaker is closed (0), half-open (1) or open (2).
     upstream_breaker_state: GaugeVec = |help| gauges("upstream_breaker_state", help, &["upstream"]);
     /// Time from asking for an embedding to having it, waiting included.

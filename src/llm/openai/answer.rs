@@ -1,4 +1,4 @@
-//! Reading an answer off the connection, whole or streamed, within limits of time and size.
+//! Reading an answer off the connection, within limits of time and size.
 
 use std::time::{Duration, Instant};
 
@@ -8,23 +8,20 @@ use hyper::body::{Body, Incoming};
 
 use super::attempt::Limits;
 use super::fault::{Fault, Kind};
-use super::sse::Decoder;
-use super::wire::{self, Answer, Collector};
+use super::reader::{Answer, End, Reader};
 
-/// JSON around the text of a whole answer.
-const JSON_AROUND: usize = 64 * 1024;
-/// A byte of text may be written with six, as `\u0001`.
-const JSON_PER_TEXT: usize = 6;
-/// Bytes that a stream may have for each byte of text: servers send a few hundred with every token. What is sent beyond that brings
-/// nothing; the total deadline bounds it too.
-const STREAM_PER_TEXT: usize = 512;
-/// An error's body is read this far, and this long, so that its connection can be used again.
-const DRAIN_BYTES: usize = 16 * 1024;
-const DRAIN_TIME: Duration = Duration::from_millis(100);
-/// How long the end of a stream may take after its `[DONE]`, for the same reason.
+/// How much of an error's body is read, and for how long. The message is in it, and a connection
+/// can be used again only after the end of the body.
+const ERROR_BYTES: usize = 16 * 1024;
+const ERROR_TIME: Duration = Duration::from_millis(100);
+/// How long the end of a stream may take after its `[DONE]`, so that its connection can be used
+/// again.
 const END_TIME: Duration = Duration::from_millis(10);
-/// How long `[DONE]`, and the usage before it, may take after the `finish_reason`: they are ready with it, so this is for the network.
-/// The answer is whole, and its reader waits.
+/// The same while the usage is unknown. Some servers send it after `[DONE]`.
+const LATE_USAGE_TIME: Duration = Duration::from_millis(100);
+/// How long the usage and `[DONE]` may take after the reason, or after anything later that belongs
+/// to the answer. The upstream has them ready, so this time is for the network. The answer is
+/// whole, and the caller waits for it.
 const GOODBYE_TIME: Duration = Duration::from_secs(5);
 
 /// Where the text of a streamed answer goes, and what is known of it.
@@ -47,13 +44,14 @@ impl<'a> Deltas<'a> {
         self.on_delta.is_some()
     }
 
-    /// When the first piece was handed over. Once there was one, nothing may be tried again: the caller has it.
+    /// When the first piece was handed over. Once there was one, nothing may be tried again: the
+    /// caller has it.
     pub fn first_at(&self) -> Option<Instant> {
         self.first_at
     }
 
     /// Hands a piece of text over, unless it is empty.
-    pub fn hand_over(&mut self, delta: &str) {
+    fn hand_over(&mut self, delta: &str) {
         if let (false, Some(on_delta)) = (delta.is_empty(), &mut self.on_delta) {
             self.first_at.get_or_insert_with(Instant::now);
             on_delta(delta);
@@ -61,116 +59,146 @@ impl<'a> Deltas<'a> {
     }
 }
 
-/// Reads a whole answer.
+/// Reads an answer with `reader`, and hands each piece of text over as it comes. Calls `on_life`
+/// with each sign of an upstream at work.
 ///
 /// # Errors
 /// What went wrong; see [`Kind`].
-pub async fn read_whole(mut body: Incoming, limits: &Limits) -> Result<Answer, Fault> {
-    let most = limits.text_bytes * JSON_PER_TEXT + JSON_AROUND;
-    if body.size_hint().lower() > most as u64 {
-        return Err(Kind::TooLong.into());
-    }
-    let mut json = Vec::new();
-    while let Some(piece) = next(&mut body, silence(limits)).await? {
-        if json.len() + piece.len() > most {
-            return Err(Kind::TooLong.into());
-        }
-        json.extend_from_slice(&piece);
-    }
-    let answer = wire::whole(&json)?;
-    if answer.text.len() > limits.text_bytes {
-        return Err(Kind::TooLong.into());
-    }
-    Ok(answer)
-}
-
-/// Reads a streamed answer, handing each piece of text over as it comes. `on_token` is told of the first sign of a model at work.
-///
-/// # Errors
-/// What went wrong; see [`Kind`].
-pub async fn read_stream(
+pub async fn read(
     mut body: Incoming,
     limits: &Limits,
+    reader: &mut Reader,
     deltas: &mut Deltas<'_>,
-    mut on_token: impl FnMut(),
+    mut on_life: impl FnMut(),
 ) -> Result<Answer, Fault> {
-    let mut decoder = Decoder::new(limits.text_bytes * JSON_PER_TEXT + JSON_AROUND);
-    let mut collector = Collector::default();
-    let mut room = limits.text_bytes.saturating_mul(STREAM_PER_TEXT) + JSON_AROUND;
-    // Comments keep a connection open, not a model at work: events alone put the deadline off.
-    let mut until = (limits.first_token_by, Kind::FirstTokenTimeout);
-    let (mut has_token, mut bye_by) = (false, None);
-    while !collector.is_done() {
-        let piece = match next(&mut body, earlier(until, limits)).await {
+    if body.size_hint().lower() > reader.room() as u64 {
+        return Err(Kind::TooLong.into());
+    }
+    let mut waiting = Waiting::new(limits, deltas.are_wanted());
+    let ended: Result<(), Fault> = loop {
+        let piece = match next(&mut body, waiting.until(limits)).await {
             Ok(Some(piece)) => piece,
-            Ok(None) => break,
-            // Everything said, and only the goodbye missing, late or cut: that is whole.
-            Err(_) if collector.has_reason() => break,
-            Err(fault) => return Err(fault),
+            Ok(None) => break Ok(()),
+            Err(fault) => break Err(fault),
         };
-        room = room.checked_sub(piece.len()).ok_or(Kind::TooLong)?;
-        let mut has_event = false;
-        decoder.feed(&piece, |data| {
-            let progress = collector.take(data)?;
-            has_event = true;
-            if progress.is_token && !has_token {
-                has_token = true;
-                on_token();
-            }
-            deltas.hand_over(progress.delta);
-            if collector.text_bytes() > limits.text_bytes {
-                return Err(Fault::from(Kind::TooLong));
-            }
-            Ok(())
-        })?;
-        if collector.has_reason() {
-            let bye_by = *bye_by.get_or_insert_with(|| Instant::now() + GOODBYE_TIME);
-            until = (bye_by, Kind::TokenTimeout);
-        } else if has_token && has_event {
-            until = silence(limits);
+        let fed = reader.feed(&piece);
+        deltas.hand_over(reader.new_text());
+        let progress = match fed {
+            Ok(progress) => progress,
+            Err(kind) => break Err(kind.into()),
+        };
+        if progress.is_alive {
+            on_life();
         }
-    }
-    if collector.is_done() {
-        let end = tokio::time::timeout(END_TIME, body.frame());
-        // Whether it came or not, the answer is whole; this is for the connection alone.
-        let _ = end.await;
-    } else if let Some(rest) = decoder.finish()
-        && rest.trim_ascii() == b"[DONE]"
-    {
-        collector.take(&rest)?;
-    }
-    Ok(collector.finish()?)
-}
-
-/// Reads the body of an error and forgets it.
-pub async fn drain(mut body: Incoming) {
-    let reading = async {
-        let mut room = DRAIN_BYTES;
-        while let Some(Ok(frame)) = body.frame().await {
-            let length = frame.data_ref().map_or(0, Bytes::len);
-            match room.checked_sub(length) {
-                Some(rest) => room = rest,
-                None => break,
+        if reader.is_done() {
+            end(&mut body, reader).await;
+            break Ok(());
+        }
+        if !reader.has_reason() {
+            waiting.goodbye_by = None;
+            // The first sign of life must not shorten the wait for the first text.
+            if progress.is_alive || !deltas.are_wanted() {
+                waiting.extend(limits, deltas.first_at().is_none());
             }
+        } else if progress.is_news || waiting.goodbye_by.is_none() {
+            waiting.goodbye_by = Some(Instant::now() + GOODBYE_TIME);
         }
     };
-    // A connection that is not at its end is closed, which is all there is to lose.
-    let _ = tokio::time::timeout(DRAIN_TIME, reading).await;
+    let end = match ended {
+        Ok(()) => End::Orderly,
+        Err(_) => End::Cut,
+    };
+    match (reader.finish(end), ended) {
+        // The answer is whole, however its body ended.
+        (Ok((answer, rest)), _) => {
+            deltas.hand_over(&rest);
+            Ok(answer)
+        }
+        (Err(_), Err(fault)) => Err(fault),
+        (Err(kind), Ok(())) => Err(kind.into()),
+    }
+}
+
+/// When the next bytes are due, and the kind of failure if they do not come.
+struct Waiting {
+    until: (Instant, Kind),
+    /// When the end of the body is due. Set once the answer is whole.
+    goodbye_by: Option<Instant>,
+}
+
+impl Waiting {
+    fn new(limits: &Limits, is_streamed: bool) -> Self {
+        let until = match is_streamed {
+            true => (limits.first_token_by, Kind::FirstTokenTimeout),
+            false => silence(limits),
+        };
+        Self {
+            until,
+            goodbye_by: None,
+        }
+    }
+
+    /// Extends the deadline after a sign of life. `keeps_later`: keeps the old deadline if that is
+    /// later.
+    fn extend(&mut self, limits: &Limits, keeps_later: bool) {
+        let silence = silence(limits);
+        if !(keeps_later && self.until.0 > silence.0) {
+            self.until = silence;
+        }
+    }
+
+    fn until(&self, limits: &Limits) -> (Instant, Kind) {
+        let until = match self.goodbye_by {
+            Some(by) => (by, Kind::TokenTimeout),
+            None => self.until,
+        };
+        match limits.whole_by.0 <= until.0 {
+            true => limits.whole_by,
+            false => until,
+        }
+    }
 }
 
 /// When an answer that has begun counts as silent.
 fn silence(limits: &Limits) -> (Instant, Kind) {
-    let until = (Instant::now() + limits.token_timeout, Kind::TokenTimeout);
-    earlier(until, limits)
+    (Instant::now() + limits.token_timeout, Kind::TokenTimeout)
 }
 
-/// The earlier of a deadline and the one for everything.
-fn earlier(until: (Instant, Kind), limits: &Limits) -> (Instant, Kind) {
-    if limits.whole_by.0 <= until.0 {
-        limits.whole_by
-    } else {
-        until
-    }
+/// Waits a moment for what comes after `[DONE]`: the end of the body, perhaps the usage. The answer
+/// is whole without either.
+async fn end(body: &mut Incoming, reader: &mut Reader) {
+    let most = match reader.has_usage() {
+        true => END_TIME,
+        false => LATE_USAGE_TIME,
+    };
+    let rest = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            if frame
+                .into_data()
+                .is_ok_and(|data| reader.feed(&data).is_err())
+            {
+                break;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(most, rest).await;
+}
+
+/// The beginning of an error's body.
+pub async fn read_error(mut body: Incoming) -> Vec<u8> {
+    let mut read = Vec::new();
+    let reading = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            let data = frame.into_data().unwrap_or_default();
+            if read.len() + data.len() > ERROR_BYTES {
+                break;
+            }
+            read.extend_from_slice(&data);
+        }
+    };
+    // A connection that is not at its end is closed, which is all there is to lose.
+    let _ = tokio::time::timeout(ERROR_TIME, reading).await;
+    read
 }
 
 /// The next piece of a body; `None` at its end. Trailers are skipped.

@@ -1,18 +1,19 @@
-//! One request and its answer: what is seen of it on the way, what the breaker is told, and its line in the log.
+//! One request and its answer: what is seen of it on the way, what the breaker is told, and its
+//! line in the log.
 
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use hyper::HeaderMap;
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use hyper::header::CONTENT_ENCODING;
 
 use super::answer::{self, Deltas};
 use super::breaker::{Pass, Verdict};
 use super::endpoint::Endpoint;
 use super::fault::{Fault, Kind};
-use super::retry;
-use super::wire::Answer;
+use super::reader::{Answer, Reader};
+use super::{error_message, retry};
 
 /// Longest request id that is logged, in bytes.
 const REQUEST_ID_BYTES: usize = 128;
@@ -40,7 +41,11 @@ pub struct Attempt<'a> {
     began: Instant,
     status: Option<u16>,
     request_id: Option<String>,
-    has_token: bool,
+    /// The upstream's error message, as it came.
+    message: Option<String>,
+    /// Events of the answer that could not be read.
+    skipped: u64,
+    is_alive: bool,
 }
 
 impl<'a> Attempt<'a> {
@@ -54,13 +59,20 @@ impl<'a> Attempt<'a> {
             began: Instant::now(),
             status: None,
             request_id: None,
-            has_token: false,
+            message: None,
+            skipped: 0,
+            is_alive: false,
         }
     }
 
-    /// Whether a streamed answer has brought a token or a thought.
-    pub fn has_token(&self) -> bool {
-        self.has_token
+    /// Whether a streamed answer has brought a sign of life.
+    pub fn is_alive(&self) -> bool {
+        self.is_alive
+    }
+
+    /// Events of the answer that could not be read and were left out.
+    pub fn skipped(&self) -> u64 {
+        self.skipped
     }
 
     /// Sends the request and reads its answer.
@@ -83,55 +95,46 @@ impl<'a> Attempt<'a> {
         self.status = Some(head.status.as_u16());
         self.request_id = request_id(&head.headers);
         if !head.status.is_success() {
-            answer::drain(body).await;
+            self.message = error_message::find(&answer::read_error(body).await);
             return Err(Fault {
                 kind: Kind::Status(head.status.as_u16()),
                 retry_after: retry::retry_after(&head.headers, SystemTime::now()),
+                should_retry: retry::should_retry(&head.headers),
             });
         }
-        if head
-            .headers
-            .get_all(CONTENT_ENCODING)
-            .iter()
-            .any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
-        {
-            return Err(Kind::Encoded.into());
+        match self.read(body, deltas).await {
+            // A body that cannot be read may be compressed. The header alone proves nothing.
+            Err(fault) if fault.kind == Kind::Malformed && is_encoded(&head.headers) => {
+                Err(Kind::Encoded.into())
+            }
+            answer => answer,
         }
-        self.read(&head.headers, body, deltas).await
     }
 
-    async fn read(
-        &mut self,
-        headers: &HeaderMap,
-        body: Incoming,
-        deltas: &mut Deltas<'_>,
-    ) -> Result<Answer, Fault> {
-        let kind = headers
-            .get(CONTENT_TYPE)
-            .map(|kind| kind.as_bytes().to_ascii_lowercase())
-            .unwrap_or_default();
+    async fn read(&mut self, body: Incoming, deltas: &mut Deltas<'_>) -> Result<Answer, Fault> {
         if !deltas.are_wanted() {
             self.pass.prove();
-            return answer::read_whole(body, &self.limits).await;
         }
-        if kind.starts_with(b"text/event-stream") {
-            let on_token = || {
-                self.has_token = true;
-                self.pass.prove();
-            };
-            return answer::read_stream(body, &self.limits, deltas, on_token).await;
-        }
-        // Some servers do not stream though asked to: their answer is one piece, or an error object.
-        if kind.starts_with(b"application/json") {
-            let answer = answer::read_whole(body, &self.limits).await?;
-            deltas.hand_over(&answer.text);
-            return Ok(answer);
-        }
-        Err(Kind::Malformed.into())
+        let mut reader = Reader::new(self.limits.text_bytes);
+        let on_life = || {
+            self.is_alive = true;
+            self.pass.prove();
+        };
+        let answer = answer::read(body, &self.limits, &mut reader, deltas, on_life).await;
+        self.skipped = reader.skipped();
+        self.message = reader.error().and_then(error_message::find);
+        answer
     }
 
-    /// Tells the breaker and the log how it ended.
-    pub fn settle(self, answer: &Result<Answer, Fault>, verdict: Verdict, chance: f64) {
+    /// Reports the end to the breaker and the log. `prompts` are the texts that were sent; they are
+    /// not logged.
+    pub fn settle(
+        self,
+        answer: &Result<Answer, Fault>,
+        verdict: Verdict,
+        chance: f64,
+        prompts: &[&str],
+    ) {
         let Self {
             endpoint,
             number: attempt,
@@ -139,44 +142,71 @@ impl<'a> Attempt<'a> {
             began,
             status,
             request_id: upstream_request_id,
+            message,
+            skipped,
             ..
         } = self;
         pass.settle(verdict, Instant::now(), chance);
         let (upstream, duration_ms) = (&endpoint.name, began.elapsed().as_millis() as u64);
+        let skipped_events = (skipped > 0).then_some(skipped);
         let Err(fault) = answer else {
             tracing::info!(
                 upstream,
                 attempt,
                 status,
                 upstream_request_id,
+                skipped_events,
                 duration_ms,
                 "upstream answered"
             );
             return;
         };
-        let error_type = fault.error_type();
+        let (url, error_type) = (endpoint.url(), fault.error_type());
+        let key = endpoint.config.api_key.as_ref().map(|key| key.expose());
+        let upstream_message =
+            message.map(|message| error_message::presentable(&message, prompts, key));
         if fault.is_misconfiguration() {
             tracing::error!(
                 upstream,
+                url,
                 attempt,
                 status,
                 upstream_request_id,
+                upstream_message,
                 error_type,
+                skipped_events,
                 duration_ms,
                 "upstream refused: check its address, its key and its model"
             );
         } else {
             tracing::warn!(
                 upstream,
+                url,
                 attempt,
                 status,
                 upstream_request_id,
+                upstream_message,
                 error_type,
+                skipped_events,
                 duration_ms,
                 "upstream failed"
             );
         }
     }
+}
+
+/// Whether the headers say that the body is compressed. Some servers misuse the header.
+fn is_encoded(headers: &HeaderMap) -> bool {
+    const PLAIN: [&str; 5] = ["", "identity", "none", "utf-8", "utf8"];
+    let values = headers.get_all(CONTENT_ENCODING).iter();
+    values
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .any(|value| {
+            let value = value.trim_ascii();
+            PLAIN
+                .iter()
+                .all(|plain| !value.eq_ignore_ascii_case(plain.as_bytes()))
+        })
 }
 
 /// The upstream's name for the request, if it is one that can be logged.

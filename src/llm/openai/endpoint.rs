@@ -87,6 +87,12 @@ impl Endpoint {
         }
     }
 
+    /// Where it is asked. An address has neither user info nor a query, so there is no secret in
+    /// it.
+    pub fn url(&self) -> String {
+        self.uri.to_string()
+    }
+
     /// A request with that body.
     pub fn request(&self, body: Bytes, is_streamed: bool) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::new(body));

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::sse::TooLong;
 use crate::domain::FailureCode;
 use crate::llm::Failure;
 
@@ -50,6 +49,8 @@ pub struct Fault {
     pub kind: Kind,
     /// What the upstream's `Retry-After` says.
     pub retry_after: Option<Duration>,
+    /// What its `x-should-retry` says.
+    pub should_retry: Option<bool>,
 }
 
 impl From<Kind> for Fault {
@@ -57,21 +58,15 @@ impl From<Kind> for Fault {
         Self {
             kind,
             retry_after: None,
+            should_retry: None,
         }
     }
 }
 
-impl From<TooLong> for Fault {
-    fn from(_: TooLong) -> Self {
-        Kind::TooLong.into()
-    }
-}
-
-impl Fault {
-    /// Whether the same upstream may do better when asked again: it may have been busy or restarting. What it has begun to
-    /// answer is not asked for again, nor what it may have worked on for a while: that was paid for.
-    pub fn is_retryable(&self) -> bool {
-        match self.kind {
+impl Kind {
+    /// Whether it may have passed by the next attempt.
+    fn may_pass(self) -> bool {
+        match self {
             Kind::Connect | Kind::ConnectTimeout => true,
             Kind::Broken { is_early } => is_early,
             Kind::Status(501) => false,
@@ -86,6 +81,15 @@ impl Fault {
             | Kind::TooLong
             | Kind::ErrorObject => false,
         }
+    }
+}
+
+impl Fault {
+    /// Whether the same upstream may do better when asked again: it may have been busy or
+    /// restarting. What it has begun to answer is not asked for again, nor what it may have worked
+    /// on for a while: that was paid for.
+    pub fn is_retryable(&self) -> bool {
+        self.should_retry.unwrap_or_else(|| self.kind.may_pass())
     }
 
     /// Whether another upstream may do better: not where the request itself is at fault, or time is over.

@@ -7,11 +7,12 @@ mod answer;
 mod attempt;
 mod breaker;
 mod endpoint;
+mod error_message;
 mod fault;
+mod reader;
+mod request;
 mod retry;
-mod sse;
 mod transport;
-mod wire;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ use self::attempt::{Attempt, Limits};
 use self::breaker::Verdict;
 use self::endpoint::Endpoint;
 use self::fault::{Fault, Kind};
-use self::wire::Answer;
+use self::reader::{Answer, End, Reader};
 use super::{Asked, Completion, Event, Failure, Observer};
 use crate::config::UpstreamConfig;
 
@@ -188,7 +189,11 @@ impl Upstreams {
         call: &mut Call<'a, '_>,
     ) -> Result<Answer, Ended> {
         let is_streamed = call.deltas.are_wanted();
-        let body = wire::request(&self.config, &endpoint.config, call.prompt, is_streamed);
+        let prompts = [
+            call.prompt,
+            self.config.system_prompt.as_deref().unwrap_or_default(),
+        ];
+        let body = request::request(&self.config, &endpoint.config, call.prompt, is_streamed);
         let whole_by = call.began + self.config.total_timeout;
         let has_next = |now| others.iter().any(|each| each.breaker.would_admit(now));
         let (mut retries, mut last) = (0, None);
@@ -225,8 +230,14 @@ impl Upstreams {
             let answer = attempt.run(body.clone(), &mut call.deltas).await;
             // What others have left it is too little to judge it by.
             let is_short = call.attempts > 1 && limits.first_token_by > whole_by.0;
-            let verdict = verdict(&answer, attempt.has_token(), is_short);
-            attempt.settle(&answer, verdict, chance());
+            let verdict = verdict(&answer, attempt.is_alive(), is_short);
+            if attempt.skipped() > 0 {
+                self.observer.observe(Event::Skipped {
+                    upstream: &endpoint.name,
+                    events: attempt.skipped(),
+                });
+            }
+            attempt.settle(&answer, verdict, chance(), &prompts);
             let fault = match answer {
                 Ok(answer) => return Ok(answer),
                 Err(fault) => fault,
@@ -254,12 +265,63 @@ impl Upstreams {
     }
 }
 
+/// What the client makes of an answer's body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// The text that is handed over piece by piece, put together.
+    pub deltas: String,
+    /// The answer, or the word under which its failure is counted.
+    pub answer: Result<Completion, &'static str>,
+    /// Events that could not be read and were left out.
+    pub skipped: u64,
+}
+
+/// Reads the body of an answer as the client does, in the pieces in which it comes. A function of
+/// its own for tests and fuzzing, which need neither a connection nor a clock.
+///
+/// `most_text`: bytes of text that the answer may have. `is_cut`: the body breaks off after the
+/// last piece.
+#[doc(hidden)]
+pub fn read_answer<'a>(
+    pieces: impl IntoIterator<Item = &'a [u8]>,
+    most_text: usize,
+    is_cut: bool,
+) -> Reading {
+    let (mut reader, mut deltas) = (Reader::new(most_text), String::new());
+    let mut end = if is_cut { End::Cut } else { End::Orderly };
+    let mut failure = None;
+    for piece in pieces {
+        let fed = reader.feed(piece);
+        deltas.push_str(reader.new_text());
+        if let Err(kind) = fed {
+            (end, failure) = (End::Cut, Some(kind));
+            break;
+        }
+    }
+    let answer = reader.finish(end).map(|(answer, rest)| {
+        deltas.push_str(&rest);
+        Completion {
+            text: answer.text,
+            model: answer.model.unwrap_or_default(),
+            finish_reason: answer.finish_reason,
+            prompt_tokens: answer.prompt_tokens,
+            completion_tokens: answer.completion_tokens,
+            upstream_duration: Duration::ZERO,
+        }
+    });
+    Reading {
+        deltas,
+        answer: answer.map_err(|kind| Fault::from(failure.unwrap_or(kind)).error_type()),
+        skipped: reader.skipped(),
+    }
+}
+
 /// What an attempt says of its upstream. The deadline of the whole call is the client's: it says something only of an upstream that
 /// had its time and did not even begin.
-fn verdict(answer: &Result<Answer, Fault>, has_token: bool, is_short: bool) -> Verdict {
+fn verdict(answer: &Result<Answer, Fault>, is_alive: bool, is_short: bool) -> Verdict {
     match answer {
         Ok(_) => Verdict::Well,
-        Err(fault) if fault.kind == Kind::TotalTimeout && has_token => Verdict::Well,
+        Err(fault) if fault.kind == Kind::TotalTimeout && is_alive => Verdict::Well,
         Err(fault)
             if matches!(fault.kind, Kind::TotalTimeout | Kind::AnswerTimeout) && is_short =>
         {

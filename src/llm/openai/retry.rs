@@ -12,9 +12,10 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(8);
 /// Longer wishes than this are taken for this.
 const LONGEST_WISH: Duration = Duration::from_secs(86_400);
 
-/// How long to wait before retry number `retry`, counted from 1. Full jitter: anything up to the bound, by `chance` from 0 to 1, so
-/// that callers who failed together do not come back together. An upstream's wish is kept to, with up to a tenth on top.
-/// Source: Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+/// How long to wait before retry number `retry`, counted from 1. Full jitter: anything up to the
+/// bound, by `chance` from 0 to 1, so that callers who failed together do not come back together.
+/// An upstream's wish is kept, with up to a tenth on top. Source: Brooker, "Exponential Backoff And
+/// Jitter", AWS Architecture Blog, 2015.
 pub fn backoff(retry: u32, wish: Option<Duration>, chance: f64) -> Duration {
     let chance = chance.clamp(0.0, 1.0);
     match wish {
@@ -26,8 +27,9 @@ pub fn backoff(retry: u32, wish: Option<Duration>, chance: f64) -> Duration {
     }
 }
 
-/// What an answer's headers say about when to come back: `retry-after-ms` (OpenAI's, finer), else `Retry-After`, in seconds or as a
-/// date. `None` where they say nothing that can be read.
+/// What an answer's headers say about when to come back: `retry-after-ms` (OpenAI's, finer), else
+/// `Retry-After`, in seconds or as a date. `None` where they say nothing that can be read, and
+/// where they say "now": whoever failed a moment ago had better wait.
 pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
     let number = |text: &str| {
@@ -40,15 +42,23 @@ pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
             let wish = text(RETRY_AFTER.as_str())?;
             match number(wish) {
                 Some(wish) => seconds(wish),
-                // A date that is over means: now.
                 None => httpdate::parse_http_date(wish)
                     .ok()?
                     .duration_since(now)
-                    .unwrap_or_default(),
+                    .ok()?,
             }
         }
     };
-    Some(wait.min(LONGEST_WISH))
+    Some(wait.min(LONGEST_WISH)).filter(|wait| !wait.is_zero())
+}
+
+/// Whether an answer's headers say that asking again makes sense, whatever the status:
+/// `x-should-retry`.
+pub fn should_retry(headers: &HeaderMap) -> Option<bool> {
+    let said = headers.get("x-should-retry")?.to_str().ok()?.trim();
+    [("true", true), ("false", false)]
+        .into_iter()
+        .find_map(|(word, meaning)| said.eq_ignore_ascii_case(word).then_some(meaning))
 }
 
 fn seconds(seconds: f64) -> Duration {
@@ -125,6 +135,22 @@ mod tests {
     }
 
     #[test]
+    fn a_word_on_retrying_is_read_and_any_other_left_alone() {
+        for (said, meaning) in [
+            ("true", Some(true)),
+            (" False ", Some(false)),
+            ("1", None),
+            ("", None),
+        ] {
+            let value = HeaderValue::from_str(said).unwrap();
+            let headers =
+                HeaderMap::from_iter([(HeaderName::from_static("x-should-retry"), value)]);
+            assert_eq!(should_retry(&headers), meaning, "{said:?}");
+        }
+        assert_eq!(should_retry(&HeaderMap::new()), None);
+    }
+
+    #[test]
     fn a_wish_is_never_undercut() {
         assert_eq!(backoff(1, Some(3 * S), 0.0), 3 * S);
         assert_eq!(backoff(1, Some(3 * S), 1.0), 3300 * MS);
@@ -154,10 +180,9 @@ mod tests {
                 Some(7 * S),
             ),
             (&[("retry-after", date)], Some(10 * S)),
-            (
-                &[("retry-after", "Sun, 06 Nov 1994 08:00:00 GMT")],
-                Some(Duration::ZERO),
-            ),
+            (&[("retry-after", "Sun, 06 Nov 1994 08:00:00 GMT")], None),
+            (&[("retry-after", "0")], None),
+            (&[("retry-after", "-0.0"), ("retry-after-ms", "0")], None),
             (&[("retry-after", "1e300")], Some(86_400 * S)),
             (&[("retry-after", "-1")], None),
             (&[("retry-after", "NaN")], None),

@@ -37,7 +37,7 @@ async fn a_whole_answer_comes_with_model_reason_and_usage() {
         assert_eq!(request.header(name), Some(value), "{name}");
     }
     let expected = json!({
-        "model": "asked-1", "max_tokens": 64, "temperature": 0.5, "top_p": 0.25,
+        "model": "asked-1", "stream": false, "max_tokens": 64, "temperature": 0.5, "top_p": 0.25,
         "messages": [{ "role": "system", "content": "Be brief." }, { "role": "user", "content": "the-prompt" }],
     });
     assert_eq!(request.body, expected);

@@ -199,7 +199,7 @@ async fn streamed_answers_that_are_none() {
             head().event(r#"{"error": "no"}"#).end(),
         ),
         (
-            "an event that is no JSON",
+            "an event that is no JSON, and no end",
             UpstreamFailed,
             head().delta("He").event("<p>").end(),
         ),

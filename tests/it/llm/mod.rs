@@ -1,10 +1,12 @@
 //! The client of the upstream, against one that behaves well, badly, slowly or not at all.
 
+mod answers;
 mod breaker;
 mod calls;
 mod faults;
 mod retries;
 mod secrecy;
+mod signs;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

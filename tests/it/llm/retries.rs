@@ -80,6 +80,40 @@ async fn the_upstreams_wish_is_waited_for() {
 }
 
 #[tokio::test]
+async fn a_wish_to_be_asked_again_at_once_is_none() {
+    let upstream = Upstream::start().await;
+    let over = "retry-after: Sun, 06 Nov 1994 08:49:37 GMT";
+    for header in ["retry-after: 0", "retry-after-ms: 0", over] {
+        upstream.plan(Reply::error(429, &[header]));
+        let failure = Watched::new(&config(&upstream)).ask().await.unwrap_err();
+        // The service's own word, as where the upstream says nothing.
+        assert_eq!(
+            failure.retry_after,
+            Some(Duration::from_secs(5)),
+            "{header}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_upstreams_word_on_asking_again_counts_more_than_its_status() {
+    for (status, word, requests) in [
+        (400, "true", 3),
+        (503, "false", 1),
+        (429, "False", 1),
+        (400, "?", 1),
+    ] {
+        let upstream = Upstream::start().await;
+        let word = format!("x-should-retry: {word}");
+        upstream.plan_many(3, &Reply::error(status, &["retry-after-ms: 1", &word]));
+        let mut config = config(&upstream);
+        config.max_retries = 2;
+        Watched::new(&config).ask().await.unwrap_err();
+        assert_eq!(upstream.requests().len(), requests, "{status} {word}");
+    }
+}
+
+#[tokio::test]
 async fn a_wish_beyond_the_deadline_fails_at_once_and_is_passed_on() {
     let upstream = Upstream::start().await;
     upstream.plan(Reply::error(503, &["retry-after: 3600"]));

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde_json::json;
+
 use super::{Watched, config, endpoint};
 use crate::support::{Log, Reply, Upstream};
 
@@ -63,13 +65,47 @@ async fn the_log_tells_each_attempt_and_neither_key_nor_text() {
         log.text(),
         client.client
     );
-    for secret in [
-        "sk-primary",
-        "the-prompt",
-        "the-answer",
-        "upstream-secret-words",
-    ] {
+    for secret in ["sk-primary", "the-prompt", "the-answer"] {
         assert!(!all.contains(secret), "{secret}");
+    }
+    // The upstream's own words are for the operator alone.
+    let failures: Vec<_> = ours.iter().filter(|line| line["level"] != "INFO").collect();
+    assert_eq!(failures.len(), 3);
+    for line in failures {
+        assert_eq!(line["url"], format!("{}/chat/completions", upstream.url()));
+        assert_eq!(line["upstream_message"], "upstream-secret-words");
+    }
+    let told = format!("{events}{refused:?}{refused}{failed:?}{failed}");
+    assert!(!told.contains("upstream-secret-words"));
+}
+
+#[tokio::test]
+async fn what_an_upstream_repeats_of_prompt_and_key_is_left_out_of_the_log() {
+    let log = Log::default();
+    let _guard = tracing::dispatcher::set_default(&log.dispatch());
+    let upstream = Upstream::start().await;
+    let mut config = config(&upstream);
+    config.system_prompt = Some("Answer as Admiral Featherstone would.".to_owned());
+    let client = Watched::new(&config);
+    let message = "Incorrect API key provided: sk-prim****ary (the-prompt; Featherstone)\n";
+    let error = json!({ "error": { "message": message } }).to_string();
+    upstream.plan(Reply::of(401, "application/json", &[], &error));
+    upstream.plan(Reply::of(200, "application/json", &[], &error));
+    upstream.plan(Reply::stream_head().event(&error).end());
+    client.ask().await.unwrap_err();
+    client.ask().await.unwrap_err();
+    client.stream().await.1.unwrap_err();
+    let lines = log.lines();
+    let shown: Vec<_> = lines
+        .iter()
+        .filter_map(|line| line["upstream_message"].as_str())
+        .collect();
+    assert_eq!(shown.len(), 3);
+    for shown in shown {
+        assert!(shown.starts_with("Incorrect API key "), "{shown}");
+        for secret in ["prim", "ary", "prompt", "Featherstone"] {
+            assert!(!shown.contains(secret), "{shown}");
+        }
     }
 }
 

@@ -1,0 +1,251 @@
+//! An upstream's error message, made safe for the log: one short line without words of the prompt
+//! or the key.
+
+use std::collections::HashSet;
+
+use super::reader::{Value, one_line};
+
+/// Longest message that is logged, in characters.
+const MESSAGE_CHARS: usize = 200;
+/// Shorter words of a prompt, such as *the* and *not*, are not secret, unless they have a digit.
+const SHORTEST_WORD: usize = 4;
+/// In a prompt that is not longer than this, every word is secret.
+const SHORT_PROMPT: usize = 24;
+/// Stands for a word that is left out.
+const OMITTED: &str = "…";
+
+/// Finds the message in the body of an error: in an error object, or the first line of a plain
+/// text.
+pub fn find(body: &[u8]) -> Option<String> {
+    let body = body.trim_ascii();
+    if let Some(start) = body.iter().position(|byte| *byte == b'{')
+        && body[..start].iter().all(|byte| b"[ \t\r\n".contains(byte))
+    {
+        return of_object(Value::new(&body[start..]));
+    }
+    // The first line of a page has no message, and neither has JSON that is not an object.
+    if body.first().is_none_or(|byte| b"<[\"".contains(byte)) {
+        return None;
+    }
+    let line = body.split(|byte| *byte == b'\n').next()?;
+    Some(String::from_utf8_lossy(line).into_owned())
+}
+
+fn of_object(object: Value<'_>) -> Option<String> {
+    // Gateways put the error that they received into an error of their own.
+    let mut object = object;
+    for _ in 0..4 {
+        let names = ["error", "message", "detail", "msg"];
+        let [error, texts @ ..] = object.object(names).members;
+        if let Some(error) = error.filter(|error| error.is_object()) {
+            object = error;
+            continue;
+        }
+        let mut texts = error.into_iter().chain(texts.into_iter().flatten());
+        if let Some(text) = texts.clone().find_map(Value::text) {
+            return Some(text);
+        }
+        // A list of what is wrong with each field.
+        object = texts.find_map(|list| list.items().next())?;
+    }
+    None
+}
+
+/// The message as it may be logged. Words that are in one of the `prompts` or in the `key` are left
+/// out, because an upstream may repeat a part of what it received.
+pub fn presentable(message: &str, prompts: &[&str], key: Option<&str>) -> String {
+    let texts: Vec<String> = prompts
+        .iter()
+        .chain(&key)
+        .map(|text| text.to_lowercase())
+        .collect();
+    let (prompts, key) = texts.split_at(prompts.len());
+    let prompts = prompts
+        .iter()
+        .map(|prompt| Secret::new(prompt, shortest_word(prompt)));
+    // OpenAI shows the beginning and the end of a refused key.
+    let key = key.iter().map(|key| Secret::new(key, 2));
+    let secrets: Vec<Secret<'_>> = prompts.chain(key).collect();
+
+    let line = message.replace(['\n', '\r', '\t'], " ");
+    let mut rest = line.as_str();
+    let (mut shown, mut characters) = (String::new(), 0);
+    while !rest.is_empty() && characters < MESSAGE_CHARS {
+        let end = rest.find(|c| !is_of_word(c)).unwrap_or(rest.len());
+        let (word, after) = rest.split_at(end);
+        let next = after.find(is_of_word).unwrap_or(after.len());
+        let is_secret = secrets.iter().any(|secret| secret.has_part_of(word));
+        let part = if is_secret { OMITTED } else { word };
+        characters += part.chars().count() + next;
+        shown.push_str(part);
+        shown.push_str(&after[..next]);
+        rest = &after[next..];
+    }
+    one_line(&shown, MESSAGE_CHARS)
+}
+
+fn is_of_word(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
+}
+
+/// The length of the shortest word of a prompt that is left out.
+fn shortest_word(prompt: &str) -> usize {
+    match prompt.chars().nth(SHORT_PROMPT) {
+        None => 1,
+        Some(_) => SHORTEST_WORD,
+    }
+}
+
+/// Something that may not be logged, in lower case.
+struct Secret<'a> {
+    text: &'a str,
+    words: HashSet<&'a str>,
+    /// Words that are shorter, and have no digit, may be shown.
+    shortest_word: usize,
+}
+
+impl<'a> Secret<'a> {
+    fn new(text: &'a str, shortest_word: usize) -> Self {
+        let words = text.split(|c| !is_of_word(c));
+        Self {
+            text,
+            words: words.filter(|word| word.len() >= SHORTEST_WORD).collect(),
+            shortest_word,
+        }
+    }
+
+    /// Whether a word is a part of it, or has a word of it as a part.
+    fn has_part_of(&self, word: &str) -> bool {
+        let word = word.to_lowercase();
+        // In a script without blanks, a single character can be a word.
+        let tells = word.len() >= self.shortest_word
+            || !word.is_ascii()
+            || word.bytes().any(|byte| byte.is_ascii_digit());
+        if word.is_empty() || !tells {
+            return false;
+        }
+        let starts = || word.char_indices().map(|(at, _)| at);
+        self.text.contains(&word)
+            || starts().any(|start| {
+                let ends = starts().skip(1).chain([word.len()]);
+                ends.filter(|end| *end >= start + SHORTEST_WORD)
+                    .any(|end| self.words.contains(&word[start..end]))
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_message_is_found_in_errors_of_every_kind() {
+        for (body, message) in [
+            (
+                r#"{"error":{"message":"no such model","type":"x"}}"#,
+                Some("no such model"),
+            ),
+            (
+                r#" [{"error":{"code":400,"message":"bad key"}}]"#,
+                Some("bad key"),
+            ),
+            (r#"{"error":"no"}"#, Some("no")),
+            (
+                r#"{"error":{"error":{"message":"nested"}}}"#,
+                Some("nested"),
+            ),
+            (
+                r#"{"object":"error","message":"no","code":404}"#,
+                Some("no"),
+            ),
+            (r#"{"detail":"Not Found"}"#, Some("Not Found")),
+            (
+                r#"{"detail":[{"loc":["body"],"msg":"field required"}]}"#,
+                Some("field required"),
+            ),
+            (r#"{"choices":[],"error":{"message":"gone"}}"#, Some("gone")),
+            (
+                r#"{"error":{"message":"cut off"},"param":"#,
+                Some("cut off"),
+            ),
+            ("404 page not found\n", Some("404 page not found")),
+            ("<html><body>no</body></html>", None),
+            (r#"{"error":{}}"#, None),
+            (
+                r#"{"error":{"error":{"error":{"error":{"error":{}}}}}}"#,
+                None,
+            ),
+            (r#"["no"]"#, None),
+            ("", None),
+        ] {
+            assert_eq!(find(body.as_bytes()).as_deref(), message, "{body}");
+        }
+    }
+
+    fn shown(message: &str, prompt: &str) -> String {
+        presentable(message, &[prompt], Some("sk-proj-A1b2C3d4E5f6"))
+    }
+
+    #[test]
+    fn a_message_is_one_short_line() {
+        let message = format!("first\nsecond\u{1b}[31m {}", "x".repeat(1000));
+        let shown = shown(&message, "Why is the sky blue on Tuesdays?");
+        assert!(shown.starts_with("first second[31m xxx"), "{shown}");
+        assert_eq!(shown.chars().count(), MESSAGE_CHARS);
+    }
+
+    #[test]
+    fn what_says_nothing_of_prompt_and_key_is_shown() {
+        let message = "The model `gpt-9` does not exist or you do not have access to it.";
+        assert_eq!(shown(message, "Why is the sky blue on Tuesdays?"), message);
+        assert_eq!(shown(message, "hello"), message);
+    }
+
+    #[test]
+    fn nothing_of_the_prompt_is_shown() {
+        let prompt = "My password is hunter2, and the Café is 'closed'\nsince 1984.";
+        for echo in [
+            prompt,
+            &prompt.to_uppercase(),
+            &prompt[12..22],
+            &format!("{:?}", &prompt),
+            &prompt.replace(' ', "%20"),
+            "hunter2",
+            "xhunter2x",
+            "(hunt",
+            "1984",
+        ] {
+            let shown = shown(&format!("Invalid input: {echo}"), prompt);
+            let shown = shown.to_lowercase();
+            for word in ["password", "hunt", "caf", "closed", "since", "1984"] {
+                assert!(!shown.contains(word), "{echo}: {shown}");
+            }
+            assert!(shown.starts_with("invalid input: "), "{shown}");
+        }
+        assert_eq!(shown("bad: ab", "ab"), "bad: …");
+        assert_eq!(
+            shown(
+                "bad: 天気",
+                "今日の天気はどうですか。教えてください、お願いします。"
+            ),
+            "bad: …"
+        );
+    }
+
+    #[test]
+    fn nothing_of_the_key_is_shown() {
+        for echo in [
+            "sk-proj-A1b2C3d4E5f6",
+            "sk-proj-A1b2********E5f6",
+            "Bearer SK-PROJ-a1b2c3d4e5f6",
+            "C3d4",
+        ] {
+            let shown =
+                shown(&format!("Incorrect API key provided: {echo}."), "hello").to_lowercase();
+            for part in ["proj", "a1b2", "c3d4", "e5f6"] {
+                assert!(!shown.contains(part), "{echo}: {shown}");
+            }
+            assert!(shown.starts_with("incorrect api key provided: "), "{shown}");
+        }
+    }
+}

@@ -1,0 +1,396 @@
+//! The JSON objects in the body of an answer, however they are packed.
+//!
+//! Neither the content type nor the request tells how a body is packed: servers label streams as
+//! JSON, and send JSON, one object a line or a list of objects where a stream was requested. So the
+//! bytes decide, line by line. A line belongs to a server-sent event (the HTML standard, section
+//! 9.2.6), or a plain object begins there.
+
+use super::json::{Object, Value};
+use super::nesting::{Nesting, find_either};
+use crate::llm::openai::fault::Kind;
+
+/// The members of an object that an answer is read from.
+pub const MEMBERS: [&str; 5] = ["choices", "usage", "model", "error", "object"];
+
+/// What a body consists of.
+#[derive(Debug)]
+pub enum Item<'a> {
+    /// A JSON object, and how it is packed.
+    Object(Document<'a>, Origin),
+    /// The beginning of a JSON object whose end did not come.
+    CutObject(Document<'a>),
+    /// `[DONE]`.
+    Done,
+    /// The data of an event that is not JSON, or something else that begins like an object.
+    Unreadable,
+}
+
+/// A JSON object.
+#[derive(Debug)]
+pub struct Document<'a> {
+    /// Its bytes.
+    pub json: &'a [u8],
+    /// Its [`MEMBERS`].
+    pub object: Object<'a, { MEMBERS.len() }>,
+}
+
+impl<'a> Document<'a> {
+    /// Reads the object at the start of `data`. Without its end, all of `data` is taken as the
+    /// object.
+    fn new(data: &'a [u8]) -> Self {
+        let object = Value::new(data).object(MEMBERS);
+        Self { json: data, object }
+    }
+
+    /// The same, with the bytes after the object. `None` if the object is not complete.
+    fn complete(data: &'a [u8]) -> Option<(Self, &'a [u8])> {
+        let mut document = Self::new(data);
+        let length = document.object.length;
+        let length = length.or_else(|| Nesting::checked().end(data))?;
+        let (json, rest) = data.split_at(length);
+        document.json = json;
+        Some((document, rest))
+    }
+}
+
+/// How an object was packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// As the data of an event.
+    Event,
+    /// Without anything around it.
+    Plain,
+}
+
+/// Splits a body into items. Pieces of the body may end anywhere: in a line ending, in a character.
+///
+/// Items go to a sink. It returns whether the item has a choice, or an error that ends the reading.
+#[derive(Debug)]
+pub struct Documents {
+    /// Bytes that a line and an incomplete object may have together.
+    limit: usize,
+    /// The line that has begun, without the blanks before it.
+    line: Vec<u8>,
+    /// The object that has begun. The lines of an event's data are joined by LF, as the standard
+    /// says.
+    object: Vec<u8>,
+    nesting: Nesting,
+    /// How the object that has begun is packed.
+    origin: Origin,
+    /// The last piece ended in CR: an LF at the beginning of the next belongs to it.
+    after_cr: bool,
+}
+
+impl Documents {
+    /// For one body whose objects have at most `limit` bytes.
+    pub fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            line: Vec::new(),
+            object: Vec::new(),
+            nesting: Nesting::checked(),
+            origin: Origin::Plain,
+            after_cr: false,
+        }
+    }
+
+    /// Whether a plain object has begun: then each further byte is a part of an answer.
+    pub fn is_in_plain_object(&self) -> bool {
+        self.nesting.is_open() && self.origin == Origin::Plain
+    }
+
+    /// Takes the next piece of the body, and hands over each item that it completes.
+    ///
+    /// # Errors
+    /// `TooLong`, or the first error of the sink.
+    pub fn feed(
+        &mut self,
+        mut piece: &[u8],
+        sink: &mut impl FnMut(Item<'_>) -> Result<bool, Kind>,
+    ) -> Result<(), Kind> {
+        while !piece.is_empty() {
+            piece = if self.is_in_plain_object() {
+                self.feed_object(piece, sink)?
+            } else {
+                self.feed_line(piece, sink)?
+            };
+        }
+        Ok(())
+    }
+
+    /// Ends the body: takes a last line without its line ending, and an object that is not
+    /// complete.
+    ///
+    /// # Errors
+    /// As [`Self::feed`].
+    pub fn finish(
+        &mut self,
+        sink: &mut impl FnMut(Item<'_>) -> Result<bool, Kind>,
+    ) -> Result<(), Kind> {
+        let line = std::mem::take(&mut self.line);
+        self.take_line(&line, sink)?;
+        self.abandon(sink)
+    }
+
+    /// Adds bytes to the plain object. Returns the bytes after its end.
+    fn feed_object<'a>(
+        &mut self,
+        piece: &'a [u8],
+        sink: &mut impl FnMut(Item<'_>) -> Result<bool, Kind>,
+    ) -> Result<&'a [u8], Kind> {
+        // Mostly the whole object is in one piece.
+        if !self.nesting.is_open()
+            && let Some((document, rest)) = Document::complete(piece)
+            && document.json.len() <= self.limit
+        {
+            sink(Item::Object(document, Origin::Plain))?;
+            return Ok(rest);
+        }
+        let end = self.nesting.end(piece);
+        if self.nesting.is_broken() {
+            // This is not an object. The line is skipped up to its end.
+            self.nesting = Nesting::checked();
+            self.line = std::mem::take(&mut self.object);
+            let begins = usize::from(self.line.is_empty());
+            self.line.extend_from_slice(&piece[..begins]);
+            return Ok(&piece[begins..]);
+        }
+        let (part, rest) = piece.split_at(end.unwrap_or(piece.len()));
+        self.extend_object(part)?;
+        if end.is_some() {
+            sink(Item::Object(Document::new(&self.object), Origin::Plain))?;
+            self.object.clear();
+        }
+        Ok(rest)
+    }
+
+    /// Adds bytes to the line. Returns the bytes after its end.
+    fn feed_line<'a>(
+        &mut self,
+        mut piece: &'a [u8],
+        sink: &mut impl FnMut(Item<'_>) -> Result<bool, Kind>,
+    ) -> Result<&'a [u8], Kind> {
+        if std::mem::take(&mut self.after_cr) {
+            piece = piece.strip_prefix(b"\n").unwrap_or(piece);
+        }
+        if self.line.is_empty() {
+            if self.nesting.is_open() {
+                piece = trim_blanks(piece);
+            } else {
+                piece = trim_between(piece);
+                if piece.starts_with(b"{") {
+                    self.origin = Origin::Plain;
+                    return self.feed_object(piece, sink);
+                }
+            }
+        }
+        let Some(end) = find_either(piece, b'\n', b'\r') else {
+            self.extend_line(piece)?;
+            return Ok(&[]);
+        };
+        let (part, mut rest) = (&piece[..end], &piece[end + 1..]);
+        if piece[end] == b'\r' {
+            self.after_cr = rest.is_empty();
+            rest = rest.strip_prefix(b"\n").unwrap_or(rest);
+        }
+        if self.line.is_empty() {
+            self.take_line(part, sink)?;
+        } else {
+            self.extend_line(part)?;
+            let mut line = std::mem::take(&mut self.line);
+            self.take_line(&line, sink)?;
+            line.clear();
+            self.line = line;
+        }
+        Ok(rest)
+    }
+
+    /// Takes a complete line, without its line ending and without the blanks before it.
+    fn take_line(
+        &mut self,
+        line: &[u8],
+        sink: &mut impl FnMut(Item<'_>) -> Result<bool, Kind>,
+    ) -> Result<(), Kind> {
+        if line.is_empty() {
+            return self.abandon(sink);
+        }
+        let is_open = self.nesting.is_open();
+        match data_of(line) {
+            Some(data) if is_open => self.extend_event(data, sink),
+            Some(data) => self.take_data(data, sink),
+            None if is_other_field(line) => Ok(()),
+            // Some servers spread an object over lines and write `data` before the first only.
+            None if is_open => self.extend_event(line, sink),
+            None if is_done(line) => sink(Item::Done).map(drop),
+            // It looked like an object when it began.
+            None if line.starts_with(b"{") => sink(Item::Unreadable).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes the first line of an event's data. An object goes to the sink as soon as it is
+    /// complete, because some servers send no blank line after it.
+    fn take_data(
+        &mut self,
+        data: &[u8],
+        sink: &mut impl FnMut(Item<'_>) -> Result<bool, Kind>,
+    ) -> Result<(), Kind> {
+        let (rest, _) = take_complete(data, Origin::Event, sink)?;
+        if rest.is_empty() {
+            return Ok(());
+        }
+        if rest.starts_with(b"{") {
+            self.origin = Origin::Event;
+            return self.extend_event(rest, sink);
+        }
+        let item = match is_done(rest) {
+            true => Item::Done,
+            false => Item::Unreadable,
+        };
+        sink(item).map(drop)
+    }
+
+    /// Adds a line of data to the object of an event, which begins with it or is open.
+    fn extend_event(
+        &mut self,
+        data: &[u8],
+        sink: &mut impl FnMut(Item<'_>) -> Result<bool, Kind>,
+    ) -> Result<(), Kind> {
+        if !self.object.is_empty() {
+            self.extend_object(b"\n")?;
+        }
+        let end = self.nesting.end(data);
+        if self.nesting.is_broken() {
+            self.nesting = Nesting::checked();
+            self.object.clear();
+            return sink(Item::Unreadable).map(drop);
+        }
+        let (part, rest) = data.split_at(end.unwrap_or(data.len()));
+        self.extend_object(part)?;
+        if end.is_none() {
+            return Ok(());
+        }
+        let mut object = std::mem::take(&mut self.object);
+        sink(Item::Object(Document::new(&object), Origin::Event))?;
+        object.clear();
+        self.object = object;
+        self.take_data(rest, sink)
+    }
+
+    /// Gives up an object that is not complete. Its lines may be several objects, of which only one
+    /// is incomplete. Otherwise its beginning may have all that is needed.
+    fn abandon(
+        &mut self,
+        sink: &mut impl FnMut(Item<'_>) -> Result<bool, Kind>,
+    ) -> Result<(), Kind> {
+        if !self.nesting.is_open() {
+            return Ok(());
+        }
+        self.nesting = Nesting::checked();
+        let object = std::mem::take(&mut self.object);
+        let mut has_choice = false;
+        if object.contains(&b'\n') || object.contains(&b'\r') {
+            for line in object.split(|byte| matches!(byte, b'\n' | b'\r')) {
+                let line = trim_blanks(line);
+                let line = data_of(line).unwrap_or(line);
+                has_choice |= take_complete(line, self.origin, sink)?.1;
+            }
+        }
+        if has_choice || !sink(Item::CutObject(Document::new(&object)))? {
+            sink(Item::Unreadable)?;
+        }
+        Ok(())
+    }
+
+    fn extend_line(&mut self, bytes: &[u8]) -> Result<(), Kind> {
+        self.make_room(bytes)?;
+        self.line.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn extend_object(&mut self, bytes: &[u8]) -> Result<(), Kind> {
+        self.make_room(bytes)?;
+        self.object.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn make_room(&self, bytes: &[u8]) -> Result<(), Kind> {
+        if self.line.len() + self.object.len() + bytes.len() > self.limit {
+            return Err(Kind::TooLong);
+        }
+        Ok(())
+    }
+}
+
+/// Hands over the complete objects at the start of `data`. Returns the bytes after them, and
+/// whether they have a choice.
+fn take_complete<'a>(
+    data: &'a [u8],
+    origin: Origin,
+    sink: &mut impl FnMut(Item<'_>) -> Result<bool, Kind>,
+) -> Result<(&'a [u8], bool), Kind> {
+    let (mut rest, mut has_choice) = (trim_between(data), false);
+    while rest.starts_with(b"{")
+        && let Some((document, after)) = Document::complete(rest)
+    {
+        has_choice |= sink(Item::Object(document, origin))?;
+        rest = trim_between(after);
+    }
+    Ok((rest, has_choice))
+}
+
+fn trim_blanks(bytes: &[u8]) -> &[u8] {
+    let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let start = bytes.iter().position(|byte| !is_blank(byte));
+    &bytes[start.unwrap_or(bytes.len())..]
+}
+
+/// Removes what may come before an object: blanks, the punctuation of a list, and the three bytes
+/// of a byte order mark. Neither a field nor an object begins with any of these.
+fn trim_between(bytes: &[u8]) -> &[u8] {
+    let stands_between =
+        |byte: &u8| matches!(byte, b' ' | b'\t' | b'[' | b',' | b']' | 0xef | 0xbb | 0xbf);
+    let start = bytes.iter().position(|byte| !stands_between(byte));
+    &bytes[start.unwrap_or(bytes.len())..]
+}
+
+/// The value of the field of that name, if the line has it.
+fn field<'a>(line: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    let (start, rest) = line.split_at_checked(name.len())?;
+    if !start.eq_ignore_ascii_case(name.as_bytes()) {
+        return None;
+    }
+    match rest {
+        [] => Some(rest),
+        [b':', value @ ..] => Some(trim_blanks(value)),
+        _ => None,
+    }
+}
+
+/// The value of a line's `data` field. Some proxies write the name of the field twice.
+fn data_of(line: &[u8]) -> Option<&[u8]> {
+    let mut data = field(line, "data")?;
+    while let Some(inner) = field(data, "data") {
+        data = inner;
+    }
+    Some(data)
+}
+
+/// Whether a line is a comment, or has a field that is not needed.
+fn is_other_field(line: &[u8]) -> bool {
+    line.starts_with(b":")
+        || ["event", "id", "retry"]
+            .iter()
+            .any(|name| field(line, name).is_some())
+}
+
+/// Whether it says `[DONE]`, with or without brackets, quotes and capitals.
+fn is_done(data: &[u8]) -> bool {
+    let is_wrapping = |byte: &u8| matches!(byte, b'"' | b'[' | b']' | b' ' | b'\t');
+    let start = data.iter().position(|byte| !is_wrapping(byte));
+    let end = data.iter().rposition(|byte| !is_wrapping(byte));
+    match (start, end) {
+        (Some(start), Some(end)) => data[start..=end].eq_ignore_ascii_case(b"done"),
+        _ => false,
+    }
+}

@@ -1,0 +1,395 @@
+//! Reads an answer from the bytes of a body, whole or streamed. It reads what is needed and skips
+//! what it does not understand.
+//!
+//! Servers of this protocol agree on the essentials only, and every answer was paid for. So the
+//! reader refuses no answer because of a part that nobody needs. It knows neither time nor
+//! connections: bytes go in, text comes out.
+
+mod choice;
+mod documents;
+mod json;
+mod nesting;
+mod text;
+
+use self::choice::Choice;
+use self::documents::{Document, Documents, Item, Origin};
+pub use self::json::Value;
+use super::fault::Kind;
+
+/// Longest name of a model that is kept, in characters.
+const MODEL_CHARS: usize = 200;
+/// JSON around the text of an answer, or in an event of a stream.
+const JSON_AROUND: usize = 64 * 1024;
+/// A byte of text may be written with six, as `\u0001`.
+const JSON_PER_TEXT: usize = 6;
+/// Bytes that a body may have for each byte of text. Servers send a few hundred with every token of
+/// a stream.
+const BODY_PER_TEXT: usize = 512;
+/// How deep an error object is searched for content.
+const ERROR_DEPTH: u32 = 3;
+
+/// What an upstream answered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// The text, without NUL.
+    pub text: String,
+    /// The model, as the upstream names it.
+    pub model: Option<String>,
+    /// Why it ended.
+    pub finish_reason: Option<String>,
+    /// Tokens of the question.
+    pub prompt_tokens: Option<u32>,
+    /// Tokens of the answer.
+    pub completion_tokens: Option<u32>,
+}
+
+/// What a piece of the body brought.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// A JSON object came, or a part of a plain one: the upstream is at work. Comments only keep a
+    /// connection open.
+    pub is_alive: bool,
+    /// Something came that belongs to the answer: text, a thought, usage, or the reason for the
+    /// end.
+    pub is_news: bool,
+}
+
+/// How a body came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// In order.
+    Orderly,
+    /// It broke off, fell silent or went on for too long.
+    Cut,
+}
+
+/// Reads one body.
+#[derive(Debug)]
+pub struct Reader {
+    documents: Documents,
+    gathered: Gathered,
+    /// Bytes that the body may still have.
+    room: usize,
+    /// Bytes of the text that `new_text` has returned.
+    given: usize,
+}
+
+/// What the objects of a body have brought so far.
+#[derive(Debug, Default)]
+struct Gathered {
+    most_text: usize,
+    model: Option<String>,
+    prompt_tokens: Option<u32>,
+    completion_tokens: Option<u32>,
+    /// The choice with the index 0, if it has come.
+    first: Option<Choice>,
+    /// The first other index, and its choice. This choice is the answer if index 0 never comes.
+    other: Option<(i64, Choice)>,
+    is_done: bool,
+    /// Objects that were read.
+    objects: u64,
+    /// How the first was packed.
+    origin: Option<Origin>,
+    skipped: u64,
+    failed: Option<Kind>,
+    error: Option<Vec<u8>>,
+    progress: Progress,
+}
+
+impl Reader {
+    /// For one body with at most `most_text` bytes of text.
+    pub fn new(most_text: usize) -> Self {
+        Self {
+            documents: Documents::new(most_text * JSON_PER_TEXT + JSON_AROUND),
+            gathered: Gathered {
+                most_text,
+                ..Gathered::default()
+            },
+            room: most_text.saturating_mul(BODY_PER_TEXT) + JSON_AROUND,
+            given: 0,
+        }
+    }
+
+    /// Bytes that the body may still have.
+    pub fn room(&self) -> usize {
+        self.room
+    }
+
+    /// Takes the next piece of the body.
+    ///
+    /// # Errors
+    /// `ErrorObject` or `TooLong`; [`Self::finish`] says whether the answer was whole before that.
+    pub fn feed(&mut self, piece: &[u8]) -> Result<Progress, Kind> {
+        self.gathered.progress = Progress::default();
+        self.room = self.room.checked_sub(piece.len()).ok_or(Kind::TooLong)?;
+        let gathered = &mut self.gathered;
+        self.documents
+            .feed(piece, &mut |item| gathered.take(item))?;
+        gathered.progress.is_alive |= self.documents.is_in_plain_object();
+        Ok(gathered.progress)
+    }
+
+    /// The text that has come since the last call.
+    pub fn new_text(&mut self) -> &str {
+        let text = match &self.gathered.first {
+            Some(choice) => choice.text.as_str(),
+            None => "",
+        };
+        let new = &text[self.given..];
+        self.given = text.len();
+        new
+    }
+
+    /// Whether the model has said why it stopped, and no text has come since: nothing undoes the
+    /// answer then.
+    pub fn has_reason(&self) -> bool {
+        self.gathered.has_reason()
+    }
+
+    /// Whether `[DONE]` has come.
+    pub fn is_done(&self) -> bool {
+        self.gathered.is_done
+    }
+
+    /// Whether the upstream has said how many tokens the answer has.
+    pub fn has_usage(&self) -> bool {
+        self.gathered.completion_tokens.is_some()
+    }
+
+    /// Events and objects that could not be read and were left out.
+    pub fn skipped(&self) -> u64 {
+        self.gathered.skipped
+    }
+
+    /// The JSON of the error that the upstream sent in place of an answer, or in the middle of one.
+    pub fn error(&self) -> Option<&[u8]> {
+        self.gathered.error.as_deref()
+    }
+
+    /// Ends the body. Returns the answer, and the part of its text that `new_text` has not
+    /// returned.
+    ///
+    /// # Errors
+    /// `Truncated` if the answer has begun and not ended, `Malformed` if there is none, or the
+    /// error of [`Self::feed`].
+    pub fn finish(&mut self, end: End) -> Result<(Answer, String), Kind> {
+        let gathered = &mut self.gathered;
+        // An error of the sink is kept in `failed`; other errors are not possible here.
+        let _ = self.documents.finish(&mut |item| gathered.take(item));
+        let given = match gathered.first {
+            Some(_) => self.given,
+            None => 0,
+        };
+        let answer = gathered.finish(end)?;
+        let rest = answer.text[given..].to_owned();
+        Ok((answer, rest))
+    }
+}
+
+impl Gathered {
+    /// The choice that is the answer as things stand.
+    fn choice(&self) -> Option<&Choice> {
+        self.first
+            .as_ref()
+            .or(self.other.as_ref().map(|(_, choice)| choice))
+    }
+
+    fn has_reason(&self) -> bool {
+        self.choice().is_some_and(|choice| choice.reason.is_some())
+    }
+
+    fn take(&mut self, item: Item<'_>) -> Result<bool, Kind> {
+        let taken = match item {
+            Item::Object(document, origin) => self.take_object(document, Some(origin)),
+            Item::CutObject(document) => self.take_object(document, None),
+            Item::Done => {
+                self.is_done = true;
+                Ok(false)
+            }
+            Item::Unreadable => {
+                self.skipped += 1;
+                Ok(false)
+            }
+        };
+        if let Err(kind) = taken {
+            self.failed = Some(kind);
+        }
+        taken
+    }
+
+    /// Takes an object. `origin` is `None` if the object is cut off. Returns whether it has a
+    /// choice.
+    fn take_object(
+        &mut self,
+        document: Document<'_>,
+        origin: Option<Origin>,
+    ) -> Result<bool, Kind> {
+        let [choices, usage, model, error, kind] = document.object.members;
+        if !document.object.is_readable {
+            // Incomplete objects are counted by `Documents`.
+            self.skipped += u64::from(origin.is_some());
+            return Ok(false);
+        }
+        if let Some(origin) = origin {
+            self.objects += 1;
+            self.origin.get_or_insert(origin);
+            self.progress.is_alive = true;
+        }
+        if let Some(usage) = usage {
+            self.take_usage(usage);
+        }
+        if self.is_done {
+            return Ok(false);
+        }
+        if let Some(model) = model.and_then(Value::string) {
+            self.take_model(model);
+        }
+        let (has_choice, has_broken_down) = match choices {
+            Some(choices) => self.take_choices(choices),
+            None => (false, false),
+        };
+        let text = self.choice().map_or(0, |choice| choice.text.len());
+        if text > self.most_text {
+            return Err(Kind::TooLong);
+        }
+        let is_error = has_broken_down
+            || error.is_some_and(|error| error.holds_anything(ERROR_DEPTH))
+            || kind.and_then(Value::string) == Some(b"error");
+        if is_error && !self.has_reason() {
+            self.error = Some(document.json.to_vec());
+            return Err(Kind::ErrorObject);
+        }
+        Ok(has_choice)
+    }
+
+    /// Takes the choices: a list, or a single one. Returns whether there is one, and whether the
+    /// answer broke down.
+    fn take_choices(&mut self, choices: Value<'_>) -> (bool, bool) {
+        let mut taken = (false, false);
+        let mut each = |place: usize, choice: Value<'_>| {
+            if choice.is_object() {
+                taken.0 = true;
+                taken.1 |= self.take_choice(place, choice);
+            }
+        };
+        if choices.is_array() {
+            for (place, choice) in choices.items().enumerate() {
+                each(place, choice);
+            }
+        } else if is_choice(choices) {
+            each(0, choices);
+        } else {
+            // Some servers write a list as an object whose names are the places.
+            for (place, (_, choice)) in choices.members().enumerate() {
+                each(place, choice);
+            }
+        }
+        taken
+    }
+
+    /// Takes a choice. Returns whether the answer broke down.
+    fn take_choice(&mut self, place: usize, choice: Value<'_>) -> bool {
+        let [delta, message, text, reason, error] = choice::MEMBERS;
+        let names = ["index", delta, message, text, reason, error];
+        let [index, members @ ..] = choice.object(names).members;
+        // Without a readable index, the place in the list counts.
+        let index = match index.and_then(Value::number) {
+            Some(index) => index as i64,
+            None => place as i64,
+        };
+        let brought = if index == 0 {
+            self.other = None;
+            self.first.get_or_insert_default().take(members)
+        } else if self.first.is_none() {
+            let (known, other) = self.other.get_or_insert_with(|| (index, Choice::default()));
+            if *known != index {
+                return false;
+            }
+            other.take(members)
+        } else {
+            return false;
+        };
+        self.progress.is_news |= brought.work || brought.reason;
+        brought.breakdown
+    }
+
+    fn take_usage(&mut self, usage: Value<'_>) {
+        let names = [
+            "prompt_tokens",
+            "completion_tokens",
+            "input_tokens",
+            "output_tokens",
+        ];
+        let [prompt, completion, input, output] = usage.object(names).members;
+        let count = |tokens: Option<Value<'_>>| {
+            let tokens = tokens?.number().filter(|tokens| *tokens >= 0.0)?;
+            // Saturates.
+            Some(tokens as u32)
+        };
+        let prompt = count(prompt).or_else(|| count(input));
+        let completion = count(completion).or_else(|| count(output));
+        self.progress.is_news |= prompt.is_some() || completion.is_some();
+        self.prompt_tokens = prompt.or(self.prompt_tokens);
+        self.completion_tokens = completion.or(self.completion_tokens);
+    }
+
+    fn take_model(&mut self, written: &[u8]) {
+        // Every event of a stream has it.
+        let is_known = |model: &String| model.as_bytes() == written;
+        if self.model.as_ref().is_some_and(is_known) {
+            return;
+        }
+        let model = one_line(&text::decoded(written), MODEL_CHARS);
+        if !model.is_empty() {
+            self.model = Some(model);
+        }
+    }
+
+    fn finish(&mut self, end: End) -> Result<Answer, Kind> {
+        if let Some(kind) = self.failed {
+            return Err(kind);
+        }
+        let has_choice = self.choice().is_some();
+        let choice = self
+            .first
+            .take()
+            .or(self.other.take().map(|(_, choice)| choice));
+        let choice = choice.unwrap_or_default();
+        // A single complete object needs no reason, because nothing is missing from it. If it looks
+        // like the first event of a stream, the body must have ended in order.
+        let is_whole = self.objects == 1
+            && match (self.origin, choice.came_as_deltas()) {
+                (Some(Origin::Plain), false) => true,
+                (Some(Origin::Plain), true) | (Some(Origin::Event), false) => end == End::Orderly,
+                (Some(Origin::Event), true) | (None, _) => false,
+            };
+        if choice.reason.is_none() && !((self.is_done || is_whole) && choice.has_content) {
+            return Err(match has_choice && !self.is_done && !is_whole {
+                true => Kind::Truncated,
+                false => Kind::Malformed,
+            });
+        }
+        Ok(Answer {
+            text: choice.text.finish(),
+            model: self.model.take(),
+            finish_reason: choice.reason,
+            prompt_tokens: self.prompt_tokens,
+            completion_tokens: self.completion_tokens,
+        })
+    }
+}
+
+/// Whether an object is a choice, rather than a list of such.
+fn is_choice(value: Value<'_>) -> bool {
+    let members = value.object(choice::MEMBERS).members;
+    members.iter().any(Option::is_some)
+}
+
+/// One line of at most `most` characters: it is shown in lists and in logs.
+pub fn one_line(text: &str, most: usize) -> String {
+    text.trim()
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(most)
+        .collect()
+}
