@@ -5,6 +5,16 @@ use std::net::{IpAddr, Ipv4Addr};
 use hyper::Uri;
 use hyper::http::uri::Scheme;
 
+/// What the addresses of endpoints end in. People copy such an address whole, and mean what comes
+/// before.
+const ENDPOINTS: [&str; 5] = [
+    "/chat/completions",
+    "/completions",
+    "/responses",
+    "/embeddings",
+    "/models",
+];
+
 /// The address of an upstream, checked: a scheme, a host, perhaps a port and a path; no user info, no query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BaseUrl {
@@ -16,12 +26,17 @@ pub struct BaseUrl {
 }
 
 impl BaseUrl {
-    /// Checks an address.
+    /// Checks an address. The path of an endpoint at its end, such as `/chat/completions`, is taken
+    /// off.
     ///
     /// # Errors
     /// What is wrong with it, in words that quote nothing of it.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         let text = text.trim_end_matches('/');
+        let base = ENDPOINTS.iter().find_map(|end| text.strip_suffix(end));
+        let base = base.map(|base| base.trim_end_matches('/'));
+        // Not the host, if that is called so.
+        let text = base.filter(|base| base.contains("://")).unwrap_or(text);
         let uri: Uri = text
             .parse()
             .map_err(|_| "must be https://host/path, or http:// to a private address")?;
@@ -135,6 +150,34 @@ mod tests {
         ] {
             assert!(BaseUrl::parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_address_of_an_endpoint_stands_for_what_comes_before_it() {
+        for end in [
+            "",
+            "/",
+            "/chat/completions",
+            "/chat/completions//",
+            "/completions",
+            "/responses",
+            "/models",
+            "//models/",
+        ] {
+            let url = BaseUrl::parse(&format!("https://host.example/v1{end}")).unwrap();
+            assert_eq!(url.join(""), "https://host.example/v1", "{end}");
+        }
+        let url = BaseUrl::parse("https://host.example/chat/completions").unwrap();
+        assert_eq!(url.join("/x"), "https://host.example/x");
+        // Parts of other words are left alone.
+        for kept in [
+            "https://models",
+            "https://host.example/my-models",
+            "https://host.example/chat/v1",
+        ] {
+            assert_eq!(BaseUrl::parse(kept).unwrap().join(""), kept);
+        }
+        assert!(BaseUrl::parse("https://host.example/v1/chat/completions?x=1").is_err());
     }
 
     #[test]

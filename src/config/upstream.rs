@@ -15,7 +15,7 @@ pub struct UpstreamSettings {
     pub openai_base_url: Option<String>,
 
     /// The model that is asked
-    #[arg(long, env, default_value = "gpt-5-mini", global = true)]
+    #[arg(long, env, default_value = "gpt-6-luna", global = true)]
     pub openai_model: String,
 
     /// What the model is told before each prompt [default: nothing]
