@@ -240,13 +240,13 @@ async fn reads(store: &SqliteStore, users: &[UserId], model: &ModelId) {
     .await;
     timed("one prompt", async |n| {
         let id = PromptId((n * 7919 % 190_000) as i64 + 1);
-        store.prompts(None, &[id]).await
+        store.prompts(None, &[id], usize::MAX).await
     })
     .await;
     timed("five prompts", async |n| {
         let id = |m: usize| PromptId(((n + m * 37) * 7919 % 190_000) as i64 + 1);
         store
-            .prompts(None, &[id(0), id(1), id(2), id(3), id(4)])
+            .prompts(None, &[id(0), id(1), id(2), id(3), id(4)], usize::MAX)
             .await
     })
     .await;

@@ -13,7 +13,7 @@ pub mod user;
 pub use client::ClientNetwork;
 pub use embedding::{Embedding, ModelId};
 pub use ids::{PromptId, UserId};
-pub use prompt::{FailureCode, Prompt, PromptStatus};
+pub use prompt::{CallDetails, FailureCode, Prompt, PromptStatus};
 pub use rate::{Rate, Rates};
 pub use record::{LastIds, PromptRecord, VectorRecord};
 pub use timestamp::Timestamp;

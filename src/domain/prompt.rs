@@ -102,6 +102,22 @@ pub struct Prompt {
     pub error: Option<FailureCode>,
     /// When the post was accepted.
     pub created_at: Timestamp,
+    /// What is known of the call that answered it.
+    pub call: CallDetails,
+}
+
+/// What is known of the call that answered a prompt: each part only where the upstream said it, or
+/// the service measured it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CallDetails {
+    /// Why the answer ended where it did, in the upstream's word.
+    pub finish_reason: Option<String>,
+    /// Tokens of the question as the upstream counted them.
+    pub prompt_tokens: Option<u32>,
+    /// Tokens of the answer as the upstream counted them.
+    pub completion_tokens: Option<u32>,
+    /// How long the upstream took, in milliseconds.
+    pub duration_ms: Option<u32>,
 }
 
 impl Prompt {

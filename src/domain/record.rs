@@ -28,14 +28,6 @@ impl VectorRecord {
 pub struct PromptRecord {
     /// What its owner sees of it.
     pub prompt: Prompt,
-    /// How long the upstream took, in milliseconds.
-    pub llm_duration_ms: Option<u32>,
-    /// Tokens of the question as the upstream counted them.
-    pub prompt_tokens: Option<u32>,
-    /// Tokens of the answer as the upstream counted them.
-    pub completion_tokens: Option<u32>,
-    /// Why the answer ended where it did, in the upstream's word.
-    pub finish_reason: Option<String>,
     /// Its vector, if it has one; only a completed prompt has.
     pub vector: Option<VectorRecord>,
 }

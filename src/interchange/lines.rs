@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{FORMAT, MAX_ID, NO_PASSWORD, Record, VERSION};
 use crate::domain::{
-    FailureCode, LastIds, ModelId, Prompt, PromptId, PromptRecord, PromptStatus, Timestamp, User,
-    UserId, VectorRecord,
+    CallDetails, FailureCode, LastIds, ModelId, Prompt, PromptId, PromptRecord, PromptStatus,
+    Timestamp, User, UserId, VectorRecord,
 };
 
 /// The model of an answer whose line does not name one.
@@ -160,10 +160,10 @@ impl WirePrompt {
             status: Some(prompt.status.as_str().to_owned()),
             error: prompt.error.map(|code| code.as_str().to_owned()),
             created_at: prompt.created_at.to_string(),
-            llm_duration_ms: record.llm_duration_ms,
-            prompt_tokens: record.prompt_tokens,
-            completion_tokens: record.completion_tokens,
-            finish_reason: record.finish_reason.clone(),
+            llm_duration_ms: prompt.call.duration_ms,
+            prompt_tokens: prompt.call.prompt_tokens,
+            completion_tokens: prompt.call.completion_tokens,
+            finish_reason: prompt.call.finish_reason.clone(),
             embedding: vector.map(|vector| WireEmbedding {
                 model: vector.model.to_string(),
                 f16: STANDARD.encode(&vector.f16_bytes),
@@ -198,11 +198,13 @@ impl WirePrompt {
                 status,
                 error: code.transpose()?,
                 created_at: time(&self.created_at).map_err(|()| "created_at")?,
+                call: CallDetails {
+                    finish_reason: self.finish_reason,
+                    prompt_tokens: self.prompt_tokens,
+                    completion_tokens: self.completion_tokens,
+                    duration_ms: self.llm_duration_ms,
+                },
             },
-            llm_duration_ms: self.llm_duration_ms,
-            prompt_tokens: self.prompt_tokens,
-            completion_tokens: self.completion_tokens,
-            finish_reason: self.finish_reason,
             vector: embedding.transpose()?,
         }))
     }

@@ -45,6 +45,9 @@ async fn a_posted_prompt_is_answered_listed_shown_and_found() {
     let mut stored = created.clone();
     stored["status"] = json!("completed");
     stored["error"] = Value::Null;
+    stored["finish_reason"] = json!("stop");
+    stored["usage"] = Value::Null;
+    stored["duration_ms"] = json!(0);
     let shown = user
         .get(&format!("/api/prompts/{}/", created["id"]))
         .send()

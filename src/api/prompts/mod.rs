@@ -5,6 +5,7 @@ mod events;
 mod page;
 mod similar;
 mod stream;
+mod usage;
 
 use axum::extract::{FromRequestParts, Path, State};
 use axum::http::request::Parts;
@@ -18,6 +19,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub use self::events::EVENT_ENCODERS;
+use self::usage::Usage;
 use super::accept::wants_stream;
 use super::error::ApiError;
 use super::extract::{Query, RequestOwner};
@@ -68,6 +70,16 @@ pub struct PromptResponse {
     /// Why it failed, if it did.
     #[schema(required = true, example = "upstream_timeout")]
     error: Option<&'static str>,
+    /// Why the answer ended where it did, in the upstream's word: `stop`, `length`,
+    /// `content_filter` and others.
+    #[schema(required = true, example = "stop")]
+    finish_reason: Option<String>,
+    /// What the upstream counted; null if it counted nothing.
+    #[schema(required = true)]
+    usage: Option<Usage>,
+    /// How long the upstream took, with all attempts, in milliseconds.
+    #[schema(required = true, example = 1250)]
+    duration_ms: Option<u32>,
 }
 
 /// How far a prompt has come.
@@ -296,6 +308,9 @@ impl From<Prompt> for PromptResponse {
                 PromptStatus::Failed => Status::Failed,
             },
             error: prompt.error.map(|code| code.as_str()),
+            usage: Usage::of(&prompt.call),
+            finish_reason: prompt.call.finish_reason,
+            duration_ms: prompt.call.duration_ms,
         }
     }
 }

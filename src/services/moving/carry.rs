@@ -103,7 +103,7 @@ impl Table for Prompts {
                 prompt.error = Some(FailureCode::UpstreamFailed);
             }
             let words = prompt.response.iter_mut().chain([&mut prompt.model]);
-            let words = words.chain(&mut record.finish_reason);
+            let words = words.chain(&mut prompt.call.finish_reason);
             words.for_each(keep_in_any_store);
         }
         Ok(records)

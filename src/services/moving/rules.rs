@@ -196,7 +196,7 @@ impl Rules {
             return Err(Problem::Nul);
         }
         let words = prompt.response.iter_mut().chain([&mut prompt.model]);
-        for text in words.chain(&mut record.finish_reason) {
+        for text in words.chain(&mut prompt.call.finish_reason) {
             keep_in_any_store(text);
         }
         let prompt = &mut record.prompt;

@@ -243,7 +243,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
-    use crate::domain::{FailureCode, PromptId, Timestamp, UserId};
+    use crate::domain::{CallDetails, FailureCode, PromptId, Timestamp, UserId};
 
     fn away() -> store::Error {
         store::Error::Unavailable("away".into())
@@ -263,6 +263,7 @@ mod tests {
             status,
             error,
             created_at: Timestamp(0),
+            call: CallDetails::default(),
         }
     }
 

@@ -271,7 +271,7 @@ impl Drop for RunningCall {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{PromptId, PromptStatus, Timestamp, UserId};
+    use crate::domain::{CallDetails, PromptId, PromptStatus, Timestamp, UserId};
 
     fn answered() -> Result<Created, Error> {
         let prompt = Prompt {
@@ -283,6 +283,7 @@ mod tests {
             status: PromptStatus::Completed,
             error: None,
             created_at: Timestamp(0),
+            call: CallDetails::default(),
         };
         Ok(Created::Answered {
             prompt: prompt.into(),

@@ -11,7 +11,8 @@ use tokio_postgres::{Client, Row};
 
 use crate::config::Secret;
 use crate::domain::{
-    FailureCode, LastIds, Prompt, PromptId, PromptRecord, PromptStatus, Timestamp, User, UserId,
+    CallDetails, FailureCode, LastIds, Prompt, PromptId, PromptRecord, PromptStatus, Timestamp,
+    User, UserId,
 };
 
 /// What the old system's mock put before a prompt to make its answer.
@@ -264,11 +265,8 @@ fn prompt(row: &Row, unknown_model: &str) -> Result<Record, Error> {
             status,
             error,
             created_at: asked.into(),
+            call: CallDetails::default(),
         },
-        llm_duration_ms: None,
-        prompt_tokens: None,
-        completion_tokens: None,
-        finish_reason: None,
         vector: None,
     }))
 }

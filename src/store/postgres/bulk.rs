@@ -14,7 +14,7 @@ use crate::domain::{
 };
 use crate::store::{BulkStore, Error, KeyRecord, Put, RevokedToken, Session, UpstreamDay};
 
-/// The first eight columns are those that `prompt_from_row` reads.
+/// The first twelve columns are those that `prompt_from_row` reads.
 const RECORDS_AFTER: &str = "
     SELECT p.id, p.user_id, p.created_at, p.status, p.error, p.model, p.prompt, p.response,
            p.llm_duration_ms, p.prompt_tokens, p.completion_tokens, p.finish_reason, m.name, e.embedding
@@ -78,19 +78,10 @@ macro_rules! raise {
 }
 
 fn record_from_row(row: &Row) -> Result<PromptRecord, Error> {
-    let number = |column| -> Result<Option<u32>, Error> {
-        get::<Option<i64>>(row, column)?
-            .map(|number| u32::try_from(number).map_err(|_| Cause::UnknownValue.into()))
-            .transpose()
-    };
     let model: Option<&str> = get(row, 12)?;
     let vector: Option<HalfVector> = get(row, 13)?;
     Ok(PromptRecord {
         prompt: prompt_from_row(row)?,
-        llm_duration_ms: number(8)?,
-        prompt_tokens: number(9)?,
-        completion_tokens: number(10)?,
-        finish_reason: get(row, 11)?,
         vector: model.zip(vector).map(|(model, vector)| VectorRecord {
             model: ModelId(model.into()),
             f16_bytes: vector
@@ -378,12 +369,14 @@ impl Columns {
         self.made.push(prompt.created_at.0);
         self.statuses.push(prompt.status.as_str());
         self.errors.push(prompt.error.map(FailureCode::as_str));
-        self.durations.push(record.llm_duration_ms.map(i64::from));
-        self.asked.push(record.prompt_tokens.map(i64::from));
-        self.answered.push(record.completion_tokens.map(i64::from));
+        self.durations.push(prompt.call.duration_ms.map(i64::from));
+        self.asked.push(prompt.call.prompt_tokens.map(i64::from));
+        self.answered
+            .push(prompt.call.completion_tokens.map(i64::from));
         self.names.push(without_nul(prompt.model));
         self.texts.push(prompt.prompt);
         self.responses.push(prompt.response.map(without_nul));
-        self.reasons.push(record.finish_reason.map(without_nul));
+        self.reasons
+            .push(prompt.call.finish_reason.map(without_nul));
     }
 }

@@ -32,7 +32,8 @@ const LOCK_KEY: &str =
 
 /// The key and its prompt, and whether the prompt's lease holds.
 const KNOWN_KEY: &str = concat!(
-    "SELECT p.id, p.user_id, p.created_at, p.status, p.error, p.model, p.prompt, p.response, k.fingerprint, k.prompt_id,
+    "SELECT p.id, p.user_id, p.created_at, p.status, p.error, p.model, p.prompt, p.response,
+            p.llm_duration_ms, p.prompt_tokens, p.completion_tokens, p.finish_reason, k.fingerprint, k.prompt_id,
             r.lease_until > ",
     clock!(),
     " FROM idempotency_key k LEFT JOIN prompt p ON p.id = k.prompt_id LEFT JOIN running_call r ON r.prompt_id = k.prompt_id
@@ -48,7 +49,8 @@ const LOCK_LEASE: &str = "SELECT 1 FROM running_call WHERE prompt_id = $1 FOR UP
 const INSERT_RUNNING: &str = concat!(
     "WITH begun AS (
          INSERT INTO prompt (user_id, created_at, status, model, prompt) VALUES ($1, $2, 'running', $3, $4)
-         RETURNING id, user_id, created_at, status, error, model, prompt, response
+         RETURNING id, user_id, created_at, status, error, model, prompt, response,
+             llm_duration_ms, prompt_tokens, completion_tokens, finish_reason
      ), leased AS (
          INSERT INTO running_call (prompt_id, replica, call, lease_until, announce) SELECT id, $5, $6, ",
     clock!(),
@@ -61,7 +63,8 @@ const INSERT_RUNNING: &str = concat!(
 const TAKE_OVER: &str = concat!(
     "WITH begun AS (
          UPDATE prompt SET status = 'running', error = NULL, model = $2 WHERE id = $1 AND status <> 'completed'
-         RETURNING id, user_id, created_at, status, error, model, prompt, response
+         RETURNING id, user_id, created_at, status, error, model, prompt, response,
+             llm_duration_ms, prompt_tokens, completion_tokens, finish_reason
      ), leased AS (
          INSERT INTO running_call (prompt_id, replica, call, lease_until, announce) SELECT id, $3, $4, ",
     clock!(),
@@ -92,7 +95,8 @@ macro_rules! finish {
                  UPDATE prompt p SET status = $4, error = $5, response = $6, model = coalesce($7, p.model), finish_reason = $8,
                      llm_duration_ms = $9, prompt_tokens = $10, completion_tokens = $11
                  FROM given_up WHERE p.id = given_up.prompt_id
-                 RETURNING p.id, p.user_id, p.created_at, p.status, p.error, p.model, p.prompt, p.response
+                 RETURNING p.id, p.user_id, p.created_at, p.status, p.error, p.model, p.prompt, p.response,
+                     p.llm_duration_ms, p.prompt_tokens, p.completion_tokens, p.finish_reason
              ), released AS (
                  DELETE FROM idempotency_key k USING ended WHERE k.prompt_id = ended.id AND ended.status = 'failed'
              )",
@@ -120,7 +124,8 @@ const LAPSE: &str = concat!(
          DELETE FROM running_call r USING lapsed WHERE r.prompt_id = lapsed.id RETURNING r.prompt_id, r.announce
      )
      UPDATE prompt p SET status = 'failed', error = $2 FROM given_up WHERE p.id = given_up.prompt_id
-     RETURNING p.id, p.user_id, p.created_at, p.status, p.error, p.model, p.prompt, p.response, given_up.announce"
+     RETURNING p.id, p.user_id, p.created_at, p.status, p.error, p.model, p.prompt, p.response,
+         p.llm_duration_ms, p.prompt_tokens, p.completion_tokens, p.finish_reason, given_up.announce"
 );
 
 fn micros(duration: Duration) -> i64 {
@@ -128,11 +133,11 @@ fn micros(duration: Duration) -> i64 {
 }
 
 fn known_from_row(row: &Row) -> Result<KnownKey, Error> {
-    let fingerprint: &[u8] = get(row, 8)?;
+    let fingerprint: &[u8] = get(row, 12)?;
     let fingerprint = fingerprint.try_into().map_err(|_| Cause::UnknownValue)?;
-    let id = PromptId(get(row, 9)?);
+    let id = PromptId(get(row, 13)?);
     let is_there: Option<i64> = get(row, 0)?;
-    let holds: Option<bool> = get(row, 10)?;
+    let holds: Option<bool> = get(row, 14)?;
     let state = if is_there.is_none() {
         KeyState::Deleted
     } else {
@@ -374,7 +379,7 @@ impl CallStore for PostgresStore {
             .map(|row| {
                 Ok(LapsedCall {
                     prompt: prompt_from_row(row)?,
-                    announce: get(row, 8)?,
+                    announce: get(row, 12)?,
                 })
             })
             .collect()

@@ -9,7 +9,7 @@ use super::error::Cause;
 use super::pool::PATIENCE;
 use super::{PostgresStore, get, sql_limit, vectors};
 use crate::domain::{
-    Embedding, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, UserId,
+    CallDetails, Embedding, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, UserId,
 };
 use crate::store::{
     Claim, Coverage, DeletedPrompt, Error, NewPrompt, PromptPage, PromptStore, PromptsRead, Stats,
@@ -20,7 +20,8 @@ use crate::store::{
 macro_rules! select_prompt {
     ($rest:literal) => {
         concat!(
-            "SELECT id, user_id, created_at, status, error, model, prompt, response FROM prompt ",
+            "SELECT id, user_id, created_at, status, error, model, prompt, response,
+                    llm_duration_ms, prompt_tokens, completion_tokens, finish_reason FROM prompt ",
             $rest
         )
     };
@@ -44,7 +45,8 @@ const INSERT_WITH_VECTOR: &str = "
 /// The size of a text is known without the text; only the texts of the rows that are returned are read.
 const PROMPTS_BEFORE: &str = "
     SELECT id, user_id, created_at, status, error, model, CASE WHEN is_in THEN prompt END,
-           CASE WHEN is_in THEN response END, is_in FROM (
+           CASE WHEN is_in THEN response END, llm_duration_ms, prompt_tokens, completion_tokens, finish_reason, is_in
+    FROM (
         SELECT *, row_number() OVER newest <= $3 AND (row_number() OVER newest = 1
                OR sum(octet_length(prompt) + coalesce(octet_length(response), 0)) OVER newest <= $4) AS is_in
         FROM (SELECT * FROM prompt WHERE user_id = $1 AND id < $2 ORDER BY id DESC LIMIT $5) AS page
@@ -55,7 +57,9 @@ const PROMPTS_BEFORE: &str = "
 /// After the columns of [`prompt_from_row`]: the bytes of the texts, and whether the texts are there.
 const PROMPTS_BY_ID: &str = "
     SELECT id, user_id, created_at, status, error, model, CASE WHEN is_whole THEN prompt END,
-           CASE WHEN is_whole THEN response END, text_bytes, is_whole FROM (
+           CASE WHEN is_whole THEN response END, llm_duration_ms, prompt_tokens, completion_tokens, finish_reason,
+           text_bytes, is_whole
+    FROM (
         SELECT *, sum(text_bytes) OVER (ORDER BY place) <= $3::bigint AS is_whole FROM (
             SELECT prompt.*, place, (octet_length(prompt) + coalesce(octet_length(response), 0))::bigint AS text_bytes
             FROM (SELECT asked, min(number) AS place FROM unnest($1::bigint[]) WITH ORDINALITY AS ids (asked, number)
@@ -70,6 +74,11 @@ pub(super) fn prompt_from_row(row: &Row) -> Result<Prompt, Error> {
     let unknown = || Error::from(Cause::UnknownValue);
     let status: &str = get(row, 3)?;
     let error: Option<&str> = get(row, 4)?;
+    let number = |column| -> Result<Option<u32>, Error> {
+        get::<Option<i64>>(row, column)?
+            .map(|number| u32::try_from(number).map_err(|_| unknown()))
+            .transpose()
+    };
     Ok(Prompt {
         id: PromptId(get(row, 0)?),
         user_id: UserId(get(row, 1)?),
@@ -81,6 +90,12 @@ pub(super) fn prompt_from_row(row: &Row) -> Result<Prompt, Error> {
         model: get(row, 5)?,
         prompt: get(row, 6)?,
         response: get(row, 7)?,
+        call: CallDetails {
+            duration_ms: number(8)?,
+            prompt_tokens: number(9)?,
+            completion_tokens: number(10)?,
+            finish_reason: get(row, 11)?,
+        },
     })
 }
 
@@ -153,6 +168,12 @@ impl PromptStore for PostgresStore {
             status: new.status,
             error: new.error,
             created_at: new.created_at,
+            call: CallDetails {
+                finish_reason,
+                prompt_tokens: new.prompt_tokens,
+                completion_tokens: new.completion_tokens,
+                duration_ms: new.llm_duration_ms,
+            },
         })
     }
 
@@ -192,7 +213,7 @@ impl PromptStore for PostgresStore {
         let mut page = PromptPage::default();
         for row in &rows {
             // The row after the page is there to tell that there are older ones; its texts are not.
-            if get(row, 8)? {
+            if get(row, 12)? {
                 page.prompts.push(prompt_from_row(row)?);
             } else {
                 page.has_more = true;
@@ -215,8 +236,8 @@ impl PromptStore for PostgresStore {
             .await?;
         let mut read = PromptsRead::default();
         for row in &rows {
-            let size: i64 = get(row, 8)?;
-            if get(row, 9)? {
+            let size: i64 = get(row, 12)?;
+            if get(row, 13)? {
                 read.whole.push(prompt_from_row(row)?);
             } else {
                 let size = usize::try_from(size).map_err(|_| Cause::UnknownValue)?;

@@ -14,7 +14,7 @@ use crate::domain::{
 };
 use crate::store::{BulkStore, Error, KeyRecord, Put, RevokedToken, Session, UpstreamDay};
 
-/// The first eight columns are those that `prompt_from_row` reads.
+/// The first twelve columns are those that `prompt_from_row` reads.
 const RECORDS_AFTER: &str =
     "SELECT p.id, p.user_id, p.created_at, p.status, p.error, p.model, p.prompt, p.response,
             p.llm_duration_ms, p.prompt_tokens, p.completion_tokens, p.finish_reason, m.name, e.f16
@@ -35,10 +35,6 @@ fn record_from_row(row: &Row<'_>) -> Result<PromptRecord, Failure> {
         .transpose()?;
     Ok(PromptRecord {
         prompt: prompt_from_row(row)?,
-        llm_duration_ms: row.get(8)?,
-        prompt_tokens: row.get(9)?,
-        completion_tokens: row.get(10)?,
-        finish_reason: row.get(11)?,
         vector,
     })
 }
@@ -95,13 +91,13 @@ fn put_prompt(connection: &Connection, record: &PromptRecord) -> Result<Put, Fai
             new.created_at.0,
             new.status.as_str(),
             new.error.map(FailureCode::as_str),
-            record.llm_duration_ms,
-            record.prompt_tokens,
-            record.completion_tokens,
+            new.call.duration_ms,
+            new.call.prompt_tokens,
+            new.call.completion_tokens,
             new.model,
             new.prompt,
             new.response,
-            record.finish_reason,
+            new.call.finish_reason,
         ])?;
     if let Some(vector) = &record.vector
         && new.status == PromptStatus::Completed

@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::SqliteStore;
 use super::error::Failure;
 use super::prompts::{StoredVector, insert_vector, prompt_by_id};
-use crate::domain::{FailureCode, ModelId, Prompt, PromptId, PromptStatus, UserId};
+use crate::domain::{CallDetails, FailureCode, ModelId, Prompt, PromptId, PromptStatus, UserId};
 use crate::store::{
     Begun, CallOutcome, CallStore, Error, Holder, KeyClaim, KeyState, KnownKey, LapsedCall, NewCall,
 };
@@ -130,6 +130,7 @@ fn insert_running(connection: &Connection, call: &NewCall) -> Result<Prompt, Fai
         status: PromptStatus::Running,
         error: None,
         created_at: call.created_at,
+        call: CallDetails::default(),
     })
 }
 

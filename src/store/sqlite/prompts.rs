@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::error::{Defect, Failure};
 use super::{SqliteStore, sql_limit};
 use crate::domain::{
-    Embedding, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, UserId,
+    CallDetails, Embedding, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, UserId,
 };
 use crate::store::{
     Claim, Coverage, DeletedPrompt, Error, NewPrompt, PromptPage, PromptStore, PromptsRead,
@@ -25,12 +25,13 @@ const ALL_USERS: i64 = 0;
 /// More room is not set aside for a page of vectors before its rows are seen, whatever the limit.
 const RESERVED_ROWS: usize = 1 << 16;
 
-const PROMPT_BY_ID: &str =
-    "SELECT id, user_id, created_at, status, error, model, prompt, response FROM prompt
+const PROMPT_BY_ID: &str = "SELECT id, user_id, created_at, status, error, model, prompt, response,
+            llm_duration_ms, prompt_tokens, completion_tokens, finish_reason FROM prompt
      WHERE id = ?1 AND (?2 IS NULL OR user_id = ?2)";
 
 const PROMPTS_BEFORE: &str =
-    "SELECT id, user_id, created_at, status, error, model, prompt, response FROM prompt
+    "SELECT id, user_id, created_at, status, error, model, prompt, response,
+            llm_duration_ms, prompt_tokens, completion_tokens, finish_reason FROM prompt
      WHERE user_id = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3";
 
 const TEXT_BYTES_BY_ID: &str =
@@ -54,6 +55,12 @@ pub(super) fn prompt_from_row(row: &Row<'_>) -> Result<Prompt, Failure> {
         model: row.get(5)?,
         prompt: row.get(6)?,
         response: row.get(7)?,
+        call: CallDetails {
+            duration_ms: row.get(8)?,
+            prompt_tokens: row.get(9)?,
+            completion_tokens: row.get(10)?,
+            finish_reason: row.get(11)?,
+        },
     })
 }
 
@@ -180,6 +187,12 @@ fn insert(
         status: new.status,
         error: new.error,
         created_at: new.created_at,
+        call: CallDetails {
+            finish_reason: new.finish_reason,
+            prompt_tokens: new.prompt_tokens,
+            completion_tokens: new.completion_tokens,
+            duration_ms: new.llm_duration_ms,
+        },
     })
 }
 

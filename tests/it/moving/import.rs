@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use prompt_service::domain::{
-    LastIds, Prompt, PromptId, PromptRecord, PromptStatus, Timestamp, User, UserId,
+    CallDetails, LastIds, Prompt, PromptId, PromptRecord, PromptStatus, Timestamp, User, UserId,
 };
 use prompt_service::embed::{BackgroundEmbedder, Engine};
 use prompt_service::services::moving::import::{Counts, Embedding, Import, Report};
@@ -87,11 +87,8 @@ fn prompt(id: i64, user_id: i64, text: &str) -> PromptRecord {
             status: PromptStatus::Completed,
             error: None,
             created_at: Timestamp(id),
+            call: CallDetails::default(),
         },
-        llm_duration_ms: None,
-        prompt_tokens: None,
-        completion_tokens: None,
-        finish_reason: None,
         vector: None,
     }
 }

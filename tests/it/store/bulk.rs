@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use prompt_service::domain::{
-    FailureCode, LastIds, Prompt, PromptId, PromptRecord, PromptStatus, Timestamp, User, UserId,
-    VectorRecord,
+    CallDetails, FailureCode, LastIds, Prompt, PromptId, PromptRecord, PromptStatus, Timestamp,
+    User, UserId, VectorRecord,
 };
 use prompt_service::store::{Error, KeyRecord, KeyState, Put, RevokedToken, Session, UpstreamDay};
 
@@ -35,11 +35,13 @@ fn a_prompt(id: i64, user_id: i64, mark: u16) -> PromptRecord {
             status: PromptStatus::Completed,
             error: None,
             created_at: Timestamp(1_000 + id),
+            call: CallDetails {
+                duration_ms: Some(u32::MAX),
+                prompt_tokens: Some(0),
+                completion_tokens: None,
+                finish_reason: Some("length".to_owned()),
+            },
         },
-        llm_duration_ms: Some(u32::MAX),
-        prompt_tokens: Some(0),
-        completion_tokens: None,
-        finish_reason: Some("length".to_owned()),
         vector: Some(VectorRecord {
             model: model("a"),
             f16_bytes: vector(mark).to_f16_bytes(),
@@ -57,7 +59,6 @@ fn a_failed_prompt(id: i64, user_id: i64) -> PromptRecord {
             ..completed.prompt
         },
         vector: None,
-        ..completed
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prompt_service::domain::{
-    Embedding, FailureCode, Prompt, PromptId, PromptStatus, Timestamp, UserId,
+    CallDetails, Embedding, FailureCode, Prompt, PromptId, PromptStatus, Timestamp, UserId,
 };
 use prompt_service::store::{
     Begun, CallOutcome, DeletedPrompt, Error, Holder, KeyClaim, KeyState, KnownKey, LapsedCall,
@@ -113,6 +113,7 @@ pub async fn a_begun_call_is_a_running_prompt(store: Store) {
         status: PromptStatus::Running,
         error: None,
         created_at: Timestamp(3_000),
+        call: CallDetails::default(),
     };
     assert_eq!(begun, expected);
     assert_eq!(
@@ -161,6 +162,12 @@ pub async fn a_call_is_finished_once_and_by_its_holder_alone(store: Store) {
         response: Some("Because.".to_owned()),
         model: "answering".to_owned(),
         status: PromptStatus::Completed,
+        call: CallDetails {
+            finish_reason: Some("stop".to_owned()),
+            prompt_tokens: Some(3),
+            completion_tokens: Some(2),
+            duration_ms: Some(12),
+        },
         ..begun.clone()
     };
     assert_eq!(finished.as_ref(), Some(&expected));
@@ -191,6 +198,10 @@ pub async fn a_failed_call_has_no_vector_and_releases_its_key(store: Store) {
     let expected = Prompt {
         status: PromptStatus::Failed,
         error: Some(FailureCode::UpstreamTimeout),
+        call: CallDetails {
+            duration_ms: Some(9),
+            ..CallDetails::default()
+        },
         ..begun.clone()
     };
     assert_eq!(finished, Some(expected));

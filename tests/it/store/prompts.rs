@@ -57,6 +57,10 @@ pub async fn a_completed_prompt_is_read_back(store: Store) {
     assert_eq!(made.prompt, text);
     assert_eq!(made.response, Some(format!("[mock] You said: {text}")));
     assert_eq!(made.model, "mock");
+    assert_eq!(
+        (made.call.duration_ms, made.call.prompt_tokens),
+        (Some(12), Some(3))
+    );
     assert_eq!(made.status, PromptStatus::Completed);
     assert_eq!(made.error, None);
     assert_eq!(made.created_at, Timestamp(2_000));

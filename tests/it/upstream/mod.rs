@@ -1,6 +1,7 @@
 //! The service before an upstream that behaves well, badly, slowly or not at all: what clients, sockets and the store see of it.
 
 mod calls;
+mod details;
 mod endings;
 mod faults;
 mod outages;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::domain::{FailureCode, Timestamp};
+use crate::domain::{CallDetails, FailureCode, Timestamp};
 use crate::memory_budget::{MemoryBudget, Owner};
 
 /// An answer of prompt 7, user 1.
@@ -18,6 +18,7 @@ fn prompt(status: PromptStatus, response: Option<&str>) -> Prompt {
         status,
         error: (status == PromptStatus::Failed).then_some(FailureCode::UpstreamFailed),
         created_at: Timestamp(0),
+        call: CallDetails::default(),
     }
 }
 
