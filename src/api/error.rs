@@ -130,7 +130,7 @@ impl From<Error> for ApiError {
 
 fn failed_prompt(failed: FailedPrompt) -> ApiError {
     let status = match failed.code {
-        FailureCode::UpstreamFailed => StatusCode::BAD_GATEWAY,
+        FailureCode::UpstreamFailed | FailureCode::Interrupted => StatusCode::BAD_GATEWAY,
         FailureCode::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
         FailureCode::UpstreamUnavailable | FailureCode::Cancelled => {
             StatusCode::SERVICE_UNAVAILABLE

@@ -24,6 +24,8 @@ pub enum FailureCode {
     UpstreamTimeout,
     /// Its caller went away, where the operator wants such calls broken off, or the service stopped.
     Cancelled,
+    /// The process of the service that ran the call ended before the answer was stored (502).
+    Interrupted,
     /// A defect of the service's own (500).
     Internal,
 }
@@ -54,6 +56,7 @@ impl FailureCode {
             Self::UpstreamUnavailable => "upstream_unavailable",
             Self::UpstreamTimeout => "upstream_timeout",
             Self::Cancelled => "cancelled",
+            Self::Interrupted => "interrupted",
             Self::Internal => "internal_error",
         }
     }
@@ -65,6 +68,7 @@ impl FailureCode {
             Self::UpstreamUnavailable => "The upstream cannot be asked just now.",
             Self::UpstreamTimeout => "The upstream did not answer in time.",
             Self::Cancelled => "The call was broken off.",
+            Self::Interrupted => "The service stopped while the prompt was being answered.",
             Self::Internal => "Internal server error.",
         }
     }
@@ -76,6 +80,7 @@ impl FailureCode {
             Self::UpstreamUnavailable,
             Self::UpstreamTimeout,
             Self::Cancelled,
+            Self::Interrupted,
             Self::Internal,
         ]
         .into_iter()

@@ -109,7 +109,7 @@ pub enum CallOutcome {
 /// A call whose lease ran out, as it was ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LapsedCall {
-    /// Now `Failed` with `UpstreamFailed`.
+    /// Now `Failed` with `Interrupted`.
     pub prompt: Prompt,
     /// Whether the user's sockets were to be told of the outcome.
     pub announce: bool,
@@ -153,9 +153,10 @@ pub trait CallStore: Send + Sync {
         outcome: CallOutcome,
     ) -> Result<Option<Prompt>, Error>;
 
-    /// Ends up to `limit` calls whose lease ran out, except the `spared`: they are `Failed` with `UpstreamFailed` and keep their
-    /// key, so that a retry with it takes them over. Each is answered by one call of one process alone. Calls that somebody else
-    /// is renewing or ending at the moment may be left for the next time.
+    /// Ends up to `limit` calls whose lease ran out, except the `spared`: they are `Failed` with
+    /// `Interrupted` and keep their key, so that a retry with it takes them over. Each is answered
+    /// by one call of one process alone. Calls that somebody else is renewing or ending at the
+    /// moment may be left for the next time.
     async fn lapse_calls(
         &self,
         limit: usize,

@@ -325,8 +325,7 @@ async fn the_call_of_a_dead_process_fails_and_its_sockets_and_streams_are_told()
     let id = begin_elsewhere(&*app.folder.store().await, &user, Duration::ZERO).await;
     let events = read(&user, id, None).await.rest().await;
     assert_eq!(names(&events), ["started", "failed"]);
-    let failed =
-        json!({ "detail": "The upstream failed to answer.", "code": "upstream_failed", "id": id });
+    let failed = json!({ "detail": "The service stopped while the prompt was being answered.", "code": "interrupted", "id": id });
     assert_eq!(events[1].data, failed);
     let event = socket.next_json().await;
     assert_eq!(
@@ -336,7 +335,7 @@ async fn the_call_of_a_dead_process_fails_and_its_sockets_and_streams_are_told()
     let shown = user.get(&format!("/api/prompts/{id}")).send().await.json();
     assert_eq!(
         (&shown["status"], &shown["error"]),
-        (&json!("failed"), &json!("upstream_failed"))
+        (&json!("failed"), &json!("interrupted"))
     );
     assert_eq!(app.metric("calls_lapsed_total").await, Some(1.0));
 }

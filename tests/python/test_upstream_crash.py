@@ -220,7 +220,7 @@ def test_a_service_killed_in_mid_call_leaves_one_row_for_each_post_and_calls_at_
                         assert rows[text]["response"] == posts.acknowledged[text]["response"]
                     elif text in rows:
                         # Failed by its lapse, or stored in the moment before the kill.
-                        assert (rows[text]["status"], rows[text]["error"]) in (("failed", "upstream_failed"), ("completed", None))
+                        assert (rows[text]["status"], rows[text]["error"]) in (("failed", "interrupted"), ("completed", None))
                 assert len(known) == len([id for id in known if id in {row["id"] for row in rows.values()}])
                 # An event that was due when the process died went with it; otherwise each end is told once.
                 again = [rows[text]["id"] for text in posts.keyed if not repeated[text][1]]

@@ -100,7 +100,7 @@ impl Table for Prompts {
             if prompt.status == PromptStatus::Running {
                 // No server is at work on it any more: it ends as the next server would end it. A lease stays where it is.
                 prompt.status = PromptStatus::Failed;
-                prompt.error = Some(FailureCode::UpstreamFailed);
+                prompt.error = Some(FailureCode::Interrupted);
             }
             let words = prompt.response.iter_mut().chain([&mut prompt.model]);
             let words = words.chain(&mut prompt.call.finish_reason);

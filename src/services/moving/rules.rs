@@ -203,11 +203,12 @@ impl Rules {
         check_time(prompt.created_at)?;
         match (prompt.status, &prompt.response, prompt.error) {
             (PromptStatus::Completed, Some(_), None) | (PromptStatus::Failed, None, Some(_)) => {}
-            // Whoever was answering it is not here.
-            (PromptStatus::Running, None, None) | (PromptStatus::Failed, None, None) => {
+            // No process is at work on it any more.
+            (PromptStatus::Running, None, None) => {
                 prompt.status = PromptStatus::Failed;
-                prompt.error = Some(FailureCode::UpstreamFailed);
+                prompt.error = Some(FailureCode::Interrupted);
             }
+            (PromptStatus::Failed, None, None) => prompt.error = Some(FailureCode::UpstreamFailed),
             (PromptStatus::Completed | PromptStatus::Failed | PromptStatus::Running, _, _) => {
                 return Err(Problem::Status);
             }

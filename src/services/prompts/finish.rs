@@ -216,8 +216,8 @@ where
     }
 }
 
-/// Whether a stored prompt ended with that outcome. A lapse looks like the upstream's failure, and to be told of that twice is better than
-/// never.
+/// Whether a stored prompt ended with that outcome. A call that another process ended is stored as
+/// `Interrupted`, which no outcome of a call is.
 fn is_of(prompt: &Prompt, outcome: &CallOutcome) -> bool {
     match outcome {
         CallOutcome::Completed {
@@ -278,11 +278,12 @@ mod tests {
             embedding: None,
         };
         let timed_out = CallOutcome::Failed(FailureCode::UpstreamTimeout);
+        let broke_down = CallOutcome::Failed(FailureCode::UpstreamFailed);
         let completed = |response| stored(PromptStatus::Completed, Some(response), None);
         let failed = |code| stored(PromptStatus::Failed, None, Some(code));
         assert!(is_of(&completed("Because."), &answered));
         assert!(is_of(&failed(FailureCode::UpstreamTimeout), &timed_out));
-        let lapsed = failed(FailureCode::UpstreamFailed);
+        let lapsed = failed(FailureCode::Interrupted);
         for other in [
             lapsed.clone(),
             completed("Well."),
@@ -290,6 +291,7 @@ mod tests {
         ] {
             assert!(!is_of(&other, &answered), "{other:?}");
             assert!(!is_of(&other, &timed_out), "{other:?}");
+            assert!(!is_of(&other, &broke_down), "{other:?}");
         }
         assert!(!is_of(&completed("Because."), &timed_out));
         let elsewhere = Prompt {

@@ -16,7 +16,7 @@ use crate::store::{
 };
 
 /// What a lapsed call failed with.
-const LAPSED: FailureCode = FailureCode::UpstreamFailed;
+const LAPSED: FailureCode = FailureCode::Interrupted;
 
 /// Microseconds since the epoch by the server's clock, as it goes on within a transaction.
 macro_rules! clock {

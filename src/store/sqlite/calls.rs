@@ -16,7 +16,7 @@ use crate::store::{
 };
 
 /// What a lapsed call failed with.
-const LAPSED: FailureCode = FailureCode::UpstreamFailed;
+const LAPSED: FailureCode = FailureCode::Interrupted;
 
 /// Microseconds since the epoch by the clock of the one machine that SQLite's file is used on, to the millisecond.
 fn clock(connection: &Connection) -> rusqlite::Result<i64> {

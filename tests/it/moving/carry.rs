@@ -204,7 +204,7 @@ async fn a_call_that_nobody_is_at_work_on_any_more_arrives_as_failed() {
         (
             PromptId(5),
             PromptStatus::Failed,
-            Some(FailureCode::UpstreamFailed)
+            Some(FailureCode::Interrupted)
         )
     );
 }

@@ -289,7 +289,7 @@ pub async fn a_lapsed_call_fails_once_and_says_who_waits(store: Store) {
         expected.push(LapsedCall {
             prompt: Prompt {
                 status: PromptStatus::Failed,
-                error: Some(FailureCode::UpstreamFailed),
+                error: Some(FailureCode::Interrupted),
                 ..begun
             },
             announce,

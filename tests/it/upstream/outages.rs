@@ -91,13 +91,13 @@ async fn an_answer_whose_call_others_ended_meanwhile_is_told_as_they_stored_it()
     // What another process does with a call whose lease ran out.
     away.execute_batch(
         "DELETE FROM running_call;
-         UPDATE prompt SET status = 'failed', error = 'upstream_failed';
+         UPDATE prompt SET status = 'failed', error = 'interrupted';
          COMMIT",
     )
     .unwrap();
     let failed = whole.await.unwrap();
     assert_eq!(failed.status, 502, "{failed:?}");
-    assert_eq!(failed.json()["code"], "upstream_failed");
+    assert_eq!(failed.json()["code"], "interrupted");
     let id = failed.json()["id"].as_i64().unwrap();
     assert_eq!(shown(&user, id).await["status"], "failed");
     assert!(user.similar("hello", 9).await.is_empty());

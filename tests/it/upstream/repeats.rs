@@ -154,8 +154,7 @@ async fn after_a_crash_a_stream_without_a_key_is_failed_once_and_its_sockets_are
     end_leases(&app.folder).await;
     let event = socket.next_json().await;
     assert_eq!(event["event"], "prompt_failed");
-    let failed =
-        json!({ "detail": "The upstream failed to answer.", "code": "upstream_failed", "id": id });
+    let failed = json!({ "detail": "The service stopped while the prompt was being answered.", "code": "interrupted", "id": id });
     assert_eq!(event["data"], failed);
     let shown = shown(&user, id).await;
     assert_eq!(shown["status"], "failed");
@@ -179,7 +178,7 @@ async fn after_a_crash_a_post_with_neither_stream_nor_key_is_kept_as_failed() {
     let ended = async || {
         let all = user.all_prompts().await;
         assert_eq!(all.len(), 1);
-        all[0]["status"] == "failed" && all[0]["error"] == "upstream_failed"
+        all[0]["status"] == "failed" && all[0]["error"] == "interrupted"
     };
     eventually!(ended().await);
     assert_eq!(upstream.requests().len(), 1);
