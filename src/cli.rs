@@ -64,7 +64,12 @@ pub enum Command {
     User(UserCommand),
     /// Look at the settings, the data folder, the store, the model and the address, and say what was found; works beside a
     /// running server and changes nothing
-    Check,
+    Check {
+        /// Fail if an upstream does not take its key or does not have its model, too: asks for its
+        /// list of models, free of charge
+        #[arg(long)]
+        upstream: bool,
+    },
     /// Copy the embedded store to a new file, checked and whole; works beside a running server
     Backup {
         /// The file to make

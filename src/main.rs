@@ -64,8 +64,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     });
     let runtime = tokio::runtime::Runtime::new().context("the runtime cannot be started")?;
     let out = &mut std::io::stdout();
-    if let Command::Check = command {
-        return runtime.block_on(check::run(config, out));
+    if let Command::Check { upstream } = command {
+        return runtime.block_on(check::run(config, upstream, out));
     }
     let config = config?;
     match command {
@@ -74,7 +74,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Export(arguments) => runtime.block_on(moving::export(arguments, &config, out)),
         Command::Move(arguments) => runtime.block_on(moving::carry(arguments, &config, out)),
         Command::Import(arguments) => runtime.block_on(moving::import(arguments, &config, out)),
-        Command::Serve | Command::Openapi | Command::Health { .. } | Command::Check => {
+        Command::Serve | Command::Openapi | Command::Health { .. } | Command::Check { .. } => {
             telemetry::init_logging(log_format, &directives).map_err(anyhow::Error::msg)?;
             runtime.block_on(async {
                 let (mut terminate, mut interrupt) = (

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::App;
+use super::{App, check_upstream};
 use crate::api::Lifecycle;
 use crate::domain::Timestamp;
 use crate::services::health::STORE_CHECK_EVERY;
@@ -17,6 +17,9 @@ use crate::services::sockets;
 const SOCKET_CHECK_EVERY: Duration = Duration::from_secs(2);
 /// How often expired sessions, revoked tokens and old idempotency keys are forgotten. They are refused anyway; this is for room.
 const PURGE_EVERY: Duration = Duration::from_secs(600);
+
+/// How often upstreams are asked whether their models end soon; they say so months before.
+const MODEL_CHECK_EVERY: Duration = Duration::from_secs(86_400);
 
 impl App {
     pub(super) fn start_background(&self, lifecycle: &Lifecycle) {
@@ -60,6 +63,19 @@ impl App {
                 warn_if_failed(purged, "expired sessions could not be forgotten");
                 let purged = prompts.purge_keys().await;
                 warn_if_failed(purged, "old idempotency keys could not be forgotten");
+            }
+        });
+
+        let llm = Arc::clone(&self.llm);
+        let mut ticks = Ticks::new(MODEL_CHECK_EVERY, stopping);
+        let stop = stopping.clone();
+        tasks.spawn(async move {
+            while ticks.next().await {
+                // An upstream that does not answer must not hold up the stop.
+                tokio::select! {
+                    () = stop.cancelled() => break,
+                    () = check_upstream::warn_of_endings(&llm) => {}
+                }
             }
         });
 

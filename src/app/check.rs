@@ -9,6 +9,7 @@ use std::time::Instant;
 use anyhow::bail;
 use tokio::net::TcpListener;
 
+use super::check_upstream;
 use crate::config::{self, Config, StoreConfig};
 use crate::data_dir::{DataDir, Found};
 use crate::embed::Encode;
@@ -19,7 +20,7 @@ use crate::telemetry::Metrics;
 
 /// How a part was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
+pub(super) enum Verdict {
     /// As it should be.
     Fine,
     /// Worth knowing; a start is not hindered.
@@ -38,14 +39,16 @@ impl fmt::Display for Verdict {
     }
 }
 
-type Finding = (Verdict, String);
+pub(super) type Finding = (Verdict, String);
 
 /// Looks at each part and writes a line on each to `out`: a verdict, the part, what was found.
+/// `upstream_must_be_right`: an upstream that would not answer is a fault.
 ///
 /// # Errors
 /// How many faults there are, if there are any.
 pub async fn run(
     config: Result<Config, config::Error>,
+    upstream_must_be_right: bool,
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
     let config = match config {
@@ -63,7 +66,8 @@ pub async fn run(
     found.push(("store", store(&config.store).await));
     found.push(("redis", redis(&config).await));
     found.push(("model", model(&config)));
-    found.push(("upstream", upstream(&config)));
+    let upstreams = check_upstream::findings(&config, upstream_must_be_right).await;
+    found.extend(upstreams.into_iter().map(|finding| ("upstream", finding)));
     found.push((
         "address",
         address("BIND_ADDR", config.server.bind_addr).await,
@@ -186,27 +190,6 @@ async fn redis(config: &Config) -> Finding {
             (Verdict::Fine, "it answers and can be written to".to_owned())
         }
         Err(error) => fault(anyhow::Error::new(error).context("REDIS_URL")),
-    }
-}
-
-/// The settings alone: a question would cost money.
-fn upstream(config: &Config) -> Finding {
-    let Some(upstream) = &config.upstream else {
-        return (
-            Verdict::Note,
-            "none is set: prompts are answered by the built-in mock".to_owned(),
-        );
-    };
-    match super::make_llm(Some(upstream), &Arc::new(Metrics::new())) {
-        Ok(client) => (
-            Verdict::Fine,
-            format!(
-                "{} with the model {}; it was not asked",
-                client.provider(),
-                client.model()
-            ),
-        ),
-        Err(error) => fault(error),
     }
 }
 

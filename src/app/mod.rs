@@ -3,6 +3,7 @@
 
 mod background;
 pub mod check;
+mod check_upstream;
 pub mod health_check;
 pub mod moving;
 mod observers;

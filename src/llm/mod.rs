@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 pub use admission::{Busy, CallPermit};
 pub use observer::{Asked, BreakerState, Event, Observer};
-pub use openai::{Error, Reading, read_answer};
+pub use openai::{Error, Finding, Look, Reading, read_answer};
 
 use self::admission::Admission;
 use self::observer::Unobserved;
@@ -119,6 +119,15 @@ impl Client {
         match &self.kind {
             Kind::Mock(_) => MOCK,
             Kind::OpenAi(upstreams) => upstreams.first(),
+        }
+    }
+
+    /// Asks each upstream, in the order of the configuration, which models it has. Costs nothing
+    /// but a few requests. The mock is not asked.
+    pub async fn look(&self) -> Vec<Look> {
+        match &self.kind {
+            Kind::Mock(_) => Vec::new(),
+            Kind::OpenAi(upstreams) => upstreams.look().await,
         }
     }
 

@@ -93,6 +93,20 @@ impl Endpoint {
         self.uri.to_string()
     }
 
+    /// A request for something else of the upstream's.
+    pub fn get(&self, uri: Uri, with_key: bool) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::default());
+        *request.uri_mut() = uri;
+        let headers = request.headers_mut();
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        headers.insert(USER_AGENT, HeaderValue::from_static(USER_AGENT_VALUE));
+        if let Some(authorization) = self.authorization.as_ref().filter(|_| with_key) {
+            headers.insert(AUTHORIZATION, authorization.clone());
+        }
+        request
+    }
+
     /// A request with that body.
     pub fn request(&self, body: Bytes, is_streamed: bool) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::new(body));

@@ -9,6 +9,7 @@ mod breaker;
 mod endpoint;
 mod error_message;
 mod fault;
+mod models;
 mod reader;
 mod request;
 mod retry;
@@ -17,11 +18,14 @@ mod transport;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
+
 use self::answer::Deltas;
 use self::attempt::{Attempt, Limits};
 use self::breaker::Verdict;
 use self::endpoint::Endpoint;
 use self::fault::{Fault, Kind};
+pub use self::models::{Finding, Look};
 use self::reader::{Answer, End, Reader};
 use super::{Asked, Completion, Event, Failure, Observer};
 use crate::config::UpstreamConfig;
@@ -136,6 +140,12 @@ impl Upstreams {
     /// What is asked first.
     pub fn first(&self) -> Asked<'_> {
         self.endpoints[0].asked()
+    }
+
+    /// Asks each upstream which models it has; see [`super::Client::look`].
+    pub async fn look(&self) -> Vec<Look> {
+        let looks = self.endpoints.iter().enumerate();
+        join_all(looks.map(|(place, endpoint)| models::look(place, endpoint))).await
     }
 
     /// Answers a prompt; see [`super::Client::complete`].

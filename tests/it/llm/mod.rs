@@ -22,7 +22,7 @@ const USER: UserId = UserId(1);
 const MS: Duration = Duration::from_millis(1);
 
 /// An endpoint with a key.
-fn endpoint(url: &str, model: &str, key: Option<&str>) -> Endpoint {
+pub fn endpoint(url: &str, model: &str, key: Option<&str>) -> Endpoint {
     Endpoint {
         model: model.to_owned(),
         base_url: BaseUrl::parse(url).unwrap(),

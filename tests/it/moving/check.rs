@@ -6,9 +6,12 @@ use prompt_service::config::{self, Config, StoreConfig};
 use crate::support::{Folder, config_in, spawn_app};
 
 /// The lines of a check, and its error.
-pub async fn checked(config: Result<Config, config::Error>) -> (Vec<String>, Option<String>) {
+pub async fn checked(
+    config: Result<Config, config::Error>,
+    upstream_must_be_right: bool,
+) -> (Vec<String>, Option<String>) {
     let mut out = Vec::new();
-    let done = check::run(config, &mut out).await;
+    let done = check::run(config, upstream_must_be_right, &mut out).await;
     let out = String::from_utf8(out).unwrap();
     let lines = out.lines().map(str::to_owned).collect();
     (lines, done.err().map(|error| error.to_string()))
@@ -23,7 +26,7 @@ pub fn line<'a>(lines: &'a [String], part: &str) -> &'a str {
 async fn an_empty_folder_is_fine_and_stays_empty() {
     let folder = Folder::new();
     let data = folder.path().join("data");
-    let (lines, error) = checked(Ok(config_in(&data))).await;
+    let (lines, error) = checked(Ok(config_in(&data)), false).await;
     assert_eq!(error, None, "{lines:?}");
     assert!(line(&lines, "settings").starts_with("ok"));
     for part in ["data folder", "signing key", "store"] {
@@ -42,7 +45,7 @@ async fn a_check_beside_a_server_counts_its_rows_and_names_the_address_in_use() 
     app.user("alice").await.prompt("hello").await;
     let mut config = config_in(app.folder.path());
     config.server.bind_addr = app.addr;
-    let (lines, error) = checked(Ok(config)).await;
+    let (lines, error) = checked(Ok(config), false).await;
     assert_eq!(error, None, "{lines:?}");
     assert!(
         line(&lines, "store").contains("1 users, 1 prompts"),
@@ -64,7 +67,7 @@ async fn each_fault_is_told_and_counted() {
     std::fs::write(folder.path().join("secret.key"), "short").unwrap();
     config.embedding_model_dir = Some(folder.path().join("absent"));
     config.server.bind_addr = "192.0.2.1:80".parse().unwrap();
-    let (lines, error) = checked(Ok(config)).await;
+    let (lines, error) = checked(Ok(config), false).await;
     assert_eq!(error.as_deref(), Some("5 faults"), "{lines:?}");
     for (part, word) in [
         ("data folder", "secret.key"),
@@ -81,7 +84,7 @@ async fn each_fault_is_told_and_counted() {
 #[tokio::test]
 async fn a_setting_that_cannot_be_used_is_the_one_fault() {
     let error = config::Error::new("SECRET_KEY", "too short");
-    let (lines, error) = checked(Err(error)).await;
+    let (lines, error) = checked(Err(error), false).await;
     assert_eq!(lines, ["fault settings: SECRET_KEY: too short"]);
     assert!(error.unwrap().starts_with("1 fault"));
 }

@@ -2,7 +2,7 @@
 
 mod backup;
 mod carry;
-mod check;
+pub mod check;
 mod import;
 mod lines;
 mod over;

@@ -207,7 +207,7 @@ async fn commands_on_a_postgres_store_export_import_and_name_pg_dump() {
     };
     let out = command(&config, &["import", file]).await.unwrap();
     assert!(out.contains("imported 1 users, 1 prompts"), "{out}");
-    let (lines, error) = super::check::checked(Ok(config)).await;
+    let (lines, error) = super::check::checked(Ok(config), false).await;
     assert_eq!(error, None, "{lines:?}");
     let store = super::check::line(&lines, "store");
     assert!(

@@ -27,6 +27,7 @@ pub struct Upstream {
 
 #[derive(Default)]
 struct Shared {
+    models: Mutex<Option<Reply>>,
     plan: Mutex<VecDeque<Reply>>,
     requests: Mutex<Vec<Received>>,
     broken_off: AtomicUsize,
@@ -268,6 +269,13 @@ impl Upstream {
         format!("http://{}/v1", self.addr)
     }
 
+    /// Answers each request for its models so; without this there is no such list. Such requests
+    /// are not among [`Self::requests`].
+    pub fn show_models(&self, reply: Reply) -> &Self {
+        *self.shared.models.lock().unwrap() = Some(reply);
+        self
+    }
+
     /// Plans the reply to a coming request.
     pub fn plan(&self, reply: Reply) -> &Self {
         self.shared.plan.lock().unwrap().push_back(reply);
@@ -307,13 +315,21 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 /// Answers the requests of one connection until either side closes it; a client that goes away is nothing special.
 async fn serve(mut stream: TcpStream, number: usize, shared: Arc<Shared>) {
     while let Ok(Some(request)) = read_request(&mut stream, number).await {
-        let is_streamed = request.body["stream"] == json!(true);
-        let planned = shared.plan.lock().unwrap().pop_front();
-        shared.requests.lock().unwrap().push(request);
-        let reply = planned.unwrap_or_else(|| match is_streamed {
-            true => Reply::stream(&["Hello", " there"], Duration::ZERO),
-            false => Reply::answer("Hello there"),
-        });
+        let reply = if request.line.starts_with("GET ") {
+            let models = shared.models.lock().unwrap().clone();
+            let is_there = request.line.starts_with("GET /v1/");
+            models
+                .filter(|_| is_there)
+                .unwrap_or_else(|| Reply::error(404, &[]))
+        } else {
+            let is_streamed = request.body["stream"] == json!(true);
+            let planned = shared.plan.lock().unwrap().pop_front();
+            shared.requests.lock().unwrap().push(request);
+            planned.unwrap_or_else(|| match is_streamed {
+                true => Reply::stream(&["Hello", " there"], Duration::ZERO),
+                false => Reply::answer("Hello there"),
+            })
+        };
         for step in reply.0 {
             let done = match step {
                 Step::Write(bytes) => stream.write_all(&bytes).await,
@@ -383,7 +399,10 @@ async fn read_request(stream: &mut TcpStream, connection: usize) -> io::Result<O
     Ok(Some(Received {
         line,
         headers,
-        body: serde_json::from_slice(&body).unwrap(),
+        body: match body.is_empty() {
+            true => Value::Null,
+            false => serde_json::from_slice(&body).unwrap(),
+        },
         connection,
     }))
 }

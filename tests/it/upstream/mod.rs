@@ -4,6 +4,7 @@ mod calls;
 mod details;
 mod endings;
 mod faults;
+mod models;
 mod outages;
 mod repeats;
 mod streams;
