@@ -1,4 +1,4 @@
-//! One request and its answer: what is seen of it on the way, what the breaker is told, and its
+//! One request and its answer: what the client sees of it, what the breaker learns from it, and its
 //! line in the log.
 
 use std::time::{Duration, Instant, SystemTime};

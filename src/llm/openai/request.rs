@@ -17,7 +17,7 @@ struct Request<'a> {
     temperature: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     top_p: Option<f64>,
-    // Said in either case: some servers stream unless they are told not to.
+    // Always sent: some servers stream unless the request says no.
     stream: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     stream_options: Option<StreamOptions>,

@@ -1,4 +1,4 @@
-//! Signs of life, ends and heads: what the time, the connection and the headers say of an answer beside its body.
+//! What the time, the connection and the headers say of an answer, beside its body.
 
 use std::time::Duration;
 

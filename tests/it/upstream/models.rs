@@ -7,7 +7,8 @@ use super::service;
 use crate::moving::check::{checked, line};
 use crate::support::{Folder, Reply, Upstream, config_in};
 
-/// The line that `check` has on an upstream, and whether it fails; `must_be_right` as with `--upstream`.
+/// The line of `check` on an upstream, and whether the check fails. `must_be_right`: with
+/// `--upstream`.
 async fn look(
     upstream: &Upstream,
     must_be_right: bool,
