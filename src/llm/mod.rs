@@ -17,6 +17,7 @@ use self::observer::Unobserved;
 use self::openai::Upstreams;
 use crate::config::UpstreamConfig;
 use crate::domain::{FailureCode, UserId};
+use crate::memory_budget::Reservation;
 
 /// What the upstream answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,6 +145,8 @@ impl Client {
     /// With `on_delta` the upstream is asked to stream, and each piece of text is handed over as it arrives; it is called on the async
     /// thread and has to be quick. The completion holds the whole text in either case.
     ///
+    /// `memory` holds what is read of the upstream's answer until it is returned.
+    ///
     /// Dropping the future gives the call up and its connection with it; the upstream may have worked on it all the same.
     ///
     /// # Errors
@@ -151,11 +154,12 @@ impl Client {
     pub async fn complete(
         &self,
         permit: CallPermit,
+        memory: Reservation,
         prompt: &str,
         on_delta: Option<&mut (dyn FnMut(&str) + Send)>,
     ) -> Result<Completion, Failure> {
         let completion = match &self.kind {
-            Kind::OpenAi(upstreams) => upstreams.complete(prompt, on_delta).await,
+            Kind::OpenAi(upstreams) => upstreams.complete(memory, prompt, on_delta).await,
             Kind::Mock(observer) => {
                 let began = Instant::now();
                 let completion = mock::complete(prompt, on_delta);
@@ -177,12 +181,20 @@ impl Client {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory_budget::{MemoryBudget, Owner};
+
+    fn memory() -> Reservation {
+        MemoryBudget::new(1 << 20).hold(Owner::default(), 0)
+    }
 
     #[tokio::test]
     async fn the_mock_repeats_what_it_was_told() {
         let client = Client::mock();
         let permit = client.admit(UserId(1)).unwrap();
-        let completion = client.complete(permit, "hello world", None).await.unwrap();
+        let completion = client
+            .complete(permit, memory(), "hello world", None)
+            .await
+            .unwrap();
         assert_eq!(completion.text, "[mock] You said: hello world");
         assert_eq!(completion.model, "mock");
     }
@@ -194,7 +206,7 @@ mod tests {
         let mut keep = |piece: &str| pieces.push(piece.to_owned());
         let permit = client.admit(UserId(1)).unwrap();
         let completion = client
-            .complete(permit, "hello  world", Some(&mut keep))
+            .complete(permit, memory(), "hello  world", Some(&mut keep))
             .await;
         assert!(pieces.len() > 3);
         assert_eq!(pieces.concat(), completion.unwrap().text);

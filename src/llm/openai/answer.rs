@@ -8,7 +8,7 @@ use hyper::body::{Body, Incoming};
 
 use super::attempt::Limits;
 use super::fault::{Fault, Kind};
-use super::reader::{Answer, End, Reader};
+use super::reader::{Answer, End, Progress, Reader};
 
 /// How much of an error's body is read, and for how long. The message is in it, and a connection
 /// can be used again only after the end of the body.
@@ -59,8 +59,8 @@ impl<'a> Deltas<'a> {
     }
 }
 
-/// Reads an answer with `reader`, and hands each piece of text over as it comes. Calls `on_life`
-/// with each sign of an upstream at work.
+/// Reads an answer with `reader`, and hands each piece of text over as it comes. Calls `on_piece`
+/// after each piece of the body.
 ///
 /// # Errors
 /// What went wrong; see [`Kind`].
@@ -69,7 +69,7 @@ pub async fn read(
     limits: &Limits,
     reader: &mut Reader,
     deltas: &mut Deltas<'_>,
-    mut on_life: impl FnMut(),
+    mut on_piece: impl FnMut(&Reader, Progress),
 ) -> Result<Answer, Fault> {
     if body.size_hint().lower() > reader.room() as u64 {
         return Err(Kind::TooLong.into());
@@ -87,9 +87,7 @@ pub async fn read(
             Ok(progress) => progress,
             Err(kind) => break Err(kind.into()),
         };
-        if progress.is_alive {
-            on_life();
-        }
+        on_piece(reader, progress);
         if reader.is_done() {
             end(&mut body, reader).await;
             break Ok(());

@@ -12,8 +12,9 @@ use super::answer::{self, Deltas};
 use super::breaker::{Pass, Verdict};
 use super::endpoint::Endpoint;
 use super::fault::{Fault, Kind};
-use super::reader::{Answer, Reader};
+use super::reader::{Answer, Progress, Reader};
 use super::{error_message, retry};
+use crate::memory_budget::Reservation;
 
 /// Longest request id that is logged, in bytes.
 const REQUEST_ID_BYTES: usize = 128;
@@ -79,7 +80,12 @@ impl<'a> Attempt<'a> {
     ///
     /// # Errors
     /// What went wrong; see [`Kind`].
-    pub async fn run(&mut self, body: Bytes, deltas: &mut Deltas<'_>) -> Result<Answer, Fault> {
+    pub async fn run(
+        &mut self,
+        body: Bytes,
+        deltas: &mut Deltas<'_>,
+        memory: &mut Reservation,
+    ) -> Result<Answer, Fault> {
         let is_streamed = deltas.are_wanted();
         let (endpoint, limits) = (self.endpoint, self.limits);
         let (head_by, too_late) = if is_streamed && limits.first_token_by < limits.whole_by.0 {
@@ -102,7 +108,7 @@ impl<'a> Attempt<'a> {
                 should_retry: retry::should_retry(&head.headers),
             });
         }
-        match self.read(body, deltas).await {
+        match self.read(body, deltas, memory).await {
             // A body that cannot be read may be compressed. The header alone proves nothing.
             Err(fault) if fault.kind == Kind::Malformed && is_encoded(&head.headers) => {
                 Err(Kind::Encoded.into())
@@ -111,16 +117,24 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    async fn read(&mut self, body: Incoming, deltas: &mut Deltas<'_>) -> Result<Answer, Fault> {
+    async fn read(
+        &mut self,
+        body: Incoming,
+        deltas: &mut Deltas<'_>,
+        memory: &mut Reservation,
+    ) -> Result<Answer, Fault> {
         if !deltas.are_wanted() {
             self.pass.prove();
         }
         let mut reader = Reader::new(self.limits.text_bytes);
-        let on_life = || {
-            self.is_alive = true;
-            self.pass.prove();
+        let on_piece = |reader: &Reader, progress: Progress| {
+            memory.resize(reader.held_bytes());
+            if progress.is_alive {
+                self.is_alive = true;
+                self.pass.prove();
+            }
         };
-        let answer = answer::read(body, &self.limits, &mut reader, deltas, on_life).await;
+        let answer = answer::read(body, &self.limits, &mut reader, deltas, on_piece).await;
         self.skipped = reader.skipped();
         self.message = reader.error().and_then(error_message::find);
         answer

@@ -29,6 +29,7 @@ pub use self::models::{Finding, Look};
 use self::reader::{Answer, End, Reader};
 use super::{Asked, Completion, Event, Failure, Observer};
 use crate::config::UpstreamConfig;
+use crate::memory_budget::Reservation;
 
 /// Where there is another upstream to ask, a longer wait for this one is not worth it.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -75,6 +76,7 @@ enum Ended {
 /// One call as it goes from attempt to attempt. Dropped before its end, it is counted as given up: it was paid for all the same.
 struct Call<'a, 'd> {
     prompt: &'a str,
+    memory: Reservation,
     deltas: Deltas<'d>,
     began: Instant,
     attempts: u32,
@@ -151,11 +153,13 @@ impl Upstreams {
     /// Answers a prompt; see [`super::Client::complete`].
     pub async fn complete(
         &self,
+        memory: Reservation,
         prompt: &str,
         on_delta: Option<&mut (dyn FnMut(&str) + Send)>,
     ) -> Result<Completion, Failure> {
         let mut call = Call {
             prompt,
+            memory,
             deltas: Deltas::new(on_delta),
             began: Instant::now(),
             attempts: 0,
@@ -237,7 +241,9 @@ impl Upstreams {
             call.attempts += 1;
             call.endpoint = endpoint;
             let mut attempt = Attempt::new(endpoint, call.attempts, limits, pass);
-            let answer = attempt.run(body.clone(), &mut call.deltas).await;
+            let answer = attempt
+                .run(body.clone(), &mut call.deltas, &mut call.memory)
+                .await;
             // What others have left it is too little to judge it by.
             let is_short = call.attempts > 1 && limits.first_token_by > whole_by.0;
             let verdict = verdict(&answer, attempt.is_alive(), is_short);

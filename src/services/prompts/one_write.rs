@@ -48,7 +48,10 @@ async fn outcome(
     let working = async {
         let (completion, embedding) = tokio::try_join!(
             async {
-                let answer = parts.llm.complete(admission.call, &new.prompt, None);
+                let memory = admission.memory;
+                let answer = parts
+                    .llm
+                    .complete(admission.call, memory, &new.prompt, None);
                 answer.await.map_err(Ended::Failed)
             },
             async {

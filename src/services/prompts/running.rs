@@ -14,7 +14,7 @@ use crate::config::OnClientDisconnect;
 use crate::domain::Prompt;
 use crate::error::{Error, KeyProblem};
 use crate::llm::CallPermit;
-use crate::memory_budget::Reservation;
+use crate::memory_budget::{Owner, Reservation};
 use crate::store::{Begun, Holder, NewCall};
 
 /// How long a caller waits for an outcome to be stored before it is told that the store is away. The storing goes on without it.
@@ -215,7 +215,8 @@ impl RunningCall {
             .is_streamed
             .then_some(&mut push as &mut (dyn FnMut(&str) + Send));
         let mut embedding = embedding.unless_broken().map_err(Ended::Broken)?;
-        let asking = embedding.beside(parts.llm.complete(permit, &new.prompt, on_delta));
+        let memory = parts.memory.hold(Owner::user(new.user_id), 0);
+        let asking = embedding.beside(parts.llm.complete(permit, memory, &new.prompt, on_delta));
         let completion = tokio::select! {
             biased;
             answered = asking => answered.map_err(Ended::Failed)?,

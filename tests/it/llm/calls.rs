@@ -5,7 +5,7 @@ use std::time::Duration;
 use prompt_service::domain::UserId;
 use serde_json::json;
 
-use super::{MS, USER, Watched, config};
+use super::{MS, USER, Watched, config, memory};
 use crate::support::{Reply, Upstream, chunk, spawn_app};
 
 #[tokio::test]
@@ -76,7 +76,9 @@ async fn a_piece_is_handed_over_before_the_next_one_is_there() {
         tell.send(piece.to_owned()).unwrap();
     };
     let permit = client.client.admit(USER).unwrap();
-    let call = client.client.complete(permit, "x", Some(&mut on_delta));
+    let call = client
+        .client
+        .complete(permit, memory(), "x", Some(&mut on_delta));
     tokio::select! {
         piece = told => assert_eq!(piece.unwrap(), "first"),
         answer = call => panic!("the upstream never ends: {answer:?}"),

@@ -14,12 +14,18 @@ use std::time::Duration;
 use prompt_service::config::{BaseUrl, Endpoint, Secret, UpstreamConfig};
 use prompt_service::domain::UserId;
 use prompt_service::llm::{Client, Completion, Event, Failure, Observer};
+use prompt_service::memory_budget::{MemoryBudget, Owner, Reservation};
 
 use crate::support::{DEADLINE, Upstream};
 
 /// Whose calls they are.
 const USER: UserId = UserId(1);
 const MS: Duration = Duration::from_millis(1);
+
+/// What a call holds, of an account that is never full.
+fn memory() -> Reservation {
+    MemoryBudget::new(usize::MAX).hold(Owner::default(), 0)
+}
 
 /// An endpoint with a key.
 pub fn endpoint(url: &str, model: &str, key: Option<&str>) -> Endpoint {
@@ -90,7 +96,7 @@ impl Watched {
     /// A whole answer.
     async fn ask(&self) -> Result<Completion, Failure> {
         let permit = self.client.admit(USER).unwrap();
-        let call = self.client.complete(permit, "the-prompt", None);
+        let call = self.client.complete(permit, memory(), "the-prompt", None);
         tokio::time::timeout(DEADLINE, call).await.unwrap()
     }
 
@@ -99,7 +105,9 @@ impl Watched {
         let mut pieces = Vec::new();
         let mut keep = |piece: &str| pieces.push(piece.to_owned());
         let permit = self.client.admit(USER).unwrap();
-        let call = self.client.complete(permit, "the-prompt", Some(&mut keep));
+        let call = self
+            .client
+            .complete(permit, memory(), "the-prompt", Some(&mut keep));
         let answer = tokio::time::timeout(DEADLINE, call).await.unwrap();
         (pieces, answer)
     }

@@ -94,6 +94,11 @@ impl Documents {
         }
     }
 
+    /// Bytes of memory that are held of what has begun.
+    pub fn held_bytes(&self) -> usize {
+        self.line.capacity() + self.object.capacity()
+    }
+
     /// Whether a plain object has begun: then each further byte is a part of an answer.
     pub fn is_in_plain_object(&self) -> bool {
         self.nesting.is_open() && self.origin == Origin::Plain

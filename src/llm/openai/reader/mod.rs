@@ -115,6 +115,13 @@ impl Reader {
         self.room
     }
 
+    /// Bytes of memory that the reader holds.
+    pub fn held_bytes(&self) -> usize {
+        let text = |choice: Option<&Choice>| choice.map_or(0, |choice| choice.text.len());
+        let other = self.gathered.other.as_ref().map(|(_, choice)| choice);
+        self.documents.held_bytes() + text(self.gathered.first.as_ref()) + text(other)
+    }
+
     /// Takes the next piece of the body.
     ///
     /// # Errors
