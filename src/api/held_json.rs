@@ -56,7 +56,7 @@ mod tests {
 
     #[test]
     fn memory_is_held_until_the_last_piece_is_gone() {
-        let budget = MemoryBudget::new(1000);
+        let budget = MemoryBudget::new(8000);
         let memory = budget.reserve(Owner::default(), 400).unwrap();
         let bytes = held(vec![b'x'; 100], memory);
         assert_eq!(budget.held(), 100);
