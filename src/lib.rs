@@ -10,6 +10,7 @@ pub mod error;
 pub mod redis;
 pub mod telemetry;
 pub mod threads;
+pub mod turns;
 
 // Capabilities: each knows the layer above and none of the others.
 pub mod credentials;

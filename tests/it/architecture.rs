@@ -10,6 +10,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("domain", &[]),
     ("error", &["domain"]),
     ("threads", &[]),
+    ("turns", &[]),
     ("config", &["domain", "error"]),
     ("telemetry", &["domain", "error", "config"]),
     // The link that several capabilities of a replica share.
@@ -34,6 +35,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "domain",
             "error",
             "threads",
+            "turns",
             "config",
             "telemetry",
             "credentials",
@@ -67,6 +69,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "domain",
             "error",
             "threads",
+            "turns",
             "config",
             "telemetry",
             "redis",
@@ -87,7 +90,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("main", &["config", "telemetry", "api", "cli", "app"]),
 ];
 
-const BASE: &[&str] = &["domain", "error", "threads", "config", "telemetry", "redis"];
+const BASE: &[&str] = &[
+    "domain",
+    "error",
+    "threads",
+    "turns",
+    "config",
+    "telemetry",
+    "redis",
+];
 
 /// Words that must not stand in the code of a place, whatever way they came there: whose places (beginnings of paths under
 /// `src`), which words, and where they are at home all the same.
