@@ -146,6 +146,7 @@ pub struct TicketResponse {
 async fn register(
     State(state): State<AppState>,
     _: RegisterAdmitted,
+    ClientAddress(address): ClientAddress,
     Body(mut fields): Body,
 ) -> Result<Response, ApiError> {
     let user = state
@@ -155,6 +156,7 @@ async fn register(
                 username: fields.raw_text("username"),
                 email: fields.raw_text("email"),
                 password: fields.raw_text("password"),
+                network: ClientNetwork::from(address),
             },
             Timestamp::now(),
         )
@@ -325,7 +327,7 @@ impl FromRequestParts<AppState> for RegisterAdmitted {
         let Ok(ClientAddress(address)) = ClientAddress::from_request_parts(parts, state).await;
         let verdict = state
             .register_throttle
-            .check(ClientNetwork::from(address), Instant::now())
+            .check(ClientNetwork::from(address).site(), Instant::now())
             .await;
         match verdict.retry_after {
             None => Ok(Self),

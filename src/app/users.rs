@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Context, bail, ensure};
 
@@ -13,7 +14,7 @@ use crate::data_dir::DataDir;
 use crate::domain::account::{
     Email, NewAccount, NewPassword, Username, canonical_username, trimmed,
 };
-use crate::domain::{Timestamp, User, UserId};
+use crate::domain::{ClientNetwork, Timestamp, User, UserId};
 use crate::store::{AccountStore, Error, NewUser};
 
 /// Accounts read at once for a listing.
@@ -179,7 +180,8 @@ fn with_hash(username: &str, email: &str, secret: &SecretPlace) -> anyhow::Resul
 
 async fn hash(password: &str) -> anyhow::Result<String> {
     let pool = HashPool::start(1, 1)?;
-    Ok(pool.hash(password.to_owned()).await?)
+    let operator = ClientNetwork::from(IpAddr::from(Ipv4Addr::LOCALHOST));
+    Ok(pool.hash(password.to_owned(), operator).await?)
 }
 
 /// The environment variable or the first line of the file that is named, else one line of standard input; typed unseen if that

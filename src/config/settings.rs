@@ -113,7 +113,7 @@ pub struct Settings {
     #[arg(long, env, global = true)]
     pub registration: Option<Registration>,
 
-    /// Registrations for each client address: rates such as 5/min,100/day, or off
+    /// Registrations for each client (an IPv4 address, an IPv6 /48): rates such as 5/min,100/day, or off
     #[arg(long, env, default_value = "300/min", global = true)]
     pub register_throttle: String,
 

@@ -10,7 +10,7 @@ pub mod record;
 pub mod timestamp;
 pub mod user;
 
-pub use client::ClientNetwork;
+pub use client::{ClientNetwork, ClientSite};
 pub use embedding::{Embedding, ModelId};
 pub use ids::{PromptId, UserId};
 pub use prompt::{FailureCode, Prompt, PromptStatus};

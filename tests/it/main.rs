@@ -11,6 +11,7 @@ mod support;
 mod architecture;
 mod auth;
 mod embed_accuracy;
+mod guessing;
 mod idempotency;
 mod llm;
 mod metrics;

@@ -1,6 +1,5 @@
 //! The threads that hash passwords.
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -10,7 +9,9 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use crate::credentials::passwords::{self, MalformedHash, SALT_BYTES, Verified, Workspace};
+use crate::domain::{ClientNetwork, ClientSite};
 use crate::threads::lower_priority;
+use crate::turns::Turns;
 
 /// How long an idle thread keeps its 19 MiB: long enough for a busy second's pauses, short enough that a quiet service is small.
 const KEEP_WORKSPACE: Duration = Duration::from_secs(1);
@@ -32,7 +33,9 @@ pub enum Error {
     Randomness(#[source] getrandom::Error),
 }
 
-/// Threads of lowered priority with a bounded queue. A caller that goes away before its turn costs nothing more.
+/// Threads of lowered priority with a bounded queue, in which the sites that clients come from take
+/// turns: a burst from some addresses keeps nobody else waiting, and if it fills the queue, its own
+/// calls are refused. A call that is dropped before its turn costs nothing more.
 ///
 /// Dropping the pool stops it.
 #[derive(Debug)]
@@ -44,16 +47,15 @@ pub struct HashPool {
 #[derive(Debug)]
 struct Shared {
     queue: Mutex<Queue>,
-    /// Rings when a job comes or the pool stops.
+    /// Notified when a job arrives or the pool stops.
     changed: Condvar,
-    capacity: usize,
     /// Bytes that idle and busy threads hold for Argon2.
     workspace_bytes: Arc<AtomicUsize>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Queue {
-    jobs: VecDeque<Job>,
+    jobs: Turns<ClientSite, Job>,
     stopped: bool,
 }
 
@@ -61,12 +63,12 @@ enum Job {
     Hash {
         password: String,
         salt: [u8; SALT_BYTES],
-        reply: oneshot::Sender<String>,
+        reply: oneshot::Sender<Result<String, Error>>,
     },
     Verify {
         password: String,
         stored: Option<String>,
-        reply: oneshot::Sender<Result<Verified, MalformedHash>>,
+        reply: oneshot::Sender<Result<Verified, Error>>,
     },
 }
 
@@ -98,42 +100,49 @@ impl HashPool {
     fn without_threads(queue: usize) -> Self {
         Self {
             shared: Arc::new(Shared {
-                queue: Mutex::default(),
+                queue: Mutex::new(Queue {
+                    jobs: Turns::new(queue),
+                    stopped: false,
+                }),
                 changed: Condvar::new(),
-                capacity: queue,
                 workspace_bytes: Arc::default(),
             }),
             threads: Mutex::default(),
         }
     }
 
-    /// Hashes a new password with a fresh salt: an Argon2id PHC string to be stored.
-    pub async fn hash(&self, password: String) -> Result<String, Error> {
+    /// Hashes a new password of `client` with a fresh salt. Returns the Argon2id PHC string to be
+    /// stored.
+    pub async fn hash(&self, password: String, client: ClientNetwork) -> Result<String, Error> {
         let mut salt = [0; SALT_BYTES];
         getrandom::fill(&mut salt).map_err(Error::Randomness)?;
         let (reply, outcome) = oneshot::channel();
-        self.shared.submit(Job::Hash {
+        let job = Job::Hash {
             password,
             salt,
             reply,
-        })?;
-        outcome.await.map_err(|_| Error::Stopped)
+        };
+        self.shared.submit(client.site(), job)?;
+        outcome.await.unwrap_or(Err(Error::Stopped))
     }
 
-    /// Compares a password with a stored hash, Argon2id or Django's PBKDF2. Pass `None` if there is no such account: the answer
-    /// is that it is wrong, after the time that an Argon2id account would have taken.
+    /// Compares a password that `client` gave with a stored hash, Argon2id or Django's PBKDF2. Pass
+    /// `None` if there is no such account: the password is then wrong, and this takes as long as
+    /// for an Argon2id account.
     pub async fn verify(
         &self,
         password: String,
         stored: Option<String>,
+        client: ClientNetwork,
     ) -> Result<Verified, Error> {
         let (reply, outcome) = oneshot::channel();
-        self.shared.submit(Job::Verify {
+        let job = Job::Verify {
             password,
             stored,
             reply,
-        })?;
-        Ok(outcome.await.map_err(|_| Error::Stopped)??)
+        };
+        self.shared.submit(client.site(), job)?;
+        outcome.await.unwrap_or(Err(Error::Stopped))
     }
 
     /// Calls that wait for a thread at the moment.
@@ -152,7 +161,7 @@ impl HashPool {
         let waiting = {
             let mut queue = lock(&self.shared.queue);
             queue.stopped = true;
-            std::mem::take(&mut queue.jobs)
+            std::mem::replace(&mut queue.jobs, Turns::new(0))
         };
         drop(waiting);
         self.shared.changed.notify_all();
@@ -170,20 +179,21 @@ impl Drop for HashPool {
 }
 
 impl Shared {
-    fn submit(&self, job: Job) -> Result<(), Error> {
-        let mut queue = lock(&self.queue);
-        if queue.stopped {
-            return Err(Error::Stopped);
+    fn submit(&self, site: ClientSite, job: Job) -> Result<(), Error> {
+        let refused = {
+            let mut queue = lock(&self.queue);
+            if queue.stopped {
+                return Err(Error::Stopped);
+            }
+            if queue.jobs.is_full() {
+                // Callers that have left must not keep others out.
+                queue.jobs.retain(|job| !job.is_abandoned());
+            }
+            queue.jobs.push(site, job)
+        };
+        if let Some(refused) = refused {
+            refused.refuse();
         }
-        if queue.jobs.len() >= self.capacity {
-            // Callers that went away must not keep others out.
-            queue.jobs.retain(|job| !job.is_abandoned());
-        }
-        if queue.jobs.len() >= self.capacity {
-            return Err(Error::Overloaded);
-        }
-        queue.jobs.push_back(job);
-        drop(queue);
         self.changed.notify_one();
         Ok(())
     }
@@ -202,7 +212,7 @@ impl Shared {
             if queue.stopped {
                 return None;
             }
-            while let Some(job) = queue.jobs.pop_front() {
+            while let Some(job) = queue.jobs.pop() {
                 if !job.is_abandoned() {
                     return Some(job);
                 }
@@ -237,19 +247,30 @@ impl Job {
         }
     }
 
+    /// Fails the call: there is no room for it.
+    fn refuse(self) {
+        match self {
+            Self::Hash { reply, .. } => drop(reply.send(Err(Error::Overloaded))),
+            Self::Verify { reply, .. } => drop(reply.send(Err(Error::Overloaded))),
+        }
+    }
+
     fn run(self, workspace: &mut Workspace) {
-        // The caller may go away while this runs; the outcome is then nobody's.
+        // The caller may leave while this runs; nobody takes the outcome then.
         match self {
             Self::Hash {
                 password,
                 salt,
                 reply,
-            } => drop(reply.send(passwords::hash(&password, salt, workspace))),
+            } => drop(reply.send(Ok(passwords::hash(&password, salt, workspace)))),
             Self::Verify {
                 password,
                 stored,
                 reply,
-            } => drop(reply.send(passwords::verify(&password, stored.as_deref(), workspace))),
+            } => {
+                let verified = passwords::verify(&password, stored.as_deref(), workspace);
+                drop(reply.send(verified.map_err(Error::from)));
+            }
         }
     }
 }

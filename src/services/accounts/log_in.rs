@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::{Accounts, refused};
 use crate::credentials::guesses::Refused;
-use crate::credentials::{SessionSecret, TokenType};
+use crate::credentials::{Attempt, SessionSecret, TokenType};
 use crate::domain::account::canonical_username;
 use crate::domain::{ClientNetwork, Timestamp, User};
 use crate::error::{Error, TokenProblem, Unauthenticated};
@@ -36,44 +36,32 @@ pub struct LoggedIn {
 impl Accounts {
     /// Checks a name and password, and gives tokens, and a session if one is wanted.
     ///
+    /// From the moment the attempt is let through, the password is checked and the attempt counted
+    /// even if this future is dropped: a client that hangs up before it is refused would otherwise
+    /// guess without limit, and each guess would cost a hash.
+    ///
     /// # Errors
-    /// `WrongCredentials`, the same for an unknown name, a wrong password and a disabled account; `RateLimited` after too many
-    /// failures; `Overloaded` if too many passwords are being hashed.
-    pub async fn log_in(&self, request: LogIn) -> Result<LoggedIn, Error> {
+    /// `WrongCredentials`, the same for an unknown name, a wrong password and a disabled account;
+    /// `RateLimited` after too many failures; `Overloaded` if too many passwords are being hashed.
+    pub async fn log_in(self: &Arc<Self>, request: LogIn) -> Result<LoggedIn, Error> {
         // A text too long to be a name is counted and compared like any other wrong one.
         let name = canonical_username(&request.username).unwrap_or_default();
         let attempt = Arc::clone(&self.guesses)
             .begin(request.network, &name, &Instant::now)
             .await
-            .inspect_err(|_| {
-                self.metrics
-                    .login_failures
-                    .with_label_values(&["refused"])
-                    .inc();
-            })?;
-        // What is given is as old as what is known of the account: hashing may take its turn in a queue, and a change of password
-        // or a disabling that comes meanwhile has to end this too.
+            .inspect_err(|_| self.count_failure("refused"))?;
+        // The credentials are as old as what is known of the account: hashing may wait in a queue,
+        // and a change of password or a disabling meanwhile has to end them too.
         let asked = Timestamp::now();
-        let user = self.store.user_by_username(&name).await?;
-        let stored = user.as_ref().map(|user| user.password_hash.clone());
-        let verified = self
-            .hash_pool
-            .verify(request.password.clone(), stored)
-            .await?;
-        let Some(user) = user.filter(|user| verified.ok && user.is_active) else {
-            attempt.failed(Instant::now());
-            self.metrics
-                .login_failures
-                .with_label_values(&["wrong"])
-                .inc();
-            return Err(Unauthenticated::WrongCredentials.into());
-        };
-        attempt.succeeded();
-        if verified.needs_rehash {
-            self.upgrade_hash(&user, request.password).await;
-        }
+        let wants_session = request.wants_session;
+        let accounts = Arc::clone(self);
+        let user = self
+            .tasks
+            .spawn(async move { accounts.check_password(attempt, name, request).await })
+            .await
+            .map_err(Error::internal)??;
         let issued_at = user.token_date(asked);
-        let session = if request.wants_session {
+        let session = if wants_session {
             Some(self.open_session(&user, asked).await?)
         } else {
             None
@@ -83,6 +71,39 @@ impl Accounts {
             access: self.token(TokenType::Access, Some(user.id), issued_at)?,
             session,
         })
+    }
+
+    /// The account that `name` and the password belong to. Counts the attempt.
+    async fn check_password(
+        &self,
+        attempt: Attempt,
+        name: String,
+        request: LogIn,
+    ) -> Result<User, Error> {
+        let LogIn {
+            password, network, ..
+        } = request;
+        let user = self.store.user_by_username(&name).await?;
+        let stored = user.as_ref().map(|user| user.password_hash.clone());
+        let verified = self
+            .hash_pool
+            .verify(password.clone(), stored, network)
+            .await?;
+        let Some(user) = user.filter(|user| verified.ok && user.is_active) else {
+            attempt.failed(Instant::now());
+            self.count_failure("wrong");
+            return Err(Unauthenticated::WrongCredentials.into());
+        };
+        attempt.succeeded();
+        if verified.needs_rehash {
+            self.upgrade_hash(&user, password, network).await;
+        }
+        Ok(user)
+    }
+
+    fn count_failure(&self, reason: &str) {
+        let failures = &self.metrics.login_failures;
+        failures.with_label_values(&[reason]).inc();
     }
 
     /// A new access token for a good refresh token, dated `now`. The account is read anew: one remembered from before a change
@@ -151,10 +172,11 @@ impl Accounts {
         Ok(secret.cookie_value())
     }
 
-    /// Replaces a hash of an older kind. The login stands whether this works or not; the next one tries again.
-    async fn upgrade_hash(&self, user: &User, password: String) {
+    /// Replaces a hash of an older kind. The login succeeds whether this works or not; the next one
+    /// tries again.
+    async fn upgrade_hash(&self, user: &User, password: String, network: ClientNetwork) {
         let upgraded: Result<(), Error> = async {
-            let hash = self.hash_pool.hash(password).await?;
+            let hash = self.hash_pool.hash(password, network).await?;
             self.store
                 .upgrade_password_hash(user.id, &user.password_hash, &hash)
                 .await?;

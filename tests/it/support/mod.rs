@@ -203,6 +203,11 @@ pub fn config_in(folder: &Path) -> Config {
     Config::load(cli.settings, Secrets::default()).unwrap()
 }
 
+/// Believes the local peer, so that tests come from any address they name.
+pub fn behind_proxy(config: &mut Config) {
+    config.server.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
+}
+
 /// Starts a service on an empty folder: see [`config_in`] for what `adjust` starts from.
 pub async fn spawn_app(adjust: impl FnOnce(&mut Config)) -> App {
     spawn_app_in(Folder::new(), adjust).await
