@@ -7,6 +7,7 @@ mod cross_origin;
 mod error;
 mod extract;
 mod health;
+mod list_header;
 mod observe;
 mod openapi;
 mod pages;

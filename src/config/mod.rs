@@ -76,7 +76,7 @@ pub struct ServerConfig {
     pub bind_addr: SocketAddr,
     /// A listener of its own for `/metrics`, if set.
     pub metrics_addr: Option<SocketAddr>,
-    /// Networks whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed.
+    /// Proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed.
     pub trusted_proxies: Vec<IpNet>,
     /// Origins that browsers elsewhere may call from.
     pub cors_allowed_origins: Vec<String>,

@@ -21,6 +21,7 @@ mod operator;
 mod pages;
 mod postgres_service;
 mod prompts;
+mod proxies;
 mod realtime;
 mod redis;
 mod reembedding;

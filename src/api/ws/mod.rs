@@ -3,20 +3,19 @@
 //! A socket is authenticated before the upgrade, then served by one task with one loop over what may happen to it.
 
 mod connection;
+mod handshake;
 mod session;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::header::{HOST, ORIGIN, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE};
+use axum::http::header::{HOST, ORIGIN};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
-use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -37,8 +36,6 @@ use crate::services::accounts::Caller;
 const UPGRADE_DEADLINE: Duration = Duration::from_secs(10);
 /// What a client with too many sockets should wait. Nobody knows when it closes one; this long after it did, there is room.
 const FULL_WAIT: Duration = Duration::from_secs(1);
-/// The subprotocol that a client offers before its token, and that the server selects.
-const BEARER_PROTOCOL: &str = "bearer";
 
 /// The routes of this resource.
 pub fn router() -> OpenApiRouter<AppState> {
@@ -63,12 +60,12 @@ async fn connect(
     State(state): State<AppState>,
     mut request: Request,
 ) -> Result<Response, ApiError> {
-    let Ok(answer) = create_response_with_body(&request, Body::empty) else {
-        return Ok(upgrade_required());
+    let Some(answer) = handshake::accept(&request) else {
+        return Ok(handshake::upgrade_required());
     };
     // The server puts one into every request that may leave HTTP.
     let Some(on_upgrade) = request.extensions_mut().remove::<OnUpgrade>() else {
-        return Ok(upgrade_required());
+        return Ok(handshake::upgrade_required());
     };
     if state.lifecycle.stopping.is_cancelled() {
         return Err(Error::overloaded().into());
@@ -89,7 +86,7 @@ fn open(
     caller: Caller,
     mut request: Request,
     on_upgrade: OnUpgrade,
-    mut answer: Response,
+    answer: Response,
 ) -> Result<Response, ApiError> {
     let subscription = state
         .broker
@@ -102,12 +99,6 @@ fn open(
             .later(FULL_WAIT),
             Refused::Away => Error::unavailable(refused).into(),
         })?;
-    if offered_protocols(request.headers()).any(|protocol| protocol == BEARER_PROTOCOL) {
-        let selected = HeaderValue::from_static(BEARER_PROTOCOL);
-        answer
-            .headers_mut()
-            .insert(SEC_WEBSOCKET_PROTOCOL, selected);
-    }
     let user_id = caller.user_id();
     let request_id = request.extensions_mut().remove::<RequestId>();
     let place = request.extensions_mut().remove::<Place>();
@@ -133,18 +124,6 @@ fn open(
     Ok(answer)
 }
 
-fn upgrade_required() -> Response {
-    let mut response = ApiError::plain(
-        StatusCode::UPGRADE_REQUIRED,
-        "This address speaks WebSocket.",
-    )
-    .into_response();
-    let headers = response.headers_mut();
-    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
-    response
-}
-
 /// Finds who is connecting. The first credential present decides, good or not: a client that sends a stale one is told so
 /// rather than let in by another it may not know it sends.
 async fn authenticate(
@@ -156,8 +135,8 @@ async fn authenticate(
     if let Some(ticket) = query.get("ticket") {
         return state.accounts.redeem_ticket(ticket, now).await;
     }
-    if let Some(token) = protocol_token(headers) {
-        return state.accounts.authenticate(&token, now).await;
+    if let Some(token) = handshake::protocol_token(headers) {
+        return state.accounts.authenticate(token, now).await;
     }
     if let Some(token) = bearer_token(headers)? {
         return state.accounts.authenticate(token, now).await;
@@ -175,22 +154,6 @@ async fn authenticate(
             "The Origin of this page may not open sockets with a session cookie.",
         ))
     }
-}
-
-/// The subprotocols that the client offers, in its order.
-fn offered_protocols(headers: &HeaderMap) -> impl Iterator<Item = &str> {
-    headers
-        .get_all(SEC_WEBSOCKET_PROTOCOL)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(str::trim)
-}
-
-/// The token that follows the word `bearer` at the head of the subprotocols; empty if nothing follows.
-fn protocol_token(headers: &HeaderMap) -> Option<String> {
-    let mut offered = offered_protocols(headers);
-    (offered.next()? == BEARER_PROTOCOL).then(|| offered.next().unwrap_or_default().to_owned())
 }
 
 /// Whether `Origin` is the host that was asked, port included, or on the list.
@@ -236,15 +199,6 @@ mod tests {
                 )
             })
             .collect()
-    }
-
-    #[test]
-    fn the_token_follows_the_word_bearer_among_the_subprotocols() {
-        let token = |value| protocol_token(&headers(&[("sec-websocket-protocol", value)]));
-        assert_eq!(token("bearer, a.b.c").as_deref(), Some("a.b.c"));
-        assert_eq!(token("bearer").as_deref(), Some(""));
-        assert_eq!(token("graphql-ws, bearer"), None);
-        assert_eq!(protocol_token(&HeaderMap::new()), None);
     }
 
     #[test]
