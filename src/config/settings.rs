@@ -27,12 +27,12 @@ pub enum SimilarScope {
     Shared,
 }
 
-/// When the session cookie is marked `Secure`.
+/// When the session cookie is marked `Secure`, and so named `__Host-session`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum CookieSecure {
     /// When the request came by TLS.
     Auto,
-    /// On every answer.
+    /// Always: the operator says that clients come by TLS only.
     Always,
     /// Never.
     Never,
@@ -131,6 +131,10 @@ pub struct Settings {
     #[arg(long, env, global = true)]
     pub registration: Option<Registration>,
 
+    /// Sessions of one user: a login that asks for one more ends the oldest
+    #[arg(long, env, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000), global = true)]
+    pub max_sessions_per_user: u32,
+
     /// Registrations for each client (an IPv4 address, an IPv6 /48): rates such as 5/min,100/day, or off
     #[arg(long, env, default_value = "300/min", global = true)]
     pub register_throttle: String,
@@ -195,11 +199,11 @@ pub struct Settings {
     #[arg(long, env, global = true)]
     pub metrics_addr: Option<SocketAddr>,
 
-    /// Whether the session cookie is marked Secure: auto means when the request came by TLS
+    /// Whether the session cookie is marked Secure, and so named __Host-session: auto means when the request came by TLS
     #[arg(long, env, default_value = "auto", global = true)]
     pub cookie_secure: CookieSecure,
 
-    /// Origins of browser pages elsewhere that may call the API and open cookie sockets, separated by commas
+    /// Origins of browser pages elsewhere that may call the API and use the session cookie, separated by commas
     #[arg(long, env, value_delimiter = ',', global = true)]
     pub cors_allowed_origins: Vec<String>,
 

@@ -17,4 +17,4 @@ pub use prompt::{FailureCode, Prompt, PromptStatus};
 pub use rate::{Rate, Rates};
 pub use record::{LastIds, PromptRecord, VectorRecord};
 pub use timestamp::Timestamp;
-pub use user::User;
+pub use user::{CLOCK_TOLERANCE, CredentialState, User};

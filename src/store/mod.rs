@@ -11,8 +11,6 @@ pub mod old_system;
 pub mod postgres;
 pub mod sqlite;
 
-use std::collections::HashSet;
-
 use async_trait::async_trait;
 
 pub use self::bulk::{BulkStore, KeyRecord, Put, UpstreamDay};
@@ -114,22 +112,18 @@ pub trait AccountStore: Send + Sync {
         new_hash: &str,
     ) -> Result<bool, Error>;
 
-    /// Stores a session. Its hash is new (32 random bytes do not repeat). `Internal` if there is no such account.
-    async fn create_session(&self, session: Session) -> Result<(), Error>;
+    /// Stores a session and deletes the account's oldest ones beyond `limit`, of those that have not
+    /// expired when the new one is created; of sessions created at the same time, those with the
+    /// lower hash. The new one stays. However many race, no more than `limit` are left. Its hash is
+    /// new (32 random bytes do not repeat). `Internal` if there is no such account.
+    async fn create_session(&self, session: Session, limit: usize) -> Result<(), Error>;
 
-    /// The session of that hash, expired or not, or `None`.
-    async fn session(&self, token_hash: &[u8; 32]) -> Result<Option<Session>, Error>;
+    /// Those sessions of the given hashes that are stored, expired or not, in no order.
+    async fn sessions(&self, hashes: &[[u8; 32]]) -> Result<Vec<Session>, Error>;
 
-    /// Those of the given hashes whose session is stored, expired or not.
-    async fn sessions_stored(&self, hashes: &[[u8; 32]]) -> Result<HashSet<[u8; 32]>, Error>;
-
-    /// Deletes a session and remembers a token as revoked, whichever are given; absent or repeated ones are no error. Of a
-    /// token given twice the later expiry counts.
-    async fn log_out(
-        &self,
-        session: Option<[u8; 32]>,
-        token: Option<RevokedToken>,
-    ) -> Result<(), Error>;
+    /// Deletes the sessions of the given hashes and remembers a token as revoked, if one is given;
+    /// absent or repeated ones are no error. Of a token given twice the later expiry counts.
+    async fn log_out(&self, hashes: &[[u8; 32]], token: Option<RevokedToken>) -> Result<(), Error>;
 
     /// Whether a token of that `jti` was revoked (and not yet forgotten by `purge_expired`).
     async fn is_token_revoked(&self, jti: &str) -> Result<bool, Error>;

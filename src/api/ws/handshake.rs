@@ -1,11 +1,11 @@
 //! The opening handshake of RFC 6455, section 4.2: what a request must say to become a socket.
 
 use axum::body::Body;
-use axum::extract::Request;
 use axum::http::header::{
     CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL,
     SEC_WEBSOCKET_VERSION, UPGRADE,
 };
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Version};
 use axum::response::{IntoResponse, Response};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
@@ -19,9 +19,9 @@ const BEARER_PROTOCOL: &str = "bearer";
 const PROTOCOL_VERSION: &str = "13";
 
 /// The response that makes the connection a socket, if the request asks for one.
-pub(super) fn accept(request: &Request) -> Option<Response> {
-    let headers = request.headers();
-    let asks_for_socket = request.version() >= Version::HTTP_11
+pub(super) fn accept(request: &Parts) -> Option<Response> {
+    let headers = &request.headers;
+    let asks_for_socket = request.version >= Version::HTTP_11
         && words(headers, &CONNECTION).any(|option| option.eq_ignore_ascii_case("upgrade"))
         && words(headers, &UPGRADE).any(|protocol| protocol.eq_ignore_ascii_case("websocket"))
         && words(headers, &SEC_WEBSOCKET_VERSION).any(|version| version == PROTOCOL_VERSION);
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     /// A handshake with these lines in place of the usual ones of the same names.
-    fn request(lines: &[(&str, &str)]) -> Request {
+    fn request(lines: &[(&str, &str)]) -> Parts {
         let usual = [
             ("connection", "Upgrade"),
             ("upgrade", "websocket"),
@@ -80,11 +80,11 @@ mod tests {
         let kept = usual
             .iter()
             .filter(|(name, _)| lines.iter().all(|line| line.0 != *name));
-        let mut request = Request::builder();
+        let mut request = axum::http::Request::builder();
         for (name, value) in kept.chain(lines) {
             request = request.header(*name, value.as_bytes());
         }
-        request.body(Body::empty()).unwrap()
+        request.body(()).unwrap().into_parts().0
     }
 
     #[test]
@@ -135,7 +135,7 @@ mod tests {
             assert!(accept(&request(lines)).is_none(), "{lines:?}");
         }
         let mut old = request(&[]);
-        *old.version_mut() = Version::HTTP_10;
+        old.version = Version::HTTP_10;
         assert!(accept(&old).is_none());
     }
 
@@ -144,7 +144,7 @@ mod tests {
         let name = "sec-websocket-protocol";
         let token = |lines: &[&str]| {
             let lines: Vec<_> = lines.iter().map(|line| (name, *line)).collect();
-            protocol_token(request(&lines).headers()).map(str::to_owned)
+            protocol_token(&request(&lines).headers).map(str::to_owned)
         };
         assert_eq!(token(&["bearer, a.b.c"]).as_deref(), Some("a.b.c"));
         assert_eq!(token(&["bearer", "a.b.c"]).as_deref(), Some("a.b.c"));

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::header::{HOST, ORIGIN};
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::StatusCode;
+use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -21,11 +21,13 @@ use utoipa_axum::routes;
 
 use self::connection::Connection;
 use self::session::Session;
-use super::authenticate::{Standing, bearer_token, session_secret};
+use super::authenticate::{Standing, bearer_token};
 use super::error::ApiError;
 use super::extract::Query;
 use super::observe::RequestId;
+use super::page_origin::require_allowed_page;
 use super::server::Place;
+use super::session_cookie::session_cookies;
 use super::state::AppState;
 use crate::domain::Timestamp;
 use crate::error::{Error, Unauthenticated};
@@ -56,26 +58,24 @@ pub fn router() -> OpenApiRouter<AppState> {
         (status = 426, description = "The request asks for no WebSocket.", body = super::openapi::ErrorResponse),
     ),
 )]
-async fn connect(
-    State(state): State<AppState>,
-    mut request: Request,
-) -> Result<Response, ApiError> {
-    let Some(answer) = handshake::accept(&request) else {
+async fn connect(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
+    let (mut parts, _) = request.into_parts();
+    let Some(answer) = handshake::accept(&parts) else {
         return Ok(handshake::upgrade_required());
     };
     // The server puts one into every request that may leave HTTP.
-    let Some(on_upgrade) = request.extensions_mut().remove::<OnUpgrade>() else {
+    let Some(on_upgrade) = parts.extensions.remove::<OnUpgrade>() else {
         return Ok(handshake::upgrade_required());
     };
     if state.lifecycle.stopping.is_cancelled() {
         return Err(Error::overloaded().into());
     }
-    let query = Query::parse(request.uri().query().unwrap_or_default());
-    let caller = authenticate(&state, &query, request.headers()).await?;
+    let query = Query::parse(parts.uri.query().unwrap_or_default());
+    let caller = authenticate(&state, &query, &parts).await?;
     // Asked before the socket takes its place: a throttle may be asked over the network.
     let standing = Standing::of(&state, caller.user_id()).await;
-    let mut response = open(&state, caller, request, on_upgrade, answer)
-        .unwrap_or_else(IntoResponse::into_response);
+    let mut response =
+        open(&state, caller, parts, on_upgrade, answer).unwrap_or_else(IntoResponse::into_response);
     standing.state_on(&mut response);
     Ok(response)
 }
@@ -84,7 +84,7 @@ async fn connect(
 fn open(
     state: &AppState,
     caller: Caller,
-    mut request: Request,
+    mut parts: Parts,
     on_upgrade: OnUpgrade,
     answer: Response,
 ) -> Result<Response, ApiError> {
@@ -100,8 +100,8 @@ fn open(
             Refused::Away => Error::unavailable(refused).into(),
         })?;
     let user_id = caller.user_id();
-    let request_id = request.extensions_mut().remove::<RequestId>();
-    let place = request.extensions_mut().remove::<Place>();
+    let request_id = parts.extensions.remove::<RequestId>();
+    let place = parts.extensions.remove::<Place>();
     let state = Arc::clone(state);
     let tasks = state.lifecycle.tasks.clone();
     tasks.spawn(async move {
@@ -126,12 +126,8 @@ fn open(
 
 /// Finds who is connecting. The first credential present decides, good or not: a client that sends a stale one is told so
 /// rather than let in by another it may not know it sends.
-async fn authenticate(
-    state: &AppState,
-    query: &Query,
-    headers: &HeaderMap,
-) -> Result<Caller, Error> {
-    let now = Timestamp::now();
+async fn authenticate(state: &AppState, query: &Query, parts: &Parts) -> Result<Caller, Error> {
+    let (headers, now) = (&parts.headers, Timestamp::now());
     if let Some(ticket) = query.get("ticket") {
         return state.accounts.redeem_ticket(ticket, now).await;
     }
@@ -144,83 +140,11 @@ async fn authenticate(
     if let Some(token) = query.get("token") {
         return state.accounts.authenticate(token, now).await;
     }
-    let session = session_secret(headers).ok_or(Unauthenticated::NotProvided)?;
-    let caller = state.accounts.authenticate_session(session, now).await?;
-    // Browsers send cookies along with whatever page connects, so the page must be ours or an allowed one.
-    if is_allowed_origin(headers, &state.server.cors_allowed_origins) {
-        Ok(caller)
-    } else {
-        Err(Error::Forbidden(
-            "The Origin of this page may not open sockets with a session cookie.",
-        ))
+    let cookies = session_cookies(headers);
+    if cookies.is_empty() {
+        return Err(Unauthenticated::NotProvided.into());
     }
-}
-
-/// Whether `Origin` is the host that was asked, port included, or on the list.
-fn is_allowed_origin(headers: &HeaderMap, allowed: &[String]) -> bool {
-    let text = |name| {
-        headers
-            .get(name)
-            .and_then(|value: &HeaderValue| value.to_str().ok())
-    };
-    let Some(origin) = text(ORIGIN).map(str::to_ascii_lowercase) else {
-        return false;
-    };
-    if allowed.contains(&origin) {
-        return true;
-    }
-    let Some((scheme, authority)) = origin.split_once("://") else {
-        return false;
-    };
-    let default_port = match scheme {
-        "http" => ":80",
-        "https" => ":443",
-        _ => return false,
-    };
-    text(HOST).is_some_and(|host| {
-        let host = host.to_ascii_lowercase();
-        let without_default =
-            |name: &str| name.strip_suffix(default_port).unwrap_or(name).to_owned();
-        !host.is_empty() && without_default(&host) == without_default(authority)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
-        pairs
-            .iter()
-            .map(|(name, value)| {
-                (
-                    axum::http::HeaderName::from_static(name),
-                    value.parse().unwrap(),
-                )
-            })
-            .collect()
-    }
-
-    #[test]
-    fn a_page_of_the_same_host_and_port_may_use_its_cookie_and_a_listed_one() {
-        let allowed = ["https://app.example".to_owned()];
-        let is_allowed = |host, origin| {
-            is_allowed_origin(&headers(&[("host", host), ("origin", origin)]), &allowed)
-        };
-        assert!(is_allowed("chat.example:8000", "http://chat.example:8000"));
-        assert!(is_allowed("chat.example", "https://chat.example"));
-        assert!(is_allowed("chat.example:443", "https://chat.example"));
-        assert!(is_allowed("chat.example", "https://APP.example"));
-        assert!(!is_allowed("chat.example", "https://evil.example"));
-        assert!(!is_allowed("chat.example:8000", "http://chat.example:9000"));
-        assert!(!is_allowed("chat.example", "null"));
-        assert!(!is_allowed(
-            "chat.example",
-            "https://app.example.evil.example"
-        ));
-        assert!(!is_allowed_origin(
-            &headers(&[("host", "chat.example")]),
-            &allowed
-        ));
-    }
+    let caller = state.accounts.authenticate_session(&cookies, now).await?;
+    require_allowed_page(parts, &state.server)?;
+    Ok(caller)
 }

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::callers::{date_problem, session_hashes};
 use super::{Accounts, refused};
 use crate::credentials::guesses::Refused;
 use crate::credentials::{Attempt, SessionSecret, TokenType};
 use crate::domain::account::canonical_username;
-use crate::domain::{ClientNetwork, Timestamp, User};
+use crate::domain::{CLOCK_TOLERANCE, ClientNetwork, Timestamp, User};
 use crate::error::{Error, TokenProblem, Unauthenticated};
 use crate::store::{RevokedToken, Session};
 
@@ -106,8 +107,9 @@ impl Accounts {
         failures.with_label_values(&[reason]).inc();
     }
 
-    /// A new access token for a good refresh token, dated `now`. The account is read anew: one remembered from before a change
-    /// of password would let a refresh token of before give access tokens of after.
+    /// A new access token for a good refresh token, dated `now`. The account is read anew: one
+    /// remembered from before a change of password would let a refresh token of before give access
+    /// tokens of after.
     ///
     /// # Errors
     /// `RefreshToken`, `NoUserId` or `RefreshUserInactive`.
@@ -116,7 +118,11 @@ impl Accounts {
             .keys
             .verify(token, TokenType::Refresh, now)
             .map_err(|error| refused(error, TokenType::Refresh))?;
+        let issued_at = claims.issued_at.unwrap_or(Timestamp(0));
         let Some(user_id) = claims.user_id else {
+            if issued_at > now.plus(CLOCK_TOLERANCE) {
+                return Err(Unauthenticated::RefreshToken(TokenProblem::Invalid).into());
+            }
             // Recorded: such a token is refreshed, and what it gives is refused everywhere.
             return self.token(TokenType::Access, None, now);
         };
@@ -124,36 +130,53 @@ impl Accounts {
         let user = user
             .filter(|user| user.is_active)
             .ok_or(Unauthenticated::RefreshUserInactive)?;
-        let revoked = Unauthenticated::RefreshToken(TokenProblem::Revoked);
-        if claims.issued_at.unwrap_or(Timestamp(0)) < user.tokens_valid_from
-            || self.store.is_token_revoked(&claims.jti).await?
-        {
-            return Err(revoked.into());
+        date_problem(&user, issued_at, now).map_err(Unauthenticated::RefreshToken)?;
+        if self.store.is_token_revoked(&claims.jti).await? {
+            return Err(Unauthenticated::RefreshToken(TokenProblem::Revoked).into());
         }
         self.token(TokenType::Access, Some(user_id), user.token_date(now))
     }
 
-    /// Ends a refresh token and a session, whichever are given; ones that do not hold anyway are no error.
+    /// A new access token for the first good session among these cookies, dated `now`.
+    ///
+    /// # Errors
+    /// `RefreshToken` if none is good, as for a refresh token that is not; `RefreshUserInactive`.
+    pub async fn refresh_by_session(
+        &self,
+        cookies: &[&[u8]],
+        now: Timestamp,
+    ) -> Result<String, Error> {
+        let mut refusal = Unauthenticated::RefreshToken(TokenProblem::Invalid);
+        for session in self.live_sessions(cookies, now).await? {
+            let user = self.store.user(session.user_id).await?;
+            let Some(user) = user.filter(|user| user.is_active) else {
+                refusal = Unauthenticated::RefreshUserInactive;
+                continue;
+            };
+            if date_problem(&user, session.created_at, now).is_ok() {
+                return self.token(TokenType::Access, Some(user.id), user.token_date(now));
+            }
+        }
+        Err(refusal.into())
+    }
+
+    /// Ends a refresh token and the sessions of these cookies, as far as they are there. Ones that
+    /// do not hold anyway are no error.
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn log_out(
-        &self,
-        refresh: Option<&str>,
-        session: Option<&str>,
-        now: Timestamp,
-    ) -> Result<(), Error> {
-        let claims =
-            refresh.and_then(|token| self.keys.verify(token, TokenType::Refresh, now).ok());
+    pub async fn log_out(&self, refresh: Option<&str>, cookies: &[&[u8]]) -> Result<(), Error> {
+        let claims = refresh.and_then(|token| {
+            let verified = self.keys.verify_at_any_time(token, TokenType::Refresh);
+            verified.ok()
+        });
         let token = claims.map(|claims| RevokedToken {
             jti: claims.jti,
             expires_at: claims.expires_at,
         });
-        let session = session
-            .and_then(SessionSecret::from_cookie)
-            .map(|secret| secret.hash());
-        if token.is_some() || session.is_some() {
-            self.store.log_out(session, token).await?;
+        let sessions = session_hashes(cookies);
+        if token.is_some() || !sessions.is_empty() {
+            self.store.log_out(&sessions, token).await?;
         }
         Ok(())
     }
@@ -168,7 +191,9 @@ impl Accounts {
             created_at,
             expires_at: created_at.plus(self.config.refresh_token_lifetime),
         };
-        self.store.create_session(session).await?;
+        self.store
+            .create_session(session, self.config.max_sessions_per_user)
+            .await?;
         Ok(secret.cookie_value())
     }
 

@@ -22,6 +22,7 @@ macro_rules! conformance_suite {
                 a_session_is_read_back_even_when_expired,
                 a_session_of_an_unknown_account_is_refused,
                 stored_sessions_are_told_from_others,
+                a_session_beyond_the_limit_ends_the_oldest,
                 logging_out_deletes_the_session_and_remembers_the_token,
                 logging_out_twice_or_of_nothing_is_no_error,
                 purging_forgets_what_expired_at_or_before_now,
@@ -85,6 +86,7 @@ macro_rules! conformance_suite {
                 racing_upstream_calls_stop_at_the_limit,
                 racing_inserts_are_all_there_with_rising_ids,
                 racing_registrations_of_one_name_have_one_winner,
+                racing_sessions_stop_at_the_limit,
                 a_failed_operation_leaves_its_neighbours_alone,
                 a_write_is_seen_by_the_next_read;
         }

@@ -323,7 +323,7 @@ impl App {
         let answer = self.post("/api/auth/login/").json(&body).send().await;
         assert_eq!(answer.status, 200, "{answer:?}");
         let cookie = answer.header("set-cookie").unwrap();
-        let secret = cookie.strip_prefix("session=").unwrap();
+        let (_name, secret) = cookie.split_once('=').unwrap();
         (secret.split(';').next().unwrap().to_owned(), answer)
     }
 
