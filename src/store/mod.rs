@@ -11,6 +11,8 @@ pub mod old_system;
 pub mod postgres;
 pub mod sqlite;
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 
 pub use self::bulk::{BulkStore, KeyRecord, Put, UpstreamDay};
@@ -19,7 +21,8 @@ use crate::domain::{
 };
 
 pub use self::calls::{
-    Begun, CallOutcome, CallStore, Holder, KeyClaim, KeyState, KnownKey, LapsedCall, NewCall,
+    Begun, CallOutcome, CallStore, Holder, KEY_LIFETIME, KeyClaim, KeyState, KnownKey, LapsedCall,
+    NewCall,
 };
 
 /// What a store answers when it cannot do as asked.
@@ -125,11 +128,19 @@ pub trait AccountStore: Send + Sync {
     /// absent or repeated ones are no error. Of a token given twice the later expiry counts.
     async fn log_out(&self, hashes: &[[u8; 32]], token: Option<RevokedToken>) -> Result<(), Error>;
 
+    /// Moves the time up to which what has expired is forgotten, and returns it: to `latest`, also
+    /// back, but forward by no more than `step`. Where there is none yet it is `latest`.
+    async fn move_purge_horizon(
+        &self,
+        latest: Timestamp,
+        step: Duration,
+    ) -> Result<Timestamp, Error>;
+
     /// Whether a token of that `jti` was revoked (and not yet forgotten by `purge_expired`).
     async fn is_token_revoked(&self, jti: &str) -> Result<bool, Error>;
 
-    /// Forgets sessions and revoked tokens that expired at or before `now`; answers how many.
-    async fn purge_expired(&self, now: Timestamp) -> Result<u64, Error>;
+    /// Forgets sessions and revoked tokens that expired at or before `horizon`; returns how many.
+    async fn purge_expired(&self, horizon: Timestamp) -> Result<u64, Error>;
 }
 
 /// A prompt to be stored with its outcome. The store gives it the next id.

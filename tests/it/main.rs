@@ -22,6 +22,7 @@ mod pages;
 mod postgres_service;
 mod prompts;
 mod proxies;
+mod purge;
 mod realtime;
 mod redis;
 mod reembedding;

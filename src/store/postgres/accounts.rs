@@ -1,6 +1,8 @@
 //! Accounts, sessions and revoked tokens in PostgreSQL. Nearly each call is one statement, so that it
 //! is one round trip and one transaction.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use tokio_postgres::Row;
 
@@ -225,6 +227,27 @@ impl AccountStore for PostgresStore {
         Ok(())
     }
 
+    async fn move_purge_horizon(
+        &self,
+        latest: Timestamp,
+        step: Duration,
+    ) -> Result<Timestamp, Error> {
+        let step = i64::try_from(step.as_micros()).unwrap_or(i64::MAX);
+        let mut connection = self.pool.connection(PATIENCE).await?;
+        let rows = connection
+            .write(
+                // The sum may leave the range of bigint.
+                "INSERT INTO purge_horizon AS h (id, reached) VALUES (1, $1)
+                 ON CONFLICT (id) DO UPDATE SET
+                     reached = least(excluded.reached, h.reached::numeric + $2::bigint)::bigint
+                 RETURNING reached",
+                &[&latest.0, &step],
+            )
+            .await?;
+        let row = rows.first().ok_or(Cause::UnknownValue)?;
+        Ok(Timestamp(get(row, 0)?))
+    }
+
     async fn is_token_revoked(&self, jti: &str) -> Result<bool, Error> {
         let mut connection = self.pool.connection(PATIENCE).await?;
         let row = connection
@@ -236,14 +259,14 @@ impl AccountStore for PostgresStore {
         Ok(row.is_some())
     }
 
-    async fn purge_expired(&self, now: Timestamp) -> Result<u64, Error> {
+    async fn purge_expired(&self, horizon: Timestamp) -> Result<u64, Error> {
         let mut connection = self.pool.connection(LONG_PATIENCE).await?;
         let rows = connection
             .write(
                 "WITH sessions AS (DELETE FROM session WHERE expires_at <= $1 RETURNING 1),
                       tokens AS (DELETE FROM revoked_token WHERE expires_at <= $1 RETURNING 1)
                  SELECT (SELECT count(*) FROM sessions) + (SELECT count(*) FROM tokens)",
-                &[&now.0],
+                &[&horizon.0],
             )
             .await?;
         let forgotten: i64 = rows.first().map_or(Ok(0), |row| get(row, 0))?;

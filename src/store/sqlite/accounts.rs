@@ -1,6 +1,7 @@
 //! Accounts, sessions and revoked tokens in SQLite.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -256,6 +257,31 @@ impl AccountStore for SqliteStore {
             .await
     }
 
+    async fn move_purge_horizon(
+        &self,
+        latest: Timestamp,
+        step: Duration,
+    ) -> Result<Timestamp, Error> {
+        let step = i64::try_from(step.as_micros()).unwrap_or(i64::MAX);
+        self.writer
+            .write(move |connection| {
+                let reached: Option<i64> = connection
+                    .prepare_cached("SELECT reached FROM purge_horizon")?
+                    .query_row([], |row| row.get(0))
+                    .optional()?;
+                let furthest = reached.map_or(latest.0, |reached| reached.saturating_add(step));
+                let horizon = latest.0.min(furthest);
+                connection
+                    .prepare_cached(
+                        "INSERT INTO purge_horizon (id, reached) VALUES (1, ?1)
+                         ON CONFLICT DO UPDATE SET reached = excluded.reached",
+                    )?
+                    .execute([horizon])?;
+                Ok(Timestamp(horizon))
+            })
+            .await
+    }
+
     async fn is_token_revoked(&self, jti: &str) -> Result<bool, Error> {
         let jti = jti.to_owned();
         self.readers
@@ -267,15 +293,15 @@ impl AccountStore for SqliteStore {
             .await
     }
 
-    async fn purge_expired(&self, now: Timestamp) -> Result<u64, Error> {
+    async fn purge_expired(&self, horizon: Timestamp) -> Result<u64, Error> {
         self.writer
             .write(move |connection| {
                 let sessions = connection
                     .prepare_cached("DELETE FROM session WHERE expires_at <= ?1")?
-                    .execute([now.0])?;
+                    .execute([horizon.0])?;
                 let tokens = connection
                     .prepare_cached("DELETE FROM revoked_token WHERE expires_at <= ?1")?
-                    .execute([now.0])?;
+                    .execute([horizon.0])?;
                 Ok(u64::try_from(sessions + tokens).unwrap_or(u64::MAX))
             })
             .await

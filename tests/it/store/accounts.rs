@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use prompt_service::domain::{Timestamp, UserId};
 use prompt_service::store::{Error, NewUser, RevokedToken, Session};
@@ -345,7 +346,24 @@ pub async fn logging_out_twice_or_of_nothing_is_no_error(store: Store) {
     assert!(store.is_token_revoked("j").await.unwrap());
 }
 
-pub async fn purging_forgets_what_expired_at_or_before_now(store: Store) {
+pub async fn the_horizon_of_the_purge_goes_forward_by_steps_and_back_at_once(store: Store) {
+    let moved = async |latest, step| {
+        let step = Duration::from_micros(step);
+        let moved = store.move_purge_horizon(Timestamp(latest), step).await;
+        moved.unwrap().0
+    };
+    assert_eq!(moved(100, 0).await, 100, "there was none");
+    assert_eq!(moved(500, 0).await, 100);
+    assert_eq!(moved(500, 30).await, 130);
+    assert_eq!(moved(140, 30).await, 140);
+    assert_eq!(moved(90, 30).await, 90);
+    assert_eq!(moved(i64::MAX, 5).await, 95);
+    assert_eq!(moved(i64::MAX, u64::MAX).await, i64::MAX);
+    assert_eq!(moved(i64::MIN, 1).await, i64::MIN);
+    assert_eq!(moved(7, u64::MAX).await, -1, "the longest step there is");
+}
+
+pub async fn purging_forgets_what_expired_at_or_before_the_horizon(store: Store) {
     let alice = user(&*store, "alice").await;
     for (mark, expires_at) in [(1, 49), (2, 50), (3, 51)] {
         let row = session(mark, alice.id, expires_at);
