@@ -8,7 +8,7 @@ use prompt_service::domain::{Timestamp, UserId};
 use prompt_service::store::Session;
 use serde_json::json;
 
-use crate::support::{App, PASSWORD, Request, Response, behind_proxy, spawn_app};
+use crate::support::{App, DEADLINE, PASSWORD, Request, Response, behind_proxy, spawn_app};
 
 const SOCKET: &str = "/ws/prompts/";
 const REFRESH: &str = "/api/auth/refresh/";
@@ -382,7 +382,9 @@ async fn a_session_beyond_the_limit_ends_the_oldest_and_its_sockets() {
     let headers = [("cookie", cookie.as_str()), ("origin", &own(&app))];
     let mut oldest = app.socket(SOCKET, &headers).await.unwrap();
     let (third, _) = app.login_session("alice").await;
-    assert_eq!(oldest.close_code().await, 4401);
+    // A socket that stays open is pinged for ever.
+    let closed = tokio::time::timeout(DEADLINE, oldest.close_code()).await;
+    assert_eq!(closed.unwrap(), 4401);
     for (session, status) in [(&first, 401), (&second, 200), (&third, 200), (&of_bob, 200)] {
         let answer = refresh(&app, format!("session={session}").as_bytes()).await;
         assert_eq!(answer.status, status);

@@ -124,6 +124,35 @@ async fn disabling_and_enabling_ends_tokens_that_are_dated_a_little_ahead() {
 }
 
 #[tokio::test]
+async fn what_is_given_right_after_a_change_counts_at_once() {
+    let app = spawn_app(|_| ()).await;
+    let alice = app.user("alice").await;
+    for _ in 0..3 {
+        // From here on the account is remembered as it was before the change.
+        me(&app, &alice.access).await;
+        for command in [
+            UserCommand::Disable {
+                username: "alice".to_owned(),
+            },
+            UserCommand::Enable {
+                username: "alice".to_owned(),
+            },
+        ] {
+            operator(&app, command).await;
+        }
+        let (access, token) = app.login("alice").await;
+        assert_eq!(me(&app, &access).await.status, 200);
+        assert_eq!(refresh(&app, &token).await.status, 200);
+        let ticket = app
+            .post("/api/auth/ws-ticket/")
+            .bearer(&access)
+            .send()
+            .await;
+        assert_eq!(ticket.status, 201);
+    }
+}
+
+#[tokio::test]
 async fn an_account_changed_by_a_clock_far_ahead_can_still_log_in() {
     let app = spawn_app(|_| ()).await;
     let alice = app.user("alice").await;

@@ -72,8 +72,9 @@ impl Accounts {
             .user()
             .map_err(|error| refused(error, TokenType::Access))?;
         let issued_at = claims.issued_at.unwrap_or(Timestamp(0));
-        let user = self.active_user(user_id).await?;
-        date_problem(&user, issued_at, now).map_err(Unauthenticated::AccessToken)?;
+        let user = self
+            .holder(user_id, issued_at, now, Unauthenticated::AccessToken)
+            .await?;
         Ok(Caller {
             user,
             issued_at,
@@ -92,23 +93,21 @@ impl Accounts {
         cookies: &[&[u8]],
         now: Timestamp,
     ) -> Result<Caller, Error> {
+        let spent = |_| Unauthenticated::SpentCredential;
         let mut refusal = Unauthenticated::SpentCredential;
         for session in self.live_sessions(cookies, now).await? {
-            let user = match self.active_user(session.user_id).await {
-                Ok(user) => user,
-                Err(Error::Unauthenticated(why)) => {
-                    refusal = why;
-                    continue;
+            let holder = self.holder(session.user_id, session.created_at, now, spent);
+            match holder.await {
+                Ok(user) => {
+                    return Ok(Caller {
+                        user,
+                        issued_at: session.created_at,
+                        expires_at: session.expires_at,
+                        session: Some(session.token_hash),
+                    });
                 }
+                Err(Error::Unauthenticated(why)) => refusal = why,
                 Err(error) => return Err(error),
-            };
-            if date_problem(&user, session.created_at, now).is_ok() {
-                return Ok(Caller {
-                    user,
-                    issued_at: session.created_at,
-                    expires_at: session.expires_at,
-                    session: Some(session.token_hash),
-                });
             }
         }
         Err(refusal.into())
@@ -153,22 +152,46 @@ impl Accounts {
     /// # Errors
     /// `SpentCredential`, `UserNotFound` or `UserInactive`; `Unavailable` if the keeper of tickets is away.
     pub async fn redeem_ticket(&self, ticket: &str, now: Timestamp) -> Result<Caller, Error> {
-        let spent = || Error::from(Unauthenticated::SpentCredential);
         let grant = self
             .tickets
             .take(ticket, now)
             .await?
             .filter(|grant| now < grant.expires_at)
-            .ok_or_else(spent)?;
+            .ok_or(Unauthenticated::SpentCredential)?;
         let issued_at = grant.issued_at.unwrap_or(Timestamp(0));
-        let user = self.active_user(grant.user_id).await?;
-        date_problem(&user, issued_at, now).map_err(|_| spent())?;
+        let user = self
+            .holder(grant.user_id, issued_at, now, |_| {
+                Unauthenticated::SpentCredential
+            })
+            .await?;
         Ok(Caller {
             user,
             issued_at,
             expires_at: grant.expires_at,
             session: None,
         })
+    }
+
+    /// The account that a credential dated `issued_at` was given to, as of a moment ago.
+    ///
+    /// # Errors
+    /// `UserNotFound` or `UserInactive`; what `refusal` makes of a date that does not count.
+    async fn holder(
+        &self,
+        id: UserId,
+        issued_at: Timestamp,
+        now: Timestamp,
+        refusal: fn(TokenProblem) -> Unauthenticated,
+    ) -> Result<Arc<User>, Error> {
+        let mut user = self.active_user(id).await?;
+        if user.credential_state(issued_at, now) == CredentialState::FromTheFuture {
+            // What is given right after a change is dated ahead, and the account may be remembered
+            // from before that change.
+            self.known.forget(id);
+            user = self.active_user(id).await?;
+        }
+        date_problem(&user, issued_at, now).map_err(refusal)?;
+        Ok(user)
     }
 
     /// The account as of a moment ago.
