@@ -144,8 +144,7 @@ pub struct TicketResponse {
 )]
 async fn register(
     State(state): State<AppState>,
-    _: RegisterAdmitted,
-    ClientAddress(address): ClientAddress,
+    RegisterAdmitted(network): RegisterAdmitted,
     Body(mut fields): Body,
 ) -> Result<Response, ApiError> {
     let user = state
@@ -155,7 +154,7 @@ async fn register(
                 username: fields.raw_text("username"),
                 email: fields.raw_text("email"),
                 password: fields.raw_text("password"),
-                network: ClientNetwork::from(address),
+                network,
             },
             Timestamp::now(),
         )
@@ -170,16 +169,19 @@ async fn register(
 
 /// Log in
 ///
-/// Gives a refresh and an access token, and the session cookie if asked for. The cookie is `session`, over TLS `__Host-session`;
-/// a page of another origin may not ask for it. After ten failures in a minute for one name from one address, further tries are
-/// refused for a while.
+/// Gives a refresh and an access token, and the session cookie if asked for. The cookie is called
+/// `session`, over TLS `__Host-session`; a page of another origin may not ask for it. After ten
+/// failures in a minute for one name from one address, further tries are refused for a while.
 #[utoipa::path(
     post, path = "/api/auth/login", tag = "accounts", operation_id = "login", security(()),
     request_body(content = LogInRequest, content_type = "application/json"),
     responses(
         (
             status = 200, description = "The tokens.", body = TokenPairResponse,
-            headers(("Set-Cookie" = String, description = "The session cookie, if it was asked for.")),
+            headers((
+                "Set-Cookie" = String,
+                description = "The session cookie, if it was asked for.",
+            )),
         ),
         (
             status = 403, description = "A page of another origin asked for a session.",
@@ -226,15 +228,18 @@ async fn log_in(
 
 /// Refresh
 ///
-/// Gives a new access token. The refresh token stays as it is. Without `refresh` in the body, the session cookie stands in for it,
-/// from pages of this service and of allowed origins: such a page needs to keep no token where scripts can read it.
+/// Gives a new access token. The refresh token stays as it is. Without `refresh` in the body, the
+/// session cookie takes its place, from pages of this service and of allowed origins: such a page
+/// needs to keep no token where scripts can read it.
 #[utoipa::path(
-    post, path = "/api/auth/refresh", tag = "accounts", operation_id = "refresh", security((), ("session" = [])),
+    post, path = "/api/auth/refresh", tag = "accounts", operation_id = "refresh",
+    security((), ("session" = [])),
     request_body(content = Option<RefreshRequest>, content_type = "application/json"),
     responses(
         (status = 200, description = "The new access token.", body = AccessTokenResponse),
         (
-            status = 403, description = "The session cookie came without an `Origin`, or from a page of another one.",
+            status = 403,
+            description = "The session cookie came without `Origin`, or from a page of another origin.",
             body = super::openapi::ErrorResponse,
         ),
     ),
@@ -260,13 +265,17 @@ async fn refresh(
 
 /// Log out
 ///
-/// Ends the given refresh token and every session whose cookie is sent; none works from now on. Needs no access token.
+/// Ends the given refresh token and every session whose cookie is sent; none works from now on.
+/// Needs no access token.
 #[utoipa::path(
     post, path = "/api/auth/logout", tag = "accounts", operation_id = "logout", security((), ("session" = [])),
     request_body(content = Option<LogOutRequest>, content_type = "application/json"),
     responses((
         status = 204, description = "They have ended.",
-        headers(("Set-Cookie" = String, description = "Takes the session cookies back, of both names.")),
+        headers((
+            "Set-Cookie" = String,
+            description = "Takes the session cookies of both names back.",
+        )),
     )),
 )]
 async fn log_out(
@@ -317,20 +326,21 @@ async fn show_me(caller: Caller) -> Json<UserResponse> {
     })
 }
 
-/// Proof that the throttle of registrations let this request through.
-struct RegisterAdmitted;
+/// Proof that the throttle of registrations let a request of this client through.
+struct RegisterAdmitted(ClientNetwork);
 
 impl FromRequestParts<AppState> for RegisterAdmitted {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
         let Ok(ClientAddress(address)) = ClientAddress::from_request_parts(parts, state).await;
+        let network = ClientNetwork::from(address);
         let verdict = state
             .register_throttle
-            .check(ClientNetwork::from(address).site(), Instant::now())
+            .check(network.site(), Instant::now())
             .await;
         match verdict.retry_after {
-            None => Ok(Self),
+            None => Ok(Self(network)),
             Some(wait) => {
                 state
                     .metrics

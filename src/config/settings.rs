@@ -135,11 +135,13 @@ pub struct Settings {
     #[arg(long, env, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000), global = true)]
     pub max_sessions_per_user: u32,
 
-    /// Registrations for each client (an IPv4 address, an IPv6 /48): rates such as 5/min,100/day, or off
+    /// Registrations for each client (an IPv4 address, an IPv6 /48): rates such as 5/min,100/day,
+    /// or off
     #[arg(long, env, default_value = "300/min", global = true)]
     pub register_throttle: String,
 
-    /// Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed: networks or single addresses, separated by commas
+    /// Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed: networks or single
+    /// addresses, separated by commas
     #[arg(long, env, value_delimiter = ',', value_parser = network, global = true)]
     pub trusted_proxies: Vec<IpNet>,
 
@@ -199,11 +201,13 @@ pub struct Settings {
     #[arg(long, env, global = true)]
     pub metrics_addr: Option<SocketAddr>,
 
-    /// Whether the session cookie is marked Secure, and so named __Host-session: auto means when the request came by TLS
+    /// Whether the session cookie is marked Secure, and so named __Host-session: auto means when the
+    /// request came by TLS
     #[arg(long, env, default_value = "auto", global = true)]
     pub cookie_secure: CookieSecure,
 
-    /// Origins of browser pages elsewhere that may call the API and use the session cookie, separated by commas
+    /// Origins of browser pages elsewhere that may call the API and use the session cookie, separated
+    /// by commas
     #[arg(long, env, value_delimiter = ',', global = true)]
     pub cors_allowed_origins: Vec<String>,
 
