@@ -228,13 +228,14 @@ async fn log_in(
 
 /// Refresh
 ///
-/// Gives a new access token. The refresh token stays as it is. Without `refresh` in the body, the
-/// session cookie takes its place, from pages of this service and of allowed origins: such a page
-/// needs to keep no token where scripts can read it.
+/// Gives a new access token. The refresh token stays as it is. Pages of this service and of allowed
+/// origins may leave the body out: the session cookie then takes its place, and the page needs to
+/// keep no token where scripts can read it.
 #[utoipa::path(
     post, path = "/api/auth/refresh", tag = "accounts", operation_id = "refresh",
     security((), ("session" = [])),
-    request_body(content = Option<RefreshRequest>, content_type = "application/json"),
+    // Described as required, because without the cookie it is: a schema has no words for both.
+    request_body(content = RefreshRequest, content_type = "application/json"),
     responses(
         (status = 200, description = "The new access token.", body = AccessTokenResponse),
         (
