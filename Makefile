@@ -13,7 +13,7 @@ BENCH ?=
 KILL_ROUNDS ?= 50
 FAULT_ROUNDS ?= 10
 # Suites that know a service by its address alone, and so run on replicas' stores as they are.
-SAME_ON_REPLICAS := $(addprefix tests/python/test_,recorded_errors.py simplejwt.py metrics.py schema.py secrecy.py undisturbed.py)
+SAME_ON_REPLICAS := $(addprefix tests/python/test_,recorded_errors.py simplejwt.py metrics.py schema.py secrecy.py undisturbed.py attacks_logins.py)
 
 .PHONY: help run build fmt check test test-rust test-service soak bench bench-engine bench-search bench-store bench-streams bench-service test-servers python-env test-deploy python-env-deploy test-litellm test-replicas bench-replicas bench-import bench-move python-env-litellm
 
@@ -42,7 +42,7 @@ test-rust: export RUST_TEST_THREADS := $(shell echo $$((2 * $$(nproc))))
 test-rust: test-servers ## unit and integration tests, those over HTTP on SQLite and again on PostgreSQL
 	$(CARGO) test $(PROFILE) --lib --bins
 	it=$$($(PYTHON) tests/tools/integration_tests.py $(CARGO) $(PROFILE)) && $$it && \
-	TEST_STORE=postgres $$it auth:: prompts:: search:: realtime:: throttle:: shutdown::
+	TEST_STORE=postgres $$it auth:: guessing:: sessions:: tokens:: purge:: prompts:: search:: realtime:: throttle:: shutdown::
 
 test-service: build python-env ## the release binary from outside: contract, SimpleJWT, schema, metrics, bad input, kill -9, upstream, shutdown
 	$(PYTEST) --ignore-glob='*/test_replicas_*' tests/python

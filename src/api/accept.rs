@@ -7,6 +7,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::error::ApiError;
+use super::list_header::words;
 
 /// Server-sent events.
 pub const EVENT_STREAM: &str = "text/event-stream";
@@ -46,11 +47,7 @@ fn has_streams(request: &Request) -> bool {
 /// Whether a client wants a stream: it names the type itself and likes it better than JSON. One that takes both alike, or
 /// anything, gets JSON, as it always has.
 pub fn wants_stream(headers: &HeaderMap) -> bool {
-    let is_named = headers
-        .get_all(ACCEPT)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
+    let is_named = words(headers, &ACCEPT)
         .filter_map(|range| range.split(';').next())
         .any(|name| name.trim().eq_ignore_ascii_case(EVENT_STREAM));
     is_named && quality(headers, EVENT_STREAM) > quality(headers, "application/json")
@@ -64,17 +61,10 @@ pub fn accepts(headers: &HeaderMap, media_type: &str) -> bool {
 
 /// How much a client wants `media_type`, from 0 to 1.
 pub fn quality(headers: &HeaderMap, media_type: &str) -> f32 {
-    let mut values = headers.get_all(ACCEPT).iter().peekable();
-    if values.peek().is_none() {
-        return 1.0;
-    }
     let main_type = media_type.split('/').next().unwrap_or_default();
-    let ranges = values
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','));
     let mut best: Option<(u8, f32)> = None;
     let mut is_empty = true;
-    for range in ranges {
+    for range in words(headers, &ACCEPT) {
         let mut parts = range.split(';').map(str::trim);
         let name = parts.next().unwrap_or_default();
         if name.is_empty() {
@@ -109,7 +99,7 @@ pub fn quality(headers: &HeaderMap, media_type: &str) -> f32 {
             best = Some((specificity, quality));
         }
     }
-    // An empty header says nothing.
+    // Without a header, or with an empty one, a client says nothing.
     if is_empty {
         1.0
     } else {
@@ -123,7 +113,8 @@ mod tests {
 
     fn takes_json(accept: &str) -> bool {
         let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT, accept.parse().unwrap());
+        let accept = HeaderValue::from_bytes(accept.as_bytes()).unwrap();
+        headers.insert(ACCEPT, accept);
         accepts(&headers, "application/json")
     }
 
@@ -138,6 +129,7 @@ mod tests {
             "text/html, */*;q=0.1",
             "",
             "application/json;indent=2",
+            "text/größe, application/json",
         ] {
             assert!(takes_json(accept), "{accept:?}");
         }

@@ -4,20 +4,19 @@ use std::time::Instant;
 
 use axum::Json;
 use axum::extract::{FromRequestParts, State};
-use axum::http::header::SET_COOKIE;
+use axum::http::StatusCode;
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::authenticate::{SESSION_COOKIE, session_secret};
 use super::error::ApiError;
-use super::extract::{Body, ClientAddress, Form, is_tls};
+use super::extract::{Body, ClientAddress, Form};
+use super::page_origin::{PageOrigin, require_allowed_page, wants_secure_cookie};
+use super::session_cookie::{self, session_cookies};
 use super::state::AppState;
-use crate::config::CookieSecure;
 use crate::domain::{ClientNetwork, Timestamp};
 use crate::error::Error;
 use crate::services::accounts::{Caller, LogIn, Registration};
@@ -92,7 +91,7 @@ pub struct LogInRequest {
         example = "secret123"
     )]
     password: String,
-    /// Whether to set the session cookie too, for WebSockets of browsers.
+    /// Whether to set the session cookie too, with which a page refreshes and opens WebSockets.
     #[schema(default = false, required = false)]
     session: bool,
 }
@@ -161,7 +160,7 @@ pub struct TicketResponse {
 )]
 async fn register(
     State(state): State<AppState>,
-    _: RegisterAdmitted,
+    RegisterAdmitted(network): RegisterAdmitted,
     Body { mut fields, .. }: Body<RegisterRequest>,
 ) -> Result<Response, ApiError> {
     let user = state
@@ -171,6 +170,7 @@ async fn register(
                 username: fields.raw_text("username"),
                 email: fields.raw_text("email"),
                 password: fields.raw_text("password"),
+                network,
             },
             Timestamp::now(),
         )
@@ -185,15 +185,25 @@ async fn register(
 
 /// Log in
 ///
-/// Gives a refresh and an access token, and the session cookie if asked for. After ten failures in a minute for one name from one
-/// address, further tries are refused for a while.
+/// Gives a refresh and an access token, and the session cookie if asked for. The cookie is called
+/// `session`, over TLS `__Host-session`; a page of another origin may not ask for it. After ten
+/// failures in a minute for one name from one address, further tries are refused for a while.
 #[utoipa::path(
     post, path = "/api/auth/login", tag = "accounts", operation_id = "login", security(()),
     request_body(content = LogInRequest, content_type = "application/json"),
-    responses((
-        status = 200, description = "The tokens.", body = TokenPairResponse,
-        headers(("Set-Cookie" = String, description = "The session cookie, if it was asked for.")),
-    )),
+    responses(
+        (
+            status = 200, description = "The tokens.", body = TokenPairResponse,
+            headers((
+                "Set-Cookie" = String,
+                description = "The session cookie, if it was asked for."
+            )),
+        ),
+        (
+            status = 403, description = "A page of another origin asked for a session.",
+            body = super::openapi::ErrorResponse,
+        ),
+    ),
 )]
 async fn log_in(
     State(state): State<AppState>,
@@ -203,6 +213,11 @@ async fn log_in(
 ) -> Result<Response, ApiError> {
     let (username, password) = (fields.text("username"), fields.text("password"));
     let wants_session = fields.flag("session");
+    // Another site could otherwise log its visitors in to an account of its own.
+    if wants_session && PageOrigin::of(&parts, &state.server) == PageOrigin::Foreign {
+        let detail = "A page of this Origin may not ask for a session.";
+        return Err(Error::Forbidden(detail).into());
+    }
     fields.check()?;
     let (Some(username), Some(password)) = (username, password) else {
         return Err(Error::InvalidRequest("The body could not be read.").into());
@@ -221,44 +236,63 @@ async fn log_in(
     .into_response();
     if let Some(session) = pair.session {
         let lifetime = state.accounts.session_lifetime().as_secs();
-        response.headers_mut().insert(
-            SET_COOKIE,
-            session_cookie(&state, &parts, &session, lifetime)?,
-        );
+        let is_secure = wants_secure_cookie(&parts, &state.server);
+        session_cookie::set(response.headers_mut(), &session, lifetime, is_secure);
     }
     Ok(response)
 }
 
 /// Refresh
 ///
-/// Gives a new access token. The refresh token stays as it is.
+/// Gives a new access token. The refresh token stays as it is. Pages of this service and of allowed
+/// origins may leave the body out: the session cookie then takes its place, and the page needs to
+/// keep no token where scripts can read it.
 #[utoipa::path(
-    post, path = "/api/auth/refresh", tag = "accounts", operation_id = "refresh", security(()),
+    post, path = "/api/auth/refresh", tag = "accounts", operation_id = "refresh",
+    security((), ("session" = [])),
+    // Described as required, because without the cookie it is: a schema has no words for both.
     request_body(content = RefreshRequest, content_type = "application/json"),
-    responses((status = 200, description = "The new access token.", body = AccessTokenResponse)),
+    responses(
+        (status = 200, description = "The new access token.", body = AccessTokenResponse),
+        (
+            status = 403,
+            description = "The session cookie came without `Origin`, or from a page of another origin.",
+            body = super::openapi::ErrorResponse,
+        ),
+    ),
 )]
 async fn refresh(
     State(state): State<AppState>,
+    parts: Parts,
     Body { mut fields, .. }: Body<RefreshRequest>,
 ) -> Result<Response, ApiError> {
-    let token = fields.text("refresh");
-    fields.check()?;
-    let access = state
-        .accounts
-        .refresh(&token.unwrap_or_default(), Timestamp::now())
-        .await?;
+    let (cookies, now) = (session_cookies(&parts.headers), Timestamp::now());
+    let access = if cookies.is_empty() || fields.has("refresh") {
+        let token = fields.text("refresh");
+        fields.check()?;
+        let token = token.unwrap_or_default();
+        state.accounts.refresh(&token, now).await?
+    } else {
+        let access = state.accounts.refresh_by_session(&cookies, now).await?;
+        require_allowed_page(&parts, &state.server)?;
+        access
+    };
     Ok(Json(AccessTokenResponse { access }).into_response())
 }
 
 /// Log out
 ///
-/// Ends the given refresh token and the session of the cookie, if any; neither works from now on. Needs no access token.
+/// Ends the given refresh token and every session whose cookie is sent; none works from now on.
+/// Needs no access token.
 #[utoipa::path(
     post, path = "/api/auth/logout", tag = "accounts", operation_id = "logout", security((), ("session" = [])),
     request_body(content = Option<LogOutRequest>, content_type = "application/json"),
     responses((
-        status = 204, description = "Both have ended.",
-        headers(("Set-Cookie" = String, description = "Takes the session cookie back.")),
+        status = 204, description = "They have ended.",
+        headers((
+            "Set-Cookie" = String,
+            description = "Takes the session cookies of both names back."
+        )),
     )),
 )]
 async fn log_out(
@@ -268,17 +302,12 @@ async fn log_out(
 ) -> Result<Response, ApiError> {
     let token = fields.optional_text("refresh");
     fields.check()?;
-    let session = session_secret(&parts.headers);
-    let had_session = session.is_some();
-    state
-        .accounts
-        .log_out(token.as_deref(), session, Timestamp::now())
-        .await?;
+    let cookies = session_cookies(&parts.headers);
+    state.accounts.log_out(token.as_deref(), &cookies).await?;
     let mut response = StatusCode::NO_CONTENT.into_response();
-    if had_session {
-        response
-            .headers_mut()
-            .insert(SET_COOKIE, session_cookie(&state, &parts, "", 0)?);
+    if !cookies.is_empty() {
+        let is_secure = wants_secure_cookie(&parts, &state.server);
+        session_cookie::clear(response.headers_mut(), is_secure);
     }
     Ok(response)
 }
@@ -314,37 +343,21 @@ async fn show_me(caller: Caller) -> Json<UserResponse> {
     })
 }
 
-fn session_cookie(
-    state: &AppState,
-    parts: &Parts,
-    secret: &str,
-    max_age: u64,
-) -> Result<HeaderValue, Error> {
-    let is_secure = match state.server.cookie_secure {
-        CookieSecure::Always => true,
-        CookieSecure::Never => false,
-        CookieSecure::Auto => is_tls(parts, &state.server.trusted_proxies),
-    };
-    let secure = if is_secure { "; Secure" } else { "" };
-    format!("{SESSION_COOKIE}={secret}; Path=/; Max-Age={max_age}; HttpOnly; SameSite=Lax{secure}")
-        .try_into()
-        .map_err(Error::internal)
-}
-
-/// Proof that the throttle of registrations let this request through.
-struct RegisterAdmitted;
+/// Proof that the throttle of registrations let a request of this client through.
+struct RegisterAdmitted(ClientNetwork);
 
 impl FromRequestParts<AppState> for RegisterAdmitted {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
         let Ok(ClientAddress(address)) = ClientAddress::from_request_parts(parts, state).await;
+        let network = ClientNetwork::from(address);
         let verdict = state
             .register_throttle
-            .check(ClientNetwork::from(address), Instant::now())
+            .check(network.site(), Instant::now())
             .await;
         match verdict.retry_after {
-            None => Ok(Self),
+            None => Ok(Self(network)),
             Some(wait) => {
                 state
                     .metrics

@@ -1,10 +1,10 @@
-//! Who calls: bearer tokens, the session cookie, and the throttle's word on every answer to a known user.
+//! Who calls: bearer tokens, and the throttle's word on every answer to a known user.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use axum::extract::{FromRequestParts, Request, State};
-use axum::http::header::{AUTHORIZATION, COOKIE};
+use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
@@ -16,9 +16,6 @@ use crate::domain::{Timestamp, UserId};
 use crate::error::{Error, Unauthenticated};
 use crate::services::accounts::Caller;
 use crate::throttle::Verdict;
-
-/// The name of the session cookie.
-pub const SESSION_COOKIE: &str = "session";
 
 /// Left in an answer's extensions for the log.
 #[derive(Clone, Copy, Debug)]
@@ -92,16 +89,6 @@ pub fn bearer_token(headers: &HeaderMap) -> Result<Option<&str>, Unauthenticated
         (Some(token), None) => Ok(Some(token)),
         _ => Err(Unauthenticated::MalformedHeader),
     }
-}
-
-/// The session cookie's secret, if the request has one.
-pub fn session_secret(headers: &HeaderMap) -> Option<&str> {
-    headers
-        .get_all(COOKIE)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(';'))
-        .find_map(|pair| pair.trim().strip_prefix(SESSION_COOKIE)?.strip_prefix('='))
 }
 
 /// What an answer to a known user says of it, where no [`authenticate`] sees to that.
@@ -208,20 +195,5 @@ mod tests {
         for bad in ["Bearer", "Bearer a b"] {
             assert_eq!(token(bad), Err(Unauthenticated::MalformedHeader), "{bad:?}");
         }
-    }
-
-    #[test]
-    fn the_session_cookie_is_found_among_others() {
-        let secret = |value: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(COOKIE, value.parse().unwrap());
-            session_secret(&headers).map(str::to_owned)
-        };
-        assert_eq!(
-            secret("a=b; session=s3cret; c=d").as_deref(),
-            Some("s3cret")
-        );
-        assert_eq!(secret("session=").as_deref(), Some(""));
-        assert_eq!(secret("sessions=x; mysession=y; session"), None);
     }
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use utoipa::openapi::{InfoBuilder, LicenseBuilder, OpenApiBuilder};
 use utoipa::{OpenApi, ToSchema};
 
-use super::authenticate::SESSION_COOKIE;
+use super::session_cookie;
 use super::yaml::to_yaml;
 use super::{accounts, health, pages, prompts, ws};
 
@@ -99,7 +99,7 @@ fn document() -> Value {
 fn security_schemes() -> Value {
     json!({
         "bearer": { "type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "An access token." },
-        "session": { "type": "apiKey", "in": "cookie", "name": SESSION_COOKIE, "description": "The cookie that a login sets if asked to. For the WebSocket and logging out only." },
+        "session": { "type": "apiKey", "in": "cookie", "name": session_cookie::PLAIN_NAME, "description": "The cookie that a login sets if asked to; over TLS its name is `__Host-session`. For the WebSocket, refreshing and logging out only." },
         "ticket": { "type": "apiKey", "in": "query", "name": "ticket", "description": "A one-use ticket. For the WebSocket only." },
         "token": { "type": "apiKey", "in": "query", "name": "token", "description": "An access token. For the WebSocket only; a ticket is safer." },
     })

@@ -9,7 +9,7 @@ use tokio_util::task::TaskTracker;
 
 use super::openapi::Documents;
 use crate::config::ServerConfig;
-use crate::domain::{ClientNetwork, UserId};
+use crate::domain::{ClientSite, UserId};
 use crate::fair_semaphore::FairSemaphore;
 use crate::memory_budget::MemoryBudget;
 use crate::realtime::{Broker, Hub};
@@ -43,12 +43,12 @@ pub struct State {
     pub prompt_throttle: Arc<dyn Throttle<UserId>>,
     /// The rates behind it as a header's value; `None` if it is off.
     pub prompt_policy: Option<HeaderValue>,
-    /// Counts the registrations of each client network.
-    pub register_throttle: Arc<dyn Throttle<ClientNetwork>>,
     /// The account of what requests in flight hold.
     pub memory: Arc<MemoryBudget>,
     /// Who reads prompts from the store; users take turns.
     pub reads: Arc<FairSemaphore<UserId>>,
+    /// Counts the registrations of each client site.
+    pub register_throttle: Arc<dyn Throttle<ClientSite>>,
     /// The longest prompt or query, in characters.
     pub max_prompt_chars: usize,
     /// Counts.

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -11,6 +11,7 @@ use super::{App, check_upstream};
 use crate::api::Lifecycle;
 use crate::domain::Timestamp;
 use crate::services::health::STORE_CHECK_EVERY;
+use crate::services::purge::Purge;
 use crate::services::sockets;
 
 /// How often open sockets are held against the accounts and sessions behind them; the contract allows 5 s.
@@ -54,15 +55,13 @@ impl App {
             }
         });
 
-        let accounts = Arc::clone(&self.store.accounts);
-        let prompts = self.state.prompts.clone();
+        let (accounts, calls) = (&self.store.accounts, &self.store.calls);
+        let mut purge = Purge::new(Arc::clone(accounts), Arc::clone(calls), Instant::now());
         let mut ticks = Ticks::new(PURGE_EVERY, stopping);
         tasks.spawn(async move {
             while ticks.next().await {
-                let purged = accounts.purge_expired(Timestamp::now()).await;
-                warn_if_failed(purged, "expired sessions could not be forgotten");
-                let purged = prompts.purge_keys().await;
-                warn_if_failed(purged, "old idempotency keys could not be forgotten");
+                let purged = purge.step(Timestamp::now(), Instant::now()).await;
+                warn_if_failed(purged, "what has expired could not be forgotten");
             }
         });
 

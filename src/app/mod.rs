@@ -33,7 +33,7 @@ use crate::llm;
 use crate::memory_budget::MemoryBudget;
 use crate::realtime::Hub;
 use crate::redis;
-use crate::services::accounts::Accounts;
+use crate::services::accounts::{self, Accounts};
 use crate::services::health::Health;
 use crate::services::prompts::{self, Prompts};
 use crate::services::reembedding::{Progress, Reembedding};
@@ -125,15 +125,16 @@ impl App {
         let hash_pool = HashPool::start(cores, LOGIN_QUEUE)?;
         let shared = Shared::build(&config, &hub, &metrics, started).await?;
         let (link, keeper) = shared.redis.unzip();
-        let accounts = Arc::new(Accounts::new(
-            Arc::clone(&store.accounts),
+        let accounts = Arc::new(Accounts::new(accounts::Dependencies {
+            store: Arc::clone(&store.accounts),
             hash_pool,
-            shared.guesses,
-            shared.tickets,
+            guesses: shared.guesses,
+            tickets: shared.tickets,
             keys,
-            config.accounts.clone(),
-            Arc::clone(&metrics),
-        ));
+            config: config.accounts.clone(),
+            metrics: Arc::clone(&metrics),
+            tasks: lifecycle.tasks.clone(),
+        }));
         let mut replica = [0; 16];
         getrandom::fill(&mut replica).context("the system's source of randomness")?;
         let memory = MemoryBudget::new(config.server.request_memory);

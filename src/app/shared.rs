@@ -7,7 +7,7 @@ use anyhow::Context;
 
 use crate::config::Config;
 use crate::credentials::{GuessLimit, Guesses, LocalTickets, RedisGuesses, RedisTickets, Tickets};
-use crate::domain::{ClientNetwork, UserId};
+use crate::domain::{ClientSite, UserId};
 use crate::realtime::{Broker, Hub, LocalBroker, RedisBroker};
 use crate::redis::{Keeper, Link};
 use crate::telemetry::Metrics;
@@ -16,7 +16,7 @@ use crate::throttle::{RedisThrottle, SlidingWindows, Throttle};
 /// The parts that a replica has in common with others, if there is a Redis to have them in.
 pub struct Shared {
     pub prompt_throttle: Arc<dyn Throttle<UserId>>,
-    pub register_throttle: Arc<dyn Throttle<ClientNetwork>>,
+    pub register_throttle: Arc<dyn Throttle<ClientSite>>,
     pub guesses: Arc<dyn GuessLimit>,
     pub tickets: Arc<dyn Tickets>,
     pub broker: Arc<dyn Broker>,

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Context, bail, ensure};
 
@@ -13,7 +14,7 @@ use crate::data_dir::DataDir;
 use crate::domain::account::{
     Email, NewAccount, NewPassword, Username, canonical_username, trimmed,
 };
-use crate::domain::{Timestamp, User, UserId};
+use crate::domain::{CLOCK_TOLERANCE, ClientNetwork, Timestamp, User, UserId};
 use crate::store::{AccountStore, Error, NewUser};
 
 /// Accounts read at once for a listing.
@@ -114,10 +115,12 @@ async fn carry_out(
     Ok(())
 }
 
-/// Makes a change that ends what the account was given, so that nothing outlives it. `change` takes its time.
+/// Makes a change that ends what the account was given, so that nothing outlives it. `change` takes
+/// the time from which on new tokens are valid.
 ///
-/// A login that read the account just before the change was committed may be dated after the change's own time, and would stand.
-/// Therefore the change is made twice: the second one's time comes after the first one's commit, and so after any such login.
+/// A login that read the account just before the change was committed may be dated after the
+/// change's own time, and would outlive it. Therefore the change is made twice: the second time is
+/// after the first commit, and so after any such login.
 async fn end_tokens(
     store: &dyn AccountStore,
     id: UserId,
@@ -125,7 +128,7 @@ async fn end_tokens(
 ) -> anyhow::Result<()> {
     let user = store.user(id).await?.context("there is no such user")?;
     change(user.end_of_tokens(Timestamp::now())).await?;
-    let is_there = change(Timestamp::now()).await?;
+    let is_there = change(Timestamp::now().plus(CLOCK_TOLERANCE)).await?;
     ensure!(is_there, "there is no such user");
     Ok(())
 }
@@ -179,7 +182,8 @@ fn with_hash(username: &str, email: &str, secret: &SecretPlace) -> anyhow::Resul
 
 async fn hash(password: &str) -> anyhow::Result<String> {
     let pool = HashPool::start(1, 1)?;
-    Ok(pool.hash(password.to_owned()).await?)
+    let operator = ClientNetwork::from(IpAddr::from(Ipv4Addr::LOCALHOST));
+    Ok(pool.hash(password.to_owned(), operator).await?)
 }
 
 /// The environment variable or the first line of the file that is named, else one line of standard input; typed unseen if that

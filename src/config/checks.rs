@@ -166,5 +166,18 @@ pub(super) fn origin(text: &str) -> Result<String, Error> {
             "each origin is scheme://host or scheme://host:port, without a path or wildcard",
         ));
     }
-    Ok(text.to_ascii_lowercase())
+    Ok(normal_origin(text))
+}
+
+/// The form in which origins are compared: in lower case, and without the port that the scheme
+/// implies, as browsers write them.
+pub fn normal_origin(origin: &str) -> String {
+    let mut origin = origin.to_ascii_lowercase();
+    let implied = [("http://", ":80"), ("https://", ":443")];
+    for (scheme, port) in implied {
+        if origin.starts_with(scheme) && origin.ends_with(port) {
+            origin.truncate(origin.len() - port.len());
+        }
+    }
+    origin
 }

@@ -17,6 +17,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 pub use base_url::{BaseUrl, is_private};
+pub use checks::normal_origin;
 pub use fallback::{Fallback, Fallbacks};
 pub use secret::{Secret, Secrets};
 pub use settings::{
@@ -76,7 +77,7 @@ pub struct ServerConfig {
     pub bind_addr: SocketAddr,
     /// A listener of its own for `/metrics`, if set.
     pub metrics_addr: Option<SocketAddr>,
-    /// Networks whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed.
+    /// Proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed.
     pub trusted_proxies: Vec<IpNet>,
     /// Origins that browsers elsewhere may call from.
     pub cors_allowed_origins: Vec<String>,
@@ -179,6 +180,8 @@ pub struct AccountsConfig {
     pub access_token_lifetime: Duration,
     /// How long a refresh token and a session hold.
     pub refresh_token_lifetime: Duration,
+    /// Sessions that one user may have; one more ends the oldest.
+    pub max_sessions_per_user: usize,
     /// Whether anybody may register.
     pub registration: Registration,
     /// Registrations for each client address; none is off.
@@ -257,6 +260,7 @@ impl Config {
                     "REFRESH_TOKEN_LIFETIME",
                     settings.refresh_token_lifetime,
                 )?,
+                max_sessions_per_user: settings.max_sessions_per_user as usize,
                 registration: settings.registration.unwrap_or(Registration::Open),
                 register_throttle: checks::rates("REGISTER_THROTTLE", &settings.register_throttle)?,
             },

@@ -1,11 +1,11 @@
 //! The settings as an operator gives them: one field each, with its flag, variable, default and help text.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::UpstreamSettings;
 
@@ -27,12 +27,12 @@ pub enum SimilarScope {
     Shared,
 }
 
-/// When the session cookie is marked `Secure`.
+/// When the session cookie is marked `Secure`, and so named `__Host-session`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum CookieSecure {
     /// When the request came by TLS.
     Auto,
-    /// On every answer.
+    /// Always: the operator says that clients come by TLS only.
     Always,
     /// Never.
     Never,
@@ -82,6 +82,24 @@ impl FromStr for ByteSize {
     }
 }
 
+/// Reads a network such as 10.0.0.0/8; an address alone is a network of one host. Bits beyond the
+/// prefix are ignored. IPv4 written as IPv6 becomes IPv4, because the peers are compared as such.
+fn network(text: &str) -> Result<IpNet, &'static str> {
+    let text = text.trim();
+    let network = text
+        .parse::<IpNet>()
+        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+        .map_err(|_| "each is a network such as 10.0.0.0/8 or 2001:db8::/32, or an address")?;
+    if let IpNet::V6(v6) = network
+        && let (Some(v4), Some(prefix)) =
+            (v6.addr().to_ipv4_mapped(), v6.prefix_len().checked_sub(96))
+        && let Ok(v4) = Ipv4Net::new(v4, prefix)
+    {
+        return Ok(IpNet::V4(v4.trunc()));
+    }
+    Ok(network.trunc())
+}
+
 /// Every setting that is no secret: an environment variable and a flag each.
 #[derive(Args, Clone, Debug)]
 pub struct Settings {
@@ -113,12 +131,18 @@ pub struct Settings {
     #[arg(long, env, global = true)]
     pub registration: Option<Registration>,
 
-    /// Registrations for each client address: rates such as 5/min,100/day, or off
+    /// Sessions of one user: a login that asks for one more ends the oldest
+    #[arg(long, env, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000), global = true)]
+    pub max_sessions_per_user: u32,
+
+    /// Registrations for each client (an IPv4 address, an IPv6 /48): rates such as 5/min,100/day,
+    /// or off
     #[arg(long, env, default_value = "300/min", global = true)]
     pub register_throttle: String,
 
-    /// Networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, separated by commas
-    #[arg(long, env, value_delimiter = ',', global = true)]
+    /// Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed: networks or single
+    /// addresses, separated by commas
+    #[arg(long, env, value_delimiter = ',', value_parser = network, global = true)]
     pub trusted_proxies: Vec<IpNet>,
 
     /// The LLM that answers.
@@ -185,11 +209,13 @@ pub struct Settings {
     #[arg(long, env, global = true)]
     pub metrics_addr: Option<SocketAddr>,
 
-    /// Whether the session cookie is marked Secure: auto means when the request came by TLS
+    /// Whether the session cookie is marked Secure, and so named __Host-session: auto means when the
+    /// request came by TLS
     #[arg(long, env, default_value = "auto", global = true)]
     pub cookie_secure: CookieSecure,
 
-    /// Origins of browser pages elsewhere that may call the API and open cookie sockets, separated by commas
+    /// Origins of browser pages elsewhere that may call the API and use the session cookie, separated
+    /// by commas
     #[arg(long, env, value_delimiter = ',', global = true)]
     pub cors_allowed_origins: Vec<String>,
 
@@ -205,6 +231,32 @@ pub struct Settings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_trusted_proxy_is_a_network_or_one_address() {
+        for (text, read) in [
+            ("10.0.0.0/8", "10.0.0.0/8"),
+            ("10.1.2.3/8", "10.0.0.0/8"),
+            (" 192.0.2.7 ", "192.0.2.7/32"),
+            ("2001:db8::7", "2001:db8::7/128"),
+            ("2001:db8::7/32", "2001:db8::/32"),
+            ("::ffff:192.0.2.7", "192.0.2.7/32"),
+            ("::ffff:192.0.2.7/120", "192.0.2.0/24"),
+            ("::/0", "::/0"),
+        ] {
+            assert_eq!(network(text).unwrap().to_string(), read, "{text}");
+        }
+        for bad in [
+            "",
+            "proxy",
+            "10.0.0.0/33",
+            "10.0.0.0/",
+            "10.0.0.1:80",
+            "[::1]",
+        ] {
+            assert!(network(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn sizes_take_binary_units() {

@@ -3,13 +3,35 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// The part of a client's address that limits are counted by: all of an IPv4 address, the first 64 bits of an IPv6 address.
-/// A customer is given a /64 at least, so counting by full addresses would let one machine be 2^64 clients.
+/// The part of a client's address that limits are counted by: all of an IPv4 address, the first 64
+/// bits of an IPv6 address. A customer is given a /64 at least, so counting by full addresses would
+/// let one machine be 2^64 clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ClientNetwork {
     /// The address of an IPv4 client, also of one that came as `::ffff:a.b.c.d`.
     V4(u32),
     /// The network half of an IPv6 client's address.
+    V6(u64),
+}
+
+impl ClientNetwork {
+    /// The site that the network belongs to.
+    pub fn site(self) -> ClientSite {
+        match self {
+            Self::V4(bits) => ClientSite::V4(bits),
+            Self::V6(network) => ClientSite::V6(network >> 16),
+        }
+    }
+}
+
+/// The largest part of the address space that one client may be given to itself: an IPv4 address,
+/// an IPv6 /48 (RFC 6177), which holds 65,536 networks. What a client could multiply by changing
+/// its network is bounded by the site too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ClientSite {
+    /// The address of an IPv4 client.
+    V4(u32),
+    /// The first 48 bits of an IPv6 client's address.
     V6(u64),
 }
 
@@ -34,6 +56,15 @@ impl fmt::Display for ClientNetwork {
     }
 }
 
+impl fmt::Display for ClientSite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::V4(bits) => Ipv4Addr::from_bits(bits).fmt(f),
+            Self::V6(site) => write!(f, "{}/48", Ipv6Addr::from_bits(u128::from(site) << 80)),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,6 +81,14 @@ mod tests {
     }
 
     #[test]
+    fn ipv6_networks_of_the_same_48_bits_are_one_site_and_ipv4_neighbours_are_two() {
+        let site = |address| network(address).site();
+        assert_eq!(site("2001:db8:1:2::1"), site("2001:db8:1:ffff::1"));
+        assert_ne!(site("2001:db8:1:2::1"), site("2001:db8:2:2::1"));
+        assert_ne!(site("192.0.2.1"), site("192.0.2.2"));
+    }
+
+    #[test]
     fn mapped_address_is_its_ipv4_client() {
         assert_eq!(network("::ffff:192.0.2.1"), network("192.0.2.1"));
     }
@@ -57,6 +96,15 @@ mod tests {
     #[test]
     fn networks_show_their_prefix() {
         assert_eq!(network("2001:db8:1:2::1").to_string(), "2001:db8:1:2::/64");
-        assert_eq!(network("192.0.2.1").to_string(), "192.0.2.1");
+        assert_eq!(
+            network("2001:db8:1:2::1").site().to_string(),
+            "2001:db8:1::/48"
+        );
+        for shown in [
+            network("192.0.2.1").to_string(),
+            network("192.0.2.1").site().to_string(),
+        ] {
+            assert_eq!(shown, "192.0.2.1");
+        }
     }
 }

@@ -10,11 +10,11 @@ pub mod record;
 pub mod timestamp;
 pub mod user;
 
-pub use client::ClientNetwork;
+pub use client::{ClientNetwork, ClientSite};
 pub use embedding::{Embedding, ModelId};
 pub use ids::{PromptId, UserId};
 pub use prompt::{CallDetails, FailureCode, Prompt, PromptStatus};
 pub use rate::{Rate, Rates};
 pub use record::{LastIds, PromptRecord, VectorRecord};
 pub use timestamp::Timestamp;
-pub use user::User;
+pub use user::{CLOCK_TOLERANCE, CredentialState, User};

@@ -36,6 +36,14 @@ impl Timestamp {
         )
     }
 
+    /// This instant moved earlier by `duration`, capped at the near end of the range.
+    pub fn minus(self, duration: Duration) -> Self {
+        Self(
+            self.0
+                .saturating_sub(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)),
+        )
+    }
+
     /// How long after `earlier` this is; zero if it is not.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
@@ -92,6 +100,10 @@ mod tests {
             "9999-12-31T23:59:59.999999Z"
         );
         assert_eq!(Timestamp(i64::MAX).plus(Duration::MAX), Timestamp(i64::MAX));
+        assert_eq!(
+            Timestamp(i64::MIN).minus(Duration::MAX),
+            Timestamp(i64::MIN)
+        );
         assert_eq!(Timestamp(0).since(Timestamp(5)), Duration::ZERO);
     }
 }

@@ -4,6 +4,7 @@ pub mod accounts;
 pub mod health;
 pub mod moving;
 pub mod prompts;
+pub mod purge;
 pub mod reembedding;
 pub mod search;
 pub mod sockets;

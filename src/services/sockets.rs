@@ -29,10 +29,11 @@ pub async fn close_ended(hub: &Arc<Hub>, store: &dyn AccountStore) -> Result<(),
         .into_iter()
         .map(|user| (user.id, user))
         .collect();
-    let stored = if sessions.is_empty() {
+    let stored: HashSet<[u8; 32]> = if sessions.is_empty() {
         HashSet::new()
     } else {
-        store.sessions_stored(&sessions).await?
+        let stored = store.sessions(&sessions).await?;
+        stored.iter().map(|session| session.token_hash).collect()
     };
     let asked: HashSet<[u8; 32]> = sessions.into_iter().collect();
     hub.close_where(CloseReason::CredentialEnded, |listener| {

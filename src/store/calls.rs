@@ -2,8 +2,8 @@
 //!
 //! A post that must be known before its answer is there (it is paid for, streams, or carries an idempotency key) is stored first as
 //! a `running` prompt under a lease. Its process renews the lease while it works; when the process dies the lease runs out and
-//! any other may end the row. Times here are lengths, not instants: each backend measures them by a clock that all processes
-//! on the same data share, so that a process whose own clock is wrong neither loses its calls nor takes others'.
+//! any other may end the row. Leases and the age of keys are lengths, not instants: each backend measures them by a clock that all
+//! processes on the same data share, so that a process whose own clock is wrong neither loses its calls nor takes others'.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +12,9 @@ use async_trait::async_trait;
 
 use super::Error;
 use crate::domain::{Embedding, FailureCode, ModelId, Prompt, PromptId, Timestamp, UserId};
+
+/// How long a key is kept. No setting: clients rely on the figure.
+pub const KEY_LIFETIME: Duration = Duration::from_secs(86_400);
 
 /// Who works on a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -126,7 +129,8 @@ pub trait CallStore: Send + Sync {
     /// exactly one is `Started`. `Internal` if there is no such account.
     async fn begin_call(&self, call: NewCall) -> Result<Begun, Error>;
 
-    /// What is known of a user's key; `None` if it is free. A read: it changes nothing.
+    /// What is known of a user's key; `None` if it is free, as it is again [`KEY_LIFETIME`] after it
+    /// was claimed or last taken over, by the store's clock. A read: it changes nothing.
     async fn known_key(
         &self,
         user_id: UserId,
@@ -163,8 +167,8 @@ pub trait CallStore: Send + Sync {
         spared: &[PromptId],
     ) -> Result<Vec<LapsedCall>, Error>;
 
-    /// Forgets keys claimed (or last taken over) at least `kept` ago; answers how many. Their prompts stay.
-    async fn purge_keys(&self, kept: Duration) -> Result<u64, Error>;
+    /// Forgets keys that were free again at `horizon`; returns how many. Their prompts stay.
+    async fn purge_keys(&self, horizon: Timestamp) -> Result<u64, Error>;
 
     /// Counts a call on `day`, in days since 1970-01-01 UTC, unless `limit` calls were counted on it already; answers
     /// whether it was. The count is over all processes on the same data.

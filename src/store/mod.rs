@@ -11,7 +11,7 @@ pub mod old_system;
 pub mod postgres;
 pub mod sqlite;
 
-use std::collections::HashSet;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -21,7 +21,8 @@ use crate::domain::{
 };
 
 pub use self::calls::{
-    Begun, CallOutcome, CallStore, Holder, KeyClaim, KeyState, KnownKey, LapsedCall, NewCall,
+    Begun, CallOutcome, CallStore, Holder, KEY_LIFETIME, KeyClaim, KeyState, KnownKey, LapsedCall,
+    NewCall,
 };
 
 /// What a store answers when it cannot do as asked.
@@ -114,28 +115,32 @@ pub trait AccountStore: Send + Sync {
         new_hash: &str,
     ) -> Result<bool, Error>;
 
-    /// Stores a session. Its hash is new (32 random bytes do not repeat). `Internal` if there is no such account.
-    async fn create_session(&self, session: Session) -> Result<(), Error>;
+    /// Stores a session and deletes the account's oldest ones beyond `limit`, of those that have not
+    /// expired when the new one is created; of sessions created at the same time, those with the
+    /// lower hash. The new one stays. However many race, no more than `limit` are left. Its hash is
+    /// new (32 random bytes do not repeat). `Internal` if there is no such account.
+    async fn create_session(&self, session: Session, limit: usize) -> Result<(), Error>;
 
-    /// The session of that hash, expired or not, or `None`.
-    async fn session(&self, token_hash: &[u8; 32]) -> Result<Option<Session>, Error>;
+    /// Those sessions of the given hashes that are stored, expired or not, in no order.
+    async fn sessions(&self, hashes: &[[u8; 32]]) -> Result<Vec<Session>, Error>;
 
-    /// Those of the given hashes whose session is stored, expired or not.
-    async fn sessions_stored(&self, hashes: &[[u8; 32]]) -> Result<HashSet<[u8; 32]>, Error>;
+    /// Deletes the sessions of the given hashes and remembers a token as revoked, if one is given;
+    /// absent or repeated ones are no error. Of a token given twice the later expiry counts.
+    async fn log_out(&self, hashes: &[[u8; 32]], token: Option<RevokedToken>) -> Result<(), Error>;
 
-    /// Deletes a session and remembers a token as revoked, whichever are given; absent or repeated ones are no error. Of a
-    /// token given twice the later expiry counts.
-    async fn log_out(
+    /// Moves the time up to which what has expired is forgotten, and returns it: to `latest`, also
+    /// back, but forward by no more than `step`. Where there is none yet it is `latest`.
+    async fn move_purge_horizon(
         &self,
-        session: Option<[u8; 32]>,
-        token: Option<RevokedToken>,
-    ) -> Result<(), Error>;
+        latest: Timestamp,
+        step: Duration,
+    ) -> Result<Timestamp, Error>;
 
     /// Whether a token of that `jti` was revoked (and not yet forgotten by `purge_expired`).
     async fn is_token_revoked(&self, jti: &str) -> Result<bool, Error>;
 
-    /// Forgets sessions and revoked tokens that expired at or before `now`; answers how many.
-    async fn purge_expired(&self, now: Timestamp) -> Result<u64, Error>;
+    /// Forgets sessions and revoked tokens that expired at or before `horizon`; returns how many.
+    async fn purge_expired(&self, horizon: Timestamp) -> Result<u64, Error>;
 }
 
 /// A prompt to be stored with its outcome. The store gives it the next id.

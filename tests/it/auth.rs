@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use prompt_service::config::{Config, CookieSecure, Registration, Secret};
 use prompt_service::credentials::HashPool;
-use prompt_service::domain::{Timestamp, UserId};
+use prompt_service::domain::{ClientNetwork, Timestamp, UserId};
 use prompt_service::store::NewUser;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use crate::support::{App, Folder, PASSWORD, Response, User, spawn_app, spawn_app_in};
+use crate::support::{
+    App, Folder, PASSWORD, Response, User, behind_proxy, spawn_app, spawn_app_in,
+};
 
 /// What a refresh answers.
 async fn refresh(app: &App, token: &str) -> Response {
@@ -33,11 +35,6 @@ async fn opens_socket(app: &App, session: &str) -> bool {
             false
         }
     }
-}
-
-/// Believe the local peer, so that tests come from any address they name.
-fn behind_proxy(config: &mut Config) {
-    config.server.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
 }
 
 #[tokio::test]
@@ -364,7 +361,7 @@ async fn a_new_password_ends_all_that_the_old_one_gave() {
     let (app, user, session) = user_with_session().await;
     let hash = HashPool::start(1, 1)
         .unwrap()
-        .hash("another password".to_owned())
+        .hash("another password".to_owned(), ClientNetwork::V4(0))
         .await
         .unwrap();
     let store = app.folder.store().await;

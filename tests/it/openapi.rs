@@ -118,8 +118,10 @@ fn the_document_asks_for_the_credentials_that_the_table_says() {
             .flat_map(|one| one.as_object().unwrap().keys().map(String::as_str))
             .collect();
         let expected: &[&str] = match access {
-            // The cookie of a session that is to end is taken along, and not needed.
-            Access::Open if *path == "/api/auth/logout/" => &["session"],
+            // The session cookie is one of two ways to say what is to be ended or refreshed.
+            Access::Open if matches!(*path, "/api/auth/logout/" | "/api/auth/refresh/") => {
+                &["session"]
+            }
             Access::Open => &[],
             Access::Bearer | Access::Owner => &["bearer"],
             Access::Socket => &["bearer", "session", "ticket", "token"],

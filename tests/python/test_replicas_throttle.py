@@ -31,18 +31,10 @@ SKEWS = (-5, 0, 5)
 HUNGRY = 0.5
 
 
-def skewed(seconds):
-    """What makes a process see wall time that far off; its monotonic clock goes right, as on a machine whose time is set wrong."""
-    return {
-        "LD_PRELOAD": str(debian_tools.library("libfaketime.so.1")), "FAKETIME": f"{seconds:+d}s",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1",
-    }
-
-
 @pytest.fixture(scope="module")
 def cluster():
     try:
-        environments = [skewed(seconds) for seconds in SKEWS]
+        environments = [debian_tools.wrong_clock(seconds) for seconds in SKEWS]
     except debian_tools.Unavailable as reason:
         pytest.skip(str(reason))
     settings = {"PROMPT_THROTTLE": THROTTLE, "REGISTER_THROTTLE": "off", "ACCESS_TOKEN_LIFETIME": "1h"}

@@ -140,6 +140,15 @@ def library(name):
     return found
 
 
+def wrong_clock(seconds):
+    """The environment in which a process sees wall time that far off; its monotonic clock goes right, as on a machine whose
+    time is set wrong. Raises as `path` does."""
+    return {
+        "LD_PRELOAD": str(library("libfaketime.so.1")), "FAKETIME": f"{seconds:+d}s",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1",
+    }
+
+
 if __name__ == "__main__":
     try:
         for name in sys.argv[1:] or PACKAGES:

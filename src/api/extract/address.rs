@@ -1,14 +1,24 @@
 //! Where a request comes from, seen through the proxies that are trusted and no others.
+//!
+//! Each proxy appends to `X-Forwarded-For` the address that it was asked from, and to
+//! `X-Forwarded-Proto` how. Both lists are read from the right, for as long as the hop that wrote
+//! an entry is trusted, so that what the client itself wrote is never reached. `Forwarded`
+//! (RFC 7239) is never read: a proxy that writes the other two passes on whatever `Forwarded` its
+//! client made up.
 
 use std::convert::Infallible;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use axum::extract::FromRequestParts;
-use axum::http::HeaderMap;
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
 
+use crate::api::list_header::{items, trim};
 use crate::api::state::AppState;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// The other end of the connection; put into every request's extensions by the server.
 #[derive(Clone, Copy, Debug)]
@@ -22,84 +32,133 @@ impl FromRequestParts<AppState> for ClientAddress {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Infallible> {
-        let peer = peer_ip(parts);
-        Ok(Self(client_address(
-            peer,
-            &parts.headers,
-            &state.server.trusted_proxies,
-        )))
+        let hops = Hops::of(parts, &state.server.trusted_proxies);
+        Ok(Self(hops.client))
     }
 }
 
 /// Whether the client spoke TLS, by the word of a trusted proxy; the service itself never does.
 pub fn is_tls(parts: &Parts, trusted: &[IpNet]) -> bool {
-    is_trusted(peer_ip(parts), trusted)
-        && parts
-            .headers
-            .get_all("x-forwarded-proto")
-            .iter()
-            .next_back()
-            .and_then(|value| value.to_str().ok()?.rsplit(',').next())
-            .is_some_and(|proto| proto.trim().eq_ignore_ascii_case("https"))
+    Hops::of(parts, trusted).is_tls(&parts.headers)
 }
 
-fn peer_ip(parts: &Parts) -> IpAddr {
-    // Every request comes through the server, which puts its peer in; an unroutable address stands for none.
-    parts
-        .extensions
-        .get::<Peer>()
-        .map_or(IpAddr::from([0, 0, 0, 0]), |peer| {
-            peer.0.ip().to_canonical()
-        })
+/// The way that a request took to this service, as far as it can be believed.
+struct Hops {
+    client: IpAddr,
+    /// How many entries of `X-Forwarded-For` lie between the peer and the client, the client's own
+    /// included; `None` if the peer is not trusted.
+    walked: Option<usize>,
 }
 
-fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
-    trusted.iter().any(|network| network.contains(&address))
-}
-
-/// Walks `X-Forwarded-For` from the right: each proxy appends the peer it saw, so only hops added by trusted proxies
-/// are believed, and what the client itself wrote is never reached.
-fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
-    let mut client = peer;
-    let hops = headers
-        .get_all("x-forwarded-for")
-        .iter()
-        .rev()
-        .flat_map(|value| {
-            value
-                .to_str()
-                .unwrap_or_default()
-                .rsplit(',')
-                .map(str::trim)
-        });
-    for hop in hops {
-        if !is_trusted(client, trusted) {
-            break;
-        }
-        // Some proxies write the port too.
-        let Some(address) = hop
-            .parse()
-            .ok()
-            .or_else(|| hop.parse::<SocketAddr>().ok().map(|socket| socket.ip()))
-        else {
-            break;
-        };
-        client = IpAddr::to_canonical(&address);
+impl Hops {
+    fn of(parts: &Parts, trusted: &[IpNet]) -> Self {
+        // Every request comes through the server, which puts its peer in; an unroutable address
+        // stands for none.
+        let peer = parts.extensions.get::<Peer>();
+        let peer = peer.map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.0.ip());
+        Self::walk(peer.to_canonical(), &parts.headers, trusted)
     }
-    client
+
+    fn walk(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> Self {
+        let is_trusted = |address| trusted.iter().any(|network| network.contains(&address));
+        if !is_trusted(peer) {
+            return Self {
+                client: peer,
+                walked: None,
+            };
+        }
+        let (mut client, mut walked) = (peer, 0);
+        for hop in items(headers, &X_FORWARDED_FOR).rev() {
+            if !is_trusted(client) {
+                break;
+            }
+            // A hop that cannot be read ends the walk: whatever stands left of it may have been
+            // written by anybody.
+            let Some(address) = hop_address(hop) else {
+                break;
+            };
+            client = address;
+            walked += 1;
+        }
+        Self {
+            client,
+            walked: Some(walked),
+        }
+    }
+
+    /// Reads the entry of `X-Forwarded-Proto` that stands as far from the right as the client's
+    /// address does in `X-Forwarded-For`: the same proxy wrote both. Proxies that write one value
+    /// for all hops, or fewer than there are, mean the client's own connection by the first.
+    fn is_tls(&self, headers: &HeaderMap) -> bool {
+        let Some(walked) = self.walked else {
+            return false;
+        };
+        let protos: Vec<&[u8]> = items(headers, &X_FORWARDED_PROTO).collect();
+        let proto = protos.get(protos.len().saturating_sub(walked.max(1)));
+        // Some proxies name the protocol of a WebSocket by its own scheme.
+        proto.is_some_and(|proto| {
+            let proto = unquoted(proto);
+            proto.eq_ignore_ascii_case(b"https") || proto.eq_ignore_ascii_case(b"wss")
+        })
+    }
+}
+
+/// Reads a hop in all the forms that proxies write: an address alone, in brackets, in quotes, with
+/// a port, with the zone of a link-local address. `None` if it is no address, such as `unknown`.
+fn hop_address(hop: &[u8]) -> Option<IpAddr> {
+    let hop = std::str::from_utf8(unquoted(hop)).ok()?;
+    let (host, rest) = match hop.strip_prefix('[') {
+        Some(bracketed) => bracketed.split_once(']')?,
+        // More than one colon is an IPv6 address, which has no port without brackets.
+        None if hop.bytes().filter(|byte| *byte == b':').count() == 1 => {
+            hop.split_at(hop.find(':')?)
+        }
+        None => (hop, ""),
+    };
+    let is_port = |port: &str| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    if !rest.is_empty() && !rest.strip_prefix(':').is_some_and(is_port) {
+        return None;
+    }
+    let address = match host.split_once('%') {
+        Some((address, _zone)) => address.parse::<Ipv6Addr>().ok()?.into(),
+        None => host.parse::<IpAddr>().ok()?,
+    };
+    Some(address.to_canonical())
+}
+
+fn unquoted(item: &[u8]) -> &[u8] {
+    match item {
+        [b'"', inner @ .., b'"'] => trim(inner),
+        item => item,
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use axum::http::HeaderValue;
+
     use super::*;
 
-    fn seen(peer: &str, forwarded: &[&str]) -> String {
-        let mut headers = HeaderMap::new();
-        for value in forwarded {
-            headers.append("x-forwarded-for", value.parse().unwrap());
-        }
+    const FOR: &str = "x-forwarded-for";
+    const PROTO: &str = "x-forwarded-proto";
+
+    fn headers(lines: &[(&'static str, &[u8])]) -> HeaderMap {
+        let lines = lines.iter().map(|(name, value)| {
+            let value = HeaderValue::from_bytes(value).unwrap();
+            (HeaderName::from_static(name), value)
+        });
+        lines.collect()
+    }
+
+    fn walk(peer: &str, headers: &HeaderMap) -> Hops {
         let trusted = ["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()];
-        client_address(peer.parse().unwrap(), &headers, &trusted).to_string()
+        Hops::walk(peer.parse().unwrap(), headers, &trusted)
+    }
+
+    fn seen(peer: &str, forwarded: &[&str]) -> String {
+        let lines = forwarded.iter().map(|line| (FOR, line.as_bytes()));
+        let lines: Vec<_> = lines.collect();
+        walk(peer, &headers(&lines)).client.to_string()
     }
 
     #[test]
@@ -119,18 +178,100 @@ mod tests {
             seen("10.0.0.1", &["6.6.6.6", "198.51.100.1, 10.0.0.7"]),
             "198.51.100.1"
         );
-        assert_eq!(seen("::1", &["198.51.100.1:4711"]), "198.51.100.1");
-        assert_eq!(seen("10.0.0.1", &["[2001:db8::1]:80"]), "2001:db8::1");
+        assert_eq!(seen("10.0.0.1", &["10.0.0.9,10.0.0.7"]), "10.0.0.9");
+        assert_eq!(seen("10.0.0.1", &[]), "10.0.0.1");
+    }
+
+    #[test]
+    fn a_hop_is_read_in_every_form_that_proxies_write() {
+        for (hop, address) in [
+            ("198.51.100.1:4711", "198.51.100.1"),
+            ("\"198.51.100.1:4711\"", "198.51.100.1"),
+            ("2001:db8::2", "2001:db8::2"),
+            ("2001:DB8:0::2", "2001:db8::2"),
+            ("[2001:db8::2]", "2001:db8::2"),
+            ("[2001:db8::2]:443", "2001:db8::2"),
+            ("\"[2001:db8::2]\"", "2001:db8::2"),
+            ("\"[2001:db8::2]:443\"", "2001:db8::2"),
+            ("\"2001:db8::2\"", "2001:db8::2"),
+            ("fe80::1%eth0", "fe80::1"),
+            ("[fe80::1%25eth0]:443", "fe80::1"),
+            ("::ffff:198.51.100.1", "198.51.100.1"),
+            ("[::ffff:198.51.100.1]:80", "198.51.100.1"),
+            ("\t198.51.100.1\t", "198.51.100.1"),
+        ] {
+            assert_eq!(seen("10.0.0.1", &[hop]), address, "{hop}");
+            assert_eq!(
+                seen("::1", &["6.6.6.6", &format!("{hop},10.0.0.7")]),
+                address
+            );
+        }
     }
 
     #[test]
     fn a_hop_that_cannot_be_read_ends_the_walk() {
-        assert_eq!(seen("10.0.0.1", &["198.51.100.1, unknown"]), "10.0.0.1");
-        assert_eq!(seen("10.0.0.1", &["198.51.100.1, , 10.0.0.2"]), "10.0.0.2");
+        for hop in [
+            "unknown",
+            "_hidden",
+            "",
+            "\"",
+            "unix:",
+            "198.51.100.1:",
+            "198.51.100.1:http",
+            "198.51.100.1%eth0",
+            "[2001:db8::2",
+            "[2001:db8::2]443",
+            "[2001:db8::2]:",
+            "2001:db8::2]:443",
+            "198.51.100.1 198.51.100.2",
+            "for=198.51.100.1",
+            "größe",
+        ] {
+            let list = format!("6.6.6.6, {hop}, 10.0.0.2");
+            assert_eq!(seen("10.0.0.1", &[&list]), "10.0.0.2", "{hop}");
+            let lines = ["6.6.6.6", hop];
+            assert_eq!(seen("10.0.0.1", &lines), "10.0.0.1", "{hop}");
+        }
     }
 
     #[test]
-    fn an_ipv4_client_on_an_ipv6_listener_is_one_client() {
-        assert_eq!(seen("10.0.0.1", &["::ffff:198.51.100.1"]), "198.51.100.1");
+    fn other_hops_of_a_line_count_whatever_bytes_one_holds() {
+        let line = b"6.6.6.6, gr\xf6\xdfe, 198.51.100.1, 10.0.0.2";
+        let headers = headers(&[(FOR, line)]);
+        let client = walk("10.0.0.1", &headers).client;
+        assert_eq!(client.to_string(), "198.51.100.1");
+    }
+
+    #[test]
+    fn a_clients_tls_is_what_the_proxy_says_that_it_spoke_to() {
+        let is_tls = |peer: &str, hops: &str, protos: &[&str]| {
+            let protos = protos.iter().map(|line| (PROTO, line.as_bytes()));
+            let hops = (!hops.is_empty()).then_some((FOR, hops.as_bytes()));
+            let headers = headers(&hops.into_iter().chain(protos).collect::<Vec<_>>());
+            walk(peer, &headers).is_tls(&headers)
+        };
+        let (client, two_hops) = ("198.51.100.1", "198.51.100.1, 10.0.0.2");
+        // One value counts, however many hops there are.
+        for hops in ["", client, two_hops] {
+            for proto in ["https", "HTTPS", " https\t", "\"https\"", "wss"] {
+                assert!(is_tls("10.0.0.1", hops, &[proto]), "{hops} {proto}");
+            }
+            for proto in ["http", "", "httpss", "größe"] {
+                assert!(!is_tls("10.0.0.1", hops, &[proto]), "{hops} {proto}");
+            }
+        }
+        assert!(is_tls("10.0.0.1", two_hops, &["https,http"]));
+        assert!(is_tls("10.0.0.1", two_hops, &["https", "http"]));
+        assert!(!is_tls("10.0.0.1", two_hops, &["http,https"]));
+        // The first of three is the client's own invention.
+        assert!(is_tls("10.0.0.1", two_hops, &["http, https, http"]));
+        assert!(!is_tls("10.0.0.1", two_hops, &["https, http, http"]));
+        assert!(!is_tls("10.0.0.1", client, &["https,http"]));
+        assert!(is_tls("10.0.0.1", "", &["http,https"]));
+        // Of three hops the second says nothing: the first entry is still the client's.
+        let three_hops = "198.51.100.1, 10.0.0.3, 10.0.0.2";
+        assert!(is_tls("10.0.0.1", three_hops, &["https,http"]));
+        assert!(!is_tls("203.0.113.9", client, &["https"]));
+        assert!(!is_tls("10.0.0.1", client, &[]));
     }
 }

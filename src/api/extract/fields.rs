@@ -51,6 +51,11 @@ impl Fields {
         self.fields.values().map(bytes).sum()
     }
 
+    /// Whether the field is there, whatever it holds.
+    pub fn has(&self, name: &str) -> bool {
+        self.fields.contains_key(name)
+    }
+
     /// A text as it came, or the message that says why there is none: for fields with rules of their own.
     pub fn raw_text(&mut self, name: &str) -> Result<String, &'static str> {
         raw_text_of(self.fields.remove(name).ok_or(REQUIRED)?)

@@ -1,7 +1,9 @@
 //! Slows down the guessing of passwords.
 //!
-//! The first failures of a minute are answered as such; after them even the right password is refused for a while, so that a
-//! guesser learns nothing more. Failures are counted by client and name, and by client alone: nobody can lock another out.
+//! The first failures of a minute are reported as such. After them even the right password is refused
+//! for a while, so that a guesser learns nothing more. Failures are counted by client and name, by
+//! client, and by the site that the client belongs to. They are never counted by name alone, so
+//! nobody can lock out a user who is elsewhere.
 
 mod redis_guesses;
 
@@ -17,35 +19,52 @@ use tokio::sync::futures::OwnedNotified;
 
 pub use self::redis_guesses::RedisGuesses;
 use self::redis_guesses::Reservation;
-use crate::domain::ClientNetwork;
+use crate::domain::{ClientNetwork, ClientSite};
 
-/// Failures of one name from one client within [`WINDOW`] that are answered.
+/// Failures of one name from one client within [`WINDOW`] that are reported as failures.
 const MAX_FAILURES_OF_NAME: usize = 10;
-/// Failures of all names from one client within [`WINDOW`] that are answered.
+/// Failures of all names from one client within [`WINDOW`] that are reported as failures.
 const MAX_FAILURES_OF_CLIENT: usize = 100;
+/// Failures of all clients of one site within [`WINDOW`] that are reported as failures. A site has
+/// 65,536 IPv6 networks, each of them a client: this bounds what changing between them gains to
+/// three times what one client may do. The bound also stops honest neighbours in the same site, so
+/// it is not as low as the bound of one client. An IPv4 site is one client and never reaches it.
+const MAX_FAILURES_OF_SITE: usize = 300;
 const WINDOW: Duration = Duration::from_secs(60);
-/// Clients whose failures are remembered: some 150 would have to fail every second to fill the table, more than two cores can
-/// hash. Each takes at most 2 KiB (100 failures of 16 bytes), so the table ends at about 20 MB, and is usually near nothing.
-const MAX_CLIENTS: usize = 10_000;
-/// Attempts of one client that may wait for others of its own.
+/// Sites whose failures are remembered. A failure takes 40 bytes and costs a hash, of which two
+/// cores do fewer than 10,000 in a [`WINDOW`], so the table stays under a few megabytes.
+const MAX_SITES: usize = 10_000;
+/// Attempts of one site that may wait for others of its own.
 const MAX_WAITING: usize = 256;
+
+/// Whether two attempts are counted together.
+type CountsWith = fn(Guess, Guess) -> bool;
+/// What is counted together, and how many failures of it are reported.
+const BOUNDS: [(CountsWith, usize); 3] = [
+    (|one, other| one == other, MAX_FAILURES_OF_NAME),
+    (
+        |one, other| one.client == other.client,
+        MAX_FAILURES_OF_CLIENT,
+    ),
+    (|_, _| true, MAX_FAILURES_OF_SITE),
+];
 
 /// Why a password may not be tried now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// Too many failures; a try after this long is answered.
+    /// Too many failures.
     #[error("too many failed attempts")]
     TooMany {
-        /// How long.
+        /// A try after this long is not refused.
         retry_after: Duration,
     },
-    /// Too many attempts of this client wait for others of its own.
+    /// Too many attempts of this site wait for others of its own.
     #[error("too many attempts at once")]
     Overloaded,
 }
 
-/// How often passwords may be guessed: the first ten failures a minute of one name from one client, and the first hundred of
-/// one client, are answered.
+/// How often passwords may be guessed in a minute: ten times for one name from one client, a hundred
+/// times from one client, three hundred times from one site.
 #[async_trait]
 pub trait GuessLimit: Send + Sync {
     /// Asks to try a password for `name`, in its canonical form, and registers the attempt before it is hashed. While the
@@ -64,8 +83,8 @@ pub trait GuessLimit: Send + Sync {
 
 /// Failed attempts of the last minute, and attempts whose outcome is not known yet.
 ///
-/// Names are kept as keyed 64-bit hashes: a collision, which nobody can bring about, would make two names of one client share
-/// their ten failures.
+/// Names are kept as keyed 64-bit hashes. A collision, which nobody can cause on purpose, would make
+/// two names of one client share their ten failures.
 #[derive(Debug)]
 pub struct Guesses {
     epoch: Instant,
@@ -77,21 +96,28 @@ pub struct Guesses {
 type Moment = Duration;
 type NameHash = u64;
 
-#[derive(Debug, Default)]
-struct Table {
-    clients: HashMap<ClientNetwork, Client>,
-    /// Every client with failures, by the last of them.
-    by_last_failure: BTreeSet<(Moment, ClientNetwork)>,
+/// Whose password is tried, and from where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Guess {
+    client: ClientNetwork,
+    name: NameHash,
 }
 
 #[derive(Debug, Default)]
-struct Client {
-    /// Rising, at most [`MAX_FAILURES_OF_CLIENT`].
-    failures: VecDeque<(Moment, NameHash)>,
-    /// Attempts that have been let through and have not ended; with `failures` within the limits.
-    in_flight: Vec<NameHash>,
+struct Table {
+    sites: HashMap<ClientSite, Site>,
+    /// Every site with failures, by the last of them.
+    by_last_failure: BTreeSet<(Moment, ClientSite)>,
+}
+
+#[derive(Debug, Default)]
+struct Site {
+    /// By rising time, at most [`MAX_FAILURES_OF_SITE`].
+    failures: VecDeque<(Moment, Guess)>,
+    /// Attempts that have been let through and have not ended; with `failures` within the bounds.
+    in_flight: Vec<Guess>,
     waiting: usize,
-    /// Rings when an attempt ends.
+    /// Notified when an attempt ends.
     ended: Arc<Notify>,
 }
 
@@ -111,24 +137,24 @@ impl Guesses {
         })
     }
 
-    /// Clients that are remembered at the moment, at most some 10,000 besides those with attempts in flight.
-    pub fn tracked_clients(&self) -> usize {
-        self.lock().clients.len()
+    /// Sites that are remembered at the moment, at most 10,000 besides those with attempts in flight.
+    pub fn tracked_sites(&self) -> usize {
+        self.lock().sites.len()
     }
 
     fn wait_place(
         self: &Arc<Self>,
         table: &mut Table,
-        client: ClientNetwork,
+        site: ClientSite,
     ) -> Result<(WaitPlace, OwnedNotified), Refused> {
-        let known = table.clients.entry(client).or_default();
+        let known = table.sites.entry(site).or_default();
         if known.waiting >= MAX_WAITING {
             return Err(Refused::Overloaded);
         }
         known.waiting += 1;
         let place = WaitPlace {
             guesses: Arc::clone(self),
-            client,
+            site,
         };
         // Made under the lock, so that no outcome from here on is missed.
         Ok((place, Arc::clone(&known.ended).notified_owned()))
@@ -152,29 +178,28 @@ impl GuessLimit for Guesses {
         name: &str,
         clock: &(dyn Fn() -> Instant + Send + Sync),
     ) -> Result<Attempt, Refused> {
-        let name = self.name_hash.hash_one(name);
+        let guess = Guess {
+            client,
+            name: self.name_hash.hash_one(name),
+        };
+        let site = client.site();
         loop {
             let (_place, ended) = {
                 let mut table = self.lock();
                 let now = self.moment(clock());
-                match table.decide(client, name, now) {
+                match table.decide(site, guess, now) {
                     Decision::Refuse(retry_after) => return Err(Refused::TooMany { retry_after }),
                     Decision::Try => {
-                        table
-                            .clients
-                            .entry(client)
-                            .or_default()
-                            .in_flight
-                            .push(name);
+                        let known = table.sites.entry(site).or_default();
+                        known.in_flight.push(guess);
                         return Ok(Attempt {
                             guesses: Arc::clone(&self),
-                            client,
-                            name,
+                            guess,
                             failed_at: None,
                             reservation: None,
                         });
                     }
-                    Decision::Wait => self.wait_place(&mut table, client)?,
+                    Decision::Wait => self.wait_place(&mut table, site)?,
                 }
             };
             ended.await;
@@ -183,61 +208,62 @@ impl GuessLimit for Guesses {
 }
 
 impl Table {
-    fn decide(&mut self, client: ClientNetwork, name: NameHash, now: Moment) -> Decision {
+    fn decide(&mut self, site: ClientSite, guess: Guess, now: Moment) -> Decision {
         self.forget_old(now);
-        match self.clients.get_mut(&client) {
+        match self.sites.get_mut(&site) {
             None => Decision::Try,
-            Some(known) => known.decide(name, now),
+            Some(known) => known.decide(guess, now),
         }
     }
 
-    /// Forgets clients whose last failure was a window ago.
+    /// Forgets sites whose last failure was a window ago.
     fn forget_old(&mut self, now: Moment) {
-        while let Some(&(last, client)) = self.by_last_failure.first() {
+        while let Some(&(last, site)) = self.by_last_failure.first() {
             if last + WINDOW > now {
                 break;
             }
-            self.forget_failures(last, client);
+            self.forget_failures(last, site);
         }
     }
 
-    fn forget_failures(&mut self, last: Moment, client: ClientNetwork) {
-        self.by_last_failure.remove(&(last, client));
-        if let Some(known) = self.clients.get_mut(&client) {
+    fn forget_failures(&mut self, last: Moment, site: ClientSite) {
+        self.by_last_failure.remove(&(last, site));
+        if let Some(known) = self.sites.get_mut(&site) {
             known.failures = VecDeque::new();
         }
-        self.forget_if_idle(client);
+        self.forget_if_idle(site);
     }
 
-    fn forget_if_idle(&mut self, client: ClientNetwork) {
-        if self.clients.get(&client).is_some_and(Client::is_idle) {
-            self.clients.remove(&client);
-            if self.clients.capacity() > 64 && self.clients.capacity() / 8 > self.clients.len() {
-                self.clients.shrink_to(self.clients.len() * 2);
+    fn forget_if_idle(&mut self, site: ClientSite) {
+        if self.sites.get(&site).is_some_and(Site::is_idle) {
+            self.sites.remove(&site);
+            if self.sites.capacity() > 64 && self.sites.capacity() / 8 > self.sites.len() {
+                self.sites.shrink_to(self.sites.len() * 2);
             }
         }
     }
 
-    fn end(&mut self, client: ClientNetwork, name: NameHash, failed_at: Option<Moment>) {
-        let Some(known) = self.clients.get_mut(&client) else {
+    fn end(&mut self, guess: Guess, failed_at: Option<Moment>) {
+        let site = guess.client.site();
+        let Some(known) = self.sites.get_mut(&site) else {
             return;
         };
-        if let Some(at) = known.in_flight.iter().position(|other| *other == name) {
+        if let Some(at) = known.in_flight.iter().position(|other| *other == guess) {
             known.in_flight.swap_remove(at);
         }
         if let Some(at) = failed_at {
             let last = known.failures.back().map(|(last, _)| *last);
             // Callers read their clock before they come here; the order of arrival counts.
             let at = last.map_or(at, |last| last.max(at));
-            known.failures.push_back((at, name));
+            known.failures.push_back((at, guess));
             if let Some(last) = last {
-                self.by_last_failure.remove(&(last, client));
+                self.by_last_failure.remove(&(last, site));
             }
-            self.by_last_failure.insert((at, client));
+            self.by_last_failure.insert((at, site));
         }
         known.ended.notify_waiters();
-        self.forget_if_idle(client);
-        if self.by_last_failure.len() > MAX_CLIENTS
+        self.forget_if_idle(site);
+        if self.by_last_failure.len() > MAX_SITES
             && let Some(&(last, oldest)) = self.by_last_failure.first()
         {
             self.forget_failures(last, oldest);
@@ -245,37 +271,32 @@ impl Table {
     }
 }
 
-impl Client {
-    fn decide(&mut self, name: NameHash, now: Moment) -> Decision {
+impl Site {
+    fn decide(&mut self, guess: Guess, now: Moment) -> Decision {
         let old = self.failures.partition_point(|(at, _)| *at + WINDOW <= now);
         self.failures.drain(..old);
-        let mut of_name = self.failures.iter().filter(|(_, other)| *other == name);
-        let oldest_of_name = of_name.next();
-        let failures_of_name = usize::from(oldest_of_name.is_some()) + of_name.count();
-        let until_gone = |failure: Option<&(Moment, NameHash)>| {
-            failure.map_or(Duration::ZERO, |(at, _)| (*at + WINDOW).saturating_sub(now))
-        };
-        let mut refused = Duration::ZERO;
-        if failures_of_name >= MAX_FAILURES_OF_NAME {
-            refused = until_gone(oldest_of_name);
+        let (mut refused_for, mut must_wait) = (Duration::ZERO, false);
+        for (counts_with, bound) in BOUNDS {
+            let of_bound = |other: Guess| counts_with(guess, other);
+            let failures = self.failures.iter().filter(|(_, other)| of_bound(*other));
+            let failed = failures.clone().count();
+            if failed >= bound {
+                // Once this failure has left the window, one more may come.
+                let next_to_go = failures.clone().nth(failed - bound);
+                let wait = next_to_go.map(|(at, _)| (*at + WINDOW).saturating_sub(now));
+                refused_for = refused_for.max(wait.unwrap_or_default());
+            } else {
+                let in_flight = self.in_flight.iter().filter(|other| of_bound(**other));
+                must_wait |= failed + in_flight.count() >= bound;
+            }
         }
-        if self.failures.len() >= MAX_FAILURES_OF_CLIENT {
-            refused = refused.max(until_gone(self.failures.front()));
+        if refused_for > Duration::ZERO {
+            Decision::Refuse(refused_for)
+        } else if must_wait {
+            Decision::Wait
+        } else {
+            Decision::Try
         }
-        if refused > Duration::ZERO {
-            return Decision::Refuse(refused);
-        }
-        let in_flight_of_name = self
-            .in_flight
-            .iter()
-            .filter(|other| **other == name)
-            .count();
-        if failures_of_name + in_flight_of_name >= MAX_FAILURES_OF_NAME
-            || self.failures.len() + self.in_flight.len() >= MAX_FAILURES_OF_CLIENT
-        {
-            return Decision::Wait;
-        }
-        Decision::Try
     }
 
     fn is_idle(&self) -> bool {
@@ -283,13 +304,13 @@ impl Client {
     }
 }
 
-/// A password about to be tried. Dropped without a word, it counts neither way: nothing was learnt from it.
+/// A password about to be tried. If it is dropped without an outcome it counts neither way: nothing
+/// was learnt from it.
 #[derive(Debug)]
 #[must_use = "an attempt that is dropped at once limits nothing"]
 pub struct Attempt {
     guesses: Arc<Guesses>,
-    client: ClientNetwork,
-    name: NameHash,
+    guess: Guess,
     failed_at: Option<Moment>,
     /// The attempt as other replicas see it.
     reservation: Option<Reservation>,
@@ -311,23 +332,23 @@ impl Attempt {
 impl Drop for Attempt {
     fn drop(&mut self) {
         let mut table = self.guesses.lock();
-        table.end(self.client, self.name, self.failed_at);
+        table.end(self.guess, self.failed_at);
     }
 }
 
 /// One of the places to wait in, given back when dropped.
 struct WaitPlace {
     guesses: Arc<Guesses>,
-    client: ClientNetwork,
+    site: ClientSite,
 }
 
 impl Drop for WaitPlace {
     fn drop(&mut self) {
         let mut table = self.guesses.lock();
-        if let Some(known) = table.clients.get_mut(&self.client) {
+        if let Some(known) = table.sites.get_mut(&self.site) {
             known.waiting -= 1;
         }
-        table.forget_if_idle(self.client);
+        table.forget_if_idle(self.site);
     }
 }
 

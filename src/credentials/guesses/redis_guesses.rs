@@ -12,48 +12,50 @@ use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
 
 use super::{
-    Attempt, GuessLimit, Guesses, MAX_FAILURES_OF_CLIENT, MAX_FAILURES_OF_NAME, Refused, WINDOW,
+    Attempt, GuessLimit, Guesses, MAX_FAILURES_OF_CLIENT, MAX_FAILURES_OF_NAME,
+    MAX_FAILURES_OF_SITE, Refused, WINDOW,
 };
 use crate::domain::ClientNetwork;
 use crate::redis::{Error, Link, Script};
 use crate::telemetry::Metrics;
 
-/// KEYS: a client's failures, scored by their time, and its attempts under way, scored by the time after which they are taken
-/// for lost. Members are the name's hash and an attempt's number. ARGV: the name's hash, the attempt, the window and the time
-/// for an attempt in microseconds, the limits of a name and of a client.
-/// Answers 0 to try, 1 to wait for attempts under way, or 2 and how long until a try is answered.
+/// KEYS: a site's failures, scored by their time, and its attempts under way, scored by the time
+/// after which they are taken for lost. ARGV: the client, its name, the attempt, the window and the
+/// time for an attempt in microseconds, the bounds of a name, a client and a site. A member is
+/// client, name and attempt in one text, so what counts together begins alike.
+/// Returns 0 to try, 1 to wait for attempts under way, or 2 and how long a try will be refused.
 const BEGIN: &str = "
-local failed, under_way, name = KEYS[1], KEYS[2], ARGV[1]
-local window, hold = tonumber(ARGV[3]), tonumber(ARGV[4])
-local of_name, of_client = tonumber(ARGV[5]), tonumber(ARGV[6])
+local failed, under_way, attempt = KEYS[1], KEYS[2], ARGV[3]
+local window, hold = tonumber(ARGV[4]), tonumber(ARGV[5])
 local function at(time) return string.format('%.0f', time) end
-local function is_of_name(member) return string.sub(member, 1, #name) == name end
 redis.call('ZREMRANGEBYSCORE', failed, '-inf', at(now - window))
 redis.call('ZREMRANGEBYSCORE', under_way, '-inf', at(now))
 
-local all, own = {}, {}
 local failures = redis.call('ZRANGE', failed, 0, -1, 'WITHSCORES')
-for i = 1, #failures, 2 do
-  all[#all + 1] = tonumber(failures[i + 1])
-  if is_of_name(failures[i]) then own[#own + 1] = tonumber(failures[i + 1]) end
-end
-local wait = 0
-if #own >= of_name then wait = own[#own - of_name + 1] + window - now end
-if #all >= of_client then wait = math.max(wait, all[#all - of_client + 1] + window - now) end
-if wait > 0 then return {2, wait} end
-
 local attempts = redis.call('ZRANGE', under_way, 0, -1)
-local attempts_of_name = 0
-for _, member in ipairs(attempts) do
-  if is_of_name(member) then attempts_of_name = attempts_of_name + 1 end
+local wait, is_full = 0, false
+for bound, counted in ipairs({ARGV[1] .. ARGV[2], ARGV[1], ''}) do
+  local limit = tonumber(ARGV[5 + bound])
+  local function counts(member) return string.sub(member, 1, #counted) == counted end
+  local times, pending = {}, 0
+  for i = 1, #failures, 2 do
+    if counts(failures[i]) then times[#times + 1] = tonumber(failures[i + 1]) end
+  end
+  for _, member in ipairs(attempts) do
+    if counts(member) then pending = pending + 1 end
+  end
+  if #times >= limit then wait = math.max(wait, times[#times - limit + 1] + window - now) end
+  if #times + pending >= limit then is_full = true end
 end
-if #own + attempts_of_name >= of_name or #all + #attempts >= of_client then return {1, 0} end
-redis.call('ZADD', under_way, at(now + hold), name .. ARGV[2])
+if wait > 0 then return {2, wait} end
+if is_full then return {1, 0} end
+redis.call('ZADD', under_way, at(now + hold), ARGV[1] .. ARGV[2] .. attempt)
 redis.call('PEXPIRE', under_way, at(math.ceil(hold / 1000)))
 return {0, 0}
 ";
 
-/// KEYS as above. ARGV: the name's hash with the attempt, 1 if it failed, the window in microseconds, the limit of a client.
+/// KEYS as above. ARGV: the member, 1 if the attempt failed, the window in microseconds, the bound
+/// of a site.
 const END: &str = "
 redis.call('ZREM', KEYS[2], ARGV[1])
 if ARGV[2] == '1' then
@@ -72,9 +74,10 @@ const ASK_EVERY: Duration = Duration::from_millis(50);
 /// After this long an attempt waits no more.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
-/// The limits of [`Guesses`] over all replicas. Each replica keeps them by itself as well, and by itself alone while Redis is
-/// away. In Redis a client has two keys, of at most 100 members each, which expire with the window; a client that fails costs a
-/// replica the hashing of a password each time, which bounds how many of them there can be.
+/// The limits of [`Guesses`] over all replicas. Each replica also keeps them by itself, and only by
+/// itself while Redis is unavailable. In Redis a site has two keys, of at most 300 members each,
+/// which expire with the window. A site that fails costs a replica a hash each time, which bounds
+/// how many keys there can be.
 pub struct RedisGuesses {
     link: Link,
     begin: Script,
@@ -116,31 +119,52 @@ impl RedisGuesses {
     }
 
     async fn ask(&self, client: ClientNetwork, name: &str) -> Result<Decision, Error> {
+        let site = client.site();
         let keys = ["failed", "under_way"]
-            .map(|kind| self.link.key(format_args!("guesses:{{{client}}}:{kind}")));
+            .map(|kind| self.link.key(format_args!("guesses:{{{site}}}:{kind}")));
         let attempt = self.attempts.fetch_add(1, Ordering::Relaxed);
         let attempt = format!("{:016x}-{attempt}", self.process);
+        // The blank ends the client, so that none is the beginning of another.
+        let client = format!("{client} ");
+        // Made before the question: this future may be dropped while Redis is giving the place.
+        let reservation = Reservation {
+            link: self.link.clone(),
+            end: Arc::clone(&self.end),
+            keys: keys.clone(),
+            member: format!("{client}{name}{attempt}"),
+            has_failed: false,
+        };
         let mut call = self.begin.on(&keys[0]);
         call.key(&keys[1])
+            .arg(&client)
             .arg(name)
             .arg(&attempt)
             .arg(micros(WINDOW))
             .arg(micros(HOLD))
             .arg(MAX_FAILURES_OF_NAME)
-            .arg(MAX_FAILURES_OF_CLIENT);
+            .arg(MAX_FAILURES_OF_CLIENT)
+            .arg(MAX_FAILURES_OF_SITE);
         let patience = self.link.patience();
-        let answer = self.link.run("guess_begin", patience, &call).await?;
-        Ok(match answer {
-            (0_u64, _) => Decision::Try(Reservation {
-                link: self.link.clone(),
-                end: Arc::clone(&self.end),
-                keys,
-                member: format!("{name}{attempt}"),
-                has_failed: false,
-            }),
-            (1, _) => Decision::Wait,
-            (_, wait) => Decision::Refuse(Duration::from_micros(wait)),
-        })
+        match self.link.run("guess_begin", patience, &call).await {
+            Ok((0_u64, _)) => Ok(Decision::Try(reservation)),
+            Ok((1, _)) => {
+                reservation.was_not_given();
+                Ok(Decision::Wait)
+            }
+            Ok((_, wait)) => {
+                reservation.was_not_given();
+                Ok(Decision::Refuse(Duration::from_micros(wait)))
+            }
+            // The script may have run, or may still run: the place is given back.
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Reservation {
+    /// Redis has no such place: there is nothing to give back.
+    fn was_not_given(mut self) {
+        self.member.clear();
     }
 }
 
@@ -190,7 +214,7 @@ impl std::fmt::Debug for Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         // Without a runtime the process is ending; the place is given back by its time.
-        if Handle::try_current().is_err() {
+        if self.member.is_empty() || Handle::try_current().is_err() {
             return;
         }
         let (link, end) = (self.link.clone(), Arc::clone(&self.end));
@@ -206,7 +230,7 @@ impl Drop for Reservation {
                 .arg(member)
                 .arg(has_failed)
                 .arg(micros(WINDOW))
-                .arg(MAX_FAILURES_OF_CLIENT);
+                .arg(MAX_FAILURES_OF_SITE);
             // A failure is counted by the link, and the place is then given back by its time.
             let _: Result<u64, _> = link.run("guess_end", link.patience(), &call).await;
         });

@@ -42,8 +42,8 @@ impl Setting {
     fn failures(&self, client: ClientNetwork) -> usize {
         self.guesses
             .lock()
-            .clients
-            .get(&client)
+            .sites
+            .get(&client.site())
             .map_or(0, |known| known.failures.len())
     }
 }
@@ -96,6 +96,38 @@ async fn hundred_failures_of_a_client_refuse_every_name() {
 }
 
 #[tokio::test]
+async fn three_hundred_failures_of_an_ipv6_site_refuse_all_of_its_networks() {
+    let setting = Setting::new();
+    let network = |n: u64| ClientNetwork::V6(0x2001_0db8_0001_0000 + n);
+    for n in 0..300 {
+        assert_eq!(setting.fail(network(n), "alice", n).await, Ok(()), "{n}");
+    }
+    assert_eq!(
+        setting.fail(network(300), "bob", 1000).await,
+        too_many(59_000)
+    );
+    let other_site = ClientNetwork::V6(0x2001_0db8_0002_0000);
+    assert!(setting.begin(other_site, "alice", 1000).await.is_ok());
+    assert!(setting.begin(HOME, "alice", 1000).await.is_ok());
+    assert_eq!(setting.fail(network(300), "bob", 60_000).await, Ok(()));
+    assert_eq!(setting.fail(network(301), "bob", 60_000).await, too_many(1));
+}
+
+#[tokio::test]
+async fn attempts_of_a_site_wait_while_those_in_flight_could_all_fail() {
+    let setting = Setting::new();
+    let mut in_flight = Vec::new();
+    for n in 0..300 {
+        let attempt = setting.begin(ClientNetwork::V6(n), "alice", 0).await;
+        in_flight.push(attempt.unwrap());
+    }
+    let mut waiting = pin!(setting.begin(ClientNetwork::V6(300), "alice", 0));
+    assert!(poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context).is_pending())).await);
+    in_flight.pop().unwrap().succeeded();
+    assert!(waiting.await.is_ok());
+}
+
+#[tokio::test]
 async fn success_and_silence_count_neither_way() {
     let setting = Setting::new();
     for _ in 0..9 {
@@ -130,7 +162,7 @@ async fn storm(right: bool) -> (usize, usize) {
     }
     let outcomes = attempts.join_all().await;
     let answered = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
-    let clients = setting.guesses.tracked_clients();
+    let clients = setting.guesses.tracked_sites();
     assert_eq!(clients, usize::from(!right), "only failures are remembered");
     (answered, outcomes.len() - answered)
 }
@@ -185,13 +217,13 @@ async fn waiting_places_are_bounded_and_given_back() {
     waiting.clear();
     in_flight.clear();
     assert!(setting.begin(HOME, "alice", 0).await.is_ok());
-    assert_eq!(setting.guesses.tracked_clients(), 0);
+    assert_eq!(setting.guesses.tracked_sites(), 0);
 }
 
 #[tokio::test]
 async fn table_is_bounded_and_forgets_the_least_recent_failures() {
     let setting = Setting::new();
-    let clients = u32::try_from(MAX_CLIENTS).unwrap();
+    let clients = u32::try_from(MAX_SITES).unwrap();
     for client in 0..clients + 5 {
         setting
             .fail(ClientNetwork::V4(client), "alice", client.into())
@@ -205,14 +237,14 @@ async fn table_is_bounded_and_forgets_the_least_recent_failures() {
                 .unwrap();
         }
     }
-    assert_eq!(setting.guesses.tracked_clients(), MAX_CLIENTS);
+    assert_eq!(setting.guesses.tracked_sites(), MAX_SITES);
     assert_eq!(setting.failures(ClientNetwork::V4(0)), 2);
     assert_eq!(setting.failures(ClientNetwork::V4(1)), 0);
     assert_eq!(setting.failures(ClientNetwork::V4(clients)), 1);
     // A minute later all of them are forgotten.
     drop(setting.begin(HOME, "alice", 3_600_000).await.unwrap());
-    assert_eq!(setting.guesses.tracked_clients(), 0);
-    assert!(setting.guesses.lock().clients.capacity() < 1024);
+    assert_eq!(setting.guesses.tracked_sites(), 0);
+    assert!(setting.guesses.lock().sites.capacity() < 1024);
 }
 
 proptest! {

@@ -176,16 +176,38 @@ impl Keys {
         token
     }
 
-    /// Checks a token of any bytes and answers what it says. Without leeway: at the second of `exp` it is expired.
-    /// The order of the checks, which decides what is told of a token with several faults, is SimpleJWT's.
+    /// Checks a token of any bytes and returns what it says. Without leeway: at the second of `exp`
+    /// it is expired. The order of the checks, which decides what is told of a token with several
+    /// faults, is SimpleJWT's.
     ///
-    /// Unlike there, an `iat` in the future does no harm: replicas' clocks differ, and a token must work at once on all of them.
+    /// Whether `iat` is acceptable is left to the caller, which knows the account: see
+    /// [`User::credential_state`](crate::domain::User::credential_state).
     pub fn verify(
         &self,
         token: &str,
         token_type: TokenType,
         now: Timestamp,
     ) -> Result<Claims, TokenError> {
+        self.check(token, token_type, Some(now))
+    }
+
+    /// What a token of ours says, whether or not its time has come or is over: the clock may be
+    /// wrong, and a token that is logged out must stay so when the clock is right again.
+    pub fn verify_at_any_time(
+        &self,
+        token: &str,
+        token_type: TokenType,
+    ) -> Result<Claims, TokenError> {
+        self.check(token, token_type, None)
+    }
+
+    fn check(
+        &self,
+        token: &str,
+        token_type: TokenType,
+        now: Option<Timestamp>,
+    ) -> Result<Claims, TokenError> {
+        let now = now.map(Timestamp::unix_seconds);
         let claims = self.signed_claims(token).ok_or(TokenError::Invalid)?;
         let jti = match claims.get("jti") {
             None => None,
@@ -193,12 +215,13 @@ impl Keys {
             Some(_) => return Err(TokenError::Invalid),
         };
         let issued_at = seconds(&claims, "iat")?;
-        if seconds(&claims, "nbf")?.is_some_and(|not_before| not_before > now.unix_seconds()) {
+        let not_before = seconds(&claims, "nbf")?;
+        if not_before.zip(now).is_some_and(|(from, now)| from > now) {
             return Err(TokenError::Invalid);
         }
         let expires_at = match seconds(&claims, "exp")? {
             Some(exp) if exp > MAX_EXPIRY => return Err(TokenError::Invalid),
-            Some(exp) if exp <= now.unix_seconds() => return Err(TokenError::Expired),
+            Some(exp) if now.is_some_and(|now| exp <= now) => return Err(TokenError::Expired),
             Some(exp) => Timestamp::from_unix_seconds(exp),
             None => return Err(TokenError::NoExpiry),
         };

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use super::{Accounts, refused};
 use crate::credentials::tickets::{self, TICKET_LIFETIME};
 use crate::credentials::{Grant, SessionSecret, TokenType};
-use crate::domain::{Timestamp, User, UserId};
+use crate::domain::{CredentialState, Timestamp, User, UserId};
 use crate::error::{Error, TokenProblem, Unauthenticated};
 use crate::realtime::Listener;
+use crate::store::Session;
 
 /// A pass for one WebSocket.
 pub struct NewTicket {
@@ -71,38 +72,62 @@ impl Accounts {
             .user()
             .map_err(|error| refused(error, TokenType::Access))?;
         let issued_at = claims.issued_at.unwrap_or(Timestamp(0));
-        let caller = self
-            .caller(user_id, issued_at, claims.expires_at, None)
+        let user = self
+            .holder(user_id, issued_at, now, Unauthenticated::AccessToken)
             .await?;
-        caller.ok_or_else(|| Unauthenticated::AccessToken(TokenProblem::Revoked).into())
+        Ok(Caller {
+            user,
+            issued_at,
+            expires_at: claims.expires_at,
+            session: None,
+        })
     }
 
-    /// Who a session cookie belongs to.
+    /// Who the session cookies of a request belong to. The first good one counts: another site of
+    /// the same domain may have set others, of which nothing else is known than that they are bad.
     ///
     /// # Errors
-    /// `SpentCredential`, `UserNotFound` or `UserInactive`.
+    /// `SpentCredential` if none is good, or `UserNotFound` or `UserInactive` if that is why.
     pub async fn authenticate_session(
         &self,
-        cookie: &str,
+        cookies: &[&[u8]],
         now: Timestamp,
     ) -> Result<Caller, Error> {
-        let spent = || Error::from(Unauthenticated::SpentCredential);
-        let hash = SessionSecret::from_cookie(cookie).ok_or_else(spent)?.hash();
-        let session = self
-            .store
-            .session(&hash)
-            .await?
-            .filter(|session| now < session.expires_at)
-            .ok_or_else(spent)?;
-        let caller = self
-            .caller(
-                session.user_id,
-                session.created_at,
-                session.expires_at,
-                Some(hash),
-            )
-            .await?;
-        caller.ok_or_else(spent)
+        let spent = |_| Unauthenticated::SpentCredential;
+        let mut refusal = Unauthenticated::SpentCredential;
+        for session in self.live_sessions(cookies, now).await? {
+            let holder = self.holder(session.user_id, session.created_at, now, spent);
+            match holder.await {
+                Ok(user) => {
+                    return Ok(Caller {
+                        user,
+                        issued_at: session.created_at,
+                        expires_at: session.expires_at,
+                        session: Some(session.token_hash),
+                    });
+                }
+                Err(Error::Unauthenticated(why)) => refusal = why,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(refusal.into())
+    }
+
+    /// The sessions behind these cookies that are stored and have not expired, in the order of the
+    /// cookies.
+    pub(super) async fn live_sessions(
+        &self,
+        cookies: &[&[u8]],
+        now: Timestamp,
+    ) -> Result<Vec<Session>, Error> {
+        let hashes = session_hashes(cookies);
+        if hashes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut stored = self.store.sessions(&hashes).await?;
+        stored.retain(|session| now < session.expires_at);
+        stored.sort_by_key(|session| hashes.iter().position(|hash| *hash == session.token_hash));
+        Ok(stored)
     }
 
     /// A pass for one WebSocket of `caller`, which ends when the caller's own credential does.
@@ -127,43 +152,85 @@ impl Accounts {
     /// # Errors
     /// `SpentCredential`, `UserNotFound` or `UserInactive`; `Unavailable` if the keeper of tickets is away.
     pub async fn redeem_ticket(&self, ticket: &str, now: Timestamp) -> Result<Caller, Error> {
-        let spent = || Error::from(Unauthenticated::SpentCredential);
         let grant = self
             .tickets
             .take(ticket, now)
             .await?
             .filter(|grant| now < grant.expires_at)
-            .ok_or_else(spent)?;
+            .ok_or(Unauthenticated::SpentCredential)?;
         let issued_at = grant.issued_at.unwrap_or(Timestamp(0));
-        let caller = self
-            .caller(grant.user_id, issued_at, grant.expires_at, None)
-            .await?;
-        caller.ok_or_else(spent)
-    }
-
-    /// The caller behind a credential whose own terms hold; `None` if it was issued before the account's `tokens_valid_from`.
-    async fn caller(
-        &self,
-        user_id: UserId,
-        issued_at: Timestamp,
-        expires_at: Timestamp,
-        session: Option<[u8; 32]>,
-    ) -> Result<Option<Caller>, Error> {
         let user = self
-            .known
-            .get(user_id, &*self.store, Instant::now())
+            .holder(grant.user_id, issued_at, now, |_| {
+                Unauthenticated::SpentCredential
+            })
             .await?;
-        let user = user.ok_or(Unauthenticated::UserNotFound)?;
-        if !user.is_active {
-            return Err(Unauthenticated::UserInactive.into());
-        }
-        Ok((issued_at >= user.tokens_valid_from).then_some(Caller {
+        Ok(Caller {
             user,
             issued_at,
-            expires_at,
-            session,
-        }))
+            expires_at: grant.expires_at,
+            session: None,
+        })
     }
+
+    /// The account that a credential dated `issued_at` was given to, as of a moment ago.
+    ///
+    /// # Errors
+    /// `UserNotFound` or `UserInactive`; what `refusal` makes of a date that does not count.
+    async fn holder(
+        &self,
+        id: UserId,
+        issued_at: Timestamp,
+        now: Timestamp,
+        refusal: fn(TokenProblem) -> Unauthenticated,
+    ) -> Result<Arc<User>, Error> {
+        let mut user = self.active_user(id).await?;
+        if user.credential_state(issued_at, now) == CredentialState::FromTheFuture {
+            // What is given right after a change is dated ahead, and the account may be remembered
+            // from before that change.
+            self.known.forget(id);
+            user = self.active_user(id).await?;
+        }
+        date_problem(&user, issued_at, now).map_err(refusal)?;
+        Ok(user)
+    }
+
+    /// The account as of a moment ago.
+    ///
+    /// # Errors
+    /// `UserNotFound` or `UserInactive`.
+    async fn active_user(&self, id: UserId) -> Result<Arc<User>, Error> {
+        let user = self.known.get(id, &*self.store, Instant::now()).await?;
+        let user = user.ok_or(Unauthenticated::UserNotFound)?;
+        if user.is_active {
+            Ok(user)
+        } else {
+            Err(Unauthenticated::UserInactive.into())
+        }
+    }
+}
+
+/// What is wrong with the date of a credential of `user`.
+///
+/// # Errors
+/// `Revoked` or `Invalid`.
+pub(super) fn date_problem(
+    user: &User,
+    issued_at: Timestamp,
+    now: Timestamp,
+) -> Result<(), TokenProblem> {
+    match user.credential_state(issued_at, now) {
+        CredentialState::Current => Ok(()),
+        CredentialState::Ended => Err(TokenProblem::Revoked),
+        CredentialState::FromTheFuture => Err(TokenProblem::Invalid),
+    }
+}
+
+/// What the store keeps of the sessions that these cookies may hold.
+pub(super) fn session_hashes(cookies: &[&[u8]]) -> Vec<[u8; 32]> {
+    let secrets = cookies
+        .iter()
+        .filter_map(|cookie| SessionSecret::from_cookie(cookie));
+    secrets.map(|secret| secret.hash()).collect()
 }
 
 impl From<tickets::Error> for Error {

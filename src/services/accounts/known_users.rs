@@ -51,6 +51,11 @@ impl KnownUsers {
         Ok(Some(user))
     }
 
+    /// Has the account read anew when it is asked for next.
+    pub fn forget(&self, id: UserId) {
+        self.lock().remove(&id);
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<UserId, (Arc<User>, Instant)>> {
         // Every change is one call on the map, so a panic elsewhere while holding the lock leaves it whole.
         self.users.lock().unwrap_or_else(PoisonError::into_inner)

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::callers::{date_problem, session_hashes};
 use super::{Accounts, refused};
 use crate::credentials::guesses::Refused;
-use crate::credentials::{SessionSecret, TokenType};
+use crate::credentials::{Attempt, SessionSecret, TokenType};
 use crate::domain::account::canonical_username;
-use crate::domain::{ClientNetwork, Timestamp, User};
+use crate::domain::{CLOCK_TOLERANCE, ClientNetwork, Timestamp, User};
 use crate::error::{Error, TokenProblem, Unauthenticated};
 use crate::store::{RevokedToken, Session};
 
@@ -36,44 +37,32 @@ pub struct LoggedIn {
 impl Accounts {
     /// Checks a name and password, and gives tokens, and a session if one is wanted.
     ///
+    /// From the moment the attempt is let through, the password is checked and the attempt counted
+    /// even if this future is dropped: a client that hangs up before it is refused would otherwise
+    /// guess without limit, and each guess would cost a hash.
+    ///
     /// # Errors
-    /// `WrongCredentials`, the same for an unknown name, a wrong password and a disabled account; `RateLimited` after too many
-    /// failures; `Overloaded` if too many passwords are being hashed.
-    pub async fn log_in(&self, request: LogIn) -> Result<LoggedIn, Error> {
+    /// `WrongCredentials`, the same for an unknown name, a wrong password and a disabled account;
+    /// `RateLimited` after too many failures; `Overloaded` if too many passwords are being hashed.
+    pub async fn log_in(self: &Arc<Self>, request: LogIn) -> Result<LoggedIn, Error> {
         // A text too long to be a name is counted and compared like any other wrong one.
         let name = canonical_username(&request.username).unwrap_or_default();
         let attempt = Arc::clone(&self.guesses)
             .begin(request.network, &name, &Instant::now)
             .await
-            .inspect_err(|_| {
-                self.metrics
-                    .login_failures
-                    .with_label_values(&["refused"])
-                    .inc();
-            })?;
-        // What is given is as old as what is known of the account: hashing may take its turn in a queue, and a change of password
-        // or a disabling that comes meanwhile has to end this too.
+            .inspect_err(|_| self.count_failure("refused"))?;
+        // The credentials are as old as what is known of the account: hashing may wait in a queue,
+        // and a change of password or a disabling meanwhile has to end them too.
         let asked = Timestamp::now();
-        let user = self.store.user_by_username(&name).await?;
-        let stored = user.as_ref().map(|user| user.password_hash.clone());
-        let verified = self
-            .hash_pool
-            .verify(request.password.clone(), stored)
-            .await?;
-        let Some(user) = user.filter(|user| verified.ok && user.is_active) else {
-            attempt.failed(Instant::now());
-            self.metrics
-                .login_failures
-                .with_label_values(&["wrong"])
-                .inc();
-            return Err(Unauthenticated::WrongCredentials.into());
-        };
-        attempt.succeeded();
-        if verified.needs_rehash {
-            self.upgrade_hash(&user, request.password).await;
-        }
+        let wants_session = request.wants_session;
+        let accounts = Arc::clone(self);
+        let user = self
+            .tasks
+            .spawn(async move { accounts.check_password(attempt, name, request).await })
+            .await
+            .map_err(Error::internal)??;
         let issued_at = user.token_date(asked);
-        let session = if request.wants_session {
+        let session = if wants_session {
             Some(self.open_session(&user, asked).await?)
         } else {
             None
@@ -85,8 +74,42 @@ impl Accounts {
         })
     }
 
-    /// A new access token for a good refresh token, dated `now`. The account is read anew: one remembered from before a change
-    /// of password would let a refresh token of before give access tokens of after.
+    /// The account that `name` and the password belong to. Counts the attempt.
+    async fn check_password(
+        &self,
+        attempt: Attempt,
+        name: String,
+        request: LogIn,
+    ) -> Result<User, Error> {
+        let LogIn {
+            password, network, ..
+        } = request;
+        let user = self.store.user_by_username(&name).await?;
+        let stored = user.as_ref().map(|user| user.password_hash.clone());
+        let verified = self
+            .hash_pool
+            .verify(password.clone(), stored, network)
+            .await?;
+        let Some(user) = user.filter(|user| verified.ok && user.is_active) else {
+            attempt.failed(Instant::now());
+            self.count_failure("wrong");
+            return Err(Unauthenticated::WrongCredentials.into());
+        };
+        attempt.succeeded();
+        if verified.needs_rehash {
+            self.upgrade_hash(&user, password, network).await;
+        }
+        Ok(user)
+    }
+
+    fn count_failure(&self, reason: &str) {
+        let failures = &self.metrics.login_failures;
+        failures.with_label_values(&[reason]).inc();
+    }
+
+    /// A new access token for a good refresh token, dated `now`. The account is read anew: one
+    /// remembered from before a change of password would let a refresh token of before give access
+    /// tokens of after.
     ///
     /// # Errors
     /// `RefreshToken`, `NoUserId` or `RefreshUserInactive`.
@@ -95,7 +118,11 @@ impl Accounts {
             .keys
             .verify(token, TokenType::Refresh, now)
             .map_err(|error| refused(error, TokenType::Refresh))?;
+        let issued_at = claims.issued_at.unwrap_or(Timestamp(0));
         let Some(user_id) = claims.user_id else {
+            if issued_at > now.plus(CLOCK_TOLERANCE) {
+                return Err(Unauthenticated::RefreshToken(TokenProblem::Invalid).into());
+            }
             // Recorded: such a token is refreshed, and what it gives is refused everywhere.
             return self.token(TokenType::Access, None, now);
         };
@@ -103,36 +130,53 @@ impl Accounts {
         let user = user
             .filter(|user| user.is_active)
             .ok_or(Unauthenticated::RefreshUserInactive)?;
-        let revoked = Unauthenticated::RefreshToken(TokenProblem::Revoked);
-        if claims.issued_at.unwrap_or(Timestamp(0)) < user.tokens_valid_from
-            || self.store.is_token_revoked(&claims.jti).await?
-        {
-            return Err(revoked.into());
+        date_problem(&user, issued_at, now).map_err(Unauthenticated::RefreshToken)?;
+        if self.store.is_token_revoked(&claims.jti).await? {
+            return Err(Unauthenticated::RefreshToken(TokenProblem::Revoked).into());
         }
         self.token(TokenType::Access, Some(user_id), user.token_date(now))
     }
 
-    /// Ends a refresh token and a session, whichever are given; ones that do not hold anyway are no error.
+    /// A new access token for the first good session among these cookies, dated `now`.
+    ///
+    /// # Errors
+    /// `RefreshToken` if none is good, as for a refresh token that is not; `RefreshUserInactive`.
+    pub async fn refresh_by_session(
+        &self,
+        cookies: &[&[u8]],
+        now: Timestamp,
+    ) -> Result<String, Error> {
+        let mut refusal = Unauthenticated::RefreshToken(TokenProblem::Invalid);
+        for session in self.live_sessions(cookies, now).await? {
+            let user = self.store.user(session.user_id).await?;
+            let Some(user) = user.filter(|user| user.is_active) else {
+                refusal = Unauthenticated::RefreshUserInactive;
+                continue;
+            };
+            if date_problem(&user, session.created_at, now).is_ok() {
+                return self.token(TokenType::Access, Some(user.id), user.token_date(now));
+            }
+        }
+        Err(refusal.into())
+    }
+
+    /// Ends a refresh token and the sessions of these cookies, as far as they are there. Ones that
+    /// do not hold anyway are no error.
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn log_out(
-        &self,
-        refresh: Option<&str>,
-        session: Option<&str>,
-        now: Timestamp,
-    ) -> Result<(), Error> {
-        let claims =
-            refresh.and_then(|token| self.keys.verify(token, TokenType::Refresh, now).ok());
+    pub async fn log_out(&self, refresh: Option<&str>, cookies: &[&[u8]]) -> Result<(), Error> {
+        let claims = refresh.and_then(|token| {
+            let verified = self.keys.verify_at_any_time(token, TokenType::Refresh);
+            verified.ok()
+        });
         let token = claims.map(|claims| RevokedToken {
             jti: claims.jti,
             expires_at: claims.expires_at,
         });
-        let session = session
-            .and_then(SessionSecret::from_cookie)
-            .map(|secret| secret.hash());
-        if token.is_some() || session.is_some() {
-            self.store.log_out(session, token).await?;
+        let sessions = session_hashes(cookies);
+        if token.is_some() || !sessions.is_empty() {
+            self.store.log_out(&sessions, token).await?;
         }
         Ok(())
     }
@@ -147,14 +191,17 @@ impl Accounts {
             created_at,
             expires_at: created_at.plus(self.config.refresh_token_lifetime),
         };
-        self.store.create_session(session).await?;
+        self.store
+            .create_session(session, self.config.max_sessions_per_user)
+            .await?;
         Ok(secret.cookie_value())
     }
 
-    /// Replaces a hash of an older kind. The login stands whether this works or not; the next one tries again.
-    async fn upgrade_hash(&self, user: &User, password: String) {
+    /// Replaces a hash of an older kind. The login succeeds whether this works or not; the next one
+    /// tries again.
+    async fn upgrade_hash(&self, user: &User, password: String, network: ClientNetwork) {
         let upgraded: Result<(), Error> = async {
-            let hash = self.hash_pool.hash(password).await?;
+            let hash = self.hash_pool.hash(password, network).await?;
             self.store
                 .upgrade_password_hash(user.id, &user.password_hash, &hash)
                 .await?;

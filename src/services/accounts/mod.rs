@@ -8,6 +8,8 @@ mod registration;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::task::TaskTracker;
+
 use self::known_users::KnownUsers;
 use crate::config;
 use crate::credentials::{
@@ -32,40 +34,58 @@ pub struct Accounts {
     known: KnownUsers,
     config: config::AccountsConfig,
     metrics: Arc<Metrics>,
+    tasks: TaskTracker,
+}
+
+/// What [`Accounts`] works with.
+pub struct Dependencies {
+    /// Where accounts, sessions and revoked tokens are.
+    pub store: Arc<dyn AccountStore>,
+    /// Hashes and compares passwords.
+    pub hash_pool: HashPool,
+    /// Slows guessing down.
+    pub guesses: Arc<dyn GuessLimit>,
+    /// Keeps the tickets.
+    pub tickets: Arc<dyn Tickets>,
+    /// Sign and verify tokens.
+    pub keys: Keys,
+    /// Lifetimes and limits.
+    pub config: config::AccountsConfig,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// Tasks that must finish before the process ends.
+    pub tasks: TaskTracker,
 }
 
 impl Accounts {
-    /// Puts the use cases on their parts.
-    pub fn new(
-        store: Arc<dyn AccountStore>,
-        hash_pool: HashPool,
-        guesses: Arc<dyn GuessLimit>,
-        tickets: Arc<dyn Tickets>,
-        keys: Keys,
-        config: config::AccountsConfig,
-        metrics: Arc<Metrics>,
-    ) -> Self {
-        let known = KnownUsers::default();
+    /// The use cases on these dependencies.
+    pub fn new(dependencies: Dependencies) -> Self {
+        let Dependencies {
+            store,
+            hash_pool,
+            guesses,
+            tickets,
+            keys,
+            config,
+            metrics,
+            tasks,
+        } = dependencies;
         Self {
             store,
             hash_pool,
             guesses,
             tickets,
             keys,
-            known,
+            known: KnownUsers::default(),
             config,
             metrics,
+            tasks,
         }
     }
 
     /// How long a session lasts.
     pub fn session_lifetime(&self) -> Duration {
         self.config.refresh_token_lifetime
-    }
-
-    /// Stops hashing: calls that wait fail, the threads end. Blocks for the time of one hash.
-    pub fn stop(&self) {
-        self.hash_pool.stop();
     }
 
     fn token(

@@ -3,7 +3,7 @@
 use super::Accounts;
 use crate::config;
 use crate::domain::account::{FieldError, NewAccount, USERNAME_TAKEN};
-use crate::domain::{Timestamp, User};
+use crate::domain::{ClientNetwork, Timestamp, User};
 use crate::error::Error;
 use crate::store::{self, NewUser};
 
@@ -16,6 +16,8 @@ pub struct Registration {
     pub email: Result<String, &'static str>,
     /// The password.
     pub password: Result<String, &'static str>,
+    /// Where it comes from: passwords are hashed by turns between networks.
+    pub network: ClientNetwork,
 }
 
 impl Accounts {
@@ -42,7 +44,7 @@ impl Accounts {
         }
         let password_hash = self
             .hash_pool
-            .hash(account.password.as_str().to_owned())
+            .hash(account.password.as_str().to_owned(), new.network)
             .await?;
         let user = NewUser {
             username: account.username.as_str().to_owned(),

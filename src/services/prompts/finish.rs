@@ -63,7 +63,7 @@ impl RunningCall {
         };
         let prompt = match self.finish(Some(took), outcome).await {
             Ok(Finished::Ours(prompt)) => Arc::new(prompt),
-            Ok(Finished::Lost(stored)) => return Err(self.lost(new, stored)),
+            Ok(Finished::Lost(stored)) => return self.lost(new, stored),
             Err(error @ store::Error::Unavailable(_)) => {
                 tracing::error!(%error, "an answer could not be stored and is lost");
                 // Or an attempt was carried out without our knowing.
@@ -94,7 +94,7 @@ impl RunningCall {
         let outcome = CallOutcome::Failed(ended.code());
         let prompt = match self.finish(None, outcome).await {
             Ok(Finished::Ours(prompt)) => prompt,
-            Ok(Finished::Lost(stored)) => return Err(self.lost(new, stored)),
+            Ok(Finished::Lost(stored)) => return self.lost(new, stored),
             Err(error) => {
                 self.give_up_unless_stopping().await;
                 return Err(error.into());
@@ -109,24 +109,31 @@ impl RunningCall {
         Err(Error::Failed(failed))
     }
 
-    /// What to tell the caller of a call that is not ours any more. Whoever ended it has told the sockets, but for a deletion.
-    fn lost(&self, new: &CreatePrompt, stored: Option<Prompt>) -> Error {
+    /// The outcome of a call that another process has ended or taken over: what that process has
+    /// stored. It has told the sockets, unless the prompt was deleted.
+    fn lost(&self, new: &CreatePrompt, stored: Option<Prompt>) -> Result<Created, Error> {
         let Some(prompt) = stored else {
             self.live.end(End::Deleted);
             self.tell_deletion(new);
-            return Error::Deleted;
+            return Err(Error::Deleted);
         };
         tracing::warn!("a call's lease ran out before its outcome was stored");
         match prompt.status {
+            PromptStatus::Completed => {
+                let prompt = Arc::new(prompt);
+                self.live.end_replaced(Arc::clone(&prompt));
+                Ok(Created::Answered {
+                    prompt,
+                    upstream: None,
+                    is_replayed: true,
+                })
+            }
             PromptStatus::Failed => {
                 let failed = FailedPrompt::of(&prompt);
                 self.live.end(End::Failed(failed));
-                Error::Failed(failed)
+                Err(Error::Failed(failed))
             }
-            // Another took it over.
-            PromptStatus::Running | PromptStatus::Completed => {
-                Error::IdempotencyKey(KeyProblem::InFlight)
-            }
+            PromptStatus::Running => Err(Error::IdempotencyKey(KeyProblem::InFlight)),
         }
     }
 

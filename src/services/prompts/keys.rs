@@ -1,7 +1,6 @@
 //! Idempotency keys: which request a key stands for, and what a repeated one is told.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
@@ -11,9 +10,6 @@ use crate::domain::Prompt;
 use crate::error::{Error, KeyProblem};
 use crate::memory_budget::Owner;
 use crate::store::{KeyClaim, KeyState, KnownKey};
-
-/// How long a key is kept.
-pub(super) const KEPT: Duration = Duration::from_secs(86_400);
 
 /// What the store knows a request's key by. Whether the answer is streamed is not part of a request's meaning: a client that lost a
 /// stream may fetch the answer whole.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Prompts, announcements, keys};
+use super::{Prompts, announcements};
 use crate::domain::PromptId;
 use crate::error::{Error, FailedPrompt};
 
@@ -72,14 +72,5 @@ impl Prompts {
                 return Ok(());
             }
         }
-    }
-
-    /// Forgets idempotency keys that were kept long enough.
-    ///
-    /// # Errors
-    /// Those of the store.
-    pub async fn purge_keys(&self) -> Result<(), Error> {
-        self.0.parts.call_store.purge_keys(keys::KEPT).await?;
-        Ok(())
     }
 }

@@ -1,11 +1,12 @@
-//! Accounts, sessions and revoked tokens in PostgreSQL. Each call is one statement, so that it is one round trip and one
-//! transaction.
+//! Accounts, sessions and revoked tokens in PostgreSQL. Nearly each call is one statement, so that it
+//! is one round trip and one transaction.
 
-use std::collections::HashSet;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio_postgres::Row;
 
+use super::error::Cause;
 use super::pool::{LONG_PATIENCE, PATIENCE};
 use super::{PostgresStore, get, sql_limit};
 use crate::domain::{Timestamp, User, UserId};
@@ -150,65 +151,64 @@ impl AccountStore for PostgresStore {
         Ok(!rows.is_empty())
     }
 
-    async fn create_session(&self, session: Session) -> Result<(), Error> {
+    async fn create_session(&self, session: Session, limit: usize) -> Result<(), Error> {
+        let user = session.user_id.0;
         let mut connection = self.pool.connection(PATIENCE).await?;
+        connection.begin().await?;
+        // Logins of one user take turns: the statement below counts what the one before has stored.
+        connection
+            .query(
+                "SELECT 1 FROM account WHERE id = $1 FOR NO KEY UPDATE",
+                &[&user],
+            )
+            .await?;
         connection
             .write(
-                "INSERT INTO session (token_hash, user_id, created_at, expires_at) VALUES ($1, $2, $3, $4)",
+                "WITH ended AS (
+                     DELETE FROM session WHERE token_hash IN (
+                         SELECT token_hash FROM session WHERE user_id = $2 AND expires_at > $3
+                         ORDER BY created_at DESC, token_hash DESC OFFSET $5
+                     )
+                 )
+                 INSERT INTO session (token_hash, user_id, created_at, expires_at)
+                 VALUES ($1, $2, $3, $4)",
                 &[
                     &session.token_hash.as_slice(),
-                    &session.user_id.0,
+                    &user,
                     &session.created_at.0,
                     &session.expires_at.0,
+                    &sql_limit(limit.saturating_sub(1)),
                 ],
             )
             .await?;
-        Ok(())
+        connection.commit().await
     }
 
-    async fn session(&self, token_hash: &[u8; 32]) -> Result<Option<Session>, Error> {
-        let mut connection = self.pool.connection(PATIENCE).await?;
-        let row = connection
-            .query_opt(
-                "SELECT user_id, created_at, expires_at FROM session WHERE token_hash = $1",
-                &[&token_hash.as_slice()],
-            )
-            .await?;
-        row.map(|row| {
-            Ok(Session {
-                token_hash: *token_hash,
-                user_id: UserId(get(&row, 0)?),
-                created_at: Timestamp(get(&row, 1)?),
-                expires_at: Timestamp(get(&row, 2)?),
-            })
-        })
-        .transpose()
-    }
-
-    async fn sessions_stored(&self, hashes: &[[u8; 32]]) -> Result<HashSet<[u8; 32]>, Error> {
+    async fn sessions(&self, hashes: &[[u8; 32]]) -> Result<Vec<Session>, Error> {
         let hashes: Vec<&[u8]> = hashes.iter().map(<[u8; 32]>::as_slice).collect();
         let mut connection = self.pool.connection(PATIENCE).await?;
         let rows = connection
             .query(
-                "SELECT token_hash FROM session WHERE token_hash = ANY ($1)",
+                "SELECT token_hash, user_id, created_at, expires_at FROM session
+                 WHERE token_hash = ANY ($1)",
                 &[&hashes],
             )
             .await?;
         rows.iter()
             .map(|row| {
                 let hash: &[u8] = get(row, 0)?;
-                hash.try_into()
-                    .map_err(|_| super::error::Cause::UnknownValue.into())
+                Ok(Session {
+                    token_hash: hash.try_into().map_err(|_| Cause::UnknownValue)?,
+                    user_id: UserId(get(row, 1)?),
+                    created_at: Timestamp(get(row, 2)?),
+                    expires_at: Timestamp(get(row, 3)?),
+                })
             })
             .collect()
     }
 
-    async fn log_out(
-        &self,
-        session: Option<[u8; 32]>,
-        token: Option<RevokedToken>,
-    ) -> Result<(), Error> {
-        let session = session.as_ref().map(<[u8; 32]>::as_slice);
+    async fn log_out(&self, hashes: &[[u8; 32]], token: Option<RevokedToken>) -> Result<(), Error> {
+        let hashes: Vec<&[u8]> = hashes.iter().map(<[u8; 32]>::as_slice).collect();
         let (jti, expires_at) = match &token {
             Some(token) => (Some(token.jti.as_bytes()), token.expires_at.0),
             None => (None, 0),
@@ -216,15 +216,36 @@ impl AccountStore for PostgresStore {
         let mut connection = self.pool.connection(PATIENCE).await?;
         connection
             .write(
-                "WITH ended AS (DELETE FROM session WHERE token_hash = $1)
+                "WITH ended AS (DELETE FROM session WHERE token_hash = ANY ($1))
                  INSERT INTO revoked_token (jti, expires_at)
                  SELECT $2::bytea, $3::bigint WHERE $2::bytea IS NOT NULL
                  ON CONFLICT (jti) DO UPDATE
                      SET expires_at = greatest(revoked_token.expires_at, excluded.expires_at)",
-                &[&session, &jti, &expires_at],
+                &[&hashes, &jti, &expires_at],
             )
             .await?;
         Ok(())
+    }
+
+    async fn move_purge_horizon(
+        &self,
+        latest: Timestamp,
+        step: Duration,
+    ) -> Result<Timestamp, Error> {
+        let step = i64::try_from(step.as_micros()).unwrap_or(i64::MAX);
+        let mut connection = self.pool.connection(PATIENCE).await?;
+        let rows = connection
+            .write(
+                // The sum may leave the range of bigint.
+                "INSERT INTO purge_horizon AS h (id, reached) VALUES (1, $1)
+                 ON CONFLICT (id) DO UPDATE SET
+                     reached = least(excluded.reached, h.reached::numeric + $2::bigint)::bigint
+                 RETURNING reached",
+                &[&latest.0, &step],
+            )
+            .await?;
+        let row = rows.first().ok_or(Cause::UnknownValue)?;
+        Ok(Timestamp(get(row, 0)?))
     }
 
     async fn is_token_revoked(&self, jti: &str) -> Result<bool, Error> {
@@ -238,14 +259,14 @@ impl AccountStore for PostgresStore {
         Ok(row.is_some())
     }
 
-    async fn purge_expired(&self, now: Timestamp) -> Result<u64, Error> {
+    async fn purge_expired(&self, horizon: Timestamp) -> Result<u64, Error> {
         let mut connection = self.pool.connection(LONG_PATIENCE).await?;
         let rows = connection
             .write(
                 "WITH sessions AS (DELETE FROM session WHERE expires_at <= $1 RETURNING 1),
                       tokens AS (DELETE FROM revoked_token WHERE expires_at <= $1 RETURNING 1)
                  SELECT (SELECT count(*) FROM sessions) + (SELECT count(*) FROM tokens)",
-                &[&now.0],
+                &[&horizon.0],
             )
             .await?;
         let forgotten: i64 = rows.first().map_or(Ok(0), |row| get(row, 0))?;

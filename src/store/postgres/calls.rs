@@ -10,9 +10,10 @@ use super::error::Cause;
 use super::pool::{Connection, LONG_PATIENCE, PATIENCE};
 use super::prompts::{prompt_from_row, without_nul};
 use super::{PostgresStore, get, sql_limit};
-use crate::domain::{FailureCode, Prompt, PromptId, PromptStatus, UserId};
+use crate::domain::{FailureCode, Prompt, PromptId, PromptStatus, Timestamp, UserId};
 use crate::store::{
-    Begun, CallOutcome, CallStore, Error, Holder, KeyClaim, KeyState, KnownKey, LapsedCall, NewCall,
+    Begun, CallOutcome, CallStore, Error, Holder, KEY_LIFETIME, KeyClaim, KeyState, KnownKey,
+    LapsedCall, NewCall,
 };
 
 /// What a lapsed call failed with.
@@ -37,7 +38,9 @@ const KNOWN_KEY: &str = concat!(
             r.lease_until > ",
     clock!(),
     " FROM idempotency_key k LEFT JOIN prompt p ON p.id = k.prompt_id LEFT JOIN running_call r ON r.prompt_id = k.prompt_id
-     WHERE k.user_id = $1 AND k.key_hash = $2"
+     WHERE k.user_id = $1 AND k.key_hash = $2 AND k.claimed_at > ",
+    clock!(),
+    " - $3"
 );
 
 /// Keep whoever would end, renew or delete the call waiting until the transaction ends: first the prompt, then its lease, as
@@ -78,7 +81,8 @@ const TAKE_OVER: &str = concat!(
 const CLAIM: &str = concat!(
     "INSERT INTO idempotency_key (user_id, key_hash, fingerprint, prompt_id, claimed_at) VALUES ($1, $2, $3, $4, ",
     clock!(),
-    ") ON CONFLICT (user_id, key_hash) DO UPDATE SET claimed_at = excluded.claimed_at"
+    ") ON CONFLICT (user_id, key_hash) DO UPDATE SET
+        fingerprint = excluded.fingerprint, prompt_id = excluded.prompt_id, claimed_at = excluded.claimed_at"
 );
 
 /// The outcome, the end of the lease, the vector and the key's release, or nothing of it. Of many attempts one deletes the lease.
@@ -157,7 +161,10 @@ async fn known(
     key_hash: &[u8; 32],
 ) -> Result<Option<KnownKey>, Error> {
     let row = connection
-        .query_opt(KNOWN_KEY, &[&user_id.0, &&key_hash[..]])
+        .query_opt(
+            KNOWN_KEY,
+            &[&user_id.0, &&key_hash[..], &micros(KEY_LIFETIME)],
+        )
         .await?;
     row.as_ref().map(known_from_row).transpose()
 }
@@ -385,16 +392,12 @@ impl CallStore for PostgresStore {
             .collect()
     }
 
-    async fn purge_keys(&self, kept: Duration) -> Result<u64, Error> {
+    async fn purge_keys(&self, horizon: Timestamp) -> Result<u64, Error> {
         let mut connection = self.pool.connection(LONG_PATIENCE).await?;
         let gone = connection
             .write(
-                concat!(
-                    "DELETE FROM idempotency_key WHERE claimed_at <= ",
-                    clock!(),
-                    " - $1 RETURNING prompt_id"
-                ),
-                &[&micros(kept)],
+                "DELETE FROM idempotency_key WHERE claimed_at <= $1 RETURNING prompt_id",
+                &[&horizon.minus(KEY_LIFETIME).0],
             )
             .await?;
         Ok(gone.len() as u64)

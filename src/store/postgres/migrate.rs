@@ -10,9 +10,10 @@ use super::error::{Cause, connection_failure};
 use super::{OpenError, no_connection};
 
 /// Each leads from the version before it to its own place in the list, counted from 1. Never edited once released.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     include_str!("../../../migrations/postgres/0001_initial.sql"),
     include_str!("../../../migrations/postgres/0002_running_calls.sql"),
+    include_str!("../../../migrations/postgres/0003_purge_horizon.sql"),
 ];
 
 /// The schema this program works with.

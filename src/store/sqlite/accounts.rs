@@ -1,11 +1,11 @@
 //! Accounts, sessions and revoked tokens in SQLite.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::error::Failure;
 use super::{SqliteStore, sql_limit};
 use crate::domain::{Timestamp, User, UserId};
 use crate::store::{AccountStore, Error, NewUser, RevokedToken, Session};
@@ -21,6 +21,12 @@ const USER_BY_NAME: &str =
 const USERS_AFTER: &str =
     "SELECT id, username, email, password_hash, is_active, tokens_valid_from, created_at
      FROM user WHERE id > ?1 ORDER BY id LIMIT ?2";
+
+/// `?1` user, `?2` the present, `?3` how many are left.
+const DELETE_OLDEST_SESSIONS: &str = "DELETE FROM session WHERE token_hash IN (
+         SELECT token_hash FROM session WHERE user_id = ?1 AND expires_at > ?2
+         ORDER BY created_at DESC, token_hash DESC LIMIT -1 OFFSET ?3
+     )";
 
 fn user_from_row(row: &Row<'_>) -> rusqlite::Result<User> {
     Ok(User {
@@ -177,78 +183,66 @@ impl AccountStore for SqliteStore {
             .await
     }
 
-    async fn create_session(&self, session: Session) -> Result<(), Error> {
+    async fn create_session(&self, session: Session, limit: usize) -> Result<(), Error> {
         self.writer
             .write(move |connection| {
+                let Session {
+                    token_hash,
+                    user_id,
+                    created_at,
+                    expires_at,
+                } = session;
+                connection
+                    .prepare_cached(DELETE_OLDEST_SESSIONS)?
+                    .execute(params![
+                        user_id.0,
+                        created_at.0,
+                        sql_limit(limit.saturating_sub(1))
+                    ])?;
                 connection
                     .prepare_cached(
                         "INSERT INTO session (token_hash, user_id, created_at, expires_at)
                          VALUES (?1, ?2, ?3, ?4)",
                     )?
-                    .execute(params![
-                        session.token_hash,
-                        session.user_id.0,
-                        session.created_at.0,
-                        session.expires_at.0
-                    ])?;
+                    .execute(params![token_hash, user_id.0, created_at.0, expires_at.0])?;
                 Ok(())
             })
             .await
     }
 
-    async fn session(&self, token_hash: &[u8; 32]) -> Result<Option<Session>, Error> {
-        let token_hash = *token_hash;
-        self.readers
-            .read(move |connection| {
-                let mut statement = connection.prepare_cached(
-                    "SELECT user_id, created_at, expires_at FROM session WHERE token_hash = ?1",
-                )?;
-                let session = statement.query_row([token_hash], |row| {
-                    Ok(Session {
-                        token_hash,
-                        user_id: UserId(row.get(0)?),
-                        created_at: Timestamp(row.get(1)?),
-                        expires_at: Timestamp(row.get(2)?),
-                    })
-                });
-                Ok(session.optional()?)
-            })
-            .await
-    }
-
-    async fn sessions_stored(&self, hashes: &[[u8; 32]]) -> Result<HashSet<[u8; 32]>, Error> {
-        let mut hashes: HashSet<[u8; 32]> = hashes.iter().copied().collect();
+    async fn sessions(&self, hashes: &[[u8; 32]]) -> Result<Vec<Session>, Error> {
+        let hashes: HashSet<[u8; 32]> = hashes.iter().copied().collect();
         self.readers
             .read(move |connection| {
                 let transaction = connection.unchecked_transaction()?;
-                let mut statement =
-                    transaction.prepare_cached("SELECT 1 FROM session WHERE token_hash = ?1")?;
-                let mut failed = None;
-                hashes.retain(|hash| {
-                    statement.exists([hash]).unwrap_or_else(|error| {
-                        failed = Some(error);
-                        false
-                    })
-                });
-                match failed {
-                    Some(error) => Err(Failure::from(error)),
-                    None => Ok(hashes),
+                let mut statement = transaction.prepare_cached(
+                    "SELECT user_id, created_at, expires_at FROM session WHERE token_hash = ?1",
+                )?;
+                let mut sessions = Vec::new();
+                for token_hash in hashes {
+                    let session = statement.query_row([token_hash], |row| {
+                        Ok(Session {
+                            token_hash,
+                            user_id: UserId(row.get(0)?),
+                            created_at: Timestamp(row.get(1)?),
+                            expires_at: Timestamp(row.get(2)?),
+                        })
+                    });
+                    sessions.extend(session.optional()?);
                 }
+                Ok(sessions)
             })
             .await
     }
 
-    async fn log_out(
-        &self,
-        session: Option<[u8; 32]>,
-        token: Option<RevokedToken>,
-    ) -> Result<(), Error> {
+    async fn log_out(&self, hashes: &[[u8; 32]], token: Option<RevokedToken>) -> Result<(), Error> {
+        let hashes = hashes.to_vec();
         self.writer
             .write(move |connection| {
-                if let Some(token_hash) = session {
-                    connection
-                        .prepare_cached("DELETE FROM session WHERE token_hash = ?1")?
-                        .execute([token_hash])?;
+                let mut end =
+                    connection.prepare_cached("DELETE FROM session WHERE token_hash = ?1")?;
+                for token_hash in hashes {
+                    end.execute([token_hash])?;
                 }
                 if let Some(token) = token {
                     connection
@@ -259,6 +253,31 @@ impl AccountStore for SqliteStore {
                         .execute(params![token.jti, token.expires_at.0])?;
                 }
                 Ok(())
+            })
+            .await
+    }
+
+    async fn move_purge_horizon(
+        &self,
+        latest: Timestamp,
+        step: Duration,
+    ) -> Result<Timestamp, Error> {
+        let step = i64::try_from(step.as_micros()).unwrap_or(i64::MAX);
+        self.writer
+            .write(move |connection| {
+                let reached: Option<i64> = connection
+                    .prepare_cached("SELECT reached FROM purge_horizon")?
+                    .query_row([], |row| row.get(0))
+                    .optional()?;
+                let furthest = reached.map_or(latest.0, |reached| reached.saturating_add(step));
+                let horizon = latest.0.min(furthest);
+                connection
+                    .prepare_cached(
+                        "INSERT INTO purge_horizon (id, reached) VALUES (1, ?1)
+                         ON CONFLICT DO UPDATE SET reached = excluded.reached",
+                    )?
+                    .execute([horizon])?;
+                Ok(Timestamp(horizon))
             })
             .await
     }
@@ -274,15 +293,15 @@ impl AccountStore for SqliteStore {
             .await
     }
 
-    async fn purge_expired(&self, now: Timestamp) -> Result<u64, Error> {
+    async fn purge_expired(&self, horizon: Timestamp) -> Result<u64, Error> {
         self.writer
             .write(move |connection| {
                 let sessions = connection
                     .prepare_cached("DELETE FROM session WHERE expires_at <= ?1")?
-                    .execute([now.0])?;
+                    .execute([horizon.0])?;
                 let tokens = connection
                     .prepare_cached("DELETE FROM revoked_token WHERE expires_at <= ?1")?
-                    .execute([now.0])?;
+                    .execute([horizon.0])?;
                 Ok(u64::try_from(sessions + tokens).unwrap_or(u64::MAX))
             })
             .await

@@ -10,9 +10,12 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::SqliteStore;
 use super::error::Failure;
 use super::prompts::{StoredVector, insert_vector, prompt_by_id};
-use crate::domain::{CallDetails, FailureCode, ModelId, Prompt, PromptId, PromptStatus, UserId};
+use crate::domain::{
+    CallDetails, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, UserId,
+};
 use crate::store::{
-    Begun, CallOutcome, CallStore, Error, Holder, KeyClaim, KeyState, KnownKey, LapsedCall, NewCall,
+    Begun, CallOutcome, CallStore, Error, Holder, KEY_LIFETIME, KeyClaim, KeyState, KnownKey,
+    LapsedCall, NewCall,
 };
 
 /// What a lapsed call failed with.
@@ -39,14 +42,15 @@ fn known_key(
     user_id: UserId,
     key_hash: &[u8; 32],
 ) -> Result<Option<KnownKey>, Failure> {
+    let newest_free = clock(connection)?.saturating_sub(micros(KEY_LIFETIME));
     let found: Option<KeyRow> = connection
         .prepare_cached(
             "SELECT k.fingerprint, k.prompt_id, p.status, r.lease_until FROM idempotency_key k
              LEFT JOIN prompt p ON p.id = k.prompt_id
              LEFT JOIN running_call r ON r.prompt_id = k.prompt_id
-             WHERE k.user_id = ?1 AND k.key_hash = ?2",
+             WHERE k.user_id = ?1 AND k.key_hash = ?2 AND k.claimed_at > ?3",
         )?
-        .query_row(params![user_id.0, key_hash], |row| {
+        .query_row(params![user_id.0, key_hash, newest_free], |row| {
             Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
         })
         .optional()?;
@@ -154,7 +158,8 @@ fn claim(
     connection
         .prepare_cached(
             "INSERT INTO idempotency_key (user_id, key_hash, fingerprint, prompt_id, claimed_at)
-             VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO UPDATE SET claimed_at = excluded.claimed_at",
+             VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO UPDATE SET
+             fingerprint = excluded.fingerprint, prompt_id = excluded.prompt_id, claimed_at = excluded.claimed_at",
         )?
         .execute(params![
             user_id.0,
@@ -365,10 +370,10 @@ impl CallStore for SqliteStore {
             .await
     }
 
-    async fn purge_keys(&self, kept: Duration) -> Result<u64, Error> {
+    async fn purge_keys(&self, horizon: Timestamp) -> Result<u64, Error> {
         self.writer
             .write(move |connection| {
-                let last = clock(connection)?.saturating_sub(micros(kept));
+                let last = horizon.minus(KEY_LIFETIME).0;
                 let gone = connection
                     .prepare_cached("DELETE FROM idempotency_key WHERE claimed_at <= ?1")?
                     .execute([last])?;

@@ -11,9 +11,10 @@ use super::connection::PAGE_SIZE;
 pub(super) const APPLICATION_ID: i32 = 0x5072_6d53;
 
 /// Each leads from the version before it to its own place in the list, counted from 1. Never edited once released.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     include_str!("../../../migrations/sqlite/0001_initial.sql"),
     include_str!("../../../migrations/sqlite/0002_running_calls.sql"),
+    include_str!("../../../migrations/sqlite/0003_purge_horizon.sql"),
 ];
 
 /// The schema this program works with.

@@ -47,7 +47,7 @@ async fn furnished(folder: &Folder) -> SqliteStore {
             created_at: Timestamp(1),
             expires_at: Timestamp(i64::MAX),
         };
-        store.create_session(session).await.unwrap();
+        store.create_session(session, 100).await.unwrap();
     }
     store
         .insert_prompt(completed(UserId(2), "no vector"))
@@ -79,7 +79,7 @@ async fn furnished(folder: &Folder) -> SqliteStore {
             jti: format!("{n:032x}"),
             expires_at: Timestamp(n),
         };
-        store.log_out(None, Some(token)).await.unwrap();
+        store.log_out(&[], Some(token)).await.unwrap();
     }
     store.delete_prompt(UserId(1), PromptId(1)).await.unwrap();
     store.delete_prompt(UserId(2), PromptId(751)).await.unwrap();

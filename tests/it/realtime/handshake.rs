@@ -5,12 +5,12 @@ use std::time::Duration;
 use prompt_service::credentials::TokenType;
 use prompt_service::domain::{Timestamp, UserId};
 use serde_json::json;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use super::{PATH, assert_open, open, ticket};
-use crate::support::{App, Response, Socket, spawn_app};
+use crate::support::{App, DEADLINE, Response, Socket, spawn_app};
 
 /// The kinds of credentials in the order in which they count.
 const KINDS: [&str; 5] = ["ticket", "subprotocol", "header", "query", "cookie"];
@@ -244,6 +244,30 @@ async fn a_request_that_asks_for_no_socket_is_told_so() {
     assert_eq!(old.status, 426, "{old:?}");
     assert_eq!(old.header("sec-websocket-version"), Some("13"));
     assert_eq!(alice.post(PATH).send().await.status, 405);
+}
+
+#[tokio::test]
+async fn a_handshake_may_spread_its_lists_over_several_lines() {
+    let app = spawn_app(|_| {}).await;
+    let alice = app.user("alice").await;
+    for lines in [
+        "Connection: keep-alive\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n",
+        "Connection: Upgrade\r\nConnection: keep-alive\r\nUpgrade: WebSocket\r\n",
+        "Connection:\tkeep-alive\t,\tupgrade\r\nUpgrade: h2c,websocket\r\n",
+    ] {
+        let mut stream = TcpStream::connect(app.addr).await.unwrap();
+        let request = format!(
+            "GET {PATH} HTTP/1.1\r\nHost: {}\r\n{lines}Sec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Protocol: bearer\r\nSec-WebSocket-Protocol: {}\r\n\
+             Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n",
+            app.addr, alice.access
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut status = [0; 12];
+        let read = tokio::time::timeout(DEADLINE, stream.read_exact(&mut status)).await;
+        read.unwrap().unwrap();
+        assert_eq!(&status, b"HTTP/1.1 101", "{lines:?}");
+    }
 }
 
 /// Opens a socket as soon as the service has noticed that others are gone.

@@ -69,7 +69,7 @@ async fn ten_failures_of_a_name_on_any_replicas_refuse_it_on_all() {
     let left: u64 = left[1..].split('\r').next().unwrap().parse().unwrap();
     assert!((1..=60_000).contains(&left), "{left}");
     let keys = server.command(&["KEYS", "*"]);
-    assert!(keys.contains("{2001:db8:1:2::/64}"), "{keys}");
+    assert!(keys.contains("{2001:db8:1::/48}"), "{keys}");
     let members = server.command(&["ZRANGE", "test:guesses:{127.0.0.1}:failed", "0", "-1"]);
     assert!(!members.contains("alice"), "{members}");
 }
@@ -109,6 +109,63 @@ async fn hundred_failures_of_a_client_refuse_every_name() {
         assert!(!fail(guesses, HOME, "somebody new").await);
         assert!(begin(guesses, AWAY, "somebody new").await.is_ok());
     }
+}
+
+#[tokio::test]
+async fn three_hundred_failures_of_an_ipv6_site_refuse_all_of_its_networks() {
+    let server = RedisServer::start();
+    let replicas = replicas(&server, 2).await;
+    let network = |n: usize| ClientNetwork::V6(0x2001_0db8_0001_0000 + n as u64);
+    for n in 0..300 {
+        assert!(fail(&replicas[n % 2].0, network(n), "alice").await, "{n}");
+    }
+    eventually!(
+        server
+            .command(&["ZCARD", "test:guesses:{2001:db8:1::/48}:failed"])
+            .starts_with(":300")
+    );
+    for (guesses, _kept) in &replicas {
+        assert!(!fail(guesses, network(300), "bob").await);
+        assert!(begin(guesses, HOME, "alice").await.is_ok());
+    }
+}
+
+#[tokio::test]
+async fn client_whose_address_begins_like_anothers_is_another() {
+    let server = RedisServer::start();
+    let replicas = replicas(&server, 1).await;
+    let guesses = &replicas[0].0;
+    let network = |n: u64| ClientNetwork::V6(0x2001_0db8_0001_0000 + n);
+    for _ in 0..10 {
+        assert!(fail(guesses, network(0x12), "alice").await);
+    }
+    assert!(!fail(guesses, network(0x12), "alice").await);
+    assert!(fail(guesses, network(0x1), "alice").await);
+}
+
+#[tokio::test]
+async fn question_that_is_dropped_while_redis_answers_takes_no_place() {
+    let server = RedisServer::start();
+    let replicas = replicas(&server, 1).await;
+    let (guesses, replica) = &replicas[0];
+    // So that the script is known and one command is one question.
+    drop(begin(guesses, HOME, "bob").await.unwrap());
+    server.pause();
+    for _ in 0..10 {
+        let mut question = std::pin::pin!(begin(guesses, HOME, "alice"));
+        let is_asked = std::future::poll_fn(|context| {
+            std::task::Poll::Ready(question.as_mut().poll(context).is_pending())
+        });
+        assert!(is_asked.await);
+    }
+    server.resume();
+    replica.is_up().await;
+    eventually!(
+        server
+            .command(&["ZCARD", "test:guesses:{127.0.0.1}:under_way"])
+            .starts_with(":0")
+    );
+    assert!(begin(guesses, HOME, "alice").await.is_ok());
 }
 
 /// What parallel attempts of one name on several replicas came to: answered, and refused.

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use prompt_service::domain::{Timestamp, UserId};
 use prompt_service::store::{Error, NewUser, RevokedToken, Session};
@@ -24,6 +25,22 @@ fn token(jti: &str, expires_at: i64) -> RevokedToken {
         jti: jti.to_owned(),
         expires_at: Timestamp(expires_at),
     }
+}
+
+/// More sessions than most cases make.
+const LIMIT: usize = 100;
+
+async fn stored(store: &dyn TestableStore, hash: &[u8; 32]) -> Option<Session> {
+    store.sessions(&[*hash]).await.unwrap().pop()
+}
+
+/// Those of the given hashes whose session is stored.
+async fn hashes(store: &dyn TestableStore, asked: &[[u8; 32]]) -> HashSet<[u8; 32]> {
+    let sessions = store.sessions(asked).await.unwrap();
+    sessions
+        .into_iter()
+        .map(|session| session.token_hash)
+        .collect()
 }
 
 pub async fn an_account_is_made_active_and_read_back(store: Store) {
@@ -96,7 +113,7 @@ pub async fn disabling_moves_tokens_valid_from_and_deletes_sessions(store: Store
     let bob = user(&*store, "bob").await;
     for (mark, owner) in [(1, alice.id), (2, alice.id), (3, bob.id)] {
         store
-            .create_session(session(mark, owner, 99))
+            .create_session(session(mark, owner, 99), LIMIT)
             .await
             .unwrap();
     }
@@ -110,7 +127,7 @@ pub async fn disabling_moves_tokens_valid_from_and_deletes_sessions(store: Store
     assert!(!now.is_active);
     assert_eq!(now.tokens_valid_from, Timestamp(50));
     let asked = [[1; 32], [2; 32], [3; 32]];
-    let stored = store.sessions_stored(&asked).await.unwrap();
+    let stored = hashes(&*store, &asked).await;
     assert_eq!(stored, HashSet::from([[3; 32]]));
     assert_eq!(store.user(bob.id).await.unwrap(), Some(bob));
 }
@@ -122,7 +139,7 @@ pub async fn enabling_keeps_tokens_valid_from_and_sessions(store: Store) {
         .await
         .unwrap();
     let kept = session(1, alice.id, 99);
-    store.create_session(kept.clone()).await.unwrap();
+    store.create_session(kept.clone(), LIMIT).await.unwrap();
     assert!(
         store
             .set_active(alice.id, true, Timestamp(70))
@@ -132,7 +149,7 @@ pub async fn enabling_keeps_tokens_valid_from_and_sessions(store: Store) {
     let now = store.user(alice.id).await.unwrap().unwrap();
     assert!(now.is_active);
     assert_eq!(now.tokens_valid_from, Timestamp(50));
-    assert_eq!(store.session(&[1; 32]).await.unwrap(), Some(kept));
+    assert_eq!(stored(&*store, &[1; 32]).await, Some(kept));
 }
 
 pub async fn tokens_valid_from_never_goes_back(store: Store) {
@@ -158,10 +175,13 @@ pub async fn a_new_password_ends_sessions_and_tokens(store: Store) {
     let alice = user(&*store, "alice").await;
     let bob = user(&*store, "bob").await;
     store
-        .create_session(session(1, alice.id, 99))
+        .create_session(session(1, alice.id, 99), LIMIT)
         .await
         .unwrap();
-    store.create_session(session(2, bob.id, 99)).await.unwrap();
+    store
+        .create_session(session(2, bob.id, 99), LIMIT)
+        .await
+        .unwrap();
     assert!(
         store
             .set_password(alice.id, "second", Timestamp(50))
@@ -172,8 +192,8 @@ pub async fn a_new_password_ends_sessions_and_tokens(store: Store) {
     assert_eq!(now.password_hash, "second");
     assert_eq!(now.tokens_valid_from, Timestamp(50));
     assert!(now.is_active);
-    assert_eq!(store.session(&[1; 32]).await.unwrap(), None);
-    assert!(store.session(&[2; 32]).await.unwrap().is_some());
+    assert_eq!(stored(&*store, &[1; 32]).await, None);
+    assert!(stored(&*store, &[2; 32]).await.is_some());
 }
 
 pub async fn changing_an_absent_account_answers_false(store: Store) {
@@ -187,7 +207,7 @@ pub async fn changing_an_absent_account_answers_false(store: Store) {
 pub async fn a_hash_upgrade_keeps_sessions_and_tokens(store: Store) {
     let alice = user(&*store, "alice").await;
     let kept = session(1, alice.id, 99);
-    store.create_session(kept.clone()).await.unwrap();
+    store.create_session(kept.clone(), LIMIT).await.unwrap();
     let old = alice.password_hash.clone();
     assert!(
         store
@@ -198,7 +218,7 @@ pub async fn a_hash_upgrade_keeps_sessions_and_tokens(store: Store) {
     let now = store.user(alice.id).await.unwrap().unwrap();
     assert_eq!(now.password_hash, "new");
     assert_eq!(now.tokens_valid_from, alice.tokens_valid_from);
-    assert_eq!(store.session(&[1; 32]).await.unwrap(), Some(kept));
+    assert_eq!(stored(&*store, &[1; 32]).await, Some(kept));
 }
 
 pub async fn a_hash_upgrade_of_a_changed_hash_does_nothing(store: Store) {
@@ -211,83 +231,150 @@ pub async fn a_hash_upgrade_of_a_changed_hash_does_nothing(store: Store) {
 pub async fn a_session_is_read_back_even_when_expired(store: Store) {
     let alice = user(&*store, "alice").await;
     let expired = session(1, alice.id, i64::MIN);
-    store.create_session(expired.clone()).await.unwrap();
-    assert_eq!(store.session(&[1; 32]).await.unwrap(), Some(expired));
-    assert_eq!(store.session(&[2; 32]).await.unwrap(), None);
+    store.create_session(expired.clone(), LIMIT).await.unwrap();
+    assert_eq!(stored(&*store, &[1; 32]).await, Some(expired));
+    assert_eq!(stored(&*store, &[2; 32]).await, None);
 }
 
 pub async fn a_session_of_an_unknown_account_is_refused(store: Store) {
-    let refused = store.create_session(session(1, UserId(7), 99)).await;
+    let refused = store.create_session(session(1, UserId(7), 99), LIMIT).await;
     assert!(matches!(refused, Err(Error::Internal(_))), "{refused:?}");
-    assert_eq!(store.session(&[1; 32]).await.unwrap(), None);
+    assert_eq!(stored(&*store, &[1; 32]).await, None);
 }
 
 pub async fn stored_sessions_are_told_from_others(store: Store) {
     let alice = user(&*store, "alice").await;
-    store.create_session(session(1, alice.id, 0)).await.unwrap();
     store
-        .create_session(session(2, alice.id, 99))
+        .create_session(session(1, alice.id, 0), LIMIT)
         .await
         .unwrap();
     store
-        .create_session(session(3, alice.id, 99))
+        .create_session(session(2, alice.id, 99), LIMIT)
+        .await
+        .unwrap();
+    store
+        .create_session(session(3, alice.id, 99), LIMIT)
         .await
         .unwrap();
     let asked = [[1; 32], [3; 32], [4; 32], [3; 32]];
-    let stored = store.sessions_stored(&asked).await.unwrap();
+    let stored = hashes(&*store, &asked).await;
     assert_eq!(stored, HashSet::from([[1; 32], [3; 32]]));
-    assert!(store.sessions_stored(&[]).await.unwrap().is_empty());
+    assert!(hashes(&*store, &[]).await.is_empty());
+}
+
+pub async fn a_session_beyond_the_limit_ends_the_oldest(store: Store) {
+    let alice = user(&*store, "alice").await;
+    let bob = user(&*store, "bob").await;
+    let at = |mark: u8, owner, created_at: i64, expires_at: i64| Session {
+        created_at: Timestamp(created_at),
+        ..session(mark, owner, expires_at)
+    };
+    // An expired one, others of which the second is the oldest, and somebody else's.
+    for row in [
+        at(1, alice.id, 5, 39),
+        at(2, alice.id, 20, 99),
+        at(3, alice.id, 10, 99),
+        at(4, alice.id, 30, 99),
+        at(5, bob.id, 1, 99),
+    ] {
+        store.create_session(row, LIMIT).await.unwrap();
+    }
+    let asked: Vec<[u8; 32]> = (1..=9).map(|mark| [mark; 32]).collect();
+    let left = async || {
+        let mut left: Vec<u8> = hashes(&*store, &asked).await.iter().map(|h| h[0]).collect();
+        left.sort_unstable();
+        left
+    };
+    let new = at(6, alice.id, 40, 99);
+    store.create_session(new.clone(), 3).await.unwrap();
+    assert_eq!(
+        left().await,
+        [1, 2, 4, 5, 6],
+        "the expired one is no matter"
+    );
+    // A lower limit than before ends several; the new one stays, though it is dated earlier.
+    let new = at(7, alice.id, 15, 99);
+    store.create_session(new.clone(), 2).await.unwrap();
+    assert_eq!(left().await, [5, 6, 7]);
+    assert_eq!(stored(&*store, &[7; 32]).await, Some(new));
+    store
+        .create_session(at(8, alice.id, 50, 99), 1)
+        .await
+        .unwrap();
+    assert_eq!(left().await, [5, 8]);
 }
 
 pub async fn logging_out_deletes_the_session_and_remembers_the_token(store: Store) {
     let alice = user(&*store, "alice").await;
     store
-        .create_session(session(1, alice.id, 99))
+        .create_session(session(1, alice.id, 99), LIMIT)
         .await
         .unwrap();
     store
-        .create_session(session(2, alice.id, 99))
+        .create_session(session(2, alice.id, 99), LIMIT)
         .await
         .unwrap();
     assert!(!store.is_token_revoked("j1").await.unwrap());
     store
-        .log_out(Some([1; 32]), Some(token("j1", 99)))
+        .log_out(&[[1; 32]], Some(token("j1", 99)))
         .await
         .unwrap();
-    assert_eq!(store.session(&[1; 32]).await.unwrap(), None);
-    assert!(store.session(&[2; 32]).await.unwrap().is_some());
+    assert_eq!(stored(&*store, &[1; 32]).await, None);
+    assert!(stored(&*store, &[2; 32]).await.is_some());
     assert!(store.is_token_revoked("j1").await.unwrap());
     assert!(!store.is_token_revoked("J1").await.unwrap());
+    let both = session(3, alice.id, 99);
+    store.create_session(both, LIMIT).await.unwrap();
+    let asked = [[3; 32], [2; 32], [4; 32], [3; 32]];
+    store.log_out(&asked, None).await.unwrap();
+    assert!(hashes(&*store, &asked).await.is_empty());
 }
 
 pub async fn logging_out_twice_or_of_nothing_is_no_error(store: Store) {
-    store.log_out(None, None).await.unwrap();
+    store.log_out(&[], None).await.unwrap();
     for _ in 0..2 {
         store
-            .log_out(Some([9; 32]), Some(token("j", 50)))
+            .log_out(&[[9; 32]], Some(token("j", 50)))
             .await
             .unwrap();
     }
     assert!(store.is_token_revoked("j").await.unwrap());
     // Of two expiries the later one counts.
-    store.log_out(None, Some(token("j", 60))).await.unwrap();
-    store.log_out(None, Some(token("j", 40))).await.unwrap();
+    store.log_out(&[], Some(token("j", 60))).await.unwrap();
+    store.log_out(&[], Some(token("j", 40))).await.unwrap();
     store.purge_expired(Timestamp(59)).await.unwrap();
     assert!(store.is_token_revoked("j").await.unwrap());
 }
 
-pub async fn purging_forgets_what_expired_at_or_before_now(store: Store) {
+pub async fn the_horizon_of_the_purge_goes_forward_by_steps_and_back_at_once(store: Store) {
+    let moved = async |latest, step| {
+        let step = Duration::from_micros(step);
+        let moved = store.move_purge_horizon(Timestamp(latest), step).await;
+        moved.unwrap().0
+    };
+    assert_eq!(moved(100, 0).await, 100, "there was none");
+    assert_eq!(moved(500, 0).await, 100);
+    assert_eq!(moved(500, 30).await, 130);
+    assert_eq!(moved(140, 30).await, 140);
+    assert_eq!(moved(90, 30).await, 90);
+    assert_eq!(moved(i64::MAX, 5).await, 95);
+    assert_eq!(moved(i64::MAX, u64::MAX).await, i64::MAX);
+    assert_eq!(moved(i64::MIN, 1).await, i64::MIN);
+    assert_eq!(moved(7, u64::MAX).await, -1, "the longest step there is");
+}
+
+pub async fn purging_forgets_what_expired_at_or_before_the_horizon(store: Store) {
     let alice = user(&*store, "alice").await;
     for (mark, expires_at) in [(1, 49), (2, 50), (3, 51)] {
         let row = session(mark, alice.id, expires_at);
-        store.create_session(row).await.unwrap();
+        store.create_session(row, LIMIT).await.unwrap();
         let row = token(&format!("j{mark}"), expires_at);
-        store.log_out(None, Some(row)).await.unwrap();
+        store.log_out(&[], Some(row)).await.unwrap();
     }
     assert_eq!(store.purge_expired(Timestamp(50)).await.unwrap(), 4);
     assert_eq!(store.purge_expired(Timestamp(50)).await.unwrap(), 0);
     let asked = [[1; 32], [2; 32], [3; 32]];
-    let stored = store.sessions_stored(&asked).await.unwrap();
+    let stored = hashes(&*store, &asked).await;
     assert_eq!(stored, HashSet::from([[3; 32]]));
     assert!(!store.is_token_revoked("j2").await.unwrap());
     assert!(store.is_token_revoked("j3").await.unwrap());

@@ -7,8 +7,8 @@ use prompt_service::domain::{
     CallDetails, Embedding, FailureCode, Prompt, PromptId, PromptStatus, Timestamp, UserId,
 };
 use prompt_service::store::{
-    Begun, CallOutcome, DeletedPrompt, Error, Holder, KeyClaim, KeyState, KnownKey, LapsedCall,
-    NewCall,
+    Begun, CallOutcome, DeletedPrompt, Error, Holder, KeyClaim, KeyRecord, KeyState, KnownKey,
+    LapsedCall, NewCall,
 };
 
 use crate::store::{TestableStore, embedded, model, user, vector};
@@ -18,6 +18,8 @@ type Store = Arc<dyn TestableStore>;
 const HELD: Duration = Duration::from_secs(3600);
 const OVER: Duration = Duration::ZERO;
 const DAY: Duration = Duration::from_secs(86_400);
+/// Longer than any test takes.
+const MINUTE: Duration = Duration::from_secs(60);
 
 pub fn holder(replica: u8, call: i64) -> Holder {
     Holder {
@@ -464,14 +466,42 @@ pub async fn a_deleted_prompt_keeps_its_key_and_cannot_be_finished(store: Store)
 pub async fn purged_keys_are_free_and_their_prompts_stay(store: Store) {
     let alice = user(&*store, "alice").await.id;
     let begun = started(&*store, keyed(alice, claim(1, 1))).await;
-    assert_eq!(store.purge_keys(DAY).await.unwrap(), 0);
+    // Claimed just now, so it is free in a day.
+    let now = Timestamp::now();
+    assert_eq!(store.purge_keys(now).await.unwrap(), 0);
+    assert_eq!(store.purge_keys(now.plus(DAY - MINUTE)).await.unwrap(), 0);
     assert!(store.known_key(alice, &[1; 32]).await.unwrap().is_some());
-    assert_eq!(store.purge_keys(Duration::ZERO).await.unwrap(), 1);
+    assert_eq!(store.purge_keys(now.plus(DAY + MINUTE)).await.unwrap(), 1);
     assert_eq!(store.known_key(alice, &[1; 32]).await.unwrap(), None);
     let finished = store.finish_call(begun.id, holder(1, 1), None, answered());
     assert!(finished.await.unwrap().is_some());
     let next = started(&*store, keyed(alice, claim(1, 1))).await;
     assert!(next.id > begun.id);
+}
+
+pub async fn a_key_of_yesterday_is_free_before_it_is_purged(store: Store) {
+    let alice = user(&*store, "alice").await.id;
+    let begun = started(&*store, keyed(alice, claim(1, 1))).await;
+    let finished = store.finish_call(begun.id, holder(1, 1), None, answered());
+    assert!(finished.await.unwrap().is_some());
+    let now = Timestamp::now();
+    let key = |mark: u8, age: Duration| KeyRecord {
+        user_id: alice,
+        key_hash: [mark; 32],
+        fingerprint: [9; 32],
+        prompt_id: begun.id,
+        claimed_at: now.minus(age),
+    };
+    let keys = vec![key(2, DAY - MINUTE), key(3, DAY + MINUTE)];
+    store.put_keys(keys).await.unwrap();
+    assert!(store.known_key(alice, &[2; 32]).await.unwrap().is_some());
+    assert_eq!(store.known_key(alice, &[3; 32]).await.unwrap(), None);
+    // It may stand for another request now, and then does.
+    let next = started(&*store, keyed(alice, claim(3, 1))).await;
+    assert!(next.id > begun.id);
+    let known = store.known_key(alice, &[3; 32]).await.unwrap().unwrap();
+    assert_eq!(known.fingerprint, claim(3, 1).fingerprint);
+    assert_eq!(known.state, KeyState::InFlight(next.id));
 }
 
 pub async fn a_vector_of_another_length_leaves_the_call_running(store: Store) {

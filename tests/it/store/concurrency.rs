@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use prompt_service::domain::UserId;
-use prompt_service::store::{Begun, Error, NewCall};
+use prompt_service::domain::{Timestamp, UserId};
+use prompt_service::store::{Begun, Error, NewCall, Session};
 use tokio::task::JoinSet;
 
 use crate::store::calls::{answered, call, claim, holder, started};
@@ -71,6 +71,25 @@ pub async fn racing_registrations_of_one_name_have_one_winner(store: Store) {
     }
     assert_eq!(made, 1);
     assert_eq!(store.list_users(None, 99).await.unwrap().len(), 1);
+}
+
+pub async fn racing_sessions_stop_at_the_limit(store: Store) {
+    const LIMIT: usize = 5;
+    let alice = user(&*store, "alice").await.id;
+    let hashes: Vec<[u8; 32]> = (0..32).map(|mark| [mark; 32]).collect();
+    let mut tasks = JoinSet::new();
+    for token_hash in hashes.clone() {
+        let store = Arc::clone(&store);
+        let session = Session {
+            token_hash,
+            user_id: alice,
+            created_at: Timestamp(10),
+            expires_at: Timestamp(99),
+        };
+        tasks.spawn(async move { store.create_session(session, LIMIT).await.unwrap() });
+    }
+    tasks.join_all().await;
+    assert_eq!(store.sessions(&hashes).await.unwrap().len(), LIMIT);
 }
 
 pub async fn racing_claims_of_one_key_have_one_winner(store: Store) {

@@ -22,9 +22,11 @@ macro_rules! conformance_suite {
                 a_session_is_read_back_even_when_expired,
                 a_session_of_an_unknown_account_is_refused,
                 stored_sessions_are_told_from_others,
+                a_session_beyond_the_limit_ends_the_oldest,
                 logging_out_deletes_the_session_and_remembers_the_token,
                 logging_out_twice_or_of_nothing_is_no_error,
-                purging_forgets_what_expired_at_or_before_now,
+                purging_forgets_what_expired_at_or_before_the_horizon,
+                the_horizon_of_the_purge_goes_forward_by_steps_and_back_at_once,
                 odd_texts_come_back_as_they_were;
             prompts:
                 a_completed_prompt_is_read_back,
@@ -62,6 +64,7 @@ macro_rules! conformance_suite {
                 a_lapsed_key_is_not_taken_over_by_another_request,
                 a_deleted_prompt_keeps_its_key_and_cannot_be_finished,
                 purged_keys_are_free_and_their_prompts_stay,
+                a_key_of_yesterday_is_free_before_it_is_purged,
                 a_vector_of_another_length_leaves_the_call_running,
                 finished_calls_are_counted_as_covered,
                 upstream_calls_are_counted_by_day_up_to_the_limit;
@@ -87,6 +90,7 @@ macro_rules! conformance_suite {
                 racing_upstream_calls_stop_at_the_limit,
                 racing_inserts_are_all_there_with_rising_ids,
                 racing_registrations_of_one_name_have_one_winner,
+                racing_sessions_stop_at_the_limit,
                 a_failed_operation_leaves_its_neighbours_alone,
                 a_write_is_seen_by_the_next_read;
         }

@@ -1,6 +1,6 @@
 //! Random operations against a naive model of the contract: a few maps.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use prompt_service::domain::{
@@ -117,7 +117,24 @@ fn hash(number: u8) -> String {
     ["$argon2id$first", "h1", "h2", "h3"][usize::from(number)].to_owned()
 }
 
+/// Sessions that one user may have: few, so that the limit is reached.
+const SESSIONS: usize = 2;
+
 impl Model {
+    /// Makes room for one more session, as the contract says.
+    fn end_oldest_sessions(&mut self, user_id: UserId, now: Timestamp) {
+        let mut live: Vec<_> = self
+            .sessions
+            .values()
+            .filter(|session| session.user_id == user_id && session.expires_at > now)
+            .map(|session| (session.created_at, session.token_hash))
+            .collect();
+        live.sort_unstable();
+        for (_, hash) in live.iter().rev().skip(SESSIONS - 1) {
+            self.sessions.remove(hash);
+        }
+    }
+
     /// The account of that number, or an id that no account has.
     fn user(&self, number: u8) -> UserId {
         let user = self.users.get(usize::from(number));
@@ -206,21 +223,23 @@ impl Model {
                     created_at: Timestamp(0),
                     expires_at: Timestamp(expires_at),
                 };
-                let stored = store.create_session(session.clone()).await.is_ok();
+                let stored = store.create_session(session.clone(), SESSIONS).await;
+                let stored = stored.is_ok();
                 assert_eq!(stored, self.user_mut(session.user_id).is_some());
                 self.hashes.push(session.token_hash);
                 if stored {
+                    self.end_oldest_sessions(session.user_id, session.created_at);
                     self.sessions.insert(session.token_hash, session);
                 }
             }
             Operation::LogOut { session, token } => {
-                let session = session.map(|number| [number; 32]);
+                let session: Vec<_> = session.map(|number| [number; 32]).into_iter().collect();
                 let token = token.map(|(jti, expires_at)| RevokedToken {
                     jti: format!("j{jti}"),
                     expires_at: Timestamp(expires_at),
                 });
-                store.log_out(session, token.clone()).await.unwrap();
-                session.and_then(|hash| self.sessions.remove(&hash));
+                store.log_out(&session, token.clone()).await.unwrap();
+                self.sessions.retain(|hash, _| !session.contains(hash));
                 if let Some(token) = token {
                     let known = self.revoked.entry(token.jti).or_insert(token.expires_at);
                     *known = token.expires_at.max(*known);
@@ -380,15 +399,12 @@ impl Model {
     /// Compares everything that can be asked.
     async fn compare(&self, store: &dyn TestableStore) {
         assert_eq!(store.list_users(None, 99).await.unwrap(), self.users);
-        let stored = store.sessions_stored(&self.hashes).await.unwrap();
-        assert_eq!(
-            stored,
-            self.sessions.keys().copied().collect::<HashSet<_>>()
-        );
-        for session in self.sessions.values() {
-            let found = store.session(&session.token_hash).await.unwrap();
-            assert_eq!(found.as_ref(), Some(session));
-        }
+        let stored = store.sessions(&self.hashes).await.unwrap();
+        let stored: HashMap<_, _> = stored
+            .into_iter()
+            .map(|session| (session.token_hash, session))
+            .collect();
+        assert_eq!(stored, self.sessions);
         for number in 0..4 {
             let jti = format!("j{number}");
             let revoked = store.is_token_revoked(&jti).await.unwrap();

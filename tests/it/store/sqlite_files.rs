@@ -89,7 +89,7 @@ async fn a_file_of_a_newer_version_is_refused() {
             error,
             OpenError::Newer {
                 found: 99,
-                known: 2
+                known: 3
             }
         ),
         "{error:?}"

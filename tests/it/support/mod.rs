@@ -203,6 +203,11 @@ pub fn config_in(folder: &Path) -> Config {
     Config::load(cli.settings, Secrets::default()).unwrap()
 }
 
+/// Believes the local peer, so that tests come from any address they name.
+pub fn behind_proxy(config: &mut Config) {
+    config.server.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
+}
+
 /// Starts a service on an empty folder: see [`config_in`] for what `adjust` starts from.
 pub async fn spawn_app(adjust: impl FnOnce(&mut Config)) -> App {
     spawn_app_in(Folder::new(), adjust).await
@@ -318,7 +323,7 @@ impl App {
         let answer = self.post("/api/auth/login/").json(&body).send().await;
         assert_eq!(answer.status, 200, "{answer:?}");
         let cookie = answer.header("set-cookie").unwrap();
-        let secret = cookie.strip_prefix("session=").unwrap();
+        let (_name, secret) = cookie.split_once('=').unwrap();
         (secret.split(';').next().unwrap().to_owned(), answer)
     }
 

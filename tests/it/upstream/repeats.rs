@@ -13,8 +13,12 @@ use crate::support::{DEADLINE, Folder, Gate, Reply, Upstream, names, postgres};
 
 /// Has the leases of all calls run out, as they do a minute after the process that held them died.
 async fn end_leases(folder: &Folder) {
-    let sql = "UPDATE running_call SET lease_until = 0";
-    let ended = match folder.store_config().await {
+    execute(folder, "UPDATE running_call SET lease_until = 0").await;
+}
+
+/// Changes rows of the store behind the service's back.
+async fn execute(folder: &Folder, sql: &str) {
+    let changed = match folder.store_config().await {
         StoreConfig::Sqlite { path, .. } => {
             let file = rusqlite::Connection::open(path).unwrap();
             file.busy_timeout(DEADLINE).unwrap();
@@ -25,7 +29,78 @@ async fn end_leases(folder: &Folder) {
             client.execute(sql, &[]).await.unwrap()
         }
     };
-    assert_ne!(ended, 0);
+    assert_ne!(changed, 0);
+}
+
+/// What another process does with a call whose lease ran out, having taken it over by its key.
+async fn answer_elsewhere(folder: &Folder, response: &str) {
+    execute(folder, "DELETE FROM running_call").await;
+    let completed =
+        format!("UPDATE prompt SET status = 'completed', model = 'other', response = '{response}'");
+    execute(folder, &completed).await;
+}
+
+/// A refusal that waits.
+fn held_failure(gate: &Gate) -> Reply {
+    Reply::default().wait(gate).and(Reply::error(400, &[]))
+}
+
+#[tokio::test]
+async fn a_post_whose_call_another_process_took_over_is_answered_as_that_one_stored_it() {
+    let upstream = Upstream::start().await;
+    let (app, user) = service(&upstream, |_| ()).await;
+    // Whatever the own call comes to.
+    for reply in [held_answer as fn(&Gate) -> Reply, held_failure] {
+        let gate = Gate::new();
+        upstream.plan(reply(&gate));
+        let asked = upstream.requests().len();
+        let key = format!("k{asked}");
+        let first = posting(&user, Some(&key), &hello());
+        eventually!(upstream.requests().len() > asked);
+        answer_elsewhere(&app.folder, "from elsewhere").await;
+        gate.open();
+        let answered = first.await.unwrap();
+        assert_eq!(answered.status, 201, "{answered:?}");
+        let body = answered.json();
+        assert_eq!(body["response"], "from elsewhere");
+        assert_eq!(body["model"], "other");
+        assert_eq!(answered.header("idempotent-replayed"), Some("true"));
+        let again = post_with(&user, &key, &hello()).await;
+        assert_eq!((again.status, again.json()), (201, body));
+    }
+}
+
+#[tokio::test]
+async fn a_stream_whose_call_another_process_took_over_ends_with_the_stored_answer() {
+    let upstream = Upstream::start().await;
+    let (app, user) = service(&upstream, |_| ()).await;
+    for stored in ["one two and more", "another text", "one"] {
+        let gate = Gate::new();
+        upstream.plan(held_stream(&gate));
+        let key = stored.replace(' ', "-");
+        let request = user.post("/api/prompts").header("idempotency-key", &key);
+        let request = request.header("accept", "text/event-stream");
+        let mut stream = request.json(&hello()).open().await;
+        read_until(&mut stream, "one two ").await;
+        answer_elsewhere(&app.folder, stored).await;
+        gate.open();
+        let mut text = "one two ".to_owned();
+        let rest = stream.rest().await;
+        let (last, rest) = rest.split_last().unwrap();
+        for event in rest {
+            match event.name.as_str() {
+                // What was read before is void.
+                "started" => text.clear(),
+                "delta" => text.push_str(event.data["text"].as_str().unwrap()),
+                other => panic!("{other}"),
+            }
+        }
+        assert_eq!(text, stored);
+        assert_eq!(
+            (last.name.as_str(), &last.data["response"]),
+            ("completed", &json!(stored))
+        );
+    }
 }
 
 #[tokio::test]

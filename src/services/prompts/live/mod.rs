@@ -51,6 +51,8 @@ struct Progress {
     end: Option<End>,
     /// What the texts hold, for as long as anybody reads them.
     memory: Reservation,
+    /// Whether the answer is another process's, so that its text may be another one.
+    is_replaced: bool,
 }
 
 impl Progress {
@@ -84,6 +86,7 @@ impl Live {
         let progress = Progress {
             text: String::new(),
             end: None,
+            is_replaced: false,
             memory,
         };
         Arc::new(Self {
@@ -112,14 +115,25 @@ impl Live {
 
     /// Ends it. The first end counts.
     pub fn end(&self, end: End) {
+        self.finish(end, false);
+    }
+
+    /// Ends it with the answer that another process has stored. Readers to whom that answer is not
+    /// the continuation of what they have read begin anew. The first end counts.
+    pub fn end_replaced(&self, prompt: Arc<Prompt>) {
+        self.finish(End::Completed(prompt), true);
+    }
+
+    fn finish(&self, end: End, is_replaced: bool) {
         self.progress.send_if_modified(|progress| {
             let first = progress.end.is_none();
             if first {
                 if matches!(end, End::Completed(_)) {
-                    // The stored prompt has the same text.
+                    // The stored prompt has the whole text.
                     progress.text = String::new();
                 }
                 progress.end = Some(end);
+                progress.is_replaced = is_replaced;
             }
             first
         });
@@ -220,6 +234,8 @@ pub struct Reader {
     from: Option<Place>,
     is_started: bool,
     is_ended: bool,
+    /// Whether it knows that the text may be another one than it has read so far.
+    is_replaced: bool,
     source: Source,
     /// Lets the answer know that somebody reads it.
     _attendance: Option<Attendance>,
@@ -243,6 +259,7 @@ impl Reader {
             // Who has been at the beginning knows the id.
             is_started: from == Some(Place::default()),
             is_ended: false,
+            is_replaced: false,
             source,
             _attendance: None,
         }
@@ -302,6 +319,7 @@ impl Reader {
                             from: &mut self.from,
                             is_started: &mut self.is_started,
                             is_ended: &mut self.is_ended,
+                            is_replaced: &mut self.is_replaced,
                         };
                         step.take(&progress)
                     };
@@ -365,6 +383,7 @@ fn known(end: End, memory: Reservation) -> Source {
     let progress = Progress {
         text: String::new(),
         end: Some(end),
+        is_replaced: false,
         memory,
     };
     Source::Live(watch::channel(progress).1)
@@ -377,6 +396,7 @@ struct Step<'a> {
     from: &'a mut Option<Place>,
     is_started: &'a mut bool,
     is_ended: &'a mut bool,
+    is_replaced: &'a mut bool,
 }
 
 impl Step<'_> {
@@ -384,6 +404,11 @@ impl Step<'_> {
     fn take(self, progress: &Progress) -> Option<Event> {
         let text = progress.text();
         let failed = matches!(progress.end, Some(End::Failed(_) | End::Deleted));
+        if progress.is_replaced && !*self.is_replaced {
+            *self.is_replaced = true;
+            let read = std::mem::take(self.place);
+            self.from.get_or_insert(read);
+        }
         if let Some(from) = self.from.take() {
             *self.is_started = true;
             if from.is_in(text) {

@@ -141,6 +141,30 @@ async fn a_place_in_another_text_begins_again() {
 }
 
 #[tokio::test]
+async fn a_reader_of_a_text_that_another_process_replaced_goes_on_or_begins_anew() {
+    for (replacement, told) in [
+        ("Because it is.", &[" it is.", "completed"][..]),
+        ("Because", &["completed"]),
+        ("Well.", &["started", "Well.", "completed"]),
+        ("Be", &["started", "Be", "completed"]),
+    ] {
+        let live = live();
+        let mut reader = live.read(None);
+        live.push("Because");
+        assert_eq!(next(&mut reader).await, "started");
+        assert_eq!(next(&mut reader).await, "Because");
+        let End::Completed(prompt) = completed(replacement) else {
+            unreachable!();
+        };
+        live.end_replaced(prompt);
+        live.end(completed("Because."));
+        assert_eq!(rest(&mut reader).await, told, "{replacement}");
+        let late = rest(&mut live.read(None)).await;
+        assert_eq!(late, ["started", replacement, "completed"]);
+    }
+}
+
+#[tokio::test]
 async fn a_failure_is_told_after_the_text_there_was() {
     let live = live();
     live.push("Be");
