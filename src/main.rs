@@ -53,7 +53,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     if let Command::Health { ready } = command {
         return health_check::run(cli.settings.bind_addr, ready);
     }
-    let (log_format, directives) = (cli.settings.log_format, cli.settings.rust_log.clone());
+    let (log_format, log_filter) = (cli.settings.log_format, cli.settings.rust_log.clone());
     let variable = |name: &str| std::env::var_os(name);
     let fallbacks = cli.settings.upstream.openai_fallback.clone();
     let config = Secrets::read(variable).and_then(|mut secrets| {
@@ -75,7 +75,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Move(arguments) => runtime.block_on(moving::carry(arguments, &config, out)),
         Command::Import(arguments) => runtime.block_on(moving::import(arguments, &config, out)),
         Command::Serve | Command::Openapi | Command::Health { .. } | Command::Check => {
-            telemetry::init_logging(log_format, &directives).map_err(anyhow::Error::msg)?;
+            telemetry::init_logging(log_format, &log_filter);
             runtime.block_on(async {
                 let (mut terminate, mut interrupt) = (
                     signal(SignalKind::terminate())?,

@@ -6,6 +6,7 @@
 mod base_url;
 mod checks;
 mod fallback;
+mod log_filter;
 mod secret;
 mod settings;
 mod upstream;
@@ -18,6 +19,7 @@ use ipnet::IpNet;
 
 pub use base_url::{BaseUrl, is_private};
 pub use fallback::{Fallback, Fallbacks};
+pub use log_filter::LogFilter;
 pub use secret::{Secret, Secrets};
 pub use settings::{
     ByteSize, CookieSecure, LogFormat, OnClientDisconnect, Registration, Settings, SimilarScope,

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 
-use super::UpstreamSettings;
+use super::{LogFilter, UpstreamSettings};
 
 /// Who may register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -171,7 +171,7 @@ pub struct Settings {
 
     /// What is logged: a level, or target=level pairs separated by commas
     #[arg(long, env = "RUST_LOG", default_value = "info", global = true)]
-    pub rust_log: String,
+    pub rust_log: LogFilter,
 
     /// Address of a listener of its own for /metrics and the health routes
     #[arg(long, env, global = true)]
