@@ -1,11 +1,11 @@
 //! The data folder: made for its owner only, held by one server at a time, keeper of the generated key.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::config::Secret;
+use crate::config::{FileError, Secret};
 
 /// Why the folder cannot be used: one line that says so and the mend.
 #[derive(Debug, thiserror::Error)]
@@ -36,12 +36,17 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The key file is not one this program wrote.
+    /// The key file does not hold a key and nothing else.
     #[error(
-        "DATA_DIR: {}: secret.key is not a key of at least 32 bytes; restore it, or remove it to have a new one made (every token ends then)",
-        .0.display()
+        "DATA_DIR: {}: secret.key {what}; restore it, or remove it to have a new one made (every token ends then)",
+        .path.display()
     )]
-    BadKey(PathBuf),
+    BadKey {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong with the file.
+        what: &'static str,
+    },
 }
 
 /// The folder, made if it was missing.
@@ -154,24 +159,27 @@ impl DataDir {
             .and_then(|folder| folder.sync_all())
             .map_err(self.failed("its key cannot be kept"))?;
         self.read_key(&path)?
-            .ok_or_else(|| Error::BadKey(self.path.clone()))
+            .ok_or_else(|| self.bad_key("was removed while it was made"))
     }
 
     fn read_key(&self, path: &Path) -> Result<Option<Secret>, Error> {
-        let mut text = String::new();
-        match File::open(path).and_then(|mut file| file.read_to_string(&mut text)) {
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                return Err(Error::BadKey(self.path.clone()));
+        match Secret::read_file(path) {
+            Ok(key) if key.expose().len() < 32 => {
+                Err(self.bad_key("is not a key of at least 32 bytes"))
             }
-            Err(error) => return Err(self.failed("its key cannot be read")(error)),
+            Ok(key) => Ok(Some(key)),
+            Err(FileError::Unreadable(error)) if error.kind() == io::ErrorKind::NotFound => {
+                Ok(None)
+            }
+            Err(FileError::Unreadable(error)) => Err(self.failed("its key cannot be read")(error)),
+            Err(FileError::Flaw(what)) => Err(self.bad_key(what)),
         }
-        let key = text.strip_suffix('\n').unwrap_or(&text);
-        if key.len() < 32 {
-            Err(Error::BadKey(self.path.clone()))
-        } else {
-            Ok(Some(Secret::new(key)))
+    }
+
+    fn bad_key(&self, what: &'static str) -> Error {
+        Error::BadKey {
+            path: self.path.clone(),
+            what,
         }
     }
 
@@ -267,9 +275,12 @@ mod tests {
     fn a_broken_key_is_refused_not_replaced() {
         let (_outer, folder) = folder();
         fs::write(folder.path.join("secret.key"), "short").unwrap();
-        assert!(matches!(folder.secret_key(), Err(Error::BadKey(_))));
-        fs::write(folder.path.join("secret.key"), [0xff; 64]).unwrap();
-        assert!(matches!(folder.secret_key(), Err(Error::BadKey(_))));
+        assert!(matches!(folder.secret_key(), Err(Error::BadKey { .. })));
+        let crlf = [&[b'k'; 64][..], b"\r\n"].concat();
+        for bytes in [&[0xff; 64][..], &crlf] {
+            fs::write(folder.path.join("secret.key"), bytes).unwrap();
+            assert!(matches!(folder.secret_key(), Err(Error::BadKey { .. })));
+        }
     }
 
     #[test]
@@ -292,7 +303,7 @@ mod tests {
         folder.secret_key().unwrap();
         assert!(DataDir::look(&path).unwrap().has_key);
         fs::write(path.join("secret.key"), "short").unwrap();
-        assert!(matches!(DataDir::look(&path), Err(Error::BadKey(_))));
+        assert!(matches!(DataDir::look(&path), Err(Error::BadKey { .. })));
         let file = outer.path().join("file");
         fs::write(&file, "").unwrap();
         assert!(matches!(DataDir::look(&file), Err(Error::Folder { .. })));

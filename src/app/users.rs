@@ -199,6 +199,12 @@ fn read_secret(prompt: &str, place: &SecretPlace) -> anyhow::Result<String> {
     };
     let secret = trimmed(&line);
     ensure!(!secret.is_empty(), "no password was given");
+    // Some shells and editors write one before the text. As a part of the password it would keep
+    // its owner out.
+    ensure!(
+        !secret.starts_with('\u{feff}'),
+        "the password begins with a byte order mark (BOM): give it without one"
+    );
     Ok(secret.to_owned())
 }
 

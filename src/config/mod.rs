@@ -20,7 +20,7 @@ use ipnet::IpNet;
 pub use base_url::{BaseUrl, is_private};
 pub use fallback::{Fallback, Fallbacks};
 pub use log_filter::LogFilter;
-pub use secret::{Secret, Secrets};
+pub use secret::{FileError, Secret, Secrets};
 pub use settings::{
     ByteSize, CookieSecure, LogFormat, OnClientDisconnect, Registration, Settings, SimilarScope,
 };

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 
 use self::draft::Draft;
 use self::held::{Held, alone};
@@ -247,7 +247,8 @@ async fn open_source(arguments: &ImportArgs) -> anyhow::Result<Box<dyn Source>> 
     Ok(Box::new(reader))
 }
 
-/// The address that was given in one of its three ways, if in any.
+/// The address that was given in one of its three ways, if in any. Errors quote none of what was
+/// given: an address put in a name's place by mistake would be shown.
 fn secret_url(given: SecretUrl<'_>) -> anyhow::Result<Option<Secret>> {
     let SecretUrl {
         flag,
@@ -255,14 +256,16 @@ fn secret_url(given: SecretUrl<'_>) -> anyhow::Result<Option<Secret>> {
         variable,
         file,
     } = given;
-    let text = match (url, variable, file) {
-        (Some(url), ..) => return Ok(Some(url.clone())),
-        (None, Some(name), _) => std::env::var(name)
+    if let Some(name) = variable {
+        let value = std::env::var(name)
             .ok()
-            .with_context(|| format!("{flag}-env: {name} is not set"))?,
-        (None, None, Some(path)) => std::fs::read_to_string(path)
-            .with_context(|| format!("{flag}-file: {} cannot be read", path.display()))?,
-        (None, None, None) => return Ok(None),
-    };
-    Ok(Some(Secret::new(text.trim())))
+            .with_context(|| format!("{flag}-env: no variable of that name is set"))?;
+        return Ok(Some(Secret::new(value.trim())));
+    }
+    if let Some(path) = file {
+        return Secret::read_file(path)
+            .map(Some)
+            .map_err(|error| anyhow!("{flag}-file: the file {error}"));
+    }
+    Ok(url.cloned())
 }
