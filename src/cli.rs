@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue};
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::config::{Secret, Settings};
+use crate::config::{Given, Secret, Settings};
 
 /// What follows the list of settings in the help.
 const SECRETS_HELP: &str = "\
@@ -50,7 +51,27 @@ impl Cli {
             }
         });
         let matches = command.try_get_matches_from_mut(std::env::args_os())?;
-        Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+        let mut cli =
+            Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+        let is_set = |argument: &&Arg| {
+            let source = matches.value_source(argument.get_id().as_str());
+            matches!(
+                source,
+                Some(ValueSource::CommandLine | ValueSource::EnvVariable)
+            )
+        };
+        cli.settings.given = Given {
+            settings: command
+                .get_arguments()
+                .filter(is_set)
+                .filter_map(|argument| Some(argument.get_env()?.to_str()?.to_owned()))
+                .collect(),
+            variables: std::env::vars_os()
+                .filter(|(_, value)| !value.is_empty())
+                .filter_map(|(name, _)| name.into_string().ok())
+                .collect(),
+        };
+        Ok(cli)
     }
 }
 

@@ -8,22 +8,15 @@ use anyhow::Context;
 use prompt_service::api::Documents;
 use prompt_service::app::{App, check, health_check, moving, users};
 use prompt_service::cli::{self, Cli, Command};
-use prompt_service::config::{Config, Secrets};
+use prompt_service::config::{Config, Secrets, read_env_file};
 use prompt_service::telemetry;
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
-    // The working directory's and no other: `dotenvy::dotenv` would go on to its parents, which others may write to.
-    // A file that cannot be read is as clear a mistake as a setting that cannot.
-    // A folder of that name is none: a virtual environment, or what a container's engine makes of a file that is not there.
-    let file = Path::new(".env");
-    if !file.is_dir()
-        && let Err(error) = dotenvy::from_path(file)
-        && !error.not_found()
-    {
-        return fail(&anyhow::anyhow!(
-            ".env: cannot be read; each line is NAME=value"
-        ));
+    // The working directory's alone: its parents may be writable for others.
+    match read_env_file(Path::new(".env")) {
+        Ok(variables) => add_variables(variables),
+        Err(error) => return fail(&error.into()),
     }
     let cli = match Cli::read() {
         Ok(cli) => cli,
@@ -36,6 +29,21 @@ fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
+    }
+}
+
+/// Puts the variables into the process's environment, where the environment has none of that name:
+/// from there clap, secrets and libraries read them like any other.
+fn add_variables(variables: Vec<(String, String)>) {
+    for (name, value) in variables {
+        if std::env::var_os(&name).is_none() {
+            #[expect(unsafe_code, reason = "there is no safe function for this")]
+            // SAFETY: no other thread may read or write the environment meanwhile. This runs first
+            // in `main`, before anything has started a thread.
+            unsafe {
+                std::env::set_var(name, value);
+            }
+        }
     }
 }
 
@@ -68,6 +76,12 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         return runtime.block_on(check::run(config, out));
     }
     let config = config?;
+    if !matches!(command, Command::Serve) {
+        for sentence in &config.misspelt {
+            // Whoever has closed standard error wants no warnings.
+            let _ = writeln!(std::io::stderr(), "warning: {sentence}");
+        }
+    }
     match command {
         Command::User(command) => runtime.block_on(users::run(command, &config, out)),
         Command::Backup { file } => runtime.block_on(moving::backup(&file, &config, out)),

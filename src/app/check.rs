@@ -57,6 +57,9 @@ pub async fn run(
     };
     let data_dir = config.store.data_dir();
     let mut found = vec![("settings", (Verdict::Fine, "each can be used".to_owned()))];
+    for sentence in config.misspelt.iter().chain(&config.unused) {
+        found.push(("settings", (Verdict::Note, sentence.clone())));
+    }
     let folder = DataDir::look(data_dir);
     found.push(("data folder", data_folder(data_dir, &folder)));
     found.push(("signing key", signing_key(&config, &folder)));

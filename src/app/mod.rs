@@ -71,6 +71,9 @@ impl App {
     /// One line that names the setting at fault and the mend.
     pub async fn build(config: Config) -> anyhow::Result<Self> {
         let started = Instant::now();
+        for sentence in config.misspelt.iter().chain(&config.unused) {
+            tracing::warn!("{sentence}");
+        }
         let metrics = Arc::new(Metrics::new());
         let lifecycle = Lifecycle::default();
         let locks = store::lock_files(&config.store)?;

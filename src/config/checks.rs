@@ -1,9 +1,8 @@
 //! Checks of single settings, and of those that only make sense together.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Error, RedisConfig, Secret, Secrets, Settings, StoreConfig};
+use super::{Error, RedisConfig, Secret, Secrets, Settings, StoreConfig, sqlite_url};
 use crate::domain::rate::{RateError, Rates};
 
 /// HS256 wants a key as long as its digest (RFC 7518, section 3.2).
@@ -90,16 +89,18 @@ pub(super) fn store(settings: &Settings, url: Option<Secret>) -> Result<StoreCon
         let path = data_dir.join("prompt-service.sqlite3");
         return Ok(StoreConfig::Sqlite { data_dir, path });
     };
-    match url.expose().split_once("://") {
-        Some(("sqlite", path)) if !path.is_empty() => Ok(StoreConfig::Sqlite {
-            path: PathBuf::from(path),
-            data_dir,
-        }),
-        Some(("postgres" | "postgresql", rest)) if !rest.is_empty() => Ok(StoreConfig::Postgres {
-            data_dir,
-            pool_size: settings.database_pool_size as usize,
-            url,
-        }),
+    match url.expose().split_once(':') {
+        Some(("sqlite", rest)) => match sqlite_url::path(rest) {
+            Ok(path) => Ok(StoreConfig::Sqlite { data_dir, path }),
+            Err(problem) => Err(Error::new("DATABASE_URL", problem)),
+        },
+        Some(("postgres" | "postgresql", rest)) if rest.len() > 2 && rest.starts_with("//") => {
+            Ok(StoreConfig::Postgres {
+                data_dir,
+                pool_size: settings.database_pool_size as usize,
+                url,
+            })
+        }
         _ => Err(Error::new(
             "DATABASE_URL",
             "must be sqlite://PATH or postgres://USER:PASSWORD@HOST:PORT/DATABASE",

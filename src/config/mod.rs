@@ -5,10 +5,14 @@
 
 mod base_url;
 mod checks;
+mod env_file;
 mod fallback;
 mod log_filter;
+mod names;
 mod secret;
 mod settings;
+mod sqlite_url;
+mod unused;
 mod upstream;
 
 use std::net::SocketAddr;
@@ -18,11 +22,14 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 pub use base_url::{BaseUrl, is_private};
+pub use env_file::{EnvFileError, read_env_file};
 pub use fallback::{Fallback, Fallbacks};
 pub use log_filter::LogFilter;
+pub use names::SECRETS;
 pub use secret::{FileError, Secret, Secrets};
 pub use settings::{
-    ByteSize, CookieSecure, LogFormat, OnClientDisconnect, Registration, Settings, SimilarScope,
+    ByteSize, CookieSecure, Given, LogFormat, OnClientDisconnect, Registration, Settings,
+    SimilarScope,
 };
 pub use upstream::{Endpoint, UpstreamConfig, UpstreamSettings};
 
@@ -69,6 +76,10 @@ pub struct Config {
     pub embedding_model_dir: Option<PathBuf>,
     /// The longest prompt or query, in characters.
     pub max_prompt_chars: usize,
+    /// A sentence for each variable that is no setting and looks like one.
+    pub misspelt: Vec<String>,
+    /// A sentence for each setting that has no effect beside the others.
+    pub unused: Vec<String>,
 }
 
 /// Listening, limits, starting and stopping.
@@ -220,6 +231,8 @@ impl Config {
         if upstream.is_some() {
             checks::registration(&settings)?;
         }
+        let unused = unused::unused(&settings, upstream.is_some(), redis.is_some(), &store);
+        let misspelt = names::misspelt_variables(&settings);
         let origins = settings
             .cors_allowed_origins
             .iter()
@@ -268,6 +281,8 @@ impl Config {
             upstream,
             embedding_model_dir: settings.embedding_model_dir,
             max_prompt_chars: settings.max_prompt_chars as usize,
+            misspelt,
+            unused,
         })
     }
 }

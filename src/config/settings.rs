@@ -82,6 +82,15 @@ impl FromStr for ByteSize {
     }
 }
 
+/// What the operator has set, as opposed to what is left at its default.
+#[derive(Clone, Debug, Default)]
+pub struct Given {
+    /// The settings, secrets left out, by the names of their variables.
+    pub settings: Vec<String>,
+    /// The names of all variables of the environment that are not empty.
+    pub variables: Vec<String>,
+}
+
 /// Every setting that is no secret: an environment variable and a flag each.
 #[derive(Args, Clone, Debug)]
 pub struct Settings {
@@ -192,6 +201,10 @@ pub struct Settings {
     /// How long requests in flight may take to finish after that
     #[arg(long, env, default_value = "30s", global = true)]
     pub shutdown_grace: humantime::Duration,
+
+    /// What of this, and of the environment, was set.
+    #[arg(skip)]
+    pub given: Given,
 }
 
 #[cfg(test)]
