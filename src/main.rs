@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use prompt_service::api::Documents;
 use prompt_service::app::{App, check, health_check, moving, users};
-use prompt_service::cli::{self, Cli, Command};
+use prompt_service::cli::{Cli, Command, Refusal};
 use prompt_service::config::{Config, Secrets, read_env_file};
 use prompt_service::telemetry;
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,11 +20,8 @@ fn main() -> ExitCode {
     }
     let cli = match Cli::read() {
         Ok(cli) => cli,
-        Err(error) => match cli::setting_problem(&error) {
-            Some(problem) => return fail(&anyhow::Error::msg(problem)),
-            // Help, the version, or a command line that makes no sense: clap's own words suit each of them.
-            None => error.exit(),
-        },
+        Err(Refusal::Setting(problem)) => return fail(&anyhow::Error::msg(problem)),
+        Err(Refusal::Usage(error)) => error.exit(),
     };
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,33 +1,20 @@
 //! The command line: serving by default, and the operator's commands.
 
+mod command;
 mod refusal;
 
 use std::convert::Infallible;
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use clap::builder::Resettable;
 use clap::parser::ValueSource;
-use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Arg, Args, FromArgMatches, Parser, Subcommand};
 
-pub use self::refusal::setting_problem;
+pub use self::refusal::Refusal;
 use crate::config::{Given, Secret, Settings};
-
-/// What follows the list of settings in the help.
-const SECRETS_HELP: &str = "\
-Secrets have no flag; each is read from its variable, or from the file that NAME_FILE names:
-  SECRET_KEY            signs tokens, at least 32 bytes [default: made once and kept in DATA_DIR/secret.key]
-  SECRET_KEY_FALLBACKS  further keys, separated by commas, that only verify
-  DATABASE_URL          sqlite://PATH or postgres://USER:PASSWORD@HOST/DATABASE [default: a file in DATA_DIR]
-  REDIS_URL             redis://HOST:PORT or rediss://HOST:PORT, which several replicas share [default: none, one replica]
-  OPENAI_API_KEY        goes to OPENAI_BASE_URL; without it no Authorization is sent
-and the variables that OPENAI_FALLBACK names.
-
-A .env file in the working directory is read if there is one; the environment goes before it.";
 
 /// Accounts, an LLM, durable history, semantic search and push in one process.
 #[derive(Debug, Parser)]
-#[command(name = "prompt-service", version, after_help = SECRETS_HELP)]
+#[command(name = "prompt-service", version)]
 pub struct Cli {
     /// What to do; serve if left out.
     #[command(subcommand)]
@@ -38,20 +25,20 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// Reads the arguments and the environment of this process. An empty variable counts as unset: compose files pass every name
-    /// through, set or not, and `.env.example` has lines that wait for a value.
+    /// Reads the arguments and the environment of this process.
     ///
     /// # Errors
-    /// clap's, which is also how help and version come.
-    pub fn read() -> Result<Self, clap::Error> {
-        let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
-        let mut command = Self::command().mut_args(|argument| {
-            if argument.get_env().is_some_and(is_empty) {
-                argument.env(Resettable::Reset)
-            } else {
-                argument
+    /// `Usage` is also how help and version come.
+    pub fn read() -> Result<Self, Refusal> {
+        let mut command = command::command();
+        for name in command.get_arguments().filter_map(Arg::get_env) {
+            if std::env::var_os(name).is_some_and(|value| value.to_str().is_none()) {
+                let name = name.to_string_lossy();
+                return Err(Refusal::Setting(format!(
+                    "{name}: its value is no UTF-8 text"
+                )));
             }
-        });
+        }
         let matches = command.try_get_matches_from_mut(std::env::args_os())?;
         let mut cli =
             Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
@@ -80,29 +67,27 @@ impl Cli {
 /// What the program can do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Serve (the default)
+    /// Start the server (the default)
     Serve,
-    /// Make, list, disable and enable accounts; works beside a running server
+    /// Make, list, disable and enable accounts, also beside a running server
     #[command(subcommand)]
     User(UserCommand),
-    /// Look at the settings, the data folder, the store, the model and the address, and say what was found; works beside a
-    /// running server and changes nothing
+    /// Check all that a start needs, and change nothing; takes the same settings as the server
     Check,
-    /// Copy the embedded store to a new file, checked and whole; works beside a running server
+    /// Copy the embedded store to a new file, also beside a running server
     Backup {
         /// The file to make
         file: PathBuf,
     },
-    /// Write all users and prompts as JSON lines; works beside a running server
+    /// Write all users and prompts as JSON lines, also beside a running server
     Export(ExportArgs),
-    /// Take in users and prompts, from JSON lines or from the old system's database; the server must be stopped
+    /// Take in users and prompts of a file or of the old system; the server must be stopped
     Import(ImportArgs),
-    /// Carry the embedded store to a PostgreSQL database, whole, and compare both row by row; every server of either must be
-    /// stopped
+    /// Copy the embedded store to PostgreSQL and compare both; the server must be stopped
     Move(MoveArgs),
     /// Print the API's description, OpenAPI 3.1 as JSON
     Openapi,
-    /// Ask the server that listens on BIND_ADDR on this machine whether it is alive; for a container's health check
+    /// Ask the server on this machine whether it is alive, as a container's health check does
     Health {
         /// Ask whether it is ready to take requests
         #[arg(long)]
@@ -215,10 +200,10 @@ pub enum UserCommand {
     Create {
         /// The account's name
         username: String,
-        /// Its address
+        /// The account's mail address
         #[arg(long)]
         email: String,
-        /// Read a password hash made by Django (pbkdf2_sha256$…) or this program ($argon2id$…) in place of a password
+        /// Take a password hash, made by Django (pbkdf2_sha256$…) or this program ($argon2id$…), in place of a password
         #[arg(long)]
         hashed: bool,
         /// Where the password is
@@ -251,10 +236,10 @@ pub enum UserCommand {
 /// Where a password, or its hash, is read from: standard input if neither is said.
 #[derive(Debug, Default, Args)]
 pub struct SecretPlace {
-    /// The environment variable that holds it
+    /// The environment variable that holds the password or its hash
     #[arg(long, value_name = "NAME", conflicts_with = "password_file")]
     pub password_env: Option<String>,
-    /// The file whose first line it is
+    /// The file whose first line is the password or its hash
     #[arg(long, value_name = "PATH")]
     pub password_file: Option<PathBuf>,
 }

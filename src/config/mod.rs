@@ -25,7 +25,7 @@ pub use base_url::{BaseUrl, is_private};
 pub use env_file::{EnvFileError, read_env_file};
 pub use fallback::{Fallback, Fallbacks};
 pub use log_filter::LogFilter;
-pub use names::SECRETS;
+pub use names::secret_meant;
 pub use secret::{FileError, Secret, Secrets};
 pub use settings::{
     ByteSize, CookieSecure, Given, LogFormat, OnClientDisconnect, Registration, Settings,

@@ -27,6 +27,13 @@ pub fn variables() -> Vec<String> {
     settings.chain(secrets).collect()
 }
 
+/// The secret that a name, in capitals, is or is likely to mean. A `_FILE` at its end does not count.
+pub fn secret_meant(name: &str) -> Option<&'static str> {
+    let name = name.strip_suffix("_FILE").unwrap_or(name);
+    let close = SECRETS.into_iter().filter(|secret| is_close(name, secret));
+    close.min_by_key(|secret| distance(name, secret))
+}
+
 /// A sentence for each variable of the environment that is no setting and looks like one, but for
 /// the keys that `OPENAI_FALLBACK` names.
 pub(super) fn misspelt_variables(settings: &Settings) -> Vec<String> {
