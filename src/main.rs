@@ -86,7 +86,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Move(arguments) => runtime.block_on(moving::carry(arguments, &config, out)),
         Command::Import(arguments) => runtime.block_on(moving::import(arguments, &config, out)),
         Command::Serve | Command::Openapi | Command::Health { .. } | Command::Check => {
-            telemetry::init_logging(log_format, &log_filter);
+            let _ = telemetry::init_logging(log_format, &log_filter);
             runtime.block_on(async {
                 let (mut terminate, mut interrupt) = (
                     signal(SignalKind::terminate())?,

@@ -183,9 +183,9 @@ pub struct Settings {
     #[arg(long, env, value_name = "DIR", help_heading = SEARCH, global = true)]
     pub embedding_model_dir: Option<PathBuf>,
 
-    /// Form of the log lines on standard output
-    #[arg(long, env, default_value = "json", value_name = "json|pretty", hide_possible_values = true, help_heading = LOG, global = true)]
-    pub log_format: LogFormat,
+    /// Form of the log lines on standard output [default: pretty on a terminal, json elsewhere]
+    #[arg(long, env, value_name = "json|pretty", hide_possible_values = true, help_heading = LOG, global = true)]
+    pub log_format: Option<LogFormat>,
 
     /// What is logged: a level, or target=level pairs separated by commas
     #[arg(long, env = "RUST_LOG", default_value = "info", value_name = "FILTER", help_heading = LOG, global = true)]
