@@ -58,10 +58,10 @@ pub struct DataDir {
 /// What [`DataDir::look`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// The folder is there, and can be written.
+    /// The folder is there, and can be written. If not, it can be made.
     pub is_there: bool,
-    /// It holds a sound key.
-    pub has_key: bool,
+    /// A server holds it.
+    pub is_in_use: bool,
 }
 
 /// Holds the folder, or a database file, for one server. Released when dropped, or by the kernel when the process ends in any way.
@@ -91,29 +91,44 @@ impl DataDir {
         Ok(folder)
     }
 
-    /// Looks at a folder without making it, nor a key in it.
+    /// Looks at a folder. What it makes to find out what it may, it removes at once.
     ///
     /// # Errors
-    /// `BadKey`; `Folder` if it is there and cannot be written, or is none.
+    /// `Folder` if the folder can be neither written nor made, or is none.
     pub fn look(path: &Path) -> Result<Found, Error> {
         let folder = Self {
             path: path.to_owned(),
         };
-        if fs::symlink_metadata(path).is_err() {
-            return Ok(Found {
-                is_there: false,
-                has_key: false,
-            });
+        let what = "the folder cannot be made";
+        match fs::symlink_metadata(path) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                try_folder(nearest_folder(path)).map_err(folder.failed(what))?;
+                return Ok(Found {
+                    is_there: false,
+                    is_in_use: false,
+                });
+            }
+            Err(error) => return Err(folder.failed(what)(error)),
         }
-        let trial = path.join(format!("check.{}", std::process::id()));
-        write_new(&trial, "")
-            .and_then(|()| fs::remove_file(&trial))
-            .map_err(folder.failed("the folder cannot be written"))?;
-        let key = folder.read_key(&path.join("secret.key"))?;
+        try_file(path).map_err(folder.failed("the folder cannot be written"))?;
+        let is_in_use = is_held(&path.join("lock"))
+            .map_err(folder.failed("its lock file cannot be written"))?;
         Ok(Found {
             is_there: true,
-            has_key: key.is_some(),
+            is_in_use,
         })
+    }
+
+    /// Whether a folder, which may be missing, holds a sound key.
+    ///
+    /// # Errors
+    /// `BadKey`; `Folder` if the key cannot be read.
+    pub fn has_key(path: &Path) -> Result<bool, Error> {
+        let folder = Self {
+            path: path.to_owned(),
+        };
+        Ok(folder.read_key(&path.join("secret.key"))?.is_some())
     }
 
     /// Takes the folder for this server.
@@ -199,17 +214,85 @@ pub fn lock_database(path: &Path) -> Result<Lock, Error> {
         path: path.to_owned(),
         source,
     };
-    // One file has one lock, by whatever way it is named. One that does not exist yet is no link.
-    let mut name = fs::canonicalize(path)
-        .unwrap_or_else(|_| path.to_owned())
-        .into_os_string();
-    name.push(".lock");
-    let file = open_lock(Path::new(&name)).map_err(failed)?;
+    let file = open_lock(&database_lock(path)).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(Lock { file }),
         Err(TryLockError::WouldBlock) => Err(Error::DatabaseInUse(path.to_owned())),
         Err(TryLockError::Error(error)) => Err(failed(error)),
     }
+}
+
+/// Whether a server holds the SQLite file.
+///
+/// # Errors
+/// `DatabaseLock`.
+pub fn is_database_in_use(path: &Path) -> Result<bool, Error> {
+    is_held(&database_lock(path)).map_err(|source| Error::DatabaseLock {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn database_lock(path: &Path) -> PathBuf {
+    // One file has one lock, by whatever way it is named. One that does not exist yet is no link.
+    let mut name = fs::canonicalize(path)
+        .unwrap_or_else(|_| path.to_owned())
+        .into_os_string();
+    name.push(".lock");
+    PathBuf::from(name)
+}
+
+/// Whether somebody holds a lock file, which is left missing if it is.
+fn is_held(path: &Path) -> io::Result<bool> {
+    let file = match OpenOptions::new().write(true).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    match file.try_lock() {
+        Ok(()) => {
+            drop(Lock { file });
+            Ok(false)
+        }
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// The folder that a missing one would be made in, itself or by way of others.
+fn nearest_folder(path: &Path) -> &Path {
+    let is_there = |folder: &&Path| fs::symlink_metadata(folder).is_ok();
+    match path.ancestors().skip(1).find(is_there) {
+        Some(folder) => folder,
+        // The parent of a relative path's first part is the empty path.
+        None => Path::new("."),
+    }
+}
+
+/// Makes an empty file in a folder and removes it. Modes alone do not tell: the file system may be
+/// read-only.
+fn try_file(folder: &Path) -> io::Result<()> {
+    let trial = folder.join(trial_name()?);
+    let mut options = OpenOptions::new();
+    options
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&trial)?;
+    fs::remove_file(&trial)
+}
+
+/// The same with a folder.
+fn try_folder(folder: &Path) -> io::Result<()> {
+    let trial = folder.join(trial_name()?);
+    DirBuilder::new().mode(0o700).create(&trial)?;
+    fs::remove_dir(&trial)
+}
+
+/// One that nobody else takes: others may be looking at the same folder.
+fn trial_name() -> io::Result<String> {
+    let number = getrandom::u64().map_err(|_| io::ErrorKind::Other)?;
+    Ok(format!(".prompt-service-{number:016x}"))
 }
 
 fn open_lock(path: &Path) -> io::Result<File> {
@@ -286,27 +369,42 @@ mod tests {
     #[test]
     fn a_look_makes_nothing() {
         let outer = tempfile::tempdir().unwrap();
-        let path = outer.path().join("data");
-        let absent = Found {
-            is_there: false,
-            has_key: false,
+        let path = outer.path().join("a/data");
+        let found = |is_there, is_in_use| Found {
+            is_there,
+            is_in_use,
         };
-        assert_eq!(DataDir::look(&path).unwrap(), absent);
-        assert!(!path.exists());
+        assert_eq!(DataDir::look(&path).unwrap(), found(false, false));
+        assert!(!DataDir::has_key(&path).unwrap());
+        assert_eq!(fs::read_dir(outer.path()).unwrap().count(), 0);
         let folder = DataDir::open(&path).unwrap();
-        let empty = Found {
-            is_there: true,
-            has_key: false,
-        };
-        assert_eq!(DataDir::look(&path).unwrap(), empty);
+        assert_eq!(DataDir::look(&path).unwrap(), found(true, false));
+        assert!(!DataDir::has_key(&path).unwrap());
         assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
+        let held = folder.lock().unwrap();
+        assert_eq!(DataDir::look(&path).unwrap(), found(true, true));
+        drop(held);
+        assert_eq!(DataDir::look(&path).unwrap(), found(true, false));
         folder.secret_key().unwrap();
-        assert!(DataDir::look(&path).unwrap().has_key);
+        assert!(DataDir::has_key(&path).unwrap());
         fs::write(path.join("secret.key"), "short").unwrap();
-        assert!(matches!(DataDir::look(&path), Err(Error::BadKey { .. })));
-        let file = outer.path().join("file");
+        let bad = DataDir::has_key(&path);
+        assert!(matches!(bad, Err(Error::BadKey { .. })), "{bad:?}");
+    }
+
+    #[test]
+    fn a_folder_that_can_be_neither_written_nor_made_is_found_without_making_it() {
+        let outer = tempfile::tempdir().unwrap();
+        let (file, link) = (outer.path().join("file"), outer.path().join("link"));
         fs::write(&file, "").unwrap();
-        assert!(matches!(DataDir::look(&file), Err(Error::Folder { .. })));
+        std::os::unix::fs::symlink("nowhere", &link).unwrap();
+        // Not even root can make a folder in /proc.
+        for path in [&file, &file.join("a/b"), &link, Path::new("/proc/data/a")] {
+            let refused = DataDir::look(path);
+            assert!(matches!(refused, Err(Error::Folder { .. })), "{refused:?}");
+        }
+        assert_eq!(nearest_folder(Path::new("data/a")), Path::new("."));
+        assert_eq!(nearest_folder(&outer.path().join("a/b")), outer.path());
     }
 
     #[test]
@@ -320,6 +418,12 @@ mod tests {
             let refused = lock_database(name).unwrap_err();
             assert!(matches!(refused, Error::DatabaseInUse(_)), "{refused}");
         }
+        assert!(is_database_in_use(&link).unwrap());
+        assert!(!is_database_in_use(&outer.path().join("b.db")).unwrap());
+        assert!(
+            !outer.path().join("b.db.lock").exists(),
+            "a look makes no lock"
+        );
         assert!(lock_database(&outer.path().join("b.db")).is_ok());
         assert_eq!(mode(&outer.path().join("a.db.lock")), 0o600);
         drop(held);

@@ -8,7 +8,7 @@ use anyhow::Context;
 use prompt_service::api::Documents;
 use prompt_service::app::{App, check, health_check, moving, users};
 use prompt_service::cli::{Cli, Command, Refusal};
-use prompt_service::config::{Config, Secrets, read_env_file};
+use prompt_service::config::{Config, LogFormat, Secrets, read_env_file};
 use prompt_service::telemetry;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -86,13 +86,16 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Move(arguments) => runtime.block_on(moving::carry(arguments, &config, out)),
         Command::Import(arguments) => runtime.block_on(moving::import(arguments, &config, out)),
         Command::Serve | Command::Openapi | Command::Health { .. } | Command::Check => {
-            let _ = telemetry::init_logging(log_format, &log_filter);
+            let log_format = telemetry::init_logging(log_format, &log_filter);
             runtime.block_on(async {
                 let (mut terminate, mut interrupt) = (
                     signal(SignalKind::terminate())?,
                     signal(SignalKind::interrupt())?,
                 );
                 let app = App::build(config).await?;
+                if log_format == LogFormat::Pretty {
+                    tracing::info!("open {}", app.url()?);
+                }
                 app.serve(async {
                     tokio::select! {
                         _ = terminate.recv() => {}

@@ -1,5 +1,6 @@
 //! Checks of single settings, and of those that only make sense together.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::{Error, RedisConfig, Secret, Secrets, Settings, StoreConfig, sqlite_url};
@@ -35,6 +36,24 @@ pub(super) fn registration(settings: &Settings) -> Result<(), Error> {
         ));
     }
     Ok(())
+}
+
+/// One port cannot have two listeners.
+pub(super) fn metrics_addr(settings: &Settings) -> Result<Option<SocketAddr>, Error> {
+    let (main, metrics) = (settings.bind_addr, settings.metrics_addr);
+    let is_same = metrics.is_some_and(|metrics| {
+        let overlap = main.ip() == metrics.ip()
+            || main.ip().is_unspecified()
+            || metrics.ip().is_unspecified();
+        main.port() == metrics.port() && main.port() != 0 && overlap
+    });
+    if is_same {
+        return Err(Error::new(
+            "METRICS_ADDR",
+            "has the port of BIND_ADDR; choose another, or unset it to have the metrics on BIND_ADDR too",
+        ));
+    }
+    Ok(metrics)
 }
 
 /// Replicas that share counts but not accounts, or not the key, would be one service in name only.

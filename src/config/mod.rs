@@ -241,7 +241,7 @@ impl Config {
         Ok(Self {
             server: ServerConfig {
                 bind_addr: settings.bind_addr,
-                metrics_addr: settings.metrics_addr,
+                metrics_addr: checks::metrics_addr(&settings)?,
                 trusted_proxies: settings.trusted_proxies,
                 cors_allowed_origins: origins,
                 cookie_secure: settings.cookie_secure,

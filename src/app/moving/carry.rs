@@ -35,7 +35,7 @@ pub async fn carry(
     let found =
         sqlite::inspect(path).with_context(|| format!("DATABASE_URL: {}", path.display()))?;
     ensure!(found != FileState::Absent, "there is nothing to move yet");
-    let dimension = super::super::load_engine(config)?.dimension();
+    let dimension = super::super::preflight::load_engine(config)?.dimension();
     let (source, _) = Held::open(config, dimension).await?;
     let options = OpenOptions {
         pool_size: POOL,

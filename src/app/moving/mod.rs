@@ -141,7 +141,7 @@ pub async fn import(
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
     let mut source = open_source(&arguments).await?;
-    let engine = Arc::new(super::load_engine(config)?);
+    let engine = Arc::new(super::preflight::load_engine(config)?);
     let (store, sole) = Held::open(config, engine.dimension()).await?;
     let meter = Meter::new(Instant::now());
     let import = Import {

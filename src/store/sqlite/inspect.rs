@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use rustix::fs::{Access, access};
+
 use super::connection::Database;
 use super::migrate::{SCHEMA_VERSION, schema_version};
 use super::{OpenError, OpenOptions};
@@ -27,26 +29,30 @@ pub enum FileState {
 /// Looks at the file, also beside a server that uses it. Blocks.
 ///
 /// # Errors
-/// Those that opening would meet, as far as reading tells.
+/// Those that opening would meet, as far as reading and the file's modes tell.
 pub fn inspect(path: &Path) -> Result<FileState, OpenError> {
     let path = std::path::absolute(path)?;
-    match std::fs::metadata(&path) {
-        Ok(found) if found.is_file() && found.len() == 0 => return Ok(FileState::Absent),
-        Ok(_) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return match path.parent() {
-                Some(folder) if !folder.is_dir() => Err(OpenError::NoFolder(error)),
-                Some(_) | None => Ok(FileState::Absent),
-            };
-        }
+    let found = match std::fs::metadata(&path) {
+        Ok(found) => Some(found),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => return Err(error.into()),
+    };
+    // SQLite makes its log beside the file.
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    access(folder, Access::WRITE_OK | Access::EXEC_OK).map_err(std::io::Error::from)?;
+    match found {
+        None => return Ok(FileState::Absent),
+        Some(_) => access(&path, Access::WRITE_OK).map_err(std::io::Error::from)?,
+    }
+    if found.is_some_and(|found| found.is_file() && found.len() == 0) {
+        return Ok(FileState::Absent);
     }
     let database = Database {
         path,
         busy_timeout: OpenOptions::default().busy_timeout,
         max_pages: None,
     };
-    let connection = database.reader()?;
+    let connection = database.onlooker()?;
     let schema = schema_version(&connection)?;
     if schema == 0 {
         return Ok(FileState::Absent);
