@@ -32,9 +32,13 @@ pub(super) enum Finding {
     Fine(String),
     /// Worth knowing; a start is not hindered.
     Note(String),
-    /// A running server has it, or may have it. A second one is refused; for a check beside that
-    /// server all is well.
-    InUse(anyhow::Error),
+    /// All is well, and a server uses it: a second one is refused.
+    InUse {
+        /// For a check beside that server.
+        text: String,
+        /// For the second server: one line that names the setting and the repair.
+        refusal: anyhow::Error,
+    },
 }
 
 /// One thing that a start needs.
@@ -122,8 +126,8 @@ impl<'a> Preflight<'a> {
     /// One line that names the setting at fault and the repair.
     pub async fn pass(mut self) -> anyhow::Result<Ready> {
         for step in Step::ALL {
-            if let Some(Finding::InUse(error)) = self.look(step).await? {
-                return Err(error);
+            if let Some(Finding::InUse { refusal, .. }) = self.look(step).await? {
+                return Err(refusal);
             }
         }
         const TAKEN: &str = "every step was taken";
@@ -177,13 +181,13 @@ impl<'a> Preflight<'a> {
             is_there,
             is_in_use,
         } = DataDir::look(path)?;
-        if is_sqlite && is_in_use {
-            return Ok(Finding::InUse(
-                data_dir::Error::InUse(path.to_owned()).into(),
-            ));
-        }
         let shown = path.display();
-        Ok(if is_there {
+        Ok(if is_sqlite && is_in_use {
+            Finding::InUse {
+                text: format!("{shown} can be written; a server uses it"),
+                refusal: data_dir::Error::InUse(path.to_owned()).into(),
+            }
+        } else if is_there {
             Finding::Fine(format!("{shown} can be written"))
         } else {
             Finding::Note(format!(
@@ -284,11 +288,6 @@ fn sqlite_file(folder: &Path, path: &Path) -> anyhow::Result<Finding> {
         return Ok(Finding::Note(absent));
     }
     let state = sqlite::inspect(path).with_context(|| format!("DATABASE_URL: {shown}"))?;
-    if data_dir::is_database_in_use(path)? {
-        return Ok(Finding::InUse(
-            data_dir::Error::DatabaseInUse(path.to_owned()).into(),
-        ));
-    }
     let finding = match state {
         FileState::Absent => Finding::Note(absent),
         FileState::Present {
@@ -296,9 +295,18 @@ fn sqlite_file(folder: &Path, path: &Path) -> anyhow::Result<Finding> {
             known,
             users,
             prompts,
-        } if schema == known => Finding::Fine(format!(
-            "SQLite, {shown}: {users} users, {prompts} prompts, schema {schema}"
-        )),
+        } if schema == known => {
+            let text =
+                format!("SQLite, {shown}: {users} users, {prompts} prompts, schema {schema}");
+            if data_dir::is_database_in_use(path)? {
+                Finding::InUse {
+                    text: format!("{text}; a server uses it"),
+                    refusal: data_dir::Error::DatabaseInUse(path.to_owned()).into(),
+                }
+            } else {
+                Finding::Fine(text)
+            }
+        }
         FileState::Present { schema, known, .. } => Finding::Note(format!(
             "SQLite, {shown}: the next start brings it from schema {schema} to {known}; make a backup first"
         )),
@@ -372,8 +380,11 @@ fn bind(
     match try_bind(address) {
         Ok(socket) => Ok((Some(socket), Finding::Fine(format!("{address} is free")))),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            let error = cannot_listen(setting, address, &error);
-            Ok((None, Finding::InUse(error)))
+            let finding = Finding::InUse {
+                text: format!("{address} is in use by the server that runs"),
+                refusal: cannot_listen(setting, address, &error),
+            };
+            Ok((None, finding))
         }
         Err(error) => Err(cannot_listen(setting, address, &error)),
     }
