@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use prompt_service::api::Documents;
 use prompt_service::app::{App, check, health_check, moving, users};
-use prompt_service::cli::{Cli, Command, Refusal};
+use prompt_service::cli::{Cli, Command, Output, Refusal};
 use prompt_service::config::{Config, LogFormat, Secrets, read_env_file};
 use prompt_service::telemetry;
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,8 +23,10 @@ fn main() -> ExitCode {
         Err(Refusal::Setting(problem)) => return fail(&anyhow::Error::msg(problem)),
         Err(Refusal::Usage(error)) => error.exit(),
     };
-    match run(cli) {
+    let mut out = Output::default();
+    match run(cli, &mut out) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(_) if out.reader_left() => ExitCode::SUCCESS,
         Err(error) => fail(&error),
     }
 }
@@ -50,10 +52,11 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn run(cli: Cli) -> anyhow::Result<()> {
+fn run(cli: Cli, out: &mut Output) -> anyhow::Result<()> {
     let command = cli.command.unwrap_or(Command::Serve);
     if let Command::Openapi = command {
-        return Ok(std::io::stdout().write_all(&Documents::make().json)?);
+        out.write_all(&Documents::make().json)?;
+        return Ok(out.flush()?);
     }
     if let Command::Health { ready } = command {
         return health_check::run(cli.settings.bind_addr, ready);
@@ -68,7 +71,6 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Config::load(cli.settings, secrets)
     });
     let runtime = tokio::runtime::Runtime::new().context("the runtime cannot be started")?;
-    let out = &mut std::io::stdout();
     if let Command::Check = command {
         return runtime.block_on(check::run(config, out));
     }

@@ -1,6 +1,7 @@
 //! The command line: serving by default, and the operator's commands.
 
 mod command;
+mod output;
 mod refusal;
 
 use std::convert::Infallible;
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 use clap::parser::ValueSource;
 use clap::{Arg, Args, FromArgMatches, Parser, Subcommand};
 
+pub use self::output::Output;
 pub use self::refusal::Refusal;
 use crate::config::{Given, Secret, Settings};
 
@@ -112,7 +114,7 @@ pub struct ExportArgs {
 #[derive(Args, Debug)]
 #[command(group = clap::ArgGroup::new("source").required(true))]
 pub struct ImportArgs {
-    /// A file of JSON lines
+    /// A file of JSON lines; - is standard input
     #[arg(group = "source")]
     pub file: Option<PathBuf>,
     /// The old system's database: postgres://USER:PASSWORD@HOST/DATABASE. Others on this machine can see it while the command
@@ -197,19 +199,7 @@ fn secret(text: &str) -> Result<Secret, Infallible> {
 #[derive(Debug, Subcommand)]
 pub enum UserCommand {
     /// Make an account; the password is read from standard input unless an option says where it is
-    Create {
-        /// The account's name
-        username: String,
-        /// The account's mail address
-        #[arg(long)]
-        email: String,
-        /// Take a password hash, made by Django (pbkdf2_sha256$…) or this program ($argon2id$…), in place of a password
-        #[arg(long)]
-        hashed: bool,
-        /// Where the password is
-        #[command(flatten)]
-        secret: SecretPlace,
-    },
+    Create(CreateUserArgs),
     /// List all accounts: id, name, address, state
     List,
     /// Disable an account: what it was given ends within 5 seconds
@@ -231,6 +221,25 @@ pub enum UserCommand {
         #[command(flatten)]
         secret: SecretPlace,
     },
+}
+
+/// The account to make.
+#[derive(Args, Debug)]
+pub struct CreateUserArgs {
+    /// The account's name
+    pub username: String,
+    /// The account's mail address
+    #[arg(long)]
+    pub email: String,
+    /// Take a password hash, made by Django (pbkdf2_sha256$…) or this program ($argon2id$…), in place of a password
+    #[arg(long)]
+    pub hashed: bool,
+    /// Make the store if there is none, for the first account before any server has run
+    #[arg(long)]
+    pub init: bool,
+    /// Where the password is
+    #[command(flatten)]
+    pub secret: SecretPlace,
 }
 
 /// Where a password, or its hash, is read from: standard input if neither is said.

@@ -3,6 +3,7 @@
 mod carry;
 mod draft;
 mod held;
+mod input;
 mod progress;
 
 use std::io::{BufWriter, Write};
@@ -15,7 +16,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 use self::draft::Draft;
 use self::held::{Held, alone};
 use self::progress::show;
-use super::store::Store;
+use super::store::{self, Store};
 use crate::cli::{ExportArgs, ImportArgs, SecretUrl};
 use crate::config::{Config, Secret, StoreConfig};
 use crate::domain::Timestamp;
@@ -26,7 +27,7 @@ use crate::services::moving::import::{Counts, Embedding, Import, Report};
 use crate::services::moving::source::Source;
 use crate::services::moving::{Fault, Meter};
 use crate::store::old_system::OldSystem;
-use crate::store::sqlite::{self, FileState};
+use crate::store::sqlite::{self, BackupError};
 
 pub use self::carry::carry;
 
@@ -43,8 +44,11 @@ pub async fn backup(file: &Path, config: &Config, out: &mut impl Write) -> anyho
             "DATABASE_URL: a PostgreSQL database is backed up by pg_dump, beside any number of servers"
         );
     };
-    let named = || format!("DATABASE_URL: {}", path.display());
-    let bytes = sqlite::backup_bytes(path).with_context(named)?;
+    let named = |error| match error {
+        BackupError::Nothing => store::absent(&config.store),
+        error => anyhow::Error::new(error).context(format!("DATABASE_URL: {}", path.display())),
+    };
+    let bytes = sqlite::backup_bytes(path).map_err(named)?;
     let (draft, _) = Draft::of(file)?;
     let meter = Meter::new(Instant::now());
     meter.begin("copying bytes", Some(bytes));
@@ -52,7 +56,7 @@ pub async fn backup(file: &Path, config: &Config, out: &mut impl Write) -> anyho
     let copying = tokio::task::spawn_blocking(move || sqlite::backup(&from, &into));
     let copied = show(&meter, watch_size(draft.path(), &meter, copying))
         .await?
-        .with_context(named)?;
+        .map_err(named)?;
     draft.keep()?;
     let sqlite::Copied {
         bytes,
@@ -87,11 +91,7 @@ pub async fn export(
     config: &Config,
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
-    if let StoreConfig::Sqlite { path, .. } = &config.store {
-        let found =
-            sqlite::inspect(path).with_context(|| format!("DATABASE_URL: {}", path.display()))?;
-        ensure!(found != FileState::Absent, "there is nothing to export yet");
-    }
+    store::find(&config.store).await?;
     let store = Store::open(&config.store, None).await?;
     let done = export_from(&store, &arguments, out).await;
     store.close().await;
@@ -142,7 +142,11 @@ pub async fn import(
 ) -> anyhow::Result<()> {
     let mut source = open_source(&arguments).await?;
     let engine = Arc::new(super::preflight::load_engine(config)?);
-    let (store, sole) = Held::open(config, engine.dimension()).await?;
+    let (store, sole) = if arguments.dry_run && !store::is_there(&config.store).await? {
+        (Held::open_temporary(engine.dimension()).await?, None)
+    } else {
+        Held::open(&config.store, engine.dimension()).await?
+    };
     let meter = Meter::new(Instant::now());
     let import = Import {
         accounts: &*store.store.accounts,
@@ -165,7 +169,8 @@ async fn take_in(
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
     let planned = show(import.meter, import.check(source)).await?;
-    tell_plan(&planned, out)?;
+    // Whether anybody reads on does not decide whether rows are imported.
+    let _ = tell_plan(&planned, out);
     if arguments.dry_run {
         ensure!(planned.faults == 0, "{}", faults(planned.faults));
         return Ok(());
@@ -242,7 +247,8 @@ async fn open_source(arguments: &ImportArgs) -> anyhow::Result<Box<dyn Source>> 
     let Some(file) = &arguments.file else {
         bail!("name a file, or the old system's database with --from");
     };
-    let reader = interchange::Reader::open(file)
+    let reader = input::open(file)
+        .and_then(|opened| Ok(interchange::Reader::new(opened)?))
         .with_context(|| format!("{} cannot be imported", file.display()))?;
     Ok(Box::new(reader))
 }
