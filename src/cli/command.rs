@@ -6,7 +6,7 @@
 //! and does not need would hide the few that it has, so its help leaves them out.
 
 use std::ffi::OsStr;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, stderr, stdout};
 
 use clap::builder::Resettable;
 use clap::{Arg, Command, CommandFactory};
@@ -85,10 +85,12 @@ pub(super) fn command() -> Command {
             }
         })
     });
-    if std::io::stdout().is_terminal() || std::env::var_os("COLUMNS").is_some() {
+    // The help may be on its way to a terminal by a pager. A program that reads it finds each
+    // option's text on one line.
+    let is_for_people = stdout().is_terminal() || stderr().is_terminal();
+    if is_for_people || std::env::var_os("COLUMNS").is_some() {
         root
     } else {
-        // A program that reads the help finds each option's text on one line.
         root.term_width(0)
     }
 }

@@ -110,21 +110,26 @@ pub struct ExportArgs {
     pub with_embeddings: bool,
 }
 
+// Clap wraps texts at the terminal's width, and the usage not: that of some commands is broken by hand.
+
 /// What is imported, and how.
 #[derive(Args, Debug)]
+#[command(override_usage = "prompt-service import [OPTIONS] <FILE>
+       prompt-service import [OPTIONS] --from-env <NAME>
+       prompt-service import [OPTIONS] --from-file <PATH>
+       prompt-service import [OPTIONS] --from <URL>")]
 #[command(group = clap::ArgGroup::new("source").required(true))]
 pub struct ImportArgs {
     /// A file of JSON lines; - is standard input
     #[arg(group = "source")]
     pub file: Option<PathBuf>,
-    /// The old system's database: postgres://USER:PASSWORD@HOST/DATABASE. Others on this machine can see it while the command
-    /// runs; the next two ways hide it
+    /// The old system's database, postgres://…; others on this machine can see it while the command runs
     #[arg(long, group = "source", value_name = "URL", value_parser = secret)]
     pub from: Option<Secret>,
-    /// The variable that holds the old system's address
+    /// The variable that holds that address, which hides it
     #[arg(long, group = "source", value_name = "NAME")]
     pub from_env: Option<String>,
-    /// The file that holds the old system's address
+    /// The file that holds that address
     #[arg(long, group = "source", value_name = "PATH")]
     pub from_file: Option<PathBuf>,
     /// Only say what would be done, and what stands in the way
@@ -133,23 +138,25 @@ pub struct ImportArgs {
     /// Leave out rows that cannot be imported, in place of importing nothing
     #[arg(long)]
     pub skip_faulty: bool,
-    /// What to keep as the model of the old system's answers, which it did not write down (those of its mock are known as such)
+    /// What counts as the model of the old system's answers, which it did not keep (its mock's are known)
     #[arg(long, value_name = "NAME", default_value = "unknown")]
     pub model: String,
 }
 
 /// Where the embedded store goes.
 #[derive(Args, Debug)]
+#[command(override_usage = "prompt-service move [OPTIONS] --to-env <NAME>
+       prompt-service move [OPTIONS] --to-file <PATH>
+       prompt-service move [OPTIONS] --to <URL>")]
 #[command(group = clap::ArgGroup::new("target").required(true))]
 pub struct MoveArgs {
-    /// The database to fill: postgres://USER:PASSWORD@HOST/DATABASE. Others on this machine can see it while the command runs;
-    /// the next two ways hide it
+    /// The database to fill, postgres://…; others on this machine can see it while the command runs
     #[arg(long, group = "target", value_name = "URL", value_parser = secret)]
     pub to: Option<Secret>,
-    /// The variable that holds the database's address
+    /// The variable that holds that address, which hides it
     #[arg(long, group = "target", value_name = "NAME")]
     pub to_env: Option<String>,
-    /// The file that holds the database's address
+    /// The file that holds that address
     #[arg(long, group = "target", value_name = "PATH")]
     pub to_file: Option<PathBuf>,
 }
@@ -225,6 +232,8 @@ pub enum UserCommand {
 
 /// The account to make.
 #[derive(Args, Debug)]
+#[command(override_usage = "prompt-service user create <USERNAME> \\
+           --email <EMAIL> [OPTIONS]")]
 pub struct CreateUserArgs {
     /// The account's name
     pub username: String,

@@ -62,8 +62,8 @@ class Terminal:
     def wait_for(self, words):
         wait_until(lambda: words in self.text, START_DEADLINE, lambda: f"{words!r} in {self.text!r}")
 
-    def end(self):
+    def end(self, deadline=START_DEADLINE):
         """Waits for the process to end by itself; returns its status."""
-        status = self.process.wait(START_DEADLINE)
+        status = self.process.wait(deadline)
         self.reader.join()
         return status
