@@ -6,8 +6,7 @@ use tokio::time::{Instant, sleep};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Transaction};
 
-use super::error::{Cause, connection_failure};
-use super::{OpenError, no_connection};
+use super::OpenError;
 
 /// Each leads from the version before it to its own place in the list, counted from 1. Never edited once released.
 const MIGRATIONS: [&str; 2] = [
@@ -224,24 +223,4 @@ async fn settle_dimension(
         ))
         .await?;
     Ok(())
-}
-
-impl From<tokio_postgres::Error> for OpenError {
-    fn from(error: tokio_postgres::Error) -> Self {
-        let server = |code: &SqlState| Box::new(Cause::Server(code.code().to_owned()));
-        match error.code() {
-            Some(&SqlState::INVALID_CATALOG_NAME) => Self::NoDatabase,
-            Some(code) if code.code().starts_with("28") => Self::Refused,
-            Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Self::NotAllowed,
-            Some(&SqlState::LOCK_NOT_AVAILABLE | &SqlState::T_R_DEADLOCK_DETECTED) => {
-                Self::TablesInUse
-            }
-            // It starts, stops, or has no connection left.
-            Some(code) if code.code().starts_with("57") || code.code().starts_with("53") => {
-                Self::Unreachable(server(code))
-            }
-            Some(code) => Self::Failed(server(code)),
-            None => no_connection(connection_failure(&error)),
-        }
-    }
 }
