@@ -240,7 +240,8 @@ impl<'a> Preflight<'a> {
         match &self.config.store {
             StoreConfig::Sqlite { data_dir, path } => sqlite_file(data_dir, path),
             StoreConfig::Postgres { url, pool_size, .. } => {
-                let state = postgres::inspect(url.expose()).await?;
+                let dimension = self.engine.as_ref().map(|engine| engine.dimension());
+                let state = postgres::inspect(url.expose(), dimension).await?;
                 Ok(database(state, *pool_size))
             }
         }

@@ -213,7 +213,9 @@ pub(super) async fn is_there(config: &StoreConfig) -> anyhow::Result<bool> {
                     .with_context(|| format!("DATABASE_URL: {}", path.display()))?
                     != FileState::Absent
         }
-        StoreConfig::Postgres { url, .. } => postgres::inspect(url.expose()).await?.schema > 0,
+        StoreConfig::Postgres { url, .. } => {
+            postgres::inspect(url.expose(), None).await?.schema > 0
+        }
     })
 }
 

@@ -3,8 +3,10 @@
 use tokio::time::timeout;
 
 use super::error::Cause;
-use super::migrate::{SCHEMA_VERSION, VERSION, check_version};
+use super::migrate::SCHEMA_VERSION;
+use super::open_error::at_connection;
 use super::pool::{CONNECT, Connector};
+use super::requirements::{Usable, examine};
 use super::{OpenError, driver};
 
 /// What a database holds.
@@ -24,54 +26,37 @@ pub struct DatabaseState {
     pub prompts: i64,
 }
 
-/// Looks at the database behind the URL, also beside servers that use it.
+/// Looks at the database behind the URL, also beside servers that use it, for vectors of `dimension`
+/// numbers if that is given.
 ///
 /// # Errors
 /// Those that opening would meet, as far as reading tells.
-pub async fn inspect(url: &str) -> Result<DatabaseState, OpenError> {
-    timeout(CONNECT, look(url))
+pub async fn inspect(url: &str, dimension: Option<usize>) -> Result<DatabaseState, OpenError> {
+    timeout(CONNECT, look(url, dimension))
         .await
         .map_err(|_| OpenError::Unreachable(Box::new(Cause::TimedOut)))?
 }
 
-async fn look(url: &str) -> Result<DatabaseState, OpenError> {
+async fn look(url: &str, dimension: Option<usize>) -> Result<DatabaseState, OpenError> {
     let (config, tls) = driver(url)?;
-    let (client, _task) = Connector::new(config, tls).connect().await?;
-    let row = client
-        .query_one(
-            "SELECT current_setting('server_version_num')::int, current_setting('max_connections')::int,
-                    to_regclass('prompt_service_schema') IS NOT NULL, to_regclass('account') IS NOT NULL,
-                    EXISTS (SELECT FROM pg_available_extensions WHERE name = 'vector'),
-                    coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false)",
-            &[],
-        )
-        .await?;
-    let version: i32 = row.try_get(0)?;
-    if version < super::migrate::OLDEST_SERVER {
-        return Err(OpenError::ServerTooOld(version / 10_000));
-    }
-    let (is_ours, has_account, has_vector): (bool, bool, bool) =
-        (row.try_get(2)?, row.try_get(3)?, row.try_get(4)?);
-    if has_account && !is_ours {
-        return Err(OpenError::Foreign);
-    }
-    if !has_vector {
-        return Err(OpenError::NoVector);
-    }
+    let (client, _task) = Connector::new(config, tls)
+        .connect()
+        .await
+        .map_err(at_connection)?;
+    let Usable {
+        schema,
+        max_connections,
+        is_encrypted,
+    } = examine(&client, dimension).await?;
     let mut state = DatabaseState {
-        is_encrypted: row.try_get(5)?,
-        max_connections: row.try_get(1)?,
-        schema: 0,
+        is_encrypted,
+        max_connections,
+        schema,
         known: SCHEMA_VERSION,
         users: 0,
         prompts: 0,
     };
-    if is_ours {
-        let row = client.query_one(VERSION, &[]).await?;
-        state.schema = row.try_get(0)?;
-        check_version(state.schema, row.try_get(1)?)?;
-    }
-    if state.schema > 0 {
+    if schema > 0 {
         // Counting millions of prompts would take long: what the server estimates will do.
         let row = client
             .query_one(

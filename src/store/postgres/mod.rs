@@ -16,6 +16,7 @@ mod migrate;
 mod open_error;
 mod pool;
 mod prompts;
+mod requirements;
 mod tls;
 mod url;
 mod vectors;
@@ -32,15 +33,17 @@ use tokio_util::sync::CancellationToken;
 use self::error::Cause;
 use self::meaning::Meaning;
 use self::migrate::migrate;
-use self::open_error::no_connection;
+use self::open_error::{at_connection, no_connection};
 use self::pool::{CONNECT, Connector, Pool};
 use self::vectors::Models;
 use super::{Claim, Error, NearestStore};
 use crate::domain::{Embedding, ModelId, PromptId, UserId};
 
+pub(super) use self::error::meaning;
 pub use self::inspect::{DatabaseState, inspect};
 pub use self::lock::Place;
 pub use self::open_error::OpenError;
+pub(super) use self::pool::NO_TIMEOUTS;
 
 /// Connections that a server may keep beside its pool: for locks and builds.
 pub const FURTHER_CONNECTIONS: usize = 3;
@@ -95,7 +98,8 @@ impl PostgresStore {
         let connector = Connector::new(config, tls);
         let (mut client, _task) = timeout(CONNECT, connector.connect())
             .await
-            .map_err(|_| OpenError::Unreachable(Box::new(Cause::TimedOut)))??;
+            .map_err(|_| OpenError::Unreachable(Box::new(Cause::TimedOut)))?
+            .map_err(at_connection)?;
         let version = migrate(&mut client, options.dimension).await?;
         let pool = Pool::new(connector, options.pool_size.max(1))
             .map_err(|error| OpenError::Failed(Box::new(error)))?;

@@ -23,18 +23,71 @@ pub enum OpenError {
     )]
     Unreachable(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The server does not take this user or password.
-    #[error("DATABASE_URL: the PostgreSQL server refuses the user or the password; correct them")]
+    #[error(
+        "DATABASE_URL: the PostgreSQL server refuses the user or the password; correct them, or let the user in from this machine in the server's pg_hba.conf (some let users in over TLS alone: sslmode=require)"
+    )]
     Refused,
     /// No such database.
     #[error(
         "DATABASE_URL: the server has no database of that name; make it with createdb, or correct the name"
     )]
     NoDatabase,
+    /// The role may not connect to the database.
+    #[error(
+        "DATABASE_URL: the user may not connect to this database; run GRANT CONNECT ON DATABASE … TO that user"
+    )]
+    NoConnect,
+    /// The role lacks a right that no look has found missing.
+    #[error(
+        "DATABASE_URL: the user lacks a right, which the PostgreSQL server's log names; make it the database's owner"
+    )]
+    NoRight,
+    /// The server, or a limit of the role or the database, has no connection left.
+    #[error(
+        "DATABASE_URL: the PostgreSQL server has no connection left for this user; lower DATABASE_POOL_SIZE on the servers that use it, or raise max_connections or the user's CONNECTION LIMIT"
+    )]
+    NoRoom,
     /// The role may not make tables.
     #[error(
-        "DATABASE_URL: the user may not make tables in this database; make it the database's owner"
+        "DATABASE_URL: the user may not make tables in the schema {schema}; run GRANT CREATE ON SCHEMA {schema} TO that user, or make it the database's owner"
     )]
-    NotAllowed,
+    NotAllowed {
+        /// The schema, quoted as in SQL.
+        schema: String,
+    },
+    /// The role's search path leads nowhere.
+    #[error(
+        "DATABASE_URL: no schema of the user's search_path is there and may be used; run ALTER ROLE … SET search_path = public for that user, and GRANT USAGE, CREATE ON SCHEMA public"
+    )]
+    NoSchema,
+    /// The role may not read and write the tables that are there.
+    #[error(
+        "DATABASE_URL: the user may not read and write the table {table}; make it the tables' owner, or run GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA … TO that user"
+    )]
+    NoTableRights {
+        /// One of them.
+        table: String,
+    },
+    /// The tables are to be changed, and are somebody else's.
+    #[error(
+        "DATABASE_URL: the tables have to be changed, which only their owner may; start once as their owner, or make the user their owner"
+    )]
+    NotOwner,
+    /// A copy that takes no writes.
+    #[error(
+        "DATABASE_URL: the PostgreSQL server is a standby, which takes no writes; name the primary, or several hosts and target_session_attrs=read-write"
+    )]
+    Standby,
+    /// The role, the database or the server begins transactions that cannot write.
+    #[error(
+        "DATABASE_URL: the user's transactions are read-only; run ALTER ROLE … RESET default_transaction_read_only for that user (or ALTER DATABASE …), or name a user who may write"
+    )]
+    ReadOnly,
+    /// The database cannot keep every text.
+    #[error(
+        "DATABASE_URL: the database's encoding is {0}, and prompts need UTF8; make one with createdb --encoding=UTF8 --template=template0"
+    )]
+    Encoding(String),
     /// A server before PostgreSQL 14.
     #[error("DATABASE_URL: the server is PostgreSQL {0}; this program needs 14 or newer")]
     ServerTooOld(i32),
@@ -45,9 +98,17 @@ pub enum OpenError {
     NoVector,
     /// pgvector may only be added by somebody else.
     #[error(
-        "DATABASE_URL: the extension pgvector must be added to the database by a superuser: CREATE EXTENSION vector"
+        "DATABASE_URL: the extension pgvector must be added to the database by a superuser: run CREATE EXTENSION vector in it"
     )]
     VectorNotAllowed,
+    /// pgvector is in a schema that the role may not use.
+    #[error(
+        "DATABASE_URL: the extension pgvector is in the schema {schema}, which the user may not use; run GRANT USAGE ON SCHEMA {schema} TO that user"
+    )]
+    VectorHidden {
+        /// The schema, quoted as in SQL.
+        schema: String,
+    },
     /// A pgvector before 0.7.
     #[error(
         "DATABASE_URL: the database's pgvector is too old; install 0.7 or newer on the server, then run ALTER EXTENSION vector UPDATE"
@@ -97,7 +158,9 @@ pub enum OpenError {
     )]
     InUseAlone,
     /// Anything else.
-    #[error("DATABASE_URL: the database cannot be prepared")]
+    #[error(
+        "DATABASE_URL: the database cannot be prepared; the PostgreSQL server's log has the reason"
+    )]
     Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
@@ -115,8 +178,10 @@ impl From<tokio_postgres::Error> for OpenError {
         let server = |code: &SqlState| Box::new(Cause::Server(code.code().to_owned()));
         match error.code() {
             Some(&SqlState::INVALID_CATALOG_NAME) => Self::NoDatabase,
+            Some(&SqlState::TOO_MANY_CONNECTIONS) => Self::NoRoom,
             Some(code) if code.code().starts_with("28") => Self::Refused,
-            Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Self::NotAllowed,
+            Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Self::NoRight,
+            Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => Self::ReadOnly,
             Some(&SqlState::LOCK_NOT_AVAILABLE | &SqlState::T_R_DEADLOCK_DETECTED) => {
                 Self::TablesInUse
             }
@@ -127,6 +192,14 @@ impl From<tokio_postgres::Error> for OpenError {
             Some(code) => Self::Failed(server(code)),
             None => no_connection(connection_failure(&error)),
         }
+    }
+}
+
+/// The failure of the first connection, before anything was asked of the database.
+pub(super) fn at_connection(error: tokio_postgres::Error) -> OpenError {
+    match OpenError::from(error) {
+        OpenError::NoRight => OpenError::NoConnect,
+        other => other,
     }
 }
 
