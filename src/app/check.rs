@@ -3,11 +3,12 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 
 use super::health_check;
 use super::preflight::{Finding, Preflight, Step};
 use crate::config::{self, Config, StoreConfig};
+use crate::store::{postgres, sqlite};
 use crate::telemetry::Metrics;
 
 /// Takes each step and writes a line on it to `out`: `ok`, `note` (worth knowing; a start is not
@@ -51,6 +52,14 @@ pub async fn run(
             }
             Err(error) => ("fault", format!("{error:#}")),
         };
+        let (verdict, text) = if step == Step::Store && verdict == "ok   " {
+            match rows(&config.store).await {
+                Ok(rows) => (verdict, format!("{text}, {rows}")),
+                Err(error) => ("fault", format!("{error:#}")),
+            }
+        } else {
+            (verdict, text)
+        };
         let _ = writeln!(out, "{verdict} {}: {text}", step.name());
         faults += usize::from(verdict == "fault");
     }
@@ -60,6 +69,20 @@ pub async fn run(
         1 => bail!("1 fault"),
         number => bail!("{number} faults"),
     }
+}
+
+/// What the store holds. A start does not ask: to count takes longer the more there is.
+async fn rows(config: &StoreConfig) -> anyhow::Result<String> {
+    Ok(match config {
+        StoreConfig::Sqlite { path, .. } => {
+            let (users, prompts) = sqlite::count_rows(path).context("DATABASE_URL")?;
+            format!("{users} users, {prompts} prompts")
+        }
+        StoreConfig::Postgres { url, .. } => {
+            let (users, prompts) = postgres::count_rows(url.expose()).await?;
+            format!("{users} users, about {prompts} prompts")
+        }
+    })
 }
 
 /// Whether a server listens on `BIND_ADDR` that may be one of this store's: servers on one

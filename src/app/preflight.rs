@@ -291,14 +291,8 @@ fn sqlite_file(folder: &Path, path: &Path) -> anyhow::Result<Finding> {
     let state = sqlite::inspect(path).with_context(|| format!("DATABASE_URL: {shown}"))?;
     let finding = match state {
         FileState::Absent => Finding::Note(absent),
-        FileState::Present {
-            schema,
-            known,
-            users,
-            prompts,
-        } if schema == known => {
-            let text =
-                format!("SQLite, {shown}: {users} users, {prompts} prompts, schema {schema}");
+        FileState::Present { schema, known } if schema == known => {
+            let text = format!("SQLite, {shown}: schema {schema}");
             if data_dir::is_database_in_use(path)? {
                 Finding::InUse {
                     text: format!("{text}; a server uses it"),
@@ -308,7 +302,7 @@ fn sqlite_file(folder: &Path, path: &Path) -> anyhow::Result<Finding> {
                 Finding::Fine(text)
             }
         }
-        FileState::Present { schema, known, .. } => Finding::Note(format!(
+        FileState::Present { schema, known } => Finding::Note(format!(
             "SQLite, {shown}: the next start brings it from schema {schema} to {known}; make a backup first"
         )),
     };
@@ -321,8 +315,6 @@ fn database(state: DatabaseState, pool_size: usize) -> Finding {
         max_connections,
         schema,
         known,
-        users,
-        prompts,
     } = state;
     let way = if is_encrypted {
         "PostgreSQL over TLS"
@@ -345,9 +337,7 @@ fn database(state: DatabaseState, pool_size: usize) -> Finding {
             "{way}: the next start brings it from schema {schema} to {known}; make a backup first"
         ));
     }
-    Finding::Fine(format!(
-        "{way}: {users} users, about {prompts} prompts, schema {schema}"
-    ))
+    Finding::Fine(format!("{way}: schema {schema}"))
 }
 
 /// The model in use.

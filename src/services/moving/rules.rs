@@ -81,13 +81,13 @@ pub enum Problem {
     )]
     Status,
     /// Its user is neither in the source nor here.
-    #[error("`user_id` is that of no user, neither in the source nor here")]
+    #[error("its user is not imported and not here")]
     NoOwner,
     /// The id belongs to another row here.
-    #[error("`id` belongs to another one here")]
+    #[error("its id belongs to another one here")]
     IdTaken,
     /// The name belongs to another account here.
-    #[error("`username` belongs to another account here")]
+    #[error("its name belongs to another account here")]
     NameTaken,
 }
 

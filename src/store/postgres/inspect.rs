@@ -1,30 +1,14 @@
 //! A look at a database that changes nothing.
 
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tokio_postgres::Client;
 
 use super::error::Cause;
-use super::migrate::SCHEMA_VERSION;
 use super::open_error::at_connection;
-use super::pool::{CONNECT, Connector};
-use super::requirements::{Usable, examine};
+use super::pool::{CONNECT, Connector, LONG_PATIENCE};
+use super::requirements::{DatabaseState, examine};
 use super::{OpenError, driver};
-
-/// What a database holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DatabaseState {
-    /// Whether the connection is encrypted.
-    pub is_encrypted: bool,
-    /// The connections that the server takes in all.
-    pub max_connections: i32,
-    /// The version of the schema; 0 where the first start makes it.
-    pub schema: i32,
-    /// The version that opening brings it to.
-    pub known: i32,
-    /// Accounts in it.
-    pub users: i64,
-    /// Prompts in it.
-    pub prompts: i64,
-}
 
 /// Looks at the database behind the URL, also beside servers that use it, for vectors of `dimension`
 /// numbers if that is given.
@@ -32,32 +16,21 @@ pub struct DatabaseState {
 /// # Errors
 /// Those that opening would meet, as far as reading tells.
 pub async fn inspect(url: &str, dimension: Option<usize>) -> Result<DatabaseState, OpenError> {
-    timeout(CONNECT, look(url, dimension))
-        .await
-        .map_err(|_| OpenError::Unreachable(Box::new(Cause::TimedOut)))?
+    let look = async {
+        let (client, _task) = connect(url).await?;
+        examine(&client, dimension).await
+    };
+    timeout(CONNECT, look).await.map_err(|_| late())?
 }
 
-async fn look(url: &str, dimension: Option<usize>) -> Result<DatabaseState, OpenError> {
-    let (config, tls) = driver(url)?;
-    let (client, _task) = Connector::new(config, tls)
-        .connect()
-        .await
-        .map_err(at_connection)?;
-    let Usable {
-        schema,
-        max_connections,
-        is_encrypted,
-    } = examine(&client, dimension).await?;
-    let mut state = DatabaseState {
-        is_encrypted,
-        max_connections,
-        schema,
-        known: SCHEMA_VERSION,
-        users: 0,
-        prompts: 0,
-    };
-    if schema > 0 {
-        // Counting millions of prompts would take long: what the server estimates will do.
+/// How many accounts a database of ours holds, and about how many prompts: to count millions would
+/// take long, and the server has an estimate.
+///
+/// # Errors
+/// As for [`inspect`].
+pub async fn count_rows(url: &str) -> Result<(i64, i64), OpenError> {
+    let count = async {
+        let (client, _task) = connect(url).await?;
         let row = client
             .query_one(
                 "SELECT (SELECT count(*) FROM account),
@@ -65,7 +38,17 @@ async fn look(url: &str, dimension: Option<usize>) -> Result<DatabaseState, Open
                 &[],
             )
             .await?;
-        (state.users, state.prompts) = (row.try_get(0)?, row.try_get(1)?);
-    }
-    Ok(state)
+        Ok((row.try_get(0)?, row.try_get(1)?))
+    };
+    timeout(LONG_PATIENCE, count).await.map_err(|_| late())?
+}
+
+async fn connect(url: &str) -> Result<(Client, JoinHandle<()>), OpenError> {
+    let (config, tls) = driver(url)?;
+    let connector = Connector::new(config, tls);
+    connector.connect().await.map_err(at_connection)
+}
+
+fn late() -> OpenError {
+    OpenError::Unreachable(Box::new(Cause::TimedOut))
 }

@@ -40,10 +40,11 @@ use super::{Claim, Error, NearestStore};
 use crate::domain::{Embedding, ModelId, PromptId, UserId};
 
 pub(super) use self::error::meaning;
-pub use self::inspect::{DatabaseState, inspect};
+pub use self::inspect::{count_rows, inspect};
 pub use self::lock::Place;
 pub use self::open_error::OpenError;
 pub(super) use self::pool::NO_TIMEOUTS;
+pub use self::requirements::DatabaseState;
 
 /// Connections that a server may keep beside its pool: for locks and builds.
 pub const FURTHER_CONNECTIONS: usize = 3;

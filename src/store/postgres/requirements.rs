@@ -46,15 +46,17 @@ const QUERY: &str = "
            current_setting('max_connections')::int AS max_connections,
            coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false) AS is_encrypted";
 
-/// A database that can be used, as it was found.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Usable {
-    /// The version of its schema; 0 where there is none yet.
-    pub schema: i32,
-    /// The connections that the server takes in all.
-    pub max_connections: i32,
+/// A database that can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DatabaseState {
     /// Whether the connection is encrypted.
     pub is_encrypted: bool,
+    /// The connections that the server takes in all.
+    pub max_connections: i32,
+    /// The version of the schema; 0 where the first start makes it.
+    pub schema: i32,
+    /// The version that opening brings it to.
+    pub known: i32,
 }
 
 /// Looks whether the database can be used, by vectors of `dimension` numbers if that is given.
@@ -64,7 +66,7 @@ pub(super) struct Usable {
 pub(super) async fn examine(
     client: &Client,
     dimension: Option<usize>,
-) -> Result<Usable, OpenError> {
+) -> Result<DatabaseState, OpenError> {
     // Apart, because an old server does not know all of what the query asks.
     let sql = "SELECT current_setting('server_version_num')::int";
     let version: i32 = client.query_one(sql, &[]).await?.try_get(0)?;
@@ -88,10 +90,11 @@ pub(super) async fn examine(
             None => OpenError::NoSchema,
         });
     }
-    Ok(Usable {
-        schema,
-        max_connections: row.try_get("max_connections")?,
+    Ok(DatabaseState {
         is_encrypted: row.try_get("is_encrypted")?,
+        max_connections: row.try_get("max_connections")?,
+        schema,
+        known: SCHEMA_VERSION,
     })
 }
 
