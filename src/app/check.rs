@@ -88,7 +88,10 @@ async fn rows(config: &StoreConfig) -> anyhow::Result<String> {
 /// Whether a server listens on `BIND_ADDR` that may be one of this store's: servers on one
 /// PostgreSQL database hold no folder that would tell.
 async fn is_replica(config: &Config) -> bool {
+    let StoreConfig::Postgres { .. } = config.store else {
+        return false;
+    };
     let address = config.server.bind_addr;
     let asked = tokio::task::spawn_blocking(move || health_check::run(address, false));
-    matches!(config.store, StoreConfig::Postgres { .. }) && matches!(asked.await, Ok(Ok(())))
+    matches!(asked.await, Ok(Ok(())))
 }

@@ -1,7 +1,7 @@
 //! What can refuse a start, looked at before a start makes anything.
 //!
-//! A start and `check` go through the same steps: a start ends at the first that fails, `check` tells
-//! of each. No step makes a file, a folder, a key or a table that stays.
+//! A start and `check` go through the same steps: a start ends at the first that fails, `check`
+//! tells of each. No step makes a file, a folder, a key or a table that stays.
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,7 +23,8 @@ use crate::telemetry::Metrics;
 
 use super::observers::UpstreamObserver;
 
-/// File descriptors that are not connections: the database, the log, the listeners, with room to spare.
+/// File descriptors that are not connections: the database, the log, the listeners, with room to
+/// spare.
 const OTHER_FILES: u64 = 128;
 
 /// What a step has found.

@@ -25,8 +25,8 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Builds them as the configuration says, over `redis` if there is one. `started`: no later than
-    /// any instant to come.
+    /// Builds them as the configuration says, over `redis` if there is one. `started`: no later
+    /// than any instant to come.
     ///
     /// # Errors
     /// One line that names the setting, if Redis cannot be used.

@@ -235,17 +235,14 @@ pub(super) async fn find(config: &StoreConfig) -> anyhow::Result<()> {
 /// That there is no store, in one line.
 pub(super) fn absent(config: &StoreConfig) -> anyhow::Error {
     match config {
-        StoreConfig::Sqlite { data_dir, path } => {
-            let shown = path.display();
-            let setting = if path.starts_with(data_dir) {
-                "DATA_DIR"
-            } else {
-                "DATABASE_URL"
-            };
-            anyhow!(
-                "{setting}: there is no store at {shown}; run this where the server runs, or name the server's folder with --data-dir"
-            )
-        }
+        StoreConfig::Sqlite { data_dir, path } if path.starts_with(data_dir) => anyhow!(
+            "DATA_DIR: there is no store at {}; run this where the server runs, or name the server's folder with --data-dir",
+            path.display()
+        ),
+        StoreConfig::Sqlite { path, .. } => anyhow!(
+            "DATABASE_URL: there is no store at {}; name the server's file (sqlite:///absolute/path), or run this where the server runs",
+            path.display()
+        ),
         StoreConfig::Postgres { .. } => anyhow!(
             "DATABASE_URL: the database holds no store; name the database that the server uses"
         ),

@@ -1,9 +1,9 @@
-//! The command line as it is parsed, and what the help of each command shows of it: its own options,
-//! and the settings that it needs.
+//! The command line as it is parsed, and what the help of each command shows of it: its own
+//! options, and the settings that it needs.
 //!
-//! Every command takes every setting, wherever it stands on the line, because one `.env` and one set
-//! of flags serve the server and the operator's commands alike. Forty options that `user list` takes
-//! and does not need would hide the few that it has, so its help leaves them out.
+//! Every command takes every setting, wherever it stands on the line, because one `.env` and one
+//! set of flags serve the server and the operator's commands alike. Forty options that `user list`
+//! takes and does not need would hide the few that it has, so its help leaves them out.
 
 use std::ffi::OsStr;
 use std::io::{IsTerminal, stderr, stdout};
@@ -52,8 +52,8 @@ const STORE: &str = "\
 The store is the one of --data-dir, or of the variable DATABASE_URL. Further settings are those of \
 the server: see prompt-service --help.";
 
-/// The command line that is parsed. An empty variable counts as unset: compose files pass every name
-/// through, set or not, and `.env.example` has lines that wait for a value.
+/// The command line that is parsed. An empty variable counts as unset: compose files pass every
+/// name through, set or not, and `.env.example` has lines that wait for a value.
 pub(super) fn command() -> Command {
     let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
     let root = Cli::command().mut_args(|arg| {

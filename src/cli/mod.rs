@@ -16,7 +16,7 @@ use crate::config::{Given, Secret, Settings};
 
 /// Accounts, an LLM, durable history, semantic search and push in one process.
 #[derive(Debug, Parser)]
-#[command(name = "prompt-service", version)]
+#[command(name = "prompt-service", bin_name = "prompt-service", version)]
 pub struct Cli {
     /// What to do; serve if left out.
     #[command(subcommand)]
@@ -102,7 +102,8 @@ pub enum Command {
 pub struct ExportArgs {
     /// The file to make; standard output if left out, or -
     pub file: Option<PathBuf>,
-    /// Write password hashes too, so that accounts keep their passwords: whoever has the file can try to guess them
+    /// Write password hashes too, so that accounts keep their passwords: whoever has the file can
+    /// try to guess them
     #[arg(long)]
     pub with_password_hashes: bool,
     /// Write vectors too, so that an import by the same model need not make them again
@@ -110,7 +111,8 @@ pub struct ExportArgs {
     pub with_embeddings: bool,
 }
 
-// Clap wraps texts at the terminal's width, and the usage not: that of some commands is broken by hand.
+// Clap wraps texts at the terminal's width, and the usage not: that of some commands is broken by
+// hand.
 
 /// What is imported, and how.
 #[derive(Args, Debug)]
@@ -123,7 +125,8 @@ pub struct ImportArgs {
     /// A file of JSON lines; - is standard input
     #[arg(group = "source")]
     pub file: Option<PathBuf>,
-    /// The old system's database, postgres://…; others on this machine can see it while the command runs
+    /// The old system's database, postgres://…; others on this machine can see it while the command
+    /// runs
     #[arg(long, group = "source", value_name = "URL", value_parser = secret)]
     pub from: Option<Secret>,
     /// The variable that holds that address, which hides it
@@ -138,7 +141,8 @@ pub struct ImportArgs {
     /// Leave out rows that cannot be imported, in place of importing nothing
     #[arg(long)]
     pub skip_faulty: bool,
-    /// What counts as the model of the old system's answers, which it did not keep (its mock's are known)
+    /// What counts as the model of the old system's answers, which it did not keep (its mock's are
+    /// known)
     #[arg(long, value_name = "NAME", default_value = "unknown")]
     pub model: String,
 }
@@ -219,8 +223,8 @@ pub enum UserCommand {
         /// The account's name
         username: String,
     },
-    /// Give an account another password, read from standard input unless an option says where it is; what it was given ends
-    /// within 5 seconds
+    /// Give an account another password, read from standard input unless an option says where it
+    /// is; what it was given ends within 5 seconds
     SetPassword {
         /// The account's name
         username: String,
@@ -240,7 +244,8 @@ pub struct CreateUserArgs {
     /// The account's mail address
     #[arg(long)]
     pub email: String,
-    /// Take a password hash, made by Django (pbkdf2_sha256$…) or this program ($argon2id$…), in place of a password
+    /// Take a password hash, made by Django (pbkdf2_sha256$…) or this program ($argon2id$…), in
+    /// place of a password
     #[arg(long)]
     pub hashed: bool,
     /// Make the store if there is none, for the first account before any server has run

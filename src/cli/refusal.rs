@@ -11,7 +11,8 @@ use crate::config::secret_meant;
 pub enum Refusal {
     /// A setting cannot be used: one line that names it and quotes nothing of its value.
     Setting(String),
-    /// Help, the version, or a command line that makes no sense. Clap's own words suit each of them.
+    /// Help, the version, or a command line that makes no sense. Clap's own words suit each of
+    /// them.
     Usage(clap::Error),
 }
 

@@ -27,7 +27,8 @@ pub fn variables() -> Vec<String> {
     settings.chain(secrets).collect()
 }
 
-/// The secret that a name, in capitals, is or is likely to mean. A `_FILE` at its end does not count.
+/// The secret that a name, in capitals, is or is likely to mean. A `_FILE` at its end does not
+/// count.
 pub fn secret_meant(name: &str) -> Option<&'static str> {
     let name = name.strip_suffix("_FILE").unwrap_or(name);
     let close = SECRETS.into_iter().filter(|secret| is_close(name, secret));

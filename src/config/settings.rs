@@ -131,7 +131,8 @@ pub struct Settings {
     #[arg(long, env, default_value = "1d", value_name = "TIME", help_heading = ACCOUNTS, global = true)]
     pub refresh_token_lifetime: humantime::Duration,
 
-    /// Who may register: anybody, or nobody (the operator makes accounts by `prompt-service user create`) [default: open]
+    /// Who may register: anybody, or nobody (the operator makes accounts by `prompt-service user
+    /// create`) [default: open]
     #[arg(long, env, value_name = "open|closed", hide_possible_values = true, help_heading = ACCOUNTS, global = true)]
     pub registration: Option<Registration>,
 
@@ -147,7 +148,8 @@ pub struct Settings {
     #[arg(long, env, value_name = "N", global = true)]
     pub upstream_daily_limit: Option<u64>,
 
-    /// What becomes of a call whose caller hangs up: it is finished, stored and announced, or cancelled
+    /// What becomes of a call whose caller hangs up: it is finished, stored and announced, or
+    /// cancelled
     #[arg(long, env, default_value = "finish", value_name = "finish|cancel", hide_possible_values = true, help_heading = PROMPTS, global = true)]
     pub on_client_disconnect: OnClientDisconnect,
 

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-/// The file that the part of the URL behind `sqlite:` names: `//relative/path` or `///absolute/path`.
-/// Percent-encoded characters are decoded, as in every URL.
+/// The file that the part of the URL behind `sqlite:` names: `//relative/path` or
+/// `///absolute/path`. Percent-encoded characters are decoded, as in every URL.
 ///
 /// # Errors
 /// What is wrong and what would be right, in words that quote nothing of it.

@@ -36,7 +36,8 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Reads the header of a file, from where the file stands. It must be one that can be gone back in.
+    /// Reads the header of a file, from where the file stands. It must be one that can be gone back
+    /// in.
     ///
     /// # Errors
     /// `Io`; otherwise the file is none of this format.

@@ -91,9 +91,12 @@ async fn one_server_uses_a_database_file_whatever_its_data_folder() {
             path: file.clone(),
         };
     };
-    let refused = try_spawn_app_in(Folder::new(), at_same_file).await.err();
+    let other = Folder::new();
+    let refused = try_spawn_app_in(other.clone(), at_same_file).await.err();
     let refused = format!("{:#}", refused.unwrap());
     assert!(refused.starts_with("DATABASE_URL: "), "{refused}");
+    let made = std::fs::read_dir(other.path()).unwrap().count();
+    assert_eq!(made, 0, "a start that is refused makes no lock");
     assert!(!refused.contains('\n'), "{refused}");
     let _folder = app.stop().await;
     spawn_app_in(Folder::new(), at_same_file).await;

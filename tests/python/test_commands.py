@@ -32,7 +32,7 @@ def test_a_command_where_there_is_no_store_is_refused_and_makes_nothing(tmp_path
     before = sorted(tmp_path.rglob("*"))
     line = refusal(run(*arguments, folder=tmp_path, stdin="secret123\n", **variables))
     setting = "DATABASE_URL" if variables else "DATA_DIR"
-    assert line.startswith(f"error: {setting}: there is no store at ") and "--data-dir" in line, line
+    assert line.startswith(f"error: {setting}: there is no store at ") and "where the server runs" in line, line
     assert ("--init" in line) == ("create" in arguments)
     assert "hunter2" not in line
     assert sorted(tmp_path.rglob("*")) == before
@@ -118,6 +118,11 @@ def test_an_import_whose_reader_leaves_is_done_all_the_same(tmp_path):
     (tmp_path / "in.jsonl").write_text(HEADER + USER)
     subprocess.run(["sh", "-c", f"'{BINARY}' import in.jsonl | true"], cwd=tmp_path, env={"PATH": os.environ["PATH"]}, check=True)
     assert run("user", "list", folder=tmp_path).stdout.startswith("1\teve\t")
+
+
+def test_a_backup_is_a_file(store):
+    assert "name a file" in refusal(run("backup", "-", folder=store))
+    assert not (store / "-").exists()
 
 
 def test_an_address_put_in_a_names_place_is_not_shown(tmp_path):

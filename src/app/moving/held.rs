@@ -40,8 +40,8 @@ impl Held {
         ))
     }
 
-    /// Opens an empty store in a temporary folder, which goes with it: what a dry run works on where
-    /// there is no store yet.
+    /// Opens an empty store in a temporary folder, which goes with it: what a dry run works on
+    /// where there is no store yet.
     ///
     /// # Errors
     /// One line that says why there is no such folder.

@@ -44,6 +44,10 @@ pub async fn backup(file: &Path, config: &Config, out: &mut impl Write) -> anyho
             "DATABASE_URL: a PostgreSQL database is backed up by pg_dump, beside any number of servers"
         );
     };
+    ensure!(
+        file.as_os_str() != "-",
+        "a backup is not written to standard output: name a file"
+    );
     let named = |error| match error {
         BackupError::Nothing => store::absent(&config.store),
         error => anyhow::Error::new(error).context(format!("DATABASE_URL: {}", path.display())),

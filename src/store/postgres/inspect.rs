@@ -10,8 +10,8 @@ use super::pool::{CONNECT, Connector, LONG_PATIENCE};
 use super::requirements::{DatabaseState, examine};
 use super::{OpenError, driver};
 
-/// Looks at the database behind the URL, also beside servers that use it, for vectors of `dimension`
-/// numbers if that is given.
+/// Looks at the database behind the URL, also beside servers that use it, for vectors of
+/// `dimension` numbers if that is given.
 ///
 /// # Errors
 /// Those that opening would meet, as far as reading tells.

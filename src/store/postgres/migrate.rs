@@ -183,8 +183,8 @@ pub(super) fn check_version(found: i32, oldest_usable: i32) -> Result<(), OpenEr
     Ok(())
 }
 
-/// Whether a column of vectors with that modifier is one of vectors of `dimension` numbers; if not, it
-/// can become one.
+/// Whether a column of vectors with that modifier is one of vectors of `dimension` numbers; if not,
+/// it can become one.
 pub(super) fn check_dimension(dimension: usize, modifier: i32) -> Result<bool, OpenError> {
     let wanted = i32::try_from(dimension).map_err(|_| OpenError::TooLong)?;
     match modifier {

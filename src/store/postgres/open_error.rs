@@ -5,7 +5,8 @@ use tokio_postgres::error::SqlState;
 use super::UrlFault;
 use super::error::{Cause, connection_failure};
 
-/// Why the store cannot be opened: with its cause, one line that names the setting and the mend. Never holds the URL or a part of it.
+/// Why the store cannot be opened: with its cause, one line that names the setting and the mend.
+/// Never holds the URL or a part of it.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The URL cannot be used.

@@ -39,12 +39,12 @@ const CANCEL: Duration = Duration::from_secs(1);
 /// statement costs more than the statements here take; an acknowledged write is on disk. Not every system that the server
 /// may run on can look after connections, and there the setting is refused.
 ///
-/// A role may have limits of its own on a session's and a transaction's time, for the people who use
-/// it. A connection that idles in the pool, and a long read, is no mistake here.
+/// A role may have limits of its own on a session's and a transaction's time, for the people who
+/// use it. A connection that idles in the pool, and a long read, is no mistake here.
 ///
-/// The types and operators of pgvector may be in a schema that the role's search path does not name,
-/// as where an administrator puts all extensions into one. It comes last, and never alone: tables are
-/// made in the first schema of the path.
+/// The types and operators of pgvector may be in a schema that the role's search path does not
+/// name, as where an administrator puts all extensions into one. It comes last, and never alone:
+/// tables are made in the first schema of the path.
 const SESSION: &str = "
     SET client_min_messages = warning;
     SET statement_timeout = '5s';
@@ -61,8 +61,8 @@ const SESSION: &str = "
     EXCEPTION WHEN OTHERS THEN NULL;
     END $$";
 
-/// Lifts every limit on the time of the transaction that has begun, whatever the role's are. Servers
-/// before PostgreSQL 17 do not know the first.
+/// Lifts every limit on the time of the transaction that has begun, whatever the role's are.
+/// Servers before PostgreSQL 17 do not know the first.
 pub(in crate::store) const NO_TIMEOUTS: &str = "
     SELECT set_config(name, '0', true) FROM pg_settings
     WHERE name IN ('transaction_timeout', 'statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout',

@@ -63,8 +63,8 @@ impl Database {
         Ok(connection)
     }
 
-    /// A connection that reads without a trace where nobody else has the file open. A reader of a file
-    /// in write-ahead mode otherwise leaves a log and an index beside it.
+    /// A connection that reads without a trace where nobody else has the file open. A reader of a
+    /// file in write-ahead mode otherwise leaves a log and an index beside it.
     pub fn onlooker(&self) -> rusqlite::Result<Connection> {
         let mut log = self.path.clone().into_os_string();
         log.push("-wal");

@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 use crate::store::{embedded, model, user, vector};
 use crate::support::postgres::{Database, Release};
 
-/// The URL of a database for a role of its own, which may log in and nothing else. The roles are the server's: named as the
-/// database, none is another test's.
+/// The URL of a database for a role of its own, which may log in and nothing else. The roles are
+/// the server's: named as the database, none is another test's.
 async fn role(database: &Database) -> String {
     let (name, client) = (database.name(), database.client().await);
     let make = format!("CREATE ROLE {name} LOGIN");
