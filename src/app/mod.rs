@@ -4,6 +4,7 @@
 mod background;
 pub mod check;
 pub mod health_check;
+mod listening;
 pub mod moving;
 mod observers;
 mod preflight;
@@ -17,12 +18,13 @@ use std::time::Instant;
 
 use anyhow::Context;
 use axum::http::HeaderValue;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use self::listening::listen;
 use self::observers::EmbeddingObserver;
-use self::preflight::{Preflight, Ready, cannot_listen, connection_room};
+use self::preflight::{Preflight, Ready, connection_room};
 use self::shared::Shared;
 use self::store::{Finder, Store};
 use crate::api::{self, AppState, Documents, Lifecycle, Limits};
@@ -43,9 +45,6 @@ use crate::telemetry::Metrics;
 
 /// Logins that may wait for a thread: about two seconds of hashing on two cores, after which a client had better come back.
 const LOGIN_QUEUE: usize = 256;
-/// Connections that the kernel keeps while none is accepted, as Tokio's own listeners have it.
-const BACKLOG: u32 = 1024;
-
 /// Connections to the metrics' own listener at once: scrapers and health checks are few. Apart from `MAX_CONNECTIONS`, so that the
 /// metrics can be read when that is used up, which is when they are wanted.
 const METRICS_CONNECTIONS: usize = 32;
@@ -379,12 +378,4 @@ fn connection_limit(wanted: usize) -> usize {
         );
     }
     wanted.min(room.max(1))
-}
-
-/// Listens on an address that was bound before.
-fn listen(setting: &'static str, socket: TcpSocket) -> anyhow::Result<TcpListener> {
-    let address = socket.local_addr().context(setting)?;
-    socket
-        .listen(BACKLOG)
-        .map_err(|error| cannot_listen(setting, address, &error))
 }

@@ -3,13 +3,11 @@
 //! A start and `check` go through the same steps: a start ends at the first that fails, `check`
 //! tells of each. No step makes a file, a folder, a key or a table that stays.
 
-use std::io;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, ensure};
 use tokio::net::TcpSocket;
 
 use crate::config::{Config, StoreConfig, UpstreamConfig};
@@ -21,6 +19,7 @@ use crate::store::postgres::{self, DatabaseState};
 use crate::store::sqlite::{self, FileState};
 use crate::telemetry::Metrics;
 
+use super::listening::bind;
 use super::observers::UpstreamObserver;
 
 /// File descriptors that are not connections: the database, the log, the listeners, with room to
@@ -361,62 +360,6 @@ fn make_llm(
         None => Ok(llm::Client::observed_mock(observer)),
         Some(upstream) => llm::Client::new(upstream, observer).context("OPENAI_BASE_URL"),
     }
-}
-
-/// Takes an address without listening there, so that no client is kept waiting by a start that goes
-/// on for long or fails.
-fn bind(
-    setting: &'static str,
-    address: SocketAddr,
-) -> anyhow::Result<(Option<TcpSocket>, Finding)> {
-    match try_bind(address) {
-        Ok(socket) => Ok((Some(socket), Finding::Fine(format!("{address} is free")))),
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            let finding = Finding::InUse {
-                text: format!("{address} is in use by the server that runs"),
-                refusal: cannot_listen(setting, address, &error),
-            };
-            Ok((None, finding))
-        }
-        Err(error) => Err(cannot_listen(setting, address, &error)),
-    }
-}
-
-fn try_bind(address: SocketAddr) -> io::Result<TcpSocket> {
-    let socket = match address {
-        SocketAddr::V4(_) => TcpSocket::new_v4(),
-        SocketAddr::V6(_) => TcpSocket::new_v6(),
-    }?;
-    // A port whose last connections have ended just now counts as free.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    Ok(socket)
-}
-
-/// Why an address cannot be listened on, with the repair.
-pub(super) fn cannot_listen(
-    setting: &'static str,
-    address: SocketAddr,
-    error: &io::Error,
-) -> anyhow::Error {
-    #[expect(
-        clippy::wildcard_enum_match_arm,
-        reason = "the system's other errors have no repair of their own"
-    )]
-    let problem = match error.kind() {
-        io::ErrorKind::AddrInUse => format!(
-            "another program uses that port; stop it, or set {setting} to another port (`ss -ltnp 'sport = :{}'` names the program)",
-            address.port()
-        ),
-        io::ErrorKind::AddrNotAvailable => {
-            "this machine has no such address; 127.0.0.1 is for this machine alone, 0.0.0.0 for all its networks".to_owned()
-        }
-        io::ErrorKind::PermissionDenied => {
-            "this user may not use that port; choose one from 1024 on, or give the program the capability CAP_NET_BIND_SERVICE".to_owned()
-        }
-        _ => error.to_string(),
-    };
-    anyhow!("{setting}: cannot listen on {address}: {problem}")
 }
 
 fn connections(wanted: usize) -> Finding {

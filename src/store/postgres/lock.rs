@@ -12,7 +12,8 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::error::Cause;
-use super::pool::{CONNECT, Connector, NO_TIMEOUTS};
+use super::pool::{CONNECT, Connector};
+use super::session::NO_TIMEOUTS;
 
 /// A lock by its number, and how it is taken.
 #[derive(Clone, Copy, Debug)]

@@ -7,8 +7,8 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Transaction};
 
 use super::OpenError;
-use super::pool::NO_TIMEOUTS;
 use super::requirements::examine;
+use super::session::NO_TIMEOUTS;
 
 /// Each leads from the version before it to its own place in the list, counted from 1. Never edited once released.
 const MIGRATIONS: [&str; 2] = [

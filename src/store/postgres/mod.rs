@@ -17,6 +17,7 @@ mod open_error;
 mod pool;
 mod prompts;
 mod requirements;
+mod session;
 mod tls;
 mod url;
 mod vectors;
@@ -43,8 +44,8 @@ pub(super) use self::error::meaning;
 pub use self::inspect::{count_rows, inspect};
 pub use self::lock::Place;
 pub use self::open_error::OpenError;
-pub(super) use self::pool::NO_TIMEOUTS;
 pub use self::requirements::DatabaseState;
+pub(super) use self::session::NO_TIMEOUTS;
 
 /// Connections that a server may keep beside its pool: for locks and builds.
 pub const FURTHER_CONNECTIONS: usize = 3;
