@@ -48,9 +48,11 @@ pub async fn backup(file: &Path, config: &Config, out: &mut impl Write) -> anyho
         file.as_os_str() != "-",
         "a backup is not written to standard output: name a file"
     );
-    let named = |error| match error {
-        BackupError::Nothing => store::absent(&config.store),
-        error => anyhow::Error::new(error).context(format!("DATABASE_URL: {}", path.display())),
+    let named = |error| {
+        if let BackupError::Nothing = error {
+            return store::absent(&config.store);
+        }
+        anyhow::Error::new(error).context(format!("DATABASE_URL: {}", path.display()))
     };
     let bytes = sqlite::backup_bytes(path).map_err(named)?;
     let (draft, _) = Draft::of(file)?;

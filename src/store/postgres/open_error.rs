@@ -198,9 +198,10 @@ impl From<tokio_postgres::Error> for OpenError {
 
 /// The failure of the first connection, before anything was asked of the database.
 pub(super) fn at_connection(error: tokio_postgres::Error) -> OpenError {
-    match OpenError::from(error) {
-        OpenError::NoRight => OpenError::NoConnect,
-        other => other,
+    if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
+        OpenError::NoConnect
+    } else {
+        error.into()
     }
 }
 
