@@ -66,7 +66,7 @@ pub struct App {
 }
 
 impl App {
-    /// Builds everything. What can refuse a start comes first ([`preflight`]), then what makes
+    /// Builds everything. What can refuse a start comes first (`preflight`), then what makes
     /// files: the data folder and its lock, the store, the key. The service listens at the end.
     ///
     /// # Errors
