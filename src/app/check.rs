@@ -27,7 +27,7 @@ pub async fn run(
             bail!("1 fault; the rest was not looked at");
         }
     };
-    // The status tells of faults whether or not anybody reads the lines.
+    // The status reports faults whether or not anybody reads the lines.
     let _ = writeln!(out, "ok    settings: each can be used");
     for sentence in config.misspelt.iter().chain(&config.unused) {
         let _ = writeln!(out, "note  settings: {sentence}");
@@ -86,7 +86,7 @@ async fn rows(config: &StoreConfig) -> anyhow::Result<String> {
 }
 
 /// Whether a server listens on `BIND_ADDR` that may be one of this store's: servers on one
-/// PostgreSQL database hold no folder that would tell.
+/// PostgreSQL database hold no lock on a folder that would show it.
 async fn is_replica(config: &Config) -> bool {
     let StoreConfig::Postgres { .. } = config.store else {
         return false;

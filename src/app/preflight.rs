@@ -1,7 +1,7 @@
 //! What can refuse a start, looked at before a start makes anything.
 //!
 //! A start and `check` go through the same steps: a start ends at the first that fails, `check`
-//! tells of each. No step makes a file, a folder, a key or a table that stays.
+//! reports each. No step makes a file, a folder, a key or a table that stays.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -86,7 +86,7 @@ impl Step {
     }
 }
 
-/// The steps, and what those taken have in hand for the start.
+/// The steps, and what those taken so far have opened for the start.
 pub(super) struct Preflight<'a> {
     config: &'a Config,
     metrics: Arc<Metrics>,
@@ -274,7 +274,7 @@ impl<'a> Preflight<'a> {
         })
     }
 
-    /// Lets go of what is in hand.
+    /// Closes what the steps have opened.
     pub async fn close(self) {
         if let Some((_, keeper)) = self.redis {
             keeper.close().await;

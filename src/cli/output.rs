@@ -3,7 +3,7 @@
 use std::io::{self, ErrorKind, Stdout, Write};
 
 /// Standard output. Remembers whether its reader has left, as `head` does once it has enough: that
-/// is no failure of ours, and nobody wants to read of it.
+/// is no failure, and not worth a message.
 #[derive(Debug)]
 pub struct Output {
     stdout: Stdout,

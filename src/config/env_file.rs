@@ -99,7 +99,7 @@ fn parse(bytes: &[u8]) -> Result<Vec<(String, String)>, EnvFileError> {
 }
 
 /// Only these: other white space at the end of a value, such as a no-break space, is kept, so that
-/// whoever reads the value refuses it.
+/// the check of the value refuses it.
 const BLANKS: [char; 2] = [' ', '\t'];
 
 fn parse_line(line: &str) -> Result<Option<(&str, &str)>, &'static str> {
@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn a_line_that_can_be_read_in_two_ways_is_refused_by_its_number() {
-        for (line, told) in [
+        for (line, expected) in [
             ("hunter2", "NAME=value"),
             ("export hunter2", "NAME=value"),
             ("=hunter2", "NAME=value"),
@@ -233,8 +233,8 @@ mod tests {
             ("A=hunter\u{1b}[2J", "control character"),
         ] {
             let error = value(&format!("B=1\n# two\n{line}\nC=3")).unwrap_err();
-            let is_told = error.starts_with(".env: line 3: ") && error.contains(told);
-            assert!(is_told, "{line:?}: {error}");
+            let is_named = error.starts_with(".env: line 3: ") && error.contains(expected);
+            assert!(is_named, "{line:?}: {error}");
             assert!(
                 !error.contains("hunter") && !error.contains('\n'),
                 "{error}"

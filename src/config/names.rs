@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_misspelt_name_is_told_with_the_setting_that_it_means() {
+    fn a_misspelt_name_is_reported_with_the_setting_that_it_means() {
         for (name, setting) in [
             ("OPENAI_BASEURL", "OPENAI_BASE_URL"),
             ("OPENAI_BASE_URI", "OPENAI_BASE_URL"),
@@ -165,8 +165,8 @@ mod tests {
             ("CORS_ORIGINS", "CORS_ALLOWED_ORIGINS"),
             ("REGISTRATIONS", "REGISTRATION"),
         ] {
-            let told = format!("{name} is not a setting: did you mean {setting}?");
-            assert_eq!(misspelt([name]), [told]);
+            let sentence = format!("{name} is not a setting: did you mean {setting}?");
+            assert_eq!(misspelt([name]), [sentence]);
         }
         assert_eq!(
             misspelt(["OPENAI_MODEL_FILE"]),

@@ -24,7 +24,7 @@ impl Secret {
     /// Reads a file that holds the value, and perhaps one line feed after it.
     ///
     /// Whatever else an editor or a shell leaves in such a file is refused. As a part of the value
-    /// it would make another key of it, and nothing would tell the operator.
+    /// it would make another key of it, without a word to the operator.
     ///
     /// # Errors
     /// `Unreadable`; `Flaw` if the file holds something beside the value.
@@ -62,7 +62,7 @@ pub enum FileError {
     Flaw(&'static str),
 }
 
-/// What a secret's text has in it that nobody means to be a part of the secret.
+/// What a secret's text has in it that cannot be meant as a part of the secret.
 fn flaw(text: &str) -> Option<&'static str> {
     if text.is_empty() {
         Some("is empty")
@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn what_an_editor_leaves_beside_a_secret_is_refused_and_named() {
-        for (bytes, told) in [
+        for (bytes, expected) in [
             (&b"hunter2\r\n"[..], "CRLF"),
             (b"hunter2\r", "CRLF"),
             (b"hunter2 \n", "blank"),
@@ -240,7 +240,7 @@ mod tests {
         ] {
             let error = key_in_file(bytes).unwrap_err().to_string();
             let names = error.starts_with("SECRET_KEY: the file of SECRET_KEY_FILE ");
-            assert!(names && error.contains(told), "{told}: {error}");
+            assert!(names && error.contains(expected), "{expected}: {error}");
             assert!(!error.contains("hunter2"), "{error}");
         }
     }

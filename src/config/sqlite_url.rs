@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn what_names_no_file_is_refused_with_the_right_form() {
-        for (rest, told) in [
+        for (rest, expected) in [
             ("", "sqlite:///absolute/path"),
             ("a.db", "sqlite:///absolute/path"),
             ("/srv/a.db", "sqlite:///absolute/path"),
@@ -104,7 +104,7 @@ mod tests {
             ("///srv/a%ff.db", "UTF-8"),
         ] {
             let problem = path(rest).unwrap_err();
-            assert!(problem.contains(told), "{rest}: {problem}");
+            assert!(problem.contains(expected), "{rest}: {problem}");
         }
     }
 }

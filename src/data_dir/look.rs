@@ -58,7 +58,7 @@ fn nearest_folder(path: &Path) -> &Path {
     }
 }
 
-/// Makes an empty file in a folder and removes it. Modes alone do not tell: the file system may be
+/// Makes an empty file in a folder and removes it. Modes alone do not show it: the file system may be
 /// read-only.
 fn try_file(folder: &Path) -> io::Result<()> {
     let trial = folder.join(trial_name()?);
@@ -78,7 +78,7 @@ fn try_folder(folder: &Path) -> io::Result<()> {
     fs::remove_dir(&trial)
 }
 
-/// One that nobody else takes: others may be looking at the same folder.
+/// A name that no other process takes: others may be looking at the same folder.
 fn trial_name() -> io::Result<String> {
     let number = getrandom::u64().map_err(|_| io::ErrorKind::Other)?;
     Ok(format!(".prompt-service-{number:016x}"))

@@ -12,7 +12,7 @@ pub use self::lock::{Lock, is_database_in_use, lock_database};
 pub use self::look::Found;
 use crate::config::{FileError, Secret};
 
-/// Why the folder cannot be used: one line that says so and the mend.
+/// Why the folder cannot be used: one line that says so, with the repair.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The folder cannot be made or written to.

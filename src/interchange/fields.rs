@@ -1,4 +1,4 @@
-//! One line's JSON object, taken apart field by field, so that what is wrong is told by its name.
+//! One line's JSON object, taken apart field by field, so that an error can name the field.
 
 use std::fmt;
 

@@ -11,8 +11,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 use super::pretty::Pretty;
 use crate::config::{LogFilter, LogFormat};
 
-/// Installs the process-wide subscriber and returns the form of its lines: `format`, or what suits
-/// whoever reads standard output, a person at a terminal or a program.
+/// Installs the process-wide subscriber and returns the form of its lines: `format`, or, if that is
+/// not set, what suits the reader of standard output: a person at a terminal, or a program.
 ///
 /// # Panics
 /// If a subscriber is installed already; only `main` calls this.

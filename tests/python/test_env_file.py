@@ -72,9 +72,9 @@ def test_a_line_that_cannot_be_read_is_refused_by_its_number_and_not_quoted(tmp_
     line = UNREADABLE[problem]
     line = line if isinstance(line, bytes) else line.encode()
     write(tmp_path, b"# a comment\nREGISTRATION=open\n\n" + line + b"\nBIND_ADDR=127.0.0.1:0\n")
-    told = refusal(run(*arguments, folder=tmp_path))
-    assert told.startswith("error: .env: line 4: "), told
-    assert "hunter" not in told
+    error = refusal(run(*arguments, folder=tmp_path))
+    assert error.startswith("error: .env: line 4: "), error
+    assert "hunter" not in error
     assert [file.name for file in tmp_path.iterdir()] == [".env"]
 
 
@@ -82,8 +82,8 @@ def test_a_line_that_cannot_be_read_is_refused_by_its_number_and_not_quoted(tmp_
 def test_a_file_that_others_can_write_is_refused_with_the_repair(tmp_path, mode):
     write(tmp_path, "REGISTRATION=open\n", mode)
     for arguments in ([], ["check"], ["user", "list"], ["openapi"]):
-        told = refusal(run(*arguments, folder=tmp_path))
-        assert told.startswith("error: .env: ") and "chmod go-w .env" in told, told
+        line = refusal(run(*arguments, folder=tmp_path))
+        assert line.startswith("error: .env: ") and "chmod go-w .env" in line, line
 
 
 @pytest.mark.parametrize("mode", [0o400, 0o600, 0o644, 0o755])
@@ -114,10 +114,10 @@ def test_a_name_that_is_close_to_a_settings_is_named_with_it(service, place):
     check = run("check", folder=service.folder, **service.environment)
     users = run("user", "list", folder=service.folder, **service.environment)
     for name, setting in MISSPELT.items():
-        told = f"{name} is not a setting: did you mean {setting}?"
-        assert told in warnings
-        assert f"note  settings: {told}" in check.stdout.splitlines()
-        assert f"warning: {told}" in users.stderr.splitlines()
+        sentence = f"{name} is not a setting: did you mean {setting}?"
+        assert sentence in warnings
+        assert f"note  settings: {sentence}" in check.stdout.splitlines()
+        assert f"warning: {sentence}" in users.stderr.splitlines()
     assert "hunter2" not in service.output() + check.stdout + users.stderr
 
 

@@ -76,7 +76,7 @@ def test_a_flag_wins_over_the_environment():
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         (b"%s\r\n", "CRLF"), (b"%s \n", "blank"), (b"%s\t", "blank"), (b" %s\n", "blank"), (b"%s\n\n", "empty line"), (b"\xef\xbb\xbf%s\n", "BOM"),
         (b"%s\n%s\n", "more than one line"), (b"%s\xff\n", "UTF-8"), (b"%s\0\n", "control character"), (b"", "is empty"), (b"\n", "is empty"),
@@ -84,12 +84,12 @@ def test_a_flag_wins_over_the_environment():
     ids=["CRLF", "trailing blank", "trailing tab", "leading blank", "two line ends", "BOM", "two lines", "no UTF-8", "NUL", "empty", "a line end alone"],
 )
 @pytest.mark.parametrize("name", sorted(SECRETS))
-def test_a_secrets_file_that_holds_more_than_the_secret_is_refused(tmp_path, name, content, told):
+def test_a_secrets_file_that_holds_more_than_the_secret_is_refused(tmp_path, name, content, expected):
     file = tmp_path / "secret"
     file.write_bytes(content.replace(b"%s", b"hunter2" * 6))
     process = run(folder=tmp_path, **{f"{name}_FILE": str(file)})
     line = refusal(process)
-    assert line.startswith(f"error: {name}: the file of {name}_FILE ") and told in line, line
+    assert line.startswith(f"error: {name}: the file of {name}_FILE ") and expected in line, line
     assert "hunter2" not in process.stdout + process.stderr
     assert [found.name for found in tmp_path.iterdir()] == ["secret"]
 
@@ -133,7 +133,7 @@ def test_a_database_url_that_names_no_file_is_refused_and_makes_nothing(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "expected"),
     [
         ({"OPENAI_MODEL": "llama3.2"}, ["OPENAI_MODEL", "OPENAI_API_KEY", "OPENAI_BASE_URL"]),
         ({"SYSTEM_PROMPT": "Be brief.", "OPENAI_TEMPERATURE": "1", "UPSTREAM_DAILY_LIMIT": "5"}, ["SYSTEM_PROMPT", "OPENAI_TEMPERATURE", "UPSTREAM_DAILY_LIMIT"]),
@@ -144,11 +144,11 @@ def test_a_database_url_that_names_no_file_is_refused_and_makes_nothing(tmp_path
     ],
     ids=lambda value: "+".join(value),
 )
-def test_a_setting_without_effect_is_named_at_the_start_with_what_it_needs(settings, told):
+def test_a_setting_without_effect_is_named_at_the_start_with_what_it_needs(settings, expected):
     with Service(**settings) as service:
-        warnings = [line["message"] for line in service.log() if line["level"] == "WARN" and line["message"].startswith(told[0])]
+        warnings = [line["message"] for line in service.log() if line["level"] == "WARN" and line["message"].startswith(expected[0])]
         assert len(warnings) == 1, service.output()
-        assert all(word in warnings[0] for word in told), warnings
+        assert all(word in warnings[0] for word in expected), warnings
         check = run("check", folder=service.folder, **service.environment)
         assert f"note  settings: {warnings[0]}" in check.stdout.splitlines()
 

@@ -16,7 +16,7 @@ const SAY_EVERY: Duration = Duration::from_secs(5);
 /// The longest bar, in columns, and the shortest that still says something.
 const LONGEST_BAR: usize = 30;
 const SHORTEST_BAR: usize = 5;
-/// Of a terminal that does not tell its width.
+/// The width of a terminal that reports none.
 const USUAL_COLUMNS: usize = 80;
 /// Goes to the beginning of the line and clears it: what a terminal of any kind but `dumb` knows.
 const CLEAR_LINE: &str = "\r\x1b[2K";

@@ -5,7 +5,7 @@ use tokio_postgres::error::SqlState;
 use super::UrlFault;
 use super::error::{Cause, connection_failure};
 
-/// Why the store cannot be opened: with its cause, one line that names the setting and the mend.
+/// Why the store cannot be opened: with its cause, one line that names the setting and the repair.
 /// Never holds the URL or a part of it.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -15,7 +15,7 @@ pub enum OpenError {
     /// TLS cannot be set up as the URL asks.
     #[error("DATABASE_URL: TLS cannot be set up")]
     Tls(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The server's certificate is not trusted: why, and the mend.
+    /// The server's certificate is not trusted: why, and the repair.
     #[error("DATABASE_URL: the PostgreSQL server's certificate is not trusted: {0}")]
     Distrusted(&'static str),
     /// No connection.

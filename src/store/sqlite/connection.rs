@@ -63,7 +63,7 @@ impl Database {
         Ok(connection)
     }
 
-    /// A connection that reads without a trace where nobody else has the file open. A reader of a
+    /// A connection that reads without a trace where no other process has the file open. A reader of a
     /// file in write-ahead mode otherwise leaves a log and an index beside it.
     pub fn onlooker(&self) -> rusqlite::Result<Connection> {
         let mut log = self.path.clone().into_os_string();
@@ -87,7 +87,8 @@ impl Database {
     }
 }
 
-/// The URI of an absolute path, with what tells SQLite that nobody writes to the file.
+/// The URI of an absolute path, with the parameter that has SQLite assume that no process writes to
+/// the file.
 fn immutable_uri(path: &Path) -> OsString {
     let mut uri = b"file:".to_vec();
     for byte in path.as_os_str().as_bytes() {

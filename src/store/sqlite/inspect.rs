@@ -26,7 +26,7 @@ pub enum FileState {
 /// Looks at the file, also beside a server that uses it. Blocks.
 ///
 /// # Errors
-/// Those that opening would meet, as far as reading and the file's modes tell.
+/// Those that opening would meet, as far as reading and the file's modes show.
 pub fn inspect(path: &Path) -> Result<FileState, OpenError> {
     let path = std::path::absolute(path)?;
     let found = match std::fs::metadata(&path) {

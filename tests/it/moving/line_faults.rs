@@ -14,16 +14,16 @@ async fn refusal(bytes: &[u8]) -> String {
     let file = outer.path().join("in.jsonl");
     fs::write(&file, bytes).unwrap();
     let arguments = ["import", file.to_str().unwrap(), "--dry-run"];
-    let told = command(&config_in(folder.path()), &arguments).await;
-    let told = told.unwrap_err();
-    assert!(!told.contains("hunter2"), "{told}");
+    let output = command(&config_in(folder.path()), &arguments).await;
+    let output = output.unwrap_err();
+    assert!(!output.contains("hunter2"), "{output}");
     let left = fs::read_dir(folder.path()).unwrap().count();
     assert_eq!(left, 0, "a dry run makes no store");
-    told
+    output
 }
 
 #[tokio::test]
-async fn a_faulty_line_is_told_by_its_number_and_its_field() {
+async fn a_faulty_line_is_reported_by_its_number_and_its_field() {
     let user = |rest: &str| format!(r#"{{"type":"user","id":2,"username":"kim",{AT}{rest}}}"#);
     let prompt = |rest: &str| format!(r#"{{"type":"prompt","id":1,"user_id":1,{AT}{rest}}}"#);
     let cases = [
@@ -131,17 +131,17 @@ async fn a_faulty_line_is_told_by_its_number_and_its_field() {
     ];
     for (line, expected) in cases {
         let eve = format!(r#"{{"type":"user","id":1,"username":"eve",{AT}}}"#);
-        let told = refusal(format!("{HEADER}\n{eve}\n\n{line}\n").as_bytes()).await;
-        let fault = told.lines().find(|told| told.starts_with("fault: "));
-        let fault = fault.unwrap_or_else(|| panic!("{line}: {told}"));
-        let is_told = fault.starts_with("fault: line 4: ") && fault.contains(expected);
-        assert!(is_told, "{line}: {fault}");
+        let output = refusal(format!("{HEADER}\n{eve}\n\n{line}\n").as_bytes()).await;
+        let fault = output.lines().find(|line| line.starts_with("fault: "));
+        let fault = fault.unwrap_or_else(|| panic!("{line}: {output}"));
+        let is_named = fault.starts_with("fault: line 4: ") && fault.contains(expected);
+        assert!(is_named, "{line}: {fault}");
     }
     let bytes = [HEADER.as_bytes(), b"\n{\"type\":\"us\xffr\"}\n"].concat();
-    let told = refusal(&bytes).await;
+    let output = refusal(&bytes).await;
     assert!(
-        told.contains("fault: line 2: it is not UTF-8 from column 12 on"),
-        "{told}"
+        output.contains("fault: line 2: it is not UTF-8 from column 12 on"),
+        "{output}"
     );
 }
 
@@ -159,8 +159,8 @@ async fn a_file_that_does_not_begin_with_a_header_is_refused_with_the_reason() {
         ),
         (b"{\"type\":\"header\",\"format\":\"prompt-service\",\"version\":9}", "newer"),
     ] {
-        let told = refusal(bytes).await;
-        assert!(told.contains(expected), "{told}");
+        let output = refusal(bytes).await;
+        assert!(output.contains(expected), "{output}");
     }
 }
 

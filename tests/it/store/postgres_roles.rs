@@ -1,4 +1,4 @@
-//! Databases and roles that lack something: what works all the same, and what is said of the rest.
+//! Databases and roles that lack something: what works all the same, and how the rest is refused.
 
 use prompt_service::config::Secret;
 use prompt_service::domain::UserId;
@@ -65,7 +65,7 @@ async fn pgvector_in_a_schema_that_no_search_path_names_is_found() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_database_or_a_role_lacks_is_told_with_its_repair() {
+async fn what_a_database_or_a_role_lacks_is_reported_with_its_repair() {
     let vector = "CREATE EXTENSION vector;";
     let owned = "CREATE EXTENSION vector; GRANT CREATE ON SCHEMA public TO ROLE_HERE;";
     for (sql, words) in [
