@@ -85,10 +85,9 @@ pub(super) fn command() -> Command {
             }
         })
     });
-    // The help may be on its way to a terminal by a pager. A program that reads it finds each
+    // The help may be on its way to a terminal through a pager. A program that reads it finds each
     // option's text on one line.
-    let is_for_people = stdout().is_terminal() || stderr().is_terminal();
-    if is_for_people || std::env::var_os("COLUMNS").is_some() {
+    if stdout().is_terminal() || stderr().is_terminal() {
         root
     } else {
         root.term_width(0)

@@ -134,7 +134,7 @@ def test_a_progress_bar_fits_a_narrow_terminal_and_is_cleared(tmp_path):
 
 
 def test_help_that_a_program_reads_has_each_option_on_one_line(tmp_path):
-    text = run("--help", folder=tmp_path).stdout
+    text = run("--help", folder=tmp_path, COLUMNS="60").stdout
     assert "[env: OPENAI_FIRST_TOKEN_TIMEOUT=] [default: 60s]" in text
     assert not ESCAPE.search(text)
     assert str(BINARY) not in text
