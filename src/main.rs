@@ -7,35 +7,42 @@ use std::process::ExitCode;
 use anyhow::Context;
 use prompt_service::api::Documents;
 use prompt_service::app::{App, check, health_check, moving, users};
-use prompt_service::cli::{self, Cli, Command};
-use prompt_service::config::{Config, Secrets};
+use prompt_service::cli::{Cli, Command, Output, Refusal};
+use prompt_service::config::{Config, LogFormat, Secrets, read_env_file};
 use prompt_service::telemetry;
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
-    // The working directory's and no other: `dotenvy::dotenv` would go on to its parents, which others may write to.
-    // A file that cannot be read is as clear a mistake as a setting that cannot.
-    // A folder of that name is none: a virtual environment, or what a container's engine makes of a file that is not there.
-    let file = Path::new(".env");
-    if !file.is_dir()
-        && let Err(error) = dotenvy::from_path(file)
-        && !error.not_found()
-    {
-        return fail(&anyhow::anyhow!(
-            ".env: cannot be read; each line is NAME=value"
-        ));
+    // The working directory's alone: its parents may be writable for others.
+    match read_env_file(Path::new(".env")) {
+        Ok(variables) => add_variables(variables),
+        Err(error) => return fail(&error.into()),
     }
     let cli = match Cli::read() {
         Ok(cli) => cli,
-        Err(error) => match cli::setting_problem(&error) {
-            Some(problem) => return fail(&anyhow::Error::msg(problem)),
-            // Help, the version, or a command line that makes no sense: clap's own words suit each of them.
-            None => error.exit(),
-        },
+        Err(Refusal::Setting(problem)) => return fail(&anyhow::Error::msg(problem)),
+        Err(Refusal::Usage(error)) => error.exit(),
     };
-    match run(cli) {
+    let mut out = Output::default();
+    match run(cli, &mut out) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(_) if out.reader_left() => ExitCode::SUCCESS,
         Err(error) => fail(&error),
+    }
+}
+
+/// Puts the variables into the process's environment, where the environment has none of that name:
+/// from there clap, secrets and libraries read them like any other.
+fn add_variables(variables: Vec<(String, String)>) {
+    for (name, value) in variables {
+        if std::env::var_os(&name).is_none() {
+            #[expect(unsafe_code, reason = "there is no safe function for this")]
+            // SAFETY: no other thread may read or write the environment meanwhile. This runs first
+            // in `main`, before anything has started a thread.
+            unsafe {
+                std::env::set_var(name, value);
+            }
+        }
     }
 }
 
@@ -45,15 +52,16 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn run(cli: Cli) -> anyhow::Result<()> {
+fn run(cli: Cli, out: &mut Output) -> anyhow::Result<()> {
     let command = cli.command.unwrap_or(Command::Serve);
     if let Command::Openapi = command {
-        return Ok(std::io::stdout().write_all(&Documents::make().json)?);
+        out.write_all(&Documents::make().json)?;
+        return Ok(out.flush()?);
     }
     if let Command::Health { ready } = command {
         return health_check::run(cli.settings.bind_addr, ready);
     }
-    let (log_format, directives) = (cli.settings.log_format, cli.settings.rust_log.clone());
+    let (log_format, log_filter) = (cli.settings.log_format, cli.settings.rust_log.clone());
     let variable = |name: &str| std::env::var_os(name);
     let fallbacks = cli.settings.upstream.openai_fallback.clone();
     let config = Secrets::read(variable).and_then(|mut secrets| {
@@ -63,11 +71,16 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Config::load(cli.settings, secrets)
     });
     let runtime = tokio::runtime::Runtime::new().context("the runtime cannot be started")?;
-    let out = &mut std::io::stdout();
     if let Command::Check { upstream } = command {
         return runtime.block_on(check::run(config, upstream, out));
     }
     let config = config?;
+    if !matches!(command, Command::Serve) {
+        for sentence in &config.misspelt {
+            // Whoever has closed standard error wants no warnings.
+            let _ = writeln!(std::io::stderr(), "warning: {sentence}");
+        }
+    }
     match command {
         Command::User(command) => runtime.block_on(users::run(command, &config, out)),
         Command::Backup { file } => runtime.block_on(moving::backup(&file, &config, out)),
@@ -75,13 +88,16 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Move(arguments) => runtime.block_on(moving::carry(arguments, &config, out)),
         Command::Import(arguments) => runtime.block_on(moving::import(arguments, &config, out)),
         Command::Serve | Command::Openapi | Command::Health { .. } | Command::Check { .. } => {
-            telemetry::init_logging(log_format, &directives).map_err(anyhow::Error::msg)?;
+            let log_format = telemetry::init_logging(log_format, &log_filter);
             runtime.block_on(async {
                 let (mut terminate, mut interrupt) = (
                     signal(SignalKind::terminate())?,
                     signal(SignalKind::interrupt())?,
                 );
                 let app = App::build(config).await?;
+                if log_format == LogFormat::Pretty {
+                    tracing::info!("open {}", app.url()?);
+                }
                 app.serve(async {
                     tokio::select! {
                         _ = terminate.recv() => {}

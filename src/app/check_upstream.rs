@@ -1,112 +1,96 @@
 //! Whether the upstreams are where they are said to be, take their keys and have their models. Asks
 //! for their lists of models, which costs nothing.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::check::{Finding, Verdict};
-use super::make_llm;
-use crate::config::{Config, UpstreamConfig};
+use anyhow::anyhow;
+
+use super::preflight::Finding;
+use crate::config::UpstreamConfig;
 use crate::llm;
-use crate::telemetry::Metrics;
 
 /// How long before a model ends one had better know of it.
 const NOTICE: Duration = Duration::from_secs(90 * 86_400);
 
-/// A finding for each upstream. `must_be_right`: what stands in the way of an answer is a fault,
-/// not only worth knowing.
-pub(super) async fn findings(config: &Config, must_be_right: bool) -> Vec<Finding> {
-    let Some(upstream) = &config.upstream else {
-        let note = "none is set: prompts are answered by the built-in mock";
-        return vec![(Verdict::Note, note.to_owned())];
-    };
-    let client = match make_llm(Some(upstream), &Arc::new(Metrics::new())) {
-        Ok(client) => client,
-        Err(error) => return vec![(Verdict::Fault, format!("{error:#}"))],
-    };
-    let wrong = if must_be_right {
-        Verdict::Fault
-    } else {
-        Verdict::Note
-    };
+/// A finding for each upstream of `client`. `must_be_right`: what stands in the way of an answer is
+/// an error, not only worth knowing.
+pub(super) async fn findings(
+    client: &llm::Client,
+    upstream: &UpstreamConfig,
+    must_be_right: bool,
+) -> Vec<anyhow::Result<Finding>> {
     let looks = client.look().await;
     looks
         .iter()
-        .map(|look| finding(look, upstream, wrong))
+        .map(|look| {
+            let (is_right, text) = finding(look, upstream);
+            let text = format!("{} ({}): {text}", look.upstream, look.url);
+            match is_right {
+                Some(true) => Ok(Finding::Fine(text)),
+                Some(false) if must_be_right => Err(anyhow!(text)),
+                Some(false) | None => Ok(Finding::Note(text)),
+            }
+        })
         .collect()
 }
 
-fn finding(look: &llm::Look, upstream: &UpstreamConfig, wrong: Verdict) -> Finding {
-    let (url, model) = (&look.url, &look.model);
+/// What was found, and whether it is as it should be. `None`: it is, for a while.
+fn finding(look: &llm::Look, upstream: &UpstreamConfig) -> (Option<bool>, String) {
+    let model = &look.model;
     let has_key = upstream.endpoints[look.place].api_key.is_some();
     let [address, key, model_setting] = settings(look.place);
-    let (verdict, text) = match &look.finding {
+    let text = match &look.finding {
         llm::Finding::HasModel {
             key_was_tried,
             shutdown,
-        } => match ending(*shutdown) {
-            Some(day) => (
-                Verdict::Note,
-                format!(
+        } => {
+            if let Some(day) = ending(*shutdown) {
+                let text = format!(
                     "the model {model} ends on {day} (its shutdown_date): set another in {model_setting}"
-                ),
-            ),
-            None if has_key && !key_was_tried => (
-                Verdict::Fine,
+                );
+                return (None, text);
+            }
+            let text = if has_key && !key_was_tried {
                 format!(
                     "it has the model {model}; it shows its models to everybody, so the key was not tried"
-                ),
-            ),
-            None if has_key => (
-                Verdict::Fine,
-                format!("it takes the key and has the model {model}"),
-            ),
-            None => (Verdict::Fine, format!("it has the model {model}")),
-        },
+                )
+            } else if has_key {
+                format!("it takes the key and has the model {model}")
+            } else {
+                format!("it has the model {model}")
+            };
+            return (Some(true), text);
+        }
         llm::Finding::OtherModels { number, similar } => {
             let hint = similar
                 .as_ref()
                 .map_or_else(String::new, |name| format!(", but {name}"));
-            (
-                wrong,
-                format!("among its {number} models there is no {model}{hint}: set {model_setting}"),
-            )
+            format!("among its {number} models there is no {model}{hint}: set {model_setting}")
         }
-        llm::Finding::KeyRefused(status) if has_key => (
-            wrong,
-            format!("it refuses the key (status {status}): set {key}"),
-        ),
-        llm::Finding::KeyRefused(status) => (
-            wrong,
-            format!("it wants a key (status {status}): set {key}"),
-        ),
+        llm::Finding::KeyRefused(status) if has_key => {
+            format!("it refuses the key (status {status}): set {key}")
+        }
+        llm::Finding::KeyRefused(status) => {
+            format!("it wants a key (status {status}): set {key}")
+        }
         llm::Finding::NoList {
             status,
             better: Some(better),
-        } => (
-            wrong,
-            format!(
-                "it has no list of models there (status {status}), but there is one under {better}: set {address} to that"
-            ),
+        } => format!(
+            "it has no list of models there (status {status}), but there is one under {better}: set {address} to that"
         ),
         llm::Finding::NoList {
             status,
             better: None,
-        } => (
-            wrong,
-            format!(
-                "it has no list of models there (status {status}): is the path in {address} right? Few servers have no such list"
-            ),
+        } => format!(
+            "it has no list of models there (status {status}): is the path in {address} right? Few servers have no such list"
         ),
-        llm::Finding::Unavailable(status) => {
-            (wrong, format!("it cannot say just now (status {status})"))
+        llm::Finding::Unavailable(status) => format!("it cannot say just now (status {status})"),
+        llm::Finding::Unreachable(word) => {
+            format!("it cannot be reached ({word}): is {address} right, and is it running?")
         }
-        llm::Finding::Unreachable(word) => (
-            wrong,
-            format!("it cannot be reached ({word}): is {address} right, and is it running?"),
-        ),
     };
-    (verdict, format!("{} ({url}): {text}", look.upstream))
+    (Some(false), text)
 }
 
 /// The settings of an upstream's address, key and model.

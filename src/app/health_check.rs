@@ -49,7 +49,7 @@ fn ask(address: SocketAddr, path: &str) -> std::io::Result<String> {
 }
 
 /// Where a listener on every address is reached from this machine.
-fn reachable(bind_addr: SocketAddr) -> SocketAddr {
+pub(super) fn reachable(bind_addr: SocketAddr) -> SocketAddr {
     let ip = match bind_addr.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),

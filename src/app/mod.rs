@@ -5,8 +5,10 @@ mod background;
 pub mod check;
 mod check_upstream;
 pub mod health_check;
+mod listening;
 pub mod moving;
 mod observers;
+mod preflight;
 mod shared;
 mod store;
 pub mod users;
@@ -20,14 +22,16 @@ use axum::http::HeaderValue;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use self::observers::{EmbeddingObserver, UpstreamObserver};
+use self::listening::listen;
+use self::observers::EmbeddingObserver;
+use self::preflight::{Preflight, Ready, connection_room};
 use self::shared::Shared;
 use self::store::{Finder, Store};
 use crate::api::{self, AppState, Bounds, Connections, Documents, Lifecycle, Limits};
-use crate::config::{Config, UpstreamConfig};
+use crate::config::Config;
 use crate::credentials::{HashPool, Keys};
 use crate::data_dir::{self, DataDir};
-use crate::embed::{self, BackgroundEmbedder, Embedder, Engine};
+use crate::embed::{self, BackgroundEmbedder, Embedder};
 use crate::fair_semaphore::FairSemaphore;
 use crate::llm;
 use crate::memory_budget::MemoryBudget;
@@ -43,14 +47,11 @@ use crate::telemetry::Metrics;
 
 /// Logins that may wait for a thread: about two seconds of hashing on two cores, after which a client had better come back.
 const LOGIN_QUEUE: usize = 256;
-/// Prompts that are read from the store and written as JSON at once: enough to keep a store's readers busy, and few enough
-/// that one user's large answers do not hold up another's small one.
+/// Prompts that are read from the store and written as JSON at once: enough to keep a store's
+/// readers busy, and few enough that one user's large answers do not hold up another's small one.
 const READS_AT_ONCE: usize = 16;
 /// Requests that may wait for their turn to read, of all users.
 const READS_WAITING: usize = 4096;
-/// File descriptors that are not connections: the database, the log, the listeners, with room to spare.
-const OTHER_FILES: u64 = 128;
-
 /// Connections to the metrics' own listener at once: scrapers and health checks are few. Apart from `MAX_CONNECTIONS`, so that the
 /// metrics can be read when that is used up, which is when they are wanted.
 const METRICS_CONNECTIONS: usize = 32;
@@ -72,15 +73,31 @@ pub struct App {
 }
 
 impl App {
-    /// Builds everything: takes the data folder, opens the store, loads the model, binds the listeners.
+    /// Builds everything. What can refuse a start comes first (`preflight`), then what makes
+    /// files: the data folder and its lock, the store, the key. The service listens at the end.
     ///
     /// # Errors
-    /// One line that names the setting at fault and the mend.
+    /// One line that names the setting at fault and the repair.
     pub async fn build(config: Config) -> anyhow::Result<Self> {
         let started = Instant::now();
+        for sentence in config.misspelt.iter().chain(&config.unused) {
+            tracing::warn!("{sentence}");
+        }
         let metrics = Arc::new(Metrics::new());
         let lifecycle = Lifecycle::default();
+        let preflight = Preflight::new(&config, Arc::clone(&metrics));
+        let Ready {
+            engine,
+            redis,
+            llm,
+            socket,
+            metrics_socket,
+        } = preflight.pass().await?;
+
         let locks = store::lock_files(&config.store)?;
+        let store = Store::open(&config.store, Some(engine.dimension())).await?;
+        // Without Redis nothing keeps limits and events of several servers together.
+        let place = store.take_place(config.redis.is_some()).await?;
         let key = match &config.accounts.secret_key {
             Some(key) => key.clone(),
             None => DataDir::open(config.store.data_dir())?.secret_key()?,
@@ -92,10 +109,6 @@ impl App {
             .map(|key| key.expose());
         let keys = Keys::new(key.expose(), fallbacks);
 
-        let engine = Arc::new(load_engine(&config)?);
-        let store = Store::open(&config.store, Some(engine.dimension())).await?;
-        // Without Redis nothing keeps limits and events of several servers together.
-        let place = store.take_place(config.redis.is_some()).await?;
         let model = engine.model_id().clone();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let observer = Arc::new(EmbeddingObserver(Arc::clone(&metrics)));
@@ -120,10 +133,10 @@ impl App {
 
         reembedding.plan().await.context("the store")?;
 
-        let llm = Arc::new(make_llm(config.upstream.as_ref(), &metrics)?);
+        let llm = Arc::new(llm);
         let hub = Arc::new(Hub::default());
         let hash_pool = HashPool::start(cores, LOGIN_QUEUE)?;
-        let shared = Shared::build(&config, &hub, &metrics, started).await?;
+        let shared = Shared::build(&config, redis, &hub, &metrics, started).await?;
         let (link, keeper) = shared.redis.unzip();
         let accounts = Arc::new(Accounts::new(accounts::Dependencies {
             store: Arc::clone(&store.accounts),
@@ -178,11 +191,10 @@ impl App {
         // It was opened and read just now.
         health.set_store(true);
 
-        let listener = bind("BIND_ADDR", config.server.bind_addr).await?;
-        let metrics_listener = match config.server.metrics_addr {
-            Some(address) => Some(bind("METRICS_ADDR", address).await?),
-            None => None,
-        };
+        let listener = listen("BIND_ADDR", socket)?;
+        let metrics_listener = metrics_socket
+            .map(|socket| listen("METRICS_ADDR", socket))
+            .transpose()?;
         metrics
             .build_info
             .with_label_values(&[env!("CARGO_PKG_VERSION"), &model.to_string()])
@@ -217,7 +229,7 @@ impl App {
             documents: Documents::make(),
             lifecycle,
         });
-        Ok(Self {
+        let app = Self {
             listener,
             metrics_listener,
             connections,
@@ -230,7 +242,9 @@ impl App {
             reembedding,
             redis: keeper,
             _locks: locks,
-        })
+        };
+        app.log_start()?;
+        Ok(app)
     }
 
     /// Where the service listens.
@@ -239,6 +253,15 @@ impl App {
     /// If the system does not say.
     pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
         self.listener.local_addr()
+    }
+
+    /// The address that a browser on this machine opens.
+    ///
+    /// # Errors
+    /// If the system does not say where the service listens.
+    pub fn url(&self) -> std::io::Result<String> {
+        let address = health_check::reachable(self.local_addr()?);
+        Ok(format!("http://{address}"))
     }
 
     /// Where the metrics' own listener listens, if there is one.
@@ -260,7 +283,6 @@ impl App {
     pub async fn serve(mut self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
         let lifecycle = self.state.lifecycle.clone();
         let prompts = self.state.prompts.clone();
-        self.log_start()?;
         self.start_background(&lifecycle);
         let ousted = self.hold_store(&lifecycle);
 
@@ -373,30 +395,6 @@ impl App {
     }
 }
 
-fn load_engine(config: &Config) -> anyhow::Result<Engine> {
-    match &config.embedding_model_dir {
-        None => Engine::bundled().context("the bundled model"),
-        Some(dir) => Engine::from_dir(dir).context("EMBEDDING_MODEL_DIR"),
-    }
-}
-
-fn make_llm(
-    upstream: Option<&UpstreamConfig>,
-    metrics: &Arc<Metrics>,
-) -> anyhow::Result<llm::Client> {
-    let observer = Arc::new(UpstreamObserver(Arc::clone(metrics)));
-    match upstream {
-        None => Ok(llm::Client::observed_mock(observer)),
-        Some(upstream) => llm::Client::new(upstream, observer).context("OPENAI_BASE_URL"),
-    }
-}
-
-async fn bind(setting: &'static str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("{setting}: cannot listen on {address}"))
-}
-
 /// The setting, or what the system's limit on open files leaves room for, if that is less.
 fn connection_limit(wanted: usize) -> usize {
     let room = connection_room();
@@ -407,12 +405,4 @@ fn connection_limit(wanted: usize) -> usize {
         );
     }
     wanted.min(room.max(1))
-}
-
-/// Connections that the system's limit on open files leaves room for.
-fn connection_room() -> usize {
-    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    files.map_or(usize::MAX, |files| {
-        usize::try_from(files.saturating_sub(OTHER_FILES)).unwrap_or(usize::MAX)
-    })
 }

@@ -25,12 +25,14 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Builds them as the configuration says. `started`: no later than any instant to come.
+    /// Builds them as the configuration says, over `redis` if there is one. `started`: no later
+    /// than any instant to come.
     ///
     /// # Errors
-    /// One line that names the setting, if there should be a Redis and it cannot be used.
+    /// One line that names the setting, if Redis cannot be used.
     pub async fn build(
         config: &Config,
+        redis: Option<(Link, Keeper)>,
         hub: &Arc<Hub>,
         metrics: &Arc<Metrics>,
         started: Instant,
@@ -38,7 +40,7 @@ impl Shared {
         let prompt_rates = config.prompt_throttle.clone();
         let register_rates = config.accounts.register_throttle.clone();
         let (hub, metrics) = (Arc::clone(hub), Arc::clone(metrics));
-        let Some(redis) = &config.redis else {
+        let Some((link, keeper)) = redis else {
             return Ok(Self {
                 prompt_throttle: Arc::new(SlidingWindows::new(prompt_rates, started)),
                 register_throttle: Arc::new(SlidingWindows::new(register_rates, started)),
@@ -48,9 +50,6 @@ impl Shared {
                 redis: None,
             });
         };
-        let (link, keeper) = Link::connect(redis, Arc::clone(&metrics))
-            .await
-            .context("REDIS_URL")?;
         let prompt_throttle = RedisThrottle::new(
             link.clone(),
             "prompts",

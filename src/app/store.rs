@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -16,7 +16,7 @@ use crate::search::{self, ScopeMode, Similarity, SlabIndex, SlabOptions};
 use crate::services::stored_similarity::StoredSimilarity;
 use crate::services::vectors::StoredVectors;
 use crate::store::postgres::{self, Place, PostgresStore};
-use crate::store::sqlite::{self, SqliteStore};
+use crate::store::sqlite::{self, FileState, SqliteStore};
 use crate::store::{AccountStore, BulkStore, CallStore, PromptStore};
 
 /// How long a search in shared scope waits for the vectors to be loaded after a start.
@@ -197,6 +197,55 @@ async fn load(index: &SlabIndex) {
     while let Err(error) = index.load_all().await {
         tracing::warn!(%error, "the vectors could not be loaded; trying again");
         tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Looks whether there is a store, and makes none.
+///
+/// # Errors
+/// One line that names the setting and the repair, if what is there cannot be used.
+pub(super) async fn is_there(config: &StoreConfig) -> anyhow::Result<bool> {
+    Ok(match config {
+        StoreConfig::Sqlite { path, .. } => {
+            // The folder may be missing too, which `inspect` refuses.
+            path.exists()
+                && sqlite::inspect(path)
+                    .with_context(|| format!("DATABASE_URL: {}", path.display()))?
+                    != FileState::Absent
+        }
+        StoreConfig::Postgres { url, .. } => {
+            postgres::inspect(url.expose(), None).await?.schema > 0
+        }
+    })
+}
+
+/// Sees to it that a command works on a store that is there. In the wrong folder it would make an
+/// empty one, and seem to succeed.
+///
+/// # Errors
+/// One line that names the setting and the repair, if there is none or it cannot be used.
+pub(super) async fn find(config: &StoreConfig) -> anyhow::Result<()> {
+    if is_there(config).await? {
+        Ok(())
+    } else {
+        Err(absent(config))
+    }
+}
+
+/// That there is no store, in one line.
+pub(super) fn absent(config: &StoreConfig) -> anyhow::Error {
+    match config {
+        StoreConfig::Sqlite { data_dir, path } if path.starts_with(data_dir) => anyhow!(
+            "DATA_DIR: there is no store at {}; run this where the server runs, or name the server's folder with --data-dir",
+            path.display()
+        ),
+        StoreConfig::Sqlite { path, .. } => anyhow!(
+            "DATABASE_URL: there is no store at {}; name the server's file (sqlite:///absolute/path), or run this where the server runs",
+            path.display()
+        ),
+        StoreConfig::Postgres { .. } => anyhow!(
+            "DATABASE_URL: the database holds no store; name the database that the server uses"
+        ),
     }
 }
 

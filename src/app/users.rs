@@ -4,10 +4,10 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::net::{IpAddr, Ipv4Addr};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 
-use super::store::Store;
-use crate::cli::{SecretPlace, UserCommand};
+use super::store::{self, Store};
+use crate::cli::{CreateUserArgs, SecretPlace, UserCommand};
 use crate::config::{Config, StoreConfig};
 use crate::credentials::{self, HashPool};
 use crate::data_dir::DataDir;
@@ -29,90 +29,129 @@ pub async fn run(
     config: &Config,
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
-    if let StoreConfig::Sqlite { data_dir, .. } = &config.store {
-        DataDir::open(data_dir)?;
-    }
-    let store = Store::open(&config.store, None).await?;
-    let done = carry_out(command, &*store.accounts, out).await;
-    store.close().await;
-    done
-}
-
-async fn carry_out(
-    command: UserCommand,
-    store: &dyn AccountStore,
-    out: &mut impl Write,
-) -> anyhow::Result<()> {
     match command {
-        UserCommand::Create {
-            username,
-            email,
-            hashed,
-            secret,
-        } => {
-            let new = if hashed {
-                with_hash(&username, &email, &secret)?
-            } else {
-                with_password(&username, &email, &secret).await?
-            };
-            let created = store
-                .create_user(NewUser {
-                    created_at: Timestamp::now(),
-                    ..new
-                })
-                .await;
-            let user = match created {
-                Err(Error::UsernameTaken) => bail!("the username is taken"),
-                created => created?,
-            };
+        UserCommand::Create(arguments) => {
+            let user = create(&arguments, config).await?;
             writeln!(out, "created user {}", user.id)?;
         }
-        UserCommand::List => {
-            let mut after = None;
-            loop {
-                let users = store.list_users(after, LIST_PAGE).await?;
-                let Some(last) = users.last() else { break };
-                after = Some(last.id);
-                for user in &users {
-                    let state = if user.is_active { "active" } else { "disabled" };
-                    writeln!(
-                        out,
-                        "{}\t{}\t{}\t{state}",
-                        user.id, user.username, user.email
-                    )?;
-                }
-            }
-        }
+        UserCommand::List => on_store(config, async |store| list(store, out).await).await?,
         UserCommand::Disable { username } => {
-            let id = find(store, &username).await?.id;
-            end_tokens(store, id, async |now| {
-                store.set_active(id, false, now).await
+            on_store(config, async |store| {
+                let id = find(store, &username).await?.id;
+                end_tokens(store, id, async |now| {
+                    store.set_active(id, false, now).await
+                })
+                .await
             })
             .await?;
             writeln!(out, "disabled")?;
         }
         UserCommand::Enable { username } => {
-            store
-                .set_active(find(store, &username).await?.id, true, Timestamp::now())
-                .await?;
+            on_store(config, async |store| {
+                let id = find(store, &username).await?.id;
+                store.set_active(id, true, Timestamp::now()).await?;
+                Ok(())
+            })
+            .await?;
             writeln!(out, "enabled")?;
         }
         UserCommand::SetPassword { username, secret } => {
-            let user = find(store, &username).await?;
-            let name = Username::parse(&user.username)
-                .map_err(|messages| anyhow::anyhow!("username: {}", messages.join(" ")))?;
-            let password = read_secret("New password: ", &secret)?;
-            let password = NewPassword::parse(&password, &name)
-                .map_err(|messages| anyhow::anyhow!("password: {}", messages.join(" ")))?;
-            let hash = hash(password.as_str()).await?;
-            end_tokens(store, user.id, async |now| {
-                store.set_password(user.id, &hash, now).await
+            on_store(config, async |store| {
+                set_password(store, &username, &secret).await
             })
             .await?;
             writeln!(out, "password set")?;
         }
     }
     Ok(())
+}
+
+/// Does the work on the configured store, which must be there.
+async fn on_store<T>(
+    config: &Config,
+    work: impl AsyncFnOnce(&dyn AccountStore) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    store::find(&config.store).await?;
+    let store = Store::open(&config.store, None).await?;
+    let done = work(&*store.accounts).await;
+    store.close().await;
+    done
+}
+
+async fn create(arguments: &CreateUserArgs, config: &Config) -> anyhow::Result<User> {
+    if !arguments.init {
+        let hint = "if it is to be made for a first account, add --init";
+        let found = store::find(&config.store).await;
+        found.map_err(|error| anyhow!("{error:#}; {hint}"))?;
+    }
+    // First, so that what is wrong with the account leaves no new store behind.
+    let new = new_user(arguments).await?;
+    if let StoreConfig::Sqlite { data_dir, .. } = &config.store {
+        DataDir::open(data_dir)?;
+    }
+    let store = Store::open(&config.store, None).await?;
+    let created = store.accounts.create_user(new).await;
+    store.close().await;
+    match created {
+        Err(Error::UsernameTaken) => bail!("the username is taken"),
+        created => Ok(created?),
+    }
+}
+
+async fn new_user(arguments: &CreateUserArgs) -> anyhow::Result<NewUser> {
+    let CreateUserArgs {
+        username,
+        email,
+        hashed,
+        secret,
+        ..
+    } = arguments;
+    let new = if *hashed {
+        with_hash(username, email, secret)?
+    } else {
+        with_password(username, email, secret).await?
+    };
+    Ok(NewUser {
+        created_at: Timestamp::now(),
+        ..new
+    })
+}
+
+async fn list(store: &dyn AccountStore, out: &mut impl Write) -> anyhow::Result<()> {
+    let mut after = None;
+    loop {
+        let users = store.list_users(after, LIST_PAGE).await?;
+        let Some(last) = users.last() else {
+            return Ok(());
+        };
+        after = Some(last.id);
+        for user in &users {
+            let state = if user.is_active { "active" } else { "disabled" };
+            writeln!(
+                out,
+                "{}\t{}\t{}\t{state}",
+                user.id, user.username, user.email
+            )?;
+        }
+    }
+}
+
+async fn set_password(
+    store: &dyn AccountStore,
+    username: &str,
+    secret: &SecretPlace,
+) -> anyhow::Result<()> {
+    let user = find(store, username).await?;
+    let name = Username::parse(&user.username)
+        .map_err(|messages| anyhow!("username: {}", messages.join(" ")))?;
+    let password = read_secret("New password: ", secret)?;
+    let password = NewPassword::parse(&password, &name)
+        .map_err(|messages| anyhow!("password: {}", messages.join(" ")))?;
+    let hash = hash(password.as_str()).await?;
+    end_tokens(store, user.id, async |now| {
+        store.set_password(user.id, &hash, now).await
+    })
+    .await
 }
 
 /// Makes a change that ends what the account was given, so that nothing outlives it. `change` takes
@@ -152,7 +191,7 @@ async fn with_password(
             .iter()
             .map(|error| format!("{}: {}", error.field, error.messages.join(" ")))
             .collect();
-        anyhow::anyhow!("{}", lines.join("; "))
+        anyhow!("{}", lines.join("; "))
     })?;
     Ok(NewUser {
         username: account.username.as_str().to_owned(),
@@ -164,9 +203,8 @@ async fn with_password(
 
 fn with_hash(username: &str, email: &str, secret: &SecretPlace) -> anyhow::Result<NewUser> {
     let username = Username::parse(username)
-        .map_err(|messages| anyhow::anyhow!("username: {}", messages.join(" ")))?;
-    let email =
-        Email::parse(email).map_err(|messages| anyhow::anyhow!("email: {}", messages.join(" ")))?;
+        .map_err(|messages| anyhow!("username: {}", messages.join(" ")))?;
+    let email = Email::parse(email).map_err(|messages| anyhow!("email: {}", messages.join(" ")))?;
     let password_hash = read_secret("Password hash: ", secret)?;
     ensure!(
         credentials::is_known_hash(&password_hash),
@@ -191,7 +229,7 @@ async fn hash(password: &str) -> anyhow::Result<String> {
 fn read_secret(prompt: &str, place: &SecretPlace) -> anyhow::Result<String> {
     let line = if let Some(name) = &place.password_env {
         std::env::var(name)
-            .map_err(|_| anyhow::anyhow!("--password-env: no variable of that name is set"))?
+            .map_err(|_| anyhow!("--password-env: no variable of that name is set"))?
     } else if let Some(path) = &place.password_file {
         let file = File::open(path).context("--password-file: the file cannot be read")?;
         first_line(BufReader::new(file)).context("--password-file: the file cannot be read")?
@@ -203,6 +241,12 @@ fn read_secret(prompt: &str, place: &SecretPlace) -> anyhow::Result<String> {
     };
     let secret = trimmed(&line);
     ensure!(!secret.is_empty(), "no password was given");
+    // Some shells and editors write one before the text. As a part of the password it would keep
+    // its owner out.
+    ensure!(
+        !secret.starts_with('\u{feff}'),
+        "the password begins with a byte order mark (BOM): give it without one"
+    );
     Ok(secret.to_owned())
 }
 

@@ -1,9 +1,9 @@
 //! Checks of single settings, and of those that only make sense together.
 
-use std::path::PathBuf;
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::{ByteSize, Error, RedisConfig, Secret, Secrets, Settings, StoreConfig};
+use super::{ByteSize, Error, RedisConfig, Secret, Secrets, Settings, StoreConfig, sqlite_url};
 use crate::domain::rate::{RateError, Rates};
 
 /// HS256 wants a key as long as its digest (RFC 7518, section 3.2).
@@ -36,6 +36,24 @@ pub(super) fn registration(settings: &Settings) -> Result<(), Error> {
         ));
     }
     Ok(())
+}
+
+/// One port cannot have two listeners.
+pub(super) fn metrics_addr(settings: &Settings) -> Result<Option<SocketAddr>, Error> {
+    let (main, metrics) = (settings.bind_addr, settings.metrics_addr);
+    let is_same = metrics.is_some_and(|metrics| {
+        let overlap = main.ip() == metrics.ip()
+            || main.ip().is_unspecified()
+            || metrics.ip().is_unspecified();
+        main.port() == metrics.port() && main.port() != 0 && overlap
+    });
+    if is_same {
+        return Err(Error::new(
+            "METRICS_ADDR",
+            "has the port of BIND_ADDR; choose another, or unset it to have the metrics on BIND_ADDR too",
+        ));
+    }
+    Ok(metrics)
 }
 
 /// Replicas that share counts but not accounts, or not the key, would be one service in name only.
@@ -90,16 +108,18 @@ pub(super) fn store(settings: &Settings, url: Option<Secret>) -> Result<StoreCon
         let path = data_dir.join("prompt-service.sqlite3");
         return Ok(StoreConfig::Sqlite { data_dir, path });
     };
-    match url.expose().split_once("://") {
-        Some(("sqlite", path)) if !path.is_empty() => Ok(StoreConfig::Sqlite {
-            path: PathBuf::from(path),
-            data_dir,
-        }),
-        Some(("postgres" | "postgresql", rest)) if !rest.is_empty() => Ok(StoreConfig::Postgres {
-            data_dir,
-            pool_size: settings.database_pool_size as usize,
-            url,
-        }),
+    match url.expose().split_once(':') {
+        Some(("sqlite", rest)) => match sqlite_url::path(rest) {
+            Ok(path) => Ok(StoreConfig::Sqlite { data_dir, path }),
+            Err(problem) => Err(Error::new("DATABASE_URL", problem)),
+        },
+        Some(("postgres" | "postgresql", rest)) if rest.len() > 2 && rest.starts_with("//") => {
+            Ok(StoreConfig::Postgres {
+                data_dir,
+                pool_size: settings.database_pool_size as usize,
+                url,
+            })
+        }
         _ => Err(Error::new(
             "DATABASE_URL",
             "must be sqlite://PATH or postgres://USER:PASSWORD@HOST:PORT/DATABASE",

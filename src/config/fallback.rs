@@ -2,23 +2,14 @@
 
 use std::str::FromStr;
 
-use clap::Args;
 use serde::Deserialize;
 
 use super::upstream::{checked_key, checked_model};
-use super::{BaseUrl, Endpoint, Error, Secret, Settings};
+use super::{BaseUrl, Endpoint, Error, Secret, names};
 
 const SETTING: &str = "OPENAI_FALLBACK";
 /// The first upstream's key.
 const FIRST_KEY: &str = "OPENAI_API_KEY";
-/// The secrets that never leave the service for an upstream. They have no flag, so the settings do not list them.
-const SECRETS: [&str; 4] = [
-    "SECRET_KEY",
-    "SECRET_KEY_FALLBACKS",
-    "DATABASE_URL",
-    "REDIS_URL",
-];
-
 /// One entry of `OPENAI_FALLBACK`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -104,15 +95,10 @@ pub(super) fn checked(
     Ok(endpoints)
 }
 
-/// Whether the variable, or the one that its `_FILE` form stands for, is a setting of this service.
+/// Whether the variable is read by this service itself.
 fn is_taken(name: &str) -> bool {
     let name = name.strip_suffix("_FILE").unwrap_or(name);
-    let settings = Settings::augment_args(clap::Command::new(""));
-    SECRETS.contains(&name)
-        || name == FIRST_KEY
-        || settings
-            .get_arguments()
-            .any(|setting| setting.get_env().is_some_and(|variable| variable == name))
+    names::variables().iter().any(|known| known == name)
 }
 
 /// A name that a shell could set, in capitals: a key put in its place by mistake hardly ever is one.

@@ -5,9 +5,14 @@
 
 mod base_url;
 mod checks;
+mod env_file;
 mod fallback;
+mod log_filter;
+mod names;
 mod secret;
 mod settings;
+mod sqlite_url;
+mod unused;
 mod upstream;
 
 use std::net::SocketAddr;
@@ -18,10 +23,14 @@ use ipnet::IpNet;
 
 pub use base_url::{BaseUrl, is_private};
 pub use checks::normal_origin;
+pub use env_file::{EnvFileError, read_env_file};
 pub use fallback::{Fallback, Fallbacks};
-pub use secret::{Secret, Secrets};
+pub use log_filter::LogFilter;
+pub use names::secret_meant;
+pub use secret::{FileError, Secret, Secrets};
 pub use settings::{
-    ByteSize, CookieSecure, LogFormat, OnClientDisconnect, Registration, Settings, SimilarScope,
+    ByteSize, CookieSecure, Given, LogFormat, OnClientDisconnect, Registration, Settings,
+    SimilarScope,
 };
 pub use upstream::{Endpoint, UpstreamConfig, UpstreamSettings};
 
@@ -68,6 +77,10 @@ pub struct Config {
     pub embedding_model_dir: Option<PathBuf>,
     /// The longest prompt or query, in characters.
     pub max_prompt_chars: usize,
+    /// A sentence for each variable that is no setting and looks like one.
+    pub misspelt: Vec<String>,
+    /// A sentence for each setting that has no effect beside the others.
+    pub unused: Vec<String>,
 }
 
 /// Listening, limits, starting and stopping.
@@ -226,6 +239,8 @@ impl Config {
             checks::registration(&settings)?;
         }
         let max_connections_per_network = checks::connections_per_network(&settings);
+        let unused = unused::unused(&settings, upstream.is_some(), redis.is_some(), &store);
+        let misspelt = names::misspelt_variables(&settings);
         let origins = settings
             .cors_allowed_origins
             .iter()
@@ -234,7 +249,7 @@ impl Config {
         Ok(Self {
             server: ServerConfig {
                 bind_addr: settings.bind_addr,
-                metrics_addr: settings.metrics_addr,
+                metrics_addr: checks::metrics_addr(&settings)?,
                 trusted_proxies: settings.trusted_proxies,
                 cors_allowed_origins: origins,
                 cookie_secure: settings.cookie_secure,
@@ -277,6 +292,8 @@ impl Config {
             upstream,
             embedding_model_dir: settings.embedding_model_dir,
             max_prompt_chars: settings.max_prompt_chars as usize,
+            misspelt,
+            unused,
         })
     }
 }

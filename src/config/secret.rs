@@ -2,8 +2,14 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
 
 use super::{Error, Fallbacks};
+
+/// The longest file that is read for a secret, in bytes. A key or an address takes a few hundred.
+const MAX_FILE_BYTES: u64 = 64 << 10;
 
 /// A value that must not be shown: its `Debug` form hides it, and it has no `Display`.
 #[derive(Clone, PartialEq, Eq)]
@@ -15,9 +21,65 @@ impl Secret {
         Self(value.into())
     }
 
+    /// Reads a file that holds the value, and perhaps one line feed after it.
+    ///
+    /// Whatever else an editor or a shell leaves in such a file is refused. As a part of the value
+    /// it would make another key of it, without a word to the operator.
+    ///
+    /// # Errors
+    /// `Unreadable`; `Flaw` if the file holds something beside the value.
+    pub fn read_file(path: &Path) -> Result<Self, FileError> {
+        let mut bytes = Vec::new();
+        File::open(path)?
+            .take(MAX_FILE_BYTES + 1)
+            .read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > MAX_FILE_BYTES {
+            return Err(FileError::Flaw("is longer than 64 KiB"));
+        }
+        let text = String::from_utf8(bytes).map_err(|_| FileError::Flaw("is no UTF-8 text"))?;
+        let value = text.strip_suffix('\n').unwrap_or(&text);
+        match flaw(value) {
+            Some(flaw) => Err(FileError::Flaw(flaw)),
+            None => Ok(Self::new(value)),
+        }
+    }
+
     /// The value itself, for the one place that needs it.
     pub fn expose(&self) -> &str {
         &self.0
+    }
+}
+
+/// Why a file gives no secret. The text completes a sentence that begins with the file, and quotes
+/// nothing of it.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The file cannot be read.
+    #[error("cannot be read: {}", .0.kind())]
+    Unreadable(#[from] io::Error),
+    /// The file holds something beside the value, or no value.
+    #[error("{0}")]
+    Flaw(&'static str),
+}
+
+/// What a secret's text has in it that cannot be meant as a part of the secret.
+fn flaw(text: &str) -> Option<&'static str> {
+    if text.is_empty() {
+        Some("is empty")
+    } else if text.starts_with('\u{feff}') {
+        Some("begins with a byte order mark (BOM): save it as UTF-8 without one")
+    } else if text.contains('\r') {
+        Some("has Windows line ends (CRLF): save it with LF alone")
+    } else if text.ends_with('\n') {
+        Some("ends with an empty line: remove it")
+    } else if text.contains('\n') {
+        Some("has more than one line: a secret is a single one")
+    } else if text != text.trim() {
+        Some("begins or ends with a blank: remove it")
+    } else if text.contains(char::is_control) {
+        Some("has a control character in it: remove it")
+    } else {
+        None
     }
 }
 
@@ -109,20 +171,22 @@ fn value_or_file(
     match (value, file) {
         (Some(_), Some(_)) => Err(Error::new(
             setting,
-            "set a secret or its _FILE form, not both",
+            format!("set {name} or {name}_FILE, not both"),
         )),
-        // Taken for unset, it would have the service run with another key, or on another store, than its operator believes.
-        (Some(value), None) => match value.into_string() {
-            Ok(value) => Ok(Some(Secret::new(value))),
-            Err(_) => Err(Error::new(setting, "its value is no UTF-8 text")),
-        },
-        (None, Some(path)) => match std::fs::read_to_string(path) {
-            Ok(text) => Ok(Some(Secret::new(text.strip_suffix('\n').unwrap_or(&text)))),
-            Err(error) => Err(Error::new(
-                setting,
-                format!("its _FILE cannot be read: {}", error.kind()),
-            )),
-        },
+        // Counted as unset, such a value would make the service run with another key, or on another
+        // store, than its operator believes.
+        (Some(value), None) => {
+            let value = value
+                .into_string()
+                .map_err(|_| Error::new(setting, "its value is no UTF-8 text"))?;
+            match flaw(&value) {
+                Some(flaw) => Err(Error::new(setting, format!("its value {flaw}"))),
+                None => Ok(Some(Secret::new(value))),
+            }
+        }
+        (None, Some(path)) => Secret::read_file(Path::new(&path))
+            .map(Some)
+            .map_err(|error| Error::new(setting, format!("the file of {name}_FILE {error}"))),
         (None, None) => Ok(None),
     }
 }
@@ -138,14 +202,64 @@ mod tests {
         Secrets::read(|name| map.get(name).map(OsString::from))
     }
 
+    /// The key that a file of these bytes gives.
+    fn key_in_file(bytes: &[u8]) -> Result<Option<Secret>, Error> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        let secrets = read(&[("SECRET_KEY_FILE", file.path().to_str().unwrap())]);
+        secrets.map(|secrets| secrets.secret_key)
+    }
+
     #[test]
     fn a_secret_may_come_from_a_file_without_its_trailing_newline() {
-        let path =
-            std::env::temp_dir().join(format!("prompt-service-secret-{}", std::process::id()));
-        std::fs::write(&path, "from a file\n").unwrap();
-        let secrets = read(&[("SECRET_KEY_FILE", path.to_str().unwrap())]).unwrap();
-        std::fs::remove_file(&path).unwrap();
-        assert_eq!(secrets.secret_key, Some(Secret::new("from a file")));
+        let key = Some(Secret::new("django-insecure-4x$ab(9! é"));
+        for bytes in ["django-insecure-4x$ab(9! é\n", "django-insecure-4x$ab(9! é"] {
+            assert_eq!(key_in_file(bytes.as_bytes()).unwrap(), key);
+        }
+    }
+
+    #[test]
+    fn what_an_editor_leaves_beside_a_secret_is_refused_and_named() {
+        for (bytes, expected) in [
+            (&b"hunter2\r\n"[..], "CRLF"),
+            (b"hunter2\r", "CRLF"),
+            (b"hunter2 \n", "blank"),
+            (b"hunter2 ", "blank"),
+            (b" hunter2\n", "blank"),
+            (b"hunter2\t\n", "blank"),
+            (b"hunter2\n\n", "empty line"),
+            (b"hunter2\n\n\n", "empty line"),
+            (b"\nhunter2", "more than one line"),
+            (b"hunter2\nhunter2\n", "more than one line"),
+            (b"\xef\xbb\xbfhunter2\n", "BOM"),
+            (b"\xff\xfeh\0u\0", "UTF-8"),
+            (b"hunter2\0\n", "control"),
+            (b"", "empty"),
+            (b"\n", "empty"),
+            (&[b'k'; (64 << 10) + 1], "64 KiB"),
+        ] {
+            let error = key_in_file(bytes).unwrap_err().to_string();
+            let names = error.starts_with("SECRET_KEY: the file of SECRET_KEY_FILE ");
+            assert!(names && error.contains(expected), "{expected}: {error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_variables_value_is_held_to_the_same() {
+        for value in ["hunter2\n", "hunter2 ", " hunter2", "hunter2\r"] {
+            let error = read(&[("SECRET_KEY", value)]).unwrap_err().to_string();
+            assert!(error.starts_with("SECRET_KEY: its value "), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_refused_by_its_variables_name() {
+        for path in ["/nonexistent", "/"] {
+            let error = read(&[("REDIS_URL_FILE", path)]).unwrap_err().to_string();
+            assert!(error.starts_with("REDIS_URL: the file of REDIS_URL_FILE cannot be read"));
+        }
     }
 
     #[test]

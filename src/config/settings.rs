@@ -7,7 +7,7 @@ use std::str::FromStr;
 use clap::{Args, ValueEnum};
 use ipnet::{IpNet, Ipv4Net};
 
-use super::UpstreamSettings;
+use super::{LogFilter, UpstreamSettings};
 
 /// Who may register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -100,132 +100,166 @@ fn network(text: &str) -> Result<IpNet, &'static str> {
     Ok(network.trunc())
 }
 
+/// What the operator has set, as opposed to what is left at its default.
+#[derive(Clone, Debug, Default)]
+pub struct Given {
+    /// The settings, secrets left out, by the names of their variables.
+    pub settings: Vec<String>,
+    /// The names of all variables of the environment that are not empty.
+    pub variables: Vec<String>,
+}
+
+// The groups of settings in the help, in the order of their first fields. A field without a heading
+// of its own is a limit.
+const LISTENING: &str = "Listening";
+const DATA: &str = "Data";
+const ACCOUNTS: &str = "Accounts";
+const PROMPTS: &str = "Prompts";
+const LIMITS: &str = "Limits";
+const SEARCH: &str = "Search";
+const LOG: &str = "Log";
+const STOPPING: &str = "Stopping";
+const UPSTREAM: &str = "Upstream";
+
 /// Every setting that is no secret: an environment variable and a flag each.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = LIMITS)]
 pub struct Settings {
     /// Listening address; port 0 picks a free one and logs it
-    #[arg(long, env, default_value = "127.0.0.1:8000", global = true)]
+    #[arg(long, env, default_value = "127.0.0.1:8000", value_name = "ADDR", help_heading = LISTENING, global = true)]
     pub bind_addr: SocketAddr,
 
     /// Folder of the SQLite file and the generated key; made with mode 0700
-    #[arg(long, env, default_value = "./data", global = true)]
+    #[arg(long, env, default_value = "./data", value_name = "DIR", help_heading = DATA, global = true)]
     pub data_dir: PathBuf,
 
     /// What the names of all keys and channels in Redis begin with
-    #[arg(long, env, default_value = "prompt-service:", global = true)]
+    #[arg(long, env, default_value = "prompt-service:", value_name = "TEXT", help_heading = DATA, global = true)]
     pub redis_prefix: String,
 
     /// Connections to PostgreSQL that one server keeps at most
-    #[arg(long, env, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1000), global = true)]
+    #[arg(long, env, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1000), value_name = "N", help_heading = DATA, global = true)]
     pub database_pool_size: u32,
 
     /// How long an access token holds (90s, 5m, 1d)
-    #[arg(long, env, default_value = "5m", global = true)]
+    #[arg(long, env, default_value = "5m", value_name = "TIME", help_heading = ACCOUNTS, global = true)]
     pub access_token_lifetime: humantime::Duration,
 
     /// How long a refresh token and a session cookie hold
-    #[arg(long, env, default_value = "1d", global = true)]
+    #[arg(long, env, default_value = "1d", value_name = "TIME", help_heading = ACCOUNTS, global = true)]
     pub refresh_token_lifetime: humantime::Duration,
 
-    /// Who may register: with `closed` the operator makes accounts by `prompt-service user create` [default: open]
-    #[arg(long, env, global = true)]
+    /// Who may register: anybody, or nobody (the operator makes accounts by `prompt-service user
+    /// create`) [default: open]
+    #[arg(long, env, value_name = "open|closed", hide_possible_values = true, help_heading = ACCOUNTS, global = true)]
     pub registration: Option<Registration>,
 
     /// Sessions of one user: a login that asks for one more ends the oldest
-    #[arg(long, env, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000), global = true)]
+    #[arg(long, env, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000), value_name = "N", help_heading = ACCOUNTS, global = true)]
     pub max_sessions_per_user: u32,
 
     /// Registrations for each client (an IPv4 address, an IPv6 /48): rates such as 5/min,100/day,
     /// or off
-    #[arg(long, env, default_value = "300/min", global = true)]
+    #[arg(long, env, default_value = "300/min", value_name = "RATES", help_heading = ACCOUNTS, global = true)]
     pub register_throttle: String,
 
     /// Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed: networks or single
     /// addresses, separated by commas
-    #[arg(long, env, value_delimiter = ',', value_parser = network, global = true)]
+    #[arg(long, env, value_delimiter = ',', value_parser = network, value_name = "NETWORKS", help_heading = LISTENING, global = true)]
     pub trusted_proxies: Vec<IpNet>,
 
-    /// The LLM that answers.
-    #[command(flatten)]
-    pub upstream: UpstreamSettings,
-
     /// Posts that go to the upstream a UTC day, over all users and replicas; retries and fallbacks do not count [default: no limit]
-    #[arg(long, env, global = true)]
+    #[arg(long, env, value_name = "N", global = true)]
     pub upstream_daily_limit: Option<u64>,
 
-    /// What becomes of a call whose caller hangs up: finish it, store it and announce it, or break it off
-    #[arg(long, env, default_value = "finish", global = true)]
+    /// What becomes of a call whose caller hangs up: it is finished, stored and announced, or
+    /// cancelled
+    #[arg(long, env, default_value = "finish", value_name = "finish|cancel", hide_possible_values = true, help_heading = PROMPTS, global = true)]
     pub on_client_disconnect: OnClientDisconnect,
 
     /// How long a call counts as running without a word from its process: after that, a process that died has failed it
-    #[arg(long, env, default_value = "60s", global = true)]
+    #[arg(long, env, default_value = "60s", value_name = "TIME", help_heading = PROMPTS, global = true)]
     pub call_lease: humantime::Duration,
 
     /// Posted prompts for each user: rates such as 1/s,10/min (s, min, h, day; up to 10000 each), or off
-    #[arg(long, env, default_value = "1/s,10/min", global = true)]
+    #[arg(long, env, default_value = "1/s,10/min", value_name = "RATES", help_heading = PROMPTS, global = true)]
     pub prompt_throttle: String,
 
     /// Whose prompts a search finds: the caller's own, or everybody's
-    #[arg(long, env, default_value = "own", global = true)]
+    #[arg(long, env, default_value = "own", value_name = "own|shared", hide_possible_values = true, help_heading = SEARCH, global = true)]
     pub similar_scope: SimilarScope,
 
     /// Memory for vectors (512MiB, 2GiB): in own scope the least recently searched users' are let go beyond it
-    #[arg(long, env, default_value = "1GiB", global = true)]
+    #[arg(long, env, default_value = "1GiB", value_name = "SIZE", help_heading = SEARCH, global = true)]
     pub search_memory: ByteSize,
 
     /// Longest prompt or query, in characters
-    #[arg(long, env, default_value_t = 32_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000), global = true)]
+    #[arg(long, env, default_value_t = 32_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000), value_name = "N", help_heading = PROMPTS, global = true)]
     pub max_prompt_chars: u32,
 
     /// WebSockets that one user may hold open
-    #[arg(long, env, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000), global = true)]
+    #[arg(long, env, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000), value_name = "N", global = true)]
     pub max_sockets_per_user: u32,
 
     /// Connections in all; beyond it idle ones are closed, and where none is idle, health checks alone are answered
-    #[arg(long, env, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000), global = true)]
+    #[arg(long, env, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000), value_name = "N", global = true)]
     pub max_connections: u32,
 
     /// Connections of one client network (an IPv4 address, an IPv6 /64); trusted proxies are exempt [default: a quarter of MAX_CONNECTIONS]
-    #[arg(long, env, value_parser = clap::value_parser!(u32).range(1..=1_000_000), global = true)]
+    #[arg(long, env, value_parser = clap::value_parser!(u32).range(1..=1_000_000), value_name = "N", global = true)]
     pub max_connections_per_network: Option<u32>,
 
     /// Memory for request bodies and answers in flight (64MiB, 1GiB); beyond it requests are answered 503
-    #[arg(long, env, default_value = "128MiB", global = true)]
+    #[arg(
+        long,
+        env,
+        default_value = "128MiB",
+        value_name = "SIZE",
+        global = true
+    )]
     pub request_memory: ByteSize,
 
     /// A sentence-transformers folder to use in place of the bundled all-MiniLM-L6-v2
-    #[arg(long, env, global = true)]
+    #[arg(long, env, value_name = "DIR", help_heading = SEARCH, global = true)]
     pub embedding_model_dir: Option<PathBuf>,
 
-    /// Form of the log lines on standard output
-    #[arg(long, env, default_value = "json", global = true)]
-    pub log_format: LogFormat,
+    /// Form of the log lines on standard output [default: pretty on a terminal, json elsewhere]
+    #[arg(long, env, value_name = "json|pretty", hide_possible_values = true, help_heading = LOG, global = true)]
+    pub log_format: Option<LogFormat>,
 
     /// What is logged: a level, or target=level pairs separated by commas
-    #[arg(long, env = "RUST_LOG", default_value = "info", global = true)]
-    pub rust_log: String,
+    #[arg(long, env = "RUST_LOG", default_value = "info", value_name = "FILTER", help_heading = LOG, global = true)]
+    pub rust_log: LogFilter,
 
     /// Address of a listener of its own for /metrics and the health routes
-    #[arg(long, env, global = true)]
+    #[arg(long, env, value_name = "ADDR", help_heading = LISTENING, global = true)]
     pub metrics_addr: Option<SocketAddr>,
 
     /// Whether the session cookie is marked Secure, and so named __Host-session: auto means when the
     /// request came by TLS
-    #[arg(long, env, default_value = "auto", global = true)]
+    #[arg(long, env, default_value = "auto", value_name = "auto|always|never", hide_possible_values = true, help_heading = ACCOUNTS, global = true)]
     pub cookie_secure: CookieSecure,
 
     /// Origins of browser pages elsewhere that may call the API and use the session cookie, separated
     /// by commas
-    #[arg(long, env, value_delimiter = ',', global = true)]
+    #[arg(long, env, value_delimiter = ',', value_name = "ORIGINS", help_heading = LISTENING, global = true)]
     pub cors_allowed_origins: Vec<String>,
 
     /// How long the service goes on accepting after it was told to stop
-    #[arg(long, env, default_value = "0s", global = true)]
+    #[arg(long, env, default_value = "0s", value_name = "TIME", help_heading = STOPPING, global = true)]
     pub shutdown_delay: humantime::Duration,
 
     /// How long requests in flight may take to finish after that
-    #[arg(long, env, default_value = "30s", global = true)]
+    #[arg(long, env, default_value = "30s", value_name = "TIME", help_heading = STOPPING, global = true)]
     pub shutdown_grace: humantime::Duration,
+
+    /// The LLM that answers. The heading holds for the fields that follow too, so this one is last.
+    #[command(flatten, next_help_heading = UPSTREAM)]
+    pub upstream: UpstreamSettings,
+
+    /// What of this, and of the environment, was set.
+    #[arg(skip)]
+    pub given: Given,
 }
 
 #[cfg(test)]

@@ -11,59 +11,65 @@ use super::{BaseUrl, ByteSize, Error, Secret};
 #[derive(Args, Clone, Debug)]
 pub struct UpstreamSettings {
     /// Address of an OpenAI-compatible upstream, https or private [default: OpenAI's if there is a key, else a mock answers]
-    #[arg(long, env, global = true)]
+    #[arg(long, env, value_name = "URL", global = true)]
     pub openai_base_url: Option<String>,
 
     /// The model that is asked
-    #[arg(long, env, default_value = "gpt-6-luna", global = true)]
+    #[arg(
+        long,
+        env,
+        default_value = "gpt-6-luna",
+        value_name = "NAME",
+        global = true
+    )]
     pub openai_model: String,
 
     /// What the model is told before each prompt [default: nothing]
-    #[arg(long, env, global = true)]
+    #[arg(long, env, value_name = "TEXT", global = true)]
     pub system_prompt: Option<String>,
 
     /// Most tokens of an answer [default: the upstream's]
-    #[arg(long, env, value_parser = clap::value_parser!(u32).range(1..), global = true)]
+    #[arg(long, env, value_parser = clap::value_parser!(u32).range(1..), value_name = "N", global = true)]
     pub openai_max_tokens: Option<u32>,
 
     /// Sampling temperature, 0 to 2 [default: the upstream's]
-    #[arg(long, env, global = true)]
+    #[arg(long, env, value_name = "NUMBER", global = true)]
     pub openai_temperature: Option<f64>,
 
     /// Nucleus sampling, above 0 up to 1 [default: the upstream's]
-    #[arg(long, env, global = true)]
+    #[arg(long, env, value_name = "NUMBER", global = true)]
     pub openai_top_p: Option<f64>,
 
     /// Longest time to a connection with the upstream, TLS included
-    #[arg(long, env, default_value = "5s", global = true)]
+    #[arg(long, env, default_value = "5s", value_name = "TIME", global = true)]
     pub openai_connect_timeout: humantime::Duration,
 
     /// Longest time to the first token of a streamed answer
-    #[arg(long, env, default_value = "60s", global = true)]
+    #[arg(long, env, default_value = "60s", value_name = "TIME", global = true)]
     pub openai_first_token_timeout: humantime::Duration,
 
     /// Longest silence within an answer that has begun
-    #[arg(long, env, default_value = "30s", global = true)]
+    #[arg(long, env, default_value = "30s", value_name = "TIME", global = true)]
     pub openai_token_timeout: humantime::Duration,
 
     /// Longest time to a whole answer, with all retries and fallbacks
-    #[arg(long, env, default_value = "2m", global = true)]
+    #[arg(long, env, default_value = "2m", value_name = "TIME", global = true)]
     pub openai_total_timeout: humantime::Duration,
 
     /// Further tries of each upstream, all before the first token
-    #[arg(long, env, default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=10), global = true)]
+    #[arg(long, env, default_value_t = 2, value_parser = clap::value_parser!(u32).range(0..=10), value_name = "N", global = true)]
     pub openai_max_retries: u32,
 
     /// Calls in flight, at most half of them one user's; further ones are refused at once with 503
-    #[arg(long, env, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=100_000), global = true)]
+    #[arg(long, env, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=100_000), value_name = "N", global = true)]
     pub openai_max_in_flight: u32,
 
     /// Longest answer, in bytes of its text; a longer one is a failure
-    #[arg(long, env, default_value = "1MiB", global = true)]
+    #[arg(long, env, default_value = "1MiB", value_name = "SIZE", global = true)]
     pub openai_max_response_bytes: ByteSize,
 
     /// Upstreams to ask when the first fails, in order: [{"model": "…", "base_url": "https://…", "api_key_env": "NAME"}, …]
-    #[arg(long, env, global = true)]
+    #[arg(long, env, value_name = "JSON", global = true)]
     pub openai_fallback: Option<Fallbacks>,
 }
 

@@ -3,11 +3,14 @@
 //! A file is a header and then one object a line: users by rising id, then prompts by rising id. `docs/MOVING.md` describes
 //! every field for those who write such files themselves; [`Writer`] and [`Reader`] are the two ends.
 
+mod fields;
 mod lines;
+mod parse;
 mod reader;
 mod writer;
 
-pub use self::reader::{Line, LineProblem, Reader};
+pub use self::fields::LineProblem;
+pub use self::reader::{Line, Reader};
 pub use self::writer::{Options, Writer};
 
 use crate::domain::{PromptRecord, User};
@@ -45,6 +48,12 @@ pub enum Error {
         "the first line is not the header of an export, {{\"type\":\"header\",\"format\":\"prompt-service\",\"version\":1}}"
     )]
     NoHeader,
+    /// The first line is a header with something wrong in it.
+    #[error("line 1, the header: {0}")]
+    Header(LineProblem),
+    /// The file is what gzip makes.
+    #[error("the file is compressed: run gunzip --stdout FILE | prompt-service import -")]
+    Compressed,
     /// A later version of this program wrote it.
     #[error(
         "the file is of version {0} of the format, and this program knows up to {VERSION}: use a newer one"

@@ -2,31 +2,19 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
-use std::path::Path;
 
-use super::lines::Wire;
-use super::{Error, FORMAT, Record, VERSION};
+use super::fields::LineProblem;
+use super::parse;
+use super::{Error, Record, VERSION};
 use crate::domain::LastIds;
 
 /// The longest line read: a prompt and an answer of several MiB each. A file without line ends must not fill the memory.
 const MAX_LINE_BYTES: u64 = 64 << 20;
 
-/// What is wrong with one line. Never quotes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LineProblem {
-    /// No JSON, or text that is not UTF-8.
-    #[error("it is not JSON in UTF-8")]
-    NotJson,
-    /// A field is missing or not known, or its value is of another type.
-    #[error("a field is missing, not known, or of another type")]
-    Fields,
-    /// A value is of the right type, and means nothing.
-    #[error("the value of `{0}` is not one of its kind")]
-    Value(&'static str),
-    /// It goes on and on.
-    #[error("it is longer than 64 MiB")]
-    TooLong,
-}
+/// What a file compressed by gzip begins with.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+/// The byte order mark, in UTF-8.
+const BOM: &[u8] = b"\xef\xbb\xbf";
 
 /// A line that was read.
 #[derive(Debug)]
@@ -41,19 +29,22 @@ pub struct Line {
 #[derive(Debug)]
 pub struct Reader {
     input: BufReader<File>,
+    start: u64,
     last: LastIds,
     number: u64,
     buffer: Vec<u8>,
 }
 
 impl Reader {
-    /// Opens a file and reads its header.
+    /// Reads the header of a file, from where the file stands. It must be one that can be gone back
+    /// in.
     ///
     /// # Errors
-    /// `Io`; `NoHeader` or `Newer` if it is no file of this format.
-    pub fn open(path: &Path) -> Result<Self, Error> {
+    /// `Io`; otherwise the file is none of this format.
+    pub fn new(mut file: File) -> Result<Self, Error> {
         let mut reader = Self {
-            input: BufReader::new(File::open(path)?),
+            start: file.stream_position()?,
+            input: BufReader::new(file),
             last: LastIds::NONE,
             number: 0,
             buffer: Vec::new(),
@@ -70,9 +61,9 @@ impl Reader {
     /// Goes back to the first row.
     ///
     /// # Errors
-    /// As for `open`.
+    /// As for `new`.
     pub fn rewind(&mut self) -> Result<(), Error> {
-        self.input.seek(SeekFrom::Start(0))?;
+        self.input.seek(SeekFrom::Start(self.start))?;
         self.number = 0;
         self.read_header()
     }
@@ -84,7 +75,8 @@ impl Reader {
     pub fn read_row(&mut self) -> Result<Option<Line>, Error> {
         while self.read_line()? {
             let number = self.number;
-            let text = self.buffer.trim_ascii();
+            // What comes before the JSON counts in the places of problems.
+            let text = self.buffer.trim_ascii_end();
             if text.is_empty() {
                 continue;
             }
@@ -92,7 +84,7 @@ impl Reader {
                 self.skip_line()?;
                 Err(LineProblem::TooLong)
             } else {
-                parse(text)
+                parse::row(text)
             };
             return Ok(Some(Line { number, record }));
         }
@@ -103,16 +95,18 @@ impl Reader {
         if !self.read_line()? {
             return Err(Error::NoHeader);
         }
-        match serde_json::from_slice(&self.buffer) {
-            Ok(Wire::Header(header)) if header.format != FORMAT => Err(Error::NoHeader),
-            Ok(Wire::Header(header)) if header.version > VERSION => {
-                Err(Error::Newer(header.version))
-            }
-            Ok(Wire::Header(header)) => {
-                self.last = header.last_ids().ok_or(Error::NoHeader)?;
+        if self.buffer.starts_with(&GZIP) {
+            return Err(Error::Compressed);
+        }
+        // Windows programs write it. The next line is no place for it, but the first one may be.
+        let line = self.buffer.strip_prefix(BOM).unwrap_or(&self.buffer);
+        match parse::header(line).map_err(Error::Header)? {
+            None => Err(Error::NoHeader),
+            Some((version, _)) if version > VERSION => Err(Error::Newer(version)),
+            Some((_, last)) => {
+                self.last = last;
                 Ok(())
             }
-            Ok(Wire::User(_) | Wire::Prompt(_)) | Err(_) => Err(Error::NoHeader),
         }
     }
 
@@ -137,20 +131,5 @@ impl Reader {
         self.number = number;
         self.buffer = Vec::new();
         Ok(())
-    }
-}
-
-fn parse(text: &[u8]) -> Result<Record, LineProblem> {
-    let wire = serde_json::from_slice(text).map_err(|error| {
-        if error.is_data() {
-            LineProblem::Fields
-        } else {
-            LineProblem::NotJson
-        }
-    })?;
-    match wire {
-        Wire::Header(_) => Err(LineProblem::Value("type")),
-        Wire::User(user) => user.record().map_err(LineProblem::Value),
-        Wire::Prompt(prompt) => prompt.record().map_err(LineProblem::Value),
     }
 }

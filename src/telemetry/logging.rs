@@ -1,24 +1,28 @@
 //! The log: one line a happening, to standard output.
 
+use std::ffi::OsString;
+use std::io::IsTerminal;
+
 use tracing_subscriber::Layer;
-use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::config::LogFormat;
+use super::pretty::Pretty;
+use crate::config::{LogFilter, LogFormat};
 
-/// Installs the process-wide subscriber. `directives` is `RUST_LOG`'s: a level, or target=level pairs, with commas between.
-///
-/// # Errors
-/// One line naming the setting, if the directives cannot be read.
+/// Installs the process-wide subscriber and returns the form of its lines: `format`, or, if that is
+/// not set, what suits the reader of standard output: a person at a terminal, or a program.
 ///
 /// # Panics
 /// If a subscriber is installed already; only `main` calls this.
-pub fn init(format: LogFormat, directives: &str) -> Result<(), String> {
-    let filter = targets(directives).ok_or_else(|| {
-        "RUST_LOG: must be a level such as info, or target=level pairs".to_owned()
-    })?;
+pub fn init(format: Option<LogFormat>, filter: &LogFilter) -> LogFormat {
+    let is_terminal = std::io::stdout().is_terminal();
+    let format = format.unwrap_or(if is_terminal {
+        LogFormat::Pretty
+    } else {
+        LogFormat::Json
+    });
     let lines = match format {
         LogFormat::Json => fmt::layer()
             .json()
@@ -26,38 +30,26 @@ pub fn init(format: LogFormat, directives: &str) -> Result<(), String> {
             .with_current_span(false)
             .with_span_list(false)
             .boxed(),
-        LogFormat::Pretty => fmt::layer().boxed(),
+        LogFormat::Pretty => {
+            let has_colour = is_terminal && shows_colour(|name| std::env::var_os(name));
+            fmt::layer().event_format(Pretty { has_colour }).boxed()
+        }
     };
     tracing_subscriber::registry()
-        .with(lines.with_filter(filter))
+        .with(lines.with_filter(filter.0.clone()))
         .init();
     std::panic::set_hook(Box::new(log_panic));
-    Ok(())
+    format
 }
 
-/// Reads directives: `info`, `warn,prompt_service=debug`. `None` where one is neither a level nor a target with one: the crate's own
-/// reader takes a misspelt level for a target, and nothing at all for `error`.
-fn targets(directives: &str) -> Option<Targets> {
-    let mut found = None;
-    let given = directives.split(',').map(str::trim);
-    for directive in given.filter(|directive| !directive.is_empty()) {
-        let targets = found.take().unwrap_or_else(Targets::new);
-        found = Some(match directive.split_once('=') {
-            // A bracket would begin a filter by spans, which there are none of.
-            Some((target, level)) if !target.trim().is_empty() && !target.contains('[') => {
-                targets.with_target(target.trim(), self::level(level)?)
-            }
-            Some(_) => return None,
-            None => targets.with_default(self::level(directive)?),
-        });
-    }
-    found
-}
-
-fn level(name: &str) -> Option<LevelFilter> {
-    // The empty text would be `error`.
-    let name = name.trim();
-    (!name.is_empty()).then(|| name.parse().ok()).flatten()
+/// Whether a terminal is to be given colours: not where it has none, nor where its user wants none
+/// (<https://no-color.org>, <https://bixense.com/clicolors>).
+fn shows_colour(variable: impl Fn(&str) -> Option<OsString>) -> bool {
+    let is_set = |name| variable(name).is_some_and(|value| !value.is_empty());
+    is_set("TERM")
+        && variable("TERM").is_some_and(|terminal| terminal != "dumb")
+        && variable("CLICOLOR").is_none_or(|wanted| wanted != "0")
+        && !is_set("NO_COLOR")
 }
 
 /// A panic is a line in the log like any other failure. Its message is left out, which may quote what was being worked on, and
@@ -72,31 +64,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn directives_are_levels_and_targets_with_levels() {
-        let info = targets("info").unwrap();
-        for same in ["info,", " info ", ",info,,", "INFO"] {
-            assert_eq!(targets(same).as_ref(), Some(&info), "{same:?}");
-        }
-        let mixed = targets("hyper=debug, warn").unwrap();
-        assert!(mixed.would_enable("hyper::client", &tracing::Level::DEBUG));
-        assert!(mixed.would_enable("prompt_service", &tracing::Level::WARN));
-        assert!(!mixed.would_enable("prompt_service", &tracing::Level::INFO));
-    }
-
-    #[test]
-    fn what_is_neither_is_refused() {
-        for wrong in [
-            "",
-            ",",
-            "inof",
-            "=,=",
-            "a=",
-            "=info",
-            "a=loud",
-            "info,inof",
-            "[span]=info",
+    fn colours_are_shown_unless_the_terminal_or_its_user_says_no() {
+        let shown = |variables: &[(&str, &str)]| {
+            shows_colour(|name| {
+                let found = variables.iter().find(|(known, _)| *known == name);
+                found.map(|(_, value)| OsString::from(value))
+            })
+        };
+        let term = ("TERM", "xterm");
+        assert!(shown(&[term]));
+        assert!(shown(&[term, ("NO_COLOR", ""), ("CLICOLOR", "1")]));
+        for variables in [
+            &[][..],
+            &[("TERM", "dumb")],
+            &[("TERM", "")],
+            &[term, ("NO_COLOR", "1")],
+            &[term, ("NO_COLOR", "0")],
+            &[term, ("CLICOLOR", "0")],
         ] {
-            assert_eq!(targets(wrong), None, "{wrong:?}");
+            assert!(!shown(variables), "{variables:?}");
         }
     }
 }

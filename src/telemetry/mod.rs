@@ -2,6 +2,7 @@
 
 mod logging;
 mod metrics;
+mod pretty;
 
 pub use logging::init as init_logging;
 pub use metrics::Metrics;

@@ -45,7 +45,10 @@ fn an_empty_variable_counts_as_unset() {
     let help = program(folder.path(), &["--help"]).output().unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
     assert!(!help.contains("not served by this version"), "{help}");
-    let mut command = program(folder.path(), &["user", "list"]);
+    let mut command = program(
+        folder.path(),
+        &["user", "create", "alice", "--email", "a@b.c", "--init"],
+    );
     let names = help.split("[env: ").skip(1);
     let names: Vec<&str> = names.filter_map(|rest| rest.split('=').next()).collect();
     assert!(names.contains(&"METRICS_ADDR") && names.contains(&"OPENAI_FALLBACK"));
@@ -55,6 +58,9 @@ fn an_empty_variable_counts_as_unset() {
     for name in ["SECRET_KEY", "DATABASE_URL", "REDIS_URL", "OPENAI_API_KEY"] {
         command.env(name, "").env(format!("{name}_FILE"), "");
     }
+    command
+        .env("PASSWORD_HERE", PASSWORD)
+        .args(["--password-env", "PASSWORD_HERE"]);
     let output = command.output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert!(folder.path().join("data/prompt-service.sqlite3").is_file());
@@ -85,9 +91,12 @@ async fn one_server_uses_a_database_file_whatever_its_data_folder() {
             path: file.clone(),
         };
     };
-    let refused = try_spawn_app_in(Folder::new(), at_same_file).await.err();
+    let other = Folder::new();
+    let refused = try_spawn_app_in(other.clone(), at_same_file).await.err();
     let refused = format!("{:#}", refused.unwrap());
     assert!(refused.starts_with("DATABASE_URL: "), "{refused}");
+    let made = std::fs::read_dir(other.path()).unwrap().count();
+    assert_eq!(made, 0, "a start that is refused makes no lock");
     assert!(!refused.contains('\n'), "{refused}");
     let _folder = app.stop().await;
     spawn_app_in(Folder::new(), at_same_file).await;

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 from conftest import SOCKET, assert_healthy, client, list_prompts, make_user, post_prompt
 from replicas import Cluster, database_of
-from running_service import THROTTLES_OFF, Service, wait_until
+from running_service import THROTTLES_OFF, Service, run, wait_until
 from servers import TIED, Postgres, Redis, free_port
 from websockets.sync.client import connect
 
@@ -187,6 +187,20 @@ def test_a_database_url_that_leads_nowhere_is_refused_in_one_line_without_its_pa
 def test_a_database_without_pgvector_is_refused_with_the_mend(postgres, make):
     url = postgres.make_database(extension=False)
     assert_refuses_to_start(make(DATABASE_URL=url), "DATABASE_URL", "CREATE EXTENSION vector", secret=[postgres.password])
+
+
+def test_a_standby_is_refused_with_the_repair(make):
+    with Postgres() as postgres:
+        url = postgres.make_database()
+        with make(DATABASE_URL=url) as service:
+            assert service.stop() == 0
+        assert postgres.stop() is None
+        (postgres.data / "standby.signal").touch()
+        postgres.start()
+        refused = make(DATABASE_URL=url)
+        assert_refuses_to_start(refused, "DATABASE_URL", "standby", "target_session_attrs=read-write", secret=[postgres.password])
+        check = run("check", folder=refused.folder, **refused.environment)
+        assert "fault store: DATABASE_URL: " in check.stdout and "standby" in check.stdout, check
 
 
 REDISES = {

@@ -43,6 +43,21 @@ def wait_until(condition, deadline, what, interval=0.01):
         time.sleep(interval)
 
 
+def run(*arguments, folder, stdin="", timeout=START_DEADLINE, **variables):
+    """Runs one command of the binary to its end, in that working directory and with these variables alone."""
+    environment = {name: os.environ[name] for name in KEPT if name in os.environ}
+    return subprocess.run(
+        [str(BINARY), *arguments], cwd=folder, env=environment | variables, input=stdin, text=True, capture_output=True, timeout=timeout,
+    )
+
+
+def refusal(process):
+    """The one line in which a command that failed says why."""
+    assert process.returncode > 0, process
+    [line] = process.stderr.splitlines()
+    return line
+
+
 class Service:
     """One server process on a port of its own choice.
 

@@ -3,8 +3,9 @@
 use std::io::Write;
 use std::time::Instant;
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, anyhow, bail};
 
+use super::super::store;
 use super::held::{Held, alone};
 use super::progress::show;
 use super::{both, secret_url};
@@ -13,7 +14,6 @@ use crate::config::{Config, StoreConfig};
 use crate::services::moving::Meter;
 use crate::services::moving::carry::{Side, carry as carry_over};
 use crate::store::postgres::{OpenError, OpenOptions, PostgresStore};
-use crate::store::sqlite::{self, FileState};
 
 /// Connections to the target: pages go over one after another.
 const POOL: usize = 2;
@@ -28,15 +28,13 @@ pub async fn carry(
     config: &Config,
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
-    let StoreConfig::Sqlite { path, .. } = &config.store else {
+    let StoreConfig::Sqlite { .. } = &config.store else {
         bail!("DATABASE_URL: a move begins at an embedded store; --to names where it goes");
     };
     let url = secret_url(arguments.target())?.context("--to: name the target")?;
-    let found =
-        sqlite::inspect(path).with_context(|| format!("DATABASE_URL: {}", path.display()))?;
-    ensure!(found != FileState::Absent, "there is nothing to move yet");
-    let dimension = super::super::load_engine(config)?.dimension();
-    let (source, _) = Held::open(config, dimension).await?;
+    store::find(&config.store).await?;
+    let dimension = super::super::preflight::load_engine(config)?.dimension();
+    let (source, _) = Held::open(&config.store, dimension).await?;
     let options = OpenOptions {
         pool_size: POOL,
         dimension: Some(dimension),

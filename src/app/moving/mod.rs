@@ -3,6 +3,7 @@
 mod carry;
 mod draft;
 mod held;
+mod input;
 mod progress;
 
 use std::io::{BufWriter, Write};
@@ -10,12 +11,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 
 use self::draft::Draft;
 use self::held::{Held, alone};
 use self::progress::show;
-use super::store::Store;
+use super::store::{self, Store};
 use crate::cli::{ExportArgs, ImportArgs, SecretUrl};
 use crate::config::{Config, Secret, StoreConfig};
 use crate::domain::Timestamp;
@@ -26,7 +27,7 @@ use crate::services::moving::import::{Counts, Embedding, Import, Report};
 use crate::services::moving::source::Source;
 use crate::services::moving::{Fault, Meter};
 use crate::store::old_system::OldSystem;
-use crate::store::sqlite::{self, FileState};
+use crate::store::sqlite::{self, BackupError};
 
 pub use self::carry::carry;
 
@@ -43,8 +44,17 @@ pub async fn backup(file: &Path, config: &Config, out: &mut impl Write) -> anyho
             "DATABASE_URL: a PostgreSQL database is backed up by pg_dump, beside any number of servers"
         );
     };
-    let named = || format!("DATABASE_URL: {}", path.display());
-    let bytes = sqlite::backup_bytes(path).with_context(named)?;
+    ensure!(
+        file.as_os_str() != "-",
+        "a backup is not written to standard output: name a file"
+    );
+    let named = |error| {
+        if let BackupError::Nothing = error {
+            return store::absent(&config.store);
+        }
+        anyhow::Error::new(error).context(format!("DATABASE_URL: {}", path.display()))
+    };
+    let bytes = sqlite::backup_bytes(path).map_err(named)?;
     let (draft, _) = Draft::of(file)?;
     let meter = Meter::new(Instant::now());
     meter.begin("copying bytes", Some(bytes));
@@ -52,7 +62,7 @@ pub async fn backup(file: &Path, config: &Config, out: &mut impl Write) -> anyho
     let copying = tokio::task::spawn_blocking(move || sqlite::backup(&from, &into));
     let copied = show(&meter, watch_size(draft.path(), &meter, copying))
         .await?
-        .with_context(named)?;
+        .map_err(named)?;
     draft.keep()?;
     let sqlite::Copied {
         bytes,
@@ -87,11 +97,7 @@ pub async fn export(
     config: &Config,
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
-    if let StoreConfig::Sqlite { path, .. } = &config.store {
-        let found =
-            sqlite::inspect(path).with_context(|| format!("DATABASE_URL: {}", path.display()))?;
-        ensure!(found != FileState::Absent, "there is nothing to export yet");
-    }
+    store::find(&config.store).await?;
     let store = Store::open(&config.store, None).await?;
     let done = export_from(&store, &arguments, out).await;
     store.close().await;
@@ -141,8 +147,12 @@ pub async fn import(
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
     let mut source = open_source(&arguments).await?;
-    let engine = Arc::new(super::load_engine(config)?);
-    let (store, sole) = Held::open(config, engine.dimension()).await?;
+    let engine = Arc::new(super::preflight::load_engine(config)?);
+    let (store, sole) = if arguments.dry_run && !store::is_there(&config.store).await? {
+        (Held::open_temporary(engine.dimension()).await?, None)
+    } else {
+        Held::open(&config.store, engine.dimension()).await?
+    };
     let meter = Meter::new(Instant::now());
     let import = Import {
         accounts: &*store.store.accounts,
@@ -165,7 +175,8 @@ async fn take_in(
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
     let planned = show(import.meter, import.check(source)).await?;
-    tell_plan(&planned, out)?;
+    // Whether anybody reads on does not decide whether rows are imported.
+    let _ = tell_plan(&planned, out);
     if arguments.dry_run {
         ensure!(planned.faults == 0, "{}", faults(planned.faults));
         return Ok(());
@@ -242,12 +253,14 @@ async fn open_source(arguments: &ImportArgs) -> anyhow::Result<Box<dyn Source>> 
     let Some(file) = &arguments.file else {
         bail!("name a file, or the old system's database with --from");
     };
-    let reader = interchange::Reader::open(file)
+    let reader = input::open(file)
+        .and_then(|opened| Ok(interchange::Reader::new(opened)?))
         .with_context(|| format!("{} cannot be imported", file.display()))?;
     Ok(Box::new(reader))
 }
 
-/// The address that was given in one of its three ways, if in any.
+/// The address that was given in one of its three ways, if in any. Errors quote none of what was
+/// given: an address put in a name's place by mistake would be shown.
 fn secret_url(given: SecretUrl<'_>) -> anyhow::Result<Option<Secret>> {
     let SecretUrl {
         flag,
@@ -255,14 +268,16 @@ fn secret_url(given: SecretUrl<'_>) -> anyhow::Result<Option<Secret>> {
         variable,
         file,
     } = given;
-    let text = match (url, variable, file) {
-        (Some(url), ..) => return Ok(Some(url.clone())),
-        (None, Some(name), _) => std::env::var(name)
+    if let Some(name) = variable {
+        let value = std::env::var(name)
             .ok()
-            .with_context(|| format!("{flag}-env: {name} is not set"))?,
-        (None, None, Some(path)) => std::fs::read_to_string(path)
-            .with_context(|| format!("{flag}-file: {} cannot be read", path.display()))?,
-        (None, None, None) => return Ok(None),
-    };
-    Ok(Some(Secret::new(text.trim())))
+            .with_context(|| format!("{flag}-env: no variable of that name is set"))?;
+        return Ok(Some(Secret::new(value.trim())));
+    }
+    if let Some(path) = file {
+        return Secret::read_file(path)
+            .map(Some)
+            .map_err(|error| anyhow!("{flag}-file: the file {error}"));
+    }
+    Ok(url.cloned())
 }

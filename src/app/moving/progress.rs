@@ -1,10 +1,10 @@
 //! Showing how far a command has come: a bar at a terminal, now and then a line elsewhere.
 
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, Write, stderr};
 use std::pin::pin;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use terminal_size::terminal_size_of;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::services::moving::{Meter, Reading};
@@ -13,49 +13,65 @@ use crate::services::moving::{Meter, Reading};
 const DRAW_EVERY: Duration = Duration::from_millis(100);
 /// How often a line is written where there is no terminal.
 const SAY_EVERY: Duration = Duration::from_secs(5);
+/// The longest bar, in columns, and the shortest that still says something.
+const LONGEST_BAR: usize = 30;
+const SHORTEST_BAR: usize = 5;
+/// The width of a terminal that reports none.
+const USUAL_COLUMNS: usize = 80;
+/// Goes to the beginning of the line and clears it: what a terminal of any kind but `dumb` knows.
+const CLEAR_LINE: &str = "\r\x1b[2K";
 
 /// Does the work and shows the meter meanwhile, on standard error.
 pub async fn show<T>(meter: &Meter, work: impl Future<Output = T>) -> T {
-    let bar = std::io::stderr().is_terminal().then(bar);
-    let mut ticks = interval(if bar.is_some() { DRAW_EVERY } else { SAY_EVERY });
+    let has_bar = stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|it| it != "dumb");
+    let mut ticks = interval(if has_bar { DRAW_EVERY } else { SAY_EVERY });
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The first tick comes at once, when there is nothing to say.
     ticks.tick().await;
     let mut work = pin!(work);
     loop {
+        // Whoever reads no progress gets none.
         tokio::select! {
             biased;
             done = &mut work => {
-                if let Some(bar) = bar {
-                    bar.finish_and_clear();
+                if has_bar {
+                    let _ = write!(stderr(), "{CLEAR_LINE}");
                 }
                 return done;
             }
-            _ = ticks.tick() => match &bar {
-                Some(bar) => draw(bar, &meter.read()),
-                // Whoever reads no progress gets none.
-                None => { let _ = writeln!(std::io::stderr(), "{}", line(&meter.read())); }
-            },
+            _ = ticks.tick() => {
+                let reading = meter.read();
+                let _ = if has_bar {
+                    write!(stderr(), "{CLEAR_LINE}{}", bar(&reading, columns()))
+                } else {
+                    writeln!(stderr(), "{}", line(&reading))
+                };
+            }
         }
     }
 }
 
-fn bar() -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
-    bar.set_style(
-        ProgressStyle::with_template("{prefix} [{bar:30}] {msg}")
-            .unwrap_or_else(|_| ProgressStyle::default_bar())
-            .progress_chars("=> "),
-    );
-    bar
+/// The terminal's width, asked anew each time: it may be changed meanwhile.
+fn columns() -> usize {
+    terminal_size_of(stderr()).map_or(USUAL_COLUMNS, |(width, _)| width.0.into())
 }
 
-fn draw(bar: &ProgressBar, reading: &Reading) {
-    bar.set_prefix(reading.phase);
-    bar.set_length(reading.total.unwrap_or(0));
-    bar.set_message(figures(reading));
-    bar.set_position(reading.done);
-    bar.tick();
+/// A line with a bar that fits the columns, without the bar if there is no room for it.
+fn bar(reading: &Reading, columns: usize) -> String {
+    // Text in the last column would make some terminals begin the next line.
+    let columns = columns.saturating_sub(1);
+    let (phase, figures) = (reading.phase, figures(reading));
+    let room = columns.saturating_sub(phase.len() + figures.len() + " [] ".len());
+    let Some(total) = reading.total.filter(|_| room >= SHORTEST_BAR) else {
+        let mut line = line(reading);
+        line.truncate(columns);
+        return line;
+    };
+    let length = room.min(LONGEST_BAR);
+    let part = reading.done.min(total) as f64 / total.max(1) as f64;
+    let filled = (part * length as f64) as usize;
+    let bar = "=".repeat(filled);
+    format!("{phase} [{bar:<length$}] {figures}")
 }
 
 fn line(reading: &Reading) -> String {
@@ -79,13 +95,19 @@ fn figures(reading: &Reading) -> String {
 mod tests {
     use super::*;
 
+    const READING: Reading = Reading {
+        phase: "importing",
+        done: 45_500,
+        total: Some(91_000),
+        elapsed: Duration::from_secs(91),
+    };
+
     #[test]
     fn a_line_has_what_is_done_the_rate_and_the_time_left() {
         let reading = Reading {
-            phase: "importing",
             done: 1_000,
-            total: Some(91_000),
             elapsed: Duration::from_secs(2),
+            ..READING
         };
         assert_eq!(line(&reading), "importing: 1000 of 91000, 500/s, 3m left");
         let unknown = Reading {
@@ -93,5 +115,30 @@ mod tests {
             ..reading
         };
         assert_eq!(line(&unknown), "importing: 1000, 500/s");
+    }
+
+    #[test]
+    fn a_bar_fits_the_terminal() {
+        assert_eq!(
+            bar(&READING, 100),
+            "importing [===============               ] 45500 of 91000, 500/s, 1m 31s left"
+        );
+        assert_eq!(
+            bar(&READING, 60),
+            "importing [======      ] 45500 of 91000, 500/s, 1m 31s left"
+        );
+        assert_eq!(
+            bar(&READING, 50),
+            "importing: 45500 of 91000, 500/s, 1m 31s left"
+        );
+        for columns in 0..200 {
+            assert!(bar(&READING, columns).len() < columns.max(1), "{columns}");
+        }
+        let nothing = Reading {
+            done: 0,
+            total: Some(0),
+            ..READING
+        };
+        assert!(bar(&nothing, 80).contains("[   "), "{}", bar(&nothing, 80));
     }
 }

@@ -37,44 +37,48 @@ impl fmt::Display for Place {
     }
 }
 
-/// Why a row cannot be taken over. Never quotes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+/// Why a row cannot be taken over, by the names of its fields in a file. Never quotes it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
     /// It cannot be read.
     #[error("{0}")]
     Line(LineProblem),
     /// Ids count from 1.
-    #[error("its id is not positive")]
+    #[error("`id` must be 1 or more")]
     IdNotPositive,
     /// Ids are exact in every client's JSON up to 2^53.
-    #[error("its id is too high: ids go up to 9007199254740991")]
+    #[error("`id` must be at most 9007199254740991")]
     IdTooHigh,
     /// An earlier row of its kind has this id or a higher one.
-    #[error("its id is not above those before it: users, then prompts, come by rising id")]
+    #[error("`id` must be above those before it: users, then prompts, come by rising id")]
     IdNotRising,
     /// No account can have this name.
-    #[error("its name is not one that an account can have")]
+    #[error("`username` must be 1 to 150 letters, digits and @.+-_, in the normal form NFKC")]
     Name,
     /// Another account of the source has its name.
-    #[error("another user before it has the same name")]
+    #[error("`username` is that of another user before it")]
     NameTwice,
     /// Too long, or with a null character.
-    #[error("its mail address is longer than 254 characters or has a null character")]
+    #[error("`email` must be at most 254 characters, without a null character")]
     Email,
     /// Before 1970 or after 9999.
-    #[error("its time is before the year 1970 or after the year 9999")]
-    Time,
+    #[error("`{0}` must be in the years 1970 to 9999")]
+    Time(&'static str),
     /// White space only.
-    #[error("its text is empty")]
+    #[error("`prompt` must not be blank")]
     Blank,
     /// More than `MAX_PROMPT_CHARS`.
-    #[error("its text is longer than MAX_PROMPT_CHARS: raise that for the import to take it")]
+    #[error(
+        "`prompt` is longer than MAX_PROMPT_CHARS: raise that setting for the import to take it"
+    )]
     TooLong,
     /// No store can keep it.
-    #[error("its text has a null character")]
+    #[error("`prompt` must not have a null character")]
     Nul,
     /// Its status says another thing than its answer or error.
-    #[error("its status does not fit its response and error")]
+    #[error(
+        "`status` must fit `response` and `error`: completed has a response and no error, failed an error and no response"
+    )]
     Status,
     /// Its user is neither in the source nor here.
     #[error("its user is not imported and not here")]
@@ -88,7 +92,7 @@ pub enum Problem {
 }
 
 /// A row that cannot be taken over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// Where it was found.
     pub place: Place,
@@ -164,8 +168,8 @@ impl Rules {
         if user.email.contains('\0') || user.email.chars().count() > MAX_EMAIL_CHARS {
             return Err(Problem::Email);
         }
-        check_time(user.created_at)?;
-        check_time(user.tokens_valid_from)?;
+        check_time("created_at", user.created_at)?;
+        check_time("tokens_valid_from", user.tokens_valid_from)?;
         if !self.names.insert(user.username.clone().into_boxed_str()) {
             return Err(Problem::NameTwice);
         }
@@ -200,7 +204,7 @@ impl Rules {
             keep_in_any_store(text);
         }
         let prompt = &mut record.prompt;
-        check_time(prompt.created_at)?;
+        check_time("created_at", prompt.created_at)?;
         match (prompt.status, &prompt.response, prompt.error) {
             (PromptStatus::Completed, Some(_), None) | (PromptStatus::Failed, None, Some(_)) => {}
             // No process is at work on it any more.
@@ -238,10 +242,10 @@ fn check_id(id: i64, last: &mut i64) -> Result<(), Problem> {
     Ok(())
 }
 
-fn check_time(time: Timestamp) -> Result<(), Problem> {
+fn check_time(field: &'static str, time: Timestamp) -> Result<(), Problem> {
     if (Timestamp(0)..=MAX_TIME).contains(&time) {
         Ok(())
     } else {
-        Err(Problem::Time)
+        Err(Problem::Time(field))
     }
 }

@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Row};
 
+use super::postgres::{NO_TIMEOUTS, meaning};
 use crate::config::Secret;
 use crate::domain::{
     CallDetails, FailureCode, LastIds, Prompt, PromptId, PromptRecord, PromptStatus, Timestamp,
@@ -50,7 +51,7 @@ pub enum Error {
     )]
     NotAllowed,
     /// Anything else the server says; by its code alone, because its words may quote rows.
-    #[error("the old database's server fails with SQLSTATE {0}")]
+    #[error("the old database's server fails with SQLSTATE {0}: {meaning}", meaning = meaning(.0))]
     Server(String),
     /// The connection broke.
     #[error(
@@ -119,11 +120,9 @@ impl OldSystem {
     pub async fn open(url: &Secret, unknown_model: String) -> Result<Self, Error> {
         let client = connect::connect(url).await?;
         client
-            .batch_execute(
-                "SET statement_timeout = 0;
-                 SET idle_in_transaction_session_timeout = 0;
-                 BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
-            )
+            .batch_execute(&format!(
+                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {NO_TIMEOUTS}"
+            ))
             .await?;
         let mut old = Self {
             client,

@@ -14,7 +14,7 @@ use crate::store::Error;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Cause {
     /// The server's answer.
-    #[error("the database answered with SQLSTATE {0}")]
+    #[error("the database answered with SQLSTATE {0}: {meaning}", meaning = meaning(.0))]
     Server(String),
     /// The connection broke, or could not be made; what the operating system said, if it did.
     #[error("the connection to the database failed: {0}")]
@@ -74,6 +74,23 @@ pub(super) fn from_server(error: &tokio_postgres::Error) -> Error {
             }
         }
         None => connection_failure(error).into(),
+    }
+}
+
+/// What a SQLSTATE says to an operator; where it says little, who knows more.
+pub(in crate::store) fn meaning(code: &str) -> &'static str {
+    match code {
+        "57P03" => "the server is starting or stopping",
+        "57P01" | "57P02" => "the server was shut down",
+        "57P05" | "25P03" | "25P04" => "a time limit of the user or the server ended the session",
+        "57014" => "the statement took too long",
+        "53100" => "the server's disk is full",
+        "53200" => "the server is out of memory",
+        "53300" => "the server has no connection left",
+        "25006" => "the server, or the user, takes no writes",
+        "26000" => "a pooler has taken away a prepared statement",
+        "42501" => "the user lacks a right",
+        _ => "the server's log has the reason",
     }
 }
 

@@ -1,78 +1,36 @@
 //! A look at a database that changes nothing.
 
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tokio_postgres::Client;
 
 use super::error::Cause;
-use super::migrate::{SCHEMA_VERSION, VERSION, check_version};
-use super::pool::{CONNECT, Connector};
+use super::open_error::at_connection;
+use super::pool::{CONNECT, Connector, LONG_PATIENCE};
+use super::requirements::{DatabaseState, examine};
 use super::{OpenError, driver};
 
-/// What a database holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DatabaseState {
-    /// Whether the connection is encrypted.
-    pub is_encrypted: bool,
-    /// The connections that the server takes in all.
-    pub max_connections: i32,
-    /// The version of the schema; 0 where the first start makes it.
-    pub schema: i32,
-    /// The version that opening brings it to.
-    pub known: i32,
-    /// Accounts in it.
-    pub users: i64,
-    /// Prompts in it.
-    pub prompts: i64,
-}
-
-/// Looks at the database behind the URL, also beside servers that use it.
+/// Looks at the database behind the URL, also beside servers that use it, for vectors of
+/// `dimension` numbers if that is given.
 ///
 /// # Errors
 /// Those that opening would meet, as far as reading tells.
-pub async fn inspect(url: &str) -> Result<DatabaseState, OpenError> {
-    timeout(CONNECT, look(url))
-        .await
-        .map_err(|_| OpenError::Unreachable(Box::new(Cause::TimedOut)))?
+pub async fn inspect(url: &str, dimension: Option<usize>) -> Result<DatabaseState, OpenError> {
+    let look = async {
+        let (client, _task) = connect(url).await?;
+        examine(&client, dimension).await
+    };
+    timeout(CONNECT, look).await.map_err(|_| late())?
 }
 
-async fn look(url: &str) -> Result<DatabaseState, OpenError> {
-    let (config, tls) = driver(url)?;
-    let (client, _task) = Connector::new(config, tls).connect().await?;
-    let row = client
-        .query_one(
-            "SELECT current_setting('server_version_num')::int, current_setting('max_connections')::int,
-                    to_regclass('prompt_service_schema') IS NOT NULL, to_regclass('account') IS NOT NULL,
-                    EXISTS (SELECT FROM pg_available_extensions WHERE name = 'vector'),
-                    coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false)",
-            &[],
-        )
-        .await?;
-    let version: i32 = row.try_get(0)?;
-    if version < super::migrate::OLDEST_SERVER {
-        return Err(OpenError::ServerTooOld(version / 10_000));
-    }
-    let (is_ours, has_account, has_vector): (bool, bool, bool) =
-        (row.try_get(2)?, row.try_get(3)?, row.try_get(4)?);
-    if has_account && !is_ours {
-        return Err(OpenError::Foreign);
-    }
-    if !has_vector {
-        return Err(OpenError::NoVector);
-    }
-    let mut state = DatabaseState {
-        is_encrypted: row.try_get(5)?,
-        max_connections: row.try_get(1)?,
-        schema: 0,
-        known: SCHEMA_VERSION,
-        users: 0,
-        prompts: 0,
-    };
-    if is_ours {
-        let row = client.query_one(VERSION, &[]).await?;
-        state.schema = row.try_get(0)?;
-        check_version(state.schema, row.try_get(1)?)?;
-    }
-    if state.schema > 0 {
-        // Counting millions of prompts would take long: what the server estimates will do.
+/// How many accounts a database of ours holds, and about how many prompts: to count millions would
+/// take long, and the server has an estimate.
+///
+/// # Errors
+/// As for [`inspect`].
+pub async fn count_rows(url: &str) -> Result<(i64, i64), OpenError> {
+    let count = async {
+        let (client, _task) = connect(url).await?;
         let row = client
             .query_one(
                 "SELECT (SELECT count(*) FROM account),
@@ -80,7 +38,17 @@ async fn look(url: &str) -> Result<DatabaseState, OpenError> {
                 &[],
             )
             .await?;
-        (state.users, state.prompts) = (row.try_get(0)?, row.try_get(1)?);
-    }
-    Ok(state)
+        Ok((row.try_get(0)?, row.try_get(1)?))
+    };
+    timeout(LONG_PATIENCE, count).await.map_err(|_| late())?
+}
+
+async fn connect(url: &str) -> Result<(Client, JoinHandle<()>), OpenError> {
+    let (config, tls) = driver(url)?;
+    let connector = Connector::new(config, tls);
+    connector.connect().await.map_err(at_connection)
+}
+
+fn late() -> OpenError {
+    OpenError::Unreachable(Box::new(Cause::TimedOut))
 }

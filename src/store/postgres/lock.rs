@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::Cause;
 use super::pool::{CONNECT, Connector};
+use super::session::NO_TIMEOUTS;
 
 /// A lock by its number, and how it is taken.
 #[derive(Clone, Copy, Debug)]
@@ -84,12 +85,12 @@ async fn try_once(
     previous: Option<&(i32, String)>,
 ) -> Result<Attempt, tokio_postgres::Error> {
     let (client, _task) = connector.connect().await?;
-    // The server is to notice soon if this host is gone, and to leave the idle transaction alone.
+    // The server is to notice soon if this host is gone, and to leave the transaction alone.
     client
-        .batch_execute(
-            "BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0; SET LOCAL tcp_keepalives_idle = 5;
-             SET LOCAL tcp_keepalives_interval = 2; SET LOCAL tcp_keepalives_count = 3",
-        )
+        .batch_execute(&format!(
+            "BEGIN; {NO_TIMEOUTS}; SET LOCAL tcp_keepalives_idle = 5;
+             SET LOCAL tcp_keepalives_interval = 2; SET LOCAL tcp_keepalives_count = 3"
+        ))
         .await?;
     if let Some((pid, started)) = previous {
         client

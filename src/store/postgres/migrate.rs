@@ -6,14 +6,30 @@ use tokio::time::{Instant, sleep};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Transaction};
 
-use super::error::{Cause, connection_failure};
-use super::{OpenError, no_connection};
+use super::OpenError;
+use super::requirements::examine;
+use super::session::NO_TIMEOUTS;
 
 /// Each leads from the version before it to its own place in the list, counted from 1. Never edited once released.
 const MIGRATIONS: [&str; 3] = [
     include_str!("../../../migrations/postgres/0001_initial.sql"),
     include_str!("../../../migrations/postgres/0002_running_calls.sql"),
     include_str!("../../../migrations/postgres/0003_purge_horizon.sql"),
+];
+
+/// Every table that they make. A database that has one of them without the first is another
+/// program's.
+pub(super) const TABLES: [&str; 10] = [
+    "prompt_service_schema",
+    "account",
+    "session",
+    "revoked_token",
+    "prompt",
+    "embedding_model",
+    "prompt_embedding",
+    "running_call",
+    "idempotency_key",
+    "upstream_day",
 ];
 
 /// The schema this program works with.
@@ -38,7 +54,7 @@ const ATTEMPT_PAUSE: Duration = Duration::from_secs(2);
 const ATTEMPTS: Duration = Duration::from_secs(600);
 
 /// The most numbers that a vector may have for the covering index, whose entries may take 2,704 bytes at most.
-const MOST_COVERED: i32 = 1_280;
+const MOST_COVERED: usize = 1_280;
 
 /// A version of pgvector: major, minor.
 pub(super) type VectorVersion = (u32, u32);
@@ -47,18 +63,12 @@ pub(super) type VectorVersion = (u32, u32);
 const OLDEST_VECTOR: VectorVersion = (0, 7);
 
 /// Checks the server, applies what is missing in one transaction, and settles the length of vectors if `dimension` is given.
-/// Other servers may be doing the same, and others may be serving. Answers the version of pgvector.
+/// Other servers may be doing the same, and others may be serving. Returns the version of pgvector.
 pub(super) async fn migrate(
     client: &mut Client,
     dimension: Option<usize>,
 ) -> Result<VectorVersion, OpenError> {
-    let version: i32 = client
-        .query_one("SELECT current_setting('server_version_num')::int", &[])
-        .await?
-        .try_get(0)?;
-    if version < OLDEST_SERVER {
-        return Err(OpenError::ServerTooOld(version / 10_000));
-    }
+    examine(client, dimension).await?;
     let deadline = Instant::now() + ATTEMPTS;
     loop {
         match attempt(client, dimension).await {
@@ -80,7 +90,7 @@ async fn attempt(
     let transaction = client.transaction().await?;
     // Another server may be at work on a large table; whoever waits here holds up nobody.
     transaction
-        .batch_execute("SET LOCAL lock_timeout = '10min'; SET LOCAL statement_timeout = 0")
+        .batch_execute(&format!("{NO_TIMEOUTS}; SET LOCAL lock_timeout = '10min'"))
         .await?;
     transaction
         .execute("SELECT pg_advisory_xact_lock($1)", &[&MIGRATION_LOCK])
@@ -103,15 +113,6 @@ async fn vector_extension(transaction: &Transaction<'_>) -> Result<VectorVersion
     const INSTALLED: &str = "SELECT extversion FROM pg_extension WHERE extname = 'vector'";
     let mut installed = transaction.query_opt(INSTALLED, &[]).await?;
     if installed.is_none() {
-        let available = transaction
-            .query_opt(
-                "SELECT 1 FROM pg_available_extensions WHERE name = 'vector'",
-                &[],
-            )
-            .await?;
-        if available.is_none() {
-            return Err(OpenError::NoVector);
-        }
         match transaction.batch_execute("CREATE EXTENSION vector").await {
             Ok(()) => {}
             Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
@@ -122,7 +123,12 @@ async fn vector_extension(transaction: &Transaction<'_>) -> Result<VectorVersion
         installed = transaction.query_opt(INSTALLED, &[]).await?;
     }
     let version: String = installed.ok_or(OpenError::NoVector)?.try_get(0)?;
-    let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
+    check_vector_version(&version)
+}
+
+/// The version of pgvector in a text such as `0.8.5`, if it is new enough.
+pub(super) fn check_vector_version(text: &str) -> Result<VectorVersion, OpenError> {
+    let mut numbers = text.split('.').map(|number| number.parse().unwrap_or(0));
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     if version < OLDEST_VECTOR {
         return Err(OpenError::VectorTooOld);
@@ -139,17 +145,6 @@ async fn apply_missing(transaction: &Transaction<'_>) -> Result<(), OpenError> {
         .await?
         .try_get(0)?;
     if !is_ours {
-        let taken = transaction
-            .query_opt(
-                "SELECT 1 FROM unnest(ARRAY['account', 'session', 'revoked_token', 'prompt', 'embedding_model',
-                                            'prompt_embedding']) AS t (name)
-                 WHERE to_regclass(name) IS NOT NULL LIMIT 1",
-                &[],
-            )
-            .await?;
-        if taken.is_some() {
-            return Err(OpenError::Foreign);
-        }
         transaction
             .batch_execute(
                 "CREATE TABLE prompt_service_schema (version integer NOT NULL, oldest_usable integer NOT NULL);
@@ -189,13 +184,23 @@ pub(super) fn check_version(found: i32, oldest_usable: i32) -> Result<(), OpenEr
     Ok(())
 }
 
+/// Whether a column of vectors with that modifier is one of vectors of `dimension` numbers; if not,
+/// it can become one.
+pub(super) fn check_dimension(dimension: usize, modifier: i32) -> Result<bool, OpenError> {
+    let wanted = i32::try_from(dimension).map_err(|_| OpenError::TooLong)?;
+    match modifier {
+        // A column of vectors of any length.
+        -1 => Ok(false),
+        found if found == wanted => Ok(true),
+        found => Err(OpenError::Dimension { found, wanted }),
+    }
+}
+
 /// Gives the table's vectors the length of the model's, or finds that they have another.
 async fn settle_dimension(
     transaction: &Transaction<'_>,
     dimension: usize,
 ) -> Result<(), OpenError> {
-    let wanted = i32::try_from(dimension).map_err(|_| OpenError::TooLong)?;
-    // A column of vectors of any length has the modifier -1.
     let found: i32 = transaction
         .query_one(
             "SELECT atttypmod FROM pg_attribute
@@ -204,14 +209,11 @@ async fn settle_dimension(
         )
         .await?
         .try_get(0)?;
-    if found == wanted {
+    if check_dimension(dimension, found)? {
         return Ok(());
     }
-    if found != -1 {
-        return Err(OpenError::Dimension { found, wanted });
-    }
     // Longer vectors do not fit the index, nor, from 4,000 numbers on, a page of the table.
-    let (covered, storage) = if wanted > MOST_COVERED {
+    let (covered, storage) = if dimension > MOST_COVERED {
         ("", "EXTERNAL")
     } else {
         ("INCLUDE (embedding)", "PLAIN")
@@ -220,29 +222,9 @@ async fn settle_dimension(
         .batch_execute(&format!(
             "DROP INDEX prompt_embedding_by_owner;
              ALTER TABLE prompt_embedding ALTER COLUMN embedding SET STORAGE {storage},
-                 ALTER COLUMN embedding TYPE halfvec({wanted});
+                 ALTER COLUMN embedding TYPE halfvec({dimension});
              CREATE INDEX prompt_embedding_by_owner ON prompt_embedding (model_id, user_id, prompt_id) {covered}"
         ))
         .await?;
     Ok(())
-}
-
-impl From<tokio_postgres::Error> for OpenError {
-    fn from(error: tokio_postgres::Error) -> Self {
-        let server = |code: &SqlState| Box::new(Cause::Server(code.code().to_owned()));
-        match error.code() {
-            Some(&SqlState::INVALID_CATALOG_NAME) => Self::NoDatabase,
-            Some(code) if code.code().starts_with("28") => Self::Refused,
-            Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Self::NotAllowed,
-            Some(&SqlState::LOCK_NOT_AVAILABLE | &SqlState::T_R_DEADLOCK_DETECTED) => {
-                Self::TablesInUse
-            }
-            // It starts, stops, or has no connection left.
-            Some(code) if code.code().starts_with("57") || code.code().starts_with("53") => {
-                Self::Unreachable(server(code))
-            }
-            Some(code) => Self::Failed(server(code)),
-            None => no_connection(connection_failure(&error)),
-        }
-    }
 }

@@ -13,8 +13,11 @@ mod inspect;
 mod lock;
 mod meaning;
 mod migrate;
+mod open_error;
 mod pool;
 mod prompts;
+mod requirements;
+mod session;
 mod tls;
 mod url;
 mod vectors;
@@ -31,13 +34,18 @@ use tokio_util::sync::CancellationToken;
 use self::error::Cause;
 use self::meaning::Meaning;
 use self::migrate::migrate;
+use self::open_error::{at_connection, no_connection};
 use self::pool::{CONNECT, Connector, Pool};
 use self::vectors::Models;
 use super::{Claim, Error, NearestStore};
 use crate::domain::{Embedding, ModelId, PromptId, UserId};
 
-pub use self::inspect::{DatabaseState, inspect};
+pub(super) use self::error::meaning;
+pub use self::inspect::{count_rows, inspect};
 pub use self::lock::Place;
+pub use self::open_error::OpenError;
+pub use self::requirements::DatabaseState;
+pub(super) use self::session::NO_TIMEOUTS;
 
 /// Connections that a server may keep beside its pool: for locks and builds.
 pub const FURTHER_CONNECTIONS: usize = 3;
@@ -59,102 +67,6 @@ impl Default for OpenOptions {
             dimension: None,
         }
     }
-}
-
-/// Why the store cannot be opened: with its cause, one line that names the setting and the mend. Never holds the URL or a part of it.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The URL cannot be used.
-    #[error("DATABASE_URL: the URL cannot be used")]
-    Url(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// TLS cannot be set up as the URL asks.
-    #[error("DATABASE_URL: TLS cannot be set up")]
-    Tls(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The server's certificate is not trusted: why, and the mend.
-    #[error("DATABASE_URL: the PostgreSQL server's certificate is not trusted: {0}")]
-    Distrusted(&'static str),
-    /// No connection.
-    #[error(
-        "DATABASE_URL: the PostgreSQL server cannot be reached; start it, or correct host and port"
-    )]
-    Unreachable(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The server does not take this user or password.
-    #[error("DATABASE_URL: the PostgreSQL server refuses the user or the password; correct them")]
-    Refused,
-    /// No such database.
-    #[error(
-        "DATABASE_URL: the server has no database of that name; make it with createdb, or correct the name"
-    )]
-    NoDatabase,
-    /// The role may not make tables.
-    #[error(
-        "DATABASE_URL: the user may not make tables in this database; make it the database's owner"
-    )]
-    NotAllowed,
-    /// A server before PostgreSQL 14.
-    #[error("DATABASE_URL: the server is PostgreSQL {0}; this program needs 14 or newer")]
-    ServerTooOld(i32),
-    /// pgvector is not installed on the server.
-    #[error(
-        "DATABASE_URL: the server lacks the extension pgvector; install version 0.7 or newer on it (a package postgresql-NN-pgvector, or the image pgvector/pgvector)"
-    )]
-    NoVector,
-    /// pgvector may only be added by somebody else.
-    #[error(
-        "DATABASE_URL: the extension pgvector must be added to the database by a superuser: CREATE EXTENSION vector"
-    )]
-    VectorNotAllowed,
-    /// A pgvector before 0.7.
-    #[error(
-        "DATABASE_URL: the database's pgvector is too old; install 0.7 or newer on the server, then run ALTER EXTENSION vector UPDATE"
-    )]
-    VectorTooOld,
-    /// The database was migrated by a newer program, to what this one cannot use.
-    #[error(
-        "DATABASE_URL: the database has schema {found}, which this program, made for schema {known}, cannot use; run the newer version of the program"
-    )]
-    Newer {
-        /// The database's schema.
-        found: i32,
-        /// The newest this program knows.
-        known: i32,
-    },
-    /// The schema has to be changed, and somebody uses its tables without a pause.
-    #[error(
-        "DATABASE_URL: the schema cannot be changed while a long transaction uses its tables; end it (pg_stat_activity shows it), and start again"
-    )]
-    TablesInUse,
-    /// The database is somebody else's.
-    #[error(
-        "DATABASE_URL: the database holds tables of another program; give this one a database of its own"
-    )]
-    Foreign,
-    /// The stored vectors have another length than the model's.
-    #[error(
-        "EMBEDDING_MODEL_DIR: the model makes vectors of {wanted} numbers, and the database holds vectors of {found}; use a model of {found}, or another database"
-    )]
-    Dimension {
-        /// Of the table.
-        found: i32,
-        /// Of the model.
-        wanted: i32,
-    },
-    /// A model's vectors are longer than pgvector's may be.
-    #[error("EMBEDDING_MODEL_DIR: the model's vectors are longer than pgvector takes")]
-    TooLong,
-    /// Another server has the database for itself.
-    #[error(
-        "DATABASE_URL: another prompt-service uses this database; stop it, or set REDIS_URL on all of them to run several"
-    )]
-    InUse,
-    /// A server without Redis has the database for itself.
-    #[error(
-        "DATABASE_URL: a prompt-service without REDIS_URL has this database for itself; stop it, or set the same REDIS_URL on all of them"
-    )]
-    InUseAlone,
-    /// Anything else.
-    #[error("DATABASE_URL: the database cannot be prepared")]
-    Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// [`AccountStore`](super::AccountStore), [`PromptStore`](super::PromptStore), [`CallStore`](super::CallStore),
@@ -188,7 +100,8 @@ impl PostgresStore {
         let connector = Connector::new(config, tls);
         let (mut client, _task) = timeout(CONNECT, connector.connect())
             .await
-            .map_err(|_| OpenError::Unreachable(Box::new(Cause::TimedOut)))??;
+            .map_err(|_| OpenError::Unreachable(Box::new(Cause::TimedOut)))?
+            .map_err(at_connection)?;
         let version = migrate(&mut client, options.dimension).await?;
         let pool = Pool::new(connector, options.pool_size.max(1))
             .map_err(|error| OpenError::Failed(Box::new(error)))?;
@@ -242,15 +155,6 @@ impl PostgresStore {
     }
 }
 
-/// What keeps a starting server from a connection.
-fn no_connection(cause: Cause) -> OpenError {
-    if let Cause::Distrust(why) = cause {
-        OpenError::Distrusted(why)
-    } else {
-        OpenError::Unreachable(Box::new(cause))
-    }
-}
-
 /// Why no connection can be tried.
 #[derive(Debug)]
 pub(super) enum UrlFault {
@@ -258,15 +162,6 @@ pub(super) enum UrlFault {
     Url(Box<dyn std::error::Error + Send + Sync>),
     /// TLS cannot be set up as the URL asks.
     Tls(Box<dyn std::error::Error + Send + Sync>),
-}
-
-impl From<UrlFault> for OpenError {
-    fn from(fault: UrlFault) -> Self {
-        match fault {
-            UrlFault::Url(source) => Self::Url(source),
-            UrlFault::Tls(source) => Self::Tls(source),
-        }
-    }
 }
 
 /// What a URL says to the driver, and the encryption that it asks for.

@@ -17,6 +17,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::task::TaskTracker;
 
 use super::error::{Cause, connection_failure, from_server, spoils_connection};
+use super::session::{BEGIN_LONG, SESSION};
 use crate::store::{Error, Stats};
 
 /// How long a call may take in all, waiting for a connection included.
@@ -33,25 +34,6 @@ const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 const PROBE: Duration = Duration::from_secs(1);
 /// How long telling the server that a statement was given up may take.
 const CANCEL: Duration = Duration::from_secs(1);
-
-/// What each session is set to. A statement that its caller has given up ends by itself, a little after [`PATIENCE`] or as soon
-/// as the server finds the connection gone, so the server works on little more than what the pool has room for; compiling a
-/// statement costs more than the statements here take; an acknowledged write is on disk. Not every system that the server
-/// may run on can look after connections, and there the setting is refused.
-const SESSION: &str = "
-    SET client_min_messages = warning;
-    SET statement_timeout = '5s';
-    SET lock_timeout = '10s';
-    SET idle_in_transaction_session_timeout = '60s';
-    SET jit = off;
-    SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off';
-    DO $$ BEGIN
-        SET client_connection_check_interval = '1s';
-    EXCEPTION WHEN OTHERS THEN NULL;
-    END $$";
-
-/// How a call of [`LONG_PATIENCE`] begins its transaction: the time of a session's statements is that of requests.
-const BEGIN_LONG: &str = "BEGIN; SET LOCAL statement_timeout = '60s'";
 
 /// Makes connections and keeps the tasks behind them in sight.
 #[derive(Clone)]

@@ -1,6 +1,8 @@
 //! Opening connections: one kind that writes, one that only reads.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -61,6 +63,21 @@ impl Database {
         Ok(connection)
     }
 
+    /// A connection that reads without a trace where no other process has the file open. A reader of a
+    /// file in write-ahead mode otherwise leaves a log and an index beside it.
+    pub fn onlooker(&self) -> rusqlite::Result<Connection> {
+        let mut log = self.path.clone().into_os_string();
+        log.push("-wal");
+        if Path::new(&log).exists() {
+            return self.reader();
+        }
+        // Who opens the file makes a log first, and writes to the file itself only much later.
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
+            | OpenFlags::SQLITE_OPEN_URI
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        Connection::open_with_flags(immutable_uri(&self.path), flags)
+    }
+
     fn connect(&self, access: OpenFlags) -> rusqlite::Result<Connection> {
         // Each connection stays on one thread, so SQLite's own mutex around it is not needed.
         let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -68,6 +85,21 @@ impl Database {
         connection.set_prepared_statement_cache_capacity(STATEMENTS);
         Ok(connection)
     }
+}
+
+/// The URI of an absolute path, with the parameter that has SQLite assume that no process writes to
+/// the file.
+fn immutable_uri(path: &Path) -> OsString {
+    let mut uri = b"file:".to_vec();
+    for byte in path.as_os_str().as_bytes() {
+        if b"%?#".contains(byte) {
+            uri.extend(format!("%{byte:02x}").bytes());
+        } else {
+            uri.push(*byte);
+        }
+    }
+    uri.extend(b"?immutable=1");
+    OsString::from_vec(uri)
 }
 
 /// Makes the connection wait up to `timeout` for another's lock.

@@ -1,6 +1,9 @@
 //! A look at a database file that changes nothing: neither the file, nor its schema, nor its folder.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use rusqlite::Connection;
+use rustix::fs::{Access, access};
 
 use super::connection::Database;
 use super::migrate::{SCHEMA_VERSION, schema_version};
@@ -17,48 +20,58 @@ pub enum FileState {
         schema: i32,
         /// The version that opening brings it to.
         known: i32,
-        /// Accounts in it.
-        users: u64,
-        /// Prompts in it.
-        prompts: u64,
     },
 }
 
 /// Looks at the file, also beside a server that uses it. Blocks.
 ///
 /// # Errors
-/// Those that opening would meet, as far as reading tells.
+/// Those that opening would meet, as far as reading and the file's modes show.
 pub fn inspect(path: &Path) -> Result<FileState, OpenError> {
     let path = std::path::absolute(path)?;
-    match std::fs::metadata(&path) {
-        Ok(found) if found.is_file() && found.len() == 0 => return Ok(FileState::Absent),
-        Ok(_) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return match path.parent() {
-                Some(folder) if !folder.is_dir() => Err(OpenError::NoFolder(error)),
-                Some(_) | None => Ok(FileState::Absent),
-            };
-        }
+    let found = match std::fs::metadata(&path) {
+        Ok(found) => Some(found),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => return Err(error.into()),
+    };
+    // SQLite makes its log beside the file.
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    access(folder, Access::WRITE_OK | Access::EXEC_OK).map_err(std::io::Error::from)?;
+    match found {
+        None => return Ok(FileState::Absent),
+        Some(_) => access(&path, Access::WRITE_OK).map_err(std::io::Error::from)?,
     }
+    if found.is_some_and(|found| found.is_file() && found.len() == 0) {
+        return Ok(FileState::Absent);
+    }
+    match schema_version(&onlooker(path)?)? {
+        0 => Ok(FileState::Absent),
+        schema => Ok(FileState::Present {
+            schema,
+            known: SCHEMA_VERSION,
+        }),
+    }
+}
+
+/// How many accounts and prompts a database of ours holds. Blocks, for longer the more there are.
+///
+/// # Errors
+/// As for [`inspect`].
+pub fn count_rows(path: &Path) -> Result<(u64, u64), OpenError> {
+    let connection = onlooker(std::path::absolute(path)?)?;
+    let count = |table: &str| {
+        let sql = format!("SELECT count(*) FROM {table}");
+        connection.query_row(&sql, [], |row| row.get::<_, i64>(0))
+    };
+    let whole = |count: i64| u64::try_from(count).unwrap_or(0);
+    Ok((whole(count("user")?), whole(count("prompt")?)))
+}
+
+fn onlooker(path: PathBuf) -> rusqlite::Result<Connection> {
     let database = Database {
         path,
         busy_timeout: OpenOptions::default().busy_timeout,
         max_pages: None,
     };
-    let connection = database.reader()?;
-    let schema = schema_version(&connection)?;
-    if schema == 0 {
-        return Ok(FileState::Absent);
-    }
-    let count = |table: &str| {
-        let sql = format!("SELECT count(*) FROM {table}");
-        connection.query_row(&sql, [], |row| row.get::<_, i64>(0))
-    };
-    Ok(FileState::Present {
-        schema,
-        known: SCHEMA_VERSION,
-        users: u64::try_from(count("user")?).unwrap_or(0),
-        prompts: u64::try_from(count("prompt")?).unwrap_or(0),
-    })
+    database.onlooker()
 }

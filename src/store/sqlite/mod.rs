@@ -31,7 +31,7 @@ use self::writer::Writer;
 use super::Stats;
 
 pub use self::backup::{BackupError, Copied, backup, backup_bytes};
-pub use self::inspect::{FileState, inspect};
+pub use self::inspect::{FileState, count_rows, inspect};
 pub use self::open::OpenError;
 pub use self::writer::{Batch, BatchObserver};
 

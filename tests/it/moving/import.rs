@@ -259,7 +259,7 @@ async fn what_conflicts_with_the_store_is_told_and_the_rest_comes_in() {
     let faults: Vec<(Place, Problem)> = report
         .first_faults
         .iter()
-        .map(|Fault { place, problem }| (*place, *problem))
+        .map(|Fault { place, problem }| (*place, problem.clone()))
         .collect();
     assert_eq!(
         faults,
@@ -308,7 +308,7 @@ async fn odd_accounts_come_in_as_far_as_they_can() {
     let problems: Vec<Problem> = report
         .first_faults
         .iter()
-        .map(|fault| fault.problem)
+        .map(|fault| fault.problem.clone())
         .collect();
     assert_eq!(problems, [Problem::Name, Problem::Name]);
     let stored = target.store.list_users(None, 9).await.unwrap();

@@ -4,6 +4,7 @@ mod backup;
 mod carry;
 pub mod check;
 mod import;
+mod line_faults;
 mod lines;
 mod over;
 

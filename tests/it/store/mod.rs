@@ -113,6 +113,7 @@ mod concurrency;
 mod model;
 mod postgres;
 mod postgres_calls;
+mod postgres_roles;
 mod postgres_tls;
 mod prompts;
 mod sqlite;

@@ -108,7 +108,7 @@ async fn a_database_of_a_newer_version_is_used_unless_that_version_says_no() {
     let alice = user(&store, "alice").await.id;
     let made = store.insert_prompt(completed(alice, "p")).await.unwrap();
     assert_eq!(store.prompt(alice, made.id).await.unwrap(), Some(made));
-    let seen = prompt_service::store::postgres::inspect(&database.url()).await;
+    let seen = prompt_service::store::postgres::inspect(&database.url(), None).await;
     assert_eq!(seen.unwrap().schema, 1000);
     let version = "SELECT version FROM prompt_service_schema";
     let version: i32 = client.query_one(version, &[]).await.unwrap().get(0);
@@ -123,7 +123,7 @@ async fn a_database_of_a_newer_version_is_used_unless_that_version_says_no() {
         matches!(refused, Err(OpenError::Newer { found: 1000, .. })),
         "{refused:?}"
     );
-    let refused = prompt_service::store::postgres::inspect(&database.url()).await;
+    let refused = prompt_service::store::postgres::inspect(&database.url(), None).await;
     assert!(
         matches!(refused, Err(OpenError::Newer { found: 1000, .. })),
         "{refused:?}"

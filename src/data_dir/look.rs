@@ -1,0 +1,131 @@
+//! A look at a folder, before anything is made in it.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+
+use super::lock::is_held;
+use super::{DataDir, Error};
+
+/// What [`DataDir::look`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The folder is there, and can be written. If not, it can be made.
+    pub is_there: bool,
+    /// A server holds it.
+    pub is_in_use: bool,
+}
+
+impl DataDir {
+    /// Looks at a folder. What it makes to find out what it may, it removes at once.
+    ///
+    /// # Errors
+    /// `Folder` if the folder can be neither written nor made, or is none.
+    pub fn look(path: &Path) -> Result<Found, Error> {
+        let folder = Self {
+            path: path.to_owned(),
+        };
+        let what = "the folder cannot be made";
+        match fs::symlink_metadata(path) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                try_folder(nearest_folder(path)).map_err(folder.failed(what))?;
+                return Ok(Found {
+                    is_there: false,
+                    is_in_use: false,
+                });
+            }
+            Err(error) => return Err(folder.failed(what)(error)),
+        }
+        try_file(path).map_err(folder.failed("the folder cannot be written"))?;
+        let is_in_use = is_held(&path.join("lock"))
+            .map_err(folder.failed("its lock file cannot be written"))?;
+        Ok(Found {
+            is_there: true,
+            is_in_use,
+        })
+    }
+}
+
+/// The folder that a missing one would be made in, itself or by way of others.
+fn nearest_folder(path: &Path) -> &Path {
+    let is_there = |folder: &&Path| fs::symlink_metadata(folder).is_ok();
+    match path.ancestors().skip(1).find(is_there) {
+        Some(folder) => folder,
+        // The parent of a relative path's first part is the empty path.
+        None => Path::new("."),
+    }
+}
+
+/// Makes an empty file in a folder and removes it. Modes alone do not show it: the file system may be
+/// read-only.
+fn try_file(folder: &Path) -> io::Result<()> {
+    let trial = folder.join(trial_name()?);
+    let mut options = OpenOptions::new();
+    options
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&trial)?;
+    fs::remove_file(&trial)
+}
+
+/// The same with a folder.
+fn try_folder(folder: &Path) -> io::Result<()> {
+    let trial = folder.join(trial_name()?);
+    DirBuilder::new().mode(0o700).create(&trial)?;
+    fs::remove_dir(&trial)
+}
+
+/// A name that no other process takes: others may be looking at the same folder.
+fn trial_name() -> io::Result<String> {
+    let number = getrandom::u64().map_err(|_| io::ErrorKind::Other)?;
+    Ok(format!(".prompt-service-{number:016x}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_makes_nothing() {
+        let outer = tempfile::tempdir().unwrap();
+        let path = outer.path().join("a/data");
+        let found = |is_there, is_in_use| Found {
+            is_there,
+            is_in_use,
+        };
+        assert_eq!(DataDir::look(&path).unwrap(), found(false, false));
+        assert!(!DataDir::has_key(&path).unwrap());
+        assert_eq!(fs::read_dir(outer.path()).unwrap().count(), 0);
+        let folder = DataDir::open(&path).unwrap();
+        assert_eq!(DataDir::look(&path).unwrap(), found(true, false));
+        assert!(!DataDir::has_key(&path).unwrap());
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
+        let held = folder.lock().unwrap();
+        assert_eq!(DataDir::look(&path).unwrap(), found(true, true));
+        drop(held);
+        assert_eq!(DataDir::look(&path).unwrap(), found(true, false));
+        folder.secret_key().unwrap();
+        assert!(DataDir::has_key(&path).unwrap());
+        fs::write(path.join("secret.key"), "short").unwrap();
+        let bad = DataDir::has_key(&path);
+        assert!(matches!(bad, Err(Error::BadKey { .. })), "{bad:?}");
+    }
+
+    #[test]
+    fn a_folder_that_can_be_neither_written_nor_made_is_found_without_making_it() {
+        let outer = tempfile::tempdir().unwrap();
+        let (file, link) = (outer.path().join("file"), outer.path().join("link"));
+        fs::write(&file, "").unwrap();
+        std::os::unix::fs::symlink("nowhere", &link).unwrap();
+        // Not even root can make a folder in /proc.
+        for path in [&file, &file.join("a/b"), &link, Path::new("/proc/data/a")] {
+            let refused = DataDir::look(path);
+            assert!(matches!(refused, Err(Error::Folder { .. })), "{refused:?}");
+        }
+        assert_eq!(nearest_folder(Path::new("data/a")), Path::new("."));
+        assert_eq!(nearest_folder(&outer.path().join("a/b")), outer.path());
+    }
+}
