@@ -238,7 +238,7 @@ async fn refresh(
 ///
 /// Ends the given refresh token and the session of the cookie, if any; neither works from now on. Needs no access token.
 #[utoipa::path(
-    post, path = "/api/auth/logout", tag = "accounts", operation_id = "logout", security((), ("session" = [])),
+    post, path = "/api/auth/logout", tag = "accounts", operation_id = "logout", security(()),
     request_body(content = Option<LogOutRequest>, content_type = "application/json"),
     responses((
         status = 204, description = "Both have ended.",

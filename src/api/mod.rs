@@ -7,6 +7,7 @@ mod cross_origin;
 mod error;
 mod extract;
 mod health;
+mod oauth;
 mod observe;
 mod openapi;
 mod pages;

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
-use super::extract::Peer;
+use super::extract::{Peer, Root};
 
 /// How long a request's head may take to arrive; also how long a kept connection may idle between requests.
 const HEAD_DEADLINE: Duration = Duration::from_secs(30);
@@ -124,6 +124,8 @@ async fn serve_connection(
 ) {
     tune(&stream);
     let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
+        let root = Root::of(request.uri());
+        request.extensions_mut().insert(root);
         trim_trailing_slash(request.uri_mut());
         request.extensions_mut().insert(Peer(peer));
         request.extensions_mut().insert(place.clone());

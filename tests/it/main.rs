@@ -10,11 +10,13 @@ mod support;
 
 mod architecture;
 mod auth;
+mod description;
 mod embed_accuracy;
 mod idempotency;
 mod llm;
 mod metrics;
 mod moving;
+mod oauth;
 mod openapi;
 mod operator;
 mod pages;

@@ -4,7 +4,9 @@ mod address;
 mod body;
 mod fields;
 mod query;
+mod root;
 
 pub use address::{ClientAddress, Peer, is_tls};
 pub use body::{Body, drain};
 pub use query::Query;
+pub use root::Root;
