@@ -6,6 +6,7 @@ pub mod check;
 pub mod health_check;
 pub mod moving;
 mod observers;
+pub mod secret_files;
 mod shared;
 mod store;
 pub mod users;
