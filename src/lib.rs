@@ -7,6 +7,8 @@
 pub mod config;
 pub mod domain;
 pub mod error;
+#[cfg(test)]
+mod expected;
 pub mod redis;
 pub mod telemetry;
 pub mod threads;

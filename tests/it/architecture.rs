@@ -10,6 +10,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("domain", &[]),
     ("error", &["domain"]),
     ("threads", &[]),
+    // Of tests alone: what a run expects of its machine.
+    ("expected", &[]),
     ("config", &["domain", "error"]),
     ("telemetry", &["domain", "error", "config"]),
     // The link that several capabilities of a replica share.
@@ -87,7 +89,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("main", &["config", "telemetry", "api", "cli", "app"]),
 ];
 
-const BASE: &[&str] = &["domain", "error", "threads", "config", "telemetry", "redis"];
+const BASE: &[&str] = &[
+    "domain",
+    "error",
+    "threads",
+    "expected",
+    "config",
+    "telemetry",
+    "redis",
+];
 
 /// Words that must not stand in the code of a place, whatever way they came there: whose places (beginnings of paths under
 /// `src`), which words, and where they are at home all the same.

@@ -18,6 +18,9 @@ from servers import Postgres, Redis
 # What `serve` starts: the service as it is without any setting, or "replica": one that keeps everything in Postgres and Redis.
 KIND = os.environ.get("SERVICE_KIND", "embedded")
 
+# Says at the end what was skipped.
+pytest_plugins = ["machine"]
+
 PASSWORD = "Str0ng-enough-9x"
 
 REGISTER, LOGIN, REFRESH = "/api/auth/register/", "/api/auth/login/", "/api/auth/refresh/"
@@ -93,7 +96,7 @@ def assert_json_error(response):
 
 
 # Marks a test that opens the SQLite file, or whose subject does not depend on where things are kept.
-embedded = pytest.mark.skipif(KIND != "embedded", reason="of the embedded kind alone")
+embedded = pytest.mark.skipif(KIND != "embedded", reason="it is about the embedded kind alone")
 
 
 def run_contract_suite(service):

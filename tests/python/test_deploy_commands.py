@@ -8,23 +8,15 @@ import subprocess
 import urllib.parse
 from pathlib import Path
 
-import debian_tools
 import httpx
-import pytest
 import yaml
 from conftest import SIMILAR, client, make_user, post_prompt
+from machine import tool
 from running_service import ROOT, THROTTLES_OFF, Service, wait_until
 from servers import found, free_port
 
 COMPOSE = {name: yaml.safe_load((ROOT / name).read_text())["services"] for name in ("docker-compose.yml", "docker-compose.observability.yml")}
 PASSWORD = "a-password-of-the-cache"
-
-
-def tool(name):
-    try:
-        return debian_tools.path(name)
-    except debian_tools.Unavailable as reason:
-        pytest.skip(str(reason))
 
 
 def ask_redis(port, *commands):

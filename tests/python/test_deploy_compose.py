@@ -6,8 +6,8 @@ import subprocess
 from contextlib import ExitStack
 
 import compose
-import debian_tools
 import httpx
+import machine
 import pytest
 from conftest import LOGIN, PASSWORD, PROMPTS, SOCKET, assert_healthy, make_user, post_prompt
 from running_service import BINARY, ROOT, Service, wait_until
@@ -129,10 +129,7 @@ class Stack:
 
 @pytest.fixture(scope="module")
 def haproxy():
-    try:
-        return debian_tools.path("haproxy")
-    except debian_tools.Unavailable as reason:
-        pytest.skip(str(reason))
+    return machine.tool("haproxy")
 
 
 def test_a_fresh_clone_comes_up_without_any_file_and_serves_a_session(haproxy, tmp_path):

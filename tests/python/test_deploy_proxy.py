@@ -10,6 +10,7 @@ from contextlib import ExitStack
 
 import debian_tools
 import httpx
+import machine
 import pytest
 from conftest import LOGIN, PASSWORD, PROMPTS, REGISTER, SOCKET, assert_healthy, assert_json_error, make_user, post_prompt
 from running_service import ROOT, THROTTLES_OFF, Service, wait_until
@@ -22,10 +23,7 @@ CONFIG = ROOT / "deploy/haproxy/haproxy.cfg"
 
 @pytest.fixture(scope="module")
 def haproxy():
-    try:
-        return debian_tools.path("haproxy")
-    except debian_tools.Unavailable as reason:
-        pytest.skip(str(reason))
+    return machine.tool("haproxy")
 
 
 class Proxy:

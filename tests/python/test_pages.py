@@ -6,6 +6,7 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import machine
 import pytest
 from browser import Browser, executable
 from conftest import PASSWORD, client, embedded, make_user
@@ -25,7 +26,7 @@ def browser():
     try:
         executable()
     except Unavailable as reason:
-        pytest.skip(str(reason))
+        machine.missing("chromium", reason)
     with Browser() as running:
         yield running
 

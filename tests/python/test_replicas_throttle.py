@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 
 import debian_tools
 import httpx
+import machine
 import pytest
 from conftest import PROMPTS, client, make_user
 from replicas import Cluster
@@ -45,7 +46,7 @@ def cluster():
     try:
         environments = [skewed(seconds) for seconds in SKEWS]
     except debian_tools.Unavailable as reason:
-        pytest.skip(str(reason))
+        machine.missing("libfaketime", reason)
     settings = {"PROMPT_THROTTLE": THROTTLE, "REGISTER_THROTTLE": "off", "ACCESS_TOKEN_LIFETIME": "1h"}
     with Postgres() as postgres, Redis() as redis, Cluster(3, postgres, redis, environments=environments, **settings) as running:
         yield running

@@ -53,7 +53,11 @@ FONTS = """<?xml version="1.0"?>
 def executable():
     """The path of a Chromium. Raises debian_tools.Unavailable where there is none and none can be fetched."""
     found = next((path for name in INSTALLED if (path := shutil.which(name))), None)
-    return found or debian_tools.path(FETCHED)
+    try:
+        return found or debian_tools.path(FETCHED)
+    except RuntimeError as error:
+        # Ubuntu, for example, has no such package.
+        raise debian_tools.Unavailable(error) from None
 
 
 def plain(name):
