@@ -9,8 +9,10 @@ import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import debian_tools
 import httpx
 import pytest
+from browser import Browser, executable
 from replicas import Cluster
 from running_service import ROOT, THROTTLES_OFF, Service
 from servers import Postgres, Redis
@@ -147,3 +149,21 @@ def http(service):
 @pytest.fixture
 def user(http):
     return make_user(http)
+
+
+@pytest.fixture(scope="session")
+def browser(pytestconfig):
+    """A browser for all tests; each opens pages of its own in it."""
+    try:
+        executable()
+    except debian_tools.Unavailable as reason:
+        # Not imported above: pytest loads it as a plugin, after this file.
+        pytestconfig.pluginmanager.get_plugin("machine").missing("chromium", reason)
+    with Browser() as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser):
+    with browser.page() as opened:
+        yield opened

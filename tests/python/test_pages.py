@@ -6,11 +6,8 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import machine
 import pytest
-from browser import Browser, executable
 from conftest import PASSWORD, client, embedded, make_user
-from debian_tools import Unavailable
 from running_service import Service, wait_until
 
 pytestmark = embedded
@@ -19,22 +16,6 @@ PAGES = ["/", "/docs", "/docs/", "/redoc", "/redoc/", "/schema", "/schema/", "/h
 
 # What each page shows once its scripts have built it.
 SHOWN = {"/": "Prompt Service", "/docs": "Post a prompt", "/redoc": "Post a prompt", "/schema": '"openapi": "3.1.0"', "/nowhere": "Not found."}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    try:
-        executable()
-    except Unavailable as reason:
-        machine.missing("chromium", reason)
-    with Browser() as running:
-        yield running
-
-
-@pytest.fixture
-def page(browser):
-    with browser.page() as opened:
-        yield opened
 
 
 class Prefixed(BaseHTTPRequestHandler):

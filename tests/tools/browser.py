@@ -170,10 +170,11 @@ class Page:
         return self.browser.call(method, self.session, **parameters)
 
     def watch(self, session):
-        """Has the browser tell what the page, or a worker of it, logs and asks for."""
+        """Has the browser tell what the page, or a worker of it, logs and asks for. A worker waits until this is in force."""
         for domain in ("Runtime", "Log", "Network"):
             self.browser.send(f"{domain}.enable", session)
-        self.browser.send("Target.setAutoAttach", session, autoAttach=True, waitForDebuggerOnStart=False, flatten=True)
+        self.browser.send("Target.setAutoAttach", session, autoAttach=True, waitForDebuggerOnStart=True, flatten=True)
+        self.browser.send("Runtime.runIfWaitingForDebugger", session)
 
     def note(self, method, parameters):
         self.events.append((method, parameters))
