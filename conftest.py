@@ -1,4 +1,5 @@
-"""Has `pytest` in this folder run the contract suite (tests/contract) against a service that it starts on a free port.
+"""Has `pytest` in this folder run the contract suite (tests/contract) against a service that it
+starts on a free port.
 
 With BASE_URL set, the suite runs against the service there, and none is started.
 """

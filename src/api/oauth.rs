@@ -87,7 +87,7 @@ async fn get_token(
         .as_deref()
         .is_some_and(|name| name != PASSWORD_GRANT)
     {
-        let detail = "The grant_type is password.";
+        let detail = "The only grant_type is password.";
         return Err(ApiError::oauth("unsupported_grant_type", detail));
     }
     fields.check().map_err(invalid_request)?;

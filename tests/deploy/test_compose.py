@@ -72,7 +72,8 @@ def test_no_address_is_fixed_and_only_the_proxy_sends_requests_to_a_replica():
         networks = service.get("networks", [])
         # A list: with a mapping a service could ask for an address.
         assert isinstance(networks, list), name
-        # Private addresses are believed about who the client is, so nobody else may be where the replicas are.
+        # Private addresses are believed about who the client is, so nobody else may be where the
+        # replicas are.
         if "edge" in networks:
             assert name in ("proxy", "replica-1", "replica-2", "prometheus"), name
         assert ("ports" in service) == (name in ("proxy", "prometheus", "grafana")), name

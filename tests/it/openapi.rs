@@ -120,7 +120,8 @@ fn the_document_asks_for_the_credentials_that_the_table_says() {
             .collect();
         let expected: &[&str] = match access {
             Access::Open => &[],
-            // A token, or the login form that gets one. What a socket takes besides is described as its parameters.
+            // A token, or the login form that gets one. What a socket takes besides is described
+            // as its parameters.
             Access::Bearer | Access::Owner | Access::Socket => &["bearer", "login"],
         };
         let expected: BTreeSet<&str> = expected.iter().copied().collect();

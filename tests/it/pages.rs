@@ -11,8 +11,8 @@ use crate::support::{Response, spawn_app};
 /// What a browser accepts.
 const BROWSER: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
 
-/// The path that a relative link leads to from a page of the service. A link that begins with a slash would leave the prefix that a proxy
-/// may put before all paths, and fails.
+/// The path that a relative link leads to from a page of the service. A link that begins with a
+/// slash would leave the prefix that a proxy may put before all paths, and fails.
 fn resolved(page: &str, link: &str) -> String {
     let folder = &page[..page.rfind('/').unwrap()];
     if let Some(rest) = link.strip_prefix("./") {

@@ -10,10 +10,12 @@ FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 
 @schemathesis.hook
 def before_load_schema(context, raw_schema):
-    # With a relative address here schemathesis 4.32.5 reports query parameters that the schema allows as accepted violations.
+    # With a relative address here schemathesis 4.32.5 reports query parameters that the schema
+    # allows as accepted violations.
     assert raw_schema["servers"] == [{"url": "./"}]
     raw_schema["servers"] = [{"url": "/"}]
-    # The description says in words that forms are accepted too: named for each route, a generated client has three classes for each body.
+    # The description says in words that forms are accepted too: named for each route, a generated
+    # client has three classes for each body.
     for item in raw_schema["paths"].values():
         for operation in item.values():
             content = operation.get("requestBody", {}).get("content", {})

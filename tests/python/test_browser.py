@@ -1,4 +1,5 @@
-"""The browser that the pages are tested in: it finds and uses elements, and it notices what a page does wrong."""
+"""The browser that the pages are tested in: it finds and uses elements, and it notices what a
+page does wrong."""
 
 import urllib.parse
 

@@ -20,7 +20,8 @@ from running_service import ROOT, Service, wait_until
 # Seconds. Each session takes one or two; the rest is room for a machine that is busy with other things.
 DEADLINE = 60
 
-# What each session registers: a name that is new in each run. The second form is what the test of taken names puts in its place.
+# What each session registers: a name that is new in each run. The second form is what the test of
+# taken names puts in its place.
 NAMES = {
     "curl": ("alice-$(date +%s)-$RANDOM", "alice"),
     "Python": ('f"alice-{secrets.token_hex(4)}"', '"alice"'),
@@ -225,7 +226,7 @@ def test_every_session_can_be_run_again_on_the_same_service(fresh, tmp_path):
 
 def test_a_session_whose_name_is_taken_says_so_in_one_line(fresh, tmp_path):
     with client(fresh) as http:
-        # The password of the sessions is not this one, so nothing after the registration can succeed.
+        # The password of the sessions is not this one, so nothing after the registration succeeds.
         made = http.post("/api/auth/register/", json={"username": "alice", "email": "a@b.c", "password": "another-one-9x"})
         assert made.status_code == 201
     commands = {"curl": ["bash", "-e"], "Python": [sys.executable], "JavaScript": [node_tools.folder() / "node"]}

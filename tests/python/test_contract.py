@@ -1,4 +1,5 @@
-"""The black-box contract suite against a service with the default throttle: what `pytest` in the project's folder runs."""
+"""The black-box contract suite against a service with the default throttle: what `pytest` in the
+project's folder runs."""
 
 import os
 import subprocess

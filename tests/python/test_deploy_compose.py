@@ -1,4 +1,5 @@
-"""docker-compose.yml without containers: the same commands, variables and files, as processes on loopback."""
+"""docker-compose.yml without containers: the same commands, variables and files, as processes on
+loopback."""
 
 import os
 import re
@@ -41,7 +42,8 @@ class Redis(Server):
 
 
 class Stack:
-    """Everything that `docker-compose up` starts, when .env holds `dotenv`. `volumes` is the folder of what lasts."""
+    """Everything that `docker-compose up` starts, when .env holds `dotenv`. `volumes` is the
+    folder of what lasts."""
 
     def __init__(self, volumes, haproxy, **dotenv):
         self.volumes, self.haproxy, self.dotenv = volumes, haproxy, dotenv
@@ -69,7 +71,8 @@ class Stack:
         self.stack.close()
 
     def make_secrets(self, moved=()):
-        """What the service `secrets` does. The addresses in its command become those of the servers here."""
+        """What the service `secrets` does. The addresses in its command become those of the
+        servers here."""
         words = compose.command(SERVICES["secrets"])
         for name, here in dict(moved).items():
             words = [word.replace(name, here) for word in words]
@@ -81,7 +84,8 @@ class Stack:
         return (self.secrets / name).read_text()
 
     def make_postgres(self):
-        """What the image does with its variables: a superuser of that name and password, and a database."""
+        """What the image does with its variables: a superuser of that name and password, and a
+        database."""
         given = compose.environment(SERVICES["postgres"], self.dotenv)
         postgres = Postgres()
         postgres.OWNER = given["POSTGRES_USER"]

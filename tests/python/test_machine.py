@@ -1,4 +1,5 @@
-"""A test that misses something on its machine is skipped aloud, or fails where the run says that it must not."""
+"""A test that misses something on its machine is skipped aloud, or fails where the run says that
+it must not."""
 
 import os
 import subprocess

@@ -1,4 +1,5 @@
-"""The service's pages in a real browser: a whole session in Swagger UI, and nothing asked of any other host."""
+"""The service's pages in a real browser: a whole session in Swagger UI, and nothing asked of any
+other host."""
 
 import contextlib
 import http.client
@@ -19,7 +20,8 @@ SHOWN = {"/": "Prompt Service", "/docs": "Post a prompt", "/redoc": "Post a prom
 
 
 class Prefixed(BaseHTTPRequestHandler):
-    """A proxy that serves a service under a path, as `location /prompts/ { proxy_pass …/; }` of nginx does: it takes the path off."""
+    """A proxy that serves a service under a path, as `location /prompts/ { proxy_pass …/; }` of
+    nginx does: it takes the path off."""
 
     protocol_version = "HTTP/1.1"
 
@@ -87,7 +89,8 @@ def operation(page, name):
 
 
 def execute(page, status):
-    """Sends the open operation's request; returns the body that Swagger UI shows below that status."""
+    """Sends the open operation's request; returns the body that Swagger UI shows below that
+    status."""
     page.get("button", "Execute").click()
 
     def answered():

@@ -61,10 +61,11 @@ def clock_of(replica):
 
 
 def race(cluster, user, seconds, places=None):
-    """Posts from all clients without pause; returns status, and times of sending and receiving, of each request.
+    """Posts from all clients without pause. Returns the status of each request, and when it was
+    sent and answered.
 
-    Without `places` the race lasts `seconds`. With `places` it ends as soon as that many posts are accepted and each client has been
-    refused often enough since; `seconds` is then the deadline.
+    Without `places` the race lasts `seconds`. With `places` it ends as soon as that many posts are
+    accepted and each client has been refused often enough since; `seconds` is then the deadline.
     """
     answers, over = [], threading.Event()
     start = threading.Barrier(CLIENTS)
@@ -127,7 +128,8 @@ def test_the_clocks_of_the_replicas_disagree(cluster):
 
 
 def new_user(cluster):
-    """A user made on the replica whose clock is behind, so that no replica takes its token for one older than the account."""
+    """A user made on the replica whose clock is behind, so that no replica takes its token for one
+    older than the account."""
     with client(cluster.replicas[0]) as http:
         return make_user(http)
 

@@ -7,8 +7,9 @@
         page.wait_for_text("hello world")
         assert page.errors() == []
 
-Elements are found as a person with a screen reader finds them: by their role and their accessible name. Everything that is asked of an
-element is tried again until it works or `DEADLINE` is over, because pages build their elements while they run. Needs `websockets`.
+Elements are found as a person with a screen reader finds them: by their role and their
+accessible name. Everything that is asked of an element is tried again until it works or
+`DEADLINE` is over, because pages build their elements while they run. Needs `websockets`.
 """
 
 import base64
@@ -27,11 +28,13 @@ import debian_tools
 from running_service import wait_until
 from websockets.sync.client import connect
 
-# Names under which a Chromium may be installed. The first that is there is taken; else Debian's is fetched.
+# Names under which a Chromium may be installed. The first that is there is taken; else Debian's is
+# fetched.
 INSTALLED = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome")
 FETCHED = "chromium-headless-shell"
 
-# Root needs --no-sandbox; the rest keeps the browser from asking anybody for anything on its own account.
+# Root needs --no-sandbox; the rest keeps the browser from asking anybody for anything on its own
+# account.
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage", "--no-first-run", "--no-default-browser-check",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions", "--mute-audio",
@@ -51,7 +54,8 @@ FONTS = """<?xml version="1.0"?>
 
 
 def executable():
-    """The path of a Chromium. Raises debian_tools.Unavailable where there is none and none can be fetched."""
+    """The path of a Chromium. Raises debian_tools.Unavailable where there is none and none can
+    be fetched."""
     found = next((path for name in INSTALLED if (path := shutil.which(name))), None)
     try:
         return found or debian_tools.path(FETCHED)
@@ -61,7 +65,8 @@ def executable():
 
 
 def plain(name):
-    """A name without what only matters to the breaking of lines: zero-width spaces, and more than one blank."""
+    """A name without what only matters to the breaking of lines: zero-width spaces, and more
+    than one blank."""
     return " ".join(name.replace("\u200b", "").split())
 
 
@@ -131,7 +136,8 @@ class Browser:
         return number
 
     def call(self, method, session=None, **parameters):
-        """Sends a command and returns its result. Events that come before it are handed to their pages."""
+        """Sends a command and returns its result. Events that come before it are handed to their
+        pages."""
         number = self.send(method, session, **parameters)
         while True:
             message = json.loads(self.connection.recv(timeout=DEADLINE))
@@ -170,7 +176,8 @@ class Page:
         return self.browser.call(method, self.session, **parameters)
 
     def watch(self, session):
-        """Has the browser tell what the page, or a worker of it, logs and asks for. A worker waits until this is in force."""
+        """Has the browser tell what the page, or a worker of it, logs and asks for. A worker
+        waits until this is in force."""
         for domain in ("Runtime", "Log", "Network"):
             self.browser.send(f"{domain}.enable", session)
         self.browser.send("Target.setAutoAttach", session, autoAttach=True, waitForDebuggerOnStart=True, flatten=True)
@@ -214,7 +221,8 @@ class Page:
         wait_until(lambda: text in self.text(), DEADLINE, lambda: f"{text!r} is shown; this is:\n{self.text()}", interval=0.05)
 
     def get(self, role, name, within=None):
-        """The element of that role and accessible name, below another one if `within` names it. Nothing is looked for yet."""
+        """The element of that role and accessible name, below another one if `within` names it.
+        Nothing is looked for yet."""
         return Element(self, role, name, within)
 
     def press(self, key):
@@ -236,11 +244,13 @@ class Page:
         return [parameters["request"]["url"] for method, parameters in self.events if method == "Network.requestWillBeSent"]
 
     def hosts(self):
-        """Every host and port that the page asked. What a page holds itself (data:, blob:) has none."""
+        """Every host and port that the page asked. What a page holds itself (data:, blob:) has
+        none."""
         return {parts.netloc for url in self.requests() if (parts := urllib.parse.urlsplit(url)).scheme not in ("data", "blob", "about")}
 
     def errors(self):
-        """Everything that the console shows as an error: uncaught exceptions, what was logged as one, what could not be loaded."""
+        """Everything that the console shows as an error: uncaught exceptions, what was logged as
+        one, what could not be loaded."""
         self.evaluate("0")
         found = []
         for method, parameters in self.events:
@@ -255,7 +265,8 @@ class Page:
 
 
 class Element:
-    """What has a role and an accessible name on a page; looked for anew each time something is asked of it."""
+    """What has a role and an accessible name on a page; looked for anew each time something is
+    asked of it."""
 
     def __init__(self, page, role, name, within):
         self.page = page
@@ -277,7 +288,8 @@ class Element:
         return len(self.nodes())
 
     def attempt(self, action):
-        """Carries out `action` on the element, which must be the only one of its kind; again until it works."""
+        """Carries out `action` on the element, which must be the only one of its kind; again
+        until it works."""
         problem = "it is not there"
 
         def try_once():

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Checks what no compiler reads: links between the project's documents, files that they name, checksums of vendored files, syntax of
-Python files.
+"""Checks what no compiler reads: links between the project's documents, files that they name,
+checksums of vendored files, syntax of Python files.
 
 Prints what is wrong and fails, or prints one line. Standard library only.
 """
@@ -49,7 +49,8 @@ def broken_links():
 
 
 def missing_files():
-    """Files that a document names in code style, such as `docs/STREAMING.md`, and that are nowhere in the project."""
+    """Files that a document names in code style, such as `docs/STREAMING.md`, and that are nowhere
+    in the project."""
     names = re.compile(r"`([\w.-]+(?:/[\w.-]+)*\.(?:cfg|html|js|json|md|py|rs|sh|sql|toml|txt|ya?ml))`")
     known = ["/" + path.relative_to(ROOT).as_posix() for path in project_files("")]
     for page in project_files(".md"):

@@ -1,4 +1,5 @@
-"""What Docker Compose makes of docker-compose.yml, as far as the tests need it to run the same without containers. Needs PyYAML."""
+"""What Docker Compose makes of docker-compose.yml, as far as the tests need it to run the same
+without containers. Needs PyYAML."""
 
 import re
 
@@ -13,7 +14,8 @@ def services(name=FILE):
 
 
 def filled_in(text, variables):
-    """A value of the file with its variables: `${NAME:-default}`; `$$` is a dollar sign for the container."""
+    """A value of the file with its variables: `${NAME:-default}`; `$$` is a dollar sign for the
+    container."""
     def value(found):
         if found[0] == "$$":
             return "$"
@@ -24,7 +26,8 @@ def filled_in(text, variables):
 
 
 def environment(service, dotenv):
-    """The variables that a container of the service gets, when `.env` holds `dotenv`; what the service itself names wins."""
+    """The variables that a container of the service gets, when `.env` holds `dotenv`; what the
+    service itself names wins."""
     given = dict(dotenv) if {"path": ".env", "required": False} in service.get("env_file", []) else {}
     return given | {name: filled_in(str(value), dotenv) for name, value in service.get("environment", {}).items()}
 

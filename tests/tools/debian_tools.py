@@ -36,7 +36,8 @@ PACKAGES = {
     "wrk": ("wrk", True),
 }
 
-# Where the program is in its package, if not in a folder of programs. What is there is a script that starts /usr/lib/….
+# Where the program is in its package, if not in a folder of programs. What is there is a script
+# that starts /usr/lib/….
 EXECUTABLES = {"chromium-headless-shell": "lib/chromium/chromium-headless-shell"}
 
 # Shared libraries that are preloaded into a program, and their packages.

@@ -1,7 +1,9 @@
-"""What the tests use of the machine that they run on. A plugin of pytest, and what fixtures ask for a tool.
+"""What the tests use of the machine that they run on. A plugin of pytest, and what fixtures ask for
+a tool.
 
-A test whose tool is missing is skipped. The last lines of a run say what was skipped and why. EXPECT_TOOLS names, separated by commas,
-what must not be missing: a test that misses it fails. CI sets it, so that a machine that has changed is noticed.
+A test whose tool is missing is skipped. The last lines of a run say what was skipped and why.
+EXPECT_TOOLS names, separated by commas, what must not be missing: a test that misses it fails.
+CI sets it, so that a machine that has changed is noticed.
 """
 
 import os

@@ -20,7 +20,7 @@ pub fn examples(operation: &str, status: &str) -> Examples {
         "403" if operation == "connect" => one(Error::Forbidden(
             "The Origin of this page may not open sockets with a session cookie.",
         )),
-        "403" => one(Error::Forbidden("Registration is closed.")),
+        "403" if operation == "register" => one(Error::Forbidden("Registration is closed.")),
         "404" => one(Error::NotFound),
         "405" => detail("Method not allowed."),
         "406" => detail("Could not satisfy the request Accept header."),
@@ -55,6 +55,7 @@ fn invalid(operation: &str) -> Examples {
             .collect();
         body(Error::InvalidFields(errors))
     };
+    let oauth = |code, detail| ApiError::oauth(code, detail).into_body();
     const REQUIRED: &str = "This field is required.";
     let of_fields = match operation {
         "register" => fields(&[("username", "A user with that username already exists.")]),
@@ -85,19 +86,14 @@ fn invalid(operation: &str) -> Examples {
             return vec![
                 (
                     "wrong name or password",
-                    json!({
-                        "detail": "No active account found with the given credentials",
-                        "error": "invalid_grant",
-                        "error_description": "No active account found with the given credentials",
-                    }),
+                    oauth(
+                        "invalid_grant",
+                        "No active account found with the given credentials",
+                    ),
                 ),
                 (
                     "another grant",
-                    json!({
-                        "detail": "The grant_type is password.",
-                        "error": "unsupported_grant_type",
-                        "error_description": "The grant_type is password.",
-                    }),
+                    oauth("unsupported_grant_type", "The only grant_type is password."),
                 ),
             ];
         }

@@ -75,8 +75,9 @@ pub fn on_postgres() -> bool {
     std::env::var_os("TEST_STORE").is_some_and(|store| store == "postgres")
 }
 
-/// Whether a test that is about the embedded store alone must be skipped, in a run about PostgreSQL.
-/// The run's output then says which test it was and why: the harness would call it passed.
+/// Whether a test that is about the embedded store alone must be skipped, in a run about
+/// PostgreSQL. The run's output then says which test it was and why: the harness would call it
+/// passed.
 pub fn skipped_on_postgres(why: &str) -> bool {
     if on_postgres() {
         let thread = std::thread::current();
