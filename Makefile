@@ -44,7 +44,7 @@ test-rust: test-servers ## unit and integration tests, those over HTTP on SQLite
 	it=$$($(PYTHON) tests/tools/integration_tests.py $(CARGO) $(PROFILE)) && $$it && \
 	TEST_STORE=postgres $$it auth:: guessing:: sessions:: tokens:: purge:: prompts:: search:: realtime:: throttle:: shutdown::
 
-test-service: build python-env ## the release binary from outside: contract, SimpleJWT, schema, metrics, bad input, kill -9, upstream, shutdown
+test-service: build python-env ## the release binary from outside: contract, SimpleJWT, schema, pages in a browser, metrics, bad input, kill -9, upstream, shutdown
 	$(PYTEST) --ignore-glob='*/test_replicas_*' tests/python
 
 test-replicas: build python-env ## several replicas on a Postgres and a Redis that the tests start: contract, throttle, events, upstream, failures

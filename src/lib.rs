@@ -7,6 +7,8 @@
 pub mod config;
 pub mod domain;
 pub mod error;
+#[cfg(test)]
+mod expected;
 pub mod fair_semaphore;
 pub mod memory_budget;
 pub mod redis;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use prompt_service::api::Documents;
-use prompt_service::app::{App, check, health_check, moving, users};
+use prompt_service::app::{App, check, health_check, moving, secret_files, users};
 use prompt_service::cli::{Cli, Command, Output, Refusal};
 use prompt_service::config::{Config, LogFormat, Secrets, read_env_file};
 use prompt_service::telemetry;
@@ -61,6 +61,9 @@ fn run(cli: Cli, out: &mut Output) -> anyhow::Result<()> {
     if let Command::Health { ready } = command {
         return health_check::run(cli.settings.bind_addr, ready);
     }
+    if let Command::Secrets { folder, files } = command {
+        return secret_files::run(&folder, &files, |name| std::env::var_os(name));
+    }
     let (log_format, log_filter) = (cli.settings.log_format, cli.settings.rust_log.clone());
     let variable = |name: &str| std::env::var_os(name);
     let fallbacks = cli.settings.upstream.openai_fallback.clone();
@@ -87,7 +90,11 @@ fn run(cli: Cli, out: &mut Output) -> anyhow::Result<()> {
         Command::Export(arguments) => runtime.block_on(moving::export(arguments, &config, out)),
         Command::Move(arguments) => runtime.block_on(moving::carry(arguments, &config, out)),
         Command::Import(arguments) => runtime.block_on(moving::import(arguments, &config, out)),
-        Command::Serve | Command::Openapi | Command::Health { .. } | Command::Check { .. } => {
+        Command::Serve
+        | Command::Openapi
+        | Command::Health { .. }
+        | Command::Secrets { .. }
+        | Command::Check { .. } => {
             let log_format = telemetry::init_logging(log_format, &log_filter);
             runtime.block_on(async {
                 let (mut terminate, mut interrupt) = (

@@ -249,7 +249,7 @@ async fn log_in(
 /// keep no token where scripts can read it.
 #[utoipa::path(
     post, path = "/api/auth/refresh", tag = "accounts", operation_id = "refresh",
-    security((), ("session" = [])),
+    security(()),
     // Described as required, because without the cookie it is: a schema has no words for both.
     request_body(content = RefreshRequest, content_type = "application/json"),
     responses(
@@ -285,7 +285,7 @@ async fn refresh(
 /// Ends the given refresh token and every session whose cookie is sent; none works from now on.
 /// Needs no access token.
 #[utoipa::path(
-    post, path = "/api/auth/logout", tag = "accounts", operation_id = "logout", security((), ("session" = [])),
+    post, path = "/api/auth/logout", tag = "accounts", operation_id = "logout", security(()),
     request_body(content = Option<LogOutRequest>, content_type = "application/json"),
     responses((
         status = 204, description = "They have ended.",

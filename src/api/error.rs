@@ -54,6 +54,17 @@ impl ApiError {
         self
     }
 
+    /// 400 as OAuth 2 has it (RFC 6749, section 5.2), with the `detail` that every error has.
+    pub fn oauth(code: &'static str, detail: &str) -> Self {
+        let body = json!({ "detail": detail, "error": code, "error_description": detail });
+        Self::new(StatusCode::BAD_REQUEST, body)
+    }
+
+    /// The body alone, for the API's description.
+    pub fn into_body(self) -> Value {
+        self.body
+    }
+
     fn new(status: StatusCode, body: Value) -> Self {
         Self {
             status,

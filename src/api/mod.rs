@@ -9,6 +9,7 @@ mod extract;
 mod health;
 mod held_json;
 mod list_header;
+mod oauth;
 mod observe;
 mod openapi;
 mod page_origin;

@@ -14,7 +14,7 @@ use utoipa_axum::routes;
 
 use super::accept::{VARY_ACCEPT, quality};
 use super::error::ApiError;
-use super::extract::Query;
+use super::extract::{Query, Root};
 use super::state::AppState;
 
 /// What the pages may load: what this binary serves, and nothing from elsewhere. Swagger UI and ReDoc style their elements
@@ -76,10 +76,11 @@ fn asset(kind: HeaderValue, content: &'static [u8]) -> Response {
     ([(CONTENT_TYPE, kind), (CACHE_CONTROL, cache)], content).into_response()
 }
 
-fn page(content: impl IntoResponse) -> Response {
+/// A page whose links begin with `{root}`.
+fn page(content: &str, root: Root) -> Response {
     (
         [(CONTENT_TYPE, HTML), (CONTENT_SECURITY_POLICY, PAGE_POLICY)],
-        content,
+        content.replace("{root}", root.as_str()),
     )
         .into_response()
 }
@@ -90,36 +91,47 @@ pub struct FrontPageResponse {
     #[schema(example = "Prompt Service")]
     name: &'static str,
     version: &'static str,
-    docs: &'static str,
-    redoc: &'static str,
-    schema: &'static str,
-    metrics: &'static str,
-    health: &'static str,
-    readiness: &'static str,
+    #[schema(format = "uri-reference", example = "./docs")]
+    docs: String,
+    #[schema(format = "uri-reference", example = "./redoc")]
+    redoc: String,
+    #[schema(format = "uri-reference", example = "./schema")]
+    schema: String,
+    #[schema(format = "uri-reference", example = "./metrics")]
+    metrics: String,
+    #[schema(format = "uri-reference", example = "./healthz")]
+    health: String,
+    #[schema(format = "uri-reference", example = "./readyz")]
+    readiness: String,
 }
 
 /// Front page
 ///
-/// The service's name and version, and links to its pages: HTML to a browser, JSON to others.
+/// The service's name and version, and links to its pages, relative to this address: HTML to a
+/// browser, JSON to others.
 #[utoipa::path(
     get, path = "/", tag = "documentation", operation_id = "front_page", security(()),
     responses((status = 200, description = "The links.", content((FrontPageResponse = "application/json"), (String = "text/html")))),
 )]
-async fn front_page(headers: HeaderMap) -> Response {
+async fn front_page(root: Root, headers: HeaderMap) -> Response {
     let wants_html = quality(&headers, "text/html") > quality(&headers, "application/json");
     let mut response = if wants_html {
         let html = include_str!("../../assets/web/index.html");
-        page(html.replacen("{version}", env!("CARGO_PKG_VERSION"), 1))
+        page(
+            &html.replacen("{version}", env!("CARGO_PKG_VERSION"), 1),
+            root,
+        )
     } else {
+        let link = |name: &str| format!("{}{name}", root.as_str());
         Json(FrontPageResponse {
             name: "Prompt Service",
             version: env!("CARGO_PKG_VERSION"),
-            docs: "/docs",
-            redoc: "/redoc",
-            schema: "/schema",
-            metrics: "/metrics",
-            health: "/healthz",
-            readiness: "/readyz",
+            docs: link("docs"),
+            redoc: link("redoc"),
+            schema: link("schema"),
+            metrics: link("metrics"),
+            health: link("healthz"),
+            readiness: link("readyz"),
         })
         .into_response()
     };
@@ -141,7 +153,12 @@ async fn front_page(headers: HeaderMap) -> Response {
         (status = 404, description = "There is no such format.", body = super::openapi::ErrorResponse),
     ),
 )]
-async fn schema(State(state): State<AppState>, headers: HeaderMap, query: Query) -> Response {
+async fn schema(
+    State(state): State<AppState>,
+    root: Root,
+    headers: HeaderMap,
+    query: Query,
+) -> Response {
     let yaml_types = [
         "application/yaml",
         "application/vnd.oai.openapi",
@@ -160,11 +177,11 @@ async fn schema(State(state): State<AppState>, headers: HeaderMap, query: Query)
         Some(_) => return ApiError::plain(StatusCode::NOT_FOUND, "Not found.").into_response(),
         None => prefers_yaml(),
     };
-    let documents = &state.documents;
+    let (json, yaml) = state.documents.seen_from(root);
     let (kind, name, text) = if wants_yaml {
-        ("application/yaml", YAML_NAME, &documents.yaml)
+        ("application/yaml", YAML_NAME, yaml)
     } else {
-        ("application/json", JSON_NAME, &documents.json)
+        ("application/json", JSON_NAME, json)
     };
     let mut response = (
         [
@@ -185,8 +202,8 @@ async fn schema(State(state): State<AppState>, headers: HeaderMap, query: Query)
     get, path = "/docs", tag = "documentation", operation_id = "docs", security(()),
     responses((status = 200, description = "The page.", body = String, content_type = "text/html")),
 )]
-async fn docs() -> Response {
-    page(include_str!("../../assets/web/docs.html"))
+async fn docs(root: Root) -> Response {
+    page(include_str!("../../assets/web/docs.html"), root)
 }
 
 /// ReDoc
@@ -196,6 +213,6 @@ async fn docs() -> Response {
     get, path = "/redoc", tag = "documentation", operation_id = "redoc", security(()),
     responses((status = 200, description = "The page.", body = String, content_type = "text/html")),
 )]
-async fn redoc() -> Response {
-    page(include_str!("../../assets/web/redoc.html"))
+async fn redoc(root: Root) -> Response {
+    page(include_str!("../../assets/web/redoc.html"), root)
 }

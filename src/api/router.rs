@@ -18,7 +18,7 @@ use super::observe::observe;
 use super::server::Slot;
 use super::state::AppState;
 use super::unread::read_rest;
-use super::{accounts, health, pages, prompts, ws};
+use super::{accounts, health, oauth, pages, prompts, ws};
 use crate::error::Error;
 
 /// All routes of the main listener; `/metrics` among them unless it has a listener of its own.
@@ -26,7 +26,7 @@ pub fn router(state: &AppState) -> Router {
     let known = Router::from(accounts::known_router().merge(prompts::router()))
         .method_not_allowed_fallback(method_not_allowed)
         .route_layer(from_fn_with_state(state.clone(), authenticate));
-    let api = Router::from(accounts::open_router())
+    let api = Router::from(accounts::open_router().merge(oauth::router()))
         .method_not_allowed_fallback(method_not_allowed)
         .merge(known)
         .route_layer(from_fn(require_json));

@@ -9,6 +9,7 @@ mod listening;
 pub mod moving;
 mod observers;
 mod preflight;
+pub mod secret_files;
 mod shared;
 mod store;
 pub mod users;

@@ -94,6 +94,16 @@ pub enum Command {
     Move(MoveArgs),
     /// Print the API's description, OpenAPI 3.1 as JSON
     Openapi,
+    /// Write secrets to files, for containers that share them: what the variable of that name says,
+    /// else what the file holds already, else a new random one
+    Secrets {
+        /// The folder of the files
+        folder: PathBuf,
+        /// A file, named like its variable. With =FORM it holds an address, in which {OTHER} stands
+        /// for an earlier file's secret
+        #[arg(required = true, value_name = "NAME[=FORM]")]
+        files: Vec<String>,
+    },
     /// Ask the server on this machine whether it is alive, as a container's health check does
     Health {
         /// Ask whether it is ready to take requests

@@ -6,6 +6,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
+# Says at the end what was skipped.
+pytest_plugins = ["machine"]
+
 
 def tool(name):
     """Path of a program that the tests' environment installed."""

@@ -1,5 +1,6 @@
 """The compose files: valid by the published schema, and whole in themselves."""
 
+import ipaddress
 import re
 
 import pytest
@@ -38,8 +39,12 @@ def test_whoever_is_waited_for_has_a_health_check():
     whole = everything()["services"]
     for name, service in whole.items():
         for other, how in service.get("depends_on", {}).items():
+            if other == "secrets":
+                # It ends when it has made them.
+                assert how == {"condition": "service_completed_successfully"} and whole[other]["restart"] == "no", name
+                continue
             assert how == {"condition": "service_healthy"}, name
-            assert "healthcheck" in whole[other] or "build" in whole[other], other
+            assert "healthcheck" in whole[other], other
 
 
 def test_every_service_is_hardened():
@@ -59,10 +64,34 @@ def test_two_replicas_alike_stand_behind_the_proxy():
     assert not services["replica-1"]["environment"]["METRICS_ADDR"].endswith(":8000")
 
 
-def test_the_proxys_address_alone_is_trusted():
-    services = everything()["services"]
-    address = services["proxy"]["networks"]["edge"]["ipv4_address"]
-    assert services["replica-1"]["environment"]["TRUSTED_PROXIES"] == f"{address}/32"
+def test_no_address_is_fixed_and_only_the_proxy_sends_requests_to_a_replica():
+    whole = everything()
+    for name, network in whole["networks"].items():
+        assert "ipam" not in (network or {}), name
+    for name, service in whole["services"].items():
+        networks = service.get("networks", [])
+        # A list: with a mapping a service could ask for an address.
+        assert isinstance(networks, list), name
+        # Private addresses are believed about who the client is, so nobody else may be where the
+        # replicas are.
+        if "edge" in networks:
+            assert name in ("proxy", "replica-1", "replica-2", "prometheus"), name
+        assert ("ports" in service) == (name in ("proxy", "prometheus", "grafana")), name
+    trusted = whole["services"]["replica-1"]["environment"]["TRUSTED_PROXIES"].split(",")
+    assert all(ipaddress.ip_network(network).is_private for network in trusted)
+
+
+def test_the_machine_itself_can_be_reached_by_a_name():
+    for name in ("replica-1", "replica-2"):
+        assert everything()["services"][name]["extra_hosts"] == ["host.docker.internal:host-gateway"], name
+
+
+def test_what_needs_a_secret_waits_until_it_is_made():
+    for name, service in everything()["services"].items():
+        reads = any(volume.startswith("secrets:") for volume in service.get("volumes", []))
+        if name != "secrets":
+            assert reads == ("secrets" in service.get("depends_on", {})), name
+            assert "secrets:/secrets" not in service.get("volumes", []), f"{name} could write them"
 
 
 def test_replicas_have_time_to_stop():
@@ -70,24 +99,30 @@ def test_replicas_have_time_to_stop():
     assert int(everything()["services"]["replica-1"]["stop_grace_period"].rstrip("s")) > 5 + 30
 
 
-def test_the_example_file_names_every_variable_and_holds_no_secret():
-    example = dict(re.findall(r"^(?:# )?([A-Z_]+)=(.*)$", (ROOT / ".env.docker.example").read_text(), re.MULTILINE))
-    used = set()
+def test_nothing_has_to_be_set():
     for name in FILES:
         # $$ is a dollar sign for the container.
-        used |= set(re.findall(r"(?<!\$)\$\{([A-Z_0-9]+)", (ROOT / name).read_text()))
-    replica = load("docker-compose.yml")["services"]["replica-1"]["environment"]
-    used |= {name for name, value in replica.items() if value is None}
-    assert used == set(example)
-    for name in ("POSTGRES_PASSWORD", "REDIS_PASSWORD", "SECRET_KEY", "GRAFANA_PASSWORD"):
-        assert example[name] == ""
+        for variable, default in re.findall(r"(?<!\$)\$\{([A-Z_0-9]+)(.*?)\}", (ROOT / name).read_text()):
+            assert default.startswith(":-"), f"{name}: {variable} has no default"
+    for name, service in everything()["services"].items():
+        for file in service.get("env_file", []):
+            assert file == {"path": ".env", "required": False}, name
 
 
-def test_every_setting_of_a_replica_is_one_that_an_example_file_explains():
-    explained = set()
-    for name in (".env.example", ".env.docker.example"):
-        explained |= set(re.findall(r"^(?:# ?)?([A-Z_]+)=", (ROOT / name).read_text(), re.MULTILINE))
-    assert set(load("docker-compose.yml")["services"]["replica-1"]["environment"]) <= explained
+def test_the_example_file_names_what_is_not_a_setting_and_sets_nothing():
+    example = (ROOT / ".env.docker.example").read_text()
+    assert not re.findall(r"^[A-Z]", example, re.MULTILINE)
+    named = set(re.findall(r"^# ([A-Z_]+)=", example, re.MULTILINE))
+    settings = set(re.findall(r"^# ([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    used = {variable for name in FILES for variable in re.findall(r"(?<!\$)\$\{([A-Z_0-9]+)", (ROOT / name).read_text())}
+    made = {word.split("=")[0] for word in load("docker-compose.yml")["services"]["secrets"]["command"][2:]}
+    assert named == (used | made) - settings
+
+
+def test_every_setting_of_a_replica_is_one_that_the_example_file_explains():
+    explained = set(re.findall(r"^# ([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    given = load("docker-compose.yml")["services"]["replica-1"]["environment"]
+    assert {name.removesuffix("_FILE") for name in given} <= explained
 
 
 def test_each_replica_is_scraped_by_itself():

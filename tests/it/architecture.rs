@@ -13,6 +13,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("turns", &[]),
     ("fair_semaphore", &["turns"]),
     ("error", &["domain", "memory_budget", "fair_semaphore"]),
+    // Of tests alone: what a run expects of its machine.
+    ("expected", &[]),
     ("config", &["domain", "error"]),
     ("telemetry", &["domain", "error", "config"]),
     // The link that several capabilities of a replica share.
@@ -105,6 +107,7 @@ const BASE: &[&str] = &[
     "memory_budget",
     "turns",
     "fair_semaphore",
+    "expected",
     "config",
     "telemetry",
     "redis",
@@ -155,7 +158,7 @@ const BANNED: &[(&[&str], &[&str], &[&str])] = &[
 ];
 
 /// Files and folders under `src/api` that each are one resource and leave the others alone.
-const RESOURCES: &[&str] = &["accounts", "health", "pages", "prompts", "ws"];
+const RESOURCES: &[&str] = &["accounts", "health", "oauth", "pages", "prompts", "ws"];
 
 fn source_root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src")

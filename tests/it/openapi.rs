@@ -44,6 +44,7 @@ const OPERATIONS: &[(&str, &str, Access, u16)] = &[
     ("post", "/api/auth/logout/", Access::Open, 204),
     ("post", "/api/auth/refresh/", Access::Open, 400),
     ("post", "/api/auth/register/", Access::Open, 400),
+    ("post", "/api/auth/token/", Access::Open, 400),
     ("post", "/api/auth/ws-ticket/", Access::Bearer, 201),
     ("post", "/api/prompts", Access::Bearer, 400),
     // Last: it removes what the others ask for.
@@ -118,13 +119,10 @@ fn the_document_asks_for_the_credentials_that_the_table_says() {
             .flat_map(|one| one.as_object().unwrap().keys().map(String::as_str))
             .collect();
         let expected: &[&str] = match access {
-            // The session cookie is one of two ways to say what is to be ended or refreshed.
-            Access::Open if matches!(*path, "/api/auth/logout/" | "/api/auth/refresh/") => {
-                &["session"]
-            }
             Access::Open => &[],
-            Access::Bearer | Access::Owner => &["bearer"],
-            Access::Socket => &["bearer", "session", "ticket", "token"],
+            // A token, or the login form that gets one. What a socket takes besides is described
+            // as its parameters.
+            Access::Bearer | Access::Owner | Access::Socket => &["bearer", "login"],
         };
         let expected: BTreeSet<&str> = expected.iter().copied().collect();
         assert_eq!(schemes, expected, "{method} {path}");

@@ -11,7 +11,7 @@ use prompt_service::config::StoreConfig;
 use serde_json::json;
 
 use crate::support::{
-    App, Folder, PASSWORD, on_postgres, spawn_app, spawn_app_in, try_spawn_app_in,
+    App, Folder, PASSWORD, skipped_on_postgres, spawn_app, spawn_app_in, try_spawn_app_in,
 };
 
 /// The program in that working directory, with nothing in its environment.
@@ -78,7 +78,7 @@ fn a_secret_that_is_no_text_stops_the_start() {
 
 #[tokio::test]
 async fn one_server_uses_a_database_file_whatever_its_data_folder() {
-    if on_postgres() {
+    if skipped_on_postgres("PostgreSQL's lock has tests of its own") {
         return;
     }
     let app = spawn_app(|_| ()).await;

@@ -11,6 +11,19 @@ use crate::support::{Response, spawn_app};
 /// What a browser accepts.
 const BROWSER: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
 
+/// The path that a relative link leads to from a page of the service. A link that begins with a
+/// slash would leave the prefix that a proxy may put before all paths, and fails.
+fn resolved(page: &str, link: &str) -> String {
+    let folder = &page[..page.rfind('/').unwrap()];
+    if let Some(rest) = link.strip_prefix("./") {
+        format!("{folder}/{rest}")
+    } else if let Some(rest) = link.strip_prefix("../") {
+        format!("{}/{rest}", &folder[..folder.rfind('/').unwrap()])
+    } else {
+        panic!("{page}: {link} is no relative link")
+    }
+}
+
 fn is_html(answer: &Response) -> bool {
     answer.header("content-type") == Some("text/html; charset=utf-8")
 }
@@ -36,11 +49,8 @@ async fn the_front_page_is_html_to_a_browser_and_json_to_others() {
             (&json!("Prompt Service"), &json!(env!("CARGO_PKG_VERSION")))
         );
         for link in ["docs", "redoc", "schema", "metrics", "health", "readiness"] {
-            assert_eq!(
-                app.get(page[link].as_str().unwrap()).send().await.status,
-                200,
-                "{link}"
-            );
+            let address = resolved("/", page[link].as_str().unwrap());
+            assert_eq!(app.get(&address).send().await.status, 200, "{link}");
         }
     }
     let answer = app.get("/").header("accept", BROWSER).send().await;
@@ -54,7 +64,7 @@ async fn the_front_page_is_html_to_a_browser_and_json_to_others() {
 async fn pages_load_nothing_from_elsewhere_and_all_that_they_name_is_served() {
     let app = spawn_app(|_| ()).await;
     let mut linked = 0;
-    for path in ["/", "/docs", "/redoc"] {
+    for path in ["/", "/docs", "/redoc", "/docs/", "/redoc/"] {
         let answer = app.get(path).header("accept", BROWSER).send().await;
         assert!(
             answer.status == 200 && is_html(&answer),
@@ -83,15 +93,13 @@ async fn pages_load_nothing_from_elsewhere_and_all_that_they_name_is_served() {
             if link == "data:," {
                 continue;
             }
-            assert!(
-                link.starts_with('/') && !link.starts_with("//"),
-                "{path}: {link}"
-            );
-            assert_eq!(app.get(link).send().await.status, 200, "{path}: {link}");
+            let address = resolved(path, link);
+            let status = app.get(&address).send().await.status;
+            assert_eq!(status, 200, "{path}: {link}");
             linked += 1;
         }
     }
-    assert!(linked > 8, "only {linked} links were found");
+    assert!(linked > 16, "only {linked} links were found");
 }
 
 #[tokio::test]
@@ -140,7 +148,7 @@ async fn the_schema_is_json_or_yaml_as_the_client_asks() {
     let kind = |answer: &Response| answer.header("content-type").unwrap().to_owned();
     for (path, accept) in [
         ("/schema", "*/*"),
-        ("/schema/", "application/json"),
+        ("/schema", "application/json"),
         ("/schema?format=json", "application/yaml"),
         ("/schema", BROWSER),
     ] {
@@ -156,7 +164,7 @@ async fn the_schema_is_json_or_yaml_as_the_client_asks() {
         ("/schema?format=yaml", "application/json"),
         ("/schema", "application/yaml"),
         (
-            "/schema/",
+            "/schema",
             "application/vnd.oai.openapi, application/json;q=0.5",
         ),
     ] {
@@ -173,6 +181,25 @@ async fn the_schema_is_json_or_yaml_as_the_client_asks() {
         (answer.status, answer.json()["detail"].is_string()),
         (404, true)
     );
+}
+
+#[tokio::test]
+async fn the_schema_says_where_the_routes_are_seen_from_its_own_address() {
+    let app = spawn_app(|_| ()).await;
+    let mut documents = Vec::new();
+    for path in ["/schema", "/schema/", "/schema/?format=json"] {
+        let mut document = app.get(path).send().await.json();
+        let server = document["servers"][0].take();
+        assert_eq!(
+            resolved(path, server["url"].as_str().unwrap()),
+            "/",
+            "{path}"
+        );
+        documents.push(document);
+    }
+    assert!(documents.windows(2).all(|pair| pair[0] == pair[1]));
+    let yaml = app.get("/schema/?format=yaml").send().await.text();
+    assert!(yaml.contains("\"../\"") && !yaml.contains("\"./\""));
 }
 
 #[tokio::test]

@@ -55,6 +55,85 @@ async fn a_streamed_post_tells_its_id_the_text_and_the_body_of_a_201() {
 }
 
 #[tokio::test]
+async fn what_the_body_says_of_streaming_wins_over_accept_and_left_out_accept_decides() {
+    let app = spawn_app(|_| ()).await;
+    let user = app.user("alice").await;
+    let json = |body: Value| ("application/json", body.to_string());
+    let form = |body: &str| ("application/x-www-form-urlencoded", body.to_owned());
+    let only_streams = [EVENT_STREAM, "text/event-stream, */*;q=0.1"];
+    let only_json = [
+        "application/json",
+        "*/*",
+        "application/json, text/event-stream",
+    ];
+    for (accepted, (kind, body), streams) in [
+        (&only_streams[..], json(json!({ "prompt": "hi" })), true),
+        (&only_streams[..], form("prompt=hi"), true),
+        (
+            &only_streams[..],
+            json(json!({ "prompt": "hi", "stream": false })),
+            false,
+        ),
+        (
+            &only_streams[..],
+            json(json!({ "prompt": "hi", "stream": 0 })),
+            false,
+        ),
+        (
+            &only_streams[..],
+            json(json!({ "prompt": "hi", "stream": "off" })),
+            false,
+        ),
+        (&only_streams[..], form("prompt=hi&stream=false"), false),
+        (&only_json[..], json(json!({ "prompt": "hi" })), false),
+        (
+            &only_json[..],
+            json(json!({ "prompt": "hi", "stream": true })),
+            true,
+        ),
+        (&only_json[..], form("prompt=hi&stream=1"), true),
+    ] {
+        for accept in accepted {
+            let request = user.post("/api/prompts").header("accept", accept);
+            let mut answer = request.body(kind, body.clone()).open().await;
+            let at = format!("{accept}: {body}");
+            let expected = if streams {
+                (200, EVENT_STREAM)
+            } else {
+                (201, "application/json")
+            };
+            let media_type = answer.headers["content-type"].to_str().unwrap().to_owned();
+            assert_eq!((answer.status, media_type.as_str()), expected, "{at}");
+            if streams {
+                assert_eq!(text_of(&answer.rest().await), "[mock] You said: hi", "{at}");
+            }
+        }
+    }
+    // A member that is no flag is a mistake, whatever Accept says.
+    let request = user.post("/api/prompts").header("accept", EVENT_STREAM);
+    let refused = request.json(&json!({ "prompt": "hi", "stream": null }));
+    assert_eq!(refused.send().await.status, 400);
+}
+
+#[tokio::test]
+async fn a_repeated_post_is_replayed_in_the_form_that_its_body_asks_for() {
+    let app = spawn_app(|_| ()).await;
+    let user = app.user("alice").await;
+    let post = |body: Value| {
+        let request = user.post("/api/prompts").header("accept", EVENT_STREAM);
+        request.header("idempotency-key", "once").json(&body)
+    };
+    let mut first = post(json!({ "prompt": "hi" })).open().await;
+    assert_eq!(first.status, 200);
+    let id = first.rest().await[0].data["id"].clone();
+    let again = post(json!({ "prompt": "hi", "stream": false }))
+        .send()
+        .await;
+    assert_eq!((again.status, &again.json()["id"]), (201, &id));
+    assert_eq!(again.header("idempotent-replayed"), Some("true"));
+}
+
+#[tokio::test]
 async fn the_body_may_ask_for_the_stream_too() {
     let app = spawn_app(|_| ()).await;
     let user = app.user("alice").await;

@@ -9,14 +9,19 @@ import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import debian_tools
 import httpx
 import pytest
+from browser import Browser, executable
 from replicas import Cluster
 from running_service import ROOT, THROTTLES_OFF, Service
 from servers import Postgres, Redis
 
 # What `serve` starts: the service as it is without any setting, or "replica": one that keeps everything in Postgres and Redis.
 KIND = os.environ.get("SERVICE_KIND", "embedded")
+
+# Says at the end what was skipped.
+pytest_plugins = ["machine"]
 
 PASSWORD = "Str0ng-enough-9x"
 
@@ -93,7 +98,7 @@ def assert_json_error(response):
 
 
 # Marks a test that opens the SQLite file, or whose subject does not depend on where things are kept.
-embedded = pytest.mark.skipif(KIND != "embedded", reason="of the embedded kind alone")
+embedded = pytest.mark.skipif(KIND != "embedded", reason="it is about the embedded kind alone")
 
 
 def run_contract_suite(service):
@@ -144,3 +149,21 @@ def http(service):
 @pytest.fixture
 def user(http):
     return make_user(http)
+
+
+@pytest.fixture(scope="session")
+def browser(pytestconfig):
+    """A browser for all tests; each opens pages of its own in it."""
+    try:
+        executable()
+    except debian_tools.Unavailable as reason:
+        # Not imported above: pytest loads it as a plugin, after this file.
+        pytestconfig.pluginmanager.get_plugin("machine").missing("chromium", reason)
+    with Browser() as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser):
+    with browser.page() as opened:
+        yield opened

@@ -5,14 +5,22 @@ import uuid
 
 import schemathesis
 
+FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
+
 
 @schemathesis.hook
 def before_load_schema(context, raw_schema):
-    # By its name this header is taken for an object's id: every answer with an id is then followed by every operation, and a
-    # number is put into the header, which the HTTP client refuses.
+    # With a relative address here schemathesis 4.32.5 reports query parameters that the schema
+    # allows as accepted violations.
+    assert raw_schema["servers"] == [{"url": "./"}]
+    raw_schema["servers"] = [{"url": "/"}]
+    # The description says in words that forms are accepted too: named for each route, a generated
+    # client has three classes for each body.
     for item in raw_schema["paths"].values():
         for operation in item.values():
-            operation["parameters"] = [each for each in operation.get("parameters", []) if each["name"] != "X-Request-Id"]
+            content = operation.get("requestBody", {}).get("content", {})
+            described = next(iter(content.values()), None)
+            content.update({form: described for form in FORMS if described})
 
 
 @schemathesis.hook

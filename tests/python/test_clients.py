@@ -20,6 +20,17 @@ from running_service import ROOT, Service, wait_until
 # Seconds. Each session takes one or two; the rest is room for a machine that is busy with other things.
 DEADLINE = 60
 
+# What each session registers: a name that is new in each run. The second form is what the test of
+# taken names puts in its place.
+NAMES = {
+    "curl": ("alice-$(date +%s)-$RANDOM", "alice"),
+    "Python": ('f"alice-{secrets.token_hex(4)}"', '"alice"'),
+    "JavaScript": ("`alice-${crypto.randomUUID().slice(0, 8)}`", '"alice"'),
+    "A generated client": ('f"alice-{secrets.token_hex(4)}"', '"alice"'),
+}
+NAME = re.compile(r"alice-[0-9a-f-]+")
+TAKEN = "A user with that username already exists."
+
 BREAD, PLANET = "How do I bake bread?", "Which planet is the largest?"
 
 
@@ -35,6 +46,13 @@ def for_service(text, service):
     host, port = service.host_and_port
     assert "localhost:8000" in text
     return text.replace("localhost:8000", f"{host}:{port}")
+
+
+def with_one_name(heading, text):
+    """A session that registers the same name in each run, as if somebody had edited it."""
+    made, fixed = NAMES[heading]
+    assert text.count(made) == 1
+    return text.replace(made, fixed)
 
 
 def environment(*folders, **variables):
@@ -78,18 +96,25 @@ def fresh():
         yield running
 
 
-def test_the_curl_session_registers_posts_finds_deletes_and_logs_out(fresh, tmp_path):
+def curl_session(service, cwd):
+    """Runs the curl session; returns the JSON that it prints, and the text after that."""
     [(_, script)] = blocks("curl")
-    script = "\n".join(["set -euo pipefail", for_service(script, fresh), 'echo "$TICKET"'])
+    script = "\n".join(["set -euo pipefail", for_service(script, service), 'echo "$TICKET"'])
     # Answers have no newline at their end, so one follows the other.
-    printed = "\n".join(run(["bash", "-c", script], tmp_path, environment(debian_tools.path("curl").parent)))
+    printed = "\n".join(run(["bash", "-c", script], cwd, environment(debian_tools.path("curl").parent)))
     answers, rest = [], printed
     while rest.startswith("{"):
         answer, end = json.JSONDecoder().raw_decode(rest)
         answers.append(answer)
         rest = rest[end:].lstrip()
+    return answers, rest
+
+
+def test_the_curl_session_registers_posts_finds_deletes_and_logs_out(fresh, tmp_path):
+    answers, rest = curl_session(fresh, tmp_path)
     registered, planet, listed, similar, shown = answers
-    assert registered == {"id": 1, "username": "alice", "email": "a@b.c"}
+    assert NAME.fullmatch(registered.pop("username"))
+    assert registered == {"id": 1, "email": "a@b.c"}
     assert planet["response"] == f"[mock] You said: {PLANET}"
     assert [prompt["prompt"] for prompt in listed["results"]] == [PLANET, BREAD]
     assert [found["prompt"] for found in similar["results"]] == [BREAD]
@@ -150,7 +175,10 @@ def test_wscat_shows_the_event_of_a_post_from_another_terminal(service, http, tm
 def check_session(lines, service, read):
     """What the Python and the JavaScript session print, which is the same but for how each writes an object."""
     printed = by_label(lines)
-    assert read(printed["registered"][0]) == {"id": 1, "username": "alice", "email": "a@b.c"}
+    registered = read(printed["registered"][0])
+    name = registered.pop("username")
+    assert NAME.fullmatch(name)
+    assert registered == {"id": 1, "email": "a@b.c"}
     assert read(printed["socket"][0]) == {"message": "WebSocket connected", "user_id": 1}
     posted = read(printed["posted"][0])
     assert posted["response"] == f"[mock] You said: {BREAD}"
@@ -163,7 +191,7 @@ def check_session(lines, service, read):
     waits = printed.get("told to wait", [])
     assert len(waits) == throttled_posts(service) and set(waits) <= {"1 s"}
     with client(service) as http:
-        tokens = http.post("/api/auth/login/", json={"username": "alice", "password": "secret123"}).json()
+        tokens = http.post("/api/auth/login/", json={"username": name, "password": "secret123"}).json()
         [planet] = http.get("/api/prompts", headers={"Authorization": f"Bearer {tokens['access']}"}).json()["results"]
     assert_waited(service, posted["created_at"], planet["created_at"])
 
@@ -180,6 +208,49 @@ def test_the_javascript_session_gets_its_event_and_waits_and_renews_its_token(fr
     (tmp_path / "session.mjs").write_text(for_service(script, fresh))
     lines = run([node_tools.folder() / "node", "session.mjs"], tmp_path)
     check_session(lines, fresh, read=json.loads)
+
+
+def test_every_session_can_be_run_again_on_the_same_service(fresh, tmp_path):
+    python, javascript = (tmp_path / name for name in ("session.py", "session.mjs"))
+    for heading, file in (("Python", python), ("JavaScript", javascript)):
+        [(_, script)] = blocks(heading)
+        file.write_text(for_service(script, fresh))
+    ids = []
+    for _ in range(2):
+        ids.append(curl_session(fresh, tmp_path)[0][0]["id"])
+        for command in ([sys.executable, python], [node_tools.folder() / "node", javascript]):
+            [registered] = by_label(run(command, tmp_path))["registered"]
+            ids.append(json.loads(registered.replace("'", '"'))["id"])
+    assert ids == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_session_whose_name_is_taken_says_so_in_one_line(fresh, tmp_path):
+    with client(fresh) as http:
+        # The password of the sessions is not this one, so nothing after the registration succeeds.
+        made = http.post("/api/auth/register/", json={"username": "alice", "email": "a@b.c", "password": "another-one-9x"})
+        assert made.status_code == 201
+    commands = {"curl": ["bash", "-e"], "Python": [sys.executable], "JavaScript": [node_tools.folder() / "node"]}
+    for heading, command in commands.items():
+        [(_, script)] = blocks(heading)
+        file = tmp_path / ("session.mjs" if heading == "JavaScript" else "session")
+        file.write_text(with_one_name(heading, for_service(script, fresh)))
+        done = subprocess.run(
+            [*map(str, command), str(file)], text=True, capture_output=True, timeout=DEADLINE,
+            env=environment(debian_tools.path("curl").parent),
+        )
+        said = done.stdout + done.stderr
+        assert done.returncode != 0 and TAKEN in said, said
+        assert "Traceback" not in said and "    at " not in said and len(said.splitlines()) <= 2, said
+
+
+def test_no_command_of_the_documents_asks_before_it_fetches_a_package():
+    commands = [
+        (page.name, line) for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+        for line in page.read_text().splitlines() if re.search(r"\bnpx\b", line)
+    ]
+    assert commands
+    for page, line in commands:
+        assert all(rest.startswith(" --yes ") for rest in re.split(r"\bnpx\b", line)[1:]), f"{page}: {line}"
 
 
 @pytest.fixture(scope="module")
@@ -203,11 +274,12 @@ def test_a_generated_client_works_with_typed_answers_and_errors(generated):
     _, (_, script) = blocks("A generated client")
     (folder / "session.py").write_text(for_service(script, service))
     printed = by_label(run([sys.executable, "session.py"], folder))
+    [registered] = printed.pop("registered")
+    assert re.fullmatch(rf"1 {NAME.pattern} a@b\.c", registered), registered
     [throttled] = printed.pop("throttled")
     # A minute, less the time between the two posts.
     assert re.fullmatch(r"429 (60|[1-5]?[0-9])", throttled), throttled
     assert printed == {
-        "registered": ["1 alice a@b.c"],
         "posted": [f"1 mock [mock] You said: {BREAD} UTC"],
         "listed": ["[(1, 'completed', None)] None"],
         "similar": [f"[('{BREAD}', True)]"],
@@ -215,6 +287,16 @@ def test_a_generated_client_works_with_typed_answers_and_errors(generated):
         "refused": ["['password']"],
         "logged out": ["204"],
     }
+
+
+def test_a_generated_client_whose_name_is_taken_says_so_in_one_line(generated):
+    folder, service = generated
+    with client(service) as http:
+        http.post("/api/auth/register/", json={"username": "alice", "email": "a@b.c", "password": "another-one-9x"})
+    _, (_, script) = blocks("A generated client")
+    (folder / "taken.py").write_text(with_one_name("A generated client", for_service(script, service)))
+    done = subprocess.run([sys.executable, "taken.py"], cwd=folder, text=True, capture_output=True, timeout=DEADLINE)
+    assert done.returncode != 0 and TAKEN in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_a_generated_client_sends_each_body_in_one_encoding(generated):

@@ -6,24 +6,17 @@ import shutil
 import socket
 import subprocess
 import urllib.parse
+from pathlib import Path
 
-import debian_tools
 import httpx
-import pytest
 import yaml
 from conftest import SIMILAR, client, make_user, post_prompt
+from machine import tool
 from running_service import ROOT, THROTTLES_OFF, Service, wait_until
-from servers import free_port
+from servers import found, free_port
 
 COMPOSE = {name: yaml.safe_load((ROOT / name).read_text())["services"] for name in ("docker-compose.yml", "docker-compose.observability.yml")}
 PASSWORD = "a-password-of-the-cache"
-
-
-def tool(name):
-    try:
-        return debian_tools.path(name)
-    except debian_tools.Unavailable as reason:
-        pytest.skip(str(reason))
 
 
 def ask_redis(port, *commands):
@@ -42,11 +35,10 @@ def test_the_command_of_redis_starts_it_with_its_password_and_keeps_what_it_has(
     port = free_port()
     # As compose hands it on: a dollar sign is written twice there. The image's folder and port are its own.
     shell, flags, script = (part.replace("$$", "$") for part in service["command"])
-    script = script.replace("--dir /data", f"--dir {tmp_path} --port {port}")
+    script = script.replace("--dir /data", f"--dir {tmp_path} --port {port}").replace("/secrets", str(tmp_path))
     assert str(tmp_path) in script
-    # Nobody can read the password from the command line.
-    assert PASSWORD not in script
-    environment = {"PATH": f"{server.parent}:{os.environ['PATH']}", "REDISCLI_AUTH": PASSWORD, "TMPDIR": str(tmp_path)}
+    (tmp_path / "REDIS_PASSWORD").write_text(PASSWORD)
+    environment = {"PATH": f"{server.parent}:{os.environ['PATH']}", "TMPDIR": str(tmp_path)}
 
     def started():
         process = subprocess.Popen([shell, flags, script], env=environment, stdout=subprocess.DEVNULL)
@@ -56,6 +48,8 @@ def test_the_command_of_redis_starts_it_with_its_password_and_keeps_what_it_has(
     process = started()
     try:
         assert "+PONG" in ask_redis(port, f"AUTH {PASSWORD}", "PING")
+        # Nobody can read the password from the command line.
+        assert PASSWORD not in Path(f"/proc/{process.pid}/cmdline").read_text()
         assert "+OK" in ask_redis(port, f"AUTH {PASSWORD}", "SET kept yes")
         # Counters are refused rather than thrown away when memory is full.
         assert "noeviction" in ask_redis(port, f"AUTH {PASSWORD}", "CONFIG GET maxmemory-policy")
@@ -71,12 +65,12 @@ def test_the_command_of_redis_starts_it_with_its_password_and_keeps_what_it_has(
 
 def test_the_health_check_of_postgres_tells_that_nobody_is_there():
     # That it says yes to a server that is there is seen wherever a test starts Postgres; here, that the words are right.
-    if not shutil.which("pg_isready"):
-        pytest.skip("pg_isready is not on PATH")
+    programs = found("postgres")["bin"]
     words = COMPOSE["docker-compose.yml"]["postgres"]["healthcheck"]["test"]
     assert words[0] == "CMD"
     no_response = 2
-    assert subprocess.run([*words[1:], f"--port={free_port()}"], capture_output=True).returncode == no_response
+    command = [f"{programs}/{words[1]}", *words[2:], f"--port={free_port()}"]
+    assert subprocess.run(command, capture_output=True).returncode == no_response
 
 
 def test_prometheus_started_as_in_compose_scrapes_the_replicas_and_answers_every_query(tmp_path):

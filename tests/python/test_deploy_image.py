@@ -8,6 +8,7 @@ import shutil
 import subprocess
 
 import httpx
+import machine
 import pytest
 from conftest import assert_healthy, client
 from running_service import BINARY, ROOT, THROTTLES_OFF, Service, wait_until
@@ -55,7 +56,7 @@ def contained(image, *command):
     }
     tried = subprocess.run([*prefix, "/prompt-service", "--version"], env=environment, capture_output=True, text=True)
     if tried.returncode != 0 and re.match(r"(unshare|mount):", tried.stderr):
-        pytest.skip(f"name spaces are not allowed here: {tried.stderr.strip()}")
+        machine.missing("namespaces", tried.stderr.strip())
     assert tried.returncode == 0, tried.stderr
     return {"args": [*prefix, *command], "env": environment}
 
@@ -75,7 +76,7 @@ def test_the_image_holds_the_libraries_that_the_binary_names_and_no_other_progra
 
 def test_the_image_says_which_packages_its_files_are_of_so_that_it_can_be_scanned(image):
     if not shutil.which("dpkg-query"):
-        pytest.skip("no Debian here, as there is in the builder")
+        machine.missing("dpkg", "this is no Debian, which the builder is")
     told = {path.name: path.read_text() for path in (image / "root/var/lib/dpkg/status.d").iterdir()}
     assert {"libc6", "libgcc-s1", "ca-certificates"} <= set(told)
     assert all(re.search(r"^Version: \S+$", text, re.MULTILINE) for text in told.values())

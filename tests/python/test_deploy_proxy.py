@@ -10,6 +10,7 @@ from contextlib import ExitStack
 
 import debian_tools
 import httpx
+import machine
 import pytest
 from conftest import LOGIN, PASSWORD, PROMPTS, REGISTER, SOCKET, assert_healthy, assert_json_error, make_user, post_prompt
 from running_service import ROOT, THROTTLES_OFF, Service, wait_until
@@ -22,10 +23,7 @@ CONFIG = ROOT / "deploy/haproxy/haproxy.cfg"
 
 @pytest.fixture(scope="module")
 def haproxy():
-    try:
-        return debian_tools.path("haproxy")
-    except debian_tools.Unavailable as reason:
-        pytest.skip(str(reason))
+    return machine.tool("haproxy")
 
 
 class Proxy:
@@ -156,7 +154,10 @@ def test_the_service_behind_the_proxy_tells_clients_apart(haproxy, tmp_path):
             assert statuses == [201, 429, 201, 429]
 
 
-def test_with_a_certificate_the_proxy_speaks_tls_redirects_and_the_cookie_is_secure(haproxy, tmp_path):
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A certificate of this machine, and the file of certificate and key that the proxy takes."""
+    tmp_path = tmp_path_factory.mktemp("tls")
     key, certificate, both = tmp_path / "key.pem", tmp_path / "certificate.pem", tmp_path / "both.pem"
     subprocess.run(
         [debian_tools.path("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1", "-subj", "/CN=localhost",
@@ -164,14 +165,53 @@ def test_with_a_certificate_the_proxy_speaks_tls_redirects_and_the_cookie_is_sec
         check=True, capture_output=True,
     )
     both.write_text(certificate.read_text() + key.read_text())
+    return certificate, both
+
+
+def test_plain_http_is_redirected_to_the_port_of_tls(haproxy, tmp_path, certificate):
+    certificate, both = certificate
+    port = free_port()
+    settings = {"TLS_BIND": f"127.0.0.1:{port}", "TLS_CERTIFICATE": str(both), "TLS_PORT": str(port)}
+    trust = ssl.create_default_context(cafile=certificate)
+    with Service(**THROTTLES_OFF) as service, one_replica(haproxy, tmp_path / "log", service, **settings) as proxy:
+        with httpx.Client(base_url=f"https://127.0.0.1:{port}", timeout=60, verify=trust) as http:
+            wait_until(lambda: proxy.answers(http), 60, "the proxy reaches the replica")
+        # Method and body go along: the answer is the service's own.
+        with httpx.Client(base_url=proxy.url, timeout=60, verify=trust, follow_redirects=True) as http:
+            answer = http.post(f"{LOGIN}?next=%2Fdocs&x=1", json={})
+            assert answer.status_code == 400 and answer.json()["username"]
+            assert str(answer.url) == f"https://127.0.0.1:{port}{LOGIN}?next=%2Fdocs&x=1"
+            assert [each.status_code for each in answer.history] == [308]
+        # By whatever name and port the client asked for.
+        for asked, name in (
+            ("prompts.example", "prompts.example"), ("prompts.example:8080", "prompts.example"), ("[::1]:8080", "[::1]"), ("127.0.0.1", "127.0.0.1"),
+        ):
+            redirected = httpx.get(f"{proxy.url}/docs", headers={"Host": asked})
+            assert redirected.headers["location"] == f"https://{name}:{port}/docs", asked
+
+
+def test_without_another_port_plain_http_is_redirected_to_the_usual_one(haproxy, tmp_path, certificate):
+    settings = {"TLS_BIND": f"127.0.0.1:{free_port()}", "TLS_CERTIFICATE": str(certificate[1])}
+    with Service(**THROTTLES_OFF) as service, one_replica(haproxy, tmp_path / "log", service, **settings) as proxy:
+
+        def answer():
+            try:
+                return httpx.get(f"{proxy.url}/docs?a=b", headers={"Host": "prompts.example:8080"})
+            except httpx.TransportError:
+                return None
+
+        redirected = wait_until(answer, 60, "the proxy listens")
+        assert (redirected.status_code, redirected.headers["location"]) == (308, "https://prompts.example/docs?a=b")
+
+
+def test_with_a_certificate_the_proxy_speaks_tls_and_the_cookie_is_secure(haproxy, tmp_path, certificate):
+    certificate, both = certificate
     port = free_port()
     settings = {"TLS_BIND": f"127.0.0.1:{port}", "TLS_CERTIFICATE": str(both)}
     trust = ssl.create_default_context(cafile=certificate)
     with Service(TRUSTED_PROXIES="127.0.0.1/32", **THROTTLES_OFF) as service, one_replica(haproxy, tmp_path / "log", service, **settings) as proxy:
         with httpx.Client(base_url=f"https://127.0.0.1:{port}", timeout=60, verify=trust) as http:
             wait_until(lambda: proxy.answers(http), 60, "the proxy reaches the replica")
-            redirected = httpx.post(f"{proxy.url}{LOGIN}", json={})
-            assert redirected.status_code == 308 and redirected.headers["location"].startswith("https://")
             user = make_user(http)
             answer = http.post(LOGIN, json={"username": user.username, "password": PASSWORD, "session": True})
             assert "Secure" in answer.headers["set-cookie"] and answer.headers["strict-transport-security"]

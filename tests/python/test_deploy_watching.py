@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 
-import debian_tools
+import machine
 import pytest
 import yaml
 from conftest import LOGIN, PASSWORD, PROMPTS, REGISTER, SIMILAR, SOCKET, client, make_user, post_prompt
@@ -29,10 +29,7 @@ SYNTHETIC = {"up"}
 
 @pytest.fixture(scope="module")
 def promtool():
-    try:
-        return debian_tools.path("promtool")
-    except debian_tools.Unavailable as reason:
-        pytest.skip(str(reason))
+    return machine.tool("promtool")
 
 
 @pytest.fixture(scope="module")

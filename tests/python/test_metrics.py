@@ -3,7 +3,7 @@
 import subprocess
 import threading
 
-import debian_tools
+import machine
 import pytest
 from conftest import LOGIN, PROMPTS, SIMILAR, SOCKET, make_user, post_prompt
 from websockets.sync.client import connect
@@ -13,10 +13,7 @@ ROUNDS = 10
 
 @pytest.fixture(scope="module")
 def promtool():
-    try:
-        return debian_tools.path("promtool")
-    except debian_tools.Unavailable as reason:
-        pytest.skip(str(reason))
+    return machine.tool("promtool")
 
 
 def traffic(http, user):

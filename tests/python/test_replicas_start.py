@@ -7,6 +7,7 @@ import socket
 import threading
 from contextlib import contextmanager
 
+import machine
 import pytest
 from conftest import SOCKET, assert_healthy, client, list_prompts, make_user, post_prompt
 from replicas import Cluster, database_of
@@ -75,7 +76,7 @@ def test_replicas_work_on_a_newer_redis(postgres):
     try:
         redis = Redis("redis7")
     except RuntimeError as reason:
-        pytest.skip(str(reason))
+        machine.missing("redis-server", reason)
     with redis, Cluster(2, postgres, redis, PROMPT_THROTTLE="1/min") as cluster, client(cluster.replicas[0]) as here, client(cluster.replicas[1]) as there:
         user = make_user(here)
         with connect(f"{cluster.replicas[1].ws_url}{SOCKET}?token={user.access}") as events:
@@ -254,6 +255,7 @@ def test_no_log_gives_a_servers_password_away_even_when_the_servers_fail(make, l
         assert place < 0, told[max(0, place - 300) : place + 60]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
 def test_postgres_of_root_runs_as_somebody_else(postgres):
+    if os.geteuid() != 0:
+        machine.missing("root", "only root can be somebody else")
     assert os.stat(f"/proc/{postgres.process.pid}").st_uid != 0

@@ -9,10 +9,12 @@ import re
 import threading
 import time
 from bisect import bisect_right
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import datetime, timedelta
 
 import debian_tools
 import httpx
+import machine
 import pytest
 from conftest import PROMPTS, client, make_user
 from replicas import Cluster
@@ -36,7 +38,7 @@ def cluster():
     try:
         environments = [debian_tools.wrong_clock(seconds) for seconds in SKEWS]
     except debian_tools.Unavailable as reason:
-        pytest.skip(str(reason))
+        machine.missing("libfaketime", reason)
     settings = {"PROMPT_THROTTLE": THROTTLE, "REGISTER_THROTTLE": "off", "ACCESS_TOKEN_LIFETIME": "1h"}
     with Postgres() as postgres, Redis() as redis, Cluster(3, postgres, redis, environments=environments, **settings) as running:
         yield running
@@ -51,9 +53,11 @@ def clock_of(replica):
 
 
 def race(cluster, user, seconds, places=None):
-    """Posts from all clients without pause; returns status, and times of sending and receiving, of each request.
+    """Posts from all clients without pause. Returns the status of each request, and when it was
+    sent and answered.
 
-    With `places` only until so many posts are accepted, and each client has been refused often enough since.
+    Without `places` the race lasts `seconds`. With `places` it ends as soon as that many posts are
+    accepted and each client has been refused often enough since; `seconds` is then the deadline.
     """
     answers, over = [], threading.Event()
     start = threading.Barrier(CLIENTS)
@@ -61,26 +65,30 @@ def race(cluster, user, seconds, places=None):
 
     def run(url):
         with httpx.Client(base_url=url, timeout=60) as http:
-            start.wait()
+            start.wait(60)
             end = time.monotonic() + seconds
             while time.monotonic() < end and not over.is_set():
                 sent = time.time()
                 answer = http.post(PROMPTS, json={"prompt": "me first"}, headers=user.auth)
                 answers.append((answer.status_code, sent, time.time()))
 
-    threads = [threading.Thread(target=run, args=(next(urls),)) for _ in range(CLIENTS)]
-    for thread in threads:
-        thread.start()
-    try:
-        if places:
-            accepted = lambda: sum(status == 201 for status, _, _ in list(answers))  # noqa: E731
-            wait_until(lambda: accepted() >= places, seconds, lambda: f"{places} posts are accepted; {accepted()} are", interval=0.1)
-            enough = len(answers) + 10 * CLIENTS
-            wait_until(lambda: len(answers) >= enough, seconds, "more is asked for", interval=0.1)
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        clients = [pool.submit(run, next(urls)) for _ in range(CLIENTS)]
+        try:
+            if places:
+                accepted = lambda: sum(status == 201 for status, _, _ in list(answers))  # noqa: E731
+                wait_until(lambda: accepted() >= places, seconds, lambda: f"{places} posts are accepted; {accepted()} are", interval=0.1)
+                enough = len(answers) + 10 * CLIENTS
+                wait_until(lambda: len(answers) >= enough, seconds, "more is asked for", interval=0.1)
+            else:
+                # Each client stops by itself when its time is over.
+                wait(clients)
+        finally:
+            over.set()
+    for each in clients:
+        # Raises what ended a client early, which would otherwise only make the race smaller.
+        each.result()
+    assert answers, "no client sent a request, so the race shows nothing"
     return answers
 
 
@@ -111,10 +119,26 @@ def test_the_clocks_of_the_replicas_disagree(cluster):
     assert second - first > timedelta(seconds=4) and third - second > timedelta(seconds=4)
 
 
-def test_racing_clients_get_neither_more_nor_less_than_the_limits_by_redis_clock(cluster):
+def new_user(cluster):
+    """A user made on the replica whose clock is behind, so that no replica takes its token for one
+    older than the account."""
     with client(cluster.replicas[0]) as http:
-        # Where the clock is behind, so that nobody takes the token for one that is older than its account.
-        user = make_user(http)
+        return make_user(http)
+
+
+def test_a_race_without_a_number_of_places_lasts_as_long_as_it_was_told_to(cluster):
+    answers = race(cluster, new_user(cluster), seconds=2)
+    lasted = max(received for _, _, received in answers) - min(sent for _, sent, _ in answers)
+    assert lasted > 1.5
+
+
+def test_a_race_in_which_nothing_was_asked_fails_for_that_reason(cluster):
+    with pytest.raises(AssertionError, match="no client sent a request"):
+        race(cluster, new_user(cluster), seconds=0)
+
+
+def test_racing_clients_get_neither_more_nor_less_than_the_limits_by_redis_clock(cluster):
+    user = new_user(cluster)
     with cluster.redis.monitored() as record:
         answers = race(cluster, user, SECONDS, None if RACE else RATES[-1][0])
     times = accepted_by_redis(record, user)

@@ -11,6 +11,7 @@ import tempfile
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import machine
 import pytest
 from conftest import PROMPTS, REGISTER, SOCKET, client, list_prompts, make_user, post_prompt
 from running_service import BINARY, THROTTLES_OFF, Service, wait_until
@@ -316,7 +317,7 @@ def test_a_full_disk_is_a_5xx_and_the_service_recovers_once_there_is_room(tmp_pa
     folder = tmp_path / "data"
     folder.mkdir()
     if disk is FullFileSystem and subprocess.run([*SMALL_FILE_SYSTEM, "true"], env={**os.environ, "DATA_DIR": str(folder)}).returncode != 0:
-        pytest.skip("users may not make namespaces on this system")
+        machine.missing("namespaces", "users may not make them on this system")
     disk = disk(folder)
     with disk.service as service, client(service) as http:
         user = make_user(http)

@@ -6,7 +6,7 @@ import ssl
 import subprocess
 import threading
 
-import debian_tools
+import machine
 import pytest
 from conftest import client, make_user, post_prompt
 from running_service import BINARY, THROTTLES_OFF, Service
@@ -57,10 +57,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
 def folder(tmp_path_factory):
     """Two authorities, and a certificate of `localhost` that the first has signed."""
     folder = tmp_path_factory.mktemp("tls")
-    try:
-        openssl = debian_tools.path("openssl")
-    except debian_tools.Unavailable as reason:
-        pytest.skip(str(reason))
+    openssl = machine.tool("openssl")
 
     def run(*arguments):
         subprocess.run([openssl, *arguments], cwd=folder, check=True, capture_output=True)

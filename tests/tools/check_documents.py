@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Checks what no compiler reads: links between the project's documents, checksums of vendored files, syntax of Python files.
+"""Checks what no compiler reads: links between the project's documents, files that they name,
+checksums of vendored files, syntax of Python files.
 
 Prints what is wrong and fails, or prints one line. Standard library only.
 """
@@ -47,6 +48,19 @@ def broken_links():
                 yield f"{page.relative_to(ROOT)}: {target} names no heading"
 
 
+def missing_files():
+    """Files that a document names in code style, such as `docs/STREAMING.md`, and that are nowhere
+    in the project."""
+    names = re.compile(r"`([\w.-]+(?:/[\w.-]+)*\.(?:cfg|html|js|json|md|py|rs|sh|sql|toml|txt|ya?ml))`")
+    known = ["/" + path.relative_to(ROOT).as_posix() for path in project_files("")]
+    for page in project_files(".md"):
+        text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+        for name in names.findall(text):
+            # Named by its whole path, or by the end of it.
+            if not any(path.endswith("/" + name) for path in known):
+                yield f"{page.relative_to(ROOT)}: there is no file {name}"
+
+
 def changed_vendored_files():
     folder = ROOT / "assets" / "web"
     listed = dict(re.findall(r"^\| `([^`]+)` \|.*`([0-9a-f]{64})` \|$", (folder / "README.md").read_text(), re.MULTILINE))
@@ -67,7 +81,7 @@ def broken_python():
 
 
 if __name__ == "__main__":
-    problems = [*broken_links(), *changed_vendored_files(), *broken_python()]
+    problems = [*broken_links(), *missing_files(), *changed_vendored_files(), *broken_python()]
     if problems:
         sys.exit("\n".join(problems))
-    print("documents: links, vendored files and scripts are in order")
+    print("documents: links, files named, vendored files and scripts are in order")

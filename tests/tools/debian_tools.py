@@ -25,6 +25,8 @@ APT = HOME / "apt"
 # Tool: its package, and whether the packages that this one depends on are needed to run the tool. Prometheus depends on
 # web assets and an account for its daemon; its programs themselves are one file each.
 PACKAGES = {
+    # Debian's Chromium without a window: less than half of what the package `chromium` brings along.
+    "chromium-headless-shell": ("chromium-headless-shell", True),
     "curl": ("curl", True),
     "haproxy": ("haproxy", True),
     "openssl": ("openssl", True),
@@ -33,6 +35,10 @@ PACKAGES = {
     "redis-server": ("redis-server", True),
     "wrk": ("wrk", True),
 }
+
+# Where the program is in its package, if not in a folder of programs. What is there is a script
+# that starts /usr/lib/….
+EXECUTABLES = {"chromium-headless-shell": "lib/chromium/chromium-headless-shell"}
 
 # Shared libraries that are preloaded into a program, and their packages.
 LIBRARIES = {"libfaketime.so.1": "libfaketime"}
@@ -115,7 +121,8 @@ def path(tool):
     if start.is_file():
         return start
     fetch(tool, *PACKAGES[tool])
-    executable = next((found for folder in ("bin", "sbin") if (found := UNPACKED / "usr" / folder / tool).is_file()), None)
+    places = [EXECUTABLES[tool]] if tool in EXECUTABLES else [f"bin/{tool}", f"sbin/{tool}"]
+    executable = next((found for place in places if (found := UNPACKED / "usr" / place).is_file()), None)
     if executable is None:
         raise RuntimeError(f"package {PACKAGES[tool][0]} holds no {tool}")
     start.parent.mkdir(parents=True, exist_ok=True)

@@ -79,14 +79,18 @@ impl Fields {
 
     /// A yes or no, `false` if left out, in all the spellings the old system took.
     pub fn flag(&mut self, name: &'static str) -> bool {
-        let outcome = match self.fields.remove(name) {
-            None => Ok(false),
-            Some(Field::Flag(flag)) => Ok(flag),
-            Some(Field::Null) => Err(NOT_NULL),
-            Some(Field::Number(text) | Field::Text(text)) => spelled(trimmed(&text)),
-            Some(Field::NotText) => Err("Must be a valid boolean."),
+        self.optional_flag(name).unwrap_or_default()
+    }
+
+    /// The same, with `None` if it is left out, for a flag whose default depends on something else.
+    pub fn optional_flag(&mut self, name: &'static str) -> Option<bool> {
+        let outcome = match self.fields.remove(name)? {
+            Field::Flag(flag) => Ok(flag),
+            Field::Null => Err(NOT_NULL),
+            Field::Number(text) | Field::Text(text) => spelled(trimmed(&text)),
+            Field::NotText => Err("Must be a valid boolean."),
         };
-        self.note(name, outcome).unwrap_or_default()
+        self.note(name, outcome)
     }
 
     /// What was wrong with the fields asked for so far, as an error.

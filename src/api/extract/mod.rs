@@ -5,8 +5,10 @@ mod body;
 mod fields;
 mod owner;
 mod query;
+mod root;
 
 pub use address::{ClientAddress, Peer, is_tls};
 pub use body::{Body, Form, drain};
 pub use owner::RequestOwner;
 pub use query::Query;
+pub use root::Root;

@@ -40,7 +40,8 @@ pub struct CreatePromptRequest {
     /// Whether to tell the user's open WebSockets too.
     #[schema(default = false, required = false)]
     websocket: bool,
-    /// Whether to stream the answer, as `Accept: text/event-stream` does.
+    /// Whether to stream the answer. It wins over `Accept`; left out, `Accept: text/event-stream`
+    /// asks for a stream.
     #[schema(default = false, required = false)]
     stream: bool,
 }
@@ -72,8 +73,10 @@ pub struct FailedPromptResponse {
 ///
 /// Runs it on the LLM, stores it and makes it searchable: all of that has happened when the answer comes. Throttled for each user.
 ///
-/// With `Accept: text/event-stream` or `"stream": true` the answer is streamed as server-sent events: `started` (`{"id"}`),
-/// `delta` (`{"text"}`) any number of times, and `completed` (the 201 body) or `failed` (`{"detail", "code", "id"}`).
+/// With `"stream": true`, or with `Accept: text/event-stream` and no `stream` in the body, the
+/// answer has status 200 and is a stream of server-sent events: `started` (`{"id"}`), `delta`
+/// (`{"text"}`) any number of times, and `completed` (the 201 body) or `failed`
+/// (`{"detail", "code", "id"}`).
 #[utoipa::path(
     post, path = "/api/prompts", tag = "prompts", operation_id = "create_prompt", security(("bearer" = [])),
     params((
@@ -90,7 +93,9 @@ pub struct FailedPromptResponse {
             ),
         ),
         (
-            status = 200, description = "The stream of the answer.", content((String = "text/event-stream")),
+            // Without a media type: Swagger UI asks for the type of the first 2xx answer that names
+            // one, and that must be the 201.
+            status = 200, description = "The stream of the answer, `text/event-stream`, if one was asked for.",
             headers(("Idempotent-Replayed" = bool, description = "`true` if the answer is that of an earlier request with the same key; absent otherwise.")),
         ),
         (
@@ -153,7 +158,7 @@ fn read(
     } = body;
     let prompt = fields.text("prompt");
     let announce = fields.flag("websocket");
-    let is_streamed = fields.flag("stream");
+    let is_streamed = fields.optional_flag("stream");
     fields.check()?;
     let prompt = prompt.unwrap_or_default();
     check_length("prompt", &prompt, state.max_prompt_chars)?;
@@ -161,7 +166,7 @@ fn read(
         user_id,
         prompt,
         announce,
-        is_streamed: is_streamed || wants_stream(headers),
+        is_streamed: is_streamed.unwrap_or_else(|| wants_stream(headers)),
         key,
         now: Timestamp::now(),
     };

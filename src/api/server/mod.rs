@@ -31,7 +31,7 @@ use tower::Service;
 
 use self::activity::{Activity, Ending};
 use self::socket::Socket;
-use super::extract::Peer;
+use super::extract::{Peer, Root};
 use crate::domain::ClientNetwork;
 use crate::memory_budget::{MemoryBudget, Owner};
 
@@ -177,6 +177,8 @@ impl ServedConnection {
     ) -> Result<hyper::Response<AnswerBody>, std::convert::Infallible> {
         let activity = Arc::clone(self.slot.activity());
         activity.begin_request();
+        let root = Root::of(request.uri());
+        request.extensions_mut().insert(root);
         trim_trailing_slash(request.uri_mut());
         request.extensions_mut().insert(Peer(self.peer));
         request.extensions_mut().insert(self.slot.clone());

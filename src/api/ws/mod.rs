@@ -50,7 +50,11 @@ pub fn router() -> OpenApiRouter<AppState> {
 /// subprotocol `bearer, <access token>`, the `Authorization` header, `token`, the session cookie (which also needs `Origin`).
 #[utoipa::path(
     get, path = "/ws/prompts", tag = "events", operation_id = "connect",
-    security(("bearer" = []), ("session" = []), ("ticket" = []), ("token" = [])),
+    security((), ("bearer" = [])),
+    params(
+        ("ticket" = Option<String>, Query, description = "A one-use ticket."),
+        ("token" = Option<String>, Query, description = "An access token; a ticket is safer, because addresses end up in logs."),
+    ),
     responses(
         (status = 101, description = "The socket is open. Its first frame is `{\"message\": …, \"user_id\": N}`."),
         (status = 403, description = "The session cookie came from a page of another origin.", body = super::openapi::ErrorResponse),

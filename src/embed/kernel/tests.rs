@@ -8,6 +8,13 @@ use super::quantise::{Quantise, QuantisedRows, rotate_weights};
 use super::rows::{LayerNorm, NormWeights, Pool};
 use super::{Kernel, LANES};
 
+#[test]
+fn the_kernels_that_are_expected_here_are_tested() {
+    let ran: Vec<&str> = Kernel::available().into_iter().map(Kernel::name).collect();
+    let all = ["avx512-vnni", "avx2", "portable"];
+    crate::expected::kernels("embedding", "EXPECT_KERNELS", &all, &ran);
+}
+
 /// Splits of a fixed stream of numbers in -1..1; the tests need many numbers, not unpredictable ones.
 fn numbers(count: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);

@@ -5,6 +5,13 @@ use proptest::prelude::*;
 
 use super::*;
 
+#[test]
+fn the_kernels_that_are_expected_here_are_tested() {
+    let ran: Vec<&str> = Kernel::available().into_iter().map(Kernel::name).collect();
+    let all = ["avx512", "avx2", "portable"];
+    crate::expected::kernels("search", "EXPECT_SEARCH_KERNELS", &all, &ran);
+}
+
 fn query_lines(values: &[f32]) -> Vec<QueryLine> {
     values
         .chunks(LANES)

@@ -83,6 +83,11 @@ impl Accounts {
         }
     }
 
+    /// How long an access token lasts.
+    pub fn access_token_lifetime(&self) -> Duration {
+        self.config.access_token_lifetime
+    }
+
     /// How long a session lasts.
     pub fn session_lifetime(&self) -> Duration {
         self.config.refresh_token_lifetime

@@ -9,7 +9,7 @@ use super::{
     at, held_answer, held_stream, hello, post, post_with, posting, read_until, restart, service,
     shown,
 };
-use crate::support::{DEADLINE, Gate, Reply, Upstream, names, on_postgres};
+use crate::support::{DEADLINE, Gate, Reply, Upstream, names, skipped_on_postgres};
 
 #[tokio::test]
 async fn calls_in_flight_finish_within_the_grace() {
@@ -85,8 +85,7 @@ pub(super) fn locked(path: &std::path::Path) -> Connection {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outcome_is_stored_when_the_store_is_back() {
-    if on_postgres() {
-        // Of SQLite's lock; what an outage of Postgres does is shown from outside.
+    if skipped_on_postgres("it works on the file of SQLite itself") {
         return;
     }
     let upstream = Upstream::start().await;

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::endings::locked;
 use super::{held_answer, hello, passed, post_with, posting, service, shown, socket};
-use crate::support::{App, DEADLINE, Gate, Upstream, on_postgres, spawn_app};
+use crate::support::{App, DEADLINE, Gate, Upstream, skipped_on_postgres, spawn_app};
 
 /// A lease that a test can wait for.
 const LEASE: Duration = Duration::from_secs(2);
@@ -25,7 +25,7 @@ fn database(app: &App) -> PathBuf {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_the_store_is_away_the_upstream_is_not_asked() {
-    if on_postgres() {
+    if skipped_on_postgres("it works on the file of SQLite itself") {
         return;
     }
     let upstream = Upstream::start().await;
@@ -46,7 +46,7 @@ async fn while_the_store_is_away_the_upstream_is_not_asked() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_that_cannot_be_counted_is_not_begun() {
-    if on_postgres() {
+    if skipped_on_postgres("it works on the file of SQLite itself") {
         return;
     }
     let upstream = Upstream::start().await;
@@ -70,7 +70,7 @@ async fn a_call_that_cannot_be_counted_is_not_begun() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_whose_call_others_ended_meanwhile_is_told_as_they_stored_it() {
-    if on_postgres() {
+    if skipped_on_postgres("it works on the file of SQLite itself") {
         return;
     }
     let upstream = Upstream::start().await;
@@ -108,7 +108,7 @@ async fn an_answer_whose_call_others_ended_meanwhile_is_told_as_they_stored_it()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_ends_none_of_its_own_calls_whatever_their_leases_say() {
-    if on_postgres() {
+    if skipped_on_postgres("it works on the file of SQLite itself") {
         return;
     }
     let upstream = Upstream::start().await;

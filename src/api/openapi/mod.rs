@@ -1,14 +1,17 @@
 //! The API's description: made from the routes themselves, then completed with what they have in common.
 
+mod examples;
+
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use utoipa::openapi::{InfoBuilder, LicenseBuilder, OpenApiBuilder};
 use utoipa::{OpenApi, ToSchema};
 
-use super::session_cookie;
+use self::examples::examples;
+use super::extract::Root;
 use super::yaml::to_yaml;
-use super::{accounts, health, pages, prompts, ws};
+use super::{accounts, health, oauth, pages, prompts, ws};
 
 /// The description, ready to send.
 #[derive(Clone, Debug)]
@@ -17,16 +20,16 @@ pub struct Documents {
     pub json: Bytes,
     /// As YAML.
     pub yaml: Bytes,
+    /// Both for a reader at `/schema/`, to whom the relative address of the routes is another one.
+    above: (Bytes, Bytes),
 }
 
 /// An error that concerns the request as a whole.
 #[derive(Serialize, ToSchema)]
 pub struct ErrorResponse {
     /// For humans; may change.
-    #[schema(example = "Not found.")]
     detail: String,
-    /// For programs; stays.
-    #[schema(example = "token_not_valid")]
+    /// For programs; stays. Absent where the status says enough.
     code: Option<String>,
 }
 
@@ -44,13 +47,23 @@ impl Documents {
     /// # Panics
     /// If a route is described in a form that is no JSON, which a test would have shown.
     pub fn make() -> Self {
-        let document = document();
-        let mut json = serde_json::to_vec_pretty(&document).expect("a description is JSON");
-        json.push(b'\n');
-        let yaml = to_yaml(&document);
-        Self {
-            json: json.into(),
-            yaml: yaml.into(),
+        let mut document = document();
+        let mut written = |root: Root| {
+            document["servers"] = json!([{ "url": root.as_str() }]);
+            let mut json = serde_json::to_vec_pretty(&document).expect("a description is JSON");
+            json.push(b'\n');
+            (Bytes::from(json), Bytes::from(to_yaml(&document)))
+        };
+        let above = written(Root::Above);
+        let (json, yaml) = written(Root::Here);
+        Self { json, yaml, above }
+    }
+
+    /// JSON and YAML for a reader who sees the service's root there.
+    pub fn seen_from(&self, root: Root) -> (&Bytes, &Bytes) {
+        match root {
+            Root::Here => (&self.json, &self.yaml),
+            Root::Above => (&self.above.0, &self.above.1),
         }
     }
 }
@@ -63,7 +76,11 @@ fn document() -> Value {
                 .version(env!("CARGO_PKG_VERSION"))
                 .description(Some(
                     "Takes prompts from signed-in users, runs them on an LLM, keeps them, finds similar ones by meaning, and pushes \
-                     answers over WebSocket. Every route answers with and without a trailing slash.",
+                     answers over WebSocket. Every route answers with and without a trailing slash.\n\n\
+                     A body is JSON, as described here, or a form with the same fields: `application/x-www-form-urlencoded` or \
+                     `multipart/form-data`.\n\n\
+                     Any request may carry `X-Request-Id` (up to 64 letters, digits, `.`, `_` and `-`): its answer and the log then \
+                     carry it too. A request without it, or with another value, gets a random one.",
                 ))
                 .license(Some(LicenseBuilder::new().name("Apache-2.0").identifier(Some("Apache-2.0")).build())),
         )
@@ -72,6 +89,7 @@ fn document() -> Value {
     for router in [
         accounts::open_router(),
         accounts::known_router(),
+        oauth::router(),
         prompts::router(),
         ws::router(),
         health::health_router(),
@@ -82,8 +100,8 @@ fn document() -> Value {
     }
     let mut document = serde_json::to_value(&openapi).expect("a description is JSON");
     document["openapi"] = json!("3.1.0");
-    document["servers"] = json!([{ "url": "/" }]);
     document["components"]["securitySchemes"] = security_schemes();
+    document["components"]["headers"] = headers();
     document["tags"] = json!([
         { "name": "accounts", "description": "Registering, logging in and out, tokens." },
         { "name": "prompts", "description": "Posting, listing, finding and deleting prompts." },
@@ -92,28 +110,32 @@ fn document() -> Value {
         { "name": "documentation", "description": "This description and its pages." },
     ]);
     let paths = document["paths"].take();
-    document["paths"] = complete(paths, &document["components"]);
+    document["paths"] = complete(paths);
     document
 }
 
+/// The two ways to an access token in `Authorization`. What the WebSocket and logging out accept
+/// besides is no scheme here, because tools would offer it for every route.
 fn security_schemes() -> Value {
     json!({
-        "bearer": { "type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "An access token." },
-        "session": { "type": "apiKey", "in": "cookie", "name": session_cookie::PLAIN_NAME, "description": "The cookie that a login sets if asked to; over TLS its name is `__Host-session`. For the WebSocket, refreshing and logging out only." },
-        "ticket": { "type": "apiKey", "in": "query", "name": "ticket", "description": "A one-use ticket. For the WebSocket only." },
-        "token": { "type": "apiKey", "in": "query", "name": "token", "description": "An access token. For the WebSocket only; a ticket is safer." },
+        "bearer": { "type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "An access token, as a login gives it." },
+        "login": {
+            "type": "oauth2",
+            "description": "Name and password: gets an access token and sends it. No client id or secret is needed.",
+            "flows": { "password": { "tokenUrl": "api/auth/token/", "scopes": {} } },
+        },
     })
 }
 
 /// Writes each path as it is published, and adds to each operation what all of its kind answer.
-fn complete(paths: Value, components: &Value) -> Value {
+fn complete(paths: Value) -> Value {
     let Value::Object(paths) = paths else {
         return paths;
     };
     let completed = paths.into_iter().map(|(path, mut item)| {
         if let Value::Object(operations) = &mut item {
             for (method, operation) in operations.iter_mut() {
-                complete_operation(&path, method, operation, components);
+                complete_operation(&path, method, operation);
             }
         }
         (published_path(&path), item)
@@ -130,7 +152,7 @@ fn published_path(path: &str) -> String {
     }
 }
 
-fn complete_operation(path: &str, method: &str, operation: &mut Value, components: &Value) {
+fn complete_operation(path: &str, method: &str, operation: &mut Value) {
     let is_api = path.starts_with("/api/");
     let needs_token = operation["security"]
         .as_array()
@@ -149,13 +171,18 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value, component
         ));
     }
     if is_api {
-        add_request_id(operation);
         extra.push(("406", "The client takes no JSON.", error_schema()));
         extra.push((
             "503",
             "Overloaded, or something it stands on is away.",
             error_schema(),
         ));
+    }
+    if needs_token {
+        // Whoever takes a token takes one from the login form too.
+        if let Some(security) = operation["security"].as_array_mut() {
+            security.push(json!({ "login": [] }));
+        }
     }
     if needs_token || path == "/api/auth/login" || path == "/api/auth/refresh" {
         extra.push(("401", "No valid credentials.", error_schema()));
@@ -169,18 +196,12 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value, component
         extra.push(("408", "The body did not arrive in time.", error_schema()));
         extra.push(("413", "The body is larger than 1 MiB.", error_schema()));
         extra.push(("415", "The body is of no kind taken here.", error_schema()));
-        let content = operation["requestBody"]["content"].as_object_mut();
-        if let Some(content) = content {
-            let mut schema = content.get("application/json").cloned().unwrap_or_default();
-            // A body that may be left out comes described as an object or null; null itself is refused.
-            if let Some(present) = schema.pointer("/schema/oneOf/0").cloned() {
-                schema["schema"] = present;
-                content.insert("application/json".to_owned(), schema.clone());
-            }
-            let schema = written_out(&schema, components);
-            for form in ["application/x-www-form-urlencoded", "multipart/form-data"] {
-                content.insert(form.to_owned(), schema.clone());
-            }
+        // A body that may be left out comes described as an object or null; null itself is refused.
+        let json = operation.pointer_mut("/requestBody/content/application~1json");
+        if let Some(json) = json
+            && let Some(present) = json.pointer("/schema/oneOf/0").cloned()
+        {
+            json["schema"] = present;
         }
     } else if matches!(path, "/api/prompts" | "/api/prompts/similar") {
         extra.push(("400", "A parameter breaks its rules.", invalid_schema()));
@@ -197,7 +218,10 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value, component
     }
     if matches!(
         (path, method),
-        ("/api/auth/register" | "/api/auth/login" | "/ws/prompts", _) | ("/api/prompts", "post")
+        (
+            "/api/auth/register" | "/api/auth/login" | "/api/auth/token" | "/ws/prompts",
+            _
+        ) | ("/api/prompts", "post")
     ) {
         extra.push((
             "429",
@@ -205,6 +229,10 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value, component
             error_schema(),
         ));
     }
+    let name = operation["operationId"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
     let Some(responses) = operation["responses"].as_object_mut() else {
         return;
     };
@@ -226,6 +254,7 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value, component
             counts_rates && status != "401" && status != "406"
         };
         add_headers(status, is_api, is_known, response);
+        add_examples(&name, status, response);
     }
     // These come from the HTTP parser, before there is a request to speak of: no body, no headers of ours.
     for (status, description) in [
@@ -236,39 +265,6 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value, component
     }
 }
 
-/// Describes the one header that any request may carry.
-fn add_request_id(operation: &mut Value) {
-    let parameter = json!({
-        "name": "X-Request-Id",
-        "in": "header",
-        "required": false,
-        // Nothing is refused for it, so no pattern is given.
-        "schema": { "type": "string" },
-        "description": "An id for the answer and the log to carry. Up to 64 letters, digits, `.`, `_` and `-`; another is replaced by a random one.",
-    });
-    if operation.get("parameters").is_none() {
-        operation["parameters"] = json!([]);
-    }
-    if let Some(parameters) = operation["parameters"].as_array_mut() {
-        parameters.push(parameter);
-    }
-}
-
-/// A media type with its schema in place of a reference to it.
-///
-/// Generated clients choose the encoding of a body by its type. Were one type named for all three, some would send all three at once.
-fn written_out(media_type: &Value, components: &Value) -> Value {
-    let mut written_out = media_type.clone();
-    let schema = media_type["schema"]["$ref"]
-        .as_str()
-        .and_then(|reference| reference.strip_prefix("#/components"))
-        .and_then(|pointer| components.pointer(pointer));
-    if let Some(schema) = schema {
-        written_out["schema"] = schema.clone();
-    }
-    written_out
-}
-
 fn error_schema() -> Value {
     json!({ "$ref": "#/components/schemas/ErrorResponse" })
 }
@@ -277,43 +273,62 @@ fn invalid_schema() -> Value {
     json!({ "anyOf": [{ "$ref": "#/components/schemas/FieldErrorsResponse" }, { "$ref": "#/components/schemas/ErrorResponse" }] })
 }
 
+/// The headers that many answers carry, each described once.
+fn headers() -> Value {
+    let header = |kind: &str, description: &str| json!({ "description": description, "schema": { "type": kind } });
+    json!({
+        "Allow": header("string", "The methods that the path has."),
+        "RateLimit": header("string", "The rate with the least left, such as `\"minute\";r=9;t=54`."),
+        "RateLimit-Policy": header("string", "The rates of `POST /api/prompts`, such as `\"second\";q=1;w=1, \"minute\";q=10;w=60`."),
+        "Retry-After": header("integer", "Whole seconds to wait."),
+        "Vary": header("string", "`Accept`."),
+        "WWW-Authenticate": header("string", "`Bearer realm=\"api\"`."),
+        "X-Request-Id": header("string", "The request's id: the caller's `X-Request-Id` if it is usable, else a random one."),
+    })
+}
+
 /// `is_api`: whether the answer depends on `Accept`; `is_known`: whether it is one to a known user.
 fn add_headers(status: &str, is_api: bool, is_known: bool, response: &mut Value) {
-    let mut headers = Map::new();
-    let mut add = |name: &str, kind: &str, description: &str| {
-        headers.insert(
-            name.to_owned(),
-            json!({ "description": description, "schema": { "type": kind } }),
-        );
+    let of_status: &[&str] = match status {
+        "401" => &["WWW-Authenticate"],
+        "405" => &["Allow"],
+        "429" | "503" => &["Retry-After"],
+        _ => &[],
     };
-    add(
-        "X-Request-Id",
-        "string",
-        "The request's id: the caller's `X-Request-Id` if it is usable, else a random one.",
-    );
-    match status {
-        "401" => add("WWW-Authenticate", "string", "`Bearer realm=\"api\"`."),
-        "405" => add("Allow", "string", "The methods that the path has."),
-        "429" | "503" => add("Retry-After", "integer", "Whole seconds to wait."),
-        _ => {}
-    }
-    if is_api {
-        add("Vary", "string", "`Accept`.");
-    }
-    if is_known {
-        add(
-            "RateLimit-Policy",
-            "string",
-            "The rates of `POST /api/prompts`, such as `\"second\";q=1;w=1, \"minute\";q=10;w=60`.",
-        );
-        add(
-            "RateLimit",
-            "string",
-            "The rate with the least left, such as `\"minute\";r=9;t=54`.",
-        );
-    }
-    if let Some(known) = response.get("headers").and_then(Value::as_object) {
-        headers.extend(known.clone());
+    let of_known: &[&str] = if is_known {
+        &["RateLimit-Policy", "RateLimit"]
+    } else {
+        &[]
+    };
+    let of_api: &[&str] = if is_api { &["Vary"] } else { &[] };
+    let mut headers: Map<String, Value> = [&["X-Request-Id"], of_status, of_known, of_api]
+        .concat()
+        .into_iter()
+        .map(|name| {
+            let reference = format!("#/components/headers/{name}");
+            (name.to_owned(), json!({ "$ref": reference }))
+        })
+        .collect();
+    if let Some(own) = response.get("headers").and_then(Value::as_object) {
+        headers.extend(own.clone());
     }
     response["headers"] = Value::Object(headers);
+}
+
+/// Shows what an error answer looks like.
+fn add_examples(operation: &str, status: &str, response: &mut Value) {
+    let examples = examples(operation, status);
+    let Some(media_type) = response.pointer_mut("/content/application~1json") else {
+        return;
+    };
+    match examples.as_slice() {
+        [] => {}
+        [(_, only)] => media_type["example"] = only.clone(),
+        several => {
+            let named = several
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), json!({ "value": value })));
+            media_type["examples"] = Value::Object(named.collect());
+        }
+    }
 }

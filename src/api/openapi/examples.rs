@@ -1,0 +1,187 @@
+//! Examples of error answers, by operation and status. Most are made by the error map itself, so
+//! that they cannot say anything else; a test compares all of them with what the service returns.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::api::error::ApiError;
+use crate::domain::{FailureCode, PromptId};
+use crate::error::{Error, FailedPrompt, FieldErrors, KeyProblem, TokenProblem, Unauthenticated};
+
+/// Bodies of one error answer, each with what it is an example of.
+pub type Examples = Vec<(&'static str, Value)>;
+
+/// The examples of an operation's answer with that status; none where the status is no error.
+pub fn examples(operation: &str, status: &str) -> Examples {
+    match status {
+        "400" => invalid(operation),
+        "401" => unauthenticated(operation),
+        "403" if operation == "connect" => one(Error::Forbidden(
+            "The Origin of this page may not open sockets with a session cookie.",
+        )),
+        "403" if operation == "register" => one(Error::Forbidden("Registration is closed.")),
+        "404" => one(Error::NotFound),
+        "405" => detail("Method not allowed."),
+        "406" => detail("Could not satisfy the request Accept header."),
+        "408" => detail("The request body did not arrive in time."),
+        "409" => one(Error::IdempotencyKey(KeyProblem::InFlight)),
+        "410" => vec![
+            (
+                "deleted later",
+                body(Error::IdempotencyKey(KeyProblem::Deleted)),
+            ),
+            ("deleted meanwhile", body(Error::Deleted)),
+        ],
+        "413" => detail("The request body is larger than 1 MiB."),
+        "415" => detail("Unsupported media type in request."),
+        "422" => one(Error::IdempotencyKey(KeyProblem::OtherRequest)),
+        "426" => detail("This address speaks WebSocket."),
+        "429" if operation == "connect" => detail("This user has too many open sockets."),
+        "429" => one(Error::RateLimited(Duration::from_secs(7))),
+        "500" => one(Error::internal("a defect")),
+        "502" => one(failed(FailureCode::UpstreamFailed)),
+        "503" => unavailable(operation),
+        "504" => one(failed(FailureCode::UpstreamTimeout)),
+        _ => Vec::new(),
+    }
+}
+
+fn invalid(operation: &str) -> Examples {
+    let fields = |errors: &[(&'static str, &str)]| {
+        let errors: FieldErrors = errors
+            .iter()
+            .map(|(name, message)| (*name, vec![(*message).to_owned()]))
+            .collect();
+        body(Error::InvalidFields(errors))
+    };
+    let oauth = |code, detail| ApiError::oauth(code, detail).into_body();
+    const REQUIRED: &str = "This field is required.";
+    let of_fields = match operation {
+        "register" => fields(&[("username", "A user with that username already exists.")]),
+        "login" => fields(&[("username", REQUIRED), ("password", REQUIRED)]),
+        "refresh" => fields(&[("refresh", REQUIRED)]),
+        "logout" => fields(&[("refresh", "Not a valid string.")]),
+        "create_prompt" => fields(&[("prompt", "This field may not be blank.")]),
+        "list_prompts" => {
+            return vec![
+                ("a wrong cursor", fields(&[("cursor", "Invalid cursor.")])),
+                (
+                    "a wrong limit",
+                    fields(&[("limit", "A valid integer is required.")]),
+                ),
+            ];
+        }
+        "find_similar" => {
+            return vec![
+                ("no query", json!({ "detail": "Missing ?q=" })),
+                (
+                    "a wrong k",
+                    fields(&[("k", "Ensure this value is less than or equal to 100.")]),
+                ),
+            ];
+        }
+        "show_prompt" => return detail("The Last-Event-ID is none of this service's."),
+        "get_token" => {
+            return vec![
+                (
+                    "wrong name or password",
+                    oauth(
+                        "invalid_grant",
+                        "No active account found with the given credentials",
+                    ),
+                ),
+                (
+                    "another grant",
+                    oauth("unsupported_grant_type", "The only grant_type is password."),
+                ),
+            ];
+        }
+        _ => return Vec::new(),
+    };
+    let mut examples = vec![
+        ("a field", of_fields),
+        (
+            "no JSON",
+            json!({ "detail": "JSON parse error - line 1 column 2" }),
+        ),
+        (
+            "no object",
+            json!({ "non_field_errors": ["Invalid data. Expected a dictionary, but got list."] }),
+        ),
+    ];
+    if operation == "create_prompt" {
+        let message = "An Idempotency-Key has 1 to 255 visible ASCII characters.";
+        examples.push(("a wrong key", json!({ "detail": message })));
+    }
+    examples
+}
+
+fn unauthenticated(operation: &str) -> Examples {
+    let why = |why: Unauthenticated| body(why.into());
+    match operation {
+        "login" => one(Unauthenticated::WrongCredentials.into()),
+        "refresh" => vec![
+            (
+                "expired",
+                why(Unauthenticated::RefreshToken(TokenProblem::Expired)),
+            ),
+            (
+                "logged out",
+                why(Unauthenticated::RefreshToken(TokenProblem::Revoked)),
+            ),
+        ],
+        _ => {
+            let mut examples = vec![
+                ("no token", why(Unauthenticated::NotProvided)),
+                (
+                    "expired",
+                    why(Unauthenticated::AccessToken(TokenProblem::Expired)),
+                ),
+                ("account disabled", why(Unauthenticated::UserInactive)),
+            ];
+            if operation == "connect" {
+                examples.push(("a used ticket", why(Unauthenticated::SpentCredential)));
+            }
+            examples
+        }
+    }
+}
+
+fn unavailable(operation: &str) -> Examples {
+    if operation == "readyz" {
+        let parts = json!({ "model": "ok", "store": "down", "vectors": "ok" });
+        let body = json!({ "status": "degraded", "parts": parts, "model": "all-MiniLM-L6-v2" });
+        return vec![("", body)];
+    }
+    let mut examples = vec![
+        ("overloaded", body(Error::overloaded())),
+        ("unavailable", body(Error::unavailable("the store"))),
+    ];
+    if operation == "create_prompt" {
+        let refused = failed(FailureCode::UpstreamUnavailable);
+        examples.push(("upstream unavailable", body(refused)));
+    }
+    examples
+}
+
+fn failed(code: FailureCode) -> Error {
+    Error::Failed(FailedPrompt {
+        id: PromptId(1),
+        code,
+        detail: code.detail(),
+        retry_after: None,
+    })
+}
+
+fn detail(text: &str) -> Examples {
+    vec![("", json!({ "detail": text }))]
+}
+
+fn one(error: Error) -> Examples {
+    vec![("", body(error))]
+}
+
+fn body(error: Error) -> Value {
+    ApiError::from(error).into_body()
+}

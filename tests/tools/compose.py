@@ -1,0 +1,36 @@
+"""What Docker Compose makes of docker-compose.yml, as far as the tests need it to run the same
+without containers. Needs PyYAML."""
+
+import re
+
+import yaml
+from running_service import ROOT
+
+FILE = "docker-compose.yml"
+
+
+def services(name=FILE):
+    return yaml.safe_load((ROOT / name).read_text())["services"]
+
+
+def filled_in(text, variables):
+    """A value of the file with its variables: `${NAME:-default}`; `$$` is a dollar sign for the
+    container."""
+    def value(found):
+        if found[0] == "$$":
+            return "$"
+        name, default = re.fullmatch(r"\$\{(\w+)(?::-(.*))?\}", found[0]).groups()
+        return variables.get(name) or default or ""
+
+    return re.sub(r"\$\$|\$\{[^}]*\}", value, text)
+
+
+def environment(service, dotenv):
+    """The variables that a container of the service gets, when `.env` holds `dotenv`; what the
+    service itself names wins."""
+    given = dict(dotenv) if {"path": ".env", "required": False} in service.get("env_file", []) else {}
+    return given | {name: filled_in(str(value), dotenv) for name, value in service.get("environment", {}).items()}
+
+
+def command(service):
+    return [filled_in(word, {}) for word in service["command"]]
