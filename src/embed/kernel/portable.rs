@@ -127,7 +127,8 @@ impl Simd for Portable {
 
     #[inline(always)]
     fn exp2_whole(self, a: Self::F) -> Self::F {
-        a.map(|v| f32::from_bits(((v as i32 + 127) as u32) << 23))
+        // Wrapping, as in the other kernels: scores that are no numbers give any result.
+        a.map(|v| f32::from_bits(((v as i32).wrapping_add(127) as u32) << 23))
     }
 
     #[inline(always)]

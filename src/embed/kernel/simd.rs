@@ -69,7 +69,7 @@ pub trait Simd: Copy {
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
     /// Nearest whole number, ties to even; exact for magnitudes below 2^22.
     fn round(self, a: Self::F) -> Self::F;
-    /// Two to the power of whole numbers in `-126..=127`.
+    /// Two to the power of whole numbers in `-126..=127`; any number for others.
     fn exp2_whole(self, a: Self::F) -> Self::F;
     /// The 16-point Walsh-Hadamard transform of the lanes in natural order, not normalised: stages of distance 8, 4, 2, 1.
     fn hadamard(self, a: Self::F) -> Self::F;
