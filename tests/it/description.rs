@@ -7,7 +7,7 @@ use hyper::Method;
 use prompt_service::api::Documents;
 use serde_json::{Value, json};
 
-use crate::support::{Response, spawn_app};
+use crate::support::{PASSWORD, Response, spawn_app};
 
 fn document() -> Value {
     serde_json::from_slice(&Documents::make().json).unwrap()
@@ -141,6 +141,15 @@ async fn the_errors_that_the_service_returns_are_the_examples_that_are_shown() {
         ),
         ("post", login, 400, anyone.post(login)),
         ("post", login, 401, anyone.post(login).json(&wrong)),
+        (
+            "post",
+            login,
+            403,
+            anyone
+                .post(login)
+                .header("origin", "https://evil.example")
+                .json(&json!({ "username": "alice", "password": PASSWORD, "session": true })),
+        ),
         ("post", token, 400, anyone.post(token).json(&wrong)),
         (
             "post",
@@ -229,6 +238,12 @@ async fn the_errors_that_the_service_returns_are_the_examples_that_are_shown() {
     ];
     let refused = app.socket("/ws/prompts/", &headers).await.err().unwrap();
     seen("get", "/ws/prompts/", 403, refused).await;
+    let refresh = "/api/auth/refresh/";
+    let mut request = anyone.post(refresh);
+    for (name, value) in headers {
+        request = request.header(name, value);
+    }
+    seen("post", refresh, 403, request.send().await).await;
     let refused = app.socket("/ws/prompts/?ticket=none", &[]).await;
     seen("get", "/ws/prompts/", 401, refused.err().unwrap()).await;
 }

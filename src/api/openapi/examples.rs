@@ -17,8 +17,11 @@ pub fn examples(operation: &str, status: &str) -> Examples {
     match status {
         "400" => invalid(operation),
         "401" => unauthenticated(operation),
-        "403" if operation == "connect" => one(Error::Forbidden(
-            "The Origin of this page may not open sockets with a session cookie.",
+        "403" if operation == "login" => one(Error::Forbidden(
+            "A page of this Origin may not ask for a session.",
+        )),
+        "403" if matches!(operation, "connect" | "refresh") => one(Error::Forbidden(
+            "A page of this Origin may not use the session cookie.",
         )),
         "403" if operation == "register" => one(Error::Forbidden("Registration is closed.")),
         "404" => one(Error::NotFound),
@@ -33,7 +36,8 @@ pub fn examples(operation: &str, status: &str) -> Examples {
             ),
             ("deleted meanwhile", body(Error::Deleted)),
         ],
-        "413" => detail("The request body is larger than 1 MiB."),
+        "413" if operation == "create_prompt" => detail("The request body is larger than 1 MiB."),
+        "413" => detail("The request body is larger than 16 KiB."),
         "415" => detail("Unsupported media type in request."),
         "422" => one(Error::IdempotencyKey(KeyProblem::OtherRequest)),
         "426" => detail("This address speaks WebSocket."),

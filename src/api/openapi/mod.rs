@@ -194,7 +194,11 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value) {
             invalid_schema(),
         ));
         extra.push(("408", "The body did not arrive in time.", error_schema()));
-        extra.push(("413", "The body is larger than 1 MiB.", error_schema()));
+        let too_large = match path {
+            "/api/prompts" => "The body is larger than 1 MiB.",
+            _ => "The body is larger than 16 KiB.",
+        };
+        extra.push(("413", too_large, error_schema()));
         extra.push(("415", "The body is of no kind taken here.", error_schema()));
         // A body that may be left out comes described as an object or null; null itself is refused.
         let json = operation.pointer_mut("/requestBody/content/application~1json");

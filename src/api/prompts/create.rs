@@ -122,7 +122,7 @@ pub async fn create_prompt(
             without?;
             let body = Body::from_request(Request::from_parts(parts.clone(), body), &state).await?;
             let (new, memory) = read(&state, caller.user_id(), &parts.headers, None, body)?;
-            return respond(&state, state.prompts.create(new, memory).await?);
+            return respond(&state, caller, state.prompts.create(new, memory).await?);
         }
     };
     // What is known already uses up no throttle, so with a key the body comes first.
@@ -131,19 +131,19 @@ pub async fn create_prompt(
     if let Ok((new, _)) = &new
         && let Some(created) = state.prompts.replay(new).await?
     {
-        return respond(&state, created);
+        return respond(&state, caller, created);
     }
     if let Err(refused) = Admitted::from_request_parts(&mut parts, &state).await {
         // Of posts with one key that come together one is admitted; the others are told of it rather than of the throttle.
         if let Ok((new, _)) = &new
             && let Some(created) = state.prompts.replay(new).await?
         {
-            return respond(&state, created);
+            return respond(&state, caller, created);
         }
         return Err(refused);
     }
     let (new, memory) = new?;
-    respond(&state, state.prompts.create(new, memory).await?)
+    respond(&state, caller, state.prompts.create(new, memory).await?)
 }
 
 fn read(
@@ -192,7 +192,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
         })
 }
 
-fn respond(state: &AppState, created: Created) -> Result<Response, ApiError> {
+fn respond(state: &AppState, caller: Caller, created: Created) -> Result<Response, ApiError> {
     let (mut response, is_replayed) = match created {
         Created::Answered {
             prompt,
@@ -216,7 +216,7 @@ fn respond(state: &AppState, created: Created) -> Result<Response, ApiError> {
         Created::Streaming {
             reader,
             is_replayed,
-        } => (stream::respond(state, reader), is_replayed),
+        } => (stream::respond(state, caller, reader), is_replayed),
     };
     if is_replayed {
         response

@@ -255,7 +255,7 @@ async fn show_prompt(
     };
     let (_turn, mut memory) = read.await?;
     if wants_stream(&headers) {
-        return stream::resume(&state, user_id, id, &headers, memory).await;
+        return stream::resume(&state, caller, id, &headers, memory).await;
     }
     let prompt = state.prompts.get(user_id, id, &mut memory).await?;
     memory.try_grow(json_bytes(&prompt)).map_err(Error::from)?;

@@ -1,6 +1,8 @@
 //! Answers as server-sent events.
 
 use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -14,31 +16,27 @@ use super::CreatedPromptResponse;
 use super::events::Failed;
 use crate::api::accept::EVENT_STREAM;
 use crate::api::error::ApiError;
-use crate::api::state::AppState;
-use crate::domain::{PromptId, UserId};
+use crate::api::state::{AppState, Lifecycle};
+use crate::domain::PromptId;
 use crate::error::FailedPrompt;
 use crate::memory_budget::Reservation;
+use crate::services::accounts::{Accounts, Caller, CredentialEnd};
 use crate::services::prompts::live::{Event, Place, Reader};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// The id of a stream's last event.
 const DONE: &str = "done";
 
-/// A stream of what `reader` reads.
-pub fn respond(state: &AppState, reader: Reader) -> Response {
-    let heartbeat = state.server.stream_heartbeat;
-    let closing = state.lifecycle.closing.clone();
-    let frames =
-        futures_util::stream::unfold((reader, closing), move |(mut reader, closing)| async move {
-            let is_of_another = reader.is_of_another();
-            let frame = tokio::select! {
-                biased;
-                frame = frame(&mut reader, heartbeat) => frame?,
-                // What another process answers can be read there, or here after the restart: the end here is not held up for it.
-                () = closing.cancelled(), if is_of_another => return None,
-            };
-            Some((Ok::<_, Infallible>(frame), (reader, closing)))
-        });
+/// A stream of what `reader` reads. It ends early, without an event, once the token of `caller` is
+/// no longer valid.
+pub fn respond(state: &AppState, caller: Caller, reader: Reader) -> Response {
+    let source = Source {
+        reader,
+        heartbeat: state.server.stream_heartbeat,
+        lifecycle: state.lifecycle.clone(),
+        credential_end: Box::pin(credential_end(Arc::clone(&state.accounts), caller)),
+    };
+    let frames = futures_util::stream::unfold(source, Source::next);
     let headers = [
         (CONTENT_TYPE, EVENT_STREAM),
         // A proxy that gathers answers would gather this one to its end.
@@ -47,10 +45,51 @@ pub fn respond(state: &AppState, reader: Reader) -> Response {
     (headers, Body::from_stream(frames)).into_response()
 }
 
+/// Where the bytes of a stream come from.
+struct Source {
+    reader: Reader,
+    heartbeat: Duration,
+    lifecycle: Lifecycle,
+    credential_end: Pin<Box<dyn Future<Output = CredentialEnd> + Send>>,
+}
+
+impl Source {
+    /// The next bytes, and where those after them come from; `None` at the end.
+    async fn next(mut self) -> Option<(Result<Bytes, Infallible>, Self)> {
+        let is_of_another = self.reader.is_of_another();
+        let frame = tokio::select! {
+            // First, or an answer that never pauses would keep the token's end from being noticed.
+            biased;
+            end = &mut self.credential_end => {
+                if end == CredentialEnd::Expired && !is_of_another {
+                    self.wait_for_return();
+                }
+                return None;
+            }
+            frame = frame(&mut self.reader, self.heartbeat) => frame?,
+            // What another process answers can be read there, or here after the restart: the end
+            // here does not wait for it.
+            () = self.lifecycle.closing.cancelled(), if is_of_another => return None,
+        };
+        Some((Ok(frame), self))
+    }
+
+    /// Keeps the answer's reader without its client, who may come back with a new token: an answer
+    /// that nobody reads may be cancelled.
+    fn wait_for_return(mut self) {
+        let tasks = self.lifecycle.tasks.clone();
+        tasks.spawn(async move { while self.reader.next().await.is_some() {} });
+    }
+}
+
+async fn credential_end(accounts: Arc<Accounts>, caller: Caller) -> CredentialEnd {
+    accounts.credential_end(&caller).await
+}
+
 /// A stream of a prompt's answer from the place after the event that the client read last.
 pub async fn resume(
     state: &AppState,
-    user_id: UserId,
+    caller: Caller,
     id: PromptId,
     headers: &HeaderMap,
     memory: Reservation,
@@ -61,12 +100,13 @@ pub async fn resume(
         .filter(|last| !last.is_empty() && !is_done)
         .map(parse_place)
         .transpose()?;
+    let user_id = caller.user_id();
     let reader = state.prompts.read(user_id, id, from, memory).await?;
     if is_done {
         // What tells a browser's EventSource not to come again.
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    Ok(respond(state, reader))
+    Ok(respond(state, caller, reader))
 }
 
 fn parse_place(id: &[u8]) -> Result<Place, ApiError> {

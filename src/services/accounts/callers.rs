@@ -11,6 +11,19 @@ use crate::error::{Error, TokenProblem, Unauthenticated};
 use crate::realtime::Listener;
 use crate::store::Session;
 
+/// How often the account of a long answer's caller is looked at. With the second for which accounts
+/// are remembered it stays well below the 5 seconds within which a change must be noticed.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// Why a credential is no longer valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CredentialEnd {
+    /// Its time is over. Whoever has it may get another.
+    Expired,
+    /// The account is gone, disabled, or has a new password since.
+    Revoked,
+}
+
 /// A pass for one WebSocket.
 pub struct NewTicket {
     /// Shown once, in place of a token.
@@ -170,6 +183,27 @@ impl Accounts {
             expires_at: grant.expires_at,
             session: None,
         })
+    }
+
+    /// Waits until the access token of `caller` is no longer valid. A store that cannot be asked
+    /// ends no token. Cancel safe.
+    pub async fn credential_end(&self, caller: &Caller) -> CredentialEnd {
+        loop {
+            let left = caller.expires_at.since(Timestamp::now());
+            if left.is_zero() {
+                return CredentialEnd::Expired;
+            }
+            tokio::time::sleep(left.min(LOOK_EVERY)).await;
+            let holder = self.holder(
+                caller.user_id(),
+                caller.issued_at,
+                Timestamp::now(),
+                Unauthenticated::AccessToken,
+            );
+            if let Err(Error::Unauthenticated(_)) = holder.await {
+                return CredentialEnd::Revoked;
+            }
+        }
     }
 
     /// The account that a credential dated `issued_at` was given to, as of a moment ago.

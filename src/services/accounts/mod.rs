@@ -20,7 +20,7 @@ use crate::error::{Error, TokenProblem, Unauthenticated};
 use crate::store::AccountStore;
 use crate::telemetry::Metrics;
 
-pub use self::callers::{Caller, NewTicket};
+pub use self::callers::{Caller, CredentialEnd, NewTicket};
 pub use self::log_in::{LogIn, LoggedIn};
 pub use self::registration::Registration;
 

@@ -1,12 +1,16 @@
 //! Streams while the upstream is still writing: who reads along, who leaves, and what a hang-up does.
 
+use std::time::Duration;
+
 use prompt_service::config::OnClientDisconnect;
+use prompt_service::credentials::TokenType;
+use prompt_service::domain::{Timestamp, UserId};
 use serde_json::{Value, json};
 
 use super::{
     held_answer, held_stream, hello, outcome, post, posting, read_until, service, shown, socket,
 };
-use crate::support::{Gate, Reply, Stream, Upstream, User, names, text_of};
+use crate::support::{App, Gate, PASSWORD, Reply, Stream, Upstream, User, names, text_of};
 
 async fn read(user: &User, id: i64, last: Option<&str>) -> Stream {
     let mut request = user
@@ -16,6 +20,20 @@ async fn read(user: &User, id: i64, last: Option<&str>) -> Stream {
         request = request.header("last-event-id", last);
     }
     request.open().await
+}
+
+/// The user with a token of a new login.
+async fn logged_in_again(app: &App, user: &User) -> User {
+    eventually!(app.try_login("alice", PASSWORD).await.status == 200);
+    let (access, refresh) = app.login("alice").await;
+    let user = User {
+        id: user.id,
+        client: app.client().with_bearer(&access),
+        access,
+        refresh,
+    };
+    eventually!(user.get("/api/auth/me/").send().await.status == 200);
+    user
 }
 
 /// Asserts that the answer to the first request was taken to its end: its connection serves another one.
@@ -181,6 +199,61 @@ async fn with_cancel_a_stream_ends_with_its_last_reader() {
     assert_eq!(failed["error"], "cancelled");
     eventually!(upstream.broken_off() == 1);
     assert!(user.similar("hello", 1).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_stream_ends_within_five_seconds_after_its_account_was_disabled() {
+    let upstream = Upstream::start().await;
+    let (app, user) = service(&upstream, |_| ()).await;
+    let gate = Gate::new();
+    upstream.plan(held_stream(&gate));
+    let mut stream = post(&user, &hello()).await;
+    let (id, last) = read_until(&mut stream, "one two ").await;
+    let mut along = read(&user, id, None).await;
+    read_until(&mut along, "one two ").await;
+    // As the operator's command does it, beside the running service.
+    let store = app.folder.store().await;
+    let user_id = UserId(user.id);
+    let change = store.set_active(user_id, false, Timestamp::now());
+    assert!(change.await.unwrap());
+    let (stream, along) = tokio::join!(stream.rest(), along.rest());
+    // The upstream is still writing, and no event says that the answer ended.
+    assert_eq!((stream, along), (Vec::new(), Vec::new()));
+    gate.open();
+    let change = store.set_active(user_id, true, Timestamp::now());
+    assert!(change.await.unwrap());
+    let user = logged_in_again(&app, &user).await;
+    let rest = read(&user, id, Some(&last)).await.rest().await;
+    assert_eq!(text_of(&rest), "three");
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_its_token_and_goes_on_with_a_new_one() {
+    let upstream = Upstream::start().await;
+    let (app, user) = service(&upstream, |config| {
+        config.calls.on_client_disconnect = OnClientDisconnect::Cancel;
+    })
+    .await;
+    let gate = Gate::new();
+    upstream.plan(held_stream(&gate));
+    let lifetime = Duration::from_secs(4);
+    let access = app.token(TokenType::Access, user.id, Timestamp::now(), lifetime);
+    let soon_expired = User {
+        client: app.client().with_bearer(&access),
+        access,
+        refresh: user.refresh.clone(),
+        id: user.id,
+    };
+    let mut stream = post(&soon_expired, &hello()).await;
+    let (id, last) = read_until(&mut stream, "one two ").await;
+    assert_eq!(stream.rest().await, []);
+    assert_eq!(read(&soon_expired, id, Some(&last)).await.status, 401);
+    // Nobody reads it just now, and still it is not cancelled.
+    let mut rest = read(&user, id, Some(&last)).await;
+    gate.open();
+    let rest = rest.rest().await;
+    assert_eq!(text_of(&rest), "three");
+    assert_eq!(names(&rest), ["delta", "completed"]);
 }
 
 #[tokio::test]
