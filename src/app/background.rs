@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::{App, check_upstream};
 use crate::api::Lifecycle;
 use crate::domain::Timestamp;
-use crate::services::health::STORE_CHECK_EVERY;
+use crate::services::health::{STORE_CHECK_EVERY, StoreHealth};
 use crate::services::purge::Purge;
 use crate::services::sockets;
 
@@ -45,12 +45,12 @@ impl App {
         let mut ticks = Ticks::new(STORE_CHECK_EVERY, stopping);
         let stop = stopping.clone();
         tasks.spawn(async move {
-            let mut is_up = true;
+            let mut store = StoreHealth::Ok;
             while ticks.next().await {
                 // A store that stands still must not hold up the stop.
                 tokio::select! {
                     () = stop.cancelled() => break,
-                    answered = health.watch_store(is_up) => is_up = answered,
+                    now = health.watch_store(store) => store = now,
                 }
             }
         });

@@ -39,7 +39,7 @@ use crate::memory_budget::MemoryBudget;
 use crate::realtime::Hub;
 use crate::redis;
 use crate::services::accounts::{self, Accounts};
-use crate::services::health::Health;
+use crate::services::health::{Health, StoreHealth};
 use crate::services::prompts::{self, Prompts};
 use crate::services::reembedding::{Progress, Reembedding};
 use crate::services::search::Searches;
@@ -190,7 +190,7 @@ impl App {
         });
 
         // It was opened and read just now.
-        health.set_store(true);
+        health.set_store(StoreHealth::Ok);
 
         let listener = listen("BIND_ADDR", socket)?;
         let metrics_listener = metrics_socket

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use crate::embed::Embedder;
 use crate::search::Similarity;
-use crate::store::PromptStore;
+use crate::store::{Access, PromptStore};
 use crate::telemetry::Metrics;
 
 /// How often the store is asked for the gauge.
@@ -32,11 +32,33 @@ pub struct Health {
     pub metrics: Arc<Metrics>,
 }
 
+/// How the store was when it was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreHealth {
+    /// It reads and writes.
+    Ok,
+    /// It reads, and cannot store a prompt: its disk is full, say.
+    ReadOnly,
+    /// It does not respond.
+    Down,
+}
+
+impl StoreHealth {
+    /// The word for it in readiness.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::ReadOnly => "read_only",
+            Self::Down => "down",
+        }
+    }
+}
+
 /// How the parts stood when they were asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Readiness {
-    /// Whether the store answered.
-    pub store: bool,
+    /// How the store was.
+    pub store: StoreHealth,
     /// Whether Redis answers; `None` if none is configured. Without it a replica goes on by itself, so it is as ready as before:
     /// otherwise the loss of Redis would take all replicas at once from behind their balancer.
     pub redis: Option<bool>,
@@ -50,21 +72,24 @@ impl Readiness {
     /// One word for the whole.
     pub fn status(&self) -> &'static str {
         match (self.store, self.vectors) {
-            (true, true) => "ready",
-            (true, false) => "starting",
-            (false, _) => "degraded",
+            (StoreHealth::Ok, true) => "ready",
+            (StoreHealth::Ok, false) => "starting",
+            (StoreHealth::ReadOnly | StoreHealth::Down, _) => "degraded",
         }
     }
 
     /// One word for each part.
     pub fn parts(&self) -> BTreeMap<&'static str, &'static str> {
-        let store = if self.store { "ok" } else { "down" };
         let vectors = if self.vectors { "ok" } else { "loading" };
         let redis = self.redis.map(|up| if up { "ok" } else { "down" });
-        [("store", store), ("model", "ok"), ("vectors", vectors)]
-            .into_iter()
-            .chain(redis.map(|redis| ("redis", redis)))
-            .collect()
+        [
+            ("store", self.store.as_str()),
+            ("model", "ok"),
+            ("vectors", vectors),
+        ]
+        .into_iter()
+        .chain(redis.map(|redis| ("redis", redis)))
+        .collect()
     }
 }
 
@@ -72,37 +97,53 @@ impl Health {
     /// Asks the parts.
     pub async fn readiness(&self) -> Readiness {
         Readiness {
-            store: self.store_answers().await,
+            store: self.ask_store().await,
             redis: self.redis_up.as_ref().map(|up| *up.borrow()),
             vectors: self.similarity.status().ready,
             model: self.model_name.clone(),
         }
     }
 
-    /// Asks the store, and brings its gauge up to date: to be called again every [`STORE_CHECK_EVERY`] with the answer of the call before.
-    /// A store that was up is asked twice before it counts as down, since one slow answer is no outage. A change is logged once.
-    pub async fn watch_store(&self, was_up: bool) -> bool {
-        let is_up = self.store_answers().await || (was_up && self.store_answers().await);
-        match (was_up, is_up) {
-            (true, false) => tracing::warn!("the store does not answer"),
-            (false, true) => tracing::info!("the store answers again"),
-            (true, true) | (false, false) => {}
+    /// Asks the store, and brings its gauge up to date: to be called again every [`STORE_CHECK_EVERY`] with the result of
+    /// the call before. A store that was well is asked twice, since one slow answer is no outage. A change is logged once.
+    pub async fn watch_store(&self, before: StoreHealth) -> StoreHealth {
+        let mut now = self.ask_store().await;
+        if before == StoreHealth::Ok && now != StoreHealth::Ok {
+            now = self.ask_store().await;
         }
-        self.set_store(is_up);
-        is_up
+        match (before, now) {
+            (StoreHealth::Ok | StoreHealth::ReadOnly, StoreHealth::Down) => {
+                tracing::warn!("the store does not answer");
+            }
+            (StoreHealth::Ok | StoreHealth::Down, StoreHealth::ReadOnly) => {
+                tracing::warn!("the store cannot be written");
+            }
+            (StoreHealth::Down, StoreHealth::Ok) => tracing::info!("the store answers again"),
+            (StoreHealth::ReadOnly, StoreHealth::Ok) => {
+                tracing::info!("the store can be written again");
+            }
+            (StoreHealth::Ok, StoreHealth::Ok)
+            | (StoreHealth::ReadOnly, StoreHealth::ReadOnly)
+            | (StoreHealth::Down, StoreHealth::Down) => {}
+        }
+        self.set_store(now);
+        now
     }
 
     /// Sets the store's gauge.
-    pub fn set_store(&self, is_up: bool) {
+    pub fn set_store(&self, health: StoreHealth) {
         self.metrics
             .backend_up
             .with_label_values(&["store"])
-            .set(f64::from(u8::from(is_up)));
+            .set(f64::from(u8::from(health == StoreHealth::Ok)));
     }
 
-    async fn store_answers(&self) -> bool {
-        let answer = tokio::time::timeout(PATIENCE, self.store.ping()).await;
-        matches!(answer, Ok(Ok(())))
+    async fn ask_store(&self) -> StoreHealth {
+        match tokio::time::timeout(PATIENCE, self.store.ping()).await {
+            Ok(Ok(Access::ReadWrite)) => StoreHealth::Ok,
+            Ok(Ok(Access::ReadOnly)) => StoreHealth::ReadOnly,
+            Ok(Err(_)) | Err(_) => StoreHealth::Down,
+        }
     }
 
     /// Brings the gauges up to date, before they are read.
@@ -137,23 +178,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_store_that_is_away_weighs_more_than_vectors_that_load() {
+    fn a_store_that_is_not_well_weighs_more_than_vectors_that_load() {
         let readiness = |store, vectors| Readiness {
             store,
             redis: None,
             vectors,
             model: String::new(),
         };
-        assert_eq!(readiness(true, true).status(), "ready");
-        assert_eq!(readiness(true, false).status(), "starting");
-        assert_eq!(readiness(false, false).status(), "degraded");
-        assert_eq!(readiness(false, true).parts()["store"], "down");
+        assert_eq!(readiness(StoreHealth::Ok, true).status(), "ready");
+        assert_eq!(readiness(StoreHealth::Ok, false).status(), "starting");
+        for (store, word) in [
+            (StoreHealth::Down, "down"),
+            (StoreHealth::ReadOnly, "read_only"),
+        ] {
+            assert_eq!(readiness(store, false).status(), "degraded");
+            assert_eq!(readiness(store, true).status(), "degraded");
+            assert_eq!(readiness(store, true).parts()["store"], word);
+        }
     }
 
     #[test]
     fn a_replica_without_its_redis_says_so_and_stays_ready() {
         let readiness = |redis| Readiness {
-            store: true,
+            store: StoreHealth::Ok,
             redis,
             vectors: true,
             model: String::new(),

@@ -229,6 +229,15 @@ pub struct PromptsRead {
     pub rest: Vec<(PromptId, usize)>,
 }
 
+/// What a store that returns rows can do besides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// It takes writes.
+    ReadWrite,
+    /// A prompt could not be stored now: the disk is full or read-only, or the database is a standby.
+    ReadOnly,
+}
+
 /// The store's counters at one moment. Totals count from its opening.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stats {
@@ -314,8 +323,9 @@ pub trait PromptStore: Send + Sync {
     /// the claim, or when its holder loses the store. Two that work at the same time waste work and break nothing.
     async fn claim_reembedding(&self) -> Result<Option<Claim>, Error>;
 
-    /// Asks the store for a sign of life: a read that touches it.
-    async fn ping(&self) -> Result<(), Error>;
+    /// Asks the store for a sign of life, by a read that touches it, and for what it can do. It tries to write only if a
+    /// write has failed, and until one succeeds: `ReadOnly` ends by itself, without a client's write.
+    async fn ping(&self) -> Result<Access, Error>;
 
     /// The counters as they are now. Costs nothing.
     fn stats(&self) -> Stats;

@@ -128,7 +128,7 @@ metrics! {
     websockets_closed: IntCounterVec = |help| counters("websockets_closed_total", help, &["code"]);
     /// Events put into the queues of WebSockets.
     websocket_events: IntCounter = |help| counter("websocket_events_total", help);
-    /// Whether a backend answered when last asked (1) or not (0).
+    /// Whether a backend works (1), or does not answer or cannot be written (0).
     backend_up: GaugeVec = |help| gauges("backend_up", help, &["backend"]);
     /// Time of a command to Redis, by what it is for.
     redis_command_duration: HistogramVec = |help| histograms("redis_command_duration_seconds", help, DURATION_BOUNDS, &["command"]);

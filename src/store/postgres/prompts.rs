@@ -12,8 +12,8 @@ use crate::domain::{
     CallDetails, Embedding, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, UserId,
 };
 use crate::store::{
-    Claim, Coverage, DeletedPrompt, Error, NewPrompt, PromptPage, PromptStore, PromptsRead, Stats,
-    Unembedded, VectorCursor, VectorPage,
+    Access, Claim, Coverage, DeletedPrompt, Error, NewPrompt, PromptPage, PromptStore, PromptsRead,
+    Stats, Unembedded, VectorCursor, VectorPage,
 };
 
 /// The columns that [`prompt_from_row`] reads, first and in this order.
@@ -308,12 +308,20 @@ impl PromptStore for PostgresStore {
         self.claim().await
     }
 
-    async fn ping(&self) -> Result<(), Error> {
+    async fn ping(&self) -> Result<Access, Error> {
         let mut connection = self.pool.connection(PATIENCE).await?;
-        connection
-            .query("SELECT 1 FROM embedding_model LIMIT 1", &[])
+        // A standby is read-only, and so is what its operator has set to be.
+        let row = connection
+            .query_opt(
+                "SELECT current_setting('transaction_read_only')::boolean,
+                        EXISTS (SELECT FROM embedding_model)",
+                &[],
+            )
             .await?;
-        Ok(())
+        Ok(match row {
+            Some(row) if row.get(0) => Access::ReadOnly,
+            Some(_) | None => Access::ReadWrite,
+        })
     }
 
     fn stats(&self) -> Stats {

@@ -127,7 +127,7 @@ impl AccountStore for SqliteStore {
 
     async fn set_active(&self, id: UserId, active: bool, now: Timestamp) -> Result<bool, Error> {
         self.writer
-            .write(move |connection| {
+            .write_vital(move |connection| {
                 let found = connection
                     .prepare_cached(
                         "UPDATE user SET is_active = ?2,
@@ -151,7 +151,7 @@ impl AccountStore for SqliteStore {
     ) -> Result<bool, Error> {
         let password_hash = password_hash.to_owned();
         self.writer
-            .write(move |connection| {
+            .write_vital(move |connection| {
                 let found = connection
                     .prepare_cached(
                         "UPDATE user SET password_hash = ?2, tokens_valid_from = max(tokens_valid_from, ?3)
@@ -238,13 +238,13 @@ impl AccountStore for SqliteStore {
     async fn log_out(&self, hashes: &[[u8; 32]], token: Option<RevokedToken>) -> Result<(), Error> {
         let hashes = hashes.to_vec();
         self.writer
-            .write(move |connection| {
+            .write_vital(move |connection| {
                 let mut end =
                     connection.prepare_cached("DELETE FROM session WHERE token_hash = ?1")?;
-                for token_hash in hashes {
+                for token_hash in &hashes {
                     end.execute([token_hash])?;
                 }
-                if let Some(token) = token {
+                if let Some(token) = &token {
                     connection
                         .prepare_cached(
                             "INSERT INTO revoked_token (jti, expires_at) VALUES (?1, ?2)
@@ -295,7 +295,7 @@ impl AccountStore for SqliteStore {
 
     async fn purge_expired(&self, horizon: Timestamp) -> Result<u64, Error> {
         self.writer
-            .write(move |connection| {
+            .write_vital(move |connection| {
                 let sessions = connection
                     .prepare_cached("DELETE FROM session WHERE expires_at <= ?1")?
                     .execute([horizon.0])?;

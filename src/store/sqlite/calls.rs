@@ -372,7 +372,7 @@ impl CallStore for SqliteStore {
 
     async fn purge_keys(&self, horizon: Timestamp) -> Result<u64, Error> {
         self.writer
-            .write(move |connection| {
+            .write_vital(move |connection| {
                 let last = horizon.minus(KEY_LIFETIME).0;
                 let gone = connection
                     .prepare_cached("DELETE FROM idempotency_key WHERE claimed_at <= ?1")?

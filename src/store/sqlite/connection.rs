@@ -46,6 +46,9 @@ impl Database {
         connection.pragma_update(None, "foreign_keys", true)?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
+        // What a savepoint may have to take back would otherwise go to a file in the folder of temporary files, which may be
+        // full or read-only.
+        connection.pragma_update(None, "temp_store", "MEMORY")?;
         // The writer checkpoints by itself, after its callers have their answers.
         connection.pragma_update(None, "wal_autocheckpoint", 0)?;
         connection.pragma_update(None, "journal_size_limit", WAL_KEEP_BYTES)?;

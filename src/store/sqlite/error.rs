@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use rusqlite::ErrorCode;
+use rusqlite::{ErrorCode, ffi};
 
 use crate::store::Error;
 
@@ -13,6 +13,16 @@ pub(super) enum Failure {
     Sqlite(rusqlite::Error),
     /// An answer of the store's contract, or a defect found by our own checks.
     Store(Error),
+}
+
+impl Failure {
+    /// SQLite's error, if it says that the file cannot be written.
+    pub fn cannot_write(&self) -> Option<ffi::Error> {
+        match self {
+            Self::Sqlite(error) if cannot_write(error) => error.sqlite_error().copied(),
+            Self::Sqlite(_) | Self::Store(_) => None,
+        }
+    }
 }
 
 impl From<rusqlite::Error> for Failure {
@@ -89,20 +99,31 @@ impl From<Defect> for Failure {
     }
 }
 
-/// Whether the same call may work later: the file is locked or out of reach, or there is no room.
+/// Whether the same call may work later: the file is locked or cannot be written, or memory is short.
 fn is_passing(error: &rusqlite::Error) -> bool {
+    cannot_write(error)
+        || matches!(
+            error.sqlite_error_code(),
+            Some(
+                ErrorCode::DatabaseBusy
+                    | ErrorCode::DatabaseLocked
+                    | ErrorCode::OutOfMemory
+                    | ErrorCode::FileLockingProtocolFailed
+            )
+        )
+}
+
+/// Whether the file cannot be written: the disk is full, fails or is read-only. A quota that is used up, and a limit on the
+/// size of files, are among the disk's failures.
+pub(super) fn cannot_write(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),
         Some(
-            ErrorCode::DatabaseBusy
-                | ErrorCode::DatabaseLocked
-                | ErrorCode::DiskFull
+            ErrorCode::DiskFull
                 | ErrorCode::SystemIoFailure
                 | ErrorCode::CannotOpen
                 | ErrorCode::ReadOnly
-                | ErrorCode::OutOfMemory
                 | ErrorCode::PermissionDenied
-                | ErrorCode::FileLockingProtocolFailed
         )
     )
 }

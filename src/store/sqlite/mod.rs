@@ -2,7 +2,8 @@
 //!
 //! One thread writes and lets the writes of many tasks share a commit (`writer`), a few threads read (`reader`), so that
 //! readers and the writer never wait for each other and nothing of it runs on the async threads. Other processes may use
-//! the same file at the same time.
+//! the same file at the same time. Some room on the disk is held back (`reserve`) for the writes that must succeed when the
+//! disk is full (`worker`).
 
 mod accounts;
 mod backup;
@@ -16,6 +17,8 @@ mod migrate;
 mod open;
 mod prompts;
 mod reader;
+mod reserve;
+mod worker;
 mod writer;
 
 use std::fmt;
@@ -27,6 +30,8 @@ use std::time::Duration;
 
 use self::connection::Database;
 use self::reader::Readers;
+use self::reserve::Reserve;
+use self::worker::Worker;
 use self::writer::Writer;
 use super::Stats;
 
@@ -95,14 +100,22 @@ impl SqliteStore {
             busy_timeout: options.busy_timeout,
             max_pages: options.max_pages,
         };
-        let connection = open::open_writer(&database)?;
+        let reserve = Reserve::of(&database.path);
+        let connection = match open::open_writer(&database) {
+            // Opening makes the log's files, which a stop has removed.
+            Err(OpenError::NoRoom(_)) => {
+                reserve.release();
+                open::open_writer(&database)?
+            }
+            opened => opened?,
+        };
         let connections = (0..options.readers.max(1))
             .map(|_| database.reader())
             .collect::<rusqlite::Result<_>>()?;
         let failed = |error| OpenError::Failed(Box::new(error));
         let (readers, reading) = Readers::start(&database, connections).map_err(failed)?;
-        let (writer, writing) =
-            Writer::start(database, connection, options.observer).map_err(failed)?;
+        let worker = Worker::new(database, connection, reserve, options.observer);
+        let (writer, writing) = Writer::start(worker).map_err(failed)?;
         Ok(Self {
             writer,
             readers,
@@ -125,14 +138,14 @@ impl SqliteStore {
 
     /// The counters as they are now.
     pub fn stats(&self) -> Stats {
-        let totals = self.writer.totals();
+        let progress = self.writer.progress();
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Stats {
             queued_writes: self.writer.queued(),
             queued_reads: self.readers.queued(),
-            committed_batches: load(&totals.committed_batches),
-            committed_operations: load(&totals.committed_operations),
-            failed_batches: load(&totals.failed_batches),
+            committed_batches: load(&progress.committed_batches),
+            committed_operations: load(&progress.committed_operations),
+            failed_batches: load(&progress.failed_batches),
         }
     }
 }

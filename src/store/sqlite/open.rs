@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::{Connection, ErrorCode, ffi};
 
 use super::connection::Database;
 use super::migrate::migrate;
@@ -46,17 +46,26 @@ pub enum OpenError {
     /// A migration found rows that refer to rows that are gone.
     #[error("the database file holds rows that refer to missing rows: restore it from a backup")]
     BrokenReferences,
+    /// The disk has no room for the file, or for the log beside it.
+    #[error("the disk of the database file is full: make room on it")]
+    NoRoom(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// Another process held the file locked for longer than `OpenOptions::busy_timeout`.
     #[error("the database file is locked by another process: end that process, or wait for it")]
     Locked(#[source] rusqlite::Error),
-    /// Anything else: no room, an I/O error, no more threads.
+    /// Anything else: an I/O error, no more threads.
     #[error("the database file could not be opened: see the cause")]
     Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl From<rusqlite::Error> for OpenError {
     fn from(error: rusqlite::Error) -> Self {
+        // SQLite shares an index of its log in a file, and says so if that cannot grow.
+        let extended = error.sqlite_error().map(|error| error.extended_code);
+        if extended == Some(ffi::SQLITE_IOERR_SHMSIZE) {
+            return Self::NoRoom(Box::new(error));
+        }
         match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => Self::NoRoom(Box::new(error)),
             Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => Self::NotADatabase(error),
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Locked(error),
             Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => {
@@ -78,6 +87,9 @@ impl From<io::Error> for OpenError {
             io::ErrorKind::PermissionDenied
             | io::ErrorKind::ReadOnlyFilesystem
             | io::ErrorKind::IsADirectory => Self::NotWritable(Box::new(error)),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::NoRoom(Box::new(error))
+            }
             _ => Self::Failed(Box::new(error)),
         }
     }

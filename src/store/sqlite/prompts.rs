@@ -12,7 +12,7 @@ use crate::domain::{
     CallDetails, Embedding, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, UserId,
 };
 use crate::store::{
-    Claim, Coverage, DeletedPrompt, Error, NewPrompt, PromptPage, PromptStore, PromptsRead,
+    Access, Claim, Coverage, DeletedPrompt, Error, NewPrompt, PromptPage, PromptStore, PromptsRead,
     Unembedded, VectorCursor, VectorPage,
 };
 
@@ -336,7 +336,7 @@ impl PromptStore for SqliteStore {
         id: PromptId,
     ) -> Result<Option<DeletedPrompt>, Error> {
         self.writer
-            .write(move |connection| {
+            .write_vital(move |connection| {
                 let model: Option<String> = connection
                     .prepare_cached(
                         "SELECT m.name FROM prompt_embedding e JOIN embedding_model m ON m.id = e.model_id
@@ -455,7 +455,7 @@ impl PromptStore for SqliteStore {
         Ok(Some(Claim::new(())))
     }
 
-    async fn ping(&self) -> Result<(), Error> {
+    async fn ping(&self) -> Result<Access, Error> {
         self.readers
             .read(|connection| {
                 connection
@@ -463,7 +463,13 @@ impl PromptStore for SqliteStore {
                     .query_row([], |_| Ok(()))?;
                 Ok(())
             })
-            .await
+            .await?;
+        let can_write = self.writer.can_write().await?;
+        Ok(if can_write {
+            Access::ReadWrite
+        } else {
+            Access::ReadOnly
+        })
     }
 
     fn stats(&self) -> crate::store::Stats {

@@ -228,15 +228,18 @@ async fn insert_until_full(folder: &Path) {
     let owner = user(&store, "alice").await.id;
     let text = "x".repeat(50_000);
     let mut stored = 0;
-    let refused = loop {
+    // After a refusal the log is emptied, which may make room for some more.
+    let mut refused_in_a_row = 0;
+    while refused_in_a_row < 3 {
         match store.insert_prompt(embedded(owner, &text, 1)).await {
-            Ok(_) => stored += 1,
-            Err(error) => break error,
+            Ok(_) => {
+                stored += 1;
+                refused_in_a_row = 0;
+            }
+            Err(Error::Unavailable(_)) => refused_in_a_row += 1,
+            Err(error) => panic!("{error:?}"),
         }
-    };
-    assert!(matches!(refused, Error::Unavailable(_)), "{refused:?}");
-    let again = store.insert_prompt(embedded(owner, &text, 1)).await;
-    assert!(matches!(again, Err(Error::Unavailable(_))), "{again:?}");
+    }
     let listed = store
         .list_prompts(owner, None, usize::MAX, usize::MAX)
         .await

@@ -1,0 +1,349 @@
+//! The thread that writes: transactions of many operations while there is room, and what goes on when the disk is full.
+//!
+//! The thread is *short of room* while the reserve is not whole. The database file does not grow then, because growth
+//! would take the room that the log needs: writes go on as far as the pages suffice that deletions have freed, each in a
+//! transaction of its own, so that one without room fails alone. A vital operation may let the file grow, and gets the
+//! reserve's room if it fails without it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, ErrorCode, ffi};
+use tokio::sync::{mpsc, oneshot};
+
+use super::checkpoint::{Checkpointer, pages};
+use super::connection::{Database, PAGE_SIZE};
+use super::error::{NotCommitted, cannot_write};
+use super::reserve::Reserve;
+use super::writer::{
+    Batch, BatchObserver, Command, MAX_BATCH, Operation, Progress, Ran, operation,
+};
+
+/// Bytes of the text that a probe stores twice, in a table and in its index: together as much as nearly every prompt.
+const PROBE_BYTES: usize = 32 << 10;
+
+/// How long a probe's result holds. Anybody may ask for readiness, and each probe waits for the disk twice.
+const PROBE_HOLDS: Duration = Duration::from_secs(1);
+
+/// What the writer's thread owns.
+pub(super) struct Worker {
+    database: Database,
+    /// `None` after a failure that may have left the connection in doubt; the next transaction opens another.
+    connection: Option<Connection>,
+    checkpointer: Checkpointer,
+    reserve: Reserve,
+    is_short: bool,
+    /// When the last probe was made, and what it found.
+    probed: Option<(Instant, bool)>,
+    observer: Option<BatchObserver>,
+    progress: Arc<Progress>,
+}
+
+impl Worker {
+    /// Takes over an open connection, and makes the reserve as far as there is room for it.
+    pub fn new(
+        database: Database,
+        connection: Connection,
+        reserve: Reserve,
+        observer: Option<BatchObserver>,
+    ) -> Self {
+        let mut worker = Self {
+            checkpointer: Checkpointer::new(&database, reserve.lag()),
+            database,
+            connection: Some(connection),
+            reserve,
+            is_short: false,
+            probed: None,
+            observer,
+            progress: Arc::default(),
+        };
+        worker.settle();
+        if worker.is_short {
+            // The log of an earlier life may hold pages that the database file has no room for.
+            worker.draw_on_reserve(Vec::new());
+        }
+        worker
+    }
+
+    /// What the thread lets others see.
+    pub fn progress(&self) -> Arc<Progress> {
+        Arc::clone(&self.progress)
+    }
+
+    /// The reserve, to be asked for its room.
+    pub fn reserve(&self) -> Reserve {
+        self.reserve.clone()
+    }
+
+    /// Writes what is queued until the queue is closed.
+    pub fn work_off(mut self, mut queue: mpsc::Receiver<Command>) {
+        let mut commands = Vec::with_capacity(MAX_BATCH);
+        let mut batch = Vec::with_capacity(MAX_BATCH);
+        let mut probes = Vec::new();
+        while queue.blocking_recv_many(&mut commands, MAX_BATCH) > 0 {
+            for command in commands.drain(..) {
+                match command {
+                    Command::Run(operation) => batch.push(operation),
+                    Command::Probe(reply) => probes.push(reply),
+                    Command::Close => queue.close(),
+                }
+            }
+            while !batch.is_empty() {
+                self.write(&mut batch);
+            }
+            self.answer_probes(&mut probes);
+        }
+        if let Some(mut connection) = self.connection {
+            self.checkpointer.finish(&mut connection);
+        }
+    }
+
+    /// Writes the first operations of the batch, in one transaction, and answers them.
+    fn write(&mut self, batch: &mut Vec<Box<dyn Operation>>) {
+        let most = if self.is_short { 1 } else { batch.len() };
+        let (ran, outcome) = self.commit(&mut batch[..most]);
+        let is_full = outcome.as_ref().is_err_and(cannot_write);
+        let outcome = outcome.map_err(NotCommitted::new);
+        let mut vital = Vec::new();
+        for operation in batch.drain(..ran) {
+            if is_full && operation.is_vital() {
+                vital.push(operation);
+            } else {
+                operation.answer(outcome.clone());
+            }
+        }
+        // While room is short already, only a vital operation is worth the reserve.
+        if is_full && !(self.is_short && vital.is_empty()) {
+            self.draw_on_reserve(vital);
+        } else {
+            self.copy_log();
+        }
+    }
+
+    /// Carries out vital operations that failed for want of room. The reserve's room is given to them, and then taken back
+    /// before anything else is written. The log is emptied before and after: what it holds has its place in the database
+    /// file, and an empty log leaves its room to the reserve.
+    fn draw_on_reserve(&mut self, vital: Vec<Box<dyn Operation>>) {
+        self.reserve.release();
+        self.empty_log();
+        for mut operation in vital {
+            let (_, outcome) = self.commit(std::slice::from_mut(&mut operation));
+            operation.answer(outcome.map_err(NotCommitted::new));
+        }
+        self.empty_log();
+        self.settle();
+    }
+
+    /// Makes the reserve as large as there is room for, which tells whether room is short.
+    fn settle(&mut self) {
+        let was_short = std::mem::replace(&mut self.is_short, !self.reserve.fill());
+        if self.is_short {
+            self.progress.is_in_doubt.store(true, Ordering::Relaxed);
+        }
+        match (was_short, self.is_short) {
+            (false, true) => tracing::warn!(
+                "the disk of the database is full: the database does not grow until there is room again; deleting works"
+            ),
+            (true, false) => {
+                // A new connection is not bound to the size of the file.
+                self.connection = None;
+                tracing::info!("the disk of the database has room again");
+            }
+            (true, true) | (false, false) => {}
+        }
+    }
+
+    /// Copies the log into the database file where it is time for that.
+    fn copy_log(&mut self) {
+        let Some(connection) = &mut self.connection else {
+            return;
+        };
+        let copied = self.checkpointer.after_commit(connection, self.is_short);
+        // Before a write fails: the log must not hold more than the reserve has room for.
+        if copied.is_err_and(|error| cannot_write(&error)) && !self.is_short {
+            self.draw_on_reserve(Vec::new());
+        }
+    }
+
+    /// Copies the whole log and cuts it, unless the database file would need more room than there is: it would take what
+    /// there is, and the log would stay.
+    fn empty_log(&mut self) {
+        let Ok(mut connection) = self.take_connection() else {
+            return;
+        };
+        let is_possible = self
+            .checkpointer
+            .lag(&connection)
+            .is_ok_and(|bytes| self.reserve.has_room(bytes));
+        if is_possible {
+            self.checkpointer.finish(&mut connection);
+        }
+        self.connection = Some(connection);
+    }
+
+    fn answer_probes(&mut self, probes: &mut Vec<oneshot::Sender<bool>>) {
+        if probes.is_empty() {
+            return;
+        }
+        let can_write = match self.probed {
+            Some((at, found)) if at.elapsed() < PROBE_HOLDS => found,
+            Some(_) | None => {
+                let found = self.probe();
+                self.probed = Some((Instant::now(), found));
+                found
+            }
+        };
+        for probe in probes.drain(..) {
+            // Whoever asked may have left.
+            let _ = probe.send(can_write);
+        }
+    }
+
+    /// Looks for room, and stores a text and deletes it again. While room is short its pages must come from those that are
+    /// free in the database file.
+    fn probe(&mut self) -> bool {
+        self.settle();
+        // A row that a crash leaves here has expired, and is purged with others.
+        let insert = "INSERT OR REPLACE INTO revoked_token (jti, expires_at) VALUES (?1, 0)";
+        let delete = "DELETE FROM revoked_token WHERE jti = ?1";
+        let can_write = self.is_written(false, insert) && self.is_written(true, delete);
+        if can_write && !self.is_short {
+            self.progress.is_in_doubt.store(false, Ordering::Relaxed);
+        }
+        self.copy_log();
+        can_write
+    }
+
+    fn is_written(&mut self, is_vital: bool, sql: &'static str) -> bool {
+        let (mut probe, _) = operation(is_vital, move |connection: &Connection| {
+            let text = "x".repeat(PROBE_BYTES);
+            Ok(connection.prepare_cached(sql)?.execute([text])?)
+        });
+        self.commit(std::slice::from_mut(&mut probe)).1.is_ok()
+    }
+
+    /// Writes operations in one transaction: as many of the first as it has room for. Returns how many were in it. After
+    /// an error that is all of them, and none has happened.
+    fn commit(&mut self, batch: &mut [Box<dyn Operation>]) -> (usize, rusqlite::Result<()>) {
+        let began = Instant::now();
+        let (operations, outcome) = match self.take_connection() {
+            Ok(connection) => self.commit_on(connection, batch),
+            Err(error) => (batch.len(), Err(error)),
+        };
+        let progress = &self.progress;
+        if outcome.is_ok() {
+            let number = u64::try_from(operations).unwrap_or(u64::MAX);
+            progress.committed_batches.fetch_add(1, Ordering::Relaxed);
+            progress
+                .committed_operations
+                .fetch_add(number, Ordering::Relaxed);
+        } else {
+            progress.failed_batches.fetch_add(1, Ordering::Relaxed);
+        }
+        if outcome.as_ref().is_err_and(cannot_write) {
+            progress.is_in_doubt.store(true, Ordering::Relaxed);
+        }
+        if let Some(observer) = &self.observer {
+            observer(&Batch {
+                operations,
+                duration: began.elapsed(),
+                committed: outcome.is_ok(),
+            });
+        }
+        (operations, outcome)
+    }
+
+    fn commit_on(
+        &mut self,
+        connection: Connection,
+        batch: &mut [Box<dyn Operation>],
+    ) -> (usize, rusqlite::Result<()>) {
+        let bounds = Bounds {
+            max_pages: self.is_short.then(|| match &batch {
+                [operation] if operation.is_vital() => self.database.max_pages.unwrap_or(u32::MAX),
+                _ => PRESENT_SIZE,
+            }),
+            growth: self.reserve.lag() / u64::from(PAGE_SIZE),
+        };
+        let (ran, outcome) = transact(&connection, batch, bounds);
+        let keep = match &outcome {
+            Ok(()) => true,
+            // Another process held the lock for longer than we wait. Nothing was begun.
+            Err(error) => {
+                error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
+                    && connection.is_autocommit()
+            }
+        };
+        // Otherwise the connection is dropped, which rolls back. A new one begins with what the file says, whatever the
+        // failure left in this one's caches.
+        if keep {
+            self.connection = Some(connection);
+        }
+        (ran, outcome)
+    }
+
+    fn take_connection(&mut self) -> rusqlite::Result<Connection> {
+        match self.connection.take() {
+            Some(connection) => Ok(connection),
+            None => self.database.writer(),
+        }
+    }
+}
+
+/// As a bound on the pages of the database file: not more than it has. SQLite takes no bound below that.
+const PRESENT_SIZE: u32 = 1;
+
+/// How far a transaction may extend the database file.
+struct Bounds {
+    /// The most pages that the file may have; `None` leaves the connection's bound.
+    max_pages: Option<u32>,
+    /// Pages of growth from which further operations are left to the next transaction.
+    growth: u64,
+}
+
+/// Runs operations in a transaction, as many of the first as its bounds allow. Returns how many have their outcome now.
+fn transact(
+    connection: &Connection,
+    batch: &mut [Box<dyn Operation>],
+    bounds: Bounds,
+) -> (usize, rusqlite::Result<()>) {
+    let mut ran = 0;
+    let outcome = (|| {
+        // IMMEDIATE takes the write lock first: the only place that waits for other processes.
+        run(connection, "BEGIN IMMEDIATE")?;
+        if let Some(pages) = bounds.max_pages {
+            connection.pragma_update(None, "max_page_count", pages)?;
+        }
+        let before = pages(connection)?;
+        for operation in &mut *batch {
+            if ran > 0 && pages(connection)?.saturating_sub(before) > bounds.growth {
+                break;
+            }
+            ran += 1;
+            run(connection, "SAVEPOINT operation")?;
+            match operation.run(connection) {
+                Ran::Done => {}
+                Ran::Undone if connection.is_autocommit() => {
+                    // Some failures (no memory) end the whole transaction, the earlier operations included.
+                    return Err(failure(ffi::Error::new(ffi::SQLITE_ABORT_ROLLBACK)));
+                }
+                Ran::Undone => run(connection, "ROLLBACK TO operation")?,
+                Ran::CannotWrite(error) => return Err(failure(error)),
+            }
+            run(connection, "RELEASE operation")?;
+        }
+        run(connection, "COMMIT")
+    })();
+    // A failure is that of all, those that were not run included.
+    let operations = if outcome.is_ok() { ran } else { batch.len() };
+    (operations, outcome)
+}
+
+fn run(connection: &Connection, sql: &str) -> rusqlite::Result<()> {
+    connection.prepare_cached(sql)?.execute([]).map(drop)
+}
+
+fn failure(error: ffi::Error) -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(error, None)
+}
