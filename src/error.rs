@@ -44,6 +44,9 @@ pub enum Error {
     /// The request's idempotency key stands in its way.
     #[error("idempotency key: {0:?}")]
     IdempotencyKey(KeyProblem),
+    /// The user keeps as many prompts as the operator allows; deleting some helps.
+    #[error("the user keeps as many prompts as allowed")]
+    QuotaExceeded,
     /// The prompt was deleted while it was being answered.
     #[error("deleted meanwhile")]
     Deleted,

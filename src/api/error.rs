@@ -117,6 +117,11 @@ impl From<Error> for ApiError {
             .later(wait),
             Error::Failed(failed) => failed_prompt(failed),
             Error::IdempotencyKey(problem) => key_problem(problem),
+            Error::QuotaExceeded => Self::coded(
+                StatusCode::FORBIDDEN,
+                "You keep as many prompts as this service allows. Delete some to post again.",
+                "quota_exceeded",
+            ),
             Error::Deleted => Self::coded(
                 StatusCode::GONE,
                 "The prompt was deleted while it was being answered.",

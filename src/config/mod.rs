@@ -206,6 +206,8 @@ pub struct AccountsConfig {
 pub struct CallsConfig {
     /// Calls a UTC day over all users; `None` is no limit.
     pub daily_limit: Option<u64>,
+    /// Prompts that one user may keep; `None` is no limit.
+    pub max_prompts_per_user: Option<u32>,
     /// What becomes of a call whose caller hangs up.
     pub on_client_disconnect: OnClientDisconnect,
     /// How long a call counts as running without a word from its process.
@@ -282,6 +284,7 @@ impl Config {
             prompt_throttle: checks::rates("PROMPT_THROTTLE", &settings.prompt_throttle)?,
             calls: CallsConfig {
                 daily_limit: settings.upstream_daily_limit,
+                max_prompts_per_user: settings.max_prompts_per_user,
                 on_client_disconnect: settings.on_client_disconnect,
                 lease: checks::call_lease(settings.call_lease)?,
             },

@@ -185,6 +185,11 @@ pub struct Settings {
     #[arg(long, env, default_value = "1/s,10/min", value_name = "RATES", help_heading = PROMPTS, global = true)]
     pub prompt_throttle: String,
 
+    /// Prompts that one user may keep, failed ones included: a post beyond that is refused until some
+    /// are deleted [default: no limit]
+    #[arg(long, env, value_parser = clap::value_parser!(u32).range(1..=100_000), value_name = "N", help_heading = PROMPTS, global = true)]
+    pub max_prompts_per_user: Option<u32>,
+
     /// Whose prompts a search finds: the caller's own, or everybody's
     #[arg(long, env, default_value = "own", value_name = "own|shared", hide_possible_values = true, help_heading = SEARCH, global = true)]
     pub similar_scope: SimilarScope,

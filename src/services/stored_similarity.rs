@@ -34,9 +34,9 @@ impl Similarity for StoredSimilarity {
         let found = self.store.nearest(&self.model, owner, query, k).await;
         let rows = found.map_err(|error| match error {
             store::Error::Unavailable(source) => Error::Source(source),
-            error @ (store::Error::UsernameTaken | store::Error::Internal(_)) => {
-                Error::Failed(Box::new(error))
-            }
+            error @ (store::Error::UsernameTaken
+            | store::Error::QuotaExceeded
+            | store::Error::Internal(_)) => Error::Failed(Box::new(error)),
         })?;
         let hit = |(id, score)| Hit { id, score };
         Ok(rows.into_iter().map(hit).collect())

@@ -53,6 +53,8 @@ pub struct NewCall {
     pub holder: Holder,
     /// How long it may stay without renewal.
     pub lease: Duration,
+    /// The most prompts of any status that the user may keep, this one included; `None` is no limit.
+    pub max_prompts: Option<u32>,
 }
 
 /// What became of a call to be begun.
@@ -127,6 +129,9 @@ pub trait CallStore: Send + Sync {
     /// yet or not) the row is taken over: `Running` again, of this holder, its error gone, its id, time and text kept; the
     /// former holder can finish it no more. Any other known key is answered as `Known`. Of many that race for one key
     /// exactly one is `Started`. `Internal` if there is no such account.
+    ///
+    /// `QuotaExceeded` if a row would be added and the user keeps `max_prompts` or more, however many calls race. A row
+    /// taken over and a known key need no room.
     async fn begin_call(&self, call: NewCall) -> Result<Begun, Error>;
 
     /// What is known of a user's key; `None` if it is free, as it is again [`KEY_LIFETIME`] after it

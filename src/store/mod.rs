@@ -31,6 +31,9 @@ pub enum Error {
     /// The username belongs to another account.
     #[error("the username is taken")]
     UsernameTaken,
+    /// The user keeps as many prompts as allowed.
+    #[error("the user keeps as many prompts as allowed")]
+    QuotaExceeded,
     /// The store cannot be used just now (locked, full, gone); the same call may work later.
     #[error("the store is unavailable")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -170,6 +173,8 @@ pub struct NewPrompt {
     pub completion_tokens: Option<u32>,
     /// The text's vector and the model that made it; not stored unless the prompt is completed.
     pub embedding: Option<(ModelId, Embedding)>,
+    /// The most prompts of any status that the user may keep, this one included; `None` is no limit.
+    pub max_prompts: Option<u32>,
 }
 
 /// What a deletion removed.
@@ -257,8 +262,12 @@ pub struct Stats {
 #[async_trait]
 pub trait PromptStore: Send + Sync {
     /// Stores a prompt, with its vector if given, in one transaction. Ids rise in the order of storing. `Internal` if there
-    /// is no such account, or the vector's length is not that of the model's others; nothing is stored then.
+    /// is no such account, or the vector's length is not that of the model's others; `QuotaExceeded` if the user keeps
+    /// `max_prompts` or more, however many posts race. Nothing is stored then.
     async fn insert_prompt(&self, prompt: NewPrompt) -> Result<Prompt, Error>;
+
+    /// Whether the user keeps fewer than `max_prompts` prompts of any status. Reads no more of them than that.
+    async fn has_room(&self, user_id: UserId, max_prompts: u32) -> Result<bool, Error>;
 
     /// The user's prompt of that id; `None` if there is none or it is another user's.
     async fn prompt(&self, user_id: UserId, id: PromptId) -> Result<Option<Prompt>, Error>;

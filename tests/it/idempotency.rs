@@ -37,6 +37,7 @@ fn elsewhere(user: &User, key: &str, prompt: &str, lease: Duration) -> NewCall {
             call: 1,
         },
         lease,
+        max_prompts: None,
     }
 }
 

@@ -1,10 +1,12 @@
 //! Prompts: posting, listing, reading, deleting, and what a caller that goes away leaves behind.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 
 use crate::support::{App, Gate, Reply, Response, Upstream, User, spawn_app, spawn_app_in};
 
@@ -474,4 +476,59 @@ async fn what_was_answered_with_201_outlives_a_service_that_dies() {
         );
     }
     assert_listed_and_found_alike(&user, listed.len()).await;
+}
+
+#[tokio::test]
+async fn a_user_who_keeps_as_many_prompts_as_allowed_deletes_some_to_post_again() {
+    let app = spawn_app(|config| config.calls.max_prompts_per_user = Some(2)).await;
+    let (user, other) = (app.user("alice").await, app.user("bob").await);
+    let keyed = || {
+        user.post("/api/prompts")
+            .header("Idempotency-Key", "k")
+            .json(&json!({ "prompt": "with a key" }))
+            .send()
+    };
+    let first = user.prompt("first").await;
+    let kept = keyed().await;
+    assert_eq!(kept.status, 201);
+
+    for body in [
+        json!({ "prompt": "more" }),
+        json!({ "prompt": "more", "stream": true }),
+    ] {
+        let refused = user.post("/api/prompts").json(&body).send().await;
+        assert_eq!(refused.status, 403);
+        assert_eq!(refused.json()["code"], "quota_exceeded");
+        assert_eq!(refused.header("retry-after"), None);
+        assert!(
+            refused.json()["detail"]
+                .as_str()
+                .unwrap()
+                .contains("Delete some")
+        );
+    }
+    let replayed = keyed().await;
+    assert_eq!((replayed.status, replayed.json()), (201, kept.json()));
+    other.prompt("anothers bound is another").await;
+    assert_eq!(user.all_prompts().await.len(), 2);
+
+    let gone = user.delete(&format!("/api/prompts/{first}")).send().await;
+    assert_eq!(gone.status, 204);
+    user.prompt("again").await;
+    assert_eq!(user.try_prompt("more").await.status, 403);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn racing_posts_keep_no_more_prompts_than_allowed() {
+    let app = spawn_app(|config| config.calls.max_prompts_per_user = Some(5)).await;
+    let user = Arc::new(app.user("alice").await);
+    let mut tasks = JoinSet::new();
+    for _ in 0..20 {
+        let user = Arc::clone(&user);
+        tasks.spawn(async move { user.try_prompt("at once").await.status });
+    }
+    let mut statuses = tasks.join_all().await;
+    statuses.sort_unstable();
+    assert_eq!(statuses, [[201; 5].as_slice(), &[403; 15]].concat());
+    assert_eq!(user.all_prompts().await.len(), 5);
 }

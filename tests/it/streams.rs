@@ -313,6 +313,7 @@ async fn begin_elsewhere(store: &dyn CallStore, user: &User, lease: Duration) ->
             key: None,
             holder: THROUGH_OTHERS,
             lease,
+            max_prompts: None,
         })
         .await
         .unwrap();

@@ -23,6 +23,7 @@ pub fn examples(operation: &str, status: &str) -> Examples {
         "403" if matches!(operation, "connect" | "refresh") => one(Error::Forbidden(
             "A page of this Origin may not use the session cookie.",
         )),
+        "403" if operation == "create_prompt" => one(Error::QuotaExceeded),
         "403" if operation == "register" => one(Error::Forbidden("Registration is closed.")),
         "404" => one(Error::NotFound),
         "405" => detail("Method not allowed."),

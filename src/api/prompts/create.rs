@@ -98,6 +98,7 @@ pub struct FailedPromptResponse {
             status = 200, description = "The stream of the answer, `text/event-stream`, if one was asked for.",
             headers(("Idempotent-Replayed" = bool, description = "`true` if the answer is that of an earlier request with the same key; absent otherwise.")),
         ),
+        (status = 403, description = "The user keeps as many prompts as `MAX_PROMPTS_PER_USER` allows, failed ones included. Deleting some helps, repeating does not. Nothing was asked or stored.", body = ErrorResponse),
         (
             status = 409, description = "The first request with this key is still being answered.", body = ErrorResponse,
             headers(("Retry-After" = u64, description = "Whole seconds to wait.")),

@@ -72,7 +72,11 @@ impl RunningCall {
                 return Err(error.into());
             }
             // The store works and does not take this answer: a defect, which must not leave the prompt running.
-            Err(error @ (store::Error::Internal(_) | store::Error::UsernameTaken)) => {
+            Err(
+                error @ (store::Error::Internal(_)
+                | store::Error::UsernameTaken
+                | store::Error::QuotaExceeded),
+            ) => {
                 return self.fail(new, Ended::Broken(error.into())).await;
             }
         };

@@ -154,9 +154,10 @@ impl Prompts {
     ///
     /// # Errors
     /// `Overloaded` at once if too many texts or calls wait; nothing was begun then. `Failed` if there is no answer: the prompt is
-    /// kept. `IdempotencyKey` if the request's key is another's. `Deleted` if the prompt was deleted meanwhile. Otherwise those of the
+    /// kept. `QuotaExceeded` if the user may not keep another; nothing was asked. `IdempotencyKey` if the request's key is another's. `Deleted` if the prompt was deleted meanwhile. Otherwise those of the
     /// store; where an answer waits for it, `Unavailable` comes after a while and the answer is stored later.
     pub async fn create(&self, new: CreatePrompt, memory: Reservation) -> Result<Created, Error> {
+        self.check_quota(&new).await?;
         let admission = Admission::take(&self.0.parts, new.user_id, memory)?;
         let (reply, answer) = oneshot::channel();
         let inner = Arc::clone(&self.0);
@@ -171,6 +172,31 @@ impl Prompts {
         });
         // A task that ends without a word has panicked.
         answer.await.map_err(Error::internal)?
+    }
+
+    /// Refuses a post for which the user has no room, before it is counted and costs anything. The
+    /// store checks again when it stores the prompt, which is exact when posts race.
+    async fn check_quota(&self, new: &CreatePrompt) -> Result<(), Error> {
+        let parts = &self.0.parts;
+        let Some(most) = parts.calls.max_prompts_per_user else {
+            return Ok(());
+        };
+        if parts.store.has_room(new.user_id, most).await? {
+            return Ok(());
+        }
+        // A call that is known by its key has its room already.
+        let is_known = match keys::claim(new) {
+            Some(key) => {
+                let known = parts.call_store.known_key(new.user_id, &key.key_hash);
+                known.await?.is_some()
+            }
+            None => false,
+        };
+        if is_known {
+            Ok(())
+        } else {
+            Err(Error::QuotaExceeded)
+        }
     }
 
     /// Reads the answer to one of the user's prompts, from the beginning or from a place reached before: as it is written if

@@ -96,6 +96,7 @@ async fn keep(inner: &Inner, new: CreatePrompt, answer: Answer) -> Result<Create
             embedding: embedding
                 .clone()
                 .map(|embedding| (parts.model.clone(), embedding)),
+            max_prompts: parts.calls.max_prompts_per_user,
         })
         .await;
     if let Err(store::Error::Unavailable(_)) = inserted {
@@ -133,6 +134,7 @@ async fn fail(inner: &Inner, new: CreatePrompt, ended: Ended) -> Result<Created,
             prompt_tokens: None,
             completion_tokens: None,
             embedding: None,
+            max_prompts: parts.calls.max_prompts_per_user,
         })
         .await?;
     super::count_outcome(parts, stored.status);

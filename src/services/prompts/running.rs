@@ -127,6 +127,7 @@ async fn begin(
             key,
             holder,
             lease: parts.calls.lease,
+            max_prompts: parts.calls.max_prompts_per_user,
         })
         .await?;
     match (begun, key) {

@@ -8,7 +8,7 @@ use tokio_postgres::Row;
 
 use super::error::Cause;
 use super::pool::{Connection, LONG_PATIENCE, PATIENCE};
-use super::prompts::{prompt_from_row, without_nul};
+use super::prompts::{check_quota, prompt_from_row, without_nul};
 use super::{PostgresStore, get, sql_limit};
 use crate::domain::{FailureCode, Prompt, PromptId, PromptStatus, Timestamp, UserId};
 use crate::store::{
@@ -217,7 +217,10 @@ async fn begin_with_key(
         found = known(connection, call.user_id, &key.key_hash).await?;
     }
     let prompt = match found {
-        None => insert_running(connection, call).await?,
+        None => {
+            check_quota(connection, call.user_id, call.max_prompts).await?;
+            insert_running(connection, call).await?
+        }
         Some(KnownKey {
             fingerprint,
             state: KeyState::Lapsed(id),
@@ -250,13 +253,19 @@ impl CallStore for PostgresStore {
     async fn begin_call(&self, mut call: NewCall) -> Result<Begun, Error> {
         call.model = without_nul(call.model);
         let mut connection = self.pool.connection(PATIENCE).await?;
-        let Some(key) = &call.key else {
+        if call.key.is_none() && call.max_prompts.is_none() {
             return Ok(Begun::Started(
                 insert_running(&mut connection, &call).await?,
             ));
-        };
+        }
         connection.begin().await?;
-        let begun = begin_with_key(&mut connection, &call, key).await?;
+        let begun = match &call.key {
+            Some(key) => begin_with_key(&mut connection, &call, key).await?,
+            None => {
+                check_quota(&mut connection, call.user_id, call.max_prompts).await?;
+                Begun::Started(insert_running(&mut connection, &call).await?)
+            }
+        };
         connection.commit().await?;
         Ok(begun)
     }

@@ -6,6 +6,7 @@ use pgvector::HalfVector;
 use tokio_postgres::Row;
 
 use super::error::Cause;
+use super::pool::Connection;
 use super::pool::PATIENCE;
 use super::{PostgresStore, get, sql_limit, vectors};
 use crate::domain::{
@@ -108,6 +109,44 @@ pub(super) fn without_nul(text: String) -> String {
     }
 }
 
+/// Whether the user keeps fewer prompts than that. Counts in the index by user, at most as far as needed.
+async fn has_room(
+    connection: &mut Connection,
+    user_id: UserId,
+    max_prompts: u32,
+) -> Result<bool, Error> {
+    let rows = connection
+        .query(
+            "SELECT count(*) < $2 FROM (SELECT FROM prompt WHERE user_id = $1 LIMIT $2) kept",
+            &[&user_id.0, &i64::from(max_prompts)],
+        )
+        .await?;
+    get(rows.first().ok_or(Cause::UnknownValue)?, 0)
+}
+
+/// Fails if the user may not keep another prompt. Inside a transaction, which is rolled back, by closing its connection,
+/// if this fails. Until it ends, others that check for the same user wait, so that they count its row.
+pub(super) async fn check_quota(
+    connection: &mut Connection,
+    user_id: UserId,
+    max_prompts: Option<u32>,
+) -> Result<(), Error> {
+    let Some(most) = max_prompts else {
+        return Ok(());
+    };
+    connection
+        .query(
+            "SELECT 1 FROM account WHERE id = $1 FOR NO KEY UPDATE",
+            &[&user_id.0],
+        )
+        .await?;
+    if has_room(connection, user_id, most).await? {
+        Ok(())
+    } else {
+        Err(Error::QuotaExceeded)
+    }
+}
+
 #[async_trait]
 impl PromptStore for PostgresStore {
     async fn insert_prompt(&self, mut new: NewPrompt) -> Result<Prompt, Error> {
@@ -157,7 +196,15 @@ impl PromptStore for PostgresStore {
             None => INSERT,
         };
         // Never tried again: if the connection broke during the commit the row may be there.
-        let rows = connection.write(sql, &arguments).await?;
+        let rows = if new.max_prompts.is_some() {
+            connection.begin().await?;
+            check_quota(&mut connection, new.user_id, new.max_prompts).await?;
+            let rows = connection.write(sql, &arguments).await?;
+            connection.commit().await?;
+            rows
+        } else {
+            connection.write(sql, &arguments).await?
+        };
         let row = rows.first().ok_or(Cause::UnknownValue)?;
         Ok(Prompt {
             id: PromptId(get(row, 0)?),
@@ -175,6 +222,11 @@ impl PromptStore for PostgresStore {
                 duration_ms: new.llm_duration_ms,
             },
         })
+    }
+
+    async fn has_room(&self, user_id: UserId, max_prompts: u32) -> Result<bool, Error> {
+        let mut connection = self.pool.connection(PATIENCE).await?;
+        has_room(&mut connection, user_id, max_prompts).await
     }
 
     async fn prompt(&self, user_id: UserId, id: PromptId) -> Result<Option<Prompt>, Error> {

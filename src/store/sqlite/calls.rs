@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::SqliteStore;
 use super::error::Failure;
-use super::prompts::{StoredVector, insert_vector, prompt_by_id};
+use super::prompts::{StoredVector, check_quota, insert_vector, prompt_by_id};
 use crate::domain::{
     CallDetails, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, UserId,
 };
@@ -115,6 +115,7 @@ fn begin(connection: &Connection, call: NewCall) -> Result<Begun, Failure> {
 }
 
 fn insert_running(connection: &Connection, call: &NewCall) -> Result<Prompt, Failure> {
+    check_quota(connection, call.user_id, call.max_prompts)?;
     let id = connection
         .prepare_cached(
             "INSERT INTO prompt (user_id, created_at, status, model, prompt) VALUES (?1, ?2, 'running', ?3, ?4)",

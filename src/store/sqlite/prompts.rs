@@ -151,11 +151,33 @@ pub(super) fn prompt_by_id(
         .transpose()
 }
 
+/// Whether the user keeps fewer prompts than that. Counts in the index by user, at most as far as needed.
+fn has_room(connection: &Connection, user_id: UserId, max_prompts: u32) -> rusqlite::Result<bool> {
+    connection
+        .prepare_cached(
+            "SELECT count(*) < ?2 FROM (SELECT 1 FROM prompt WHERE user_id = ?1 LIMIT ?2)",
+        )?
+        .query_row(params![user_id.0, max_prompts], |row| row.get(0))
+}
+
+/// Fails if the user may not keep another prompt.
+pub(super) fn check_quota(
+    connection: &Connection,
+    user_id: UserId,
+    max_prompts: Option<u32>,
+) -> Result<(), Failure> {
+    match max_prompts {
+        Some(most) if !has_room(connection, user_id, most)? => Err(Error::QuotaExceeded.into()),
+        Some(_) | None => Ok(()),
+    }
+}
+
 fn insert(
     connection: &Connection,
     new: NewPrompt,
     vector: Option<(ModelId, StoredVector)>,
 ) -> Result<Prompt, Failure> {
+    check_quota(connection, new.user_id, new.max_prompts)?;
     let id = connection
         .prepare_cached(
             "INSERT INTO prompt (user_id, created_at, status, error, llm_duration_ms, prompt_tokens,
@@ -256,6 +278,12 @@ impl PromptStore for SqliteStore {
             .map(|(model, embedding)| (model, StoredVector::from(&embedding)));
         self.writer
             .write(move |connection| insert(connection, prompt, vector))
+            .await
+    }
+
+    async fn has_room(&self, user_id: UserId, max_prompts: u32) -> Result<bool, Error> {
+        self.readers
+            .read(move |connection| Ok(has_room(connection, user_id, max_prompts)?))
             .await
     }
 

@@ -304,6 +304,7 @@ async fn folder_of_another_model(count: usize) -> (Folder, UserId) {
                 prompt_tokens: None,
                 completion_tokens: None,
                 embedding: Some((ModelId(Arc::from("another-model")), other_vector())),
+                max_prompts: None,
             };
             store.insert_prompt(prompt).await.unwrap();
         });

@@ -47,6 +47,7 @@ pub fn call(user_id: UserId) -> NewCall {
         key: None,
         holder: holder(1, 1),
         lease: HELD,
+        max_prompts: None,
     }
 }
 
@@ -426,6 +427,26 @@ pub async fn a_lapsed_key_is_not_taken_over_by_another_request(store: Store) {
     };
     assert_eq!(known(&*store, keyed(alice, claim(1, 2))).await, lapsed);
     assert_eq!(store.lapse_calls(9, &[]).await.unwrap().len(), 1);
+}
+
+pub async fn a_known_key_needs_no_room(store: Store) {
+    let alice = user(&*store, "alice").await.id;
+    let bounded = |call| NewCall {
+        max_prompts: Some(2),
+        ..call
+    };
+    let held = started(&*store, bounded(keyed(alice, claim(1, 1)))).await;
+    let lapsed = started(&*store, bounded(over(keyed(alice, claim(2, 2))))).await;
+    let again = known(&*store, bounded(keyed(alice, claim(1, 1)))).await;
+    assert_eq!(again.state, KeyState::InFlight(held.id));
+    let taken_over = started(&*store, bounded(keyed(alice, claim(2, 2)))).await;
+    assert_eq!(taken_over.id, lapsed.id);
+
+    // A refused call leaves its key free.
+    let refused = store.begin_call(bounded(keyed(alice, claim(3, 3)))).await;
+    assert!(matches!(refused, Err(Error::QuotaExceeded)), "{refused:?}");
+    let free = store.known_key(alice, &claim(3, 3).key_hash).await;
+    assert_eq!(free.unwrap(), None);
 }
 
 pub async fn a_deleted_prompt_keeps_its_key_and_cannot_be_finished(store: Store) {

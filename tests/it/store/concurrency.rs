@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use prompt_service::domain::{Timestamp, UserId};
-use prompt_service::store::{Begun, Error, NewCall, Session};
+use prompt_service::store::{Begun, Error, NewCall, NewPrompt, Session};
 use tokio::task::JoinSet;
 
 use crate::store::calls::{answered, call, claim, holder, started};
@@ -156,6 +156,43 @@ pub async fn racing_upstream_calls_stop_at_the_limit(store: Store) {
         .into_iter()
         .filter(|counted| *counted);
     assert_eq!(counted.count(), 25);
+}
+
+pub async fn racing_posts_of_one_user_stop_at_the_quota(store: Store) {
+    const QUOTA: u32 = 10;
+    let alice = user(&*store, "alice").await.id;
+    let mut tasks = JoinSet::new();
+    for n in 0..48 {
+        let store = Arc::clone(&store);
+        tasks.spawn(async move {
+            let max_prompts = Some(QUOTA);
+            let outcome = if n % 3 == 0 {
+                let new = NewPrompt {
+                    max_prompts,
+                    ..completed(alice, "at once")
+                };
+                store.insert_prompt(new).await.map(drop)
+            } else {
+                let key = (n % 3 == 1).then(|| claim(n, n));
+                let new = NewCall {
+                    key,
+                    max_prompts,
+                    holder: holder(1, n.into()),
+                    ..call(alice)
+                };
+                store.begin_call(new).await.map(drop)
+            };
+            match outcome {
+                Ok(()) => 1,
+                Err(Error::QuotaExceeded) => 0,
+                Err(error) => panic!("{error:?}"),
+            }
+        });
+    }
+    let stored: u32 = tasks.join_all().await.into_iter().sum();
+    assert_eq!(stored, QUOTA);
+    let kept = store.list_prompts(alice, None, 99, usize::MAX).await;
+    assert_eq!(kept.unwrap().prompts.len(), 10);
 }
 
 pub async fn a_failed_operation_leaves_its_neighbours_alone(store: Store) {

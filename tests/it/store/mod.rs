@@ -47,6 +47,7 @@ macro_rules! conformance_suite {
                 coverage_follows_inserts_deletes_and_replacements,
                 unembedded_prompts_come_by_rising_id_in_pages,
                 late_vectors_replace_and_pass_over_the_gone_and_the_failed,
+                a_user_keeps_no_more_prompts_than_allowed,
                 a_ping_is_answered;
             calls:
                 a_begun_call_is_a_running_prompt,
@@ -62,6 +63,7 @@ macro_rules! conformance_suite {
                 a_key_takes_over_its_lapsed_row,
                 a_key_takes_over_a_row_whose_lapse_nobody_noticed,
                 a_lapsed_key_is_not_taken_over_by_another_request,
+                a_known_key_needs_no_room,
                 a_deleted_prompt_keeps_its_key_and_cannot_be_finished,
                 purged_keys_are_free_and_their_prompts_stay,
                 a_key_of_yesterday_is_free_before_it_is_purged,
@@ -88,6 +90,7 @@ macro_rules! conformance_suite {
                 racing_claims_of_one_key_have_one_winner,
                 racing_ends_of_one_call_have_one_winner,
                 racing_upstream_calls_stop_at_the_limit,
+                racing_posts_of_one_user_stop_at_the_quota,
                 racing_inserts_are_all_there_with_rising_ids,
                 racing_registrations_of_one_name_have_one_winner,
                 racing_sessions_stop_at_the_limit,
@@ -172,6 +175,7 @@ pub fn completed(user_id: UserId, prompt: &str) -> NewPrompt {
         prompt_tokens: Some(3),
         completion_tokens: None,
         embedding: None,
+        max_prompts: None,
     }
 }
 

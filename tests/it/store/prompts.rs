@@ -6,9 +6,10 @@ use prompt_service::domain::{
     Embedding, FailureCode, ModelId, PromptId, PromptStatus, Timestamp, UserId,
 };
 use prompt_service::store::{
-    Coverage, DeletedPrompt, Error, NewPrompt, Unembedded, VectorCursor, VectorPage,
+    Coverage, DeletedPrompt, Error, NewCall, NewPrompt, Unembedded, VectorCursor, VectorPage,
 };
 
+use crate::store::calls::{call, started};
 use crate::store::{TestableStore, completed, embedded, ids, model, user, vector};
 
 type Store = Arc<dyn TestableStore>;
@@ -506,4 +507,40 @@ pub async fn late_vectors_replace_and_pass_over_the_gone_and_the_failed(store: S
 
 pub async fn a_ping_is_answered(store: Store) {
     store.ping().await.unwrap();
+}
+
+pub async fn a_user_keeps_no_more_prompts_than_allowed(store: Store) {
+    let alice = user(&*store, "alice").await.id;
+    let bob = user(&*store, "bob").await.id;
+    let bounded = |new| NewPrompt {
+        max_prompts: Some(3),
+        ..new
+    };
+    let call = |owner| NewCall {
+        max_prompts: Some(3),
+        ..call(owner)
+    };
+    let first = insert(&*store, bounded(embedded(alice, "kept", 1))).await;
+    insert(&*store, bounded(failed(alice))).await;
+    assert!(store.has_room(alice, 3).await.unwrap());
+    started(&*store, call(alice)).await;
+
+    assert!(!store.has_room(alice, 3).await.unwrap());
+    let refused = store
+        .insert_prompt(bounded(embedded(alice, "more", 2)))
+        .await;
+    assert!(matches!(refused, Err(Error::QuotaExceeded)), "{refused:?}");
+    let refused = store.begin_call(call(alice)).await;
+    assert!(matches!(refused, Err(Error::QuotaExceeded)), "{refused:?}");
+    let kept = store.list_prompts(alice, None, 9, usize::MAX).await;
+    assert_eq!(kept.unwrap().prompts.len(), 3);
+
+    // The bound is the user's own, it may rise, and a deletion makes room.
+    insert(&*store, bounded(completed(bob, "other"))).await;
+    assert!(store.has_room(alice, 4).await.unwrap());
+    assert!(store.delete_prompt(alice, first).await.unwrap().is_some());
+    started(&*store, call(alice)).await;
+    let refused = store.insert_prompt(bounded(completed(alice, "more"))).await;
+    assert!(matches!(refused, Err(Error::QuotaExceeded)), "{refused:?}");
+    insert(&*store, completed(alice, "unbounded")).await;
 }

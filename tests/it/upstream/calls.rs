@@ -54,6 +54,33 @@ async fn beyond_the_days_limit_the_upstream_is_not_asked() {
 }
 
 #[tokio::test]
+async fn a_post_beyond_the_quota_neither_asks_nor_counts_and_a_failed_prompt_is_kept() {
+    within_a_day().await;
+    let upstream = Upstream::start().await;
+    let (_app, user) = service(&upstream, |config| {
+        config.calls.daily_limit = Some(2);
+        config.calls.max_prompts_per_user = Some(1);
+    })
+    .await;
+    let kept = user.prompt("the one").await;
+    for _ in 0..5 {
+        let refused = user.try_prompt("more").await;
+        assert_eq!(refused.status, 403);
+        assert_eq!(refused.json()["code"], "quota_exceeded");
+    }
+    assert_eq!(upstream.requests().len(), 1);
+
+    // The day's limit has room for one more: those refused did not count.
+    let path = format!("/api/prompts/{kept}");
+    assert_eq!(user.delete(&path).send().await.status, 204);
+    let kept = user.prompt("the second").await;
+    let path = format!("/api/prompts/{kept}");
+    assert_eq!(user.delete(&path).send().await.status, 204);
+    assert_eq!(user.try_prompt("beyond the day").await.status, 503);
+    assert_eq!(user.try_prompt("a failed one is kept").await.status, 403);
+}
+
+#[tokio::test]
 async fn calls_are_timed_and_what_the_service_added_is_told() {
     let upstream = Upstream::start().await;
     let (app, user) = service(&upstream, |_| ()).await;
