@@ -52,6 +52,7 @@ fn new_prompt(user_id: UserId, embedding: Option<(ModelId, Embedding)>) -> NewPr
         prompt_tokens: Some(1),
         completion_tokens: Some(1),
         embedding,
+        max_prompts: None,
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use prompt_service::domain::{Embedding, UserId};
 use prompt_service::store::postgres::{OpenError, OpenOptions, PostgresStore};
-use prompt_service::store::{AccountStore, Error, NearestStore, NewPrompt, PromptStore};
+use prompt_service::store::{Access, AccountStore, Error, NearestStore, NewPrompt, PromptStore};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -595,6 +595,26 @@ async fn a_paused_server_is_unavailable_in_seconds_and_used_again_when_it_goes_o
     }
     server.signal("CONT");
     eventually!(store.insert_prompt(embedded(alice, "p", 2)).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_becomes_read_only_says_so_and_says_so_no_longer_once_it_is_not() {
+    let database = Database::migrated().await;
+    let store = open_on(&database, None).await.unwrap();
+    let client = database.client().await;
+    for (value, expected) in [("on", Access::ReadOnly), ("off", Access::ReadWrite)] {
+        let name = database.name();
+        client
+            .batch_execute(&format!(
+                "SET transaction_read_only = off;
+                 ALTER DATABASE \"{name}\" SET default_transaction_read_only = {value};
+                 SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+                     WHERE datname = current_database() AND application_name = 'prompt-service'"
+            ))
+            .await
+            .unwrap();
+        eventually!(store.ping().await.is_ok_and(|access| access == expected));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,7 +6,8 @@ use prompt_service::domain::{
     Embedding, FailureCode, ModelId, PromptId, PromptStatus, Timestamp, UserId,
 };
 use prompt_service::store::{
-    Coverage, DeletedPrompt, Error, NewCall, NewPrompt, Unembedded, VectorCursor, VectorPage,
+    Access, Coverage, DeletedPrompt, Error, NewCall, NewPrompt, Unembedded, VectorCursor,
+    VectorPage,
 };
 
 use crate::store::calls::{call, started};
@@ -506,7 +507,7 @@ pub async fn late_vectors_replace_and_pass_over_the_gone_and_the_failed(store: S
 }
 
 pub async fn a_ping_is_answered(store: Store) {
-    store.ping().await.unwrap();
+    assert_eq!(store.ping().await.unwrap(), Access::ReadWrite);
 }
 
 pub async fn a_user_keeps_no_more_prompts_than_allowed(store: Store) {
