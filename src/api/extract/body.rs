@@ -57,6 +57,20 @@ impl<F: Form> FromRequest<AppState> for Body<F> {
         let (mut parts, body) = request.into_parts();
         let Ok(RequestOwner(owner)) = RequestOwner::from_request_parts(&mut parts, state).await;
         let memory = state.memory.hold(owner, 0);
+        Self::read(&parts.headers, body, memory).await
+    }
+}
+
+impl<F: Form> Body<F> {
+    /// Reads the body of a request with these headers. `memory` holds what the body takes.
+    ///
+    /// # Errors
+    /// 400, 408, 413, 415, or 503 if there is no memory for the body.
+    pub async fn read(
+        headers: &HeaderMap,
+        body: axum::body::Body,
+        memory: Reservation,
+    ) -> Result<Self, ApiError> {
         let mut read = Self {
             fields: Fields::default(),
             memory,
@@ -65,8 +79,8 @@ impl<F: Form> FromRequest<AppState> for Body<F> {
         if body.is_end_stream() {
             return Ok(read);
         }
-        let encoding = Encoding::of(&parts.headers)?;
-        let bytes = read_bytes(&parts.headers, body, F::MAX_BYTES, &mut read.memory).await?;
+        let encoding = Encoding::of(headers)?;
+        let bytes = read_bytes(headers, body, F::MAX_BYTES, &mut read.memory).await?;
         let length = bytes.len();
         if length > 0 {
             read.fields = match encoding {
