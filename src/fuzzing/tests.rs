@@ -135,6 +135,38 @@ impl Random {
     }
 }
 
+/// The packages of a lock file, each with its version.
+fn packages(lock: &Path) -> BTreeSet<String> {
+    let text = fs::read_to_string(lock).unwrap();
+    let packages = text.split("[[package]]\n").skip(1);
+    let name_and_version = |package: &str| package.lines().take(2).collect();
+    packages.map(name_and_version).collect()
+}
+
+#[test]
+fn the_fuzzer_runs_on_the_dependencies_of_the_service() {
+    let own = [
+        "arbitrary",
+        "jobserver",
+        "libfuzzer-sys",
+        "prompt-service-fuzz",
+    ];
+    let is_own = |package: &&String| {
+        let mut names = own.iter().map(|name| format!("name = \"{name}\""));
+        names.any(|name| package.starts_with(&name))
+    };
+    let ours = packages(&folder("../Cargo.lock"));
+    let fuzzed = packages(&folder("Cargo.lock"));
+    let others: Vec<&String> = fuzzed
+        .difference(&ours)
+        .filter(|package| !is_own(package))
+        .collect();
+    assert!(
+        others.is_empty(),
+        "fuzz/Cargo.lock is not up to date: {others:?}"
+    );
+}
+
 #[test]
 fn every_function_has_a_corpus_and_a_target_and_the_other_way_round() {
     let functions: BTreeSet<String> = TARGETS.iter().map(|name| (*name).to_owned()).collect();
