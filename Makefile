@@ -12,10 +12,12 @@ VENV_LITELLM := $(abspath $(TARGET))/venv-litellm/bin/python
 BENCH ?=
 KILL_ROUNDS ?= 50
 FAULT_ROUNDS ?= 10
+FUZZ_SECONDS ?= 60
+FUZZ ?=
 # Suites that know a service by its address alone, and so run on replicas' stores as they are.
 SAME_ON_REPLICAS := $(addprefix tests/python/test_,recorded_errors.py simplejwt.py metrics.py schema.py secrecy.py undisturbed.py attacks_logins.py)
 
-.PHONY: help run build fmt check test test-rust test-service soak bench bench-engine bench-search bench-store bench-streams bench-service test-servers python-env test-deploy python-env-deploy test-litellm test-replicas bench-replicas bench-import bench-move python-env-litellm
+.PHONY: help run build fmt check test test-rust test-service soak fuzz bench bench-engine bench-search bench-store bench-streams bench-service test-servers python-env test-deploy python-env-deploy test-litellm test-replicas bench-replicas bench-import bench-move python-env-litellm
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -28,9 +30,11 @@ build: ## build the release binary
 
 fmt: ## format the Rust code
 	$(CARGO) fmt
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml
 
 check: ## formatting, lints, documentation: what needs no running service
 	$(CARGO) fmt --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy $(PROFILE) --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --no-deps --document-private-items
 	$(PYTHON) tests/tools/check_documents.py
@@ -63,6 +67,9 @@ soak: build python-env ## kill -9 under load and in mid-call KILL_ROUNDS (50) ti
 	THROTTLE_RACE=120 $(PYTEST) -s tests/python/test_replicas_throttle.py
 	FAULT_ROUNDS=$(FAULT_ROUNDS) $(PYTEST) -s tests/python/test_replicas_failures.py
 	ATTACK_SCALE=1 $(PYTEST) -s tests/python/test_attacks.py
+
+fuzz: ## fuzz each target for FUZZ_SECONDS (60), or those that FUZZ names; needs a nightly toolchain
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTHON) fuzz/run.py $(FUZZ)
 
 bench: bench-engine bench-search bench-store bench-streams bench-service bench-replicas ## every measurement: engine, search, store, streams, service, replicas, each beside its peer
 

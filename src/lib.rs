@@ -34,3 +34,8 @@ pub mod services;
 pub mod api;
 pub mod app;
 pub mod cli;
+
+// What strangers send, for the fuzzer.
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;

@@ -2,25 +2,25 @@
 
 mod accept;
 mod accounts;
-mod authenticate;
+pub(crate) mod authenticate;
 mod cross_origin;
 mod error;
-mod extract;
+pub(crate) mod extract;
 mod health;
 mod held_json;
 mod list_header;
 mod oauth;
 mod observe;
 mod openapi;
-mod page_origin;
+pub(crate) mod page_origin;
 mod pages;
-mod prompts;
+pub(crate) mod prompts;
 mod router;
 mod server;
-mod session_cookie;
+pub(crate) mod session_cookie;
 mod state;
 mod unread;
-mod ws;
+pub(crate) mod ws;
 mod yaml;
 
 pub use openapi::Documents;

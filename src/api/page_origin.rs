@@ -32,7 +32,8 @@ impl PageOrigin {
         Self::named(&parts.headers, scheme, &server.cors_allowed_origins)
     }
 
-    fn named(headers: &HeaderMap, scheme: &str, allowed: &[String]) -> Self {
+    /// The origin in these headers of a request by `scheme`, with these other origins `allowed`.
+    pub fn named(headers: &HeaderMap, scheme: &str, allowed: &[String]) -> Self {
         let mut named = headers.get_all(ORIGIN).iter();
         let Some(origin) = named.next() else {
             return Self::Absent;

@@ -69,10 +69,10 @@ pub fn read_env_file(path: &Path) -> Result<Vec<(String, String)>, EnvFileError>
     parse(&bytes)
 }
 
-/// Reads lines. Each is empty, a comment that begins with `#`, or `NAME=VALUE`, with or without
+/// Reads the lines of a file. Each is empty, a comment that begins with `#`, or `NAME=VALUE`, with or without
 /// `export` before it. Blanks around the name and the value do not count. A value in single or
 /// double quotes is what stands between them, and a comment may follow it.
-fn parse(bytes: &[u8]) -> Result<Vec<(String, String)>, EnvFileError> {
+pub fn parse(bytes: &[u8]) -> Result<Vec<(String, String)>, EnvFileError> {
     // Windows editors write a byte order mark. Before the first line it can be part of no value.
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let mut variables = Vec::new();

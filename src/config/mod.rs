@@ -5,7 +5,7 @@
 
 mod base_url;
 mod checks;
-mod env_file;
+pub(crate) mod env_file;
 mod fallback;
 mod log_filter;
 mod names;

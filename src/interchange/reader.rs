@@ -27,21 +27,21 @@ pub struct Line {
 
 /// Reads rows in the order of the file. Needs memory for one line.
 #[derive(Debug)]
-pub struct Reader {
-    input: BufReader<File>,
+pub struct Reader<F = File> {
+    input: BufReader<F>,
     start: u64,
     last: LastIds,
     number: u64,
     buffer: Vec<u8>,
 }
 
-impl Reader {
+impl<F: Read + Seek> Reader<F> {
     /// Reads the header of a file, from where the file stands. It must be one that can be gone back
     /// in.
     ///
     /// # Errors
     /// `Io`; otherwise the file is none of this format.
-    pub fn new(mut file: File) -> Result<Self, Error> {
+    pub fn new(mut file: F) -> Result<Self, Error> {
         let mut reader = Self {
             start: file.stream_position()?,
             input: BufReader::new(file),

@@ -3,7 +3,7 @@
 mod admission;
 mod mock;
 mod observer;
-mod openai;
+pub(crate) mod openai;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

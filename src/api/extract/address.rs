@@ -32,8 +32,14 @@ impl FromRequestParts<AppState> for ClientAddress {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Infallible> {
-        let hops = Hops::of(parts, &state.server.trusted_proxies);
-        Ok(Self(hops.client))
+        Ok(Self::of(parts, &state.server.trusted_proxies))
+    }
+}
+
+impl ClientAddress {
+    /// The client of a request, with these networks trusted.
+    pub fn of(parts: &Parts, trusted: &[IpNet]) -> Self {
+        Self(Hops::of(parts, trusted).client)
     }
 }
 

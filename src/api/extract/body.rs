@@ -57,6 +57,20 @@ impl<F: Form> FromRequest<AppState> for Body<F> {
         let (mut parts, body) = request.into_parts();
         let Ok(RequestOwner(owner)) = RequestOwner::from_request_parts(&mut parts, state).await;
         let memory = state.memory.hold(owner, 0);
+        Self::read(&parts.headers, body, memory).await
+    }
+}
+
+impl<F: Form> Body<F> {
+    /// Reads the body of a request with these headers. `memory` holds what the body takes.
+    ///
+    /// # Errors
+    /// 400, 408, 413, 415, or 503 if there is no memory for the body.
+    pub async fn read(
+        headers: &HeaderMap,
+        body: axum::body::Body,
+        memory: Reservation,
+    ) -> Result<Self, ApiError> {
         let mut read = Self {
             fields: Fields::default(),
             memory,
@@ -65,8 +79,8 @@ impl<F: Form> FromRequest<AppState> for Body<F> {
         if body.is_end_stream() {
             return Ok(read);
         }
-        let encoding = Encoding::of(&parts.headers)?;
-        let bytes = read_bytes(&parts.headers, body, F::MAX_BYTES, &mut read.memory).await?;
+        let encoding = Encoding::of(headers)?;
+        let bytes = read_bytes(headers, body, F::MAX_BYTES, &mut read.memory).await?;
         let length = bytes.len();
         if length > 0 {
             read.fields = match encoding {
@@ -77,8 +91,11 @@ impl<F: Form> FromRequest<AppState> for Body<F> {
                 }
             };
         }
-        // The fields' texts are copies, and the bytes they came in are gone.
-        read.memory.resize(read.fields.text_bytes());
+        // The fields' texts are copies, and the bytes they came in are gone. A form's texts can be
+        // three times as long: each byte that is no UTF-8 becomes a replacement character.
+        read.memory
+            .try_resize(read.fields.text_bytes())
+            .map_err(Error::from)?;
         Ok(read)
     }
 }
@@ -360,4 +377,34 @@ async fn multipart_fields(
         );
     }
     Ok(fields)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body as HttpBody;
+
+    use super::*;
+    use crate::memory_budget::{MemoryBudget, Owner};
+
+    struct Note;
+
+    impl Form for Note {
+        const FIELDS: &'static [&'static str] = &["text"];
+        const MAX_BYTES: usize = 1 << 20;
+    }
+
+    #[tokio::test]
+    async fn a_form_whose_texts_are_longer_than_itself_is_refused_without_memory_for_them() {
+        let body = [&b"text="[..], &[0xff; 100_000]].concat();
+        let headers = [(CONTENT_TYPE, "application/x-www-form-urlencoded".parse())];
+        let headers = headers.map(|(name, value)| (name, value.unwrap()));
+        let headers: HeaderMap = headers.into_iter().collect();
+        for (memory, has_room) in [(1 << 20, true), (400_000, false)] {
+            let budget = MemoryBudget::new(memory);
+            let held = budget.hold(Owner::default(), 0);
+            let read = Body::<Note>::read(&headers, HttpBody::from(body.clone()), held).await;
+            assert_eq!(read.is_ok(), has_room, "{memory}");
+            assert_eq!(budget.held(), if has_room { 300_000 } else { 0 });
+        }
+    }
 }

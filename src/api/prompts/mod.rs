@@ -372,11 +372,11 @@ fn parse_id(text: &str) -> Result<PromptId, Error> {
 }
 
 /// A cursor is opaque to clients: where the next page starts, in a form that invites no arithmetic.
-fn encode_cursor(id: PromptId) -> String {
+pub(crate) fn encode_cursor(id: PromptId) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(id.0.to_be_bytes())
 }
 
-fn decode_cursor(cursor: &str) -> Option<PromptId> {
+pub(crate) fn decode_cursor(cursor: &str) -> Option<PromptId> {
     let bytes = BASE64_URL_SAFE_NO_PAD.decode(cursor).ok()?;
     Some(PromptId(i64::from_be_bytes(bytes.try_into().ok()?)))
 }

@@ -19,7 +19,7 @@ const BEARER_PROTOCOL: &str = "bearer";
 const PROTOCOL_VERSION: &str = "13";
 
 /// The response that makes the connection a socket, if the request asks for one.
-pub(super) fn accept(request: &Parts) -> Option<Response> {
+pub fn accept(request: &Parts) -> Option<Response> {
     let headers = &request.headers;
     let asks_for_socket = request.version >= Version::HTTP_11
         && words(headers, &CONNECTION).any(|option| option.eq_ignore_ascii_case("upgrade"))
@@ -60,7 +60,7 @@ pub(super) fn upgrade_required() -> Response {
 }
 
 /// The token that follows the word `bearer` at the head of the subprotocols; empty if none follows.
-pub(super) fn protocol_token(headers: &HeaderMap) -> Option<&str> {
+pub fn protocol_token(headers: &HeaderMap) -> Option<&str> {
     let mut offered = words(headers, &SEC_WEBSOCKET_PROTOCOL);
     (offered.next()? == BEARER_PROTOCOL).then(|| offered.next().unwrap_or_default())
 }

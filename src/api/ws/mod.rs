@@ -2,8 +2,8 @@
 //!
 //! A socket is authenticated before the upgrade, then served by one task with one loop over what may happen to it.
 
-mod connection;
-mod handshake;
+pub(crate) mod connection;
+pub(crate) mod handshake;
 mod session;
 
 use std::sync::Arc;

@@ -67,7 +67,9 @@ pub fn presentable(message: &str, prompts: &[&str], key: Option<&str>) -> String
     let key = key.iter().map(|key| Secret::new(key, 2));
     let secrets: Vec<Secret<'_>> = prompts.chain(key).collect();
 
+    // Control characters are not shown, so they must not part a word either.
     let line = message.replace(['\n', '\r', '\t'], " ");
+    let line = line.replace(char::is_control, "");
     let mut rest = line.as_str();
     let (mut shown, mut characters) = (String::new(), 0);
     while !rest.is_empty() && characters < MESSAGE_CHARS {
@@ -210,6 +212,7 @@ mod tests {
             &prompt[12..22],
             &format!("{:?}", &prompt),
             &prompt.replace(' ', "%20"),
+            "pas\u{1}swo\u{7f}rd, hun\0ter2",
             "hunter2",
             "xhunter2x",
             "(hunt",

@@ -7,7 +7,7 @@ mod answer;
 mod attempt;
 mod breaker;
 mod endpoint;
-mod error_message;
+pub(crate) mod error_message;
 mod fault;
 mod models;
 mod reader;

@@ -153,12 +153,7 @@ impl Documents {
         }
         let end = self.nesting.end(piece);
         if self.nesting.is_broken() {
-            // This is not an object. The line is skipped up to its end.
-            self.nesting = Nesting::checked();
-            self.line = std::mem::take(&mut self.object);
-            let begins = usize::from(self.line.is_empty());
-            self.line.extend_from_slice(&piece[..begins]);
-            return Ok(&piece[begins..]);
+            return self.skip_line(piece, sink);
         }
         let (part, rest) = piece.split_at(end.unwrap_or(piece.len()));
         self.extend_object(part)?;
@@ -167,6 +162,26 @@ impl Documents {
             self.object.clear();
         }
         Ok(rest)
+    }
+
+    /// Skips a line that is not an object although it begins like one: a bracket, blanks, and then
+    /// neither a key nor the other bracket. The blanks may end the line. Returns the bytes to go on
+    /// with.
+    fn skip_line<'a>(
+        &mut self,
+        piece: &'a [u8],
+        sink: &mut impl FnMut(Item<'_>) -> Result<bool, Kind>,
+    ) -> Result<&'a [u8], Kind> {
+        self.nesting = Nesting::checked();
+        self.line = std::mem::take(&mut self.object);
+        if self.line.contains(&b'\n') || self.line.contains(&b'\r') {
+            self.line.clear();
+            sink(Item::Unreadable)?;
+            return Ok(piece);
+        }
+        let begins = usize::from(self.line.is_empty());
+        self.line.extend_from_slice(&piece[..begins]);
+        Ok(&piece[begins..])
     }
 
     /// Adds bytes to the line. Returns the bytes after its end.

@@ -3,7 +3,8 @@
 //! Serde's parser refuses a whole answer for one `NaN` in a member that nobody reads, for a member
 //! that comes twice, or for half a surrogate pair. This one follows brackets, quotes and commas
 //! only. It does not recurse, so deep nesting is safe, and reading a value passes over its bytes
-//! once.
+//! once. An object ends here where [`Nesting`] ends it, which reads the ones that come in pieces:
+//! how a body is cut must not change what is found in it.
 
 use super::nesting::{Nesting, find_either, is_blank};
 
@@ -35,7 +36,14 @@ pub struct Members<'a> {
 pub struct Items<'a>(&'a [u8]);
 
 fn trim_start(bytes: &[u8]) -> &[u8] {
-    bytes.trim_ascii_start()
+    let start = bytes.iter().position(|byte| !is_blank(*byte));
+    &bytes[start.unwrap_or(bytes.len())..]
+}
+
+/// The bytes after the comma that may follow a member or an item.
+fn after_comma(bytes: &[u8]) -> &[u8] {
+    let rest = trim_start(bytes);
+    rest.strip_prefix(b",").unwrap_or(rest)
 }
 
 /// The length of the string at the start of `bytes`. `None` if its end is missing.
@@ -57,9 +65,10 @@ fn value_end(bytes: &[u8]) -> Option<usize> {
     match bytes.first()? {
         b'"' => string_end(bytes),
         b'{' | b'[' => Nesting::default().end(bytes),
-        _ => bytes
-            .iter()
-            .position(|&byte| matches!(byte, b',' | b'}' | b']') || is_blank(byte)),
+        // A quote or a bracket is never a part of it, even where the comma before is missing.
+        _ => bytes.iter().position(|&byte| {
+            matches!(byte, b',' | b'"' | b'{' | b'[' | b'}' | b']') || is_blank(byte)
+        }),
     }
 }
 
@@ -186,7 +195,6 @@ impl<'a> Iterator for Members<'a> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let rest = trim_start(self.rest);
-        let rest = trim_start(rest.strip_prefix(b",").unwrap_or(rest));
         self.rest = b"";
         match rest.first()? {
             b'"' => {}
@@ -204,7 +212,7 @@ impl<'a> Iterator for Members<'a> {
             let is_nested = matches!(value.first()?, b'{' | b'[');
             return is_nested.then_some((key, Value(value)));
         };
-        self.rest = &value[end..];
+        self.rest = after_comma(&value[end..]);
         Some((key, Value(&value[..end])))
     }
 }
@@ -214,14 +222,13 @@ impl<'a> Iterator for Items<'a> {
 
     fn next(&mut self) -> Option<Value<'a>> {
         let rest = trim_start(self.0);
-        let rest = trim_start(rest.strip_prefix(b",").unwrap_or(rest));
         self.0 = b"";
         // No item begins with these. An item without bytes would be found again and again.
         if matches!(rest.first()?, b']' | b'}' | b',') {
             return None;
         }
         let (item, rest) = rest.split_at(value_end(rest)?);
-        self.0 = rest;
+        self.0 = after_comma(rest);
         Some(Value(item))
     }
 }
@@ -361,6 +368,16 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn an_object_ends_where_its_brackets_say(
+            json in r#"\{[ ,\x0c]?("a":("b"|7|x|7"|x\{|\[\}|\{,"c":1\})[ ,\x0c]?|\}){0,9}"#,
+        ) {
+            let object = Value::new(json.as_bytes()).object([]);
+            if let Some(length) = object.length {
+                prop_assert_eq!(Nesting::checked().end(json.as_bytes()), Some(length));
+            }
+        }
+
         #[test]
         fn no_bytes_make_it_panic_or_go_on_for_ever(bytes in prop::collection::vec(
             prop_oneof![Just(b'{'), Just(b'['), Just(b'}'), Just(b']'), Just(b'"'), Just(b'\\'), Just(b','), Just(b':'), any::<u8>()],

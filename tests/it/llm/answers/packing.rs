@@ -259,6 +259,11 @@ pub fn cases() -> Vec<Case> {
             text,
         ),
         case(
+            "a line of one bracket among lines that are JSON",
+            format!("{a}\n{{ \n{b}\n{STOP}\n"),
+            text,
+        ),
+        case(
             "a line cut off among lines that are not",
             format!("{a}\n{{\"choices\":[{{\"del\n{b}\n{STOP}\n"),
             text,
