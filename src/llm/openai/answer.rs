@@ -13,7 +13,7 @@ use super::reader::{Answer, End, Progress, Reader};
 /// How much of an error's body is read, and for how long. The message is in it, and a connection
 /// can be used again only after the end of the body.
 const ERROR_BYTES: usize = 16 * 1024;
-const ERROR_TIME: Duration = Duration::from_millis(100);
+const ERROR_TIME: Duration = Duration::from_millis(500);
 /// How long the end of a stream may take after its `[DONE]`, so that its connection can be used
 /// again.
 const END_TIME: Duration = Duration::from_millis(10);
@@ -188,10 +188,11 @@ pub async fn read_error(mut body: Incoming) -> Vec<u8> {
     let reading = async {
         while let Some(Ok(frame)) = body.frame().await {
             let data = frame.into_data().unwrap_or_default();
-            if read.len() + data.len() > ERROR_BYTES {
+            let room = ERROR_BYTES - read.len();
+            read.extend_from_slice(&data[..data.len().min(room)]);
+            if data.len() >= room {
                 break;
             }
-            read.extend_from_slice(&data);
         }
     };
     // A connection that is not at its end is closed, which is all there is to lose.

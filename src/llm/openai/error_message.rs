@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use super::reader::{Value, one_line};
+use super::reader::{Value, is_unseen, one_line};
 
 /// Longest message that is logged, in characters.
 const MESSAGE_CHARS: usize = 200;
@@ -11,6 +11,9 @@ const MESSAGE_CHARS: usize = 200;
 const SHORTEST_WORD: usize = 4;
 /// In a prompt that is not longer than this, every word is secret.
 const SHORT_PROMPT: usize = 24;
+/// A word with more bytes is left out unread: comparing its parts takes time that grows with the
+/// cube of its length. No word that helps an operator is that long.
+const LONGEST_WORD: usize = 64;
 /// Stands for a word that is left out.
 const OMITTED: &str = "…";
 
@@ -35,13 +38,21 @@ fn of_object(object: Value<'_>) -> Option<String> {
     // Gateways put the error that they received into an error of their own.
     let mut object = object;
     for _ in 0..4 {
-        let names = ["error", "message", "detail", "msg"];
+        let names = [
+            "error",
+            "message",
+            "detail",
+            "msg",
+            "error_description",
+            "errors",
+        ];
         let [error, texts @ ..] = object.object(names).members;
         if let Some(error) = error.filter(|error| error.is_object()) {
             object = error;
             continue;
         }
-        let mut texts = error.into_iter().chain(texts.into_iter().flatten());
+        // An `error` beside another text is a code.
+        let mut texts = texts.into_iter().flatten().chain(error);
         if let Some(text) = texts.clone().find_map(Value::text) {
             return Some(text);
         }
@@ -67,16 +78,17 @@ pub fn presentable(message: &str, prompts: &[&str], key: Option<&str>) -> String
     let key = key.iter().map(|key| Secret::new(key, 2));
     let secrets: Vec<Secret<'_>> = prompts.chain(key).collect();
 
-    // Control characters are not shown, so they must not part a word either.
+    // Characters that are not shown must not part a word either.
     let line = message.replace(['\n', '\r', '\t'], " ");
-    let line = line.replace(char::is_control, "");
+    let line = line.replace(|c: char| c.is_control() || is_unseen(c), "");
     let mut rest = line.as_str();
     let (mut shown, mut characters) = (String::new(), 0);
     while !rest.is_empty() && characters < MESSAGE_CHARS {
         let end = rest.find(|c| !is_of_word(c)).unwrap_or(rest.len());
         let (word, after) = rest.split_at(end);
         let next = after.find(is_of_word).unwrap_or(after.len());
-        let is_secret = secrets.iter().any(|secret| secret.has_part_of(word));
+        let is_secret =
+            word.len() > LONGEST_WORD || secrets.iter().any(|secret| secret.has_part_of(word));
         let part = if is_secret { OMITTED } else { word };
         characters += part.chars().count() + next;
         shown.push_str(part);
@@ -162,6 +174,11 @@ mod tests {
             ),
             (r#"{"detail":"Not Found"}"#, Some("Not Found")),
             (
+                r#"{"error":"invalid_request","error_description":"no such scope"}"#,
+                Some("no such scope"),
+            ),
+            (r#"{"errors":[{"message":"too long"}]}"#, Some("too long")),
+            (
                 r#"{"detail":[{"loc":["body"],"msg":"field required"}]}"#,
                 Some("field required"),
             ),
@@ -190,10 +207,18 @@ mod tests {
 
     #[test]
     fn a_message_is_one_short_line() {
-        let message = format!("first\nsecond\u{1b}[31m {}", "x".repeat(1000));
+        let message = format!("first\nsecond\u{1b}[31m\u{202e} {}", "xx,".repeat(1000));
         let shown = shown(&message, "Why is the sky blue on Tuesdays?");
-        assert!(shown.starts_with("first second[31m xxx"), "{shown}");
+        assert!(shown.starts_with("first second[31m xx,xx"), "{shown}");
         assert_eq!(shown.chars().count(), MESSAGE_CHARS);
+    }
+
+    /// With parts compared it would take years.
+    #[test]
+    fn a_word_of_a_mebibyte_is_left_out_at_once() {
+        let message = format!("bad input: {} (400)", "x1".repeat(1 << 19));
+        let prompt = "Why is the sky blue on Tuesdays?";
+        assert_eq!(shown(&message, prompt), "bad input: … (400)");
     }
 
     #[test]

@@ -119,7 +119,7 @@ impl Fault {
         }
     }
 
-    /// Whether the operator has to mend something: the key, the address or the model.
+    /// Whether the operator has to correct something: the key, the address or the model.
     pub fn is_misconfiguration(&self) -> bool {
         matches!(self.kind, Kind::Status(300..=399 | 401 | 403 | 404))
     }

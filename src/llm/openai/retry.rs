@@ -36,7 +36,8 @@ pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
         let number: f64 = text.parse().ok()?;
         (number.is_finite() && number >= 0.0).then_some(number)
     };
-    let wait = match text("retry-after-ms").and_then(number) {
+    let milliseconds = text("retry-after-ms").and_then(number);
+    let wait = match milliseconds.filter(|ms| *ms > 0.0) {
         Some(ms) => seconds(ms / 1000.0),
         None => {
             let wish = text(RETRY_AFTER.as_str())?;

@@ -45,17 +45,22 @@ impl Choice {
     pub fn take(&mut self, members: [Option<Value<'_>>; MEMBERS.len()]) -> Brought {
         let [delta, message, text, reason, error] = members;
         let before = self.text.len();
-        if delta.is_some_and(|delta| self.take_part(delta)) {
-            self.came_as_deltas = true;
-        } else if !message.is_some_and(|message| self.take_message(message))
+        let has_delta = delta.is_some_and(|delta| self.take_part(delta));
+        self.came_as_deltas |= has_delta;
+        // A delta without text may stand beside a message that has it.
+        if self.text.len() == before
+            && !message.is_some_and(|message| self.take_message(message))
             && let Some(text) = text.filter(|text| text.string().is_some())
         {
-            self.take_content(text);
+            match has_delta {
+                true => self.take_message(text),
+                false => self.take_content(text),
+            };
         }
         let has_grown = self.text.len() > before;
         let reason = reason.and_then(read_reason);
-        let is_broken = reason.as_deref() == Some(BROKEN_DOWN)
-            || error.is_some_and(|error| error.holds_anything(super::ERROR_DEPTH));
+        let is_broken =
+            reason.as_deref() == Some(BROKEN_DOWN) || error.is_some_and(super::reports_error);
         let had_reason = self.reason.is_some();
         if has_grown {
             self.reason = None;
@@ -95,8 +100,12 @@ impl Choice {
         if part.string().is_some() {
             return self.take_content(part);
         }
-        let [content] = part.object(["content"]).members;
-        content.is_some_and(|content| self.take_content(content))
+        let [content, refusal] = part.object(["content", "refusal"]).members;
+        let has_content = content.is_some_and(|content| self.take_content(content));
+        // A model that refuses says so here, and it is as much its answer.
+        let refusal =
+            refusal.filter(|refusal| refusal.string().is_some_and(|text| !text.is_empty()));
+        has_content | refusal.is_some_and(|refusal| self.take_content(refusal))
     }
 
     /// Takes a content: a text, a list of parts, a single part, or a value in place of a text.
@@ -130,12 +139,13 @@ impl Choice {
             self.text.push_json(text);
             return true;
         }
-        let [kind, text, refusal] = part.object(["type", "text", "refusal"]).members;
+        let names = ["type", "text", "refusal", "content"];
+        let [kind, texts @ ..] = part.object(names).members;
         let kind = kind.and_then(Value::string).unwrap_or_default();
         if !matches!(kind, b"" | b"text" | b"output_text" | b"refusal") {
             return false;
         }
-        let written = [text, refusal].into_iter().flatten().find_map(|text| {
+        let written = texts.into_iter().flatten().find_map(|text| {
             // Some servers put the text beside its annotations.
             let [value] = text.object(["value"]).members;
             text.string().or_else(|| value?.string())

@@ -255,7 +255,11 @@ impl Documents {
         data: &[u8],
         sink: &mut impl FnMut(Item<'_>) -> Result<bool, Kind>,
     ) -> Result<(), Kind> {
-        let (rest, _) = take_complete(data, Origin::Event, sink)?;
+        let (mut rest, _) = take_complete(data, Origin::Event, sink)?;
+        // Some proxies lose the line endings between two events.
+        while let Some(next) = data_of(rest) {
+            rest = take_complete(next, Origin::Event, sink)?.0;
+        }
         if rest.is_empty() {
             return Ok(());
         }

@@ -260,7 +260,7 @@ impl Gathered {
             return Err(Kind::TooLong);
         }
         let is_error = has_broken_down
-            || error.is_some_and(|error| error.holds_anything(ERROR_DEPTH))
+            || error.is_some_and(reports_error)
             || kind.and_then(Value::string) == Some(b"error");
         if is_error && !self.has_reason() {
             self.error = Some(document.json.to_vec());
@@ -396,7 +396,29 @@ fn is_choice(value: Value<'_>) -> bool {
 pub fn one_line(text: &str, most: usize) -> String {
     text.trim()
         .chars()
-        .filter(|c| !c.is_control())
+        .filter(|c| !c.is_control() && !is_unseen(*c))
         .take(most)
         .collect()
+}
+
+/// Whether a character is not seen itself, and may change how those around it are: it turns the
+/// direction of a line, or joins and parts words.
+pub fn is_unseen(c: char) -> bool {
+    matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+}
+
+/// Whether an error object reports an error. Some servers send one with every answer: without a
+/// message, and with a code of success.
+fn reports_error(error: Value<'_>) -> bool {
+    let [message] = error.object(["message"]).members;
+    if message.is_none_or(|message| message.holds_anything(1)) {
+        return error.holds_anything(ERROR_DEPTH);
+    }
+    let is_success = |value: Value<'_>| {
+        let number = value.number();
+        number.is_some_and(|number| (200.0..300.0).contains(&number))
+    };
+    error
+        .members()
+        .any(|(_, value)| value.holds_anything(ERROR_DEPTH) && !is_success(value))
 }

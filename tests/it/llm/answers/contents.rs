@@ -17,6 +17,10 @@ pub fn cases() -> Vec<Case> {
         ),
         part(r#"[{"type":"refusal","refusal":"No."}]"#, stopped("No.")),
         part(
+            r#"[{"type":"text","content":"under another name"}]"#,
+            stopped("under another name"),
+        ),
+        part(
             r#"[{"type":"text","text":{"value":"answer","annotations":[]}}]"#,
             stopped("answer"),
         ),
@@ -77,7 +81,22 @@ pub fn cases() -> Vec<Case> {
         case("legacy completions beside an empty message", choice(r#"{"message":null,"text":"x"}"#), Answer("x", None)),
         case("a stream of legacy completions",
             events(&[r#"{"choices":[{"text":"He"}]}"#, r#"{"choices":[{"text":"llo","finish_reason":"stop"}]}"#, "[DONE]"]), stopped("Hello")),
-        case("a refusal beside no content", choice(r#"{"message":{"content":null,"refusal":"No."},"finish_reason":"stop"}"#), stopped("")),
+        case("a refusal beside no content", choice(r#"{"message":{"content":null,"refusal":"No."},"finish_reason":"stop"}"#), stopped("No.")),
+        case("a refusal in deltas", events(&[
+            r#"{"choices":[{"delta":{"role":"assistant","content":"","refusal":null}}]}"#,
+            r#"{"choices":[{"delta":{"refusal":"I can"}}]}"#, r#"{"choices":[{"delta":{"refusal":" not."}}]}"#, STOP]), stopped("I can not.")),
+        case("a message beside an empty delta",
+            choice(r#"{"delta":{"role":"assistant","content":""},"message":{"content":"whole"},"finish_reason":"stop"}"#), stopped("whole")),
+        case("the whole message beside each delta and an empty last one", events(&[
+            r#"{"choices":[{"delta":{"content":"He"},"message":{"content":"He"}}]}"#,
+            r#"{"choices":[{"delta":{"content":""},"message":{"content":"Hello"},"finish_reason":"stop"}]}"#]), stopped("Hello")),
+        case("a text beside an empty delta", choice(r#"{"delta":{"content":""},"text":"x","finish_reason":"stop"}"#), stopped("x")),
+        case("the whole text after its deltas", events(&[
+            &delta("Hello"), r#"{"choices":[{"delta":{"content":""},"text":"Hello","finish_reason":"stop"}]}"#]), stopped("Hello")),
+        case("an error of success without a message",
+            choice(r#"{"message":{"content":"x"},"finish_reason":null,"error":{"code":200,"message":""}}"#), Answer("x", None)),
+        case("an error of failure without a message",
+            choice(r#"{"message":{"content":"x"},"finish_reason":null,"error":{"code":500,"message":""}}"#), Failure("error_object")),
         case("a call of a tool", choice(r#"{"message":{"content":null,"tool_calls":[{"id":"x"}]},"finish_reason":"tool_calls"}"#), Answer("", Some("tool_calls"))),
         case("held back", choice(r#"{"message":{"content":null},"finish_reason":"content_filter"}"#), Answer("", Some("content_filter"))),
         case("held back, without a message", choice(r#"{"message":null,"finish_reason":"content_filter"}"#), Answer("", Some("content_filter"))),

@@ -98,6 +98,11 @@ pub fn cases() -> Vec<Case> {
         ),
         case("[DONE] twice", format!("{stream}data: [DONE]\n\n"), text),
         case(
+            "events without line endings between them",
+            stream.replace("\n\n", ""),
+            text,
+        ),
+        case(
             "[DONE] in small letters",
             stream.replace("DONE", "done"),
             text,
