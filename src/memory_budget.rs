@@ -3,9 +3,10 @@
 //! What is new is refused when the account is full. What was paid for is always let in, and then new work is refused for
 //! as long as the account is over its limit.
 //!
-//! One who holds much cannot shut out those who hold little: three quarters of the account are for everybody, of which one
-//! user gets half at most. The last quarter is only for those who hold next to nothing, and half of it for those of one
-//! client network.
+//! One who holds much cannot shut out those who hold little: three quarters of the account are for
+//! everybody, of which one user gets half at most, and so does one client network for requests
+//! without a user. The last quarter is only for those who hold next to nothing, and half of it for
+//! those of one network.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -127,11 +128,14 @@ impl MemoryBudget {
     fn has_room(&self, held: &Held, owner: Owner, more: usize) -> bool {
         let of_user = of(&held.users, owner.user) + more;
         let of_network = of(&held.networks, owner.network) + more;
-        let is_little = owner.user.is_some() && of_user <= LITTLE;
-        let (most, most_of_network) = if is_little {
-            (self.most, self.most / 8 * 7)
-        } else {
-            (self.most_of_many(), self.most_of_many())
+        let is_little = match owner.user {
+            Some(_) => of_user <= LITTLE,
+            None => owner.network.is_some() && of_network <= LITTLE,
+        };
+        let (most, most_of_network) = match (is_little, owner.user) {
+            (true, _) => (self.most, self.most / 8 * 7),
+            (false, Some(_)) => (self.most_of_many(), self.most_of_many()),
+            (false, None) => (self.most_of_many(), self.most_of_many() / 2),
         };
         let all = held.all.saturating_add(more);
         all <= most && of_network <= most_of_network && of_user <= self.most_of_user()
@@ -306,6 +310,19 @@ mod tests {
         );
         assert!(!carol(1));
         assert!(may_hold(&budget, Owner::user(UserId(200)), LITTLE));
+    }
+
+    #[test]
+    fn a_network_without_users_leaves_room_to_those_who_log_in_elsewhere() {
+        let budget = MemoryBudget::new(8 * MIB);
+        let from = |number| Owner {
+            user: None,
+            network: Some(ClientNetwork::V4(number)),
+        };
+        let _all_it_gets = budget.reserve(from(1), 3 * MIB).unwrap();
+        assert!(!may_hold(&budget, from(1), 1));
+        let _all_the_rest = budget.reserve(from(2), 3 * MIB).unwrap();
+        assert!(may_hold(&budget, from(3), LITTLE) && !may_hold(&budget, from(3), LITTLE + 1));
     }
 
     #[test]
