@@ -238,7 +238,10 @@ impl<'a> Preflight<'a> {
 
     async fn store(&self) -> anyhow::Result<Finding> {
         match &self.config.store {
-            StoreConfig::Sqlite { data_dir, path } => sqlite_file(data_dir, path),
+            StoreConfig::Sqlite { data_dir, path } => {
+                let is_made_later = self.config.store.is_in_data_dir() && !data_dir.exists();
+                sqlite_file(path, is_made_later)
+            }
             StoreConfig::Postgres { url, pool_size, .. } => {
                 let dimension = self.engine.as_ref().map(|engine| engine.dimension());
                 let state = postgres::inspect(url.expose(), dimension).await?;
@@ -285,15 +288,20 @@ impl<'a> Preflight<'a> {
     }
 }
 
-fn sqlite_file(folder: &Path, path: &Path) -> anyhow::Result<Finding> {
+/// `is_made_later`: a start makes the folder of the file first.
+fn sqlite_file(path: &Path, is_made_later: bool) -> anyhow::Result<Finding> {
     let shown = path.display();
     let absent = format!("SQLite, {shown}: not there yet, the first start makes it");
-    if path.parent() == Some(folder) && !folder.exists() {
+    if is_made_later {
         return Ok(Finding::Note(absent));
     }
     let state = sqlite::inspect(path).with_context(|| format!("DATABASE_URL: {shown}"))?;
     let finding = match state {
-        FileState::Absent => Finding::Note(absent),
+        FileState::Absent => {
+            data_dir::try_file_beside(path)
+                .with_context(|| format!("DATABASE_URL: {shown}: its folder cannot be written"))?;
+            Finding::Note(absent)
+        }
         FileState::Present { schema, known } if schema == known => {
             let text = format!("SQLite, {shown}: schema {schema}");
             if data_dir::is_database_in_use(path)? {

@@ -10,6 +10,8 @@ use std::path::Path;
 
 use anyhow::{Context, anyhow, bail, ensure};
 
+use crate::config::{FileError, Secret};
+
 /// Readable for everybody who gets to the folder: the containers that share it run as different
 /// users. Whoever cannot see the volume cannot see the files.
 const MODE: u32 = 0o444;
@@ -40,7 +42,7 @@ pub fn run(
             "{name:?} is no name of a variable: capital letters, digits and _"
         );
         let path = folder.join(name);
-        let written = written(&path).with_context(|| format!("{name}: its file cannot be read"))?;
+        let written = written(&path).map_err(|error| anyhow!("{name}: its file {error}"))?;
         let value = match (given(name, &variable)?, form) {
             (Some(value), _) => value,
             (None, Some(form)) => filled(form, &secrets).map_err(|unknown| {
@@ -76,18 +78,22 @@ fn given(
         return Ok(None);
     };
     match value.into_string() {
-        Ok(value) if !value.chars().any(char::is_control) => Ok(Some(value)),
-        _ => bail!("{name}: a secret is one line of text"),
+        Ok(value) if value.trim() == value && !value.chars().any(char::is_control) => {
+            Ok(Some(value))
+        }
+        _ => bail!("{name}: a secret is one line of text, without a blank at its ends"),
     }
 }
 
-/// What a file holds; `None` if there is none, or an empty one.
-fn written(path: &Path) -> io::Result<Option<String>> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text).filter(|text| !text.is_empty())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+/// What a file holds, as the server reads it; `None` if there is none, or an empty one.
+fn written(path: &Path) -> Result<Option<String>, FileError> {
+    match fs::metadata(path) {
+        Ok(found) if found.is_file() && found.len() == 0 => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Ok(_) | Err(_) => {}
     }
+    let secret = Secret::read_file(path)?;
+    Ok(Some(secret.expose().to_owned()))
 }
 
 fn random() -> anyhow::Result<String> {
@@ -195,6 +201,26 @@ mod tests {
             (password, key)
         );
         assert_eq!(fs::read_dir(folder).unwrap().count(), FILES.len());
+    }
+
+    #[test]
+    fn a_file_is_read_as_the_server_reads_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        fs::write(folder.join("PASSWORD"), "hunter2\n").unwrap();
+        make(folder, &FILES, &[]).unwrap();
+        assert_eq!(
+            read(folder, "URL"),
+            "postgres://prompt:hunter2@postgres/prompts"
+        );
+        fs::write(folder.join("PASSWORD"), "hunter2\r\n").unwrap();
+        let error = make(folder, &FILES, &[]).unwrap_err().to_string();
+        assert!(
+            error.starts_with("PASSWORD: its file has Windows line ends"),
+            "{error}"
+        );
+        let error = make(folder, &FILES, &[("PASSWORD", "hunter2 ")]).unwrap_err();
+        assert!(error.to_string().starts_with("PASSWORD: "), "{error}");
     }
 
     #[test]

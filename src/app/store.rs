@@ -44,7 +44,7 @@ impl Store {
     /// Opens the configured store. `dimension`: of the model in use, if one is.
     ///
     /// # Errors
-    /// One line that names the setting at fault and the mend.
+    /// One line that names the setting at fault and the repair.
     pub async fn open(config: &StoreConfig, dimension: Option<usize>) -> anyhow::Result<Self> {
         Ok(match config {
             StoreConfig::Sqlite { path, .. } => {
@@ -207,8 +207,14 @@ async fn load(index: &SlabIndex) {
 pub(super) async fn is_there(config: &StoreConfig) -> anyhow::Result<bool> {
     Ok(match config {
         StoreConfig::Sqlite { path, .. } => {
+            let is_there = path.try_exists().with_context(|| {
+                format!(
+                    "DATABASE_URL: {}: cannot be looked at; run this as the server's user",
+                    path.display()
+                )
+            })?;
             // The folder may be missing too, which `inspect` refuses.
-            path.exists()
+            is_there
                 && sqlite::inspect(path)
                     .with_context(|| format!("DATABASE_URL: {}", path.display()))?
                     != FileState::Absent
@@ -258,7 +264,7 @@ fn open_sqlite(path: &Path) -> anyhow::Result<SqliteStore> {
 /// file from another folder. With a database elsewhere the folder holds the generated key at most, which any number of servers may read.
 ///
 /// # Errors
-/// One line that names the folder or the file and the mend.
+/// One line that names the folder or the file and the repair.
 pub(super) fn lock_files(config: &StoreConfig) -> anyhow::Result<Vec<data_dir::Lock>> {
     Ok(match config {
         StoreConfig::Sqlite { data_dir, path } => {

@@ -8,7 +8,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 
 use super::store::{self, Store};
 use crate::cli::{CreateUserArgs, SecretPlace, UserCommand};
-use crate::config::{Config, StoreConfig};
+use crate::config::Config;
 use crate::credentials::{self, HashPool};
 use crate::data_dir::DataDir;
 use crate::domain::account::{
@@ -86,8 +86,8 @@ async fn create(arguments: &CreateUserArgs, config: &Config) -> anyhow::Result<U
     }
     // First, so that what is wrong with the account leaves no new store behind.
     let new = new_user(arguments).await?;
-    if let StoreConfig::Sqlite { data_dir, .. } = &config.store {
-        DataDir::open(data_dir)?;
+    if config.store.is_in_data_dir() {
+        DataDir::open(config.store.data_dir())?;
     }
     let store = Store::open(&config.store, None).await?;
     let created = store.accounts.create_user(new).await;

@@ -14,7 +14,7 @@ use clap::{Arg, Command, CommandFactory};
 use super::Cli;
 
 /// The settings that the help of a command shows; `serve`, as the help of the program, shows all.
-const SHOWN: [(&str, &[&str]); 8] = [
+const SHOWN: [(&str, &[&str]); 9] = [
     ("user", &["data_dir"]),
     ("check", &[]),
     ("backup", &["data_dir"]),
@@ -25,6 +25,7 @@ const SHOWN: [(&str, &[&str]); 8] = [
     ),
     ("move", &["data_dir", "embedding_model_dir"]),
     ("openapi", &[]),
+    ("secrets", &[]),
     ("health", &["bind_addr"]),
 ];
 
@@ -96,4 +97,19 @@ pub(super) fn command() -> Command {
 
 fn with_store(command: Command) -> Command {
     command.after_help(STORE).mut_subcommands(with_store)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_help_of_every_command_but_the_server_has_its_own_settings() {
+        let shown = SHOWN.map(|(name, _)| name);
+        let commands = Cli::command();
+        let names = commands.get_subcommands().map(Command::get_name);
+        for name in names.filter(|name| *name != "serve") {
+            assert!(shown.contains(&name), "{name}");
+        }
+    }
 }

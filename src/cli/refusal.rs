@@ -50,6 +50,9 @@ fn setting_problem(error: &clap::Error) -> Option<String> {
         (None, None) if error.kind() == ErrorKind::InvalidValue => {
             format!("--{flag} needs a value")
         }
+        (None, None) if error.kind() == ErrorKind::ArgumentConflict => {
+            return Some(format!("{name}: --{flag} is given twice"));
+        }
         (None, None) => "cannot be used".to_owned(),
     };
     let example = setting.get_default_values().first().map_or_else(
@@ -116,6 +119,10 @@ mod tests {
             ("--openai-api-key-file", "OPENAI_API_KEY"),
             ("--openai_api_key", "OPENAI_API_KEY"),
             ("--openai-key", "OPENAI_API_KEY"),
+            ("--openai-api-key-env", "OPENAI_API_KEY"),
+            ("--api-key", "OPENAI_API_KEY"),
+            ("--db-url", "DATABASE_URL"),
+            ("--redis", "REDIS_URL"),
             ("--secret-key", "SECRET_KEY"),
             ("--secret-key-fallbacks", "SECRET_KEY_FALLBACKS"),
             ("--database-url", "DATABASE_URL"),
@@ -142,6 +149,12 @@ mod tests {
             problem,
             "DATA_DIR: --data-dir needs a value (a good value is ./data)"
         );
+    }
+
+    #[test]
+    fn a_setting_that_is_given_twice_is_named() {
+        let problem = problem(&["--data-dir", "a", "--data-dir", "b"]).unwrap();
+        assert_eq!(problem, "DATA_DIR: --data-dir is given twice");
     }
 
     #[test]

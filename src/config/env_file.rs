@@ -58,7 +58,8 @@ pub fn read_env_file(path: &Path) -> Result<Vec<(String, String)>, EnvFileError>
         return Ok(Vec::new());
     }
     let mode = found.permissions().mode() & 0o777;
-    if mode & OTHERS_MAY_WRITE != 0 {
+    // Of a device, such as /dev/null in its place, others may write nothing that is read here.
+    if found.is_file() && mode & OTHERS_MAY_WRITE != 0 {
         return Err(EnvFileError::Writable(mode));
     }
     let mut bytes = Vec::new();
@@ -152,6 +153,11 @@ fn is_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_in_place_of_the_file_is_an_empty_one() {
+        assert_eq!(read_env_file(Path::new("/dev/null")).unwrap(), []);
+    }
 
     fn value(line: &str) -> Result<String, String> {
         let parsed = parse(line.as_bytes()).map_err(|error| error.to_string())?;

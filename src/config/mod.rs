@@ -157,6 +157,17 @@ pub enum StoreConfig {
 }
 
 impl StoreConfig {
+    /// Whether the database is a file in the data folder, however either is spelled.
+    pub fn is_in_data_dir(&self) -> bool {
+        let Self::Sqlite { data_dir, path } = self else {
+            return false;
+        };
+        match (std::path::absolute(path), std::path::absolute(data_dir)) {
+            (Ok(path), Ok(data_dir)) => path.parent() == Some(&*data_dir),
+            (Ok(_), Err(_)) | (Err(_), _) => false,
+        }
+    }
+
     /// The data folder, used or not.
     pub fn data_dir(&self) -> &Path {
         match self {
@@ -197,7 +208,7 @@ pub struct AccountsConfig {
     pub max_sessions_per_user: usize,
     /// Whether anybody may register.
     pub registration: Registration,
-    /// Registrations for each client address; none is off.
+    /// Registrations for each client (an IPv4 address, an IPv6 /48); none is off.
     pub register_throttle: Rates,
 }
 

@@ -27,10 +27,27 @@ pub fn variables() -> Vec<String> {
     settings.chain(secrets).collect()
 }
 
-/// The secret that a name, in capitals, is or is likely to mean. A `_FILE` at its end does not
-/// count.
+/// Names that flags of other programs have for our secrets. As variables they are other programs'.
+const SECRET_FLAGS: [(&str, &str); 7] = [
+    ("API_KEY", "OPENAI_API_KEY"),
+    ("DATABASE", "DATABASE_URL"),
+    ("DB_URL", "DATABASE_URL"),
+    ("POSTGRES_URL", "DATABASE_URL"),
+    ("REDIS", "REDIS_URL"),
+    ("REDIS_PASSWORD", "REDIS_URL"),
+    ("SECRET", "SECRET_KEY"),
+];
+
+/// The secret that the name of a flag, in capitals, is or is likely to mean. A `_FILE`, `_PATH` or
+/// `_ENV` at its end does not count.
 pub fn secret_meant(name: &str) -> Option<&'static str> {
-    let name = name.strip_suffix("_FILE").unwrap_or(name);
+    let place = ["_FILE", "_PATH", "_ENV"]
+        .iter()
+        .find_map(|end| name.strip_suffix(end));
+    let name = place.unwrap_or(name);
+    if let Some((_, secret)) = SECRET_FLAGS.iter().find(|(flag, _)| *flag == name) {
+        return Some(secret);
+    }
     let close = SECRETS.into_iter().filter(|secret| is_close(name, secret));
     close.min_by_key(|secret| distance(name, secret))
 }
@@ -101,7 +118,7 @@ fn is_close(name: &str, setting: &str) -> bool {
         && (1..wanted.len()).any(|left_out| {
             let mut rest = wanted.clone();
             rest.remove(left_out);
-            rest == words
+            rest.iter().zip(&words).all(|(a, b)| is_alike(a, b)) && rest.len() == words.len()
         })
 }
 
@@ -163,6 +180,7 @@ mod tests {
             ("BIND_ADDRESS", "BIND_ADDR"),
             ("TRUSTED_PROXY", "TRUSTED_PROXIES"),
             ("CORS_ORIGINS", "CORS_ALLOWED_ORIGINS"),
+            ("CORS_ORIGIN", "CORS_ALLOWED_ORIGINS"),
             ("REGISTRATIONS", "REGISTRATION"),
         ] {
             let sentence = format!("{name} is not a setting: did you mean {setting}?");

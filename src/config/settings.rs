@@ -210,7 +210,7 @@ pub struct Settings {
     #[arg(long, env, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000), value_name = "N", global = true)]
     pub max_connections: u32,
 
-    /// Connections of one client network (an IPv4 address, an IPv6 /64); trusted proxies are exempt [default: a quarter of MAX_CONNECTIONS]
+    /// Connections of one client network (an IPv4 address, an IPv6 /64); trusted proxies are exempt [default: a quarter of MAX_CONNECTIONS, at least 64]
     #[arg(long, env, value_parser = clap::value_parser!(u32).range(1..=1_000_000), value_name = "N", global = true)]
     pub max_connections_per_network: Option<u32>,
 

@@ -58,6 +58,15 @@ fn nearest_folder(path: &Path) -> &Path {
     }
 }
 
+/// Makes an empty file beside another and removes it.
+///
+/// # Errors
+/// Those of the file system.
+pub fn try_file_beside(path: &Path) -> io::Result<()> {
+    let path = std::path::absolute(path)?;
+    try_file(path.parent().unwrap_or(Path::new("/")))
+}
+
 /// Makes an empty file in a folder and removes it. Modes alone do not show it: the file system may be
 /// read-only.
 fn try_file(folder: &Path) -> io::Result<()> {

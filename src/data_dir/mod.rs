@@ -9,7 +9,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 pub use self::lock::{Lock, is_database_in_use, lock_database};
-pub use self::look::Found;
+pub use self::look::{Found, try_file_beside};
 use crate::config::{FileError, Secret};
 
 /// Why the folder cannot be used: one line that says so, with the repair.

@@ -54,6 +54,24 @@ def test_the_first_account_may_make_the_store_before_any_server_has_run(tmp_path
         assert login.status_code == 200, login.text
 
 
+@pytest.mark.parametrize("url", ["sqlite://data/x.db", "sqlite://./data/x.db", "sqlite://{folder}/data/x.db"])
+def test_a_database_in_the_data_folder_needs_no_folder_before_the_start(tmp_path, url):
+    url = url.format(folder=tmp_path)
+    checked = run("check", folder=tmp_path, DATABASE_URL=url, BIND_ADDR="127.0.0.1:0")
+    assert (checked.returncode, "the first start makes it" in checked.stdout) == (0, True), checked
+    assert list(tmp_path.iterdir()) == []
+    made = run(*CREATE, "--init", folder=tmp_path, DATABASE_URL=url, stdin=f"{PASSWORD}\n")
+    assert made.stdout == "created user 1\n", made
+    assert (tmp_path / "data" / "x.db").is_file()
+
+
+def test_a_first_account_in_a_database_elsewhere_makes_no_data_folder(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    made = run(*CREATE, "--init", folder=tmp_path, DATABASE_URL="sqlite://elsewhere/x.db", stdin=f"{PASSWORD}\n")
+    assert made.stdout == "created user 1\n", made
+    assert [file.name for file in tmp_path.iterdir()] == ["elsewhere"]
+
+
 @pytest.fixture(scope="module")
 def postgres():
     with Postgres() as running:

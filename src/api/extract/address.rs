@@ -121,7 +121,12 @@ fn hop_address(hop: &[u8]) -> Option<IpAddr> {
         }
         None => (hop, ""),
     };
-    let is_port = |port: &str| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    // RFC 7239, section 6: a port is a number, or a name that hides it and begins with `_`.
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    let is_port = |port: &str| match port.strip_prefix('_') {
+        Some(name) => !name.is_empty() && name.bytes().all(is_name),
+        None => !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()),
+    };
     if !rest.is_empty() && !rest.strip_prefix(':').is_some_and(is_port) {
         return None;
     }
@@ -193,6 +198,8 @@ mod tests {
         for (hop, address) in [
             ("198.51.100.1:4711", "198.51.100.1"),
             ("\"198.51.100.1:4711\"", "198.51.100.1"),
+            ("198.51.100.1:_hidden.port-1", "198.51.100.1"),
+            ("[2001:db8::2]:_x", "2001:db8::2"),
             ("2001:db8::2", "2001:db8::2"),
             ("2001:DB8:0::2", "2001:db8::2"),
             ("[2001:db8::2]", "2001:db8::2"),
@@ -224,6 +231,8 @@ mod tests {
             "unix:",
             "198.51.100.1:",
             "198.51.100.1:http",
+            "198.51.100.1:_",
+            "198.51.100.1:_a b",
             "198.51.100.1%eth0",
             "[2001:db8::2",
             "[2001:db8::2]443",

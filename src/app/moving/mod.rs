@@ -183,7 +183,7 @@ async fn take_in(
     }
     ensure!(
         planned.faults == 0 || arguments.skip_faulty,
-        "{}; nothing was imported. Mend them, or leave them out with --skip-faulty",
+        "{}; nothing was imported. Correct them, or leave them out with --skip-faulty",
         faults(planned.faults)
     );
     let cores = std::thread::available_parallelism().map_or(1, usize::from);

@@ -75,7 +75,7 @@ pub fn backup(from: &Path, into: &Path) -> Result<Copied, BackupError> {
 
 /// A reading connection to a database of ours that exists.
 fn open(path: &Path) -> Result<Connection, BackupError> {
-    if !path.exists() {
+    if !path.try_exists().map_err(OpenError::from)? {
         return Err(BackupError::Nothing);
     }
     let database = Database {
