@@ -60,7 +60,7 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, body)
     }
 
-    /// The body alone, for the API's description.
+    /// The body alone.
     pub fn into_body(self) -> Value {
         self.body
     }

@@ -333,7 +333,8 @@ pub trait PromptStore: Send + Sync {
     async fn claim_reembedding(&self) -> Result<Option<Claim>, Error>;
 
     /// Asks the store for a sign of life, by a read that touches it, and for what it can do. It tries to write only if a
-    /// write has failed, and until one succeeds: `ReadOnly` ends by itself, without a client's write.
+    /// write has failed or room is short, and until one succeeds: `ReadOnly` ends by itself, without
+    /// a client's write.
     async fn ping(&self) -> Result<Access, Error>;
 
     /// The counters as they are now. Costs nothing.

@@ -166,7 +166,7 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value) {
     if (path, method) == ("/api/prompts", "post") {
         extra.push((
             "503",
-            "Overloaded, or something it stands on is away; or the upstream cannot be asked: then with the `id` of the prompt, which is kept as failed.",
+            "Overloaded, or the store or another part is unavailable; or the upstream cannot be asked: then with the `id` of the prompt, which is kept as failed.",
             json!({ "anyOf": [{ "$ref": "#/components/schemas/FailedPromptResponse" }, error_schema()] }),
         ));
     }
@@ -174,7 +174,7 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value) {
         extra.push(("406", "The client takes no JSON.", error_schema()));
         extra.push((
             "503",
-            "Overloaded, or something it stands on is away.",
+            "Overloaded, or the store or another part is unavailable.",
             error_schema(),
         ));
     }

@@ -11,8 +11,8 @@ use crate::error::{Error, TokenProblem, Unauthenticated};
 use crate::realtime::Listener;
 use crate::store::Session;
 
-/// How often the account of a long answer's caller is looked at. With the second for which accounts
-/// are remembered it stays well below the 5 seconds within which a change must be noticed.
+/// How often the account of a long answer's caller is looked at. With the two seconds for which
+/// accounts are remembered it stays below the 5 seconds within which a change must be noticed.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// Why a credential is no longer valid.

@@ -153,9 +153,11 @@ impl Prompts {
     /// begun, unless the operator wants such calls broken off.
     ///
     /// # Errors
-    /// `Overloaded` at once if too many texts or calls wait; nothing was begun then. `Failed` if there is no answer: the prompt is
-    /// kept. `QuotaExceeded` if the user may not keep another; nothing was asked. `IdempotencyKey` if the request's key is another's. `Deleted` if the prompt was deleted meanwhile. Otherwise those of the
-    /// store; where an answer waits for it, `Unavailable` comes after a while and the answer is stored later.
+    /// `Overloaded` at once if too many texts or calls wait; nothing was begun then. `Failed` if there
+    /// is no answer: the prompt is kept. `QuotaExceeded` if the user may not keep another; nothing was
+    /// asked. `IdempotencyKey` if the request's key is another's. `Deleted` if the prompt was deleted
+    /// meanwhile. Otherwise those of the store; where an answer waits for it, `Unavailable` comes after
+    /// a while and the answer is stored later.
     pub async fn create(&self, new: CreatePrompt, memory: Reservation) -> Result<Created, Error> {
         self.check_quota(&new).await?;
         let admission = Admission::take(&self.0.parts, new.user_id, memory)?;

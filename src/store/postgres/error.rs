@@ -19,7 +19,7 @@ pub(super) enum Cause {
     /// The connection broke, or could not be made; what the operating system said, if it did.
     #[error("the connection to the database failed: {0}")]
     Connection(String),
-    /// The server's certificate was refused: why, and the mend.
+    /// The server's certificate was refused: why, and the repair.
     #[error("the database server's certificate is not trusted: {0}")]
     Distrust(&'static str),
     /// No answer in time.

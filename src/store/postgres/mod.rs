@@ -94,7 +94,7 @@ impl PostgresStore {
     /// once. `url`: `postgres://` or `postgresql://`.
     ///
     /// # Errors
-    /// One line that names the setting at fault and the mend.
+    /// One line that names the setting at fault and the repair.
     pub async fn open(url: &str, options: OpenOptions) -> Result<Self, OpenError> {
         let (config, tls) = driver(url)?;
         let connector = Connector::new(config, tls);

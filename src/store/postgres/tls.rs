@@ -191,7 +191,7 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// Why a server was not trusted, with the mend, if that is what broke the connection.
+/// Why a server was not trusted, with the repair, if that is what broke the connection.
 pub(super) fn distrust(error: &tokio_postgres::Error) -> Option<&'static str> {
     use CertificateError as Fault;
 

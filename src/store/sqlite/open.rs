@@ -9,7 +9,7 @@ use rusqlite::{Connection, ErrorCode, ffi};
 use super::connection::Database;
 use super::migrate::migrate;
 
-/// Why the database could not be opened: one line that says the mend. It names no path; the caller knows which it gave.
+/// Why the database could not be opened: one line that says the repair. It names no path; the caller knows which it gave.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The folder that should hold the file is missing.
@@ -80,7 +80,7 @@ impl From<io::Error> for OpenError {
     fn from(error: io::Error) -> Self {
         #[expect(
             clippy::wildcard_enum_match_arm,
-            reason = "the system's other errors have no mend of their own"
+            reason = "the system's other errors have no repair of their own"
         )]
         match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Self::NoFolder(error),
