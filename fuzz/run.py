@@ -27,7 +27,7 @@ ARTIFACTS = FUZZ / "artifacts"
 # corpora takes some milliseconds.
 INPUT_SECONDS = 10
 INPUT_MEMORY = 2048
-# What libFuzzer takes for itself to start and to stop, in seconds, beyond the time that it is given.
+# What libFuzzer takes to start and to stop, in seconds, beyond the time that it is given.
 LEEWAY = 120
 
 

@@ -16,8 +16,8 @@ const NOW: Timestamp = Timestamp(1_795_521_600_000_000);
 /// A token: the first line is its header, the rest its payload. It is signed here, because no
 /// fuzzer finds a signature. The bytes as they are serve as a token without one.
 ///
-/// What is not signed by one of the keys is invalid, and so is a signed token with any byte changed.
-/// What a token that counts says, its payload says.
+/// A token that is not signed by one of the keys is invalid, and so is a signed one with any byte
+/// changed. The claims of a valid token are those that a JSON parser finds in its payload.
 pub fn tokens(data: &[u8]) {
     let keys = Keys::new(SECRET, []);
     if let Ok(token) = std::str::from_utf8(data) {

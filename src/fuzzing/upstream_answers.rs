@@ -9,8 +9,8 @@ const MOST_BODY: usize = 32 << 10;
 /// The body of an upstream's answer. The first byte cuts it, the second says how it ends and how
 /// long its text may be.
 ///
-/// Where a body is cut makes no difference, and neither does it whether a JSON object comes alone or
-/// as an event of a stream. A usual answer is read as a JSON parser reads it.
+/// Where a body is cut makes no difference. Nor does it make one whether a JSON object comes alone
+/// or as an event of a stream. A usual answer is read as a JSON parser reads it.
 pub fn upstream_answers(data: &[u8]) {
     let [cuts, kind, body @ ..] = data else {
         return;
