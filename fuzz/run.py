@@ -24,8 +24,9 @@ CARGO_FUZZ = TARGET / "tools" / f"cargo-fuzz-{CARGO_FUZZ_VERSION}"
 BUILT = TARGET / "fuzz"
 ARTIFACTS = FUZZ / "artifacts"
 # An input that takes longer, in seconds, or more memory, in MiB, is a find. The slowest one of the
-# corpora takes some milliseconds.
-INPUT_SECONDS = 10
+# corpora takes some milliseconds, but libFuzzer counts the time in which a busy machine does not
+# run it.
+INPUT_SECONDS = 60
 INPUT_MEMORY = 2048
 # What libFuzzer takes to start and to stop, in seconds, beyond the time that it is given.
 LEEWAY = 120
