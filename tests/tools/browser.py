@@ -26,6 +26,7 @@ from pathlib import Path
 
 import debian_tools
 from running_service import wait_until
+from started import Started
 from websockets.sync.client import connect
 
 # Names under which a Chromium may be installed. The first that is there is taken; else Debian's is
@@ -74,7 +75,7 @@ class DevToolsError(Exception):
     """The browser refused a command: the element is gone, or not visible, for example."""
 
 
-class Browser:
+class Browser(Started):
     """One browser process. Each page has a profile of its own, as if a new person opened it."""
 
     def __init__(self):
@@ -84,16 +85,6 @@ class Browser:
         self.opened = ExitStack()
         self.numbers = itertools.count(1)
         self.pages = {}
-
-    def __enter__(self):
-        try:
-            return self.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def __exit__(self, *_):
-        self.close()
 
     def start(self):
         log = self.folder / "log"

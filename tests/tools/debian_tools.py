@@ -25,7 +25,8 @@ APT = HOME / "apt"
 # Tool: its package, and whether the packages that this one depends on are needed to run the tool. Prometheus depends on
 # web assets and an account for its daemon; its programs themselves are one file each.
 PACKAGES = {
-    # Debian's Chromium without a window: less than half of what the package `chromium` brings along.
+    # Debian's Chromium without a window: less than half of what the package `chromium` brings
+    # along.
     "chromium-headless-shell": ("chromium-headless-shell", True),
     "curl": ("curl", True),
     "haproxy": ("haproxy", True),

@@ -14,6 +14,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from started import Started
+
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve()
 BINARY = Path(os.environ.get("PROMPT_SERVICE_BINARY", TARGET / "release" / "prompt-service"))
@@ -58,7 +60,7 @@ def refusal(process):
     return line
 
 
-class Service:
+class Service(Started):
     """One server process on a port of its own choice.
 
         with Service(PROMPT_THROTTLE="off") as service:
@@ -80,16 +82,6 @@ class Service:
         self.environment |= settings
         self.process = None
         self.address = None
-
-    def __enter__(self):
-        try:
-            return self.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def __exit__(self, *_):
-        self.close()
 
     def launch(self):
         """Starts the process without waiting for anything."""

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from running_service import wait_until
+from started import Started
 
 TOOLS = Path(__file__).resolve().parent
 
@@ -64,7 +65,7 @@ def descendants(pid):
     return family
 
 
-class Server:
+class Server(Started):
     """One server process; subclasses know its command and how it says that it is ready."""
 
     name = "server"
@@ -77,16 +78,6 @@ class Server:
         self.port = free_port()
         self.password = f"{self.name}-{secrets.token_hex(12)}"
         self.process = None
-
-    def __enter__(self):
-        try:
-            return self.start()
-        except BaseException:
-            self.close()
-            raise
-
-    def __exit__(self, *_):
-        self.close()
 
     def start(self):
         """Starts the process on the same port and folder as before, and returns once it answers."""

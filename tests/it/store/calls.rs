@@ -11,7 +11,7 @@ use prompt_service::store::{
     LapsedCall, NewCall,
 };
 
-use crate::store::{TestableStore, embedded, model, user, vector};
+use crate::store::{TestableStore, embedded, model, newest, user, vector};
 
 type Store = Arc<dyn TestableStore>;
 
@@ -123,14 +123,7 @@ pub async fn a_begun_call_is_a_running_prompt(store: Store) {
         store.prompt(alice, begun.id).await.unwrap(),
         Some(expected.clone())
     );
-    assert_eq!(
-        store
-            .list_prompts(alice, None, 9, usize::MAX)
-            .await
-            .unwrap()
-            .prompts,
-        [expected]
-    );
+    assert_eq!(newest(&*store, alice, 9).await, [expected]);
     assert_eq!(store.unembedded(&model("a"), None, 9).await.unwrap(), []);
     let late = vec![(begun.id, vector(1))];
     assert_eq!(store.put_embeddings(&model("a"), late).await.unwrap(), []);
@@ -252,15 +245,7 @@ pub async fn a_known_key_is_answered_and_changes_nothing(store: Store) {
         store.known_key(alice, &[1; 32]).await.unwrap(),
         Some(completed)
     );
-    assert_eq!(
-        store
-            .list_prompts(alice, None, 9, usize::MAX)
-            .await
-            .unwrap()
-            .prompts
-            .len(),
-        1
-    );
+    assert_eq!(newest(&*store, alice, 9).await.len(), 1);
 }
 
 pub async fn keys_of_different_users_have_nothing_in_common(store: Store) {
@@ -392,15 +377,7 @@ async fn take_over(store: &dyn TestableStore, alice: UserId, first: &Prompt) {
     assert_eq!(store.lapse_calls(9, &[]).await.unwrap(), []);
     let finished = store.finish_call(first.id, holder(1, 2), None, answered());
     assert!(finished.await.unwrap().is_some());
-    assert_eq!(
-        store
-            .list_prompts(alice, None, 9, usize::MAX)
-            .await
-            .unwrap()
-            .prompts
-            .len(),
-        1
-    );
+    assert_eq!(newest(store, alice, 9).await.len(), 1);
     let covered = store.coverage(&model("a"), Some(alice)).await.unwrap();
     assert_eq!((covered.completed, covered.embedded), (1, 1));
 }
@@ -468,14 +445,7 @@ pub async fn a_deleted_prompt_keeps_its_key_and_cannot_be_finished(store: Store)
         Some(gone.clone())
     );
     assert_eq!(known(&*store, keyed(alice, claim(1, 1))).await, gone);
-    assert_eq!(
-        store
-            .list_prompts(alice, None, 9, usize::MAX)
-            .await
-            .unwrap()
-            .prompts,
-        []
-    );
+    assert_eq!(newest(&*store, alice, 9).await, []);
 
     let begun = started(&*store, keyed(alice, claim(2, 1))).await;
     let finished = store.finish_call(begun.id, holder(1, 1), None, answered());

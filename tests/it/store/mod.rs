@@ -187,6 +187,12 @@ pub fn embedded(user_id: UserId, prompt: &str, mark: u16) -> NewPrompt {
     }
 }
 
+/// Up to `limit` of the user's prompts, newest first, whatever their length.
+pub async fn newest(store: &dyn PromptStore, user_id: UserId, limit: usize) -> Vec<Prompt> {
+    let page = store.list_prompts(user_id, None, limit, usize::MAX);
+    page.await.unwrap().prompts
+}
+
 /// The ids of prompts, in their order.
 pub fn ids(prompts: &[Prompt]) -> Vec<PromptId> {
     prompts.iter().map(|prompt| prompt.id).collect()

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::store::model::compare_with_naive_model;
-use crate::store::{TestableStore, completed, embedded, model, user};
+use crate::store::{TestableStore, completed, embedded, model, newest, user};
 use crate::support::DEADLINE;
 use crate::support::postgres::{Database, Postgres, Release, connect};
 
@@ -210,11 +210,7 @@ async fn statements_that_were_given_up_do_not_pile_up_on_the_server() {
     eventually!(watcher.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) == 0);
     client.batch_execute("COMMIT").await.unwrap();
     eventually!(store.insert_prompt(completed(alice, "p")).await.is_ok());
-    let stored = store
-        .list_prompts(alice, None, 100, usize::MAX)
-        .await
-        .unwrap()
-        .prompts;
+    let stored = newest(&*store, alice, 100).await;
     assert!(
         stored.len() <= 2,
         "what was given up was not done later: {}",
@@ -525,15 +521,7 @@ async fn a_restarted_server_is_used_again_and_no_acknowledged_write_is_lost() {
             (acknowledged, refused)
         });
     }
-    eventually!(
-        store
-            .list_prompts(alice, None, 50, usize::MAX)
-            .await
-            .unwrap()
-            .prompts
-            .len()
-            == 50
-    );
+    eventually!(newest(&*store, alice, 50).await.len() == 50);
     server.stop();
     assert!(matches!(store.ping().await, Err(Error::Unavailable(_))));
     server.resume();

@@ -11,7 +11,7 @@ use tokio_postgres::Client;
 use tokio_util::task::TaskTracker;
 
 use crate::store::calls::{call, claim, holder, started};
-use crate::store::user;
+use crate::store::{newest, user};
 use crate::support::postgres::Database;
 
 async fn open(database: &Database) -> Arc<PostgresStore> {
@@ -62,11 +62,7 @@ async fn begin_again_while(meanwhile: &str) -> (Begun, Arc<PostgresStore>, Datab
     client.batch_execute("COMMIT").await.unwrap();
     let begun = begun.await.unwrap();
     // The same rows, whoever looks at them.
-    let listed = store
-        .list_prompts(alice, None, 9, usize::MAX)
-        .await
-        .unwrap()
-        .prompts;
+    let listed = newest(&*store, alice, 9).await;
     assert!(listed.len() <= 1, "{listed:?}");
     (begun, store, database)
 }

@@ -11,7 +11,7 @@ use prompt_service::store::{
 };
 
 use crate::store::calls::{call, started};
-use crate::store::{TestableStore, completed, embedded, ids, model, user, vector};
+use crate::store::{TestableStore, completed, embedded, ids, model, newest, user, vector};
 
 type Store = Arc<dyn TestableStore>;
 
@@ -107,14 +107,7 @@ pub async fn another_users_prompt_is_absent(store: Store) {
     assert_eq!(store.prompt(bob.id, id).await.unwrap(), None);
     assert_eq!(store.delete_prompt(bob.id, id).await.unwrap(), None);
     assert!(store.prompt(alice.id, id).await.unwrap().is_some());
-    assert_eq!(
-        store
-            .list_prompts(bob.id, None, 9, usize::MAX)
-            .await
-            .unwrap()
-            .prompts,
-        []
-    );
+    assert_eq!(newest(&*store, bob.id, 9).await, []);
     assert_eq!(store.prompt(alice.id, PromptId(999)).await.unwrap(), None);
 }
 
@@ -138,14 +131,7 @@ pub async fn prompts_are_listed_newest_first_in_pages(store: Store) {
     }
     assert!(made.is_sorted_by_key(|prompt| prompt.id));
     made.reverse();
-    assert_eq!(
-        store
-            .list_prompts(alice.id, None, 2, usize::MAX)
-            .await
-            .unwrap()
-            .prompts,
-        made[..2]
-    );
+    assert_eq!(newest(&*store, alice.id, 2).await, made[..2]);
     let before = Some(made[1].id);
     assert_eq!(
         store
@@ -173,14 +159,7 @@ pub async fn prompts_are_listed_newest_first_in_pages(store: Store) {
             .prompts,
         []
     );
-    assert_eq!(
-        store
-            .list_prompts(alice.id, None, 0, usize::MAX)
-            .await
-            .unwrap()
-            .prompts,
-        []
-    );
+    assert_eq!(newest(&*store, alice.id, 0).await, []);
     assert_eq!(
         store
             .list_prompts(alice.id, None, usize::MAX, usize::MAX)
@@ -288,14 +267,7 @@ pub async fn deleting_removes_the_prompt_and_its_vector(store: Store) {
     );
     assert_eq!(store.delete_prompt(alice.id, with).await.unwrap(), None);
     assert_eq!(store.prompt(alice.id, with).await.unwrap(), None);
-    assert_eq!(
-        store
-            .list_prompts(alice.id, None, 9, usize::MAX)
-            .await
-            .unwrap()
-            .prompts,
-        []
-    );
+    assert_eq!(newest(&*store, alice.id, 9).await, []);
     let page = store.vectors(&model("a"), None, None, 9).await.unwrap();
     assert_eq!(page, NO_VECTORS);
 }

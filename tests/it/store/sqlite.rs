@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 use crate::store::model::compare_with_naive_model;
-use crate::store::{TestableStore, completed, embedded, model, user};
+use crate::store::{TestableStore, completed, embedded, model, newest, user};
 use crate::support::DEADLINE;
 
 async fn open() -> (Arc<dyn TestableStore>, TempDir) {
@@ -240,15 +240,7 @@ async fn a_full_store_answers_unavailable_and_recovers_when_there_is_room() {
     };
     assert!(matches!(refused, Error::Unavailable(_)), "{refused:?}");
     // Reading goes on, and what was acknowledged is there.
-    assert_eq!(
-        store
-            .list_prompts(alice, None, 999, usize::MAX)
-            .await
-            .unwrap()
-            .prompts
-            .len(),
-        stored.len()
-    );
+    assert_eq!(newest(&store, alice, 999).await.len(), stored.len());
     let covered = store.coverage(&model("a"), None).await.unwrap();
     assert_eq!(covered.embedded, stored.len() as u64);
     for id in stored.drain(..2) {
