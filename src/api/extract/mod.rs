@@ -3,6 +3,7 @@
 mod address;
 mod body;
 mod fields;
+mod formats;
 mod owner;
 mod query;
 mod root;

@@ -3,7 +3,8 @@
 
 use std::collections::HashSet;
 
-use super::reader::{Value, is_unseen, one_line};
+use super::line::{is_unseen, one_line};
+use super::reader::Value;
 
 /// Longest message that is logged, in characters.
 const MESSAGE_CHARS: usize = 200;
@@ -80,7 +81,7 @@ pub fn presentable(message: &str, prompts: &[&str], key: Option<&str>) -> String
 
     // Characters that are not shown must not part a word either.
     let line = message.replace(['\n', '\r', '\t'], " ");
-    let line = line.replace(|c: char| c.is_control() || is_unseen(c), "");
+    let line = line.replace(is_unseen, "");
     let mut rest = line.as_str();
     let (mut shown, mut characters) = (String::new(), 0);
     while !rest.is_empty() && characters < MESSAGE_CHARS {

@@ -9,6 +9,7 @@ mod breaker;
 mod endpoint;
 pub(crate) mod error_message;
 mod fault;
+mod line;
 mod models;
 mod reader;
 mod request;

@@ -6,7 +6,8 @@ use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::error::Failure;
-use super::prompts::{number_model, prompt_from_row};
+use super::prompts::prompt_from_row;
+use super::vectors::number_model;
 use super::{SqliteStore, sql_limit};
 use crate::domain::{
     FailureCode, LastIds, ModelId, PromptId, PromptRecord, PromptStatus, Timestamp, User, UserId,

@@ -9,7 +9,8 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::SqliteStore;
 use super::error::Failure;
-use super::prompts::{StoredVector, check_quota, insert_vector, prompt_by_id};
+use super::prompts::{check_quota, prompt_by_id};
+use super::vectors::{StoredVector, insert_vector};
 use crate::domain::{
     CallDetails, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, UserId,
 };

@@ -44,8 +44,8 @@ impl Checkpointer {
         }
     }
 
-    /// Copies the log back if it is long, if the database file lags too far behind it, or if `at_once`. After a failure
-    /// the log stays, and a later call tries again.
+    /// Copies the log back if it is long, if the database file lags too far behind it, or if
+    /// `at_once`. After a failure the log stays, and a later call tries again.
     pub fn after_commit(
         &mut self,
         connection: &mut Connection,

@@ -46,8 +46,8 @@ impl Database {
         connection.pragma_update(None, "foreign_keys", true)?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
-        // What a savepoint may have to take back would otherwise go to a file in the folder of temporary files, which may be
-        // full or read-only.
+        // What a savepoint may have to take back would otherwise go to a file in the folder of
+        // temporary files, which may be full or read-only.
         connection.pragma_update(None, "temp_store", "MEMORY")?;
         // The writer checkpoints by itself, after its callers have their answers.
         connection.pragma_update(None, "wal_autocheckpoint", 0)?;
@@ -66,8 +66,8 @@ impl Database {
         Ok(connection)
     }
 
-    /// A connection that reads without a trace where no other process has the file open. A reader of a
-    /// file in write-ahead mode otherwise leaves a log and an index beside it.
+    /// A connection that reads without a trace where no other process has the file open. A reader
+    /// of a file in write-ahead mode otherwise leaves a log and an index beside it.
     pub fn onlooker(&self) -> rusqlite::Result<Connection> {
         let mut log = self.path.clone().into_os_string();
         log.push("-wal");

@@ -99,7 +99,8 @@ impl From<Defect> for Failure {
     }
 }
 
-/// Whether the same call may work later: the file is locked or cannot be written, or memory is short.
+/// Whether the same call may work later: the file is locked or cannot be written, or memory is
+/// short.
 fn is_passing(error: &rusqlite::Error) -> bool {
     cannot_write(error)
         || matches!(
@@ -113,8 +114,8 @@ fn is_passing(error: &rusqlite::Error) -> bool {
         )
 }
 
-/// Whether the file cannot be written: the disk is full, fails or is read-only. A quota that is used up, and a limit on the
-/// size of files, are among the disk's failures.
+/// Whether the file cannot be written: the disk is full, fails or is read-only. A quota that is
+/// used up, and a limit on the size of files, are among the disk's failures.
 pub(super) fn cannot_write(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),

@@ -1,9 +1,9 @@
 //! The embedded store: one SQLite file in write-ahead mode.
 //!
-//! One thread writes and lets the writes of many tasks share a commit (`writer`), a few threads read (`reader`), so that
-//! readers and the writer never wait for each other and nothing of it runs on the async threads. Other processes may use
-//! the same file at the same time. Some room on the disk is held back (`reserve`) for the writes that must succeed when the
-//! disk is full (`worker`).
+//! One thread writes and lets the writes of many tasks share a commit (`writer`), a few threads
+//! read (`reader`), so that readers and the writer never wait for each other and nothing of it runs
+//! on the async threads. Other processes may use the same file at the same time. Some room on the
+//! disk is held back (`reserve`) for the writes that must succeed when the disk is full (`worker`).
 
 mod accounts;
 mod backup;
@@ -18,6 +18,7 @@ mod open;
 mod prompts;
 mod reader;
 mod reserve;
+mod vectors;
 mod worker;
 mod writer;
 

@@ -9,7 +9,8 @@ use rusqlite::{Connection, ErrorCode, ffi};
 use super::connection::Database;
 use super::migrate::migrate;
 
-/// Why the database could not be opened: one line that says the repair. It names no path; the caller knows which it gave.
+/// Why the database could not be opened: one line that says the repair. It names no path; the
+/// caller knows which it gave.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The folder that should hold the file is missing.

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::error::{Defect, Failure};
+use super::vectors::{StoredVector, insert_vector, model_number, page_of_vectors, put_vector};
 use super::{SqliteStore, sql_limit};
 use crate::domain::{
     CallDetails, Embedding, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, UserId,
@@ -21,9 +22,6 @@ const COMPLETED: i64 = 0;
 
 /// Stands for "all users together" in `prompt_count`, as the schema says.
 const ALL_USERS: i64 = 0;
-
-/// More room is not set aside for a page of vectors before its rows are seen, whatever the limit.
-const RESERVED_ROWS: usize = 1 << 16;
 
 const PROMPT_BY_ID: &str = "SELECT id, user_id, created_at, status, error, model, prompt, response,
             llm_duration_ms, prompt_tokens, completion_tokens, finish_reason FROM prompt
@@ -64,79 +62,12 @@ pub(super) fn prompt_from_row(row: &Row<'_>) -> Result<Prompt, Failure> {
     })
 }
 
-/// A vector on its way into the store: its stored form is made by the caller's thread, not by the writer's.
-pub(super) struct StoredVector {
-    dimension: usize,
-    f16: Vec<u8>,
-}
-
-impl From<&Embedding> for StoredVector {
-    fn from(embedding: &Embedding) -> Self {
-        Self {
-            dimension: embedding.0.len(),
-            f16: embedding.to_f16_bytes(),
-        }
-    }
-}
-
-/// The model's number, if it has made any vector.
-fn model_number(connection: &Connection, model: &ModelId) -> rusqlite::Result<Option<i64>> {
-    connection
-        .prepare_cached("SELECT id FROM embedding_model WHERE name = ?1")?
-        .query_row([&model.0], |row| row.get(0))
-        .optional()
-}
-
-/// The model's number, given now if it is new. All vectors of a model are of one length.
-pub(super) fn number_model(
-    connection: &Connection,
-    model: &ModelId,
-    dimension: usize,
-) -> Result<i64, Failure> {
-    let known: Option<(i64, usize)> = connection
-        .prepare_cached("SELECT id, dimension FROM embedding_model WHERE name = ?1")?
-        .query_row([&model.0], |row| {
-            Ok((
-                row.get(0)?,
-                usize::try_from(row.get::<_, i64>(1)?).unwrap_or(0),
-            ))
-        })
-        .optional()?;
-    match known {
-        Some((id, expected)) if expected == dimension => Ok(id),
-        Some((_, expected)) => Err(Defect::Dimension {
-            given: dimension,
-            expected,
-        }
-        .into()),
-        None => Ok(connection
-            .prepare_cached("INSERT INTO embedding_model (name, dimension) VALUES (?1, ?2)")?
-            .insert(params![model.0, sql_limit(dimension)])?),
-    }
-}
-
 fn count(connection: &Connection, user_id: i64, model_number: i64) -> rusqlite::Result<u64> {
     let n = connection
         .prepare_cached("SELECT n FROM prompt_count WHERE user_id = ?1 AND model_id = ?2")?
         .query_row([user_id, model_number], |row| row.get::<_, i64>(0))
         .optional()?;
     Ok(n.and_then(|n| u64::try_from(n).ok()).unwrap_or(0))
-}
-
-pub(super) fn insert_vector(
-    connection: &Connection,
-    user_id: UserId,
-    id: PromptId,
-    model: &ModelId,
-    vector: &StoredVector,
-) -> Result<(), Failure> {
-    let model_number = number_model(connection, model, vector.dimension)?;
-    connection
-        .prepare_cached(
-            "INSERT INTO prompt_embedding (user_id, prompt_id, model_id, f16) VALUES (?1, ?2, ?3, ?4)",
-        )?
-        .execute(params![user_id.0, id.0, model_number, vector.f16])?;
-    Ok(())
 }
 
 /// The prompt of that id.
@@ -151,7 +82,8 @@ pub(super) fn prompt_by_id(
         .transpose()
 }
 
-/// Whether the user keeps fewer prompts than that. Counts in the index by user, at most as far as needed.
+/// Whether the user keeps fewer prompts than that. Counts in the index by user, at most as far as
+/// needed.
 fn has_room(connection: &Connection, user_id: UserId, max_prompts: u32) -> rusqlite::Result<bool> {
     connection
         .prepare_cached(
@@ -216,55 +148,6 @@ fn insert(
             duration_ms: new.llm_duration_ms,
         },
     })
-}
-
-fn page_of_vectors(
-    connection: &Connection,
-    model: &ModelId,
-    owner: Option<UserId>,
-    after: Option<VectorCursor>,
-    limit: usize,
-) -> Result<VectorPage, Failure> {
-    let transaction = connection.unchecked_transaction()?;
-    let mut page = VectorPage::default();
-    let Some(model_number) = model_number(&transaction, model)? else {
-        return Ok(page);
-    };
-    let (after_user, after_prompt) =
-        after.map_or((i64::MIN, i64::MIN), |(user, prompt)| (user.0, prompt.0));
-    let mut one_owner;
-    let mut all;
-    // Two statements, because the planner takes the key's range into account only if it is written plainly.
-    let mut rows = if let Some(owner) = owner {
-        // A cursor in another owner's rows is before or after all of this one's.
-        let after_prompt = match after_user.cmp(&owner.0) {
-            std::cmp::Ordering::Less => i64::MIN,
-            std::cmp::Ordering::Equal => after_prompt,
-            std::cmp::Ordering::Greater => i64::MAX,
-        };
-        one_owner = transaction.prepare_cached(
-            "SELECT user_id, prompt_id, f16 FROM prompt_embedding
-             WHERE user_id = ?1 AND prompt_id > ?2 AND model_id = ?3 ORDER BY user_id, prompt_id LIMIT ?4",
-        )?;
-        one_owner.query([owner.0, after_prompt, model_number, sql_limit(limit)])?
-    } else {
-        all = transaction.prepare_cached(
-            "SELECT user_id, prompt_id, f16 FROM prompt_embedding
-             WHERE (user_id, prompt_id) > (?1, ?2) AND model_id = ?3 ORDER BY user_id, prompt_id LIMIT ?4",
-        )?;
-        all.query([after_user, after_prompt, model_number, sql_limit(limit)])?
-    };
-    while let Some(row) = rows.next()? {
-        let bytes = row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?;
-        if page.ids.is_empty() {
-            let rows = limit.min(RESERVED_ROWS);
-            page.ids.reserve(rows);
-            page.f16_bytes.reserve(rows.saturating_mul(bytes.len()));
-        }
-        page.ids.push((UserId(row.get(0)?), PromptId(row.get(1)?)));
-        page.f16_bytes.extend_from_slice(bytes);
-    }
-    Ok(page)
 }
 
 #[async_trait]
@@ -461,15 +344,7 @@ impl PromptStore for SqliteStore {
             .write(move |connection| {
                 let mut stored = Vec::with_capacity(rows.len());
                 for (id, vector) in rows {
-                    let model_number = number_model(connection, &model, vector.dimension)?;
-                    let changed = connection
-                        .prepare_cached(
-                            "INSERT INTO prompt_embedding (user_id, prompt_id, model_id, f16)
-                             SELECT user_id, id, ?2, ?3 FROM prompt WHERE id = ?1 AND status = 'completed'
-                             ON CONFLICT DO UPDATE SET model_id = excluded.model_id, f16 = excluded.f16",
-                        )?
-                        .execute(params![id.0, model_number, vector.f16])?;
-                    if changed > 0 {
+                    if put_vector(connection, id, &model, &vector)? {
                         stored.push(id);
                     }
                 }

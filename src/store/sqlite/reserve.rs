@@ -1,8 +1,9 @@
 //! Room on the disk that is kept for the writes that must succeed on a full disk.
 //!
-//! A write needs room even if it deletes: SQLite appends the changed pages to its log first. The reserve is a file beside
-//! the database whose blocks are allocated and never used. Cutting it gives room to the log at the moment when nothing
-//! else has any. The file holds no data: it may be deleted, and the next start makes it again.
+//! A write needs room even if it deletes: SQLite appends the changed pages to its log first. The
+//! reserve is a file beside the database whose blocks are allocated and never used. Cutting it
+//! gives room to the log at the moment when nothing else has any. The file holds no data: it may be
+//! deleted, and the next start makes it again.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -13,18 +14,21 @@ use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
-/// The size of a reserve, in bytes. A deletion writes about 100 kB to the log, and the database file may lag behind the log
-/// by a quarter of the reserve and one answer (1 MiB unless set otherwise).
+/// The size of a reserve, in bytes. A deletion writes about 100 kB to the log, and the database
+/// file may lag behind the log by a quarter of the reserve and one answer (1 MiB unless set
+/// otherwise).
 const RESERVE_BYTES: u64 = 8 << 20;
 
-/// The part of the file system that the reserve may take: an eighth of a few MiB is still enough for a deletion.
+/// The part of the file system that the reserve may take: an eighth of a few MiB is still enough
+/// for a deletion.
 const FILE_SYSTEM_PARTS: u64 = 8;
 
 /// A short reserve is made in steps of this part of a whole one.
 const STEPS: u64 = 8;
 
-/// The steps that a short reserve has at most. The rest is left to the log, so that writes which need no growth of the
-/// database file go on: without any room for the log the pages that deletions free could not be used.
+/// The steps that a short reserve has at most. The rest is left to the log, so that writes which
+/// need no growth of the database file go on: without any room for the log the pages that deletions
+/// free could not be used.
 const SHORT_STEPS: u64 = 4;
 
 /// The reserve of one database file.
@@ -52,19 +56,20 @@ impl Reserve {
         }
     }
 
-    /// How far the database file may lag behind the log, in bytes, so that a whole reserve has room for the difference and
-    /// for what a deletion adds.
+    /// How far the database file may lag behind the log, in bytes, so that a whole reserve has room
+    /// for the difference and for what a deletion adds.
     pub fn lag(&self) -> u64 {
         self.size / 4
     }
 
-    /// Makes the reserve whole if there is as much room again beside it, and else as large as half of that, if there is
-    /// room for it. Returns whether it is whole.
+    /// Makes the reserve whole if there is as much room again beside it, and else as large as half
+    /// of that, if there is room for it. Returns whether it is whole.
     pub fn fill(&self) -> bool {
         let Ok(file) = self.open() else { return false };
         match resize(&file, self.size, self.size) {
             Ok(()) => return true,
-            // The file system cannot allocate ahead, so there is no reserve and nothing to be short of.
+            // The file system cannot allocate ahead, so there is no reserve and nothing to be short
+            // of.
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => return true,
             Err(_) => {}
         }
@@ -90,12 +95,14 @@ impl Reserve {
         // A failure leaves the reserve as it was, and the write that needs its room fails.
         let released = OpenOptions::new().write(true).open(&self.path);
         if let Ok(file) = released {
-            // Synchronised, because some file systems free blocks only when they have committed that.
+            // Synchronised, because some file systems free blocks only when they have committed
+            // that.
             let _ = file.set_len(0).and_then(|()| file.sync_all());
         }
     }
 
-    /// Whether the released reserve's room, or other room, is at least so many bytes. True where this cannot be tried.
+    /// Whether the released reserve's room, or other room, is at least so many bytes. True where
+    /// this cannot be tried.
     pub fn has_room(&self, bytes: u64) -> bool {
         if bytes == 0 {
             return true;
@@ -116,8 +123,8 @@ impl Reserve {
     }
 }
 
-/// Gives the file a size of `bytes`, all allocated, if `beside` bytes more could be allocated too. On an error the file is
-/// cut to what it had before, or to `bytes` if that is less.
+/// Gives the file a size of `bytes`, all allocated, if `beside` bytes more could be allocated too.
+/// On an error the file is cut to what it had before, or to `bytes` if that is less.
 fn resize(file: &File, bytes: u64, beside: u64) -> Result<(), Errno> {
     let before = file.metadata().map_or(0, |metadata| metadata.len());
     // Some file systems leave a part allocated when they fail.

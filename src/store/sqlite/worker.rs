@@ -1,9 +1,11 @@
-//! The thread that writes: transactions of many operations while there is room, and what goes on when the disk is full.
+//! The thread that writes: transactions of many operations while there is room, and what goes on
+//! when the disk is full.
 //!
-//! The thread is *short of room* while the reserve is not whole. The database file does not grow then, because growth
-//! would take the room that the log needs: writes go on as far as the pages suffice that deletions have freed, each in a
-//! transaction of its own, so that one without room fails alone. A vital operation may let the file grow, and gets the
-//! reserve's room if it fails without it.
+//! The thread is *short of room* while the reserve is not whole. The database file does not grow
+//! then, because growth would take the room that the log needs: writes go on as far as the pages
+//! suffice that deletions have freed, each in a transaction of its own, so that one without room
+//! fails alone. A vital operation may let the file grow, and gets the reserve's room if it fails
+//! without it.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,16 +22,19 @@ use super::writer::{
     Batch, BatchObserver, Command, MAX_BATCH, Operation, Progress, Ran, operation,
 };
 
-/// Bytes of the text that a probe stores twice, in a table and in its index: together as much as nearly every prompt.
+/// Bytes of the text that a probe stores twice, in a table and in its index: together as much as
+/// nearly every prompt.
 const PROBE_BYTES: usize = 32 << 10;
 
-/// How long a probe's result holds. Anybody may ask for readiness, and each probe waits for the disk twice.
+/// How long a probe's result holds. Anybody may ask for readiness, and each probe waits for the
+/// disk twice.
 const PROBE_HOLDS: Duration = Duration::from_secs(1);
 
 /// What the writer's thread owns.
 pub(super) struct Worker {
     database: Database,
-    /// `None` after a failure that may have left the connection in doubt; the next transaction opens another.
+    /// `None` after a failure that may have left the connection in doubt; the next transaction
+    /// opens another.
     connection: Option<Connection>,
     checkpointer: Checkpointer,
     reserve: Reserve,
@@ -121,9 +126,10 @@ impl Worker {
         }
     }
 
-    /// Carries out vital operations that failed for want of room. The reserve's room is given to them, and then taken back
-    /// before anything else is written. The log is emptied before and after: what it holds has its place in the database
-    /// file, and an empty log leaves its room to the reserve.
+    /// Carries out vital operations that failed for want of room. The reserve's room is given to
+    /// them, and then taken back before anything else is written. The log is emptied before and
+    /// after: what it holds has its place in the database file, and an empty log leaves its room to
+    /// the reserve.
     fn draw_on_reserve(&mut self, vital: Vec<Box<dyn Operation>>) {
         self.reserve.release();
         self.empty_log();
@@ -166,8 +172,8 @@ impl Worker {
         }
     }
 
-    /// Copies the whole log and cuts it, unless the database file would need more room than there is: it would take what
-    /// there is, and the log would stay.
+    /// Copies the whole log and cuts it, unless the database file would need more room than there
+    /// is: it would take what there is, and the log would stay.
     fn empty_log(&mut self) {
         let Ok(mut connection) = self.take_connection() else {
             return;
@@ -200,8 +206,8 @@ impl Worker {
         }
     }
 
-    /// Looks for room, and stores a text and deletes it again. While room is short its pages must come from those that are
-    /// free in the database file.
+    /// Looks for room, and stores a text and deletes it again. While room is short its pages must
+    /// come from those that are free in the database file.
     fn probe(&mut self) -> bool {
         self.settle();
         // A row that a crash leaves here has expired, and is purged with others.
@@ -223,8 +229,8 @@ impl Worker {
         self.commit(std::slice::from_mut(&mut probe)).1.is_ok()
     }
 
-    /// Writes operations in one transaction: as many of the first as it has room for. Returns how many were in it. After
-    /// an error that is all of them, and none has happened.
+    /// Writes operations in one transaction: as many of the first as it has room for. Returns how
+    /// many were in it. After an error that is all of them, and none has happened.
     fn commit(&mut self, batch: &mut [Box<dyn Operation>]) -> (usize, rusqlite::Result<()>) {
         let began = Instant::now();
         let (operations, outcome) = match self.take_connection() {
@@ -275,8 +281,8 @@ impl Worker {
                     && connection.is_autocommit()
             }
         };
-        // Otherwise the connection is dropped, which rolls back. A new one begins with what the file says, whatever the
-        // failure left in this one's caches.
+        // Otherwise the connection is dropped, which rolls back. A new one begins with what the
+        // file says, whatever the failure left in this one's caches.
         if keep {
             self.connection = Some(connection);
         }
@@ -291,7 +297,8 @@ impl Worker {
     }
 }
 
-/// As a bound on the pages of the database file: not more than it has. SQLite takes no bound below that.
+/// As a bound on the pages of the database file: not more than it has. SQLite takes no bound below
+/// that.
 const PRESENT_SIZE: u32 = 1;
 
 /// How far a transaction may extend the database file.
@@ -302,7 +309,8 @@ struct Bounds {
     growth: u64,
 }
 
-/// Runs operations in a transaction, as many of the first as its bounds allow. Returns how many have their outcome now.
+/// Runs operations in a transaction, as many of the first as its bounds allow. Returns how many
+/// have their outcome now.
 fn transact(
     connection: &Connection,
     batch: &mut [Box<dyn Operation>],
@@ -325,7 +333,8 @@ fn transact(
             match operation.run(connection) {
                 Ran::Done => {}
                 Ran::Undone if connection.is_autocommit() => {
-                    // Some failures (no memory) end the whole transaction, the earlier operations included.
+                    // Some failures (no memory) end the whole transaction, the earlier operations
+                    // included.
                     return Err(failure(ffi::Error::new(ffi::SQLITE_ABORT_ROLLBACK)));
                 }
                 Ran::Undone => run(connection, "ROLLBACK TO operation")?,

@@ -1,8 +1,9 @@
 //! The queue before the one thread that writes, and how the writes of many tasks share a commit.
 //!
-//! A commit waits for the disk. While it does, further operations gather in the queue; the next transaction takes all of
-//! them, so that the disk's delay bounds the latency of a write but not their number in a second. There is no artificial
-//! delay: an operation that finds the writer idle is committed at once, alone. `worker` is the thread.
+//! A commit waits for the disk. While it does, further operations gather in the queue; the next
+//! transaction takes all of them, so that the disk's delay bounds the latency of a write but not
+//! their number in a second. There is no artificial delay: an operation that finds the writer idle
+//! is committed at once, alone. `worker` is the thread.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -92,7 +93,8 @@ where
 
     fn answer(self: Box<Self>, committed: Result<(), NotCommitted>) {
         let result = match (self.result, committed) {
-            // An operation that failed by itself keeps its own error: it was to change nothing in any case.
+            // An operation that failed by itself keeps its own error: it was to change nothing in
+            // any case.
             (Some(Err(error)), _) => Err(error),
             (_, Err(error)) => Err(error.into()),
             (Some(Ok(done)), Ok(())) => Ok(done),
@@ -141,7 +143,8 @@ pub(super) struct Progress {
     pub committed_operations: AtomicU64,
     /// Transactions that failed as a whole.
     pub failed_batches: AtomicU64,
-    /// Whether a write failed for want of room or another reason of the disk, and none has shown since that it passed.
+    /// Whether a write failed for want of room or another reason of the disk, and none has shown
+    /// since that it passed.
     pub is_in_doubt: AtomicBool,
 }
 
@@ -181,8 +184,9 @@ impl Writer {
         self.send(Command::Run(operation), answer).await?
     }
 
-    /// The same for work that must succeed on a full disk too, because it frees room or ends a credential. It may use the
-    /// reserve. It is run again if the transaction failed that it was part of.
+    /// The same for work that must succeed on a full disk too, because it frees room or ends a
+    /// credential. It may use the reserve. It is run again if the transaction failed that it was
+    /// part of.
     pub async fn write_vital<T, F>(&self, work: F) -> Result<T, Error>
     where
         T: Send + 'static,
@@ -192,8 +196,8 @@ impl Writer {
         self.send(Command::Run(operation), answer).await?
     }
 
-    /// Whether a prompt could be stored now. Tries to write only if an earlier write or the room on the disk leaves that in
-    /// doubt.
+    /// Whether a prompt could be stored now. Tries to write only if an earlier write or the room on
+    /// the disk leaves that in doubt.
     pub async fn can_write(&self) -> Result<bool, Error> {
         let is_in_doubt = self.progress.is_in_doubt.load(Ordering::Relaxed);
         if !is_in_doubt && !self.reserve.is_all_there_is() {

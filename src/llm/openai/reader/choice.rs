@@ -1,7 +1,9 @@
 //! One choice of an answer: its text and why it ended, as they come in.
 
+use super::error_object::reports_error;
 use super::json::{Value, is_nothing};
 use super::text::{Text, decoded};
+use crate::llm::openai::line::one_line;
 
 /// Longest `finish_reason` that is kept, in characters.
 const REASON_CHARS: usize = 64;
@@ -59,8 +61,7 @@ impl Choice {
         }
         let has_grown = self.text.len() > before;
         let reason = reason.and_then(read_reason);
-        let is_broken =
-            reason.as_deref() == Some(BROKEN_DOWN) || error.is_some_and(super::reports_error);
+        let is_broken = reason.as_deref() == Some(BROKEN_DOWN) || error.is_some_and(reports_error);
         let had_reason = self.reason.is_some();
         if has_grown {
             self.reason = None;
@@ -160,7 +161,7 @@ impl Choice {
 /// Reads a reason as one line. `None` if it is not a text, or a word for nothing.
 fn read_reason(reason: Value<'_>) -> Option<String> {
     let written = reason.string().filter(|text| !is_nothing(text))?;
-    let reason = super::one_line(&decoded(written), REASON_CHARS);
+    let reason = one_line(&decoded(written), REASON_CHARS);
     (!reason.is_empty()).then_some(reason)
 }
 

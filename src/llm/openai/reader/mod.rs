@@ -7,14 +7,18 @@
 
 mod choice;
 mod documents;
+mod error_object;
+mod event_lines;
 mod json;
 mod nesting;
 mod text;
 
 use self::choice::Choice;
 use self::documents::{Document, Documents, Item, Origin};
+use self::error_object::reports_error;
 pub use self::json::Value;
 use super::fault::Kind;
+use super::line::one_line;
 
 /// Longest name of a model that is kept, in characters.
 const MODEL_CHARS: usize = 200;
@@ -25,8 +29,6 @@ const JSON_PER_TEXT: usize = 6;
 /// Bytes that a body may have for each byte of text. Servers send a few hundred with every token of
 /// a stream.
 const BODY_PER_TEXT: usize = 512;
-/// How deep an error object is searched for content.
-const ERROR_DEPTH: u32 = 3;
 
 /// What an upstream answered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -390,35 +392,4 @@ impl Gathered {
 fn is_choice(value: Value<'_>) -> bool {
     let members = value.object(choice::MEMBERS).members;
     members.iter().any(Option::is_some)
-}
-
-/// One line of at most `most` characters: it is shown in lists and in logs.
-pub fn one_line(text: &str, most: usize) -> String {
-    text.trim()
-        .chars()
-        .filter(|c| !c.is_control() && !is_unseen(*c))
-        .take(most)
-        .collect()
-}
-
-/// Whether a character is not seen itself, and may change how those around it are: it turns the
-/// direction of a line, or joins and parts words.
-pub fn is_unseen(c: char) -> bool {
-    matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
-}
-
-/// Whether an error object reports an error. Some servers send one with every answer: without a
-/// message, and with a code of success.
-fn reports_error(error: Value<'_>) -> bool {
-    let [message] = error.object(["message"]).members;
-    if message.is_none_or(|message| message.holds_anything(1)) {
-        return error.holds_anything(ERROR_DEPTH);
-    }
-    let is_success = |value: Value<'_>| {
-        let number = value.number();
-        number.is_some_and(|number| (200.0..300.0).contains(&number))
-    };
-    error
-        .members()
-        .any(|(_, value)| value.holds_anything(ERROR_DEPTH) && !is_success(value))
 }

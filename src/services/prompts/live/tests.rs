@@ -1,5 +1,8 @@
+use std::time::Duration;
+
+use super::reader::PIECE_BYTES;
 use super::*;
-use crate::domain::{CallDetails, FailureCode, Timestamp};
+use crate::domain::{CallDetails, FailureCode, PromptStatus, Timestamp};
 use crate::memory_budget::{MemoryBudget, Owner};
 
 /// An answer of prompt 7, user 1.
