@@ -1,4 +1,5 @@
-//! A semaphore whose waiters take turns by key, so that one user's many requests do not hold up another user's one.
+//! A semaphore whose waiters take turns by key, so that one user's many requests do not hold up
+//! another user's one.
 
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +13,8 @@ use crate::turns::Turns;
 #[error("too many wait")]
 pub struct Full;
 
-/// A fixed number of permits. Those who wait for one are served in turns: one of each key, then a second of each.
+/// A fixed number of permits. Those who wait for one are served in turns: one of each key, then a
+/// second of each.
 #[derive(Debug)]
 pub struct FairSemaphore<K> {
     state: Mutex<State<K>>,
@@ -75,7 +77,8 @@ impl<K: Eq + Hash + Clone> FairSemaphore<K> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State<K>> {
-        // Nothing panics between two changes that belong together, so a poisoned lock guards sound counters.
+        // Nothing panics between two changes that belong together, so a poisoned lock guards sound
+        // counters.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -86,7 +89,8 @@ impl<K: Eq + Hash + Clone> Drop for FairPermit<K> {
     }
 }
 
-/// A turn that is waited for. Dropped after it came and before it was taken, it goes on to the next.
+/// A turn that is waited for. Dropped after it came and before it was taken, it goes on to the
+/// next.
 struct Waiting<'a, K: Eq + Hash + Clone> {
     semaphore: &'a Arc<FairSemaphore<K>>,
     granted: oneshot::Receiver<()>,

@@ -1,7 +1,8 @@
-//! The account of memory that requests in flight hold: bodies on their way in, answers on their way out.
+//! The account of memory that requests in flight hold: bodies on their way in, answers on their way
+//! out.
 //!
-//! What is new is refused when the account is full. What was paid for is always let in, and then new work is refused for
-//! as long as the account is over its limit.
+//! What is new is refused when the account is full. What was paid for is always let in, and then
+//! new work is refused for as long as the account is over its limit.
 //!
 //! One who holds much cannot shut out those who hold little: three quarters of the account are for
 //! everybody, of which one user gets half at most, and so does one client network for requests
@@ -16,7 +17,8 @@ use tokio::sync::Notify;
 
 use crate::domain::{ClientNetwork, UserId};
 
-/// Who holds no more than this, in bytes, is let into the last quarter of the account: an ordinary request or two.
+/// Who holds no more than this, in bytes, is let into the last quarter of the account: an ordinary
+/// request or two.
 const LITTLE: usize = 256 << 10;
 
 /// The account is full, for everybody or for the owner that asks.
@@ -24,7 +26,8 @@ const LITTLE: usize = 256 << 10;
 #[error("requests in flight hold as much memory as they may")]
 pub struct Exhausted;
 
-/// On whose behalf memory is held. Either part may be unknown: nobody has logged in yet, or a proxy stands between.
+/// On whose behalf memory is held. Either part may be unknown: nobody has logged in yet, or a proxy
+/// stands between.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Owner {
     /// The user who is signed in.
@@ -88,15 +91,17 @@ impl MemoryBudget {
         Ok(reservation)
     }
 
-    /// Holds `bytes` for `owner` whether there is room or not: for what was paid for and must not be thrown away.
+    /// Holds `bytes` for `owner` whether there is room or not: for what was paid for and must not
+    /// be thrown away.
     pub fn hold(self: &Arc<Self>, owner: Owner, bytes: usize) -> Reservation {
         let mut reservation = self.nothing(owner);
         reservation.grow(bytes);
         reservation
     }
 
-    /// Waits until there is room, then holds `bytes` for `owner`. Who waits must hold nothing, or two of them may wait for
-    /// each other. Whoever wants more than may ever be had gets it when nothing else is held of it. Cancel safe.
+    /// Waits until there is room, then holds `bytes` for `owner`. Who waits must hold nothing, or
+    /// two of them may wait for each other. Whoever wants more than may ever be had gets it when
+    /// nothing else is held of it. Cancel safe.
     pub async fn reserve_when_free(self: &Arc<Self>, owner: Owner, bytes: usize) -> Reservation {
         let bytes_that_fit = bytes.min(self.most_of_user());
         loop {
@@ -150,7 +155,8 @@ impl MemoryBudget {
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
-        // Nothing panics between two changes that belong together, so a poisoned lock guards sound counters.
+        // Nothing panics between two changes that belong together, so a poisoned lock guards sound
+        // counters.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -39,8 +39,8 @@ pub struct ReadinessResponse {
     /// `ready`, `starting`, `degraded` or `stopping`.
     #[schema(example = "ready")]
     status: &'static str,
-    /// Each part by name: `ok`, `loading` or `down`. The store may be `read_only`: it returns what it has and cannot take
-    /// prompts, because its disk is full, for example. That ends by itself.
+    /// Each part by name: `ok`, `loading` or `down`. The store may be `read_only`: it returns what
+    /// it has and cannot take prompts, because its disk is full, for example. That ends by itself.
     parts: BTreeMap<&'static str, &'static str>,
     /// The embedding model in use.
     #[schema(example = "all-MiniLM-L6-v2")]
@@ -60,9 +60,9 @@ async fn healthz() -> Json<HealthResponse> {
 
 /// Ready
 ///
-/// Whether to send requests here: 503 while starting, while a part is down that nothing works without,
-/// while the store cannot take prompts, and from the moment the service is told to stop. Redis is no
-/// such part: a replica without it goes on by itself, and only says `down`.
+/// Whether to send requests here: 503 while starting, while a part is down that nothing works
+/// without, while the store cannot take prompts, and from the moment the service is told to stop.
+/// Redis is no such part: a replica without it goes on by itself, and only says `down`.
 #[utoipa::path(
     get, path = "/readyz", tag = "operation", operation_id = "readyz", security(()),
     responses(

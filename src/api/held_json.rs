@@ -21,7 +21,8 @@ impl AsRef<[u8]> for Held {
     }
 }
 
-/// Bytes that `memory` holds until the last of them is on its way to the client. What it holds beyond them is given back.
+/// Bytes that `memory` holds until the last of them is on its way to the client. What it holds
+/// beyond them is given back.
 pub fn held(bytes: Vec<u8>, mut memory: Reservation) -> Bytes {
     memory.resize(bytes.capacity());
     Bytes::from_owner(Held {

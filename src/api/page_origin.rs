@@ -67,8 +67,8 @@ pub fn require_allowed_page(parts: &Parts, server: &ServerConfig) -> Result<(), 
     }
 }
 
-/// Whether the client speaks TLS, by the word of a trusted proxy or of the operator: a service whose
-/// cookies are always `Secure` is reached by TLS only.
+/// Whether the client speaks TLS, by the word of a trusted proxy or of the operator: a service
+/// whose cookies are always `Secure` is reached by TLS only.
 fn spoke_tls(parts: &Parts, server: &ServerConfig) -> bool {
     server.cookie_secure == CookieSecure::Always || is_tls(parts, &server.trusted_proxies)
 }

@@ -1,7 +1,8 @@
-//! Which layers a request passes on its way to a handler, outermost first: unread bodies, observation, connections beyond the bounds,
-//! a missing host, panics, cross-origin rules, then on
-//! `/api` content negotiation and, where a token is needed, authentication. A path or method that does not exist is answered
-//! at its place in that order: 404 before all else, 405 only to those who may know.
+//! Which layers a request passes on its way to a handler, outermost first: unread bodies,
+//! observation, connections beyond the bounds, a missing host, panics, cross-origin rules, then on
+//! `/api` content negotiation and, where a token is needed, authentication. A path or method that
+//! does not exist is answered at its place in that order: 404 before all else, 405 only to those
+//! who may know.
 
 use axum::Router;
 use axum::extract::Request;

@@ -52,7 +52,8 @@ pub async fn run(
                 Ok(Some(Finding::Note(text))) => ("note ", text),
                 Ok(Some(Finding::InUse { text, refusal })) => {
                     let is_port = matches!(step, Step::Address | Step::MetricsAddress);
-                    // What holds the folder is this store's server. What holds a port may be anything.
+                    // What holds the folder is this store's server. What holds a port may be
+                    // anything.
                     is_served = is_served || !is_port || is_replica(&config).await;
                     match (is_served, is_port) {
                         (true, false) => ("ok   ", text),

@@ -153,7 +153,8 @@ pub(super) fn call_lease(value: humantime::Duration) -> Result<Duration, Error> 
     Ok(value)
 }
 
-/// Where nothing is set, a quarter of all connections, but as many as a browser or a small office opens.
+/// Where nothing is set, a quarter of all connections, but as many as a browser or a small office
+/// opens.
 pub(super) fn connections_per_network(settings: &Settings) -> usize {
     let most = settings.max_connections as usize;
     settings

@@ -70,9 +70,9 @@ pub fn read_env_file(path: &Path) -> Result<Vec<(String, String)>, EnvFileError>
     parse(&bytes)
 }
 
-/// Reads the lines of a file. Each is empty, a comment that begins with `#`, or `NAME=VALUE`, with or without
-/// `export` before it. Blanks around the name and the value do not count. A value in single or
-/// double quotes is what stands between them, and a comment may follow it.
+/// Reads the lines of a file. Each is empty, a comment that begins with `#`, or `NAME=VALUE`, with
+/// or without `export` before it. Blanks around the name and the value do not count. A value in
+/// single or double quotes is what stands between them, and a comment may follow it.
 pub fn parse(bytes: &[u8]) -> Result<Vec<(String, String)>, EnvFileError> {
     // Windows editors write a byte order mark. Before the first line it can be part of no value.
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);

@@ -185,8 +185,8 @@ pub struct Settings {
     #[arg(long, env, default_value = "1/s,10/min", value_name = "RATES", help_heading = PROMPTS, global = true)]
     pub prompt_throttle: String,
 
-    /// Prompts that one user may keep, failed ones included: a post beyond that is refused until some
-    /// are deleted [default: no limit]
+    /// Prompts that one user may keep, failed ones included: a post beyond that is refused until
+    /// some are deleted [default: no limit]
     #[arg(long, env, value_parser = clap::value_parser!(u32).range(1..=100_000), value_name = "N", help_heading = PROMPTS, global = true)]
     pub max_prompts_per_user: Option<u32>,
 
@@ -206,15 +206,18 @@ pub struct Settings {
     #[arg(long, env, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000), value_name = "N", global = true)]
     pub max_sockets_per_user: u32,
 
-    /// Connections in all; beyond it idle ones are closed, and where none is idle, health checks alone are answered
+    /// Connections in all; beyond it idle ones are closed, and where none is idle, health checks
+    /// alone are answered
     #[arg(long, env, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000), value_name = "N", global = true)]
     pub max_connections: u32,
 
-    /// Connections of one client network (an IPv4 address, an IPv6 /64); trusted proxies are exempt [default: a quarter of MAX_CONNECTIONS, at least 64]
+    /// Connections of one client network (an IPv4 address, an IPv6 /64); trusted proxies are exempt
+    /// [default: a quarter of MAX_CONNECTIONS, at least 64]
     #[arg(long, env, value_parser = clap::value_parser!(u32).range(1..=1_000_000), value_name = "N", global = true)]
     pub max_connections_per_network: Option<u32>,
 
-    /// Memory for request bodies and answers in flight (64MiB, 1GiB); beyond it requests are answered 503
+    /// Memory for request bodies and answers in flight (64MiB, 1GiB); beyond it requests are
+    /// answered 503
     #[arg(
         long,
         env,
@@ -240,13 +243,13 @@ pub struct Settings {
     #[arg(long, env, value_name = "ADDR", help_heading = LISTENING, global = true)]
     pub metrics_addr: Option<SocketAddr>,
 
-    /// Whether the session cookie is marked Secure, and so named __Host-session: auto means when the
-    /// request came by TLS
+    /// Whether the session cookie is marked Secure, and so named __Host-session: auto means when
+    /// the request came by TLS
     #[arg(long, env, default_value = "auto", value_name = "auto|always|never", hide_possible_values = true, help_heading = ACCOUNTS, global = true)]
     pub cookie_secure: CookieSecure,
 
-    /// Origins of browser pages elsewhere that may call the API and use the session cookie, separated
-    /// by commas
+    /// Origins of browser pages elsewhere that may call the API and use the session cookie,
+    /// separated by commas
     #[arg(long, env, value_delimiter = ',', value_name = "ORIGINS", help_heading = LISTENING, global = true)]
     pub cors_allowed_origins: Vec<String>,
 

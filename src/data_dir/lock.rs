@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::{DataDir, Error};
 
-/// Holds the folder, or a database file, for one server. Released when dropped, or by the kernel when the process ends in any way.
+/// Holds the folder, or a database file, for one server. Released when dropped, or by the kernel
+/// when the process ends in any way.
 #[derive(Debug)]
 pub struct Lock {
     file: File,
@@ -15,7 +16,8 @@ pub struct Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Closing the file is not enough: a child process that is about to become another program holds it open for a moment.
+        // Closing the file is not enough: a child process that is about to become another program
+        // holds it open for a moment.
         let _ = self.file.unlock();
     }
 }
@@ -38,8 +40,9 @@ impl DataDir {
     }
 }
 
-/// Takes an SQLite file for this server, whatever its data folder: by a lock file beside it, named `….lock`. The file itself must not be
-/// opened for this, since closing it again would release SQLite's own locks.
+/// Takes an SQLite file for this server, whatever its data folder: by a lock file beside it, named
+/// `….lock`. The file itself must not be opened for this, since closing it again would release
+/// SQLite's own locks.
 ///
 /// # Errors
 /// `DatabaseInUse` if another process has it; `DatabaseLock`.

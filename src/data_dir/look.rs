@@ -67,8 +67,8 @@ pub fn try_file_beside(path: &Path) -> io::Result<()> {
     try_file(path.parent().unwrap_or(Path::new("/")))
 }
 
-/// Makes an empty file in a folder and removes it. Modes alone do not show it: the file system may be
-/// read-only.
+/// Makes an empty file in a folder and removes it. Modes alone do not show it: the file system may
+/// be read-only.
 fn try_file(folder: &Path) -> io::Result<()> {
     let trial = folder.join(trial_name()?);
     let mut options = OpenOptions::new();

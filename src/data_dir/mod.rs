@@ -1,4 +1,5 @@
-//! The data folder: made for its owner only, held by one server at a time, keeper of the generated key.
+//! The data folder: made for its owner only, held by one server at a time, keeper of the generated
+//! key.
 
 mod lock;
 mod look;
@@ -94,8 +95,8 @@ impl DataDir {
         if let Some(key) = self.read_key(&path)? {
             return Ok(key);
         }
-        // Written whole under another name and then linked: a crash leaves no half of a key, and of two processes that
-        // make one at once the first to link wins.
+        // Written whole under another name and then linked: a crash leaves no half of a key, and of
+        // two processes that make one at once the first to link wins.
         let mut bytes = [0; 32];
         getrandom::fill(&mut bytes)
             .map_err(|_| self.failed("no randomness to make a key")(io::ErrorKind::Other.into()))?;

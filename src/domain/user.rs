@@ -50,8 +50,8 @@ impl User {
         asked.max(self.tokens_valid_from.second_from())
     }
 
-    /// The `tokens_valid_from` of a change made at `now`. It ends every token that this state of the
-    /// account has given, also by a clock that is ahead of `now` by [`CLOCK_TOLERANCE`].
+    /// The `tokens_valid_from` of a change made at `now`. It ends every token that this state of
+    /// the account has given, also by a clock that is ahead of `now` by [`CLOCK_TOLERANCE`].
     pub fn end_of_tokens(&self, now: Timestamp) -> Timestamp {
         let latest = self.token_date(now.plus(CLOCK_TOLERANCE));
         latest.plus(Duration::from_micros(1))

@@ -14,8 +14,8 @@ use crate::domain::{Timestamp, UserId};
 /// Events that may wait for one socket. A client that answers its pings drains this in a blink; one that does not is cut
 /// off before it costs memory. The texts themselves are shared among the sockets of a user.
 const QUEUE_EVENTS: usize = 64;
-/// Bytes that may wait for one socket, unless a single event has more. A socket that reads nothing is closed after 90 s, in
-/// which its user may be told of many long answers.
+/// Bytes that may wait for one socket, unless a single event has more. A socket that reads nothing
+/// is closed after 90 s, in which its user may be told of many long answers.
 const QUEUE_BYTES: usize = 1 << 20;
 
 /// Why the service closes a socket.
@@ -68,7 +68,8 @@ struct Socket {
 }
 
 impl Socket {
-    /// Puts an event into the queue. A socket whose queue has no room for it is marked to be closed.
+    /// Puts an event into the queue. A socket whose queue has no room for it is marked to be
+    /// closed.
     fn put(&self, event: &Arc<str>) -> bool {
         let before = self.queued.fetch_add(event.len(), Ordering::Relaxed);
         let is_full = before > 0 && before + event.len() > QUEUE_BYTES;

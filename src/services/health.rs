@@ -104,8 +104,9 @@ impl Health {
         }
     }
 
-    /// Asks the store, and brings its gauge up to date: to be called again every [`STORE_CHECK_EVERY`] with the result of
-    /// the call before. A store that was well is asked twice, since one slow answer is no outage. A change is logged once.
+    /// Asks the store, and brings its gauge up to date: to be called again every
+    /// [`STORE_CHECK_EVERY`] with the result of the call before. A store that was well is asked
+    /// twice, since one slow answer is no outage. A change is logged once.
     pub async fn watch_store(&self, before: StoreHealth) -> StoreHealth {
         let mut now = self.ask_store().await;
         if before == StoreHealth::Ok && now != StoreHealth::Ok {

@@ -2,9 +2,10 @@
 //!
 //! All of them are judged by the clock when they are asked for, and forgotten for room alone. What
 //! is forgotten cannot be brought back, so a clock that is wrong for a while must not decide that.
-//! Rows are forgotten up to a horizon, which is kept in the store. It stays a week behind the clock,
-//! which is enough for one that is a few days ahead, and moves at most twice as fast as the service
-//! runs, which is enough for any clock: one that is ahead by years for three days moves it by six.
+//! Rows are forgotten up to a horizon, which is kept in the store. It stays a week behind the
+//! clock, which is enough for one that is a few days ahead, and moves at most twice as fast as the
+//! service runs, which is enough for any clock: one that is ahead by years for three days moves it
+//! by six.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -20,7 +20,8 @@ pub const READ_BYTES: usize = 64 << 10;
 /// What a search found.
 #[derive(Debug)]
 pub struct Similar {
-    /// Prompts with their cosine similarity, nearest first, as long as their texts are no more than [`READ_BYTES`].
+    /// Prompts with their cosine similarity, nearest first, as long as their texts are no more than
+    /// [`READ_BYTES`].
     pub results: Vec<(Prompt, f32)>,
     /// Those after them, which are read one group after another while the answer is written.
     pub rest: Vec<Unread>,
@@ -66,11 +67,12 @@ pub struct Searches {
 }
 
 impl Searches {
-    /// The `k` stored prompts nearest to `query`, or all if there are fewer. What is read is held for `owner`.
+    /// The `k` stored prompts nearest to `query`, or all if there are fewer. What is read is held
+    /// for `owner`.
     ///
     /// # Errors
-    /// `Overloaded` at once if too many texts wait or searches are under way, or there is no memory for the results; those of
-    /// the store and the index.
+    /// `Overloaded` at once if too many texts wait or searches are under way, or there is no memory
+    /// for the results; those of the store and the index.
     pub async fn similar(
         &self,
         caller: UserId,
@@ -117,7 +119,8 @@ impl Searches {
         })
     }
 
-    /// Reads prompts that a search of the caller's has found. One that was deleted since is left out.
+    /// Reads prompts that a search of the caller's has found. One that was deleted since is left
+    /// out.
     ///
     /// # Errors
     /// Those of the store; `Overloaded` if too many wait for their turn.

@@ -1,9 +1,11 @@
 //! Calls of the upstream while they run: leases, idempotency keys, and the day's count.
 //!
-//! A post that must be known before its answer is there (it is paid for, streams, or carries an idempotency key) is stored first as
-//! a `running` prompt under a lease. Its process renews the lease while it works; when the process dies the lease runs out and
-//! any other may end the row. Leases and the age of keys are lengths, not instants: each backend measures them by a clock that all
-//! processes on the same data share, so that a process whose own clock is wrong neither loses its calls nor takes others'.
+//! A post that must be known before its answer is there (it is paid for, streams, or carries an
+//! idempotency key) is stored first as a `running` prompt under a lease. Its process renews the
+//! lease while it works; when the process dies the lease runs out and any other may end the row.
+//! Leases and the age of keys are lengths, not instants: each backend measures them by a clock that
+//! all processes on the same data share, so that a process whose own clock is wrong neither loses
+//! its calls nor takes others'.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,7 +55,8 @@ pub struct NewCall {
     pub holder: Holder,
     /// How long it may stay without renewal.
     pub lease: Duration,
-    /// The most prompts of any status that the user may keep, this one included; `None` is no limit.
+    /// The most prompts of any status that the user may keep, this one included; `None` is no
+    /// limit.
     pub max_prompts: Option<u32>,
 }
 
@@ -130,12 +133,12 @@ pub trait CallStore: Send + Sync {
     /// former holder can finish it no more. Any other known key is answered as `Known`. Of many that race for one key
     /// exactly one is `Started`. `Internal` if there is no such account.
     ///
-    /// `QuotaExceeded` if a row would be added and the user keeps `max_prompts` or more, however many calls race. A row
-    /// taken over and a known key need no room.
+    /// `QuotaExceeded` if a row would be added and the user keeps `max_prompts` or more, however
+    /// many calls race. A row taken over and a known key need no room.
     async fn begin_call(&self, call: NewCall) -> Result<Begun, Error>;
 
-    /// What is known of a user's key; `None` if it is free, as it is again [`KEY_LIFETIME`] after it
-    /// was claimed or last taken over, by the store's clock. A read: it changes nothing.
+    /// What is known of a user's key; `None` if it is free, as it is again [`KEY_LIFETIME`] after
+    /// it was claimed or last taken over, by the store's clock. A read: it changes nothing.
     async fn known_key(
         &self,
         user_id: UserId,

@@ -118,10 +118,10 @@ pub trait AccountStore: Send + Sync {
         new_hash: &str,
     ) -> Result<bool, Error>;
 
-    /// Stores a session and deletes the account's oldest ones beyond `limit`, of those that have not
-    /// expired when the new one is created; of sessions created at the same time, those with the
-    /// lower hash. The new one stays. However many race, no more than `limit` are left. Its hash is
-    /// new (32 random bytes do not repeat). `Internal` if there is no such account.
+    /// Stores a session and deletes the account's oldest ones beyond `limit`, of those that have
+    /// not expired when the new one is created; of sessions created at the same time, those with
+    /// the lower hash. The new one stays. However many race, no more than `limit` are left. Its
+    /// hash is new (32 random bytes do not repeat). `Internal` if there is no such account.
     async fn create_session(&self, session: Session, limit: usize) -> Result<(), Error>;
 
     /// Those sessions of the given hashes that are stored, expired or not, in no order.
@@ -173,7 +173,8 @@ pub struct NewPrompt {
     pub completion_tokens: Option<u32>,
     /// The text's vector and the model that made it; not stored unless the prompt is completed.
     pub embedding: Option<(ModelId, Embedding)>,
-    /// The most prompts of any status that the user may keep, this one included; `None` is no limit.
+    /// The most prompts of any status that the user may keep, this one included; `None` is no
+    /// limit.
     pub max_prompts: Option<u32>,
 }
 
@@ -239,7 +240,8 @@ pub struct PromptsRead {
 pub enum Access {
     /// It takes writes.
     ReadWrite,
-    /// A prompt could not be stored now: the disk is full or read-only, or the database is a standby.
+    /// A prompt could not be stored now: the disk is full or read-only, or the database is a
+    /// standby.
     ReadOnly,
 }
 
@@ -261,19 +263,22 @@ pub struct Stats {
 /// Prompts and their vectors.
 #[async_trait]
 pub trait PromptStore: Send + Sync {
-    /// Stores a prompt, with its vector if given, in one transaction. Ids rise in the order of storing. `Internal` if there
-    /// is no such account, or the vector's length is not that of the model's others; `QuotaExceeded` if the user keeps
-    /// `max_prompts` or more, however many posts race. Nothing is stored then.
+    /// Stores a prompt, with its vector if given, in one transaction. Ids rise in the order of
+    /// storing. `Internal` if there is no such account, or the vector's length is not that of the
+    /// model's others; `QuotaExceeded` if the user keeps `max_prompts` or more, however many posts
+    /// race. Nothing is stored then.
     async fn insert_prompt(&self, prompt: NewPrompt) -> Result<Prompt, Error>;
 
-    /// Whether the user keeps fewer than `max_prompts` prompts of any status. Reads no more of them than that.
+    /// Whether the user keeps fewer than `max_prompts` prompts of any status. Reads no more of them
+    /// than that.
     async fn has_room(&self, user_id: UserId, max_prompts: u32) -> Result<bool, Error>;
 
     /// The user's prompt of that id; `None` if there is none or it is another user's.
     async fn prompt(&self, user_id: UserId, id: PromptId) -> Result<Option<Prompt>, Error>;
 
-    /// Up to `limit` of the user's prompts of any status, newest (highest id) first, with ids below `before` (all if `None`).
-    /// Ends before their texts are more than `text_bytes` together, but holds one prompt at least if there is one.
+    /// Up to `limit` of the user's prompts of any status, newest (highest id) first, with ids below
+    /// `before` (all if `None`). Ends before their texts are more than `text_bytes` together, but
+    /// holds one prompt at least if there is one.
     async fn list_prompts(
         &self,
         user_id: UserId,
@@ -282,8 +287,9 @@ pub trait PromptStore: Send + Sync {
         text_bytes: usize,
     ) -> Result<PromptPage, Error>;
 
-    /// Those of the given prompts that exist and, if `owner` is given, are its own, each once and in the order given. The
-    /// first ones come whole, as long as their texts are no more than `text_bytes` together; of the others the size is told.
+    /// Those of the given prompts that exist and, if `owner` is given, are its own, each once and
+    /// in the order given. The first ones come whole, as long as their texts are no more than
+    /// `text_bytes` together; of the others the size is told.
     async fn prompts(
         &self,
         owner: Option<UserId>,
@@ -332,9 +338,9 @@ pub trait PromptStore: Send + Sync {
     /// the claim, or when its holder loses the store. Two that work at the same time waste work and break nothing.
     async fn claim_reembedding(&self) -> Result<Option<Claim>, Error>;
 
-    /// Asks the store for a sign of life, by a read that touches it, and for what it can do. It tries to write only if a
-    /// write has failed or room is short, and until one succeeds: `ReadOnly` ends by itself, without
-    /// a client's write.
+    /// Asks the store for a sign of life, by a read that touches it, and for what it can do. It
+    /// tries to write only if a write has failed or room is short, and until one succeeds:
+    /// `ReadOnly` ends by itself, without a client's write.
     async fn ping(&self) -> Result<Access, Error>;
 
     /// The counters as they are now. Costs nothing.

@@ -1,4 +1,5 @@
-//! Connections that keep others out: silent ones, unfinished requests, and answers that nobody reads.
+//! Connections that keep others out: silent ones, unfinished requests, and answers that nobody
+//! reads.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -10,7 +11,8 @@ async fn silent(app: &App) -> TcpStream {
     TcpStream::connect(app.addr).await.unwrap()
 }
 
-/// A connection that has sent a request's head and half of its body. The service is reading the body when this returns.
+/// A connection that has sent a request's head and half of its body. The service is reading the
+/// body when this returns.
 async fn half_sent(app: &App) -> TcpStream {
     let mut stream = silent(app).await;
     let request = "POST /api/auth/register/ HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n\

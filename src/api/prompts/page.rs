@@ -12,12 +12,12 @@ use crate::error::Error;
 use crate::memory_budget::Owner;
 use crate::services::prompts::READ_BYTES;
 
-/// The most bytes of a page, as texts and as JSON, unless its first prompt alone has more. A hundred prompts of the greatest
-/// length with their answers would be over 100 MiB.
+/// The most bytes of a page, as texts and as JSON, unless its first prompt alone has more. A
+/// hundred prompts of the greatest length with their answers would be over 100 MiB.
 const PAGE_BYTES: usize = 1 << 20;
 
-/// Up to `limit` of the user's prompts older than `before`, newest first. The page ends early where it would be too long, or
-/// where there is no memory for a longer one.
+/// Up to `limit` of the user's prompts older than `before`, newest first. The page ends early where
+/// it would be too long, or where there is no memory for a longer one.
 ///
 /// # Errors
 /// `Overloaded` if there is no memory for a page, or too many wait to read; those of the store.

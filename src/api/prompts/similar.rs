@@ -1,4 +1,5 @@
-//! What a search found, as JSON: at once where it is as little as nearly always, otherwise piece by piece.
+//! What a search found, as JSON: at once where it is as little as nearly always, otherwise piece by
+//! piece.
 
 use std::sync::Arc;
 
@@ -67,7 +68,8 @@ fn measure((prompt, _): &(Prompt, f32)) -> usize {
     prompt.text_bytes() + json_bytes(prompt)
 }
 
-/// Results that are read while the answer is written. A client that stops reading stops the reading.
+/// Results that are read while the answer is written. A client that stops reading stops the
+/// reading.
 struct Rest {
     state: AppState,
     user_id: UserId,
@@ -105,7 +107,8 @@ impl Rest {
         (kind, Body::from_stream(pieces)).into_response()
     }
 
-    /// The next results as JSON, each after a comma but the first. Empty if they were deleted meanwhile.
+    /// The next results as JSON, each after a comma but the first. Empty if they were deleted
+    /// meanwhile.
     async fn next(&mut self) -> Result<Bytes, Error> {
         let mut group = Vec::new();
         let mut bytes = 0;

@@ -7,14 +7,15 @@ use tokio::sync::Notify;
 
 use crate::memory_budget::{Exhausted, Reservation};
 
-/// How long a request's head may take to arrive, counted from its first byte, and how long the first byte of a new
-/// connection may take.
+/// How long a request's head may take to arrive, counted from its first byte, and how long the
+/// first byte of a new connection may take.
 const HEAD_DEADLINE: Duration = Duration::from_secs(30);
-/// How long a connection may idle between two requests. Balancers keep their connections to a server for a while (nginx for
-/// 60 s, the template in `deploy/aws` for 180 s); the server must be the more patient side, or a request that a balancer
-/// sends at the moment of closing is lost.
+/// How long a connection may idle between two requests. Balancers keep their connections to a
+/// server for a while (nginx for 60 s, the template in `deploy/aws` for 180 s); the server must be
+/// the more patient side, or a request that a balancer sends at the moment of closing is lost.
 const IDLE_DEADLINE: Duration = Duration::from_secs(200);
-/// The slowest reader that is served, in bytes a second. Slower ones hold an answer's memory for minutes.
+/// The slowest reader that is served, in bytes a second. Slower ones hold an answer's memory for
+/// minutes.
 const SLOWEST_READER: f64 = 16.0 * 1024.0;
 /// How long a reader may take nothing at all, or lag behind [`SLOWEST_READER`] by.
 const READER_PATIENCE: Duration = Duration::from_secs(30);
@@ -61,7 +62,8 @@ struct State {
     has_served: bool,
     /// Since when the client takes nothing of what waits to be sent.
     blocked_since: Option<Instant>,
-    /// How long the client may be behind. Every byte that it takes adds to it, up to [`READER_PATIENCE`].
+    /// How long the client may be behind. Every byte that it takes adds to it, up to
+    /// [`READER_PATIENCE`].
     patience: Duration,
     /// What the bytes of a long head hold.
     head_memory: Option<Reservation>,
@@ -153,8 +155,8 @@ impl Activity {
         state.has_served = true;
     }
 
-    /// How readily the connection makes room, the lowest first: one that never carried a request, then the longest idle.
-    /// `None` if it is not idle.
+    /// How readily the connection makes room, the lowest first: one that never carried a request,
+    /// then the longest idle. `None` if it is not idle.
     pub fn readiness_to_leave(&self) -> Option<(bool, Instant)> {
         let state = self.lock();
         match state.phase {
@@ -177,7 +179,8 @@ impl Activity {
         self.asked_to_leave.notified().await;
     }
 
-    /// When the connection will have taken too long, as things stand, and over what; `None` if it may take for ever.
+    /// When the connection will have taken too long, as things stand, and over what; `None` if it
+    /// may take for ever.
     pub fn deadline(&self) -> Option<(Instant, Ending)> {
         let state = self.lock();
         let of_phase = match state.phase {
@@ -198,7 +201,8 @@ impl Activity {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics between two changes that belong together, so a poisoned lock guards a sound state.
+        // Nothing panics between two changes that belong together, so a poisoned lock guards a
+        // sound state.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,5 @@
-//! Which connections are served at once: a bounded number in all and of each client network. Idle ones make room first.
+//! Which connections are served at once: a bounded number in all and of each client network. Idle
+//! ones make room first.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -11,11 +12,11 @@ use prometheus::IntGauge;
 use super::activity::Activity;
 use crate::domain::ClientNetwork;
 
-/// Slots beyond the bounds, in which health checks alone are answered: a balancer that gets no answer takes the service for
-/// dead and restarts it, which helps nobody.
+/// Slots beyond the bounds, in which health checks alone are answered: a balancer that gets no
+/// answer takes the service for dead and restarts it, which helps nobody.
 const HEALTH_SLOTS: usize = 32;
-/// At a bound, this share of it is closed together, so that a flood of new connections does not search all the others for
-/// each of them.
+/// At a bound, this share of it is closed together, so that a flood of new connections does not
+/// search all the others for each of them.
 const CLOSED_TOGETHER: usize = 64;
 
 /// How many connections are served at once.
@@ -52,8 +53,9 @@ struct Entry {
     activity: Arc<Activity>,
 }
 
-/// A connection's slot, in every request's extensions. Whoever takes the connection over from HTTP keeps it, so that open
-/// sockets count too. It is free again when the last of its clones is dropped.
+/// A connection's slot, in every request's extensions. Whoever takes the connection over from HTTP
+/// keeps it, so that open sockets count too. It is free again when the last of its clones is
+/// dropped.
 #[derive(Clone, Debug)]
 pub struct Slot(Arc<Held>);
 
@@ -87,8 +89,8 @@ impl Connections {
         })
     }
 
-    /// A slot for a connection from `peer`. At a bound, idle connections are asked to leave; where none is idle, the slot is
-    /// one for health checks. `None` if those are taken too.
+    /// A slot for a connection from `peer`. At a bound, idle connections are asked to leave; where
+    /// none is idle, the slot is one for health checks. `None` if those are taken too.
     pub fn admit(self: &Arc<Self>, peer: IpAddr) -> Option<Slot> {
         let peer = peer.to_canonical();
         let is_proxy = self.bounds.proxies.iter().any(|net| net.contains(&peer));
@@ -125,7 +127,8 @@ impl Connections {
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        // Nothing panics between two changes that belong together, so a poisoned lock guards a sound table.
+        // Nothing panics between two changes that belong together, so a poisoned lock guards a
+        // sound table.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -149,7 +152,8 @@ impl Table {
         self.served.insert(key, entry);
     }
 
-    /// Takes a health slot; if all are taken, that of the oldest connection which has not sent a request yet.
+    /// Takes a health slot; if all are taken, that of the oldest connection which has not sent a
+    /// request yet.
     fn add_beyond(&mut self, key: u64, activity: &Arc<Activity>) -> bool {
         if self.beyond.len() >= HEALTH_SLOTS {
             let is_idle = |(_, other): &(u64, Arc<Activity>)| other.readiness_to_leave().is_some();
@@ -162,8 +166,8 @@ impl Table {
         true
     }
 
-    /// Takes up to `count` idle connections out and asks them to leave: those first that never carried a request, then the
-    /// longest idle.
+    /// Takes up to `count` idle connections out and asks them to leave: those first that never
+    /// carried a request, then the longest idle.
     fn make_room(&mut self, count: usize, concerns: impl Fn(&Entry) -> bool) {
         let mut idle: Vec<_> = self
             .served

@@ -1,4 +1,5 @@
-//! The listener: accepts connections within bounds and deadlines, and lets them finish when told to stop.
+//! The listener: accepts connections within bounds and deadlines, and lets them finish when told to
+//! stop.
 
 mod activity;
 mod connections;
@@ -37,15 +38,17 @@ use crate::memory_budget::{MemoryBudget, Owner};
 
 pub use self::connections::{Bounds, Connections, Slot};
 
-/// The longest head of a request, in bytes: a query may take nearly 64 KiB of an address, and other headers have room beside
-/// it. Also what is read ahead of a body, and what of an answer waits to be sent.
+/// The longest head of a request, in bytes: a query may take nearly 64 KiB of an address, and other
+/// headers have room beside it. Also what is read ahead of a body, and what of an answer waits to
+/// be sent.
 const HEAD_BYTES: usize = 72 << 10;
-/// Of an answer, the kernel holds about this much that is not on its way yet, in bytes. It would hold megabytes otherwise,
-/// for each connection whose client does not read.
+/// Of an answer, the kernel holds about this much that is not on its way yet, in bytes. It would
+/// hold megabytes otherwise, for each connection whose client does not read.
 const UNSENT_BYTES: u32 = 128 << 10;
 /// How long sent data may stay unacknowledged before the kernel closes the connection.
 const UNACKNOWLEDGED_DEADLINE: Duration = Duration::from_secs(60);
-/// How long to rest when the process has no file descriptors left: accepting again at once would only spin.
+/// How long to rest when the process has no file descriptors left: accepting again at once would
+/// only spin.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 /// A timer that is not needed is set this far ahead.
 const FAR: Duration = Duration::from_secs(3600);
@@ -63,8 +66,8 @@ pub struct Limits {
     pub ended: IntCounterVec,
 }
 
-/// Serves `router` on `listener` until `stop` is cancelled; then closes the listener, lets requests in flight finish within
-/// the grace, and returns.
+/// Serves `router` on `listener` until `stop` is cancelled; then closes the listener, lets requests
+/// in flight finish within the grace, and returns.
 pub async fn serve(listener: TcpListener, router: Router, limits: Limits, stop: CancellationToken) {
     let tasks = TaskTracker::new();
     loop {
@@ -119,7 +122,8 @@ struct ServedConnection {
 }
 
 impl ServedConnection {
-    /// Serves requests until either side ends the connection. Returns why, if it was this side before its time.
+    /// Serves requests until either side ends the connection. Returns why, if it was this side
+    /// before its time.
     async fn serve(self, stream: TcpStream, stop: CancellationToken) -> Option<Ending> {
         tune(&stream);
         let activity = Arc::clone(self.slot.activity());
@@ -135,7 +139,8 @@ impl ServedConnection {
         );
         let service = hyper::service::service_fn(|request| self.answer(request));
         let connection = http1::Builder::new()
-            // Deadlines are the activity's: they tell a kept connection that idles from a head that is slow.
+            // Deadlines are the activity's: they tell a kept connection that idles from a head that
+            // is slow.
             .header_read_timeout(None)
             .max_buf_size(HEAD_BYTES)
             .keep_alive(!self.slot.is_for_health())
@@ -194,8 +199,9 @@ impl ServedConnection {
     }
 }
 
-/// Is ready once the connection has taken too long over something. Looks at the deadline anew each time it is polled, which
-/// is whenever anything happens on the connection; the timer is touched only if it would ring too late.
+/// Is ready once the connection has taken too long over something. Looks at the deadline anew each
+/// time it is polled, which is whenever anything happens on the connection; the timer is touched
+/// only if it would ring too late.
 fn overdue(
     activity: &Activity,
     mut timer: Pin<&mut Sleep>,
@@ -216,7 +222,8 @@ fn overdue(
     }
 }
 
-/// An answer's body, which notes in the connection's activity when it is gone: all of it was handed over.
+/// An answer's body, which notes in the connection's activity when it is gone: all of it was handed
+/// over.
 struct AnswerBody {
     body: Body,
     activity: Option<Arc<Activity>>,
@@ -250,7 +257,8 @@ impl Drop for AnswerBody {
     }
 }
 
-/// Nagle's algorithm would hold back small answers; unsent data would take memory for clients that do not read.
+/// Nagle's algorithm would hold back small answers; unsent data would take memory for clients that
+/// do not read.
 fn tune(stream: &TcpStream) {
     let socket = socket2::SockRef::from(stream);
     let tuned = socket.set_tcp_nodelay(true);
@@ -274,7 +282,8 @@ fn trim_trailing_slash(uri: &mut Uri) {
         Some(query) => format!("{trimmed}?{query}"),
         None => trimmed.to_owned(),
     };
-    // A part of a path that was taken is a path again; `//` alone would not be, and stays as it came.
+    // A part of a path that was taken is a path again; `//` alone would not be, and stays as it
+    // came.
     if let Ok(path_and_query) = rewritten.parse() {
         let mut parts = std::mem::take(uri).into_parts();
         parts.path_and_query = Some(path_and_query);

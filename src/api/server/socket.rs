@@ -12,8 +12,8 @@ use tokio::net::TcpStream;
 use super::activity::Activity;
 use crate::memory_budget::{MemoryBudget, Owner};
 
-/// The most bytes of one read. The HTTP library makes its buffer as large as the reads that fill it, up to the longest head,
-/// and keeps it for as long as the connection lasts.
+/// The most bytes of one read. The HTTP library makes its buffer as large as the reads that fill
+/// it, up to the longest head, and keeps it for as long as the connection lasts.
 const READ_BYTES: u64 = 8 << 10;
 
 /// A TCP connection whose traffic is noted in its [`Activity`].
@@ -26,7 +26,8 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Notes the traffic of `stream` in `activity`. A long head holds memory of `budget` for `owner`.
+    /// Notes the traffic of `stream` in `activity`. A long head holds memory of `budget` for
+    /// `owner`.
     pub fn new(
         stream: TcpStream,
         activity: Arc<Activity>,

@@ -1,9 +1,9 @@
 //! Slows down the guessing of passwords.
 //!
-//! The first failures of a minute are reported as such. After them even the right password is refused
-//! for a while, so that a guesser learns nothing more. Failures are counted by client and name, by
-//! client, and by the site that the client belongs to. They are never counted by name alone, so
-//! nobody can lock out a user who is elsewhere.
+//! The first failures of a minute are reported as such. After them even the right password is
+//! refused for a while, so that a guesser learns nothing more. Failures are counted by client and
+//! name, by client, and by the site that the client belongs to. They are never counted by name
+//! alone, so nobody can lock out a user who is elsewhere.
 
 mod redis_guesses;
 
@@ -63,8 +63,8 @@ pub enum Refused {
     Overloaded,
 }
 
-/// How often passwords may be guessed in a minute: ten times for one name from one client, a hundred
-/// times from one client, three hundred times from one site.
+/// How often passwords may be guessed in a minute: ten times for one name from one client, a
+/// hundred times from one client, three hundred times from one site.
 #[async_trait]
 pub trait GuessLimit: Send + Sync {
     /// Asks to try a password for `name`, in its canonical form, and registers the attempt before it is hashed. While the
@@ -83,8 +83,8 @@ pub trait GuessLimit: Send + Sync {
 
 /// Failed attempts of the last minute, and attempts whose outcome is not known yet.
 ///
-/// Names are kept as keyed 64-bit hashes. A collision, which nobody can cause on purpose, would make
-/// two names of one client share their ten failures.
+/// Names are kept as keyed 64-bit hashes. A collision, which nobody can cause on purpose, would
+/// make two names of one client share their ten failures.
 #[derive(Debug)]
 pub struct Guesses {
     epoch: Instant,
@@ -137,7 +137,8 @@ impl Guesses {
         })
     }
 
-    /// Sites that are remembered at the moment, at most 10,000 besides those with attempts in flight.
+    /// Sites that are remembered at the moment, at most 10,000 besides those with attempts in
+    /// flight.
     pub fn tracked_sites(&self) -> usize {
         self.lock().sites.len()
     }

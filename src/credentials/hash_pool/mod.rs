@@ -13,7 +13,8 @@ use crate::domain::{ClientNetwork, ClientSite};
 use crate::threads::lower_priority;
 use crate::turns::Turns;
 
-/// How long an idle thread keeps its 19 MiB: long enough for a busy second's pauses, short enough that a quiet service is small.
+/// How long an idle thread keeps its 19 MiB: long enough for a busy second's pauses, short enough
+/// that a quiet service is small.
 const KEEP_WORKSPACE: Duration = Duration::from_secs(1);
 
 /// Why a password was not hashed or compared.
@@ -79,8 +80,11 @@ impl std::fmt::Debug for Job {
 }
 
 impl HashPool {
-    /// Starts the threads, at least one; one a core is best. `queue`: how many calls may wait for a thread.
-    /// Errors: the system starts no more threads.
+    /// Starts the threads, at least one; one a core is best. `queue`: how many calls may wait for a
+    /// thread.
+    ///
+    /// # Errors
+    /// The system starts no more threads.
     pub fn start(threads: usize, queue: usize) -> io::Result<Self> {
         let pool = Self::without_threads(queue);
         for i in 0..threads.max(1) {
@@ -150,13 +154,14 @@ impl HashPool {
         lock(&self.shared.queue).jobs.len()
     }
 
-    /// Bytes that the threads hold for Argon2 at the moment; nothing once they have been idle for a second.
+    /// Bytes that the threads hold for Argon2 at the moment; nothing once they have been idle for a
+    /// second.
     pub fn workspace_bytes(&self) -> usize {
         self.shared.workspace_bytes.load(Ordering::Relaxed)
     }
 
-    /// Refuses new calls, lets those that wait fail with [`Error::Stopped`], and returns once those being worked on are done:
-    /// blocks for the time of one hash. Harmless to repeat.
+    /// Refuses new calls, lets those that wait fail with [`Error::Stopped`], and returns once those
+    /// being worked on are done: blocks for the time of one hash. Harmless to repeat.
     pub fn stop(&self) {
         let waiting = {
             let mut queue = lock(&self.shared.queue);
@@ -205,7 +210,8 @@ impl Shared {
         }
     }
 
-    /// Waits for a job whose caller still waits; `None` when the pool has been stopped. Gives the memory back after a while.
+    /// Waits for a job whose caller still waits; `None` when the pool has been stopped. Gives the
+    /// memory back after a while.
     fn next_job(&self, workspace: &mut Workspace) -> Option<Job> {
         let mut queue = lock(&self.queue);
         loop {

@@ -62,7 +62,8 @@ pub(super) fn answer(
     }
 }
 
-/// Returns a stored answer as that of a repeated request. Nothing is paid for it, so it needs room in the memory in flight.
+/// Returns a stored answer as that of a repeated request. Nothing is paid for it, so it needs room
+/// in the memory in flight.
 fn replay(parts: &Parts, is_streamed: bool, prompt: Prompt) -> Result<Created, Error> {
     let owner = Owner::user(prompt.user_id);
     let memory = parts.memory.reserve(owner, prompt.text_bytes())?;

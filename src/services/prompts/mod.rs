@@ -33,8 +33,8 @@ use crate::services::reembedding::Progress;
 use crate::store::{self, CallStore, Holder, PromptPage, PromptStore};
 use crate::telemetry::Metrics;
 
-/// The texts of a prompt that are read at once, in bytes; of one with longer texts the size is read first. Nearly every
-/// prompt has fewer.
+/// The texts of a prompt that are read at once, in bytes; of one with longer texts the size is read
+/// first. Nearly every prompt has fewer.
 pub const READ_BYTES: usize = 64 << 10;
 
 /// A prompt that a user posts.
@@ -153,11 +153,11 @@ impl Prompts {
     /// begun, unless the operator wants such calls broken off.
     ///
     /// # Errors
-    /// `Overloaded` at once if too many texts or calls wait; nothing was begun then. `Failed` if there
-    /// is no answer: the prompt is kept. `QuotaExceeded` if the user may not keep another; nothing was
-    /// asked. `IdempotencyKey` if the request's key is another's. `Deleted` if the prompt was deleted
-    /// meanwhile. Otherwise those of the store; where an answer waits for it, `Unavailable` comes after
-    /// a while and the answer is stored later.
+    /// `Overloaded` at once if too many texts or calls wait; nothing was begun then. `Failed` if
+    /// there is no answer: the prompt is kept. `QuotaExceeded` if the user may not keep another;
+    /// nothing was asked. `IdempotencyKey` if the request's key is another's. `Deleted` if the
+    /// prompt was deleted meanwhile. Otherwise those of the store; where an answer waits for it,
+    /// `Unavailable` comes after a while and the answer is stored later.
     pub async fn create(&self, new: CreatePrompt, memory: Reservation) -> Result<Created, Error> {
         self.check_quota(&new).await?;
         let admission = Admission::take(&self.0.parts, new.user_id, memory)?;
@@ -222,10 +222,12 @@ impl Prompts {
         Ok(Reader::stored(prompt, from, store, memory))
     }
 
-    /// The user's prompt of that id. `memory`, which holds [`READ_BYTES`] or more, holds its texts from now on.
+    /// The user's prompt of that id. `memory`, which holds [`READ_BYTES`] or more, holds its texts
+    /// from now on.
     ///
     /// # Errors
-    /// `NotFound` if there is none, or it is another user's; `Overloaded` if there is no memory for its texts.
+    /// `NotFound` if there is none, or it is another user's; `Overloaded` if there is no memory for
+    /// its texts.
     pub async fn get(
         &self,
         user_id: UserId,
@@ -246,8 +248,8 @@ impl Prompts {
         Ok(prompt)
     }
 
-    /// Up to `limit` of the user's prompts older than `before`, newest first. Ends before their texts are more than
-    /// `text_bytes` together, but holds one prompt at least.
+    /// Up to `limit` of the user's prompts older than `before`, newest first. Ends before their
+    /// texts are more than `text_bytes` together, but holds one prompt at least.
     ///
     /// # Errors
     /// Those of the store.

@@ -16,7 +16,8 @@ use crate::memory_budget::Reservation;
 
 const MICROS_A_DAY: i64 = 86_400_000_000;
 
-/// Places among the calls and the texts in flight, without which nothing is begun, and what the post holds in memory.
+/// Places among the calls and the texts in flight, without which nothing is begun, and what the
+/// post holds in memory.
 pub(super) struct Admission {
     pub call: CallPermit,
     pub text: Permit,

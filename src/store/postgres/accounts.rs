@@ -1,5 +1,5 @@
-//! Accounts, sessions and revoked tokens in PostgreSQL. Nearly each call is one statement, so that it
-//! is one round trip and one transaction.
+//! Accounts, sessions and revoked tokens in PostgreSQL. Nearly each call is one statement, so that
+//! it is one round trip and one transaction.
 
 use std::time::Duration;
 

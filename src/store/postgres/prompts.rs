@@ -43,7 +43,8 @@ const INSERT_WITH_VECTOR: &str = "
     )
     SELECT id FROM stored";
 
-/// The size of a text is known without the text; only the texts of the rows that are returned are read.
+/// The size of a text is known without the text; only the texts of the rows that are returned are
+/// read.
 const PROMPTS_BEFORE: &str = "
     SELECT id, user_id, created_at, status, error, model, CASE WHEN is_in THEN prompt END,
            CASE WHEN is_in THEN response END, llm_duration_ms, prompt_tokens, completion_tokens, finish_reason, is_in
@@ -55,7 +56,8 @@ const PROMPTS_BEFORE: &str = "
     ) AS measured
     ORDER BY id DESC";
 
-/// After the columns of [`prompt_from_row`]: the bytes of the texts, and whether the texts are there.
+/// After the columns of [`prompt_from_row`]: the bytes of the texts, and whether the texts are
+/// there.
 const PROMPTS_BY_ID: &str = "
     SELECT id, user_id, created_at, status, error, model, CASE WHEN is_whole THEN prompt END,
            CASE WHEN is_whole THEN response END, llm_duration_ms, prompt_tokens, completion_tokens, finish_reason,
@@ -109,7 +111,8 @@ pub(super) fn without_nul(text: String) -> String {
     }
 }
 
-/// Whether the user keeps fewer prompts than that. Counts in the index by user, at most as far as needed.
+/// Whether the user keeps fewer prompts than that. Counts in the index by user, at most as far as
+/// needed.
 async fn has_room(
     connection: &mut Connection,
     user_id: UserId,
@@ -124,8 +127,9 @@ async fn has_room(
     get(rows.first().ok_or(Cause::UnknownValue)?, 0)
 }
 
-/// Fails if the user may not keep another prompt. Inside a transaction, which is rolled back, by closing its connection,
-/// if this fails. Until it ends, others that check for the same user wait, so that they count its row.
+/// Fails if the user may not keep another prompt. Inside a transaction, which is rolled back, by
+/// closing its connection, if this fails. Until it ends, others that check for the same user wait,
+/// so that they count its row.
 pub(super) async fn check_quota(
     connection: &mut Connection,
     user_id: UserId,

@@ -35,5 +35,6 @@ pub(in crate::store) const NO_TIMEOUTS: &str = "
     WHERE name IN ('transaction_timeout', 'statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout',
                    'idle_session_timeout')";
 
-/// How a call of [`LONG_PATIENCE`](super::pool::LONG_PATIENCE) begins its transaction: the time of a session's statements is that of requests.
+/// How a call of [`LONG_PATIENCE`](super::pool::LONG_PATIENCE) begins its transaction: the time of
+/// a session's statements is that of requests.
 pub(super) const BEGIN_LONG: &str = "BEGIN; SET LOCAL statement_timeout = '60s'";
