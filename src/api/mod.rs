@@ -24,7 +24,7 @@ pub(crate) mod ws;
 mod yaml;
 
 pub use openapi::Documents;
-pub use prompts::EVENT_ENCODERS;
+pub use prompts::encode_event;
 pub use router::{metrics_router, router};
 pub use server::{Bounds, Connections, Limits, serve};
 pub use state::{AppState, Lifecycle, State};

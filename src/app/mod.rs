@@ -153,7 +153,7 @@ impl App {
         getrandom::fill(&mut replica).context("the system's source of randomness")?;
         let memory = MemoryBudget::new(config.server.request_memory);
         let reads = FairSemaphore::new(READS_AT_ONCE, READS_WAITING);
-        let prompts = Prompts::new(prompts::Parts {
+        let prompts = Prompts::new(prompts::Deps {
             store: Arc::clone(&prompt_store),
             call_store: Arc::clone(&store.calls),
             replica,
@@ -165,7 +165,7 @@ impl App {
             calls: config.calls,
             memory: Arc::clone(&memory),
             broker: Arc::clone(&shared.broker),
-            encoders: api::EVENT_ENCODERS,
+            encode: api::encode_event,
             metrics: Arc::clone(&metrics),
             tasks: lifecycle.tasks.clone(),
         });

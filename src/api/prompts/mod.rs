@@ -18,7 +18,7 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-pub use self::events::EVENT_ENCODERS;
+pub use self::events::encode_event;
 use self::usage::Usage;
 use super::accept::wants_stream;
 use super::error::ApiError;

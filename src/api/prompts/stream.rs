@@ -21,7 +21,7 @@ use crate::domain::PromptId;
 use crate::error::FailedPrompt;
 use crate::memory_budget::Reservation;
 use crate::services::accounts::{Accounts, Caller, CredentialEnd};
-use crate::services::prompts::live::{Event, Place, Reader};
+use crate::services::prompts::stream::{StreamEnd, StreamEvent, StreamOffset, StreamReader};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// The id of a stream's last event.
@@ -29,7 +29,7 @@ const DONE: &str = "done";
 
 /// A stream of what `reader` reads. It ends early, without an event, once the token of `caller` is
 /// no longer valid.
-pub fn respond(state: &AppState, caller: Caller, reader: Reader) -> Response {
+pub fn respond(state: &AppState, caller: Caller, reader: StreamReader) -> Response {
     let source = Source {
         reader,
         heartbeat: state.server.stream_heartbeat,
@@ -47,7 +47,7 @@ pub fn respond(state: &AppState, caller: Caller, reader: Reader) -> Response {
 
 /// Where the bytes of a stream come from.
 struct Source {
-    reader: Reader,
+    reader: StreamReader,
     heartbeat: Duration,
     lifecycle: Lifecycle,
     credential_end: Pin<Box<dyn Future<Output = CredentialEnd> + Send>>,
@@ -98,7 +98,7 @@ pub async fn resume(
     let is_done = last == Some(DONE.as_bytes());
     let from = last
         .filter(|last| !last.is_empty() && !is_done)
-        .map(parse_place)
+        .map(parse_offset)
         .transpose()?;
     let user_id = caller.user_id();
     let reader = state.prompts.read(user_id, id, from, memory).await?;
@@ -109,7 +109,7 @@ pub async fn resume(
     Ok(respond(state, caller, reader))
 }
 
-fn parse_place(id: &[u8]) -> Result<Place, ApiError> {
+fn parse_offset(id: &[u8]) -> Result<StreamOffset, ApiError> {
     std::str::from_utf8(id)
         .ok()
         .and_then(|id| id.parse().ok())
@@ -117,20 +117,24 @@ fn parse_place(id: &[u8]) -> Result<Place, ApiError> {
 }
 
 /// The next bytes of the stream: an event, or a comment when there was none for a while. `None` at its end.
-async fn frame(reader: &mut Reader, heartbeat: Duration) -> Option<Bytes> {
+async fn frame(reader: &mut StreamReader, heartbeat: Duration) -> Option<Bytes> {
     let Ok(event) = tokio::time::timeout(heartbeat, reader.next()).await else {
         return Some(Bytes::from_static(b":\n\n"));
     };
-    let place = reader.place();
+    let offset = reader.offset();
     Some(match event? {
-        Event::Started(id) => encode("started", place, &Started { id: id.0 }),
-        Event::Delta(text) => encode("delta", place, &Delta { text }),
-        Event::Completed(prompt) => match CreatedPromptResponse::of(&prompt) {
-            Some(answer) => encode("completed", DONE, &answer),
-            None => encode("failed", DONE, &Failed::from(&FailedPrompt::of(&prompt))),
-        },
-        Event::Failed(failed) => encode("failed", DONE, &Failed::from(&failed)),
-        Event::Deleted(id) => encode("failed", DONE, &Failed::deleted(id)),
+        StreamEvent::Started(id) => encode("started", offset, &Started { id: id.0 }),
+        StreamEvent::Delta(text) => encode("delta", offset, &Delta { text }),
+        StreamEvent::Ended(StreamEnd::Completed(prompt)) => {
+            match CreatedPromptResponse::of(&prompt) {
+                Some(answer) => encode("completed", DONE, &answer),
+                None => encode("failed", DONE, &Failed::from(&FailedPrompt::of(&prompt))),
+            }
+        }
+        StreamEvent::Ended(StreamEnd::Failed(failed)) => {
+            encode("failed", DONE, &Failed::from(&failed))
+        }
+        StreamEvent::Ended(StreamEnd::Deleted(id)) => encode("failed", DONE, &Failed::deleted(id)),
     })
 }
 

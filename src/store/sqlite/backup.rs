@@ -9,7 +9,7 @@ use std::path::Path;
 use rusqlite::{Connection, OpenFlags};
 
 use super::connection::Database;
-use super::migrate::schema_version;
+use super::migrate::{account_table, schema_version};
 use super::{OpenError, OpenOptions};
 
 /// Why there is no copy. Names no path; the caller knows which it gave.
@@ -104,9 +104,10 @@ fn examine(path: &str) -> Result<Copied, BackupError> {
     if verdict != "ok" || broken {
         return Err(BackupError::Damaged);
     }
+    let accounts = account_table(schema_version(&copy)?);
     let (users, prompts) = copy
         .query_row(
-            "SELECT (SELECT count(*) FROM user), (SELECT count(*) FROM prompt)",
+            &format!("SELECT (SELECT count(*) FROM {accounts}), (SELECT count(*) FROM prompt)"),
             [],
             |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)),
         )

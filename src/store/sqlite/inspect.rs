@@ -6,7 +6,7 @@ use rusqlite::Connection;
 use rustix::fs::{Access, access};
 
 use super::connection::Database;
-use super::migrate::{SCHEMA_VERSION, schema_version};
+use super::migrate::{SCHEMA_VERSION, account_table, schema_version};
 use super::{OpenError, OpenOptions};
 
 /// What stands where a database is expected.
@@ -59,12 +59,13 @@ pub fn inspect(path: &Path) -> Result<FileState, OpenError> {
 /// As for [`inspect`].
 pub fn count_rows(path: &Path) -> Result<(u64, u64), OpenError> {
     let connection = onlooker(std::path::absolute(path)?)?;
+    let accounts = account_table(schema_version(&connection)?);
     let count = |table: &str| {
         let sql = format!("SELECT count(*) FROM {table}");
         connection.query_row(&sql, [], |row| row.get::<_, i64>(0))
     };
     let whole = |count: i64| u64::try_from(count).unwrap_or(0);
-    Ok((whole(count("user")?), whole(count("prompt")?)))
+    Ok((whole(count(accounts)?), whole(count("prompt")?)))
 }
 
 fn onlooker(path: PathBuf) -> rusqlite::Result<Connection> {

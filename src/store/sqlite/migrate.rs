@@ -11,14 +11,20 @@ use super::connection::PAGE_SIZE;
 pub(super) const APPLICATION_ID: i32 = 0x5072_6d53;
 
 /// Each leads from the version before it to its own place in the list, counted from 1. Never edited once released.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     include_str!("../../../migrations/sqlite/0001_initial.sql"),
     include_str!("../../../migrations/sqlite/0002_running_calls.sql"),
     include_str!("../../../migrations/sqlite/0003_purge_horizon.sql"),
+    include_str!("../../../migrations/sqlite/0004_names_as_in_postgres.sql"),
 ];
 
 /// The schema this program works with.
 pub(super) const SCHEMA_VERSION: i32 = MIGRATIONS.len() as i32;
+
+/// The table of accounts in a file of that version.
+pub(super) fn account_table(version: i32) -> &'static str {
+    if version < 4 { "user" } else { "account" }
+}
 
 /// Checks that the file is ours (or empty), switches it to write-ahead logging and applies what is missing, each
 /// migration in one transaction. Other processes may be doing the same.

@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::delete;
-use crate::store::{completed, user};
+use crate::store::{InsertPrompt, completed, user};
 use crate::support::{Folder, spawn_app};
 
 /// Gives every text the same vector.

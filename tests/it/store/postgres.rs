@@ -6,13 +6,15 @@ use std::time::{Duration, Instant};
 
 use prompt_service::domain::{Embedding, UserId};
 use prompt_service::store::postgres::{OpenError, OpenOptions, PostgresStore};
-use prompt_service::store::{Access, AccountStore, Error, NearestStore, NewPrompt, PromptStore};
+use prompt_service::store::{Access, AccountStore, Error, NearestStore, PromptStore};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::store::model::compare_with_naive_model;
-use crate::store::{TestableStore, completed, embedded, model, newest, user};
+use crate::store::{
+    InsertPrompt, NewPrompt, TestableStore, completed, embedded, model, newest, user,
+};
 use crate::support::DEADLINE;
 use crate::support::postgres::{Database, Postgres, Release, connect};
 

@@ -7,7 +7,7 @@ use prompt_service::store::postgres::{OpenError, OpenOptions, PostgresStore, ins
 use prompt_service::store::{AccountStore, NearestStore, PromptStore};
 use tokio_util::sync::CancellationToken;
 
-use crate::store::{embedded, model, user, vector};
+use crate::store::{InsertPrompt, embedded, model, user, vector};
 use crate::support::postgres::{Database, Release};
 
 /// The URL of a database for a role of its own, which may log in and nothing else. The roles are
