@@ -11,8 +11,9 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::domain::{ClientNetwork, UserId};
@@ -117,7 +118,7 @@ impl MemoryBudget {
 
     /// Bytes held just now.
     pub fn held(&self) -> usize {
-        self.lock().all
+        self.held.lock().all
     }
 
     /// What everybody may hold together but for those who hold little.
@@ -153,12 +154,6 @@ impl MemoryBudget {
             bytes: 0,
         }
     }
-
-    fn lock(&self) -> MutexGuard<'_, Held> {
-        // Nothing panics between two changes that belong together, so a poisoned lock guards sound
-        // counters.
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Reservation {
@@ -167,7 +162,7 @@ impl Reservation {
     /// # Errors
     /// [`Exhausted`] if there is no room for them; what was held before is held still.
     pub fn try_grow(&mut self, more: usize) -> Result<(), Exhausted> {
-        let mut held = self.budget.lock();
+        let mut held = self.budget.held.lock();
         if !self.budget.has_room(&held, self.owner, more) {
             return Err(Exhausted);
         }
@@ -191,7 +186,7 @@ impl Reservation {
 
     /// Holds `more` bytes whether there is room or not; see [`MemoryBudget::hold`].
     pub fn grow(&mut self, more: usize) {
-        self.budget.lock().add(self.owner, more);
+        self.budget.held.lock().add(self.owner, more);
         self.bytes += more;
     }
 
@@ -200,7 +195,10 @@ impl Reservation {
         if bytes >= self.bytes {
             self.grow(bytes - self.bytes);
         } else {
-            self.budget.lock().remove(self.owner, self.bytes - bytes);
+            self.budget
+                .held
+                .lock()
+                .remove(self.owner, self.bytes - bytes);
             self.bytes = bytes;
             self.budget.freed.notify_waiters();
         }
@@ -286,7 +284,7 @@ mod tests {
         let nobody = budget.reserve(Owner::default(), 3 * MIB).unwrap();
         drop((bob, nobody));
         assert_eq!(budget.held(), 0);
-        assert!(budget.lock().users.is_empty() && budget.lock().networks.is_empty());
+        assert!(budget.held.lock().users.is_empty() && budget.held.lock().networks.is_empty());
     }
 
     #[test]

@@ -4,9 +4,10 @@
 //! more: the socket is closed with a reason, so that its client knows to read the list again. Nothing is skipped silently.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
 use crate::domain::{Timestamp, UserId};
@@ -119,7 +120,7 @@ impl Hub {
         let (events, event_queue) = mpsc::channel(QUEUE_EVENTS);
         let (close, closed) = watch::channel(None);
         let queued = Arc::new(AtomicUsize::new(0));
-        let mut sockets = self.lock();
+        let mut sockets = self.sockets.lock();
         let key = sockets.next_key;
         let of_user = sockets.by_user.entry(listener.user_id).or_default();
         if of_user.len() >= limit {
@@ -148,7 +149,7 @@ impl Hub {
 
     /// Puts `event`, a JSON text, into the queue of each of the user's sockets. Answers into how many it went.
     pub fn publish(&self, user_id: UserId, event: &Arc<str>) -> usize {
-        let sockets = self.lock();
+        let sockets = self.sockets.lock();
         let Some(of_user) = sockets.by_user.get(&user_id) else {
             return 0;
         };
@@ -167,12 +168,18 @@ impl Hub {
 
     /// Whether the user has a socket here.
     pub fn has_sockets(&self, user_id: UserId) -> bool {
-        self.lock().by_user.contains_key(&user_id)
+        self.sockets.lock().by_user.contains_key(&user_id)
     }
 
     /// Marks every socket for which `ends` says so to be closed, with `reason`. A reason given earlier stays.
     pub fn close_where(&self, reason: CloseReason, mut ends: impl FnMut(&Listener) -> bool) {
-        for socket in self.lock().by_user.values().flat_map(HashMap::values) {
+        for socket in self
+            .sockets
+            .lock()
+            .by_user
+            .values()
+            .flat_map(HashMap::values)
+        {
             if ends(&socket.listener) {
                 socket.close.send_if_modified(|current| {
                     let first = current.is_none();
@@ -187,7 +194,7 @@ impl Hub {
 
     /// What stands behind each open socket.
     pub fn listeners(&self) -> Vec<Listener> {
-        let sockets = self.lock();
+        let sockets = self.sockets.lock();
         sockets
             .by_user
             .values()
@@ -198,12 +205,7 @@ impl Hub {
 
     /// How many sockets are open.
     pub fn open(&self) -> usize {
-        self.lock().open
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Sockets> {
-        // Each critical section leaves the maps whole, so a panic elsewhere while holding the lock loses nothing.
-        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
+        self.sockets.lock().open
     }
 }
 
@@ -231,7 +233,7 @@ impl Subscription {
 
     /// Notes that a newer credential of the same user stands behind the socket now.
     pub fn renew(&self, issued_at: Timestamp) {
-        let mut sockets = self.hub.lock();
+        let mut sockets = self.hub.sockets.lock();
         let socket = sockets
             .by_user
             .get_mut(&self.user_id)
@@ -245,7 +247,7 @@ impl Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        let mut sockets = self.hub.lock();
+        let mut sockets = self.hub.sockets.lock();
         if let Some(of_user) = sockets.by_user.get_mut(&self.user_id) {
             let removed = of_user.remove(&self.key).is_some();
             if of_user.is_empty() {
@@ -329,7 +331,7 @@ mod tests {
         let again = hub.subscribe(ALICE, 1).unwrap();
         drop((again, bob));
         assert_eq!(hub.open(), 0);
-        assert!(hub.lock().by_user.is_empty());
+        assert!(hub.sockets.lock().by_user.is_empty());
     }
 
     #[tokio::test]

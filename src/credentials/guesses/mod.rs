@@ -10,10 +10,11 @@ mod redis_guesses;
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::BuildHasher;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 
@@ -140,7 +141,7 @@ impl Guesses {
     /// Sites that are remembered at the moment, at most 10,000 besides those with attempts in
     /// flight.
     pub fn tracked_sites(&self) -> usize {
-        self.lock().sites.len()
+        self.table.lock().sites.len()
     }
 
     fn wait_place(
@@ -164,11 +165,6 @@ impl Guesses {
     fn moment(&self, now: Instant) -> Moment {
         now.saturating_duration_since(self.epoch)
     }
-
-    /// Nothing panics while the table is locked; if it did, the counts would still be whole.
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 #[async_trait]
@@ -186,7 +182,7 @@ impl GuessLimit for Guesses {
         let site = client.site();
         loop {
             let (_place, ended) = {
-                let mut table = self.lock();
+                let mut table = self.table.lock();
                 let now = self.moment(clock());
                 match table.decide(site, guess, now) {
                     Decision::Refuse(retry_after) => return Err(Refused::TooMany { retry_after }),
@@ -332,7 +328,7 @@ impl Attempt {
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        let mut table = self.guesses.lock();
+        let mut table = self.guesses.table.lock();
         table.end(self.guess, self.failed_at);
     }
 }
@@ -345,7 +341,7 @@ struct WaitPlace {
 
 impl Drop for WaitPlace {
     fn drop(&mut self) {
-        let mut table = self.guesses.lock();
+        let mut table = self.guesses.table.lock();
         if let Some(known) = table.sites.get_mut(&self.site) {
             known.waiting -= 1;
         }

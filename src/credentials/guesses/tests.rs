@@ -41,6 +41,7 @@ impl Setting {
 
     fn failures(&self, client: ClientNetwork) -> usize {
         self.guesses
+            .table
             .lock()
             .sites
             .get(&client.site())
@@ -244,7 +245,7 @@ async fn table_is_bounded_and_forgets_the_least_recent_failures() {
     // A minute later all of them are forgotten.
     drop(setting.begin(HOME, "alice", 3_600_000).await.unwrap());
     assert_eq!(setting.guesses.tracked_sites(), 0);
-    assert!(setting.guesses.lock().sites.capacity() < 1024);
+    assert!(setting.guesses.table.lock().sites.capacity() < 1024);
 }
 
 proptest! {

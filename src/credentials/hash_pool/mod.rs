@@ -1,11 +1,12 @@
 //! The threads that hash passwords.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
 use crate::credentials::passwords::{self, MalformedHash, SALT_BYTES, Verified, Workspace};
@@ -96,7 +97,7 @@ impl HashPool {
                     lower_priority();
                     shared.work();
                 })?;
-            lock(&pool.threads).push(thread);
+            pool.threads.lock().push(thread);
         }
         Ok(pool)
     }
@@ -151,7 +152,7 @@ impl HashPool {
 
     /// Calls that wait for a thread at the moment.
     pub fn queue_depth(&self) -> usize {
-        lock(&self.shared.queue).jobs.len()
+        self.shared.queue.lock().jobs.len()
     }
 
     /// Bytes that the threads hold for Argon2 at the moment; nothing once they have been idle for a
@@ -164,13 +165,13 @@ impl HashPool {
     /// being worked on are done: blocks for the time of one hash. Harmless to repeat.
     pub fn stop(&self) {
         let waiting = {
-            let mut queue = lock(&self.shared.queue);
+            let mut queue = self.shared.queue.lock();
             queue.stopped = true;
             std::mem::replace(&mut queue.jobs, Turns::new(0))
         };
         drop(waiting);
         self.shared.changed.notify_all();
-        for thread in std::mem::take(&mut *lock(&self.threads)) {
+        for thread in std::mem::take(&mut *self.threads.lock()) {
             // A thread that panicked has nothing left to wait for.
             drop(thread.join());
         }
@@ -186,7 +187,7 @@ impl Drop for HashPool {
 impl Shared {
     fn submit(&self, site: ClientSite, job: Job) -> Result<(), Error> {
         let refused = {
-            let mut queue = lock(&self.queue);
+            let mut queue = self.queue.lock();
             if queue.stopped {
                 return Err(Error::Stopped);
             }
@@ -213,7 +214,7 @@ impl Shared {
     /// Waits for a job whose caller still waits; `None` when the pool has been stopped. Gives the
     /// memory back after a while.
     fn next_job(&self, workspace: &mut Workspace) -> Option<Job> {
-        let mut queue = lock(&self.queue);
+        let mut queue = self.queue.lock();
         loop {
             if queue.stopped {
                 return None;
@@ -224,21 +225,14 @@ impl Shared {
                 }
             }
             if workspace.is_empty() {
-                queue = self
-                    .changed
-                    .wait(queue)
-                    .unwrap_or_else(PoisonError::into_inner);
+                self.changed.wait(&mut queue);
                 continue;
             }
-            let (woken, waited) = self
-                .changed
-                .wait_timeout(queue, KEEP_WORKSPACE)
-                .unwrap_or_else(PoisonError::into_inner);
-            queue = woken;
+            let waited = self.changed.wait_for(&mut queue, KEEP_WORKSPACE);
             if waited.timed_out() && queue.jobs.is_empty() {
                 drop(queue);
                 workspace.free();
-                queue = lock(&self.queue);
+                queue = self.queue.lock();
             }
         }
     }
@@ -279,11 +273,6 @@ impl Job {
             }
         }
     }
-}
-
-/// Nothing panics while the queue is locked; if it did, the queue would still be whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

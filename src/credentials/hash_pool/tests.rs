@@ -68,7 +68,7 @@ async fn full_queue_refuses_at_once_and_makes_room_when_a_caller_goes_away() {
 
 /// The passwords that wait, in the order in which the threads take them.
 fn drained(pool: &HashPool) -> Vec<String> {
-    let mut queue = lock(&pool.shared.queue);
+    let mut queue = pool.shared.queue.lock();
     let passwords = std::iter::from_fn(|| queue.jobs.pop());
     passwords
         .map(|job| match job {

@@ -3,12 +3,12 @@
 mod redis_tickets;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
 pub use self::redis_tickets::RedisTickets;
@@ -87,7 +87,7 @@ struct Owned {
 impl LocalTickets {
     /// Tickets that are kept at the moment, some of which may be too old.
     pub fn len(&self) -> usize {
-        self.lock().tickets.len()
+        self.state.lock().tickets.len()
     }
 
     /// Whether no ticket is kept.
@@ -96,14 +96,9 @@ impl LocalTickets {
     }
 
     fn put(&self, ticket: &str, grant: Grant, now: Timestamp) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.forget_old(now);
         state.put(hash(ticket), grant, now.plus(TICKET_LIFETIME));
-    }
-
-    /// Nothing panics while the state is locked; if it did, no ticket would be there twice.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -120,7 +115,7 @@ impl Tickets for LocalTickets {
         if ticket.len() != TICKET_LETTERS {
             return Ok(None);
         }
-        let taken = self.lock().take(&hash(ticket));
+        let taken = self.state.lock().take(&hash(ticket));
         Ok(taken
             .filter(|ticket| now < ticket.usable_until)
             .map(|ticket| ticket.grant))
@@ -305,7 +300,7 @@ mod tests {
         }
         tickets.issue(grant(1), at(5_000)).await.unwrap();
         assert_eq!(tickets.len(), 1);
-        let state = tickets.lock();
+        let state = tickets.state.lock();
         assert_eq!((state.users.len(), state.by_end.len()), (1, 1));
         assert!(state.tickets.capacity() < 256);
     }

@@ -4,11 +4,12 @@
 //! the user's id, a line feed, and the event; without an event it says that the user may have missed one. The publisher's own
 //! sockets hear of an event the same way, so that each gets it once.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -93,9 +94,9 @@ impl Broker for RedisBroker {
     fn publish(&self, user: UserId, event: Arc<str>) {
         let shared = &self.shared;
         // What would wait for Redis to return would come late, to sockets that have read the list meanwhile.
-        let is_waiting = shared.link.is_up() && shared.outbox().push(user, event);
+        let is_waiting = shared.link.is_up() && shared.outbox.lock().push(user, event);
         if !is_waiting {
-            shared.outbox().miss(user);
+            shared.outbox.lock().miss(user);
             shared.close(&Missed::Users([user].into()));
         }
         shared.filled.notify_one();
@@ -194,12 +195,12 @@ impl Shared {
     async fn publish_all(self: Arc<Self>, stop: CancellationToken) {
         let mut up = self.link.watch();
         loop {
-            let batch = self.outbox().take();
+            let batch = self.outbox.lock().take();
             if let Some(batch) = batch {
                 self.send(batch).await;
             }
             if !self.link.is_up() {
-                let missed = self.outbox().give_up();
+                let missed = self.outbox.lock().give_up();
                 self.close(&missed);
                 tokio::select! {
                     () = stop.cancelled() => return,
@@ -207,7 +208,7 @@ impl Shared {
                 }
                 continue;
             }
-            if self.outbox().is_empty() {
+            if self.outbox.lock().is_empty() {
                 tokio::select! {
                     () = stop.cancelled() => break,
                     () = self.filled.notified() => {}
@@ -216,7 +217,7 @@ impl Shared {
         }
         let flushed = timeout(FLUSH_PATIENCE, async {
             loop {
-                let batch = self.outbox().take();
+                let batch = self.outbox.lock().take();
                 match batch {
                     Some(batch) if self.link.is_up() => self.send(batch).await,
                     Some(_) | None => return,
@@ -253,7 +254,7 @@ impl Shared {
         if sent.is_err() {
             let missed = batch.into_missed();
             self.close(&missed);
-            self.outbox().miss_all(missed);
+            self.outbox.lock().miss_all(missed);
             // The link is probed after a failure; until it is known to be down, this is no reason to hurry.
             tokio::time::sleep(FIRST_PAUSE).await;
         }
@@ -268,11 +269,6 @@ impl Shared {
         self.hub.close_where(CloseReason::Missed, |listener| {
             missed.includes(listener.user_id)
         });
-    }
-
-    /// Nothing panics while the outbox is locked; if it did, it would still be whole.
-    fn outbox(&self) -> MutexGuard<'_, Outbox> {
-        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

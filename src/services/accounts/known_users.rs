@@ -1,8 +1,10 @@
 //! Accounts seen lately, so that not every request asks the store whether its user still exists.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::domain::{User, UserId};
 use crate::error::Error;
@@ -31,16 +33,16 @@ impl KnownUsers {
         store: &dyn AccountStore,
         now: Instant,
     ) -> Result<Option<Arc<User>>, Error> {
-        if let Some((user, read_at)) = self.lock().get(&id)
+        if let Some((user, read_at)) = self.users.lock().get(&id)
             && now.saturating_duration_since(*read_at) < MAX_AGE
         {
             return Ok(Some(Arc::clone(user)));
         }
         let Some(user) = store.user(id).await?.map(Arc::new) else {
-            self.lock().remove(&id);
+            self.users.lock().remove(&id);
             return Ok(None);
         };
-        let mut users = self.lock();
+        let mut users = self.users.lock();
         if users.len() >= CAPACITY && !users.contains_key(&id) {
             users.retain(|_, (_, read_at)| now.saturating_duration_since(*read_at) < MAX_AGE);
             if users.len() >= CAPACITY {
@@ -53,11 +55,6 @@ impl KnownUsers {
 
     /// Has the account read anew when it is asked for next.
     pub fn forget(&self, id: UserId) {
-        self.lock().remove(&id);
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<UserId, (Arc<User>, Instant)>> {
-        // Every change is one call on the map, so a panic elsewhere while holding the lock leaves it whole.
-        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+        self.users.lock().remove(&id);
     }
 }

@@ -25,9 +25,10 @@ mod writer;
 use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use self::connection::Database;
 use self::reader::Readers;
@@ -153,7 +154,7 @@ impl SqliteStore {
 
 /// Waits for the threads off the async threads.
 async fn join(threads: &Mutex<Vec<JoinHandle<()>>>) {
-    let threads = std::mem::take(&mut *threads.lock().unwrap_or_else(PoisonError::into_inner));
+    let threads = std::mem::take(&mut *threads.lock());
     let joined = tokio::task::spawn_blocking(move || {
         for thread in threads {
             // A thread that panicked has ended too.

@@ -6,9 +6,10 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle, Thread};
 
+use parking_lot::Mutex;
 use rusqlite::Connection;
 use tokio::sync::{Semaphore, oneshot};
 
@@ -37,16 +38,11 @@ struct Shared {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        // The queue is whole between any two statements, so a panic elsewhere does not spoil it.
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The next job, or `None` when the queue is closed and empty.
     fn next(&self) -> Option<Job> {
         let this = thread::current();
         loop {
-            let mut queue = self.lock();
+            let mut queue = self.queue.lock();
             // Still there after a wake-up that no one meant.
             queue.idle.retain(|idle| idle.id() != this.id());
             if let Some(job) = queue.jobs.pop_front() {
@@ -111,7 +107,7 @@ impl Readers {
             keep
         });
         let idle = {
-            let mut queue = self.shared.lock();
+            let mut queue = self.shared.queue.lock();
             if queue.closed {
                 return Err(Closed.into());
             }
@@ -126,7 +122,7 @@ impl Readers {
 
     /// Takes no more reads; those queued are still answered. Then the threads end.
     pub fn close(&self) {
-        let mut queue = self.shared.lock();
+        let mut queue = self.shared.queue.lock();
         queue.closed = true;
         for thread in queue.idle.drain(..) {
             thread.unpark();
@@ -135,7 +131,7 @@ impl Readers {
 
     /// Reads in the queue just now.
     pub fn queued(&self) -> usize {
-        self.shared.lock().jobs.len()
+        self.shared.queue.lock().jobs.len()
     }
 }
 

@@ -3,10 +3,10 @@
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasher, Hash};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{RateState, Throttle, Verdict};
 use crate::domain::Rates;
@@ -104,7 +104,7 @@ impl<K: Copy + Ord + Hash> SlidingWindows<K> {
     pub fn tracked_keys(&self) -> usize {
         self.shards
             .iter()
-            .map(|shard| lock(shard).requests.len())
+            .map(|shard| shard.lock().requests.len())
             .sum()
     }
 
@@ -154,7 +154,7 @@ impl<K: Copy + Ord + Hash> SlidingWindows<K> {
     }
 
     fn shard(&self, key: &K) -> MutexGuard<'_, Shard<K>> {
-        lock(&self.shards[self.index(key)])
+        self.shards[self.index(key)].lock()
     }
 
     fn index(&self, key: &K) -> usize {
@@ -189,11 +189,6 @@ fn drop_older(requests: &mut VecDeque<Nanos>, longest: Nanos, now: Nanos) {
     if requests.capacity() > 64 && requests.capacity() / 8 > requests.len() {
         requests.shrink_to(requests.len() * 2);
     }
-}
-
-/// Nothing panics while a shard is locked; if it did, the counts would still be whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn nanos(duration: Duration) -> Nanos {

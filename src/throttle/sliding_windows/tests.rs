@@ -194,7 +194,7 @@ fn only_keys_of_the_longest_window_are_remembered() {
     let room: usize = windows
         .shards
         .iter()
-        .map(|shard| lock(shard).requests.capacity())
+        .map(|shard| shard.lock().requests.capacity())
         .sum();
     assert!(room < 64 * 1024, "{room} places kept for 1000 keys");
 }
@@ -203,7 +203,7 @@ fn only_keys_of_the_longest_window_are_remembered() {
 fn a_key_remembers_no_more_than_the_longest_windows_limit() {
     let (windows, epoch) = windows::<u8>("10000/s,100/min");
     let counted =
-        |windows: &SlidingWindows<u8>| lock(&windows.shards[windows.index(&1)]).requests[&1].len();
+        |windows: &SlidingWindows<u8>| windows.shards[windows.index(&1)].lock().requests[&1].len();
     for i in 0..50_000_u64 {
         windows.check(1, epoch + Duration::from_millis(i * 10));
         assert!(counted(&windows) <= 100);
