@@ -25,10 +25,7 @@ mod writer;
 use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
-
-use parking_lot::Mutex;
 
 use self::connection::Database;
 use self::reader::Readers;
@@ -40,10 +37,9 @@ use super::Stats;
 pub use self::backup::{BackupError, Copied, backup, backup_bytes};
 pub use self::inspect::{FileState, count_rows, inspect};
 pub use self::open::OpenError;
-pub use self::writer::{Batch, BatchObserver};
 
 /// How the store uses its file.
-#[derive(Clone)]
+#[derive(Clone, Copy, Debug)]
 pub struct OpenOptions {
     /// Threads that read, at least 1. Each keeps up to 1 MiB of pages.
     pub readers: usize,
@@ -51,29 +47,16 @@ pub struct OpenOptions {
     pub busy_timeout: Duration,
     /// The most pages of 8 KiB the file may grow to; a write beyond it is `Unavailable`. `None`: as the disk has room.
     pub max_pages: Option<u32>,
-    /// Told of each transaction of the writer.
-    pub observer: Option<BatchObserver>,
 }
 
 impl Default for OpenOptions {
-    /// 4 readers, 5 s, unbounded, unobserved.
+    /// 4 readers, 5 s, unbounded.
     fn default() -> Self {
         Self {
             readers: 4,
             busy_timeout: Duration::from_secs(5),
             max_pages: None,
-            observer: None,
         }
-    }
-}
-
-impl fmt::Debug for OpenOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OpenOptions")
-            .field("readers", &self.readers)
-            .field("busy_timeout", &self.busy_timeout)
-            .field("max_pages", &self.max_pages)
-            .finish_non_exhaustive()
     }
 }
 
@@ -83,8 +66,6 @@ impl fmt::Debug for OpenOptions {
 pub struct SqliteStore {
     writer: Writer,
     readers: Readers,
-    reading: Mutex<Vec<JoinHandle<()>>>,
-    writing: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl fmt::Debug for SqliteStore {
@@ -115,15 +96,10 @@ impl SqliteStore {
             .map(|_| database.reader())
             .collect::<rusqlite::Result<_>>()?;
         let failed = |error| OpenError::Failed(Box::new(error));
-        let (readers, reading) = Readers::start(&database, connections).map_err(failed)?;
-        let worker = Worker::new(database, connection, reserve, options.observer);
-        let (writer, writing) = Writer::start(worker).map_err(failed)?;
-        Ok(Self {
-            writer,
-            readers,
-            reading: Mutex::new(reading),
-            writing: Mutex::new(vec![writing]),
-        })
+        let readers = Readers::start(&database, connections).map_err(failed)?;
+        let worker = Worker::new(database, connection, reserve);
+        let writer = Writer::start(worker).map_err(failed)?;
+        Ok(Self { writer, readers })
     }
 
     /// Ends the store: what is queued is still done, later calls are `Unavailable`, the threads have ended when this returns,
@@ -132,10 +108,8 @@ impl SqliteStore {
     pub async fn close(&self) {
         // The readers first, to the end: SQLite removes the log with the last connection, and two that close at the same
         // time each take the other for one that stays.
-        self.readers.close();
-        join(&self.reading).await;
+        self.readers.close().await;
         self.writer.close().await;
-        join(&self.writing).await;
     }
 
     /// The counters as they are now.
@@ -150,19 +124,6 @@ impl SqliteStore {
             failed_batches: load(&progress.failed_batches),
         }
     }
-}
-
-/// Waits for the threads off the async threads.
-async fn join(threads: &Mutex<Vec<JoinHandle<()>>>) {
-    let threads = std::mem::take(&mut *threads.lock());
-    let joined = tokio::task::spawn_blocking(move || {
-        for thread in threads {
-            // A thread that panicked has ended too.
-            let _ = thread.join();
-        }
-    });
-    // Only a runtime that is going down itself cancels the wait.
-    let _ = joined.await;
 }
 
 /// A count for a `LIMIT` clause.

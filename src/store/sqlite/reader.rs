@@ -7,84 +7,42 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle, Thread};
 
-use parking_lot::Mutex;
 use rusqlite::Connection;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::connection::Database;
 use super::error::{Closed, Defect, Failure};
 use crate::store::Error;
+use crate::threads::{JobQueue, Next, ThreadGroup};
 
 /// Reads that may wait for a thread; further callers wait for a place.
 const QUEUE: usize = 1024;
 
-/// A read and its caller. Answers whether the connection may be used again.
-type Job = Box<dyn FnOnce(rusqlite::Result<&Connection>) -> bool + Send>;
+/// A read and its caller. Returns whether the connection may be used again.
+type ReadJob = Box<dyn FnOnce(rusqlite::Result<&Connection>) -> bool + Send>;
 
-#[derive(Default)]
-struct Queue {
-    jobs: VecDeque<Job>,
-    /// Threads that wait for a job, the one that worked last on top. It is woken first: its caches are warm, where a
-    /// condition variable would go round all threads in turn.
-    idle: Vec<Thread>,
-    closed: bool,
-}
-
-#[derive(Default)]
-struct Shared {
-    queue: Mutex<Queue>,
-}
-
-impl Shared {
-    /// The next job, or `None` when the queue is closed and empty.
-    fn next(&self) -> Option<Job> {
-        let this = thread::current();
-        loop {
-            let mut queue = self.queue.lock();
-            // Still there after a wake-up that no one meant.
-            queue.idle.retain(|idle| idle.id() != this.id());
-            if let Some(job) = queue.jobs.pop_front() {
-                return Some(job);
-            }
-            if queue.closed {
-                return None;
-            }
-            queue.idle.push(this.clone());
-            drop(queue);
-            thread::park();
-        }
-    }
-}
-
-/// The queue before the reading threads. Dropping it ends them once the queue is empty.
+/// The queue of the reading threads. Dropping it ends them once the queue is empty.
 pub(super) struct Readers {
-    shared: Arc<Shared>,
+    queue: Arc<JobQueue<VecDeque<ReadJob>>>,
     places: Semaphore,
+    threads: ThreadGroup,
 }
 
 impl Readers {
     /// Starts a thread for each of the given connections.
-    pub fn start(
-        database: &Database,
-        connections: Vec<Connection>,
-    ) -> std::io::Result<(Self, Vec<JoinHandle<()>>)> {
+    pub fn start(database: &Database, connections: Vec<Connection>) -> std::io::Result<Self> {
         let readers = Self {
-            shared: Arc::default(),
+            queue: Arc::new(JobQueue::new(VecDeque::new())),
             places: Semaphore::new(QUEUE),
+            threads: ThreadGroup::default(),
         };
-        let threads = connections
-            .into_iter()
-            .map(|connection| {
-                let shared = Arc::clone(&readers.shared);
-                let database = database.clone();
-                thread::Builder::new()
-                    .name("store-reader".to_owned())
-                    .spawn(move || work_off(&shared, &database, connection))
-            })
-            .collect::<std::io::Result<_>>()?;
-        Ok((readers, threads))
+        for connection in connections {
+            let (queue, database) = (Arc::clone(&readers.queue), database.clone());
+            let work = move || serve(&queue, &database, connection);
+            readers.threads.spawn("store-reader".to_owned(), work)?;
+        }
+        Ok(readers)
     }
 
     /// Runs `work` on a reading connection. A `work` of more than one statement must begin a transaction itself.
@@ -95,7 +53,7 @@ impl Readers {
     {
         let _place = self.places.acquire().await.map_err(|_| Closed)?;
         let (reply, answer) = oneshot::channel();
-        let job: Job = Box::new(move |connection| {
+        let job: ReadJob = Box::new(move |connection| {
             let result = match connection {
                 Ok(connection) => catch_unwind(AssertUnwindSafe(|| work(connection)))
                     .unwrap_or_else(|_| Err(Defect::Panicked.into())),
@@ -106,44 +64,33 @@ impl Readers {
             let _ = reply.send(result.map_err(Error::from));
             keep
         });
-        let idle = {
-            let mut queue = self.shared.queue.lock();
-            if queue.closed {
-                return Err(Closed.into());
-            }
-            queue.jobs.push_back(job);
-            queue.idle.pop()
-        };
-        if let Some(thread) = idle {
-            thread.unpark();
-        }
+        self.queue
+            .add(|jobs| jobs.push_back(job))
+            .map_err(|_| Closed)?;
         answer.await.unwrap_or_else(|_| Err(Closed.into()))
     }
 
-    /// Takes no more reads; those queued are still answered. Then the threads end.
-    pub fn close(&self) {
-        let mut queue = self.shared.queue.lock();
-        queue.closed = true;
-        for thread in queue.idle.drain(..) {
-            thread.unpark();
-        }
+    /// Takes no more reads and returns when those in the queue are done and the threads have ended.
+    pub async fn close(&self) {
+        self.queue.close(|_| ());
+        self.threads.joined().await;
     }
 
     /// Reads in the queue just now.
     pub fn queued(&self) -> usize {
-        self.shared.queue.lock().jobs.len()
+        self.queue.jobs().len()
     }
 }
 
 impl Drop for Readers {
     fn drop(&mut self) {
-        self.close();
+        self.queue.close(|_| ());
     }
 }
 
-fn work_off(shared: &Shared, database: &Database, connection: Connection) {
+fn serve(queue: &JobQueue<VecDeque<ReadJob>>, database: &Database, connection: Connection) {
     let mut connection = Some(connection);
-    while let Some(job) = shared.next() {
+    while let Next::Job(job) = queue.next(None, VecDeque::pop_front) {
         let opened = match connection.take() {
             Some(connection) => Ok(connection),
             None => database.reader(),

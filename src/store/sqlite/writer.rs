@@ -8,8 +8,6 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use rusqlite::{Connection, ffi};
 use tokio::sync::{mpsc, oneshot};
@@ -18,6 +16,7 @@ use super::error::{Closed, Defect, Failure, NotCommitted};
 use super::reserve::Reserve;
 use super::worker::Worker;
 use crate::store::Error;
+use crate::threads::ThreadGroup;
 
 /// Operations that may wait for the writer; further callers wait for a place.
 const QUEUE: usize = 1024;
@@ -25,20 +24,6 @@ const QUEUE: usize = 1024;
 /// The most operations in one transaction: bounds how much is lost at once when a commit fails, and how long a first
 /// operation waits for the others'.
 pub(super) const MAX_BATCH: usize = 256;
-
-/// One transaction of the writer, as told to the observer.
-#[derive(Clone, Copy, Debug)]
-pub struct Batch {
-    /// How many operations shared it; from 1 to 256.
-    pub operations: usize,
-    /// From taking them off the queue to the end of the commit, waiting for other processes' locks included.
-    pub duration: Duration,
-    /// `false` if it was rolled back and every one of its operations answered `Unavailable`.
-    pub committed: bool,
-}
-
-/// Called on the writer's thread after each transaction and before its callers are answered: it must be quick.
-pub type BatchObserver = Arc<dyn Fn(&Batch) + Send + Sync>;
 
 /// How an operation left its savepoint.
 pub(super) enum Ran {
@@ -153,21 +138,22 @@ pub(super) struct Writer {
     queue: mpsc::Sender<Command>,
     progress: Arc<Progress>,
     reserve: Reserve,
+    thread: ThreadGroup,
 }
 
 impl Writer {
     /// Starts the thread.
-    pub fn start(worker: Worker) -> std::io::Result<(Self, JoinHandle<()>)> {
+    pub fn start(worker: Worker) -> std::io::Result<Self> {
         let (sender, receiver) = mpsc::channel(QUEUE);
         let writer = Self {
             queue: sender,
             progress: worker.progress(),
             reserve: worker.reserve(),
+            thread: ThreadGroup::default(),
         };
-        let thread = thread::Builder::new()
-            .name("store-writer".to_owned())
-            .spawn(move || worker.work_off(receiver))?;
-        Ok((writer, thread))
+        let work = move || worker.work_off(receiver);
+        writer.thread.spawn("store-writer".to_owned(), work)?;
+        Ok(writer)
     }
 
     /// Runs `work` in a transaction and returns its result after the commit.
@@ -212,10 +198,12 @@ impl Writer {
         Ok(answer.await.map_err(|_| Closed)?)
     }
 
-    /// Takes no more operations; those queued are still written. Then the thread ends.
+    /// Takes no more operations and returns when those in the queue are written and the thread has
+    /// ended.
     pub async fn close(&self) {
-        // A queue that is closed already is what is wanted.
+        // This fails if the queue is closed already.
         let _ = self.queue.send(Command::Close).await;
+        self.thread.joined().await;
     }
 
     /// Operations in the queue just now.
