@@ -51,13 +51,13 @@ impl Owner {
 #[derive(Debug)]
 pub struct MemoryBudget {
     most: usize,
-    held: Mutex<Held>,
+    held: Mutex<HeldBytes>,
     /// Rings when bytes are given back.
     freed: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Held {
+struct HeldBytes {
     all: usize,
     users: HashMap<UserId, usize>,
     networks: HashMap<ClientNetwork, usize>,
@@ -131,7 +131,7 @@ impl MemoryBudget {
     }
 
     /// Whether `owner` may hold `more` bytes.
-    fn has_room(&self, held: &Held, owner: Owner, more: usize) -> bool {
+    fn has_room(&self, held: &HeldBytes, owner: Owner, more: usize) -> bool {
         let of_user = of(&held.users, owner.user) + more;
         let of_network = of(&held.networks, owner.network) + more;
         let is_little = match owner.user {
@@ -213,7 +213,7 @@ impl Drop for Reservation {
     }
 }
 
-impl Held {
+impl HeldBytes {
     fn add(&mut self, owner: Owner, bytes: usize) {
         self.all += bytes;
         if let Some(user) = owner.user {

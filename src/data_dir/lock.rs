@@ -10,11 +10,11 @@ use super::{DataDir, Error};
 /// Holds the folder, or a database file, for one server. Released when dropped, or by the kernel
 /// when the process ends in any way.
 #[derive(Debug)]
-pub struct Lock {
+pub struct FileLock {
     file: File,
 }
 
-impl Drop for Lock {
+impl Drop for FileLock {
     fn drop(&mut self) {
         // Closing the file is not enough: a child process that is about to become another program
         // holds it open for a moment.
@@ -27,11 +27,11 @@ impl DataDir {
     ///
     /// # Errors
     /// `InUse` if another process has it; `Folder`.
-    pub fn lock(&self) -> Result<Lock, Error> {
+    pub fn lock(&self) -> Result<FileLock, Error> {
         let file = open_lock(&self.path.join("lock"))
             .map_err(self.failed("its lock file cannot be written"))?;
         match file.try_lock() {
-            Ok(()) => Ok(Lock { file }),
+            Ok(()) => Ok(FileLock { file }),
             Err(TryLockError::WouldBlock) => Err(Error::InUse(self.path.clone())),
             Err(TryLockError::Error(error)) => {
                 Err(self.failed("its lock file cannot be locked")(error))
@@ -46,14 +46,14 @@ impl DataDir {
 ///
 /// # Errors
 /// `DatabaseInUse` if another process has it; `DatabaseLock`.
-pub fn lock_database(path: &Path) -> Result<Lock, Error> {
+pub fn lock_database(path: &Path) -> Result<FileLock, Error> {
     let failed = |source| Error::DatabaseLock {
         path: path.to_owned(),
         source,
     };
     let file = open_lock(&database_lock(path)).map_err(failed)?;
     match file.try_lock() {
-        Ok(()) => Ok(Lock { file }),
+        Ok(()) => Ok(FileLock { file }),
         Err(TryLockError::WouldBlock) => Err(Error::DatabaseInUse(path.to_owned())),
         Err(TryLockError::Error(error)) => Err(failed(error)),
     }
@@ -88,7 +88,7 @@ pub(super) fn is_held(path: &Path) -> io::Result<bool> {
     };
     match file.try_lock() {
         Ok(()) => {
-            drop(Lock { file });
+            drop(FileLock { file });
             Ok(false)
         }
         Err(TryLockError::WouldBlock) => Ok(true),

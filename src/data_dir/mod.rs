@@ -1,16 +1,16 @@
 //! The data folder: made for its owner only, held by one server at a time, keeper of the generated
 //! key.
 
+mod inspect;
 mod lock;
-mod look;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-pub use self::lock::{Lock, is_database_in_use, lock_database};
-pub use self::look::{Found, try_file_beside};
+pub use self::inspect::{FolderState, try_file_beside};
+pub use self::lock::{FileLock, is_database_in_use, lock_database};
 use crate::config::{FileError, Secret};
 
 /// Why the folder cannot be used: one line that says so, with the repair.

@@ -47,7 +47,7 @@ impl CloseReason {
 /// The user has as many sockets as it may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too many sockets")]
-pub struct Full;
+pub struct TooManySockets;
 
 /// What stands behind an open socket, for those who decide whether it may stay open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,12 +111,12 @@ impl Hub {
     /// Adds a socket of `listener`'s user, unless that user has `limit` already.
     ///
     /// # Errors
-    /// `Full` at the limit.
+    /// `TooManySockets` at the limit.
     pub fn subscribe(
         self: &Arc<Self>,
         listener: Listener,
         limit: usize,
-    ) -> Result<Subscription, Full> {
+    ) -> Result<Subscription, TooManySockets> {
         let (events, event_queue) = mpsc::channel(QUEUE_EVENTS);
         let (close, closed) = watch::channel(None);
         let queued = Arc::new(AtomicUsize::new(0));
@@ -124,7 +124,7 @@ impl Hub {
         let key = sockets.next_key;
         let of_user = sockets.by_user.entry(listener.user_id).or_default();
         if of_user.len() >= limit {
-            return Err(Full);
+            return Err(TooManySockets);
         }
         of_user.insert(
             key,

@@ -3,5 +3,5 @@
 mod broker;
 mod hub;
 
-pub use broker::{Broker, LocalBroker, RedisBroker, Refused};
-pub use hub::{CloseReason, Full, Hub, Listener, Subscription};
+pub use broker::{Broker, LocalBroker, RedisBroker, SubscribeError};
+pub use hub::{CloseReason, Hub, Listener, Subscription, TooManySockets};

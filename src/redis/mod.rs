@@ -3,7 +3,7 @@
 //! One connection carries all commands of the process. A task keeps it: it probes it twice a second, and replaces it when it
 //! fails. While the link is known to be down every command fails at once, so a Redis that is away costs a request nothing.
 
-mod keeper;
+mod manager;
 mod script;
 
 use std::fmt;
@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use self::keeper::{ConnectError, Keeper};
+pub use self::manager::{ConnectError, ConnectionManager};
 pub use self::script::{CLOCK, Script, timed};
 use crate::telemetry::Metrics;
 
@@ -31,26 +31,26 @@ const TURN: Duration = Duration::from_millis(50);
 pub enum Error {
     /// The link is known to be down; nothing was sent.
     #[error("Redis is away")]
-    Away,
+    Unavailable,
     /// No answer in time. The command may have been carried out, or may still be.
     #[error("Redis did not answer in time")]
     TimedOut,
     /// The connection broke, or Redis refused the command. After a break it may have been carried out.
     #[error("Redis failed a command: {0}")]
-    Failed(Failure),
+    Failed(ErrorSummary),
 }
 
 /// What went wrong, in words that name neither hosts nor keys nor values.
 #[derive(Debug)]
-pub struct Failure(String);
+pub struct ErrorSummary(String);
 
-impl fmt::Display for Failure {
+impl fmt::Display for ErrorSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl From<&redis::RedisError> for Failure {
+impl From<&redis::RedisError> for ErrorSummary {
     fn from(error: &redis::RedisError) -> Self {
         let code = error.code().unwrap_or_default();
         Self(format!("{} {code}", error.category()).trim_end().to_owned())
@@ -59,16 +59,16 @@ impl From<&redis::RedisError> for Failure {
 
 /// The way to the Redis that replicas share. Cheap to clone.
 #[derive(Clone)]
-pub struct Link(Arc<Shared>);
+pub struct Connection(Arc<ConnectionState>);
 
-struct Shared {
+struct ConnectionState {
     client: Client,
     prefix: String,
     patience: Duration,
-    connection: watch::Sender<Option<Connected>>,
+    connection: watch::Sender<Option<NumberedConnection>>,
     up: watch::Sender<bool>,
     /// When the last outage ended.
-    back_at: watch::Sender<Option<Instant>>,
+    last_outage_end: watch::Sender<Option<Instant>>,
     /// Rung when a command failed: the link had better be probed now.
     suspected: Notify,
     metrics: Arc<Metrics>,
@@ -77,13 +77,13 @@ struct Shared {
 }
 
 #[derive(Clone)]
-struct Connected {
+struct NumberedConnection {
     connection: MultiplexedConnection,
     /// Tells this connection from the ones before it.
     number: u64,
 }
 
-impl Link {
+impl Connection {
     /// Whether commands are being sent; if not, they fail at once.
     pub fn is_up(&self) -> bool {
         *self.0.up.borrow()
@@ -110,15 +110,15 @@ impl Link {
     /// that takes writes.
     pub async fn replaced(&self, number: u64) {
         let mut connection = self.0.connection.subscribe();
-        let is_another = |current: &Option<Connected>| {
+        let is_another = |current: &Option<NumberedConnection>| {
             current.as_ref().is_none_or(|known| known.number != number)
         };
         let _ = connection.wait_for(is_another).await;
     }
 
     /// When the last outage ended; `None` if there has been none. What Redis held before it may be gone.
-    pub fn back_at(&self) -> Option<Instant> {
-        *self.0.back_at.borrow()
+    pub fn last_outage_end(&self) -> Option<Instant> {
+        *self.0.last_outage_end.borrow()
     }
 
     /// How long a command may take that something depends on.
@@ -168,7 +168,7 @@ impl Link {
         });
         match subscribed.await {
             Ok(Ok(subscription)) => Ok(subscription),
-            Ok(Err(error)) => Err(Error::Failed(Failure::from(&error))),
+            Ok(Err(error)) => Err(Error::Failed(ErrorSummary::from(&error))),
             Err(_) => Err(Error::TimedOut),
         }
     }
@@ -188,8 +188,8 @@ impl Link {
         work: impl AsyncFnOnce(MultiplexedConnection) -> RedisResult<T>,
     ) -> Result<T, Error> {
         let connected = self.0.connection.borrow().clone();
-        let Some(Connected { connection, number }) = connected else {
-            return Err(self.0.failed(command, Error::Away));
+        let Some(NumberedConnection { connection, number }) = connected else {
+            return Err(self.0.failed(command, Error::Unavailable));
         };
         let started = Instant::now();
         let is_needed = patience >= self.patience();
@@ -210,7 +210,9 @@ impl Link {
                     self.0.set_down(number);
                 }
                 self.0.suspected.notify_one();
-                Err(self.0.failed(command, Error::Failed(Failure::from(&error))))
+                Err(self
+                    .0
+                    .failed(command, Error::Failed(ErrorSummary::from(&error))))
             }
             Err(_) => {
                 if is_needed {
@@ -233,7 +235,7 @@ async fn patiently<T>(patience: Duration, work: impl Future<Output = T>) -> Resu
     }
 }
 
-impl Shared {
+impl ConnectionState {
     fn failed(&self, command: &'static str, error: Error) -> Error {
         self.metrics
             .redis_command_failures
@@ -263,10 +265,10 @@ impl Shared {
         }
     }
 
-    fn set_up(&self, connected: Connected) {
+    fn set_up(&self, connected: NumberedConnection) {
         let is_back = connected.number > 0;
         if is_back {
-            self.back_at.send_replace(Some(Instant::now()));
+            self.last_outage_end.send_replace(Some(Instant::now()));
         }
         self.connection.send_replace(Some(connected));
         self.up.send_replace(true);

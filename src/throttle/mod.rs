@@ -22,15 +22,15 @@ pub use sliding_windows::SlidingWindows;
 pub trait Throttle<K = UserId>: Send + Sync {
     /// Asks for one request, and counts it if all rates allow it. One atomic step: a request that one rate refuses uses up none.
     /// Dropped before it is done, it may or may not have counted.
-    async fn check(&self, key: K, now: Instant) -> Verdict;
+    async fn check(&self, key: K, now: Instant) -> ThrottleDecision;
 
     /// What [`check`](Self::check) would say of the rates as they stand; counts nothing.
-    async fn peek(&self, key: K, now: Instant) -> Verdict;
+    async fn peek(&self, key: K, now: Instant) -> ThrottleDecision;
 }
 
 /// How one rate stands after a request was counted or refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RateState {
+pub struct RateStatus {
     /// The rate.
     pub rate: Rate,
     /// Requests left in the window that ends now.
@@ -41,14 +41,14 @@ pub struct RateState {
 
 /// A throttle's answer.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Verdict {
+pub struct ThrottleDecision {
     /// `None` if the request is allowed; else how long until all rates would allow one.
     pub retry_after: Option<Duration>,
     /// Every rate, by rising window; empty without rates.
-    pub rates: Vec<RateState>,
+    pub rates: Vec<RateStatus>,
 }
 
-impl Verdict {
+impl ThrottleDecision {
     /// Whether the request may go on.
     pub fn is_allowed(&self) -> bool {
         self.retry_after.is_none()
@@ -60,11 +60,11 @@ impl Verdict {
     }
 
     /// The rate with the smallest share of its limit left; of equals the one of the longer window. `None` without rates.
-    pub fn tightest(&self) -> Option<&RateState> {
+    pub fn tightest(&self) -> Option<&RateStatus> {
         // Ties go to the first of the least, so the longest window is looked at first.
         self.rates.iter().rev().min_by(|a, b| {
             let share =
-                |x: &RateState, y: &RateState| u64::from(x.remaining) * u64::from(y.rate.limit);
+                |x: &RateStatus, y: &RateStatus| u64::from(x.remaining) * u64::from(y.rate.limit);
             share(a, b).cmp(&share(b, a))
         })
     }
@@ -90,15 +90,19 @@ mod tests {
     use super::*;
     use crate::domain::Rates;
 
-    fn verdict(rates: &str, standings: &[(u32, u64)], retry_after_ms: Option<u64>) -> Verdict {
+    fn decision(
+        rates: &str,
+        standings: &[(u32, u64)],
+        retry_after_ms: Option<u64>,
+    ) -> ThrottleDecision {
         let rates: Rates = rates.parse().unwrap();
-        Verdict {
+        ThrottleDecision {
             retry_after: retry_after_ms.map(Duration::from_millis),
             rates: rates
                 .as_slice()
                 .iter()
                 .zip(standings)
-                .map(|(&rate, &(remaining, reset_ms))| RateState {
+                .map(|(&rate, &(remaining, reset_ms))| RateStatus {
                     rate,
                     remaining,
                     reset_after: Duration::from_millis(reset_ms),
@@ -109,17 +113,17 @@ mod tests {
 
     #[test]
     fn header_names_the_rate_with_the_least_share_left() {
-        let idle = verdict("2/s,10/min", &[(2, 1000), (9, 53_001)], None);
+        let idle = decision("2/s,10/min", &[(2, 1000), (9, 53_001)], None);
         assert_eq!(idle.ratelimit().unwrap(), r#""minute";r=9;t=54"#);
-        let busy = verdict("2/s,10/min", &[(1, 1000), (9, 53_001)], None);
+        let busy = decision("2/s,10/min", &[(1, 1000), (9, 53_001)], None);
         assert_eq!(busy.ratelimit().unwrap(), r#""second";r=1;t=1"#);
     }
 
     #[test]
     fn header_of_equals_names_the_longer_window() {
-        let unused = verdict("1/s,10/min", &[(1, 1000), (10, 60_000)], None);
+        let unused = decision("1/s,10/min", &[(1, 1000), (10, 60_000)], None);
         assert_eq!(unused.ratelimit().unwrap(), r#""minute";r=10;t=60"#);
-        let used_up = verdict(
+        let used_up = decision(
             "1/s,10/min,100/h",
             &[(0, 1000), (0, 7_000), (90, 9_000)],
             None,
@@ -129,7 +133,7 @@ mod tests {
 
     #[test]
     fn refused_request_is_told_when_to_retry_by_both_headers() {
-        let refused = verdict("1/s,10/min", &[(0, 300), (0, 41_100)], Some(41_100));
+        let refused = decision("1/s,10/min", &[(0, 300), (0, 41_100)], Some(41_100));
         assert!(!refused.is_allowed());
         assert_eq!(refused.retry_after_seconds(), Some(42));
         assert_eq!(refused.ratelimit().unwrap(), r#""minute";r=0;t=42"#);
@@ -138,18 +142,18 @@ mod tests {
     #[test]
     fn whole_seconds_are_not_rounded_further() {
         assert_eq!(
-            verdict("1/s", &[(0, 1)], Some(1000)).retry_after_seconds(),
+            decision("1/s", &[(0, 1)], Some(1000)).retry_after_seconds(),
             Some(1)
         );
         assert_eq!(
-            verdict("1/s", &[(0, 1)], Some(1)).retry_after_seconds(),
+            decision("1/s", &[(0, 1)], Some(1)).retry_after_seconds(),
             Some(1)
         );
     }
 
     #[test]
     fn no_rates_give_no_headers() {
-        assert!(Verdict::default().is_allowed());
-        assert_eq!(Verdict::default().ratelimit(), None);
+        assert!(ThrottleDecision::default().is_allowed());
+        assert_eq!(ThrottleDecision::default().ratelimit(), None);
     }
 }

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 
-use super::{RateState, SlidingWindows, Throttle, Verdict};
+use super::{RateStatus, SlidingWindows, Throttle, ThrottleDecision};
 use crate::domain::Rates;
-use crate::redis::{Error, Link, Script};
+use crate::redis::{Connection, Error, Script};
 use crate::telemetry::Metrics;
 
 /// The one step over all rates, and the look at them. Begins where `now` is known.
@@ -24,7 +24,7 @@ const PEEK_PATIENCE: Duration = Duration::from_millis(100);
 /// one longest window after Redis's return they are asked too: what was let through meanwhile counts, and so does what a Redis
 /// that came back empty has forgotten.
 pub struct RedisThrottle<K> {
-    link: Link,
+    redis: Connection,
     limit: &'static str,
     rates: Rates,
     script: Script,
@@ -36,14 +36,14 @@ impl<K: Copy + Ord + Hash + Display + Send + Sync> RedisThrottle<K> {
     /// Windows of that name, which tells their keys from others' and names them in the metrics. `epoch`: no later than any
     /// `now` to come.
     pub fn new(
-        link: Link,
+        redis: Connection,
         limit: &'static str,
         rates: Rates,
         epoch: Instant,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
-            link,
+            redis,
             limit,
             script: Script::with_clock(WINDOWS),
             local: SlidingWindows::new(rates.clone(), epoch),
@@ -55,14 +55,19 @@ impl<K: Copy + Ord + Hash + Display + Send + Sync> RedisThrottle<K> {
     /// Whether requests let through before Redis's return may be unknown to it.
     fn is_recovering(&self, now: Instant) -> bool {
         let longest = self.rates.longest_window().unwrap_or_default();
-        self.link
-            .back_at()
+        self.redis
+            .last_outage_end()
             .is_some_and(|back| now.saturating_duration_since(back) < longest)
     }
 
-    async fn ask(&self, key: K, take: bool, patience: Duration) -> Result<Option<Verdict>, Error> {
+    async fn ask(
+        &self,
+        key: K,
+        take: bool,
+        patience: Duration,
+    ) -> Result<Option<ThrottleDecision>, Error> {
         let name = self
-            .link
+            .redis
             .key(format_args!("throttle:{}:{{{key}}}", self.limit));
         let mut call = self.script.on(&name);
         call.arg(u8::from(take));
@@ -70,12 +75,12 @@ impl<K: Copy + Ord + Hash + Display + Send + Sync> RedisThrottle<K> {
             call.arg(rate.limit).arg(micros(rate.window()));
         }
         let command = if take { "throttle" } else { "throttle_peek" };
-        let answer: Vec<u64> = self.link.run(command, patience, &call).await?;
-        Ok(verdict(&self.rates, take, &answer))
+        let answer: Vec<u64> = self.redis.run(command, patience, &call).await?;
+        Ok(decision(&self.rates, take, &answer))
     }
 
     /// The answer, or `None` where this replica has to decide by itself.
-    async fn answer(&self, key: K, take: bool, patience: Duration) -> Option<Verdict> {
+    async fn answer(&self, key: K, take: bool, patience: Duration) -> Option<ThrottleDecision> {
         self.ask(key, take, patience).await.ok().flatten()
     }
 
@@ -89,17 +94,17 @@ impl<K: Copy + Ord + Hash + Display + Send + Sync> RedisThrottle<K> {
 
 /// Reads the script's answer; `None` if it is none of its answers, which something in between may make of it: that must not
 /// count as allowed.
-fn verdict(rates: &Rates, take: bool, answer: &[u64]) -> Option<Verdict> {
+fn decision(rates: &Rates, take: bool, answer: &[u64]) -> Option<ThrottleDecision> {
     let (allowed, standings) = answer.split_first()?;
     if standings.len() != 2 * rates.as_slice().len() {
         return None;
     }
     let allowed = *allowed == 1;
-    let rates: Vec<RateState> = rates
+    let rates: Vec<RateStatus> = rates
         .as_slice()
         .iter()
         .zip(standings.chunks_exact(2))
-        .map(|(&rate, standing)| RateState {
+        .map(|(&rate, standing)| RateStatus {
             rate,
             remaining: rate
                 .limit
@@ -115,7 +120,7 @@ fn verdict(rates: &Rates, take: bool, answer: &[u64]) -> Option<Verdict> {
         used_up.map(|state| state.reset_after).max()
     };
     // A refusal without a time to wait would pass for leave.
-    (!take || allowed || retry_after.is_some()).then_some(Verdict { retry_after, rates })
+    (!take || allowed || retry_after.is_some()).then_some(ThrottleDecision { retry_after, rates })
 }
 
 fn micros(duration: Duration) -> u64 {
@@ -124,9 +129,9 @@ fn micros(duration: Duration) -> u64 {
 
 #[async_trait]
 impl<K: Copy + Ord + Hash + Display + Send + Sync> Throttle<K> for RedisThrottle<K> {
-    async fn check(&self, key: K, now: Instant) -> Verdict {
+    async fn check(&self, key: K, now: Instant) -> ThrottleDecision {
         if self.rates.as_slice().is_empty() {
-            return Verdict::default();
+            return ThrottleDecision::default();
         }
         if self.is_recovering(now) {
             let own = self.local.peek(key, now);
@@ -135,13 +140,13 @@ impl<K: Copy + Ord + Hash + Display + Send + Sync> Throttle<K> for RedisThrottle
                 return own;
             }
         }
-        match self.answer(key, true, self.link.patience()).await {
-            Some(verdict) => {
-                if verdict.is_allowed() {
+        match self.answer(key, true, self.redis.patience()).await {
+            Some(decision) => {
+                if decision.is_allowed() {
                     // Only noted, for the case that Redis goes away.
                     self.local.check(key, now);
                 }
-                verdict
+                decision
             }
             // A request whose answer did not come may have been counted there; then it counts twice, here and there.
             None => {
@@ -151,12 +156,12 @@ impl<K: Copy + Ord + Hash + Display + Send + Sync> Throttle<K> for RedisThrottle
         }
     }
 
-    async fn peek(&self, key: K, now: Instant) -> Verdict {
+    async fn peek(&self, key: K, now: Instant) -> ThrottleDecision {
         if self.rates.as_slice().is_empty() {
-            return Verdict::default();
+            return ThrottleDecision::default();
         }
         match self.answer(key, false, PEEK_PATIENCE).await {
-            Some(verdict) => verdict,
+            Some(decision) => decision,
             None => self.local.peek(key, now),
         }
     }
@@ -177,11 +182,11 @@ mod tests {
             &[0, 0, 5, 0, 5],
             &[1, 1, 5, 1, 5, 1],
         ] {
-            assert!(verdict(&rates, true, answer).is_none(), "{answer:?}");
+            assert!(decision(&rates, true, answer).is_none(), "{answer:?}");
         }
-        let allowed = verdict(&rates, true, &[1, 1, 5, 1, 5]).unwrap();
+        let allowed = decision(&rates, true, &[1, 1, 5, 1, 5]).unwrap();
         assert!(allowed.is_allowed());
-        let refused = verdict(&rates, true, &[0, 1, 5, 1, 9]).unwrap();
+        let refused = decision(&rates, true, &[0, 1, 5, 1, 9]).unwrap();
         assert_eq!(refused.retry_after, Some(Duration::from_micros(5)));
     }
 }

@@ -57,16 +57,16 @@ pub trait Tickets: Send + Sync {
 /// Tickets in the memory of this process: at most 20 of each user who asked for one within the last 30 s, some 250 bytes each.
 #[derive(Debug, Default)]
 pub struct LocalTickets {
-    state: Mutex<State>,
+    table: Mutex<TicketTable>,
 }
 
 /// SHA-256 of a ticket's letters: a copy of the memory opens no socket.
 type TicketHash = [u8; 32];
 
 #[derive(Debug, Default)]
-struct State {
+struct TicketTable {
     tickets: HashMap<TicketHash, Ticket>,
-    users: HashMap<UserId, Owned>,
+    users: HashMap<UserId, UserTickets>,
     /// Every user in `users`, by the time at which the last ticket ends.
     by_end: BTreeSet<(Timestamp, UserId)>,
 }
@@ -78,7 +78,7 @@ struct Ticket {
 }
 
 #[derive(Debug)]
-struct Owned {
+struct UserTickets {
     /// In the order of issue, at most [`MAX_TICKETS_PER_USER`].
     tickets: VecDeque<TicketHash>,
     end: Timestamp,
@@ -87,7 +87,7 @@ struct Owned {
 impl LocalTickets {
     /// Tickets that are kept at the moment, some of which may be too old.
     pub fn len(&self) -> usize {
-        self.state.lock().tickets.len()
+        self.table.lock().tickets.len()
     }
 
     /// Whether no ticket is kept.
@@ -96,9 +96,9 @@ impl LocalTickets {
     }
 
     fn put(&self, ticket: &str, grant: Grant, now: Timestamp) {
-        let mut state = self.state.lock();
-        state.forget_old(now);
-        state.put(hash(ticket), grant, now.plus(TICKET_LIFETIME));
+        let mut table = self.table.lock();
+        table.forget_old(now);
+        table.put(hash(ticket), grant, now.plus(TICKET_LIFETIME));
     }
 }
 
@@ -115,19 +115,22 @@ impl Tickets for LocalTickets {
         if ticket.len() != TICKET_LETTERS {
             return Ok(None);
         }
-        let taken = self.state.lock().take(&hash(ticket));
+        let taken = self.table.lock().take(&hash(ticket));
         Ok(taken
             .filter(|ticket| now < ticket.usable_until)
             .map(|ticket| ticket.grant))
     }
 }
 
-impl State {
+impl TicketTable {
     fn put(&mut self, ticket: TicketHash, grant: Grant, usable_until: Timestamp) {
-        let owned = self.users.entry(grant.user_id).or_insert_with(|| Owned {
-            tickets: VecDeque::new(),
-            end: usable_until,
-        });
+        let owned = self
+            .users
+            .entry(grant.user_id)
+            .or_insert_with(|| UserTickets {
+                tickets: VecDeque::new(),
+                end: usable_until,
+            });
         if owned.tickets.len() >= MAX_TICKETS_PER_USER
             && let Some(oldest) = owned.tickets.pop_front()
         {
@@ -300,9 +303,9 @@ mod tests {
         }
         tickets.issue(grant(1), at(5_000)).await.unwrap();
         assert_eq!(tickets.len(), 1);
-        let state = tickets.state.lock();
-        assert_eq!((state.users.len(), state.by_end.len()), (1, 1));
-        assert!(state.tickets.capacity() < 256);
+        let table = tickets.table.lock();
+        assert_eq!((table.users.len(), table.by_end.len()), (1, 1));
+        assert!(table.tickets.capacity() < 256);
     }
 
     proptest::proptest! {

@@ -6,7 +6,7 @@ use super::{
     Error, Grant, MAX_TICKETS_PER_USER, TICKET_LETTERS, TICKET_LIFETIME, Tickets, hash, make,
 };
 use crate::domain::{Timestamp, UserId};
-use crate::redis::{Link, Script};
+use crate::redis::{Connection, Script};
 
 /// One key: a sorted set of a user's live tickets, scored by the time at which they end.
 /// ARGV: the new ticket, its lifetime in milliseconds, how many a user may have.
@@ -40,23 +40,23 @@ return false
 /// Tickets in Redis: one key a user, so that a script sees all of them, which ends with the last ticket. A ticket begins with
 /// its user's id, by which the key is found; the rest is 192 random bits. Kept are its SHA-256 and what it stands for.
 pub struct RedisTickets {
-    link: Link,
+    redis: Connection,
     issue: Script,
     take: Script,
 }
 
 impl RedisTickets {
     /// Tickets in the Redis behind `link`.
-    pub fn new(link: Link) -> Self {
+    pub fn new(redis: Connection) -> Self {
         Self {
-            link,
+            redis,
             issue: Script::with_clock(ISSUE),
             take: Script::with_clock(TAKE),
         }
     }
 
     fn key(&self, user: UserId) -> String {
-        self.link.key(format_args!("tickets:{{{user}}}"))
+        self.redis.key(format_args!("tickets:{{{user}}}"))
     }
 }
 
@@ -72,8 +72,8 @@ impl Tickets for RedisTickets {
         call.arg(encode(&ticket, grant))
             .arg(lifetime_ms)
             .arg(MAX_TICKETS_PER_USER);
-        let patience = self.link.patience();
-        let issued: Result<u64, _> = self.link.run("ticket_issue", patience, &call).await;
+        let patience = self.redis.patience();
+        let issued: Result<u64, _> = self.redis.run("ticket_issue", patience, &call).await;
         issued.map_err(unavailable)?;
         Ok(ticket)
     }
@@ -86,8 +86,8 @@ impl Tickets for RedisTickets {
         let mut call = self.take.on(&key);
         call.arg(hex(ticket));
         let taken: Option<String> = self
-            .link
-            .run("ticket_take", self.link.patience(), &call)
+            .redis
+            .run("ticket_take", self.redis.patience(), &call)
             .await
             .map_err(unavailable)?;
         Ok(taken.and_then(|kept| decode(user, &kept)))

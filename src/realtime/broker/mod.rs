@@ -9,22 +9,22 @@ use crate::domain::UserId;
 use crate::telemetry::Metrics;
 
 pub use self::redis_broker::RedisBroker;
-use super::hub::{Full, Hub, Listener, Subscription};
+use super::hub::{Hub, Listener, Subscription, TooManySockets};
 
 /// Why a socket is not let in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
+pub enum SubscribeError {
     /// The user has as many sockets as it may have.
     #[error("too many sockets")]
-    Full,
+    TooManySockets,
     /// Events cannot reach this replica at the moment; a socket that hears nothing would only look open.
     #[error("events are unavailable")]
-    Away,
+    Unavailable,
 }
 
-impl From<Full> for Refused {
-    fn from(_: Full) -> Self {
-        Self::Full
+impl From<TooManySockets> for SubscribeError {
+    fn from(_: TooManySockets) -> Self {
+        Self::TooManySockets
     }
 }
 
@@ -40,8 +40,8 @@ pub trait Broker: Send + Sync {
     /// Adds a socket of `listener`'s user, unless that user has `limit` already on this replica.
     ///
     /// # Errors
-    /// `Full` at the limit, `Away` while events cannot be received.
-    fn subscribe(&self, listener: Listener, limit: usize) -> Result<Subscription, Refused>;
+    /// `TooManySockets` at the limit, `Unavailable` while events cannot be received.
+    fn subscribe(&self, listener: Listener, limit: usize) -> Result<Subscription, SubscribeError>;
 }
 
 /// Straight to the hub: there is one replica.
@@ -63,7 +63,7 @@ impl Broker for LocalBroker {
         self.metrics.websocket_events.inc_by(reached as u64);
     }
 
-    fn subscribe(&self, listener: Listener, limit: usize) -> Result<Subscription, Refused> {
+    fn subscribe(&self, listener: Listener, limit: usize) -> Result<Subscription, SubscribeError> {
         Ok(self.hub.subscribe(listener, limit)?)
     }
 }

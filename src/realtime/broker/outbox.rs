@@ -67,14 +67,14 @@ impl Missed {
 
 /// What is sent together: first who missed something, then events in their order.
 #[derive(Debug, Default)]
-pub struct Batch {
+pub struct EventBatch {
     /// Who has to be told.
     pub missed: Missed,
     /// Events, in the order of publishing.
     pub events: Vec<(UserId, Arc<str>)>,
 }
 
-impl Batch {
+impl EventBatch {
     /// Everybody whom the batch concerns.
     pub fn into_missed(self) -> Missed {
         let mut missed = self.missed;
@@ -130,8 +130,8 @@ impl Outbox {
     }
 
     /// Takes what is sent next; `None` if nothing waits.
-    pub fn take(&mut self) -> Option<Batch> {
-        let mut batch = Batch {
+    pub fn take(&mut self) -> Option<EventBatch> {
+        let mut batch = EventBatch {
             missed: std::mem::take(&mut self.missed),
             events: Vec::new(),
         };

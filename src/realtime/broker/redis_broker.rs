@@ -14,11 +14,11 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::outbox::{Batch, Missed, Outbox};
-use super::{Broker, Refused};
+use super::outbox::{EventBatch, Missed, Outbox};
+use super::{Broker, SubscribeError};
 use crate::domain::UserId;
 use crate::realtime::hub::{CloseReason, Hub, Listener, Subscription};
-use crate::redis::{Error, Link, Script};
+use crate::redis::{Connection, Error, Script};
 use crate::telemetry::Metrics;
 
 /// How often the subscription is asked for a sign of life, and how long it may take: nothing is lost while Redis is only slow,
@@ -39,11 +39,11 @@ const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Publishes to all replicas, and feeds this one's hub from all.
 pub struct RedisBroker {
-    shared: Arc<Shared>,
+    state: Arc<BrokerState>,
 }
 
-struct Shared {
-    link: Link,
+struct BrokerState {
+    redis: Connection,
     channel: String,
     /// What a publication writes to.
     probe: String,
@@ -62,12 +62,16 @@ impl RedisBroker {
     ///
     /// # Errors
     /// If Redis does not let this process subscribe now.
-    pub async fn start(link: Link, hub: Arc<Hub>, metrics: Arc<Metrics>) -> Result<Self, Error> {
-        let shared = Arc::new(Shared {
-            channel: link.channel("events"),
-            probe: link.key(format_args!("publishing")),
+    pub async fn start(
+        redis: Connection,
+        hub: Arc<Hub>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, Error> {
+        let state = Arc::new(BrokerState {
+            channel: redis.channel("events"),
+            probe: redis.key(format_args!("publishing")),
             publish: Script::new(PUBLISH),
-            link: link.clone(),
+            redis: redis.clone(),
             hub,
             metrics,
             is_live: AtomicBool::new(true),
@@ -75,46 +79,46 @@ impl RedisBroker {
             filled: Notify::new(),
         });
         // Before the subscription: what becomes of the connection from here on ends that too.
-        let number = link.connected().await;
-        let first = link.subscribe(&shared.channel).await?;
-        let listening = Arc::clone(&shared);
-        link.spawn(|stop| async move {
+        let number = redis.connected().await;
+        let first = redis.subscribe(&state.channel).await?;
+        let listening = Arc::clone(&state);
+        redis.spawn(|stop| async move {
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = listening.listen(first, number) => {}
             }
         });
-        let publishing = Arc::clone(&shared);
-        link.spawn(|stop| publishing.publish_all(stop));
-        Ok(Self { shared })
+        let publishing = Arc::clone(&state);
+        redis.spawn(|stop| publishing.publish_all(stop));
+        Ok(Self { state })
     }
 }
 
 impl Broker for RedisBroker {
     fn publish(&self, user: UserId, event: Arc<str>) {
-        let shared = &self.shared;
+        let state = &self.state;
         // What would wait for Redis to return would come late, to sockets that have read the list meanwhile.
-        let is_waiting = shared.link.is_up() && shared.outbox.lock().push(user, event);
+        let is_waiting = state.redis.is_up() && state.outbox.lock().push(user, event);
         if !is_waiting {
-            shared.outbox.lock().miss(user);
-            shared.close(&Missed::Users([user].into()));
+            state.outbox.lock().miss(user);
+            state.close(&Missed::Users([user].into()));
         }
-        shared.filled.notify_one();
+        state.filled.notify_one();
     }
 
-    fn subscribe(&self, listener: Listener, limit: usize) -> Result<Subscription, Refused> {
-        let subscription = self.shared.hub.subscribe(listener, limit)?;
+    fn subscribe(&self, listener: Listener, limit: usize) -> Result<Subscription, SubscribeError> {
+        let subscription = self.state.hub.subscribe(listener, limit)?;
         // Looked at after the socket was added: sockets are closed after the flag is taken down, so either that finds this
         // one, or this finds the flag down.
-        if self.shared.is_live.load(Ordering::SeqCst) {
+        if self.state.is_live.load(Ordering::SeqCst) {
             Ok(subscription)
         } else {
-            Err(Refused::Away)
+            Err(SubscribeError::Unavailable)
         }
     }
 }
 
-impl Shared {
+impl BrokerState {
     /// Puts what arrives into the hub; subscribes again when the subscription is lost. For ever.
     ///
     /// The subscription goes with the connection of that number, which the others publish on: a server that was demoted keeps
@@ -123,7 +127,7 @@ impl Shared {
         loop {
             tokio::select! {
                 () = self.receive(subscription) => {}
-                () = self.link.replaced(number) => {}
+                () = self.redis.replaced(number) => {}
             }
             self.is_live.store(false, Ordering::SeqCst);
             // What was published from the last message on is not known here.
@@ -163,8 +167,8 @@ impl Shared {
     async fn subscribe_again(&self) -> (redis::aio::PubSub, u64) {
         let mut pause = FIRST_PAUSE;
         loop {
-            let number = self.link.connected().await;
-            match self.link.subscribe(&self.channel).await {
+            let number = self.redis.connected().await;
+            match self.redis.subscribe(&self.channel).await {
                 Ok(subscription) => return (subscription, number),
                 Err(error) => tracing::debug!(%error, "events are still away"),
             }
@@ -193,13 +197,13 @@ impl Shared {
 
     /// Publishes what is put into the outbox, until stopped; then what is still in it.
     async fn publish_all(self: Arc<Self>, stop: CancellationToken) {
-        let mut up = self.link.watch();
+        let mut up = self.redis.watch();
         loop {
             let batch = self.outbox.lock().take();
             if let Some(batch) = batch {
                 self.send(batch).await;
             }
-            if !self.link.is_up() {
+            if !self.redis.is_up() {
                 let missed = self.outbox.lock().give_up();
                 self.close(&missed);
                 tokio::select! {
@@ -219,7 +223,7 @@ impl Shared {
             loop {
                 let batch = self.outbox.lock().take();
                 match batch {
-                    Some(batch) if self.link.is_up() => self.send(batch).await,
+                    Some(batch) if self.redis.is_up() => self.send(batch).await,
                     Some(_) | None => return,
                 }
             }
@@ -231,7 +235,7 @@ impl Shared {
 
     /// Sends a batch. A failure leaves open whether it was carried out, and sending it again could double events: instead, all
     /// whom it concerns are told that they may have missed something, here at once and elsewhere with the next batch.
-    async fn send(&self, batch: Batch) {
+    async fn send(&self, batch: EventBatch) {
         let mut publication = self.publish.on(&self.probe);
         publication.arg(&self.channel);
         match &batch.missed {
@@ -248,8 +252,8 @@ impl Shared {
             publication.arg(format!("{user}\n{event}"));
         }
         let sent: Result<(), _> = self
-            .link
-            .run("publish", self.link.patience(), &publication)
+            .redis
+            .run("publish", self.redis.patience(), &publication)
             .await;
         if sent.is_err() {
             let missed = batch.into_missed();

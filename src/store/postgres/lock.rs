@@ -17,23 +17,23 @@ use super::session::NO_TIMEOUTS;
 
 /// A lock by its number, and how it is taken.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Lock {
+pub(super) struct AdvisoryLock {
     number: i64,
     is_shared: bool,
 }
 
 /// Of a server that has the database for itself. "PrmSsole".
-const SOLE_SERVER: Lock = Lock {
+const SOLE_SERVER: AdvisoryLock = AdvisoryLock {
     number: 0x5072_6d53_736f_6c65,
     is_shared: false,
 };
 /// Of each server that has it together with others: the same lock, so that neither kind is there beside the other.
-const REPLICA: Lock = Lock {
+const REPLICA: AdvisoryLock = AdvisoryLock {
     is_shared: true,
     ..SOLE_SERVER
 };
 /// Of the server that gives stored prompts vectors of a new model. "PrmSembd".
-pub(super) const REEMBEDDING: Lock = Lock {
+pub(super) const REEMBEDDING: AdvisoryLock = AdvisoryLock {
     number: 0x5072_6d53_656d_6264,
     is_shared: false,
 };
@@ -49,16 +49,16 @@ const START_WAIT: Duration = Duration::from_secs(3);
 
 /// A lock that is held for as long as this lives and its connection does.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct HeldLock {
     client: Client,
     /// Process and start of the server's end of the connection, which tell it from all others.
     backend: (i32, String),
 }
 
 /// What came of an attempt.
-pub(super) enum Attempt {
+pub(super) enum LockAttempt {
     /// It is ours.
-    Held(Held),
+    Held(HeldLock),
     /// Another server has it.
     Taken,
 }
@@ -67,9 +67,9 @@ pub(super) enum Attempt {
 /// a broken network: it is ended.
 pub(super) async fn attempt(
     connector: &Connector,
-    lock: Lock,
+    lock: AdvisoryLock,
     previous: Option<&(i32, String)>,
-) -> Result<Attempt, Cause> {
+) -> Result<LockAttempt, Cause> {
     timeout(CONNECT, try_once(connector, lock, previous))
         .await
         .map_err(|_| Cause::TimedOut)?
@@ -81,9 +81,9 @@ pub(super) async fn attempt(
 
 async fn try_once(
     connector: &Connector,
-    lock: Lock,
+    lock: AdvisoryLock,
     previous: Option<&(i32, String)>,
-) -> Result<Attempt, tokio_postgres::Error> {
+) -> Result<LockAttempt, tokio_postgres::Error> {
     let (client, _task) = connector.connect().await?;
     // The server is to notice soon if this host is gone, and to leave the transaction alone.
     client
@@ -110,10 +110,10 @@ async fn try_once(
         )
         .await?;
     if !row.try_get::<_, bool>(0)? {
-        return Ok(Attempt::Taken);
+        return Ok(LockAttempt::Taken);
     }
     let backend = (row.try_get(1)?, row.try_get(2)?);
-    Ok(Attempt::Held(Held { client, backend }))
+    Ok(LockAttempt::Held(HeldLock { client, backend }))
 }
 
 /// A server's place at the database: alone, or among replicas that share a Redis. Servers of the two kinds do not mix, because
@@ -122,14 +122,14 @@ async fn try_once(
 /// A server alone serves nothing while it does not hold its lock, for example because the database was restarted: whoever takes
 /// the lock in between is then alone too. A replica goes on meanwhile, since others like it do no harm, until it finds
 /// that a server alone has come in between.
-pub struct Place {
-    lock: Lock,
-    held: Held,
+pub struct ServerLock {
+    lock: AdvisoryLock,
+    held: HeldLock,
     connector: Connector,
     suspended: Arc<AtomicBool>,
 }
 
-impl Place {
+impl ServerLock {
     /// Of a server alone; `None` if another server is there and stays for three seconds.
     pub(super) async fn alone(
         connector: Connector,
@@ -147,14 +147,14 @@ impl Place {
     }
 
     async fn take(
-        lock: Lock,
+        lock: AdvisoryLock,
         connector: Connector,
         suspended: Arc<AtomicBool>,
     ) -> Result<Option<Self>, Cause> {
         let deadline = Instant::now() + START_WAIT;
         loop {
             match attempt(&connector, lock, None).await? {
-                Attempt::Held(held) => {
+                LockAttempt::Held(held) => {
                     return Ok(Some(Self {
                         lock,
                         held,
@@ -162,8 +162,8 @@ impl Place {
                         suspended,
                     }));
                 }
-                Attempt::Taken if Instant::now() >= deadline => return Ok(None),
-                Attempt::Taken => sleep(RETAKE_EVERY).await,
+                LockAttempt::Taken if Instant::now() >= deadline => return Ok(None),
+                LockAttempt::Taken => sleep(RETAKE_EVERY).await,
             }
         }
     }
@@ -200,12 +200,12 @@ impl Place {
     }
 
     /// Tries until the lock is held again; `None` if another server has it.
-    async fn retake(&self) -> Option<Held> {
+    async fn retake(&self) -> Option<HeldLock> {
         let mut refused = 0;
         loop {
             match attempt(&self.connector, self.lock, Some(&self.held.backend)).await {
-                Ok(Attempt::Held(held)) => return Some(held),
-                Ok(Attempt::Taken) => {
+                Ok(LockAttempt::Held(held)) => return Some(held),
+                Ok(LockAttempt::Taken) => {
                     self.suspended.store(true, Ordering::Release);
                     // Ending an earlier connection of our own takes the server a moment.
                     if refused > 8 {
@@ -221,7 +221,7 @@ impl Place {
 }
 
 /// Resolves when the connection, and with it the lock, is gone or does not answer.
-async fn lost(held: &Held) {
+async fn lost(held: &HeldLock) {
     loop {
         sleep(LOOK_EVERY).await;
         let answer = timeout(PATIENCE, held.client.simple_query("SELECT 1")).await;

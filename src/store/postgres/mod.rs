@@ -42,7 +42,7 @@ use crate::domain::{Embedding, ModelId, PromptId, UserId};
 
 pub(super) use self::error::meaning;
 pub use self::inspect::{count_rows, inspect};
-pub use self::lock::Place;
+pub use self::lock::ServerLock;
 pub use self::open_error::OpenError;
 pub use self::requirements::DatabaseState;
 pub(super) use self::session::NO_TIMEOUTS;
@@ -113,23 +113,23 @@ impl PostgresStore {
     }
 
     /// Takes the database for this server alone, which is for one that shares no Redis with others. Keep the place with
-    /// [`Place::hold`].
+    /// [`ServerLock::hold`].
     ///
     /// # Errors
     /// `InUse` if another server has it, alone or together with others.
-    pub async fn be_alone(&self) -> Result<Place, OpenError> {
-        Place::alone(self.pool.connector().clone(), self.pool.suspended())
+    pub async fn lock_exclusive(&self) -> Result<ServerLock, OpenError> {
+        ServerLock::alone(self.pool.connector().clone(), self.pool.suspended())
             .await
             .map_err(no_connection)?
             .ok_or(OpenError::InUse)
     }
 
-    /// Takes a place among the servers that use the database and one Redis together. Keep it with [`Place::hold`].
+    /// Takes a place among the servers that use the database and one Redis together. Keep it with [`ServerLock::hold`].
     ///
     /// # Errors
     /// `InUseAlone` if a server has the database for itself.
-    pub async fn be_a_replica(&self) -> Result<Place, OpenError> {
-        Place::among_replicas(self.pool.connector().clone(), self.pool.suspended())
+    pub async fn lock_shared(&self) -> Result<ServerLock, OpenError> {
+        ServerLock::among_replicas(self.pool.connector().clone(), self.pool.suspended())
             .await
             .map_err(no_connection)?
             .ok_or(OpenError::InUseAlone)
@@ -149,8 +149,8 @@ impl PostgresStore {
     /// Takes the turn of embedding stored prompts: see [`PromptStore::claim_reembedding`](super::PromptStore::claim_reembedding).
     async fn claim(&self) -> Result<Option<Claim>, Error> {
         match lock::attempt(self.pool.connector(), lock::REEMBEDDING, None).await? {
-            lock::Attempt::Held(held) => Ok(Some(Claim::new(held))),
-            lock::Attempt::Taken => Ok(None),
+            lock::LockAttempt::Held(held) => Ok(Some(Claim::new(held))),
+            lock::LockAttempt::Taken => Ok(None),
         }
     }
 }

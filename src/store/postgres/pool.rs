@@ -110,9 +110,9 @@ impl Connect for Connector {
     }
 }
 
-/// Totals since the store was opened.
+/// WriteCounters since the store was opened.
 #[derive(Debug, Default)]
-struct Totals {
+struct WriteCounters {
     written: AtomicU64,
     failed: AtomicU64,
 }
@@ -121,8 +121,8 @@ struct Totals {
 pub(super) struct Pool {
     pool: deadpool_postgres::Pool,
     connector: Connector,
-    totals: Arc<Totals>,
-    /// While set, no call is served: see [`Place`](super::Place).
+    writes: Arc<WriteCounters>,
+    /// While set, no call is served: see [`ServerLock`](super::ServerLock).
     suspended: Arc<AtomicBool>,
 }
 
@@ -161,7 +161,7 @@ impl Pool {
         Ok(Self {
             pool,
             connector,
-            totals: Arc::default(),
+            writes: Arc::default(),
             suspended: Arc::default(),
         })
     }
@@ -193,19 +193,19 @@ impl Pool {
             deadline,
             is_waiting: false,
             in_transaction: false,
-            totals: Arc::clone(&self.totals),
+            writes: Arc::clone(&self.writes),
         })
     }
 
     pub fn stats(&self) -> Stats {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let written = load(&self.totals.written);
+        let written = load(&self.writes.written);
         Stats {
             queued_writes: self.pool.status().waiting,
             queued_reads: 0,
             committed_batches: written,
             committed_operations: written,
-            failed_batches: load(&self.totals.failed),
+            failed_batches: load(&self.writes.failed),
         }
     }
 
@@ -245,7 +245,7 @@ pub(super) struct Connection {
     deadline: Instant,
     is_waiting: bool,
     in_transaction: bool,
-    totals: Arc<Totals>,
+    writes: Arc<WriteCounters>,
 }
 
 impl Connection {
@@ -275,8 +275,8 @@ impl Connection {
     pub async fn write(&mut self, sql: &str, arguments: Arguments<'_>) -> Result<Vec<Row>, Error> {
         let answer = self.query(sql, arguments).await;
         let counter = match &answer {
-            Ok(_) => &self.totals.written,
-            Err(_) => &self.totals.failed,
+            Ok(_) => &self.writes.written,
+            Err(_) => &self.writes.failed,
         };
         counter.fetch_add(1, Ordering::Relaxed);
         answer

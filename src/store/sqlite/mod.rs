@@ -3,7 +3,7 @@
 //! One thread writes and lets the writes of many tasks share a commit (`writer`), a few threads
 //! read (`reader`), so that readers and the writer never wait for each other and nothing of it runs
 //! on the async threads. Other processes may use the same file at the same time. Some room on the
-//! disk is held back (`reserve`) for the writes that must succeed when the disk is full (`worker`).
+//! disk is held back (`reserve`) for the writes that must succeed when the disk is full (`writer_thread`).
 
 mod accounts;
 mod backup;
@@ -19,8 +19,8 @@ mod prompts;
 mod reader;
 mod reserve;
 mod vectors;
-mod worker;
 mod writer;
+mod writer_thread;
 
 use std::fmt;
 use std::path::Path;
@@ -30,8 +30,8 @@ use std::time::Duration;
 use self::connection::Database;
 use self::reader::Readers;
 use self::reserve::Reserve;
-use self::worker::Worker;
 use self::writer::Writer;
+use self::writer_thread::WriterThread;
 use super::Stats;
 
 pub use self::backup::{BackupError, Copied, backup, backup_bytes};
@@ -97,8 +97,8 @@ impl SqliteStore {
             .collect::<rusqlite::Result<_>>()?;
         let failed = |error| OpenError::Failed(Box::new(error));
         let readers = Readers::start(&database, connections).map_err(failed)?;
-        let worker = Worker::new(database, connection, reserve);
-        let writer = Writer::start(worker).map_err(failed)?;
+        let thread = WriterThread::new(database, connection, reserve);
+        let writer = Writer::start(thread).map_err(failed)?;
         Ok(Self { writer, readers })
     }
 
@@ -114,14 +114,14 @@ impl SqliteStore {
 
     /// The counters as they are now.
     pub fn stats(&self) -> Stats {
-        let progress = self.writer.progress();
+        let status = self.writer.status();
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Stats {
             queued_writes: self.writer.queued(),
             queued_reads: self.readers.queued(),
-            committed_batches: load(&progress.committed_batches),
-            committed_operations: load(&progress.committed_operations),
-            failed_batches: load(&progress.failed_batches),
+            committed_batches: load(&status.committed_batches),
+            committed_operations: load(&status.committed_operations),
+            failed_batches: load(&status.failed_batches),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! A commit waits for the disk. While it does, further operations gather in the queue; the next
 //! transaction takes all of them, so that the disk's delay bounds the latency of a write but not
 //! their number in a second. There is no artificial delay: an operation that finds the writer idle
-//! is committed at once, alone. `worker` is the thread.
+//! is committed at once, alone. `writer_thread` is the thread.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::error::{Closed, Defect, Failure, NotCommitted};
 use super::reserve::Reserve;
-use super::worker::Worker;
+use super::writer_thread::WriterThread;
 use crate::store::Error;
 use crate::threads::ThreadGroup;
 
@@ -121,7 +121,7 @@ pub(super) enum Command {
 
 /// What the writer's thread lets others see.
 #[derive(Debug, Default)]
-pub(super) struct Progress {
+pub(super) struct WriterStatus {
     /// Transactions committed since the start.
     pub committed_batches: AtomicU64,
     /// Operations in them.
@@ -136,22 +136,22 @@ pub(super) struct Progress {
 /// The sending end of the queue before the writer's thread.
 pub(super) struct Writer {
     queue: mpsc::Sender<Command>,
-    progress: Arc<Progress>,
+    status: Arc<WriterStatus>,
     reserve: Reserve,
     thread: ThreadGroup,
 }
 
 impl Writer {
     /// Starts the thread.
-    pub fn start(worker: Worker) -> std::io::Result<Self> {
+    pub fn start(thread: WriterThread) -> std::io::Result<Self> {
         let (sender, receiver) = mpsc::channel(QUEUE);
         let writer = Self {
             queue: sender,
-            progress: worker.progress(),
-            reserve: worker.reserve(),
+            status: thread.status(),
+            reserve: thread.reserve(),
             thread: ThreadGroup::default(),
         };
-        let work = move || worker.work_off(receiver);
+        let work = move || thread.run_until_closed(receiver);
         writer.thread.spawn("store-writer".to_owned(), work)?;
         Ok(writer)
     }
@@ -185,7 +185,7 @@ impl Writer {
     /// Whether a prompt could be stored now. Tries to write only if an earlier write or the room on
     /// the disk leaves that in doubt.
     pub async fn can_write(&self) -> Result<bool, Error> {
-        let is_in_doubt = self.progress.is_in_doubt.load(Ordering::Relaxed);
+        let is_in_doubt = self.status.is_in_doubt.load(Ordering::Relaxed);
         if !is_in_doubt && !self.reserve.is_all_there_is() {
             return Ok(true);
         }
@@ -211,7 +211,7 @@ impl Writer {
         self.queue.max_capacity() - self.queue.capacity()
     }
 
-    pub fn progress(&self) -> &Progress {
-        &self.progress
+    pub fn status(&self) -> &WriterStatus {
+        &self.status
     }
 }

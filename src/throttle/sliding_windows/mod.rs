@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use parking_lot::{Mutex, MutexGuard};
 
-use super::{RateState, Throttle, Verdict};
+use super::{RateStatus, Throttle, ThrottleDecision};
 use crate::domain::Rates;
 
 /// Keys are spread over as many locks, so that threads on a few dozen cores seldom wait for each other.
@@ -64,9 +64,9 @@ impl<K: Copy + Ord + Hash> SlidingWindows<K> {
     ///
     /// Callers read their clock before they come here, so a `now` may be earlier than one already counted for the key: such a
     /// request is taken to be made at the later instant, which is when it is decided.
-    pub fn check(&self, key: K, now: Instant) -> Verdict {
+    pub fn check(&self, key: K, now: Instant) -> ThrottleDecision {
         if self.rates.as_slice().is_empty() {
-            return Verdict::default();
+            return ThrottleDecision::default();
         }
         let now = self.since_epoch(now);
         let mut shard = self.shard(&key);
@@ -75,28 +75,28 @@ impl<K: Copy + Ord + Hash> SlidingWindows<K> {
         let last = requests.back().copied();
         let now = last.map_or(now, |last| last.max(now));
         drop_older(requests, self.longest, now);
-        let mut verdict = self.verdict(requests, now);
-        if verdict.is_allowed() {
+        let mut decision = self.decision(requests, now);
+        if decision.is_allowed() {
             requests.push_back(now);
-            verdict = self.after_request(requests, now);
+            decision = self.after_request(requests, now);
             if let Some(last) = last {
                 shard.by_last.remove(&(last, key));
             }
             shard.by_last.insert((now, key));
         }
-        verdict
+        decision
     }
 
     /// How the rates of `key` stand; counts nothing.
-    pub fn peek(&self, key: K, now: Instant) -> Verdict {
+    pub fn peek(&self, key: K, now: Instant) -> ThrottleDecision {
         let now = self.since_epoch(now);
         let shard = self.shard(&key);
         match shard.requests.get(&key) {
             Some(requests) => {
                 let now = requests.back().map_or(now, |&last| last.max(now));
-                self.verdict(requests, now)
+                self.decision(requests, now)
             }
-            None => self.verdict(&VecDeque::new(), now),
+            None => self.decision(&VecDeque::new(), now),
         }
     }
 
@@ -109,7 +109,7 @@ impl<K: Copy + Ord + Hash> SlidingWindows<K> {
     }
 
     /// The rates as they stand, and until when a request has to wait for those that are used up.
-    fn verdict(&self, requests: &VecDeque<Nanos>, now: Nanos) -> Verdict {
+    fn decision(&self, requests: &VecDeque<Nanos>, now: Nanos) -> ThrottleDecision {
         let rates = self.states(requests, now);
         // Requests leave their windows and nothing is added until the retry, so once the last rate that is used up allows one,
         // all do. Full windows hold exactly `limit` requests: one place is free when the oldest has left.
@@ -118,18 +118,18 @@ impl<K: Copy + Ord + Hash> SlidingWindows<K> {
             .filter(|state| state.remaining == 0)
             .map(|state| state.reset_after)
             .max();
-        Verdict { retry_after, rates }
+        ThrottleDecision { retry_after, rates }
     }
 
-    /// The verdict on a request that was allowed and is in `requests` now.
-    fn after_request(&self, requests: &VecDeque<Nanos>, now: Nanos) -> Verdict {
-        Verdict {
+    /// The decision on a request that was allowed and is in `requests` now.
+    fn after_request(&self, requests: &VecDeque<Nanos>, now: Nanos) -> ThrottleDecision {
+        ThrottleDecision {
             retry_after: None,
             rates: self.states(requests, now),
         }
     }
 
-    fn states(&self, requests: &VecDeque<Nanos>, now: Nanos) -> Vec<RateState> {
+    fn states(&self, requests: &VecDeque<Nanos>, now: Nanos) -> Vec<RateStatus> {
         self.rates
             .as_slice()
             .iter()
@@ -138,7 +138,7 @@ impl<K: Copy + Ord + Hash> SlidingWindows<K> {
                 let gone = requests.partition_point(|&at| now - at >= window);
                 let used = u32::try_from(requests.len() - gone).unwrap_or(u32::MAX);
                 let oldest = requests.get(gone);
-                RateState {
+                RateStatus {
                     rate,
                     remaining: rate.limit.saturating_sub(used),
                     reset_after: oldest.map_or(rate.window(), |&at| {
@@ -197,11 +197,11 @@ fn nanos(duration: Duration) -> Nanos {
 
 #[async_trait]
 impl<K: Copy + Ord + Hash + Send + Sync> Throttle<K> for SlidingWindows<K> {
-    async fn check(&self, key: K, now: Instant) -> Verdict {
+    async fn check(&self, key: K, now: Instant) -> ThrottleDecision {
         self.check(key, now)
     }
 
-    async fn peek(&self, key: K, now: Instant) -> Verdict {
+    async fn peek(&self, key: K, now: Instant) -> ThrottleDecision {
         self.peek(key, now)
     }
 }

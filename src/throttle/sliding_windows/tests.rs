@@ -39,11 +39,11 @@ impl Oracle {
         allowed
     }
 
-    fn states(&self, key: u8, now: Nanos) -> Vec<RateState> {
+    fn states(&self, key: u8, now: Nanos) -> Vec<RateStatus> {
         let state = |&rate: &crate::domain::Rate| {
             let window = nanos(rate.window());
             let used = self.used(key, window, now);
-            RateState {
+            RateStatus {
                 rate,
                 remaining: rate.limit - u32::try_from(used.len()).unwrap(),
                 reset_after: used
@@ -101,11 +101,11 @@ proptest! {
             let at = |offset: Nanos| epoch + Duration::from_nanos(now + offset);
             prop_assert_eq!(windows.peek(key, at(0)).is_allowed(), oracle.would_allow(key, now));
             let allowed = oracle.check(key, now);
-            let verdict = windows.check(key, at(0));
-            prop_assert_eq!(verdict.is_allowed(), allowed);
-            prop_assert_eq!(&verdict.rates, &oracle.states(key, now));
-            prop_assert_eq!(windows.peek(key, at(0)).rates, verdict.rates);
-            if let Some(wait) = verdict.retry_after {
+            let decision = windows.check(key, at(0));
+            prop_assert_eq!(decision.is_allowed(), allowed);
+            prop_assert_eq!(&decision.rates, &oracle.states(key, now));
+            prop_assert_eq!(windows.peek(key, at(0)).rates, decision.rates);
+            if let Some(wait) = decision.retry_after {
                 // The wait is the shortest that helps.
                 let wait = nanos(wait);
                 prop_assert!(oracle.would_allow(key, now + wait));
@@ -124,9 +124,9 @@ fn request_refused_by_one_rate_uses_up_none() {
         windows.check(1, epoch + Duration::from_millis(tenth * 100));
     }
     // Ten seconds at ten a second: one each second was allowed, and ninety were refused.
-    let verdict = windows.peek(1, epoch + Duration::from_millis(9_900));
-    assert_eq!(verdict.rates[1].remaining, 0);
-    assert_eq!(verdict.rates[1].reset_after, Duration::from_millis(50_100));
+    let decision = windows.peek(1, epoch + Duration::from_millis(9_900));
+    assert_eq!(decision.rates[1].remaining, 0);
+    assert_eq!(decision.rates[1].reset_after, Duration::from_millis(50_100));
 }
 
 #[test]
@@ -141,9 +141,9 @@ fn keys_do_not_share_a_limit() {
 fn without_rates_everything_is_allowed_and_nothing_remembered() {
     let (windows, epoch) = windows::<u8>("off");
     for _ in 0..100 {
-        assert_eq!(windows.check(1, epoch), Verdict::default());
+        assert_eq!(windows.check(1, epoch), ThrottleDecision::default());
     }
-    assert_eq!(windows.peek(1, epoch), Verdict::default());
+    assert_eq!(windows.peek(1, epoch), ThrottleDecision::default());
     assert_eq!(windows.tracked_keys(), 0);
 }
 
@@ -160,8 +160,8 @@ fn clock_that_is_behind_counts_as_the_latest_seen() {
             .check(1, epoch + Duration::from_secs(3))
             .is_allowed()
     );
-    let verdict = windows.check(1, epoch);
-    assert_eq!(verdict.retry_after, Some(Duration::from_secs(1)));
+    let decision = windows.check(1, epoch);
+    assert_eq!(decision.retry_after, Some(Duration::from_secs(1)));
 }
 
 #[test]

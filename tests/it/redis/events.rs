@@ -6,7 +6,7 @@ use std::time::Duration;
 use prompt_service::config::{RedisConfig, Secret};
 use prompt_service::domain::{Timestamp, UserId};
 use prompt_service::realtime::{
-    Broker, CloseReason, Hub, Listener, RedisBroker, Refused, Subscription,
+    Broker, CloseReason, Hub, Listener, RedisBroker, SubscribeError, Subscription,
 };
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -34,7 +34,7 @@ impl Node {
         let replica = Replica::at(config).await;
         let hub = Arc::new(Hub::default());
         let broker = RedisBroker::start(
-            replica.link.clone(),
+            replica.redis.clone(),
             Arc::clone(&hub),
             Arc::clone(&replica.metrics),
         )
@@ -47,7 +47,7 @@ impl Node {
         }
     }
 
-    fn try_socket(&self, user: UserId) -> Result<Subscription, Refused> {
+    fn try_socket(&self, user: UserId) -> Result<Subscription, SubscribeError> {
         let listener = Listener {
             user_id: user,
             issued_at: Timestamp(0),
@@ -113,7 +113,7 @@ async fn every_event_reaches_every_socket_once_while_a_replica_comes_and_goes() 
     let restarts = async {
         for _ in 0..5 {
             let third = Node::at(&config).await;
-            third.replica.keeper.close().await;
+            third.replica.manager.close().await;
         }
     };
     let posts = async {
@@ -161,7 +161,10 @@ async fn sockets_are_closed_when_redis_goes_and_let_in_when_it_is_back() {
         assert_eq!(closed(&one).await, CloseReason::Missed);
         assert_eq!(closed(&two).await, CloseReason::Missed);
         for node in [&a, &b] {
-            eventually!(matches!(node.try_socket(ALICE), Err(Refused::Away)));
+            eventually!(matches!(
+                node.try_socket(ALICE),
+                Err(SubscribeError::Unavailable)
+            ));
             assert_eq!(node.hub.open(), 1, "a socket refused leaves nothing");
         }
         drop((one, two));
@@ -228,7 +231,7 @@ async fn subscription_that_redis_ends_counts_as_lost() {
     // As it ends one whose reader is too slow.
     server.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
     assert_eq!(closed(&socket).await, CloseReason::Missed);
-    assert!(node.replica.link.is_up(), "the other connection is well");
+    assert!(node.replica.redis.is_up(), "the other connection is well");
     let mut socket = node.next_socket(ALICE).await;
     assert_next(&node, &mut socket, "again").await;
 }
@@ -245,7 +248,10 @@ async fn server_that_is_demoted_closes_sockets_and_takes_no_events() {
         assert_eq!(closed(&one).await, CloseReason::Missed);
         assert_eq!(closed(&two).await, CloseReason::Missed);
         for node in [&a, &b] {
-            eventually!(matches!(node.try_socket(ALICE), Err(Refused::Away)));
+            eventually!(matches!(
+                node.try_socket(ALICE),
+                Err(SubscribeError::Unavailable)
+            ));
         }
         server.command(&["REPLICAOF", "NO", "ONE"]);
         drop((one, two));
@@ -301,7 +307,7 @@ async fn closing_publishes_what_waits_first() {
     for n in 0..50 {
         b.publish(ALICE, n);
     }
-    b.replica.keeper.close().await;
+    b.replica.manager.close().await;
     for n in 0..50 {
         assert_eq!(next(&mut socket).await, n.to_string());
     }

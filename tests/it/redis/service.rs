@@ -39,7 +39,7 @@ async fn redis_part(app: &App) -> serde_json::Value {
 }
 
 #[tokio::test]
-async fn replicas_share_throttle_tickets_events_and_guesses() {
+async fn replicas_share_throttle_tickets_events_and_login_limits() {
     assert_shared_over(&RedisServer::start()).await;
 }
 

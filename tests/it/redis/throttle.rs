@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use prompt_service::domain::{Rates, UserId};
 use prompt_service::redis::{CLOCK, timed};
-use prompt_service::throttle::{RedisThrottle, SlidingWindows, Throttle, Verdict};
+use prompt_service::throttle::{RedisThrottle, SlidingWindows, Throttle, ThrottleDecision};
 use proptest::prelude::*;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -26,7 +26,7 @@ fn rates(text: &str) -> Rates {
 
 fn throttle(replica: &Replica, text: &str) -> RedisThrottle<UserId> {
     RedisThrottle::new(
-        replica.link.clone(),
+        replica.redis.clone(),
         "prompts",
         rates(text),
         Instant::now(),
@@ -34,7 +34,7 @@ fn throttle(replica: &Replica, text: &str) -> RedisThrottle<UserId> {
     )
 }
 
-async fn check(throttle: &RedisThrottle<UserId>) -> Verdict {
+async fn check(throttle: &RedisThrottle<UserId>) -> ThrottleDecision {
     throttle.check(ALICE, Instant::now()).await
 }
 
@@ -70,8 +70,8 @@ fn ask_script(
 }
 
 /// What the script answers where the windows in the process say this.
-fn expected(verdict: &Verdict, is_allowed: bool) -> Vec<u64> {
-    let standings = verdict.rates.iter().flat_map(|state| {
+fn expected(decision: &ThrottleDecision, is_allowed: bool) -> Vec<u64> {
+    let standings = decision.rates.iter().flat_map(|state| {
         let used = u64::from(state.rate.limit - state.remaining);
         [used, u64::try_from(state.reset_after.as_micros()).unwrap()]
     });
@@ -132,9 +132,9 @@ fn script_agrees_with_the_windows_in_the_process_over_any_arrivals() {
             let answer = ask(false);
             prop_assert_eq!(answer, expected(&looked, looked.is_allowed()));
             if take {
-                let verdict = windows.check(key, at);
+                let decision = windows.check(key, at);
                 let answer = ask(true);
-                prop_assert_eq!(answer, expected(&verdict, verdict.is_allowed()));
+                prop_assert_eq!(answer, expected(&decision, decision.is_allowed()));
             }
         }
     });
@@ -209,7 +209,7 @@ async fn answers_are_those_of_the_throttle_in_the_process() {
     assert!(throttle.check(UserId(2), Instant::now()).await.is_allowed());
     assert_eq!(
         RedisThrottle::<UserId>::new(
-            replica.link.clone(),
+            replica.redis.clone(),
             "off",
             Rates::default(),
             Instant::now(),
@@ -217,7 +217,7 @@ async fn answers_are_those_of_the_throttle_in_the_process() {
         )
         .check(ALICE, Instant::now())
         .await,
-        Verdict::default()
+        ThrottleDecision::default()
     );
 }
 
@@ -332,7 +332,7 @@ async fn slow_redis_holds_up_a_look_only_for_a_moment_and_is_still_asked_about_p
             "from this replica's own record"
         );
     }
-    assert!(replica.link.is_up());
+    assert!(replica.redis.is_up());
     let degraded = &replica.metrics.degraded_decisions;
     assert_eq!(degraded.with_label_values(&["prompts"]).get(), 0);
 }

@@ -30,7 +30,7 @@ async fn tickets(server: &RedisServer) -> (RedisTickets, Replica) {
 
 async fn tickets_at(config: &RedisConfig) -> (RedisTickets, Replica) {
     let replica = Replica::at(config).await;
-    (RedisTickets::new(replica.link.clone()), replica)
+    (RedisTickets::new(replica.redis.clone()), replica)
 }
 
 #[tokio::test]

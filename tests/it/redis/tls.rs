@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use prompt_service::config::{RedisConfig, Secret};
-use prompt_service::redis::{ConnectError, Link};
+use prompt_service::redis::{ConnectError, Connection};
 use std::sync::Arc;
 
 use crate::support::postgres::Database;
@@ -59,7 +59,7 @@ async fn redis_with_a_strangers_certificate_is_told_from_one_that_is_away() {
         url: Secret::new(format!("rediss://localhost:{}", proxy.port)),
         ..config_at(server.addr())
     };
-    let refused = Link::connect(&config, Arc::default()).await.err();
+    let refused = Connection::connect(&config, Arc::default()).await.err();
     assert!(
         matches!(refused, Some(ConnectError::Distrusted)),
         "{refused:?}"

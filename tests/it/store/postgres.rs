@@ -632,10 +632,10 @@ async fn only_one_server_may_be_alone() {
     let first = open_on(&database, None).await.unwrap();
     let second = open_on(&database, None).await.unwrap();
     let stop = CancellationToken::new();
-    let held = first.be_alone().await.unwrap();
+    let held = first.lock_exclusive().await.unwrap();
     let mut holding = JoinSet::new();
     holding.spawn(held.hold(stop.clone()));
-    let refused = second.be_alone().await.err();
+    let refused = second.lock_exclusive().await.err();
     assert!(matches!(refused, Some(OpenError::InUse)), "{refused:?}");
     // The open transaction behind it holds up no vacuum.
     let client = database.client().await;
@@ -663,7 +663,7 @@ async fn only_one_server_may_be_alone() {
 
     stop.cancel();
     assert_eq!(holding.join_all().await, [true]);
-    let held = second.be_alone().await.unwrap();
+    let held = second.lock_exclusive().await.unwrap();
     drop(held);
 }
 
@@ -701,7 +701,7 @@ async fn a_server_whose_place_was_taken_stops_serving() {
     let first = open_on(&database, None).await.unwrap();
     let stop = CancellationToken::new();
     let mut holding = JoinSet::new();
-    holding.spawn(first.be_alone().await.unwrap().hold(stop.clone()));
+    holding.spawn(first.lock_exclusive().await.unwrap().hold(stop.clone()));
     let _heir = take_over(&database).await;
     let still_alone = timeout(DEADLINE, holding.join_all()).await;
     assert_eq!(still_alone.unwrap(), [false]);
@@ -714,21 +714,21 @@ async fn replicas_are_together_and_never_beside_a_server_alone() {
     let first = open_on(&database, None).await.unwrap();
     let second = open_on(&database, None).await.unwrap();
     let places = (
-        first.be_a_replica().await.unwrap(),
-        second.be_a_replica().await.unwrap(),
+        first.lock_shared().await.unwrap(),
+        second.lock_shared().await.unwrap(),
     );
     let third = open_on(&database, None).await.unwrap();
-    let refused = third.be_alone().await.err();
+    let refused = third.lock_exclusive().await.err();
     assert!(matches!(refused, Some(OpenError::InUse)), "{refused:?}");
     drop(places);
-    let alone = third.be_alone().await.unwrap();
-    let refused = first.be_a_replica().await.err();
+    let alone = third.lock_exclusive().await.unwrap();
+    let refused = first.lock_shared().await.err();
     assert!(
         matches!(refused, Some(OpenError::InUseAlone)),
         "{refused:?}"
     );
     drop(alone);
-    first.be_a_replica().await.unwrap();
+    first.lock_shared().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -737,14 +737,14 @@ async fn a_replica_that_lost_its_lock_serves_on_until_a_server_alone_has_come() 
     let replica = open_on(&database, None).await.unwrap();
     let other = open_on(&database, None).await.unwrap();
     let mut holding = JoinSet::new();
-    let place = replica.be_a_replica().await.unwrap();
+    let place = replica.lock_shared().await.unwrap();
     holding.spawn(place.hold(CancellationToken::new()));
     let client = database.client().await;
     let holder = "SELECT l.pid FROM pg_locks l JOIN pg_stat_activity a USING (pid)
                   WHERE l.locktype = 'advisory' AND l.granted AND a.datname = current_database()";
     let before: i32 = client.query_one(holder, &[]).await.unwrap().get(0);
     // Cut while another replica is there: it comes back beside it.
-    let beside = other.be_a_replica().await.unwrap();
+    let beside = other.lock_shared().await.unwrap();
     let cut = "SELECT pg_terminate_backend($1)";
     client.query(cut, &[&before]).await.unwrap();
     eventually!({

@@ -210,7 +210,7 @@ async fn time_limits_of_the_role_do_not_end_the_session_that_holds_the_lock() {
         let store = open(&url, None).await.unwrap();
         let stop = CancellationToken::new();
         let holding = tokio::task::LocalSet::new();
-        let place = store.be_alone().await.unwrap();
+        let place = store.lock_exclusive().await.unwrap();
         let stopping = stop.clone();
         holding
             .run_until(async {

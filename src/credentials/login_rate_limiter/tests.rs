@@ -10,9 +10,9 @@ use super::*;
 const HOME: ClientNetwork = ClientNetwork::V4(1);
 const AWAY: ClientNetwork = ClientNetwork::V4(2);
 
-/// Guesses with a clock that stands where it is put.
+/// LocalLoginRateLimiter with a clock that stands where it is put.
 struct Setting {
-    guesses: Arc<Guesses>,
+    limiter: Arc<LocalLoginRateLimiter>,
     epoch: Instant,
 }
 
@@ -20,7 +20,7 @@ impl Setting {
     fn new() -> Self {
         let epoch = Instant::now();
         Self {
-            guesses: Guesses::new(epoch),
+            limiter: LocalLoginRateLimiter::new(epoch),
             epoch,
         }
     }
@@ -29,18 +29,23 @@ impl Setting {
         self.epoch + Duration::from_millis(ms)
     }
 
-    async fn begin(&self, client: ClientNetwork, name: &str, ms: u64) -> Result<Attempt, Refused> {
+    async fn begin(
+        &self,
+        client: ClientNetwork,
+        name: &str,
+        ms: u64,
+    ) -> Result<LoginAttempt, LoginRefused> {
         let now = self.at(ms);
-        Arc::clone(&self.guesses).begin(client, name, &|| now).await
+        Arc::clone(&self.limiter).begin(client, name, &|| now).await
     }
 
-    async fn fail(&self, client: ClientNetwork, name: &str, ms: u64) -> Result<(), Refused> {
+    async fn fail(&self, client: ClientNetwork, name: &str, ms: u64) -> Result<(), LoginRefused> {
         self.begin(client, name, ms).await?.failed(self.at(ms));
         Ok(())
     }
 
     fn failures(&self, client: ClientNetwork) -> usize {
-        self.guesses
+        self.limiter
             .table
             .lock()
             .sites
@@ -49,8 +54,8 @@ impl Setting {
     }
 }
 
-fn too_many(retry_after_ms: u64) -> Result<(), Refused> {
-    Err(Refused::TooMany {
+fn too_many(retry_after_ms: u64) -> Result<(), LoginRefused> {
+    Err(LoginRefused::TooMany {
         retry_after: Duration::from_millis(retry_after_ms),
     })
 }
@@ -158,12 +163,12 @@ async fn storm(right: bool) -> (usize, usize) {
             } else {
                 attempt.failed(setting.at(0));
             }
-            Ok::<_, Refused>(())
+            Ok::<_, LoginRefused>(())
         });
     }
     let outcomes = attempts.join_all().await;
     let answered = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
-    let clients = setting.guesses.tracked_sites();
+    let clients = setting.limiter.tracked_sites();
     assert_eq!(clients, usize::from(!right), "only failures are remembered");
     (answered, outcomes.len() - answered)
 }
@@ -212,13 +217,13 @@ async fn waiting_places_are_bounded_and_given_back() {
     }
     assert_eq!(
         setting.begin(HOME, "alice", 0).await.err(),
-        Some(Refused::Overloaded)
+        Some(LoginRefused::Overloaded)
     );
     assert!(setting.begin(HOME, "bob", 0).await.is_ok());
     waiting.clear();
     in_flight.clear();
     assert!(setting.begin(HOME, "alice", 0).await.is_ok());
-    assert_eq!(setting.guesses.tracked_sites(), 0);
+    assert_eq!(setting.limiter.tracked_sites(), 0);
 }
 
 #[tokio::test]
@@ -238,14 +243,14 @@ async fn table_is_bounded_and_forgets_the_least_recent_failures() {
                 .unwrap();
         }
     }
-    assert_eq!(setting.guesses.tracked_sites(), MAX_SITES);
+    assert_eq!(setting.limiter.tracked_sites(), MAX_SITES);
     assert_eq!(setting.failures(ClientNetwork::V4(0)), 2);
     assert_eq!(setting.failures(ClientNetwork::V4(1)), 0);
     assert_eq!(setting.failures(ClientNetwork::V4(clients)), 1);
     // A minute later all of them are forgotten.
     drop(setting.begin(HOME, "alice", 3_600_000).await.unwrap());
-    assert_eq!(setting.guesses.tracked_sites(), 0);
-    assert!(setting.guesses.table.lock().sites.capacity() < 1024);
+    assert_eq!(setting.limiter.tracked_sites(), 0);
+    assert!(setting.limiter.table.lock().sites.capacity() < 1024);
 }
 
 proptest! {
@@ -271,7 +276,7 @@ proptest! {
                     failures.push((now, client, name));
                 }
                 Ok(attempt) => attempt.succeeded(),
-                Err(Refused::TooMany { retry_after }) => {
+                Err(LoginRefused::TooMany { retry_after }) => {
                     let retry = now + u64::try_from(retry_after.as_millis()).unwrap();
                     let allowed = |at: u64| {
                         let live: Vec<_> = failures.iter().filter(|f| f.0 + 60_000 > at && f.1 == client).collect();
@@ -279,7 +284,7 @@ proptest! {
                     };
                     prop_assert!(allowed(retry) && !allowed(retry - 1));
                 }
-                Err(Refused::Overloaded) => prop_assert!(false, "nothing runs beside"),
+                Err(LoginRefused::Overloaded) => prop_assert!(false, "nothing runs beside"),
             }
         }
     }

@@ -5,7 +5,7 @@
 //! name, by client, and by the site that the client belongs to. They are never counted by name
 //! alone, so nobody can lock out a user who is elsewhere.
 
-mod redis_guesses;
+mod redis_login_rate_limiter;
 
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -18,8 +18,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 
-pub use self::redis_guesses::RedisGuesses;
-use self::redis_guesses::Reservation;
+pub use self::redis_login_rate_limiter::RedisLoginRateLimiter;
+use self::redis_login_rate_limiter::SharedAttempt;
 use crate::domain::{ClientNetwork, ClientSite};
 
 /// Failures of one name from one client within [`WINDOW`] that are reported as failures.
@@ -39,7 +39,7 @@ const MAX_SITES: usize = 10_000;
 const MAX_WAITING: usize = 256;
 
 /// Whether two attempts are counted together.
-type CountsWith = fn(Guess, Guess) -> bool;
+type CountsWith = fn(AttemptKey, AttemptKey) -> bool;
 /// What is counted together, and how many failures of it are reported.
 const BOUNDS: [(CountsWith, usize); 3] = [
     (|one, other| one == other, MAX_FAILURES_OF_NAME),
@@ -52,7 +52,7 @@ const BOUNDS: [(CountsWith, usize); 3] = [
 
 /// Why a password may not be tried now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
+pub enum LoginRefused {
     /// Too many failures.
     #[error("too many failed attempts")]
     TooMany {
@@ -67,7 +67,7 @@ pub enum Refused {
 /// How often passwords may be guessed in a minute: ten times for one name from one client, a
 /// hundred times from one client, three hundred times from one site.
 #[async_trait]
-pub trait GuessLimit: Send + Sync {
+pub trait LoginRateLimiter: Send + Sync {
     /// Asks to try a password for `name`, in its canonical form, and registers the attempt before it is hashed. While the
     /// failures and the attempts under way together reach a limit, waits for outcomes: so of any number of parallel
     /// attempts exactly as many fail with an answer as the limit says, and right ones are not refused for their number.
@@ -79,7 +79,7 @@ pub trait GuessLimit: Send + Sync {
         client: ClientNetwork,
         name: &str,
         clock: &(dyn Fn() -> Instant + Send + Sync),
-    ) -> Result<Attempt, Refused>;
+    ) -> Result<LoginAttempt, LoginRefused>;
 }
 
 /// Failed attempts of the last minute, and attempts whose outcome is not known yet.
@@ -87,36 +87,36 @@ pub trait GuessLimit: Send + Sync {
 /// Names are kept as keyed 64-bit hashes. A collision, which nobody can cause on purpose, would
 /// make two names of one client share their ten failures.
 #[derive(Debug)]
-pub struct Guesses {
+pub struct LocalLoginRateLimiter {
     epoch: Instant,
     name_hash: RandomState,
-    table: Mutex<Table>,
+    table: Mutex<SiteTable>,
 }
 
-/// Time since the epoch of the [`Guesses`].
+/// Time since the epoch of the [`LocalLoginRateLimiter`].
 type Moment = Duration;
 type NameHash = u64;
 
 /// Whose password is tried, and from where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Guess {
+struct AttemptKey {
     client: ClientNetwork,
     name: NameHash,
 }
 
 #[derive(Debug, Default)]
-struct Table {
-    sites: HashMap<ClientSite, Site>,
+struct SiteTable {
+    sites: HashMap<ClientSite, SiteState>,
     /// Every site with failures, by the last of them.
     by_last_failure: BTreeSet<(Moment, ClientSite)>,
 }
 
 #[derive(Debug, Default)]
-struct Site {
+struct SiteState {
     /// By rising time, at most [`MAX_FAILURES_OF_SITE`].
-    failures: VecDeque<(Moment, Guess)>,
+    failures: VecDeque<(Moment, AttemptKey)>,
     /// Attempts that have been let through and have not ended; with `failures` within the bounds.
-    in_flight: Vec<Guess>,
+    in_flight: Vec<AttemptKey>,
     waiting: usize,
     /// Notified when an attempt ends.
     ended: Arc<Notify>,
@@ -128,7 +128,7 @@ enum Decision {
     Refuse(Duration),
 }
 
-impl Guesses {
+impl LocalLoginRateLimiter {
     /// Nobody has failed yet. `epoch`: no later than any instant to come.
     pub fn new(epoch: Instant) -> Arc<Self> {
         Arc::new(Self {
@@ -144,18 +144,18 @@ impl Guesses {
         self.table.lock().sites.len()
     }
 
-    fn wait_place(
+    fn wait_slot(
         self: &Arc<Self>,
-        table: &mut Table,
+        table: &mut SiteTable,
         site: ClientSite,
-    ) -> Result<(WaitPlace, OwnedNotified), Refused> {
+    ) -> Result<(WaitSlot, OwnedNotified), LoginRefused> {
         let known = table.sites.entry(site).or_default();
         if known.waiting >= MAX_WAITING {
-            return Err(Refused::Overloaded);
+            return Err(LoginRefused::Overloaded);
         }
         known.waiting += 1;
-        let place = WaitPlace {
-            guesses: Arc::clone(self),
+        let place = WaitSlot {
+            limiter: Arc::clone(self),
             site,
         };
         // Made under the lock, so that no outcome from here on is missed.
@@ -168,14 +168,14 @@ impl Guesses {
 }
 
 #[async_trait]
-impl GuessLimit for Guesses {
+impl LoginRateLimiter for LocalLoginRateLimiter {
     async fn begin(
         self: Arc<Self>,
         client: ClientNetwork,
         name: &str,
         clock: &(dyn Fn() -> Instant + Send + Sync),
-    ) -> Result<Attempt, Refused> {
-        let guess = Guess {
+    ) -> Result<LoginAttempt, LoginRefused> {
+        let key = AttemptKey {
             client,
             name: self.name_hash.hash_one(name),
         };
@@ -184,19 +184,21 @@ impl GuessLimit for Guesses {
             let (_place, ended) = {
                 let mut table = self.table.lock();
                 let now = self.moment(clock());
-                match table.decide(site, guess, now) {
-                    Decision::Refuse(retry_after) => return Err(Refused::TooMany { retry_after }),
+                match table.decide(site, key, now) {
+                    Decision::Refuse(retry_after) => {
+                        return Err(LoginRefused::TooMany { retry_after });
+                    }
                     Decision::Try => {
                         let known = table.sites.entry(site).or_default();
-                        known.in_flight.push(guess);
-                        return Ok(Attempt {
-                            guesses: Arc::clone(&self),
-                            guess,
+                        known.in_flight.push(key);
+                        return Ok(LoginAttempt {
+                            limiter: Arc::clone(&self),
+                            key,
                             failed_at: None,
-                            reservation: None,
+                            shared: None,
                         });
                     }
-                    Decision::Wait => self.wait_place(&mut table, site)?,
+                    Decision::Wait => self.wait_slot(&mut table, site)?,
                 }
             };
             ended.await;
@@ -204,12 +206,12 @@ impl GuessLimit for Guesses {
     }
 }
 
-impl Table {
-    fn decide(&mut self, site: ClientSite, guess: Guess, now: Moment) -> Decision {
+impl SiteTable {
+    fn decide(&mut self, site: ClientSite, key: AttemptKey, now: Moment) -> Decision {
         self.forget_old(now);
         match self.sites.get_mut(&site) {
             None => Decision::Try,
-            Some(known) => known.decide(guess, now),
+            Some(known) => known.decide(key, now),
         }
     }
 
@@ -232,7 +234,7 @@ impl Table {
     }
 
     fn forget_if_idle(&mut self, site: ClientSite) {
-        if self.sites.get(&site).is_some_and(Site::is_idle) {
+        if self.sites.get(&site).is_some_and(SiteState::is_idle) {
             self.sites.remove(&site);
             if self.sites.capacity() > 64 && self.sites.capacity() / 8 > self.sites.len() {
                 self.sites.shrink_to(self.sites.len() * 2);
@@ -240,19 +242,19 @@ impl Table {
         }
     }
 
-    fn end(&mut self, guess: Guess, failed_at: Option<Moment>) {
-        let site = guess.client.site();
+    fn end(&mut self, key: AttemptKey, failed_at: Option<Moment>) {
+        let site = key.client.site();
         let Some(known) = self.sites.get_mut(&site) else {
             return;
         };
-        if let Some(at) = known.in_flight.iter().position(|other| *other == guess) {
+        if let Some(at) = known.in_flight.iter().position(|other| *other == key) {
             known.in_flight.swap_remove(at);
         }
         if let Some(at) = failed_at {
             let last = known.failures.back().map(|(last, _)| *last);
             // Callers read their clock before they come here; the order of arrival counts.
             let at = last.map_or(at, |last| last.max(at));
-            known.failures.push_back((at, guess));
+            known.failures.push_back((at, key));
             if let Some(last) = last {
                 self.by_last_failure.remove(&(last, site));
             }
@@ -268,13 +270,13 @@ impl Table {
     }
 }
 
-impl Site {
-    fn decide(&mut self, guess: Guess, now: Moment) -> Decision {
+impl SiteState {
+    fn decide(&mut self, key: AttemptKey, now: Moment) -> Decision {
         let old = self.failures.partition_point(|(at, _)| *at + WINDOW <= now);
         self.failures.drain(..old);
         let (mut refused_for, mut must_wait) = (Duration::ZERO, false);
         for (counts_with, bound) in BOUNDS {
-            let of_bound = |other: Guess| counts_with(guess, other);
+            let of_bound = |other: AttemptKey| counts_with(key, other);
             let failures = self.failures.iter().filter(|(_, other)| of_bound(*other));
             let failed = failures.clone().count();
             if failed >= bound {
@@ -305,20 +307,20 @@ impl Site {
 /// was learnt from it.
 #[derive(Debug)]
 #[must_use = "an attempt that is dropped at once limits nothing"]
-pub struct Attempt {
-    guesses: Arc<Guesses>,
-    guess: Guess,
+pub struct LoginAttempt {
+    limiter: Arc<LocalLoginRateLimiter>,
+    key: AttemptKey,
     failed_at: Option<Moment>,
     /// The attempt as other replicas see it.
-    reservation: Option<Reservation>,
+    shared: Option<SharedAttempt>,
 }
 
-impl Attempt {
+impl LoginAttempt {
     /// The password was wrong, or there is no such account.
     pub fn failed(mut self, now: Instant) {
-        self.failed_at = Some(self.guesses.moment(now));
-        if let Some(reservation) = &mut self.reservation {
-            reservation.has_failed = true;
+        self.failed_at = Some(self.limiter.moment(now));
+        if let Some(shared) = &mut self.shared {
+            shared.has_failed = true;
         }
     }
 
@@ -326,22 +328,22 @@ impl Attempt {
     pub fn succeeded(self) {}
 }
 
-impl Drop for Attempt {
+impl Drop for LoginAttempt {
     fn drop(&mut self) {
-        let mut table = self.guesses.table.lock();
-        table.end(self.guess, self.failed_at);
+        let mut table = self.limiter.table.lock();
+        table.end(self.key, self.failed_at);
     }
 }
 
 /// One of the places to wait in, given back when dropped.
-struct WaitPlace {
-    guesses: Arc<Guesses>,
+struct WaitSlot {
+    limiter: Arc<LocalLoginRateLimiter>,
     site: ClientSite,
 }
 
-impl Drop for WaitPlace {
+impl Drop for WaitSlot {
     fn drop(&mut self) {
-        let mut table = self.guesses.table.lock();
+        let mut table = self.limiter.table.lock();
         if let Some(known) = table.sites.get_mut(&self.site) {
             known.waiting -= 1;
         }

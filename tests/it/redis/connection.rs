@@ -1,7 +1,7 @@
 //! The link itself: starting, noticing, recovering, letting go.
 
 use prompt_service::config::{RedisConfig, Secret};
-use prompt_service::redis::{Link, Script};
+use prompt_service::redis::{Connection, Script};
 use std::sync::Arc;
 use tokio::time::timeout;
 
@@ -17,8 +17,8 @@ fn clients(server: &RedisServer) -> usize {
 
 async fn ask(replica: &Replica) -> Result<u64, prompt_service::redis::Error> {
     let script = Script::new("return 42");
-    let patience = replica.link.patience();
-    replica.link.run("test", patience, &script.on("key")).await
+    let patience = replica.redis.patience();
+    replica.redis.run("test", patience, &script.on("key")).await
 }
 
 #[tokio::test]
@@ -49,7 +49,7 @@ async fn start_without_redis_is_refused_in_words_that_hide_the_url() {
 }
 
 async fn refused(config: &RedisConfig) {
-    let connected = timeout(DEADLINE, Link::connect(config, Arc::default())).await;
+    let connected = timeout(DEADLINE, Connection::connect(config, Arc::default())).await;
     let error = connected
         .expect("one that does not answer is not waited for")
         .err()
@@ -115,7 +115,7 @@ async fn redis_that_stands_still_costs_one_patience_and_then_nothing() {
     server.pause();
     // Both end though Redis says nothing.
     timeout(DEADLINE, async {
-        while ask(&replica).await.is_err() && replica.link.is_up() {}
+        while ask(&replica).await.is_err() && replica.redis.is_up() {}
         assert_costs_nothing(&replica).await;
     })
     .await
@@ -146,7 +146,7 @@ async fn outages_leave_no_connections_behind_and_closing_leaves_none() {
         replica.is_up().await;
     }
     eventually!(clients(&server) == 1, "{}", clients(&server));
-    replica.keeper.close().await;
-    drop(replica.link);
+    replica.manager.close().await;
+    drop(replica.redis);
     eventually!(clients(&server) == 0, "{}", clients(&server));
 }

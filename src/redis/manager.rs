@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Connected, Failure, Link, Script, Shared, patiently};
+use super::{Connection, ConnectionState, ErrorSummary, NumberedConnection, Script, patiently};
 use crate::config::RedisConfig;
 use crate::telemetry::Metrics;
 
@@ -45,15 +45,15 @@ pub enum ConnectError {
     #[error(
         "the connection failed ({0}); check that Redis runs, is reachable, and lets this user run scripts that write"
     )]
-    Failed(Failure),
+    Failed(ErrorSummary),
 }
 
-/// Keeps a [`Link`] up. Dropped, it takes the link down for good.
-pub struct Keeper {
-    shared: Arc<Shared>,
+/// Keeps a [`Connection`] up. Dropped, it takes the link down for good.
+pub struct ConnectionManager {
+    state: Arc<ConnectionState>,
 }
 
-impl Link {
+impl Connection {
     /// Connects, and keeps the link from then on.
     ///
     /// # Errors
@@ -61,37 +61,37 @@ impl Link {
     pub async fn connect(
         config: &RedisConfig,
         metrics: Arc<Metrics>,
-    ) -> Result<(Self, Keeper), ConnectError> {
+    ) -> Result<(Self, ConnectionManager), ConnectError> {
         let client = Client::open(config.url.expose()).map_err(|_| ConnectError::Url)?;
-        let shared = Arc::new(Shared {
+        let state = Arc::new(ConnectionState {
             client,
             prefix: config.prefix.clone(),
             patience: config.patience,
             connection: watch::Sender::new(None),
             up: watch::Sender::new(false),
-            back_at: watch::Sender::new(None),
+            last_outage_end: watch::Sender::new(None),
             suspected: Notify::new(),
             metrics,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
-        let connected = patiently(config.patience, shared.connect(0)).await;
+        let connected = patiently(config.patience, state.connect(0)).await;
         match connected {
-            Ok(Ok(connected)) => shared.set_up(connected),
+            Ok(Ok(connected)) => state.set_up(connected),
             Ok(Err(error)) if is_distrust(&error) => return Err(ConnectError::Distrusted),
-            Ok(Err(error)) => return Err(ConnectError::Failed(Failure::from(&error))),
+            Ok(Err(error)) => return Err(ConnectError::Failed(ErrorSummary::from(&error))),
             Err(_) => return Err(ConnectError::TimedOut(config.patience)),
         }
-        let stop = shared.stop.clone();
-        let kept = Arc::clone(&shared);
-        shared.tasks.spawn(async move {
+        let stop = state.stop.clone();
+        let kept = Arc::clone(&state);
+        state.tasks.spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = kept.keep() => {}
             }
         });
-        let link = Self(Arc::clone(&shared));
-        Ok((link, Keeper { shared }))
+        let connection = Self(Arc::clone(&state));
+        Ok((connection, ConnectionManager { state }))
     }
 }
 
@@ -99,31 +99,31 @@ impl Link {
 fn is_distrust(error: &redis::RedisError) -> bool {
     let held = || {
         // The client library gives the pointer for the error behind it.
-        let shared = std::error::Error::source(error)?;
-        let shared = shared.downcast_ref::<Arc<dyn std::error::Error + Send + Sync>>()?;
-        let system = shared.downcast_ref::<io::Error>()?;
+        let state = std::error::Error::source(error)?;
+        let state = state.downcast_ref::<Arc<dyn std::error::Error + Send + Sync>>()?;
+        let system = state.downcast_ref::<io::Error>()?;
         system.get_ref()?.downcast_ref::<rustls::Error>()
     };
     matches!(held(), Some(rustls::Error::InvalidCertificate(_)))
 }
 
-impl Keeper {
+impl ConnectionManager {
     /// Ends the tasks of the link, and with them what they have open. Events that wait to be published are published first,
     /// if Redis takes them soon.
     pub async fn close(self) {
-        self.shared.stop.cancel();
-        self.shared.tasks.close();
-        self.shared.tasks.wait().await;
+        self.state.stop.cancel();
+        self.state.tasks.close();
+        self.state.tasks.wait().await;
     }
 }
 
-impl Drop for Keeper {
+impl Drop for ConnectionManager {
     fn drop(&mut self) {
-        self.shared.stop.cancel();
+        self.state.stop.cancel();
     }
 }
 
-impl Shared {
+impl ConnectionState {
     /// Watches over the connection for ever.
     async fn keep(&self) {
         let mut number = 0;
@@ -143,13 +143,13 @@ impl Shared {
         }
     }
 
-    async fn reconnect(&self, number: u64) -> Connected {
+    async fn reconnect(&self, number: u64) -> NumberedConnection {
         let mut pause = FIRST_PAUSE;
         loop {
             match patiently(self.patience, self.connect(number)).await {
                 Ok(Ok(connected)) => return connected,
                 Ok(Err(error)) => {
-                    tracing::debug!(error = %Failure::from(&error), "Redis is still away");
+                    tracing::debug!(error = %ErrorSummary::from(&error), "Redis is still away");
                 }
                 Err(_) => tracing::debug!("Redis still does not answer"),
             }
@@ -158,7 +158,7 @@ impl Shared {
         }
     }
 
-    async fn connect(&self, number: u64) -> RedisResult<Connected> {
+    async fn connect(&self, number: u64) -> RedisResult<NumberedConnection> {
         // Each command brings its own patience, and so does whoever waits for this.
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(None)
@@ -169,7 +169,7 @@ impl Shared {
             .get_multiplexed_async_connection_with_config(&config)
             .await?;
         self.probe(connection.clone()).await?;
-        Ok(Connected { connection, number })
+        Ok(NumberedConnection { connection, number })
     }
 
     async fn probe(&self, mut connection: MultiplexedConnection) -> RedisResult<()> {

@@ -18,7 +18,7 @@ use super::checkpoint::{Checkpointer, pages};
 use super::connection::{Database, PAGE_SIZE};
 use super::error::{NotCommitted, cannot_write};
 use super::reserve::Reserve;
-use super::writer::{Command, MAX_BATCH, Operation, Progress, Ran, operation};
+use super::writer::{Command, MAX_BATCH, Operation, Ran, WriterStatus, operation};
 
 /// Bytes of the text that a probe stores twice, in a table and in its index: together as much as
 /// nearly every prompt.
@@ -29,7 +29,7 @@ const PROBE_BYTES: usize = 32 << 10;
 const PROBE_HOLDS: Duration = Duration::from_secs(1);
 
 /// What the writer's thread owns.
-pub(super) struct Worker {
+pub(super) struct WriterThread {
     database: Database,
     /// `None` after a failure that may have left the connection in doubt; the next transaction
     /// opens another.
@@ -39,32 +39,32 @@ pub(super) struct Worker {
     is_short: bool,
     /// When the last probe was made, and what it found.
     probed: Option<(Instant, bool)>,
-    progress: Arc<Progress>,
+    status: Arc<WriterStatus>,
 }
 
-impl Worker {
+impl WriterThread {
     /// Takes over an open connection, and makes the reserve as far as there is room for it.
     pub fn new(database: Database, connection: Connection, reserve: Reserve) -> Self {
-        let mut worker = Self {
+        let mut thread = Self {
             checkpointer: Checkpointer::new(&database, reserve.lag()),
             database,
             connection: Some(connection),
             reserve,
             is_short: false,
             probed: None,
-            progress: Arc::default(),
+            status: Arc::default(),
         };
-        worker.settle();
-        if worker.is_short {
+        thread.settle();
+        if thread.is_short {
             // The log of an earlier life may hold pages that the database file has no room for.
-            worker.draw_on_reserve(Vec::new());
+            thread.draw_on_reserve(Vec::new());
         }
-        worker
+        thread
     }
 
     /// What the thread lets others see.
-    pub fn progress(&self) -> Arc<Progress> {
-        Arc::clone(&self.progress)
+    pub fn status(&self) -> Arc<WriterStatus> {
+        Arc::clone(&self.status)
     }
 
     /// The reserve, to be asked for its room.
@@ -73,7 +73,7 @@ impl Worker {
     }
 
     /// Writes what is queued until the queue is closed.
-    pub fn work_off(mut self, mut queue: mpsc::Receiver<Command>) {
+    pub fn run_until_closed(mut self, mut queue: mpsc::Receiver<Command>) {
         let mut commands = Vec::with_capacity(MAX_BATCH);
         let mut batch = Vec::with_capacity(MAX_BATCH);
         let mut probes = Vec::new();
@@ -136,7 +136,7 @@ impl Worker {
     fn settle(&mut self) {
         let was_short = std::mem::replace(&mut self.is_short, !self.reserve.fill());
         if self.is_short {
-            self.progress.is_in_doubt.store(true, Ordering::Relaxed);
+            self.status.is_in_doubt.store(true, Ordering::Relaxed);
         }
         match (was_short, self.is_short) {
             (false, true) => tracing::warn!(
@@ -206,7 +206,7 @@ impl Worker {
         let delete = "DELETE FROM revoked_token WHERE jti = ?1";
         let can_write = self.is_written(false, insert) && self.is_written(true, delete);
         if can_write && !self.is_short {
-            self.progress.is_in_doubt.store(false, Ordering::Relaxed);
+            self.status.is_in_doubt.store(false, Ordering::Relaxed);
         }
         self.copy_log();
         can_write
@@ -227,18 +227,18 @@ impl Worker {
             Ok(connection) => self.commit_on(connection, batch),
             Err(error) => (batch.len(), Err(error)),
         };
-        let progress = &self.progress;
+        let status = &self.status;
         if outcome.is_ok() {
             let number = u64::try_from(operations).unwrap_or(u64::MAX);
-            progress.committed_batches.fetch_add(1, Ordering::Relaxed);
-            progress
+            status.committed_batches.fetch_add(1, Ordering::Relaxed);
+            status
                 .committed_operations
                 .fetch_add(number, Ordering::Relaxed);
         } else {
-            progress.failed_batches.fetch_add(1, Ordering::Relaxed);
+            status.failed_batches.fetch_add(1, Ordering::Relaxed);
         }
         if outcome.as_ref().is_err_and(cannot_write) {
-            progress.is_in_doubt.store(true, Ordering::Relaxed);
+            status.is_in_doubt.store(true, Ordering::Relaxed);
         }
         (operations, outcome)
     }

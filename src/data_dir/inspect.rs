@@ -8,9 +8,9 @@ use std::path::Path;
 use super::lock::is_held;
 use super::{DataDir, Error};
 
-/// What [`DataDir::look`] found.
+/// What [`DataDir::inspect`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Found {
+pub struct FolderState {
     /// The folder is there, and can be written. If not, it can be made.
     pub is_there: bool,
     /// A server holds it.
@@ -22,7 +22,7 @@ impl DataDir {
     ///
     /// # Errors
     /// `Folder` if the folder can be neither written nor made, or is none.
-    pub fn look(path: &Path) -> Result<Found, Error> {
+    pub fn inspect(path: &Path) -> Result<FolderState, Error> {
         let folder = Self {
             path: path.to_owned(),
         };
@@ -31,7 +31,7 @@ impl DataDir {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 try_folder(nearest_folder(path)).map_err(folder.failed(what))?;
-                return Ok(Found {
+                return Ok(FolderState {
                     is_there: false,
                     is_in_use: false,
                 });
@@ -41,7 +41,7 @@ impl DataDir {
         try_file(path).map_err(folder.failed("the folder cannot be written"))?;
         let is_in_use = is_held(&path.join("lock"))
             .map_err(folder.failed("its lock file cannot be written"))?;
-        Ok(Found {
+        Ok(FolderState {
             is_there: true,
             is_in_use,
         })
@@ -101,21 +101,21 @@ mod tests {
     fn a_look_makes_nothing() {
         let outer = tempfile::tempdir().unwrap();
         let path = outer.path().join("a/data");
-        let found = |is_there, is_in_use| Found {
+        let found = |is_there, is_in_use| FolderState {
             is_there,
             is_in_use,
         };
-        assert_eq!(DataDir::look(&path).unwrap(), found(false, false));
+        assert_eq!(DataDir::inspect(&path).unwrap(), found(false, false));
         assert!(!DataDir::has_key(&path).unwrap());
         assert_eq!(fs::read_dir(outer.path()).unwrap().count(), 0);
         let folder = DataDir::open(&path).unwrap();
-        assert_eq!(DataDir::look(&path).unwrap(), found(true, false));
+        assert_eq!(DataDir::inspect(&path).unwrap(), found(true, false));
         assert!(!DataDir::has_key(&path).unwrap());
         assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
         let held = folder.lock().unwrap();
-        assert_eq!(DataDir::look(&path).unwrap(), found(true, true));
+        assert_eq!(DataDir::inspect(&path).unwrap(), found(true, true));
         drop(held);
-        assert_eq!(DataDir::look(&path).unwrap(), found(true, false));
+        assert_eq!(DataDir::inspect(&path).unwrap(), found(true, false));
         folder.secret_key().unwrap();
         assert!(DataDir::has_key(&path).unwrap());
         fs::write(path.join("secret.key"), "short").unwrap();
@@ -131,7 +131,7 @@ mod tests {
         std::os::unix::fs::symlink("nowhere", &link).unwrap();
         // Not even root can make a folder in /proc.
         for path in [&file, &file.join("a/b"), &link, Path::new("/proc/data/a")] {
-            let refused = DataDir::look(path);
+            let refused = DataDir::inspect(path);
             assert!(matches!(refused, Err(Error::Folder { .. })), "{refused:?}");
         }
         assert_eq!(nearest_folder(Path::new("data/a")), Path::new("."));
