@@ -1,4 +1,5 @@
-//! What proves who somebody is: passwords, tokens, session secrets, tickets, and how slowly they may be guessed.
+//! What proves an identity: passwords, tokens, session secrets, tickets; and the limits on guessing
+//! passwords.
 
 pub mod hash_pool;
 pub mod login_rate_limiter;

@@ -1,4 +1,4 @@
-//! Push: the open sockets of this process, and the events on their way to them from whatever replica.
+//! Push: the open sockets of this process, and the events that any replica sends to them.
 
 mod broker;
 mod hub;

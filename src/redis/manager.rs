@@ -1,4 +1,4 @@
-//! Keeps the link: connects, probes, reconnects.
+//! Keeps the connection up: connects, probes, reconnects.
 
 use std::io;
 use std::sync::Arc;
@@ -15,25 +15,26 @@ use super::{Connection, ConnectionState, ErrorSummary, NumberedConnection, Scrip
 use crate::config::RedisConfig;
 use crate::telemetry::Metrics;
 
-/// How often the link is probed.
+/// How often the connection is probed.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
-/// Pauses between attempts to connect: the first, doubled up to the last. With a second of patience for an attempt, the link is
-/// up again within 2 s of Redis's return.
+/// Pauses between attempts to connect: the first, doubled up to the last. With a timeout of a
+/// second for each attempt, the connection is up again within 2 s after Redis has returned.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
-/// Commands that wait in the process while the connection takes others; beyond it, callers wait within their patience.
+/// Commands that wait in the process while the connection sends others. Beyond it, callers wait
+/// until their time is over.
 const PIPELINE_COMMANDS: usize = 512;
-/// A probe writes, and does so by a script, as all that counts does: a Redis that is a read-only copy, out of memory or forbids
-/// scripts answers a plain ping all the same.
+/// A probe writes, and by a script, as all commands that matter do. A Redis that is a read-only
+/// copy, is out of memory or forbids scripts still replies to a plain ping.
 const PROBE: &str = "return redis.call('SET', KEYS[1], '1', 'PX', '1000')";
 
-/// Why there is no link at the start.
+/// Why there is no connection at the start.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The URL cannot be used.
     #[error("it is not redis://HOST:PORT or rediss://HOST:PORT")]
     Url,
-    /// Nothing answers in time.
+    /// No reply in time.
     #[error("nothing answered there within {} s; check that Redis runs and is reachable", .0.as_secs())]
     TimedOut(Duration),
     /// The server's certificate is not trusted.
@@ -48,16 +49,16 @@ pub enum ConnectError {
     Failed(ErrorSummary),
 }
 
-/// Keeps a [`Connection`] up. Dropped, it takes the link down for good.
+/// Keeps a [`Connection`] up. Dropping it takes the connection down for good.
 pub struct ConnectionManager {
     state: Arc<ConnectionState>,
 }
 
 impl Connection {
-    /// Connects, and keeps the link from then on.
+    /// Connects, and keeps the connection up from then on.
     ///
     /// # Errors
-    /// If Redis cannot be reached or written to now. The text holds no part of the URL.
+    /// Redis cannot be reached or written to now. The text holds no part of the URL.
     pub async fn connect(
         config: &RedisConfig,
         metrics: Arc<Metrics>,
@@ -98,7 +99,7 @@ impl Connection {
 /// Whether a certificate was refused.
 fn is_distrust(error: &redis::RedisError) -> bool {
     let held = || {
-        // The client library gives the pointer for the error behind it.
+        // The client library gives the `Arc` as the source, not the error in it.
         let state = std::error::Error::source(error)?;
         let state = state.downcast_ref::<Arc<dyn std::error::Error + Send + Sync>>()?;
         let system = state.downcast_ref::<io::Error>()?;
@@ -108,8 +109,8 @@ fn is_distrust(error: &redis::RedisError) -> bool {
 }
 
 impl ConnectionManager {
-    /// Ends the tasks of the link, and with them what they have open. Events that wait to be published are published first,
-    /// if Redis takes them soon.
+    /// Ends the tasks of the connection and closes what they have open. Events that wait are
+    /// published first, if Redis takes them soon.
     pub async fn close(self) {
         self.state.stop.cancel();
         self.state.tasks.close();
@@ -124,11 +125,11 @@ impl Drop for ConnectionManager {
 }
 
 impl ConnectionState {
-    /// Watches over the connection for ever.
+    /// Probes and replaces the connection, for ever.
     async fn keep(&self) {
         let mut number = 0;
         loop {
-            // Both are good reasons to look again.
+            // After the pause and after a failed command alike, the connection is probed.
             let _ = timeout(PROBE_EVERY, self.suspected.notified()).await;
             let current = self.connection.borrow().clone();
             if let Some(current) = current {
@@ -149,9 +150,9 @@ impl ConnectionState {
             match patiently(self.patience, self.connect(number)).await {
                 Ok(Ok(connected)) => return connected,
                 Ok(Err(error)) => {
-                    tracing::debug!(error = %ErrorSummary::from(&error), "Redis is still away");
+                    tracing::debug!(error = %ErrorSummary::from(&error), "Redis is still unavailable");
                 }
-                Err(_) => tracing::debug!("Redis still does not answer"),
+                Err(_) => tracing::debug!("Redis still does not reply"),
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LAST_PAUSE);
@@ -159,7 +160,7 @@ impl ConnectionState {
     }
 
     async fn connect(&self, number: u64) -> RedisResult<NumberedConnection> {
-        // Each command brings its own patience, and so does whoever waits for this.
+        // Each command has its own timeout, and so has the caller of this.
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(None)
             .set_response_timeout(None)

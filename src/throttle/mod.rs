@@ -1,4 +1,5 @@
-//! How often a user may post prompts: exact sliding windows over any number of rates, decided in one step.
+//! Limits how often a user may post prompts: exact sliding windows over any number of rates,
+//! decided in one step.
 
 mod redis_throttle;
 mod sliding_windows;
@@ -12,23 +13,26 @@ use crate::domain::{Rate, UserId};
 pub use redis_throttle::RedisThrottle;
 pub use sliding_windows::SlidingWindows;
 
-/// Counts the requests of each key, usually a user, against a set of [`Rates`](crate::domain::Rates).
+/// Counts the requests of each key, usually a user, against a set of
+/// [`Rates`](crate::domain::Rates).
 ///
-/// Exact: in no window of any rate are more requests allowed than the rate's limit, however many callers race. A window is
-/// half-open, so a request made exactly one window after another does not share one with it.
-/// `now` is the caller's monotonic clock; an implementation whose state is shared between processes goes by the clock of
-/// whatever keeps the state instead. A throttle never fails: one that cannot reach its state keeps the same limits by itself.
+/// Exact: in no window of any rate are more requests allowed than the rate's limit, however many
+/// callers race. A window is half-open, so two requests exactly one window apart do not share one.
+/// `now` is the caller's monotonic clock; an implementation that shares its state between processes
+/// uses the clock of the shared store instead. A throttle never fails: while it cannot reach the
+/// shared state, it keeps the same limits by itself.
 #[async_trait]
 pub trait Throttle<K = UserId>: Send + Sync {
-    /// Asks for one request, and counts it if all rates allow it. One atomic step: a request that one rate refuses uses up none.
-    /// Dropped before it is done, it may or may not have counted.
+    /// Asks for one request, and counts it if all rates allow it. One atomic step: a request that
+    /// one rate refuses uses up none of the others. If the future is dropped before it is done, the
+    /// request may or may not have been counted.
     async fn check(&self, key: K, now: Instant) -> ThrottleDecision;
 
-    /// What [`check`](Self::check) would say of the rates as they stand; counts nothing.
+    /// What [`check`](Self::check) would return for the rates now; counts nothing.
     async fn peek(&self, key: K, now: Instant) -> ThrottleDecision;
 }
 
-/// How one rate stands after a request was counted or refused.
+/// The state of one rate after a request was counted or refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateStatus {
     /// The rate.
@@ -39,10 +43,10 @@ pub struct RateStatus {
     pub reset_after: Duration,
 }
 
-/// A throttle's answer.
+/// Whether a request is allowed, and the state of all rates.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct ThrottleDecision {
-    /// `None` if the request is allowed; else how long until all rates would allow one.
+    /// `None` if the request is allowed; else the time until all rates would allow one.
     pub retry_after: Option<Duration>,
     /// Every rate, by rising window; empty without rates.
     pub rates: Vec<RateStatus>,
@@ -54,14 +58,16 @@ impl ThrottleDecision {
         self.retry_after.is_none()
     }
 
-    /// The value of `Retry-After`: whole seconds, rounded up, so that a retry after as many seconds succeeds. `None` if allowed.
+    /// The value of `Retry-After`: whole seconds, rounded up, so that a retry after that time
+    /// succeeds. `None` if allowed.
     pub fn retry_after_seconds(&self) -> Option<u64> {
         self.retry_after.map(seconds_rounded_up)
     }
 
-    /// The rate with the smallest share of its limit left; of equals the one of the longer window. `None` without rates.
+    /// The rate with the smallest share of its limit left; if several have the same share, the one
+    /// with the longer window. `None` without rates.
     pub fn tightest(&self) -> Option<&RateStatus> {
-        // Ties go to the first of the least, so the longest window is looked at first.
+        // `min_by` returns the first of equal elements, so the longest window comes first.
         self.rates.iter().rev().min_by(|a, b| {
             let share =
                 |x: &RateStatus, y: &RateStatus| u64::from(x.remaining) * u64::from(y.rate.limit);
@@ -69,8 +75,9 @@ impl ThrottleDecision {
         })
     }
 
-    /// The value of the `RateLimit` header for the tightest rate, such as `"minute";r=9;t=54`; `None` without rates.
-    /// `t` is `Retry-After` for a refused request, else the whole seconds until the oldest counted request leaves the window.
+    /// The value of the `RateLimit` header for the tightest rate, such as `"minute";r=9;t=54`;
+    /// `None` without rates. `t` is `Retry-After` for a refused request, else the whole seconds
+    /// until the oldest counted request leaves the window.
     pub fn ratelimit(&self) -> Option<String> {
         let state = self.tightest()?;
         let t = seconds_rounded_up(self.retry_after.unwrap_or(state.reset_after));
@@ -92,7 +99,7 @@ mod tests {
 
     fn decision(
         rates: &str,
-        standings: &[(u32, u64)],
+        states: &[(u32, u64)],
         retry_after_ms: Option<u64>,
     ) -> ThrottleDecision {
         let rates: Rates = rates.parse().unwrap();
@@ -101,7 +108,7 @@ mod tests {
             rates: rates
                 .as_slice()
                 .iter()
-                .zip(standings)
+                .zip(states)
                 .map(|(&rate, &(remaining, reset_ms))| RateStatus {
                     rate,
                     remaining,
@@ -132,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn refused_request_is_told_when_to_retry_by_both_headers() {
+    fn both_headers_of_a_refused_request_say_when_to_retry() {
         let refused = decision("1/s,10/min", &[(0, 300), (0, 41_100)], Some(41_100));
         assert!(!refused.is_allowed());
         assert_eq!(refused.retry_after_seconds(), Some(42));

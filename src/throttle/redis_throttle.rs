@@ -12,17 +12,21 @@ use crate::domain::Rates;
 use crate::redis::{Connection, Error, Script};
 use crate::telemetry::Metrics;
 
-/// The one step over all rates, and the look at them. Begins where `now` is known.
+/// The script that decides over all rates in one step, and reads their state. It begins where `now`
+/// is known.
 const WINDOWS: &str = include_str!("redis_throttle.lua");
-/// How long a look may take. It only fills a header, and must not hold up answers because Redis is slow.
+/// How long reading the state may take. It only fills a header, and must not delay responses
+/// because Redis is slow.
 const PEEK_PATIENCE: Duration = Duration::from_millis(100);
 
-/// Windows in Redis for one purpose: each key's requests in one sorted set, of about 100 bytes a request and never more of them
-/// than the limit of the rate with the longest window, which expires with that window.
+/// Windows in Redis for one purpose. Each key's requests are one sorted set of about 100 bytes a
+/// request, with never more requests than the limit of the rate with the longest window. The set
+/// expires with that window.
 ///
-/// While Redis is away each replica keeps the same limits by itself. Its own windows know what it let through before, and for
-/// one longest window after Redis's return they are asked too: what was let through meanwhile counts, and so does what a Redis
-/// that came back empty has forgotten.
+/// While Redis is unavailable, each replica keeps the same limits by itself. Its own windows know
+/// what it has allowed before. For one longest window after Redis's return they are asked too: so
+/// requests that were allowed meanwhile count, and so do those that a Redis has forgotten which
+/// came back empty.
 pub struct RedisThrottle<K> {
     redis: Connection,
     limit: &'static str,
@@ -33,8 +37,8 @@ pub struct RedisThrottle<K> {
 }
 
 impl<K: Copy + Ord + Hash + Display + Send + Sync> RedisThrottle<K> {
-    /// Windows of that name, which tells their keys from others' and names them in the metrics. `epoch`: no later than any
-    /// `now` to come.
+    /// Windows of that name, which is part of their keys and names them in the metrics. `epoch`: no
+    /// later than any `now` to come.
     pub fn new(
         redis: Connection,
         limit: &'static str,
@@ -52,7 +56,7 @@ impl<K: Copy + Ord + Hash + Display + Send + Sync> RedisThrottle<K> {
         }
     }
 
-    /// Whether requests let through before Redis's return may be unknown to it.
+    /// Whether Redis may not know requests that were allowed before its return.
     fn is_recovering(&self, now: Instant) -> bool {
         let longest = self.rates.longest_window().unwrap_or_default();
         self.redis
@@ -76,11 +80,11 @@ impl<K: Copy + Ord + Hash + Display + Send + Sync> RedisThrottle<K> {
         }
         let command = if take { "throttle" } else { "throttle_peek" };
         let answer: Vec<u64> = self.redis.run(command, patience, &call).await?;
-        Ok(decision(&self.rates, take, &answer))
+        Ok(parse_decision(&self.rates, take, &answer))
     }
 
-    /// The answer, or `None` where this replica has to decide by itself.
-    async fn answer(&self, key: K, take: bool, patience: Duration) -> Option<ThrottleDecision> {
+    /// The decision of Redis, or `None` if this replica has to decide by itself.
+    async fn decide(&self, key: K, take: bool, patience: Duration) -> Option<ThrottleDecision> {
         self.ask(key, take, patience).await.ok().flatten()
     }
 
@@ -92,24 +96,24 @@ impl<K: Copy + Ord + Hash + Display + Send + Sync> RedisThrottle<K> {
     }
 }
 
-/// Reads the script's answer; `None` if it is none of its answers, which something in between may make of it: that must not
-/// count as allowed.
-fn decision(rates: &Rates, take: bool, answer: &[u64]) -> Option<ThrottleDecision> {
-    let (allowed, standings) = answer.split_first()?;
-    if standings.len() != 2 * rates.as_slice().len() {
+/// Reads the script's reply. `None` if the reply has another form, which a proxy in between may
+/// cause: it must not count as allowed.
+fn parse_decision(rates: &Rates, take: bool, answer: &[u64]) -> Option<ThrottleDecision> {
+    let (allowed, states) = answer.split_first()?;
+    if states.len() != 2 * rates.as_slice().len() {
         return None;
     }
     let allowed = *allowed == 1;
     let rates: Vec<RateStatus> = rates
         .as_slice()
         .iter()
-        .zip(standings.chunks_exact(2))
-        .map(|(&rate, standing)| RateStatus {
+        .zip(states.chunks_exact(2))
+        .map(|(&rate, state)| RateStatus {
             rate,
             remaining: rate
                 .limit
-                .saturating_sub(u32::try_from(standing[0]).unwrap_or(u32::MAX)),
-            reset_after: Duration::from_micros(standing[1]),
+                .saturating_sub(u32::try_from(state[0]).unwrap_or(u32::MAX)),
+            reset_after: Duration::from_micros(state[1]),
         })
         .collect();
     // As in the process: when the last rate that is used up allows a request, all do.
@@ -119,7 +123,7 @@ fn decision(rates: &Rates, take: bool, answer: &[u64]) -> Option<ThrottleDecisio
     } else {
         used_up.map(|state| state.reset_after).max()
     };
-    // A refusal without a time to wait would pass for leave.
+    // A refusal without a time to wait would count as allowed.
     (!take || allowed || retry_after.is_some()).then_some(ThrottleDecision { retry_after, rates })
 }
 
@@ -140,15 +144,16 @@ impl<K: Copy + Ord + Hash + Display + Send + Sync> Throttle<K> for RedisThrottle
                 return own;
             }
         }
-        match self.answer(key, true, self.redis.patience()).await {
+        match self.decide(key, true, self.redis.patience()).await {
             Some(decision) => {
                 if decision.is_allowed() {
-                    // Only noted, for the case that Redis goes away.
+                    // Only recorded, for the case that Redis becomes unavailable.
                     self.local.check(key, now);
                 }
                 decision
             }
-            // A request whose answer did not come may have been counted there; then it counts twice, here and there.
+            // A request whose reply did not arrive may have been counted by Redis. Then it counts
+            // twice, there and here.
             None => {
                 self.degraded();
                 self.local.check(key, now)
@@ -160,7 +165,7 @@ impl<K: Copy + Ord + Hash + Display + Send + Sync> Throttle<K> for RedisThrottle
         if self.rates.as_slice().is_empty() {
             return ThrottleDecision::default();
         }
-        match self.answer(key, false, PEEK_PATIENCE).await {
+        match self.decide(key, false, PEEK_PATIENCE).await {
             Some(decision) => decision,
             None => self.local.peek(key, now),
         }
@@ -172,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_of_another_shape_decide_nothing() {
+    fn reply_of_another_form_decides_nothing() {
         let rates: Rates = "1/s,10/min".parse().unwrap();
         for answer in [
             &[][..],
@@ -182,11 +187,11 @@ mod tests {
             &[0, 0, 5, 0, 5],
             &[1, 1, 5, 1, 5, 1],
         ] {
-            assert!(decision(&rates, true, answer).is_none(), "{answer:?}");
+            assert!(parse_decision(&rates, true, answer).is_none(), "{answer:?}");
         }
-        let allowed = decision(&rates, true, &[1, 1, 5, 1, 5]).unwrap();
+        let allowed = parse_decision(&rates, true, &[1, 1, 5, 1, 5]).unwrap();
         assert!(allowed.is_allowed());
-        let refused = decision(&rates, true, &[0, 1, 5, 1, 9]).unwrap();
+        let refused = parse_decision(&rates, true, &[0, 1, 5, 1, 9]).unwrap();
         assert_eq!(refused.retry_after, Some(Duration::from_micros(5)));
     }
 }

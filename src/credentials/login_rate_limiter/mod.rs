@@ -1,9 +1,9 @@
-//! Slows down the guessing of passwords.
+//! Limits how often passwords may be guessed.
 //!
 //! The first failures of a minute are reported as such. After them even the right password is
-//! refused for a while, so that a guesser learns nothing more. Failures are counted by client and
-//! name, by client, and by the site that the client belongs to. They are never counted by name
-//! alone, so nobody can lock out a user who is elsewhere.
+//! refused for a while, so that somebody who guesses learns nothing more. Failures are counted by
+//! client and name, by client, and by the site that the client belongs to. They are never counted
+//! by name alone, so nobody can lock out a user who logs in from elsewhere.
 
 mod redis_login_rate_limiter;
 
@@ -35,12 +35,12 @@ const WINDOW: Duration = Duration::from_secs(60);
 /// Sites whose failures are remembered. A failure takes 40 bytes and costs a hash, of which two
 /// cores do fewer than 10,000 in a [`WINDOW`], so the table stays under a few megabytes.
 const MAX_SITES: usize = 10_000;
-/// Attempts of one site that may wait for others of its own.
+/// Attempts of one site that may wait for the outcome of its other attempts.
 const MAX_WAITING: usize = 256;
 
 /// Whether two attempts are counted together.
 type CountsWith = fn(AttemptKey, AttemptKey) -> bool;
-/// What is counted together, and how many failures of it are reported.
+/// For each limit: which attempts count together, and how many failures of them are reported.
 const BOUNDS: [(CountsWith, usize); 3] = [
     (|one, other| one == other, MAX_FAILURES_OF_NAME),
     (
@@ -56,24 +56,27 @@ pub enum LoginRefused {
     /// Too many failures.
     #[error("too many failed attempts")]
     TooMany {
-        /// A try after this long is not refused.
+        /// An attempt after this time is not refused.
         retry_after: Duration,
     },
-    /// Too many attempts of this site wait for others of its own.
+    /// Too many attempts of this site wait for its other attempts.
     #[error("too many attempts at once")]
     Overloaded,
 }
 
-/// How often passwords may be guessed in a minute: ten times for one name from one client, a
-/// hundred times from one client, three hundred times from one site.
+/// Limits wrong passwords in a minute: ten for one name from one client, a hundred from one client,
+/// three hundred from one site.
 #[async_trait]
 pub trait LoginRateLimiter: Send + Sync {
-    /// Asks to try a password for `name`, in its canonical form, and registers the attempt before it is hashed. While the
-    /// failures and the attempts under way together reach a limit, waits for outcomes: so of any number of parallel
-    /// attempts exactly as many fail with an answer as the limit says, and right ones are not refused for their number.
+    /// Asks to try a password for `name`, in its canonical form, and registers the attempt before
+    /// the password is hashed. While the failures and the attempts in flight together reach a
+    /// limit, this waits for outcomes. So of any number of parallel attempts exactly as many are
+    /// reported as failed as the limit allows, and right passwords are not refused because many are
+    /// tried at once.
     ///
-    /// `clock` is read at each decision; an implementation whose counts are shared goes by the clock of whatever keeps them.
-    /// Dropping the future withdraws the question. Keepers that cannot be reached never mean no limit.
+    /// `clock` is read at each decision; an implementation that shares its counts uses the clock of
+    /// the shared store instead. Dropping the future withdraws the request. An unavailable shared
+    /// store never means that there is no limit.
     async fn begin(
         self: Arc<Self>,
         client: ClientNetwork,
@@ -82,7 +85,8 @@ pub trait LoginRateLimiter: Send + Sync {
     ) -> Result<LoginAttempt, LoginRefused>;
 }
 
-/// Failed attempts of the last minute, and attempts whose outcome is not known yet.
+/// Failed attempts of the last minute, and attempts whose outcome is not known yet, in the memory
+/// of this process.
 ///
 /// Names are kept as keyed 64-bit hashes. A collision, which nobody can cause on purpose, would
 /// make two names of one client share their ten failures.
@@ -107,7 +111,7 @@ struct AttemptKey {
 #[derive(Debug, Default)]
 struct SiteTable {
     sites: HashMap<ClientSite, SiteState>,
-    /// Every site with failures, by the last of them.
+    /// Every site with failures, by the time of its last failure.
     by_last_failure: BTreeSet<(Moment, ClientSite)>,
 }
 
@@ -115,7 +119,7 @@ struct SiteTable {
 struct SiteState {
     /// By rising time, at most [`MAX_FAILURES_OF_SITE`].
     failures: VecDeque<(Moment, AttemptKey)>,
-    /// Attempts that have been let through and have not ended; with `failures` within the bounds.
+    /// Attempts that were allowed and have not ended; together with `failures` within the bounds.
     in_flight: Vec<AttemptKey>,
     waiting: usize,
     /// Notified when an attempt ends.
@@ -129,7 +133,7 @@ enum Decision {
 }
 
 impl LocalLoginRateLimiter {
-    /// Nobody has failed yet. `epoch`: no later than any instant to come.
+    /// Nothing is counted yet. `epoch`: no later than any instant to come.
     pub fn new(epoch: Instant) -> Arc<Self> {
         Arc::new(Self {
             epoch,
@@ -158,7 +162,7 @@ impl LocalLoginRateLimiter {
             limiter: Arc::clone(self),
             site,
         };
-        // Made under the lock, so that no outcome from here on is missed.
+        // Registered under the lock, so that no later outcome is missed.
         Ok((place, Arc::clone(&known.ended).notified_owned()))
     }
 
@@ -208,32 +212,32 @@ impl LoginRateLimiter for LocalLoginRateLimiter {
 
 impl SiteTable {
     fn decide(&mut self, site: ClientSite, key: AttemptKey, now: Moment) -> Decision {
-        self.forget_old(now);
+        self.remove_old_failures(now);
         match self.sites.get_mut(&site) {
             None => Decision::Try,
             Some(known) => known.decide(key, now),
         }
     }
 
-    /// Forgets sites whose last failure was a window ago.
-    fn forget_old(&mut self, now: Moment) {
+    /// Removes the failures of sites whose last failure was a window ago.
+    fn remove_old_failures(&mut self, now: Moment) {
         while let Some(&(last, site)) = self.by_last_failure.first() {
             if last + WINDOW > now {
                 break;
             }
-            self.forget_failures(last, site);
+            self.remove_failures(last, site);
         }
     }
 
-    fn forget_failures(&mut self, last: Moment, site: ClientSite) {
+    fn remove_failures(&mut self, last: Moment, site: ClientSite) {
         self.by_last_failure.remove(&(last, site));
         if let Some(known) = self.sites.get_mut(&site) {
             known.failures = VecDeque::new();
         }
-        self.forget_if_idle(site);
+        self.remove_if_idle(site);
     }
 
-    fn forget_if_idle(&mut self, site: ClientSite) {
+    fn remove_if_idle(&mut self, site: ClientSite) {
         if self.sites.get(&site).is_some_and(SiteState::is_idle) {
             self.sites.remove(&site);
             if self.sites.capacity() > 64 && self.sites.capacity() / 8 > self.sites.len() {
@@ -252,7 +256,7 @@ impl SiteTable {
         }
         if let Some(at) = failed_at {
             let last = known.failures.back().map(|(last, _)| *last);
-            // Callers read their clock before they come here; the order of arrival counts.
+            // Callers read their clock before they call this; the order of the calls counts.
             let at = last.map_or(at, |last| last.max(at));
             known.failures.push_back((at, key));
             if let Some(last) = last {
@@ -261,11 +265,11 @@ impl SiteTable {
             self.by_last_failure.insert((at, site));
         }
         known.ended.notify_waiters();
-        self.forget_if_idle(site);
+        self.remove_if_idle(site);
         if self.by_last_failure.len() > MAX_SITES
             && let Some(&(last, oldest)) = self.by_last_failure.first()
         {
-            self.forget_failures(last, oldest);
+            self.remove_failures(last, oldest);
         }
     }
 }
@@ -280,7 +284,7 @@ impl SiteState {
             let failures = self.failures.iter().filter(|(_, other)| of_bound(*other));
             let failed = failures.clone().count();
             if failed >= bound {
-                // Once this failure has left the window, one more may come.
+                // Once this failure has left the window, one more attempt is allowed.
                 let next_to_go = failures.clone().nth(failed - bound);
                 let wait = next_to_go.map(|(at, _)| (*at + WINDOW).saturating_sub(now));
                 refused_for = refused_for.max(wait.unwrap_or_default());
@@ -303,15 +307,15 @@ impl SiteState {
     }
 }
 
-/// A password about to be tried. If it is dropped without an outcome it counts neither way: nothing
-/// was learnt from it.
+/// A password that is about to be tried. An attempt that is dropped without an outcome counts
+/// neither as a failure nor as a success: nothing was learnt from it.
 #[derive(Debug)]
 #[must_use = "an attempt that is dropped at once limits nothing"]
 pub struct LoginAttempt {
     limiter: Arc<LocalLoginRateLimiter>,
     key: AttemptKey,
     failed_at: Option<Moment>,
-    /// The attempt as other replicas see it.
+    /// The attempt as registered in Redis for the other replicas.
     shared: Option<SharedAttempt>,
 }
 
@@ -335,7 +339,7 @@ impl Drop for LoginAttempt {
     }
 }
 
-/// One of the places to wait in, given back when dropped.
+/// One of the slots of waiting attempts. Dropping it frees the slot.
 struct WaitSlot {
     limiter: Arc<LocalLoginRateLimiter>,
     site: ClientSite,
@@ -347,7 +351,7 @@ impl Drop for WaitSlot {
         if let Some(known) = table.sites.get_mut(&self.site) {
             known.waiting -= 1;
         }
-        table.forget_if_idle(self.site);
+        table.remove_if_idle(self.site);
     }
 }
 

@@ -10,7 +10,7 @@ use super::*;
 const HOME: ClientNetwork = ClientNetwork::V4(1);
 const AWAY: ClientNetwork = ClientNetwork::V4(2);
 
-/// LocalLoginRateLimiter with a clock that stands where it is put.
+/// A limiter with a clock that the test sets.
 struct Setting {
     limiter: Arc<LocalLoginRateLimiter>,
     epoch: Instant,
@@ -61,7 +61,7 @@ fn too_many(retry_after_ms: u64) -> Result<(), LoginRefused> {
 }
 
 #[tokio::test]
-async fn eleventh_attempt_of_a_name_is_refused_until_the_first_failure_is_a_minute_old() {
+async fn eleventh_attempt_for_a_name_is_refused_until_the_first_failure_is_a_minute_old() {
     let setting = Setting::new();
     for second in 0..10 {
         assert_eq!(setting.fail(HOME, "alice", second * 1000).await, Ok(()));
@@ -85,7 +85,7 @@ async fn other_names_and_other_clients_are_not_affected() {
 }
 
 #[tokio::test]
-async fn hundred_failures_of_a_client_refuse_every_name() {
+async fn after_a_hundred_failures_of_a_client_every_name_is_refused() {
     let setting = Setting::new();
     for i in 0..100 {
         assert_eq!(
@@ -102,7 +102,7 @@ async fn hundred_failures_of_a_client_refuse_every_name() {
 }
 
 #[tokio::test]
-async fn three_hundred_failures_of_an_ipv6_site_refuse_all_of_its_networks() {
+async fn after_three_hundred_failures_of_an_ipv6_site_all_its_networks_are_refused() {
     let setting = Setting::new();
     let network = |n: u64| ClientNetwork::V6(0x2001_0db8_0001_0000 + n);
     for n in 0..300 {
@@ -134,7 +134,7 @@ async fn attempts_of_a_site_wait_while_those_in_flight_could_all_fail() {
 }
 
 #[tokio::test]
-async fn success_and_silence_count_neither_way() {
+async fn successful_and_dropped_attempts_are_not_counted() {
     let setting = Setting::new();
     for _ in 0..9 {
         setting.fail(HOME, "alice", 0).await.unwrap();
@@ -147,7 +147,7 @@ async fn success_and_silence_count_neither_way() {
     assert_eq!(setting.fail(HOME, "alice", 0).await, too_many(60_000));
 }
 
-/// What 50 parallel attempts of one name came to: answered, and refused.
+/// The outcomes of 50 parallel attempts of one name: answered, and refused.
 async fn storm(right: bool) -> (usize, usize) {
     let setting = Arc::new(Setting::new());
     let mut attempts = JoinSet::new();
@@ -203,7 +203,7 @@ async fn attempt_waits_while_those_in_flight_could_all_fail() {
 }
 
 #[tokio::test]
-async fn waiting_places_are_bounded_and_given_back() {
+async fn waiting_slots_are_bounded_and_freed() {
     let setting = Setting::new();
     let mut in_flight = Vec::new();
     for _ in 0..10 {
@@ -227,7 +227,7 @@ async fn waiting_places_are_bounded_and_given_back() {
 }
 
 #[tokio::test]
-async fn table_is_bounded_and_forgets_the_least_recent_failures() {
+async fn table_is_bounded_and_drops_the_least_recent_failures() {
     let setting = Setting::new();
     let clients = u32::try_from(MAX_SITES).unwrap();
     for client in 0..clients + 5 {

@@ -1,4 +1,4 @@
-//! The broker: takes an event on whatever replica it happens, and puts it into the hub of every replica.
+//! The broker: takes an event on any replica, and puts it into the hub of every replica.
 
 mod outbox;
 mod redis_broker;
@@ -11,13 +11,14 @@ use crate::telemetry::Metrics;
 pub use self::redis_broker::RedisBroker;
 use super::hub::{Hub, Listener, Subscription, TooManySockets};
 
-/// Why a socket is not let in.
+/// Why a subscription is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SubscribeError {
-    /// The user has as many sockets as it may have.
+    /// The user has as many sockets as allowed.
     #[error("too many sockets")]
     TooManySockets,
-    /// Events cannot reach this replica at the moment; a socket that hears nothing would only look open.
+    /// Events cannot reach this replica at the moment, so a socket would be open and receive
+    /// nothing.
     #[error("events are unavailable")]
     Unavailable,
 }
@@ -30,11 +31,13 @@ impl From<TooManySockets> for SubscribeError {
 
 /// Carries events to the open sockets of a user.
 ///
-/// An event that is published after [`subscribe`](Self::subscribe) has returned reaches that socket exactly once, or the socket
-/// is closed with [`CloseReason::Missed`](super::CloseReason::Missed) or another reason: none is skipped silently. Events of
-/// one user that one replica publishes one after the other arrive in that order.
+/// An event that is published after [`subscribe`](Self::subscribe) has returned reaches that socket
+/// exactly once, or the socket is closed with [`CloseReason::Missed`](super::CloseReason::Missed)
+/// or another reason: no event is skipped silently. Events of one user that one replica publishes
+/// one after the other arrive in that order.
 pub trait Broker: Send + Sync {
-    /// Sends `event`, a JSON text, to every open socket of the user. Returns at once; nobody is told whether it arrived.
+    /// Sends `event`, a JSON text, to every open socket of the user. Returns at once, without
+    /// knowing whether it arrives.
     fn publish(&self, user: UserId, event: Arc<str>);
 
     /// Adds a socket of `listener`'s user, unless that user has `limit` already on this replica.
@@ -44,7 +47,7 @@ pub trait Broker: Send + Sync {
     fn subscribe(&self, listener: Listener, limit: usize) -> Result<Subscription, SubscribeError>;
 }
 
-/// Straight to the hub: there is one replica.
+/// Sends directly to the hub: there is one replica.
 pub struct LocalBroker {
     hub: Arc<Hub>,
     metrics: Arc<Metrics>,

@@ -1,8 +1,9 @@
 //! Events between replicas, over one channel in Redis.
 //!
-//! Every replica subscribes once to the one channel of the service and drops what concerns no socket of its own. A message is
-//! the user's id, a line feed, and the event; without an event it says that the user may have missed one. The publisher's own
-//! sockets hear of an event the same way, so that each gets it once.
+//! Every replica subscribes once to the one channel of the service, and ignores events for users
+//! without a socket in its process. A message is the user's id, a line feed, and the event. Without
+//! an event it means that the user may have missed one. The publisher's own sockets receive an
+//! event the same way, so that each gets it once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,23 +22,25 @@ use crate::realtime::hub::{CloseReason, Hub, Listener, Subscription};
 use crate::redis::{Connection, Error, Script};
 use crate::telemetry::Metrics;
 
-/// How often the subscription is asked for a sign of life, and how long it may take: nothing is lost while Redis is only slow,
-/// and sockets are closed when the subscription is given up, so this is more patient than a request.
+/// How often the subscription is pinged, and how long the reply may take. Nothing is lost while
+/// Redis is only slow, and sockets are closed when the subscription is dropped, so this timeout is
+/// longer than a request's.
 const PING_EVERY: Duration = Duration::from_secs(1);
 const PING_PATIENCE: Duration = Duration::from_secs(3);
 /// Pauses between attempts to subscribe: the first, doubled up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
-/// Publishes messages in their order, all or none. It writes first, which a server that has become a read-only copy refuses: it
-/// would take a plain PUBLISH, answer as ever, and tell nobody but those who listen to itself.
+/// Publishes messages in their order, all or none. It writes first, because a server that has
+/// become a read-only copy refuses that. Such a server would take a plain PUBLISH, reply as usual,
+/// and send the message only to its own subscribers.
 const PUBLISH: &str = "
 redis.call('SET', KEYS[1], '1', 'PX', '1000')
 for n = 2, #ARGV do redis.call('PUBLISH', ARGV[1], ARGV[n]) end
 return #ARGV - 1";
-/// How long the last events may take to leave when the service stops.
+/// How long publishing the last events may take when the service stops.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Publishes to all replicas, and feeds this one's hub from all.
+/// Publishes to all replicas, and receives from all replicas for the hub of this one.
 pub struct RedisBroker {
     state: Arc<BrokerState>,
 }
@@ -45,7 +48,7 @@ pub struct RedisBroker {
 struct BrokerState {
     redis: Connection,
     channel: String,
-    /// What a publication writes to.
+    /// The key that a publication writes to.
     probe: String,
     publish: Script,
     hub: Arc<Hub>,
@@ -53,15 +56,15 @@ struct BrokerState {
     /// Whether the subscription is active.
     is_live: AtomicBool,
     outbox: Mutex<Outbox>,
-    /// Rung when something was put into the outbox.
+    /// Notified when something was put into the outbox.
     filled: Notify,
 }
 
 impl RedisBroker {
-    /// Subscribes, and keeps the subscription for as long as the link is kept.
+    /// Subscribes, and keeps the subscription up until the connection is closed.
     ///
     /// # Errors
-    /// If Redis does not let this process subscribe now.
+    /// Redis does not let this process subscribe now.
     pub async fn start(
         redis: Connection,
         hub: Arc<Hub>,
@@ -78,7 +81,8 @@ impl RedisBroker {
             outbox: Mutex::default(),
             filled: Notify::new(),
         });
-        // Before the subscription: what becomes of the connection from here on ends that too.
+        // Read before the subscription is made: if the connection is replaced from here on, the
+        // subscription is too.
         let number = redis.connected().await;
         let first = redis.subscribe(&state.channel).await?;
         let listening = Arc::clone(&state);
@@ -97,7 +101,8 @@ impl RedisBroker {
 impl Broker for RedisBroker {
     fn publish(&self, user: UserId, event: Arc<str>) {
         let state = &self.state;
-        // What would wait for Redis to return would come late, to sockets that have read the list meanwhile.
+        // An event that waited for Redis to return would come late, to sockets that have read the
+        // list meanwhile.
         let is_waiting = state.redis.is_up() && state.outbox.lock().push(user, event);
         if !is_waiting {
             state.outbox.lock().miss(user);
@@ -108,8 +113,8 @@ impl Broker for RedisBroker {
 
     fn subscribe(&self, listener: Listener, limit: usize) -> Result<Subscription, SubscribeError> {
         let subscription = self.state.hub.subscribe(listener, limit)?;
-        // Looked at after the socket was added: sockets are closed after the flag is taken down, so either that finds this
-        // one, or this finds the flag down.
+        // Checked after the socket was added: sockets are closed after the flag is cleared, so
+        // either they include this one, or the flag is cleared here.
         if self.state.is_live.load(Ordering::SeqCst) {
             Ok(subscription)
         } else {
@@ -119,10 +124,11 @@ impl Broker for RedisBroker {
 }
 
 impl BrokerState {
-    /// Puts what arrives into the hub; subscribes again when the subscription is lost. For ever.
+    /// Puts the events that arrive into the hub, and subscribes again when the subscription is
+    /// lost. Does not return.
     ///
-    /// The subscription goes with the connection of that number, which the others publish on: a server that was demoted keeps
-    /// subscriptions open and has nothing to say on them.
+    /// The subscription is dropped with the connection of that number, which this process publishes
+    /// on: a server that was demoted keeps subscriptions open but receives no more events.
     async fn listen(&self, mut subscription: redis::aio::PubSub, mut number: u64) {
         loop {
             tokio::select! {
@@ -130,7 +136,7 @@ impl BrokerState {
                 () = self.redis.replaced(number) => {}
             }
             self.is_live.store(false, Ordering::SeqCst);
-            // What was published from the last message on is not known here.
+            // Events published after the last message are not known here.
             self.close(&Missed::Everybody);
             tracing::warn!(
                 "the subscription to events was lost: open sockets were closed, and none is let in until it is back"
@@ -141,7 +147,8 @@ impl BrokerState {
         }
     }
 
-    /// Returns when the subscription is lost. Redis also ends it when this process takes messages too slowly.
+    /// Returns when the subscription is lost. Redis also ends it when this process takes messages
+    /// too slowly.
     async fn receive(&self, subscription: redis::aio::PubSub) {
         let (mut commands, mut messages) = subscription.split();
         let alive = async move {
@@ -170,7 +177,7 @@ impl BrokerState {
             let number = self.redis.connected().await;
             match self.redis.subscribe(&self.channel).await {
                 Ok(subscription) => return (subscription, number),
-                Err(error) => tracing::debug!(%error, "events are still away"),
+                Err(error) => tracing::debug!(%error, "events are still unavailable"),
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LAST_PAUSE);
@@ -187,7 +194,8 @@ impl BrokerState {
                 }
             }
             Some(Message::Missed(missed)) => self.close(&missed),
-            // Of another version of this service, or of somebody else: whatever it says, it may have been an event.
+            // It comes from another version of this service, or from another program. It may have
+            // been an event.
             None => {
                 tracing::warn!("a message on the channel of events could not be read");
                 self.close(&Missed::Everybody);
@@ -195,7 +203,7 @@ impl BrokerState {
         }
     }
 
-    /// Publishes what is put into the outbox, until stopped; then what is still in it.
+    /// Publishes what is put into the outbox until stopped, then what is still in it.
     async fn publish_all(self: Arc<Self>, stop: CancellationToken) {
         let mut up = self.redis.watch();
         loop {
@@ -204,7 +212,7 @@ impl BrokerState {
                 self.send(batch).await;
             }
             if !self.redis.is_up() {
-                let missed = self.outbox.lock().give_up();
+                let missed = self.outbox.lock().discard();
                 self.close(&missed);
                 tokio::select! {
                     () = stop.cancelled() => return,
@@ -233,8 +241,9 @@ impl BrokerState {
         }
     }
 
-    /// Sends a batch. A failure leaves open whether it was carried out, and sending it again could double events: instead, all
-    /// whom it concerns are told that they may have missed something, here at once and elsewhere with the next batch.
+    /// Sends a batch. After a failure it is unknown whether Redis has published it, and sending it
+    /// again could double events. Instead, all its users count as having missed something: here at
+    /// once, and on the other replicas with the next batch.
     async fn send(&self, batch: EventBatch) {
         let mut publication = self.publish.on(&self.probe);
         publication.arg(&self.channel);
@@ -259,12 +268,13 @@ impl BrokerState {
             let missed = batch.into_missed();
             self.close(&missed);
             self.outbox.lock().miss_all(missed);
-            // The link is probed after a failure; until it is known to be down, this is no reason to hurry.
+            // The connection is probed after a failure. Until it is known to be down, the next
+            // batch waits a moment.
             tokio::time::sleep(FIRST_PAUSE).await;
         }
     }
 
-    /// Closes the sockets of those who may have missed an event, on this replica.
+    /// Closes the sockets of users who may have missed an event, on this replica.
     fn close(&self, missed: &Missed) {
         if missed.is_empty() {
             return;
@@ -299,7 +309,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_are_told_apart() {
+    fn messages_are_decoded() {
         let event = decode(b"7\n{\"a\":\"b\\n\"}");
         assert!(matches!(
             event,

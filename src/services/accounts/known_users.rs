@@ -1,4 +1,5 @@
-//! Accounts seen lately, so that not every request asks the store whether its user still exists.
+//! A short-lived cache of accounts, so that not every request asks the store whether its user still
+//! exists.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,20 +11,22 @@ use crate::domain::{User, UserId};
 use crate::error::Error;
 use crate::store::AccountStore;
 
-/// How old an answer may be. A disabled account or a changed password takes effect within this time plus one request, on
-/// every process that shares the store; the contract allows 5 s.
+/// How old an entry may be. A disabled account or a changed password takes effect within this time
+/// plus one request, on every process that shares the store; the contract allows 5 s.
 const MAX_AGE: Duration = Duration::from_secs(2);
-/// Accounts remembered. Beyond it the outdated are dropped, and all if none is.
+/// The most entries. Beyond it the outdated entries are removed, and all entries if none is
+/// outdated.
 const CAPACITY: usize = 10_000;
 
-/// Accounts by id, each as of at most [`MAX_AGE`] ago. Absence is not remembered: it is rare, and an account may be made.
+/// Accounts by id, each read at most [`MAX_AGE`] ago. A missing account is not remembered: it is
+/// rare, and the account may be created.
 #[derive(Default)]
 pub struct KnownUsers {
     users: Mutex<HashMap<UserId, (Arc<User>, Instant)>>,
 }
 
 impl KnownUsers {
-    /// The account, from memory or else from the store.
+    /// Returns the account, from memory or else from the store.
     ///
     /// # Errors
     /// Those of the store.
@@ -53,7 +56,7 @@ impl KnownUsers {
         Ok(Some(user))
     }
 
-    /// Has the account read anew when it is asked for next.
+    /// Removes the account, so that the next request reads it from the store.
     pub fn forget(&self, id: UserId) {
         self.users.lock().remove(&id);
     }
