@@ -1,8 +1,8 @@
-//! The threads that read, each with a connection of its own.
+//! The threads that read. Each has its own connection.
 //!
-//! Threads of our own rather than the runtime's blocking pool: a connection then stays where its statements are prepared,
-//! nothing has to be borrowed from a pool, and long reads of others cannot take all the blocking threads. It is no slower
-//! either: the bench `store` compares the two.
+//! They are not threads of the runtime's blocking pool. So a connection stays on the thread where
+//! its statements are prepared, nothing has to be borrowed from a pool, and long reads of others
+//! cannot occupy all blocking threads. It is no slower either: the bench `store` compares the two.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,7 +16,7 @@ use super::error::{Closed, Defect, Failure};
 use crate::store::Error;
 use crate::threads::{JobQueue, Next, ThreadGroup};
 
-/// Reads that may wait for a thread; further callers wait for a place.
+/// Reads that may wait in the queue; further callers wait for room in it.
 const QUEUE: usize = 1024;
 
 /// A read and its caller. Returns whether the connection may be used again.
@@ -45,7 +45,8 @@ impl Readers {
         Ok(readers)
     }
 
-    /// Runs `work` on a reading connection. A `work` of more than one statement must begin a transaction itself.
+    /// Runs `work` on a reading connection. A `work` of more than one statement must begin a
+    /// transaction itself.
     pub async fn read<T, F>(&self, work: F) -> Result<T, Error>
     where
         T: Send + 'static,
@@ -60,7 +61,7 @@ impl Readers {
                 Err(error) => Err(error.into()),
             };
             let keep = result.is_ok();
-            // Without a receiver the caller is gone.
+            // The caller may have left.
             let _ = reply.send(result.map_err(Error::from));
             keep
         });
@@ -70,13 +71,14 @@ impl Readers {
         answer.await.unwrap_or_else(|_| Err(Closed.into()))
     }
 
-    /// Takes no more reads and returns when those in the queue are done and the threads have ended.
+    /// Accepts no more reads, and returns when those in the queue are done and the threads have
+    /// ended.
     pub async fn close(&self) {
         self.queue.close(|_| ());
         self.threads.joined().await;
     }
 
-    /// Reads in the queue just now.
+    /// Reads in the queue at the moment.
     pub fn queued(&self) -> usize {
         self.queue.jobs().len()
     }
@@ -96,7 +98,7 @@ fn serve(queue: &JobQueue<VecDeque<ReadJob>>, database: &Database, connection: C
             None => database.reader(),
         };
         match opened {
-            // After any failure another connection is opened, whatever the failure left in this one.
+            // After any failure a new connection is opened, because this one may be in any state.
             Ok(open) => connection = job(Ok(&open)).then_some(open),
             Err(error) => {
                 job(Err(error));
