@@ -1,4 +1,4 @@
-//! Holds the sliding windows to a brute-force count of every request ever allowed.
+//! Compares the sliding windows with a count of every request ever allowed.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::domain::UserId;
 
-/// Keeps every allowed request and counts them all again at each question.
+/// Keeps every allowed request and counts them all at each call.
 struct Oracle {
     rates: Rates,
     allowed: HashMap<u8, Vec<Nanos>>,
@@ -75,7 +75,8 @@ fn any_rates() -> impl Strategy<Value = Rates> {
     })
 }
 
-/// Pauses between requests: none, short ones, and those that end within two nanoseconds of a window's end.
+/// Pauses between requests: none, short ones, and those that end within two nanoseconds of a
+/// window's end.
 fn any_pause() -> impl Strategy<Value = Nanos> {
     let window = prop::sample::select(vec![1_u64, 60, 3_600, 86_400]);
     prop_oneof![
@@ -88,7 +89,7 @@ fn any_pause() -> impl Strategy<Value = Nanos> {
 
 proptest! {
     #[test]
-    fn every_answer_agrees_with_a_full_count(
+    fn every_decision_agrees_with_a_full_count(
         rates in any_rates(),
         arrivals in prop::collection::vec((any_pause(), 0_u8..3), 1..120),
     ) {
@@ -138,7 +139,7 @@ fn keys_do_not_share_a_limit() {
 }
 
 #[test]
-fn without_rates_everything_is_allowed_and_nothing_remembered() {
+fn without_rates_everything_is_allowed_and_nothing_is_remembered() {
     let (windows, epoch) = windows::<u8>("off");
     for _ in 0..100 {
         assert_eq!(windows.check(1, epoch), ThrottleDecision::default());
@@ -181,11 +182,13 @@ fn only_keys_of_the_longest_window_are_remembered() {
     for key in 0..200_000_u32 {
         // 1,000 new keys a second: 60,000 within a minute.
         windows.check(key, epoch + Duration::from_millis(key.into()));
-        // A shard forgets when a request comes to it, which chance may delay: a second's worth of keys is far beyond chance.
+        // A shard removes idle keys when a request comes to it, which depends on chance; the keys
+        // of a second are more than chance can leave.
         assert!(key % 1000 != 0 || windows.tracked_keys() <= 61_000);
     }
-    // A crowd that left is forgotten as requests come in, without any of them paying for all. So many keys that chance leaves
-    // none of the shards without one: a shard that is never asked keeps what it has.
+    // Idle keys of a crowd that has left are removed as requests come in, without one of them
+    // paying for all. There are enough keys that every shard gets a request: a shard without
+    // requests keeps its keys.
     let later = epoch + Duration::from_secs(3_600);
     for key in 0..100_000_u32 {
         windows.check(key % 1000, later);
@@ -200,7 +203,7 @@ fn only_keys_of_the_longest_window_are_remembered() {
 }
 
 #[test]
-fn a_key_remembers_no_more_than_the_longest_windows_limit() {
+fn key_remembers_no_more_requests_than_the_limit_of_the_longest_window() {
     let (windows, epoch) = windows::<u8>("10000/s,100/min");
     let counted =
         |windows: &SlidingWindows<u8>| windows.shards[windows.index(&1)].lock().requests[&1].len();
@@ -210,9 +213,10 @@ fn a_key_remembers_no_more_than_the_longest_windows_limit() {
     }
 }
 
-/// Threads race at one frozen instant after another; as many are allowed as one after the other would be.
+/// Threads race at one instant after another; exactly as many requests are allowed as without a
+/// race.
 #[test]
-fn racing_threads_are_allowed_exactly_what_the_rates_leave() {
+fn racing_threads_are_allowed_exactly_what_the_rates_allow() {
     const THREADS: usize = 8;
     const ROUNDS: u64 = 60;
     let (windows, epoch) = windows::<u8>("7/s,40/min");
@@ -249,8 +253,9 @@ fn racing_threads_are_allowed_exactly_what_the_rates_leave() {
     }
 }
 
-/// Threads race with clocks that disagree about the order. Each allowed request was decided between the readings of the
-/// clock around it; no window may be proved to hold more of them than the limit.
+/// Threads race with clocks that disagree about the order. Each allowed request was decided between
+/// the readings of the clock around it; no window may be proved to hold more of them than the
+/// limit.
 #[test]
 fn racing_threads_with_disordered_clocks_never_exceed_a_window() {
     const LIMIT: usize = 5;

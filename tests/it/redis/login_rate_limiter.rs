@@ -1,4 +1,4 @@
-//! The limits on guessing passwords over several replicas.
+//! The limits on guessing passwords, over several replicas.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -57,7 +57,7 @@ async fn fail(limiter: &Arc<RedisLoginRateLimiter>, client: ClientNetwork, name:
 }
 
 #[tokio::test]
-async fn ten_failures_of_a_name_on_any_replicas_refuse_it_on_all() {
+async fn after_ten_failures_of_a_name_on_any_replicas_it_is_refused_on_all() {
     let server = RedisServer::start();
     let replicas = replicas(&server, 3).await;
     for n in 0..10 {
@@ -78,7 +78,7 @@ async fn ten_failures_of_a_name_on_any_replicas_refuse_it_on_all() {
 }
 
 #[tokio::test]
-async fn failures_leave_the_window_on_redis_clock() {
+async fn failures_leave_the_window_by_the_clock_of_redis() {
     let server = RedisServer::start();
     let replicas = replicas(&server, 2).await;
     for _ in 0..10 {
@@ -90,7 +90,7 @@ async fn failures_leave_the_window_on_redis_clock() {
             .starts_with(":10")
     );
     assert!(!fail(&replicas[1].0, HOME, "alice").await);
-    // The first failure is made a minute older.
+    // The first failure is moved a minute into the past.
     let key = "test:guesses:{127.0.0.1}:failed";
     let age = "local m = redis.call('ZRANGE', KEYS[1], 0, 0)[1]; redis.call('ZINCRBY', KEYS[1], '-60000000', m)";
     server.command(&["EVAL", age, "1", key]);
@@ -99,7 +99,7 @@ async fn failures_leave_the_window_on_redis_clock() {
 }
 
 #[tokio::test]
-async fn hundred_failures_of_a_client_refuse_every_name() {
+async fn after_a_hundred_failures_of_a_client_every_name_is_refused() {
     let server = RedisServer::start();
     let replicas = replicas(&server, 2).await;
     for n in 0..100 {
@@ -115,7 +115,7 @@ async fn hundred_failures_of_a_client_refuse_every_name() {
 }
 
 #[tokio::test]
-async fn three_hundred_failures_of_an_ipv6_site_refuse_all_of_its_networks() {
+async fn after_three_hundred_failures_of_an_ipv6_site_all_its_networks_are_refused() {
     let server = RedisServer::start();
     let replicas = replicas(&server, 2).await;
     let network = |n: usize| ClientNetwork::V6(0x2001_0db8_0001_0000 + n as u64);
@@ -134,7 +134,7 @@ async fn three_hundred_failures_of_an_ipv6_site_refuse_all_of_its_networks() {
 }
 
 #[tokio::test]
-async fn client_whose_address_begins_like_anothers_is_another() {
+async fn client_whose_address_is_a_prefix_of_another_is_counted_apart() {
     let server = RedisServer::start();
     let replicas = replicas(&server, 1).await;
     let limiter = &replicas[0].0;
@@ -147,11 +147,11 @@ async fn client_whose_address_begins_like_anothers_is_another() {
 }
 
 #[tokio::test]
-async fn question_that_is_dropped_while_redis_answers_takes_no_place() {
+async fn attempt_that_is_dropped_while_redis_registers_it_is_not_counted() {
     let server = RedisServer::start();
     let replicas = replicas(&server, 1).await;
     let (limiter, replica) = &replicas[0];
-    // So that the script is known and one command is one question.
+    // So that Redis knows the script, and one command is one request.
     drop(begin(limiter, HOME, "bob").await.unwrap());
     server.pause();
     for _ in 0..10 {
@@ -171,7 +171,7 @@ async fn question_that_is_dropped_while_redis_answers_takes_no_place() {
     assert!(begin(limiter, HOME, "alice").await.is_ok());
 }
 
-/// What parallel attempts of one name on several replicas came to: answered, and refused.
+/// The outcomes of parallel attempts of one name on several replicas: answered, and refused.
 async fn storm(is_right: bool) -> (usize, usize) {
     let server = RedisServer::start();
     let replicas = replicas(&server, 3).await;
@@ -205,7 +205,7 @@ async fn parallel_right_passwords_on_three_replicas_are_all_answered() {
 }
 
 #[tokio::test]
-async fn attempt_that_is_dropped_gives_its_place_back() {
+async fn dropped_attempt_is_no_longer_in_flight() {
     let server = RedisServer::start();
     let replicas = replicas(&server, 2).await;
     let mut under_way = Vec::new();
@@ -236,7 +236,7 @@ async fn without_redis_each_replica_keeps_the_limits_by_itself() {
     for (_, replica) in &replicas {
         replica.is_down().await;
     }
-    // What happened here before counts.
+    // Earlier failures on this replica count.
     for _ in 0..6 {
         assert!(fail(&replicas[0].0, HOME, "alice").await);
     }
@@ -247,7 +247,7 @@ async fn without_redis_each_replica_keeps_the_limits_by_itself() {
     assert!(!fail(&replicas[1].0, HOME, "alice").await);
     let degraded = &replicas[0].1.metrics.degraded_decisions;
     assert_eq!(degraded.with_label_values(&["guesses"]).get(), 6);
-    // Redis comes back empty; the replicas remember.
+    // Redis returns empty; the replicas remember.
     server.restart();
     for (limiter, replica) in &replicas {
         replica.is_up().await;
@@ -257,12 +257,12 @@ async fn without_redis_each_replica_keeps_the_limits_by_itself() {
 }
 
 #[tokio::test]
-async fn redis_that_stands_still_holds_a_login_up_for_a_moment_only() {
+async fn paused_redis_delays_a_login_only_for_a_moment() {
     let server = RedisServer::start();
     let replica = Replica::at(&server.impatient_config()).await;
     let (limiter, replica) = limiter_of(replica);
     server.pause();
-    // Decided though Redis says nothing.
+    // Decided although Redis does not reply.
     let decided = timeout(DEADLINE, fail(&limiter, HOME, "alice")).await;
     assert!(decided.unwrap());
     server.resume();

@@ -1,5 +1,5 @@
-//! What replicas share over Redis, held to its contract on a real server: in good days, and with the server stopped, restarted,
-//! standing still and slow.
+//! What replicas share over Redis, tested on a real server: while it runs, and while it is stopped,
+//! restarted, paused and slow.
 
 mod connection;
 mod events;
@@ -17,7 +17,7 @@ use prompt_service::telemetry::Metrics;
 
 use crate::support::redis::RedisServer;
 
-/// One replica's link, and what it counts.
+/// One replica's connection, and its metrics.
 struct Replica {
     redis: Connection,
     metrics: Arc<Metrics>,
@@ -41,12 +41,12 @@ impl Replica {
         }
     }
 
-    /// Waits until the link knows that Redis is away.
+    /// Waits until the connection is known to be down.
     async fn is_down(&self) {
         eventually!(!self.redis.is_up());
     }
 
-    /// Waits until the link is up again.
+    /// Waits until the connection is up again.
     async fn is_up(&self) {
         eventually!(self.redis.is_up());
     }

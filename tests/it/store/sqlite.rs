@@ -40,7 +40,7 @@ fn random_operations_agree_with_a_naive_model() {
     compare_with_naive_model(open);
 }
 
-/// A look at the file that owes nothing to the store.
+/// Reads the file without the store.
 pub fn prompt_is_in_file(connection: &Connection, id: PromptId) -> bool {
     connection
         .prepare_cached("SELECT 1 FROM prompt WHERE id = ?1")
@@ -115,7 +115,8 @@ async fn closing_finishes_queued_writes_and_empties_the_log() {
         let store = Arc::clone(&store);
         tasks.spawn(async move { store.insert_prompt(completed(alice, "p")).await });
     }
-    // On this runtime of one thread no task has run yet. After one turn all have queued their write.
+    // On this runtime of one thread no task has run yet. After one turn all have queued their
+    // write.
     tokio::task::yield_now().await;
     store.close().await;
     let answered = tasks.join_all().await;
@@ -153,12 +154,12 @@ async fn ids_are_not_reused_after_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_log_starts_over_though_someone_is_always_reading() {
+async fn log_starts_over_although_a_reader_is_always_active() {
     let folder = tempfile::tempdir().unwrap();
     let store = open_in(folder.path(), OpenOptions::default());
     let alice = user(&store, "alice").await.id;
     let done = Arc::new(AtomicBool::new(false));
-    // Each reader begins before the one before it ends, so that at no moment the log is without a reader.
+    // Each reader begins before the one before it ends, so the log always has a reader.
     let readers = std::thread::spawn({
         let done = Arc::clone(&done);
         let path = folder.path().join("test.db");
@@ -179,7 +180,7 @@ async fn the_log_starts_over_though_someone_is_always_reading() {
             }
         }
     });
-    // The writer makes room when the log has come to 64 MB, or soon after if a reader takes its time.
+    // The writer starts the log over when it has 64 MB, or soon after if a reader takes long.
     let filler = "x".repeat(100_000);
     let (mut beginning, mut beginnings) = (Vec::new(), 0);
     let deadline = Instant::now() + DEADLINE;
@@ -193,7 +194,7 @@ async fn the_log_starts_over_though_someone_is_always_reading() {
         store.delete_prompt(alice, id).await.unwrap();
         let mut log = File::open(folder.path().join("test.db-wal")).unwrap();
         let mut salt = [0; 8];
-        // The salt, which is another each time the log starts over. There is none while it is empty.
+        // The salt changes each time the log starts over. There is none while the log is empty.
         if log.seek(SeekFrom::Start(16)).is_ok()
             && log.read_exact(&mut salt).is_ok()
             && beginning != salt
@@ -207,7 +208,7 @@ async fn the_log_starts_over_though_someone_is_always_reading() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_store_answers_unavailable_and_recovers_when_there_is_room() {
+async fn full_store_is_unavailable_and_recovers_when_there_is_room() {
     let folder = tempfile::tempdir().unwrap();
     let options = OpenOptions {
         max_pages: Some(200),
@@ -225,7 +226,7 @@ async fn a_full_store_answers_unavailable_and_recovers_when_there_is_room() {
         assert!(stored.len() < 100, "1.6 MB do not hold 10 MB");
     };
     assert!(matches!(refused, Error::Unavailable(_)), "{refused:?}");
-    // Reading goes on, and what was acknowledged is there.
+    // Reads go on, and acknowledged prompts are stored.
     assert_eq!(newest(&store, alice, 999).await.len(), stored.len());
     let covered = store.coverage(&model("a"), None).await.unwrap();
     assert_eq!(covered.embedded, stored.len() as u64);
@@ -241,7 +242,7 @@ async fn a_full_store_answers_unavailable_and_recovers_when_there_is_room() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_writer_locked_out_for_too_long_answers_unavailable_and_recovers() {
+async fn writer_locked_out_for_too_long_is_unavailable_and_recovers() {
     let folder = tempfile::tempdir().unwrap();
     let options = OpenOptions {
         busy_timeout: Duration::from_millis(50),
@@ -263,7 +264,7 @@ async fn a_writer_locked_out_for_too_long_answers_unavailable_and_recovers() {
 }
 
 #[tokio::test]
-async fn errors_hold_neither_statements_nor_values() {
+async fn errors_contain_neither_statements_nor_values() {
     let folder = tempfile::tempdir().unwrap();
     let store = open_in(folder.path(), OpenOptions::default());
     let foreign = Connection::open(folder.path().join("test.db")).unwrap();
