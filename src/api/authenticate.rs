@@ -15,7 +15,7 @@ use super::state::AppState;
 use crate::domain::{Timestamp, UserId};
 use crate::error::{Error, Unauthenticated};
 use crate::services::accounts::Caller;
-use crate::throttle::Verdict;
+use crate::throttle::ThrottleDecision;
 
 /// Left in an answer's extensions for the log.
 #[derive(Clone, Copy, Debug)]
@@ -23,7 +23,7 @@ pub struct KnownUser(pub UserId);
 
 /// Where the throttle's verdict on this request is put, for the headers of its answer.
 #[derive(Clone, Default)]
-struct VerdictSlot(Arc<OnceLock<Verdict>>);
+struct VerdictSlot(Arc<OnceLock<ThrottleDecision>>);
 
 /// Lets only requests with a good access token through, and gives their handlers the [`Caller`].
 pub async fn authenticate(
@@ -95,7 +95,7 @@ pub fn bearer_token(headers: &HeaderMap) -> Result<Option<&str>, Unauthenticated
 pub struct Standing {
     user_id: UserId,
     policy: Option<HeaderValue>,
-    verdict: Verdict,
+    verdict: ThrottleDecision,
 }
 
 impl Standing {
@@ -117,7 +117,7 @@ impl Standing {
 }
 
 /// Says how much of the throttle is left, as draft-ietf-httpapi-ratelimit-headers has it.
-fn state_rates(headers: &mut HeaderMap, policy: Option<&HeaderValue>, verdict: &Verdict) {
+fn state_rates(headers: &mut HeaderMap, policy: Option<&HeaderValue>, verdict: &ThrottleDecision) {
     if let Some(policy) = policy {
         headers.insert(HeaderName::from_static("ratelimit-policy"), policy.clone());
     }

@@ -4,7 +4,7 @@
 //! there already, so that a client that kept the connection finds it gone at its next request, or loses the very answer to a reset.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::body::Body;
@@ -15,6 +15,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
 use hyper::body::{Body as _, Frame, SizeHint};
+use parking_lot::{Mutex, MutexGuard};
 
 use super::extract::drain;
 
@@ -48,9 +49,8 @@ pub async fn read_rest(request: Request, next: Next) -> Response {
 struct Shared(Arc<Mutex<Body>>);
 
 impl Shared {
-    /// Nothing can panic while it holds this lock, and if it did, the body would be as good as before.
     fn lock(&self) -> MutexGuard<'_, Body> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

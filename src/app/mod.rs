@@ -43,7 +43,7 @@ use crate::services::health::{Health, StoreHealth};
 use crate::services::prompts::{self, Prompts};
 use crate::services::reembedding::{Progress, Reembedding};
 use crate::services::search::Searches;
-use crate::store::postgres::Place;
+use crate::store::postgres::ServerLock;
 use crate::telemetry::Metrics;
 
 /// Logins that may wait for a thread: about two seconds of hashing on two cores, after which a client had better come back.
@@ -64,13 +64,13 @@ pub struct App {
     connections: Arc<Connections>,
     state: AppState,
     store: Store,
-    place: Option<Place>,
+    place: Option<ServerLock>,
     llm: Arc<llm::Client>,
     embedder: Arc<Embedder>,
     finder: Finder,
     reembedding: Reembedding,
-    redis: Option<redis::Keeper>,
-    _locks: Vec<data_dir::Lock>,
+    redis: Option<redis::ConnectionManager>,
+    _locks: Vec<data_dir::FileLock>,
 }
 
 impl App {
@@ -98,7 +98,7 @@ impl App {
         let locks = store::lock_files(&config.store)?;
         let store = Store::open(&config.store, Some(engine.dimension())).await?;
         // Without Redis nothing keeps limits and events of several servers together.
-        let place = store.take_place(config.redis.is_some()).await?;
+        let place = store.lock_server(config.redis.is_some()).await?;
         let key = match &config.accounts.secret_key {
             Some(key) => key.clone(),
             None => DataDir::open(config.store.data_dir())?.secret_key()?,
@@ -138,11 +138,11 @@ impl App {
         let hub = Arc::new(Hub::default());
         let hash_pool = HashPool::start(cores, LOGIN_QUEUE)?;
         let shared = Shared::build(&config, redis, &hub, &metrics, started).await?;
-        let (link, keeper) = shared.redis.unzip();
+        let (connection, manager) = shared.redis.unzip();
         let accounts = Arc::new(Accounts::new(accounts::Dependencies {
             store: Arc::clone(&store.accounts),
             hash_pool,
-            guesses: shared.guesses,
+            login_limiter: shared.login_limiter,
             tickets: shared.tickets,
             keys,
             config: config.accounts.clone(),
@@ -184,7 +184,7 @@ impl App {
             store: prompt_store,
             embedder: Arc::clone(&embedder),
             similarity,
-            redis_up: link.as_ref().map(redis::Link::watch),
+            redis_up: connection.as_ref().map(redis::Connection::watch),
             model_name: model.to_string(),
             metrics: Arc::clone(&metrics),
         });
@@ -241,7 +241,7 @@ impl App {
             embedder,
             finder,
             reembedding,
-            redis: keeper,
+            redis: manager,
             _locks: locks,
         };
         app.log_start()?;

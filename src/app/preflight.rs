@@ -11,10 +11,10 @@ use anyhow::{Context, ensure};
 use tokio::net::TcpSocket;
 
 use crate::config::{Config, StoreConfig, UpstreamConfig};
-use crate::data_dir::{self, DataDir, Found};
+use crate::data_dir::{self, DataDir, FolderState};
 use crate::embed::{Encode, Engine};
 use crate::llm;
-use crate::redis::{Keeper, Link};
+use crate::redis::{Connection, ConnectionManager};
 use crate::store::postgres::{self, DatabaseState};
 use crate::store::sqlite::{self, FileState};
 use crate::telemetry::Metrics;
@@ -91,7 +91,7 @@ pub(super) struct Preflight<'a> {
     config: &'a Config,
     metrics: Arc<Metrics>,
     engine: Option<Arc<Engine>>,
-    redis: Option<(Link, Keeper)>,
+    redis: Option<(Connection, ConnectionManager)>,
     llm: Option<llm::Client>,
     socket: Option<TcpSocket>,
     metrics_socket: Option<TcpSocket>,
@@ -100,7 +100,7 @@ pub(super) struct Preflight<'a> {
 /// What a start goes on with.
 pub(super) struct Ready {
     pub engine: Arc<Engine>,
-    pub redis: Option<(Link, Keeper)>,
+    pub redis: Option<(Connection, ConnectionManager)>,
     pub llm: llm::Client,
     /// Bound, and not listening yet: clients are refused until the service can serve them.
     pub socket: TcpSocket,
@@ -177,10 +177,10 @@ impl<'a> Preflight<'a> {
             return Ok(Finding::Fine(text.to_owned()));
         }
         let path = self.config.store.data_dir();
-        let Found {
+        let FolderState {
             is_there,
             is_in_use,
-        } = DataDir::look(path)?;
+        } = DataDir::inspect(path)?;
         let shown = path.display();
         Ok(if is_sqlite && is_in_use {
             Finding::InUse {
@@ -254,7 +254,7 @@ impl<'a> Preflight<'a> {
         let text = match &self.config.redis {
             None => "none is set: this is the only server",
             Some(redis) => {
-                let connected = Link::connect(redis, Arc::clone(&self.metrics)).await;
+                let connected = Connection::connect(redis, Arc::clone(&self.metrics)).await;
                 self.redis = Some(connected.context("REDIS_URL")?);
                 "it answers and can be written to"
             }
@@ -282,8 +282,8 @@ impl<'a> Preflight<'a> {
 
     /// Closes what the steps have opened.
     pub async fn close(self) {
-        if let Some((_, keeper)) = self.redis {
-            keeper.close().await;
+        if let Some((_, manager)) = self.redis {
+            manager.close().await;
         }
     }
 }

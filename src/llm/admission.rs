@@ -1,8 +1,10 @@
 //! How many calls are in flight, no more than half of them one user's.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::observer::{Event, Observer};
 use crate::domain::UserId;
@@ -79,8 +81,7 @@ impl Admission {
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
-        // Nothing panics between two changes that belong together, so a poisoned lock guards sound counters.
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock()
     }
 }
 

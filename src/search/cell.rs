@@ -4,9 +4,10 @@
 //! and by its own report, in either order; it is taken in once, because every insertion looks for its id first.
 
 use std::error::Error;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use super::slab::Slab;
@@ -206,8 +207,7 @@ impl Cell {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // A panic while the lock was held cannot leave the state half changed in a way that matters more than going on.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 }
 

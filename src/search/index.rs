@@ -1,10 +1,11 @@
 //! The index in memory: finds a scope's slab, loads it if need be, scans it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -213,8 +214,7 @@ impl Similarity for SlabIndex {
 
     fn deleted(&self, user: UserId, id: PromptId) {
         // Remembered whether or not the row is found: its insertion may be reported after this, to a slab loaded after this.
-        let deletions = self.loader.deletions.lock();
-        deletions.unwrap_or_else(PoisonError::into_inner).insert(id);
+        self.loader.deletions.lock().insert(id);
         let owner = self.owner(user);
         if let Some(cell) = self.loader.residents.get(owner) {
             cell.remove(id);

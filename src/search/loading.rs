@@ -3,10 +3,11 @@
 //! A load runs in a task of its own: it goes on when the caller that wanted it has left, so that callers of little patience find
 //! the slab the next time, instead of beginning from the first row for ever.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use super::cell::{Cell, Load};
@@ -39,10 +40,7 @@ pub(super) struct Loader {
 impl Loader {
     /// Whether that deletion was reported lately.
     pub(super) fn is_deleted(&self, id: PromptId) -> bool {
-        let deletions = self.deletions.lock();
-        deletions
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains(id)
+        self.deletions.lock().contains(id)
     }
 
     /// Waits for its turn, reads the owner's rows, and tells all who wait.

@@ -1,7 +1,9 @@
 //! Which slabs are in memory: the least recently used go when the budget is exceeded.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::cell::Cell;
 use crate::domain::{PromptId, UserId};
@@ -114,7 +116,7 @@ impl Residents {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 }
 

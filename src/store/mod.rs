@@ -374,3 +374,8 @@ pub trait NearestStore: Send + Sync {
         k: usize,
     ) -> Result<Vec<(PromptId, f32)>, Error>;
 }
+
+/// A count for a `LIMIT` clause.
+fn sql_limit(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}

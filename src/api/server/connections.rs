@@ -3,10 +3,11 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use ipnet::IpNet;
+use parking_lot::{Mutex, MutexGuard};
 use prometheus::IntGauge;
 
 use super::activity::Activity;
@@ -127,9 +128,7 @@ impl Connections {
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        // Nothing panics between two changes that belong together, so a poisoned lock guards a
-        // sound table.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock()
     }
 }
 

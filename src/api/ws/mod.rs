@@ -31,7 +31,7 @@ use super::session_cookie::session_cookies;
 use super::state::AppState;
 use crate::domain::Timestamp;
 use crate::error::{Error, Unauthenticated};
-use crate::realtime::Refused;
+use crate::realtime::SubscribeError;
 use crate::services::accounts::Caller;
 
 /// How long the answer to a handshake may take to leave: its place among the user's sockets is taken already.
@@ -96,12 +96,12 @@ fn open(
         .broker
         .subscribe(caller.listener(), state.server.max_sockets_per_user)
         .map_err(|refused| match refused {
-            Refused::Full => ApiError::plain(
+            SubscribeError::TooManySockets => ApiError::plain(
                 StatusCode::TOO_MANY_REQUESTS,
                 "This user has too many open sockets.",
             )
             .later(FULL_WAIT),
-            Refused::Away => Error::unavailable(refused).into(),
+            SubscribeError::Unavailable => Error::unavailable(refused).into(),
         })?;
     let user_id = caller.user_id();
     let request_id = parts.extensions.remove::<RequestId>();

@@ -42,7 +42,7 @@ pub async fn carry(
     let target = PostgresStore::open(url.expose(), options)
         .await
         .map_err(of_target)?;
-    let sole = target.be_alone().await.map_err(of_target)?;
+    let sole = target.lock_exclusive().await.map_err(of_target)?;
     let meter = Meter::new(Instant::now());
     let from = Side {
         accounts: &*source.store.accounts,

@@ -1,8 +1,10 @@
 //! Who may enter: a bounded number of texts, no more than half of them one user's, a share kept for posts.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{Class, Error};
 use crate::domain::UserId;
@@ -144,8 +146,7 @@ impl Admission {
             if left.is_zero() {
                 return false;
             }
-            let waited = self.all_returned.wait_timeout(held, left);
-            held = waited.unwrap_or_else(PoisonError::into_inner).0;
+            self.all_returned.wait_for(&mut held, left);
         }
         true
     }
@@ -158,8 +159,7 @@ impl Admission {
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
-        // Nothing panics between two changes that belong together, so a poisoned lock guards sound counters.
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock()
     }
 }
 

@@ -41,7 +41,7 @@ impl Encode for Gated {
         let mut embeddings: Vec<_> = texts.iter().map(|text| vector(text)).collect();
         let spoilt = texts.iter().any(|text| text.contains('!'));
         self.entered.send(texts).unwrap();
-        let verdict = self.verdicts.lock().unwrap().recv_timeout(DEADLINE);
+        let verdict = self.verdicts.lock().recv_timeout(DEADLINE);
         match verdict.unwrap() {
             Verdict::Embed => assert!(!spoilt, "the model does not like this text"),
             Verdict::Shorten => drop(embeddings.pop()),
@@ -55,7 +55,7 @@ struct Events(Mutex<Vec<Event>>);
 
 impl Observer for Events {
     fn observe(&self, event: Event) {
-        self.0.lock().unwrap().push(event);
+        self.0.lock().push(event);
     }
 }
 
@@ -145,7 +145,6 @@ impl Fixture {
         self.events
             .0
             .lock()
-            .unwrap()
             .iter()
             .filter(|event| *event == wanted)
             .count()

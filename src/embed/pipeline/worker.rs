@@ -1,7 +1,7 @@
 //! What a worker thread does: take a batch, turn it into ids, run the model, answer.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::queue::{Batch, Job};
@@ -127,10 +127,7 @@ impl Shared {
             if let Some(batch) = state.queue.take() {
                 return Some(batch);
             }
-            state = self
-                .work
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            self.work.wait(&mut state);
         }
     }
 

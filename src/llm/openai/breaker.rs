@@ -1,8 +1,10 @@
 //! A circuit breaker: an upstream that keeps failing is left alone for a while, then tried by one call at a time.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::llm::{BreakerState, Event, Observer};
 
@@ -155,8 +157,8 @@ impl Breaker {
         self.enter(state, Phase::Open { until });
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
     }
 }
 

@@ -1,10 +1,10 @@
 //! When an upstream is asked again: how long is waited, how often, and what it says of that itself.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use hyper::HeaderMap;
 use hyper::header::RETRY_AFTER;
+use parking_lot::{Mutex, MutexGuard};
 
 /// The wait before the first retry is up to this, and doubles with each further one up to [`LONGEST_BACKOFF`].
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
@@ -110,8 +110,8 @@ impl Budget {
         has_leave
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Bucket> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Bucket> {
+        self.0.lock()
     }
 }
 

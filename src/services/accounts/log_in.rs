@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use super::callers::{date_problem, session_hashes};
 use super::{Accounts, refused};
-use crate::credentials::guesses::Refused;
-use crate::credentials::{Attempt, SessionSecret, TokenType};
+use crate::credentials::login_rate_limiter::LoginRefused;
+use crate::credentials::{LoginAttempt, SessionSecret, TokenType};
 use crate::domain::account::canonical_username;
 use crate::domain::{CLOCK_TOLERANCE, ClientNetwork, Timestamp, User};
 use crate::error::{Error, TokenProblem, Unauthenticated};
@@ -47,7 +47,7 @@ impl Accounts {
     pub async fn log_in(self: &Arc<Self>, request: LogIn) -> Result<LoggedIn, Error> {
         // A text too long to be a name is counted and compared like any other wrong one.
         let name = canonical_username(&request.username).unwrap_or_default();
-        let attempt = Arc::clone(&self.guesses)
+        let attempt = Arc::clone(&self.login_limiter)
             .begin(request.network, &name, &Instant::now)
             .await
             .inspect_err(|_| self.count_failure("refused"))?;
@@ -77,7 +77,7 @@ impl Accounts {
     /// The account that `name` and the password belong to. Counts the attempt.
     async fn check_password(
         &self,
-        attempt: Attempt,
+        attempt: LoginAttempt,
         name: String,
         request: LogIn,
     ) -> Result<User, Error> {
@@ -214,11 +214,11 @@ impl Accounts {
     }
 }
 
-impl From<Refused> for Error {
-    fn from(refused: Refused) -> Self {
+impl From<LoginRefused> for Error {
+    fn from(refused: LoginRefused) -> Self {
         match refused {
-            Refused::TooMany { retry_after } => Self::RateLimited(retry_after),
-            Refused::Overloaded => Self::overloaded(),
+            LoginRefused::TooMany { retry_after } => Self::RateLimited(retry_after),
+            LoginRefused::Overloaded => Self::overloaded(),
         }
     }
 }

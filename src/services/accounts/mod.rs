@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use self::known_users::KnownUsers;
 use crate::config;
 use crate::credentials::{
-    GuessLimit, HashPool, Keys, Tickets, TokenError, TokenId, TokenType, hash_pool,
+    HashPool, Keys, LoginRateLimiter, Tickets, TokenError, TokenId, TokenType, hash_pool,
 };
 use crate::domain::{Timestamp, UserId};
 use crate::error::{Error, TokenProblem, Unauthenticated};
@@ -28,7 +28,7 @@ pub use self::registration::Registration;
 pub struct Accounts {
     store: Arc<dyn AccountStore>,
     hash_pool: HashPool,
-    guesses: Arc<dyn GuessLimit>,
+    login_limiter: Arc<dyn LoginRateLimiter>,
     tickets: Arc<dyn Tickets>,
     keys: Keys,
     known: KnownUsers,
@@ -44,7 +44,7 @@ pub struct Dependencies {
     /// Hashes and compares passwords.
     pub hash_pool: HashPool,
     /// Slows guessing down.
-    pub guesses: Arc<dyn GuessLimit>,
+    pub login_limiter: Arc<dyn LoginRateLimiter>,
     /// Keeps the tickets.
     pub tickets: Arc<dyn Tickets>,
     /// Sign and verify tokens.
@@ -63,7 +63,7 @@ impl Accounts {
         let Dependencies {
             store,
             hash_pool,
-            guesses,
+            login_limiter,
             tickets,
             keys,
             config,
@@ -73,7 +73,7 @@ impl Accounts {
         Self {
             store,
             hash_pool,
-            guesses,
+            login_limiter,
             tickets,
             keys,
             known: KnownUsers::default(),

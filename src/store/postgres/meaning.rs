@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::{interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::error::connection_failure;
+use super::error::Cause;
 use super::migrate::VectorVersion;
 use super::pool::{LONG_PATIENCE, Pool};
 use super::{get, sql_limit};
@@ -130,8 +130,7 @@ async fn work(pool: &Pool) {
 }
 
 async fn build(pool: &Pool) -> Result<(), Error> {
-    let failed =
-        |error: &tokio_postgres::Error| Error::Unavailable(Box::new(connection_failure(error)));
+    let failed = |error: &tokio_postgres::Error| Error::Unavailable(Box::new(Cause::from(error)));
     // A connection of its own: a build takes minutes, no statement of a build may run in a transaction, and what a server that
     // stops has begun is of use to the others.
     let (client, _task) = pool

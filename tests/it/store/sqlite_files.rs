@@ -33,7 +33,7 @@ async fn only_the_owner_can_read_the_files() {
 }
 
 #[tokio::test]
-async fn a_file_in_use_and_a_closed_one_are_opened_again() {
+async fn file_in_use_and_closed_file_are_opened_again() {
     let folder = tempfile::tempdir().unwrap();
     let first = open_in(folder.path(), OpenOptions::default());
     let alice = user(&first, "alice").await;
@@ -47,7 +47,7 @@ async fn a_file_in_use_and_a_closed_one_are_opened_again() {
 }
 
 #[tokio::test]
-async fn an_empty_file_is_taken() {
+async fn empty_file_is_accepted() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("test.db"), "").unwrap();
     open_in(folder.path(), OpenOptions::default())
@@ -103,7 +103,7 @@ async fn a_file_of_an_older_schema_is_counted_and_migrated() {
 }
 
 #[test]
-fn a_file_of_another_program_is_refused_and_left_as_it_was() {
+fn file_of_another_program_is_refused_and_not_changed() {
     let folder = tempfile::tempdir().unwrap();
     for (name, sql) in [
         ("tables.db", "CREATE TABLE theirs (x)"),
@@ -124,7 +124,7 @@ fn a_file_of_another_program_is_refused_and_left_as_it_was() {
 }
 
 #[tokio::test]
-async fn a_file_of_a_newer_version_is_refused() {
+async fn file_of_a_newer_version_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     open_in(folder.path(), OpenOptions::default()).close().await;
     let path = folder.path().join("test.db");
@@ -145,7 +145,7 @@ async fn a_file_of_a_newer_version_is_refused() {
 }
 
 #[test]
-fn garbage_is_refused_and_left_as_it_was() {
+fn file_that_is_no_database_is_refused_and_not_changed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("garbage.db");
     for garbage in ["hello".to_owned(), "no database ".repeat(2_000)] {
@@ -157,7 +157,7 @@ fn garbage_is_refused_and_left_as_it_was() {
 }
 
 #[test]
-fn a_missing_folder_and_a_folder_instead_of_a_file_are_refused() {
+fn missing_folder_and_folder_instead_of_a_file_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let error = refused(&folder.path().join("missing").join("test.db"));
     assert!(matches!(error, OpenError::NoFolder(_)), "{error:?}");
@@ -166,7 +166,7 @@ fn a_missing_folder_and_a_folder_instead_of_a_file_are_refused() {
 }
 
 #[test]
-fn a_name_that_looks_like_a_uri_is_a_name() {
+fn name_that_looks_like_a_uri_is_a_file_name() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file:test.db?mode=memory");
     SqliteStore::open(&path, OpenOptions::default()).unwrap();
