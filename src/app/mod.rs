@@ -7,7 +7,6 @@ mod check_upstream;
 pub mod health_check;
 mod listening;
 pub mod moving;
-mod observers;
 mod preflight;
 pub mod secret_files;
 mod shared;
@@ -24,7 +23,6 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use self::listening::listen;
-use self::observers::EmbeddingObserver;
 use self::preflight::{Preflight, Ready, connection_room};
 use self::shared::Shared;
 use self::store::{Finder, Store};
@@ -112,12 +110,15 @@ impl App {
 
         let model = engine.model_id().clone();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let observer = Arc::new(EmbeddingObserver(Arc::clone(&metrics)));
         let settings = embed::Settings {
             workers: cores,
             ..embed::Settings::default()
         };
-        let embedder = Arc::new(Embedder::start(Arc::clone(&engine), &settings, observer)?);
+        let embedder = Arc::new(Embedder::start(
+            Arc::clone(&engine),
+            &settings,
+            Arc::clone(&metrics),
+        )?);
 
         let prompt_store = Arc::clone(&store.prompts);
         let finder = store.similarity(&engine, &config.search, cores, &lifecycle);

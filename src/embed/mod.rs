@@ -27,7 +27,7 @@ pub use background::BackgroundEmbedder;
 pub use engine::Engine;
 pub use kernel::Kernel;
 pub use model::{Model, Scratch};
-pub use pipeline::{Class, Embedder, Encode, Event, Observer, Permit, Settings};
+pub use pipeline::{Class, Embedder, Encode, Permit, Settings};
 
 /// Why a model cannot be used.
 #[derive(Debug, thiserror::Error)]

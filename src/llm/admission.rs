@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::observer::{Event, Observer};
 use crate::domain::UserId;
+use crate::telemetry::Metrics;
 
 /// When a refused caller may try again; calls take seconds.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -31,7 +31,7 @@ pub(super) struct Admission {
     most: usize,
     most_per_user: usize,
     held: Mutex<Held>,
-    observer: Arc<dyn Observer>,
+    metrics: Arc<Metrics>,
 }
 
 #[derive(Debug, Default)]
@@ -51,12 +51,12 @@ impl std::fmt::Debug for Admission {
 }
 
 impl Admission {
-    pub(super) fn new(most: usize, observer: Arc<dyn Observer>) -> Arc<Self> {
+    pub(super) fn new(most: usize, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             most,
             most_per_user: (most / 2).max(1),
             held: Mutex::default(),
-            observer,
+            metrics,
         })
     }
 
@@ -65,7 +65,7 @@ impl Admission {
         let own = held.users.get(&user).copied().unwrap_or_default();
         if held.all >= self.most || own >= self.most_per_user {
             drop(held);
-            self.observer.observe(Event::Refused);
+            self.metrics.overloaded.inc();
             return Err(Busy {
                 retry_after: RETRY_AFTER,
             });
@@ -73,7 +73,7 @@ impl Admission {
         held.all += 1;
         held.users.insert(user, own + 1);
         drop(held);
-        self.observer.observe(Event::Admitted);
+        self.metrics.upstream_calls_in_flight.inc();
         let admission = Arc::clone(self);
         Ok(CallPermit { admission, user })
     }
@@ -95,13 +95,12 @@ impl Drop for CallPermit {
             }
         }
         drop(held);
-        self.admission.observer.observe(Event::Left);
+        self.admission.metrics.upstream_calls_in_flight.dec();
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::observer::Unobserved;
     use super::*;
 
     /// Takes places until one is refused.
@@ -111,7 +110,7 @@ mod tests {
 
     #[test]
     fn beyond_the_limit_a_call_is_refused_until_one_ends() {
-        let admission = Admission::new(2, Arc::new(Unobserved));
+        let admission = Admission::new(2, Arc::default());
         let one = admission.admit(UserId(1)).unwrap();
         let two = admission.admit(UserId(2)).unwrap();
         assert_eq!(
@@ -129,7 +128,7 @@ mod tests {
 
     #[test]
     fn no_user_holds_more_than_half() {
-        let admission = Admission::new(9, Arc::new(Unobserved));
+        let admission = Admission::new(9, Arc::default());
         let (one, two) = (take_all(&admission, 1), take_all(&admission, 2));
         assert_eq!((one.len(), two.len()), (4, 4));
         drop(one);
@@ -138,7 +137,7 @@ mod tests {
 
     #[test]
     fn where_there_is_one_place_anybody_may_have_it() {
-        let admission = Admission::new(1, Arc::new(Unobserved));
+        let admission = Admission::new(1, Arc::default());
         let one = take_all(&admission, 1);
         assert_eq!((one.len(), take_all(&admission, 2).len()), (1, 0));
     }

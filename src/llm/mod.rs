@@ -1,23 +1,23 @@
 //! The upstream that answers prompts: anything that speaks OpenAI's chat-completions protocol, or the built-in mock.
 
 mod admission;
+mod measure;
 mod mock;
-mod observer;
 pub(crate) mod openai;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use admission::{Busy, CallPermit};
-pub use observer::{Asked, BreakerState, Event, Observer};
 pub use openai::{Error, Finding, Look, Reading, read_answer};
 
 use self::admission::Admission;
-use self::observer::Unobserved;
+use self::measure::CallLabels;
 use self::openai::Upstreams;
 use crate::config::UpstreamConfig;
 use crate::domain::{FailureCode, UserId};
 use crate::memory_budget::Reservation;
+use crate::telemetry::Metrics;
 
 /// What the upstream answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,16 +51,16 @@ pub struct Failure {
 /// A client of the configured upstream, or of the mock.
 #[derive(Debug)]
 pub struct Client {
-    kind: Kind,
+    backend: Backend,
     admission: Arc<Admission>,
 }
 
-enum Kind {
-    Mock(Arc<dyn Observer>),
+enum Backend {
+    Mock(Arc<Metrics>),
     OpenAi(Box<Upstreams>),
 }
 
-impl std::fmt::Debug for Kind {
+impl std::fmt::Debug for Backend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Mock(_) => f.write_str("Mock"),
@@ -69,24 +69,19 @@ impl std::fmt::Debug for Kind {
     }
 }
 
-/// What the mock is counted under.
-const MOCK: Asked<'static> = Asked {
+/// The labels of the mock's metrics.
+const MOCK: CallLabels<'static> = CallLabels {
     provider: mock::NAME,
     model: mock::NAME,
 };
 
 impl Client {
     /// The built-in mock, which admits everybody.
-    pub fn mock() -> Self {
-        Self::observed_mock(Arc::new(Unobserved))
-    }
-
-    /// The built-in mock, watched.
-    pub fn observed_mock(observer: Arc<dyn Observer>) -> Self {
-        observer.observe(Event::Announced(MOCK));
+    pub fn mock(metrics: Arc<Metrics>) -> Self {
+        MOCK.announce(&metrics);
         Self {
-            admission: Admission::new(usize::MAX, Arc::clone(&observer)),
-            kind: Kind::Mock(observer),
+            admission: Admission::new(usize::MAX, Arc::clone(&metrics)),
+            backend: Backend::Mock(metrics),
         }
     }
 
@@ -94,10 +89,10 @@ impl Client {
     ///
     /// # Errors
     /// If TLS is needed and cannot be set up.
-    pub fn new(config: &UpstreamConfig, observer: Arc<dyn Observer>) -> Result<Self, Error> {
+    pub fn new(config: &UpstreamConfig, metrics: Arc<Metrics>) -> Result<Self, Error> {
         Ok(Self {
-            admission: Admission::new(config.max_in_flight, Arc::clone(&observer)),
-            kind: Kind::OpenAi(Box::new(Upstreams::new(config, observer)?)),
+            admission: Admission::new(config.max_in_flight, Arc::clone(&metrics)),
+            backend: Backend::OpenAi(Box::new(Upstreams::new(config, metrics)?)),
         })
     }
 
@@ -108,7 +103,7 @@ impl Client {
 
     /// Whether it is the built-in mock, whose answers cost nothing.
     pub fn is_mock(&self) -> bool {
-        matches!(self.kind, Kind::Mock(_))
+        matches!(self.backend, Backend::Mock(_))
     }
 
     /// The model that is asked first.
@@ -116,19 +111,19 @@ impl Client {
         self.first().model
     }
 
-    fn first(&self) -> Asked<'_> {
-        match &self.kind {
-            Kind::Mock(_) => MOCK,
-            Kind::OpenAi(upstreams) => upstreams.first(),
+    fn first(&self) -> CallLabels<'_> {
+        match &self.backend {
+            Backend::Mock(_) => MOCK,
+            Backend::OpenAi(upstreams) => upstreams.first(),
         }
     }
 
     /// Asks each upstream, in the order of the configuration, which models it has. Costs nothing
     /// but a few requests. The mock is not asked.
     pub async fn look(&self) -> Vec<Look> {
-        match &self.kind {
-            Kind::Mock(_) => Vec::new(),
-            Kind::OpenAi(upstreams) => upstreams.look().await,
+        match &self.backend {
+            Backend::Mock(_) => Vec::new(),
+            Backend::OpenAi(upstreams) => upstreams.look().await,
         }
     }
 
@@ -158,18 +153,12 @@ impl Client {
         prompt: &str,
         on_delta: Option<&mut (dyn FnMut(&str) + Send)>,
     ) -> Result<Completion, Failure> {
-        let completion = match &self.kind {
-            Kind::OpenAi(upstreams) => upstreams.complete(memory, prompt, on_delta).await,
-            Kind::Mock(observer) => {
+        let completion = match &self.backend {
+            Backend::OpenAi(upstreams) => upstreams.complete(memory, prompt, on_delta).await,
+            Backend::Mock(metrics) => {
                 let began = Instant::now();
                 let completion = mock::complete(prompt, on_delta);
-                observer.observe(Event::Ended {
-                    asked: MOCK,
-                    duration: began.elapsed(),
-                    error_type: None,
-                    prompt_tokens: None,
-                    completion_tokens: None,
-                });
+                MOCK.ended(metrics, began.elapsed(), None, [None, None]);
                 Ok(completion)
             }
         };
@@ -189,7 +178,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_mock_repeats_what_it_was_told() {
-        let client = Client::mock();
+        let client = Client::mock(Arc::default());
         let permit = client.admit(UserId(1)).unwrap();
         let completion = client
             .complete(permit, memory(), "hello world", None)
@@ -201,7 +190,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_mock_streams_word_by_word() {
-        let client = Client::mock();
+        let client = Client::mock(Arc::default());
         let mut pieces = Vec::new();
         let mut keep = |piece: &str| pieces.push(piece.to_owned());
         let permit = client.admit(UserId(1)).unwrap();

@@ -20,6 +20,7 @@ pub use self::admission::Permit;
 use self::cache::Cache;
 use self::queue::{Place, Queue, Waiter};
 use crate::domain::{Embedding, UserId};
+use crate::telemetry::Metrics;
 
 /// What the text is for. Posts go before searches: a caller of a post waits for its model's answer meanwhile, and has been
 /// throttled already.
@@ -63,46 +64,6 @@ pub trait Encode: Send + Sync + 'static {
     fn embed(&self, batch: &[&[u32]], scratch: &mut Self::Scratch) -> Vec<Embedding>;
 }
 
-/// Something worth counting.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Event {
-    /// The model ran.
-    Batch {
-        /// Texts in the batch.
-        texts: usize,
-        /// Their tokens.
-        tokens: usize,
-        /// How long the model ran.
-        duration: Duration,
-    },
-    /// A caller got its answer. Not reported for answers from the cache.
-    Answered {
-        /// What it was for.
-        class: Class,
-        /// From asking to the answer, waiting included.
-        duration: Duration,
-    },
-    /// A permit was refused.
-    Refused {
-        /// What it was for.
-        class: Class,
-    },
-    /// A query was answered from the cache.
-    CacheHit,
-    /// A text was waiting or running for the same user already, and was not queued again.
-    Coalesced,
-    /// A text was thrown away before it was computed: all its callers left.
-    Dropped,
-    /// The encoder failed on a text.
-    Failed,
-}
-
-/// Receives events, on any thread; to be quick about it, and not to call back.
-pub trait Observer: Send + Sync + 'static {
-    /// Notes one event.
-    fn observe(&self, event: Event);
-}
-
 /// How large everything is.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -140,7 +101,7 @@ pub struct Embedder {
 struct Shared {
     batch_tokens: usize,
     admission: Arc<Admission>,
-    observer: Arc<dyn Observer>,
+    metrics: Arc<Metrics>,
     state: Mutex<State>,
     /// Signalled for each new job, and for all when stopped. Taken in the order `state`, then the counters of `admission`.
     work: Condvar,
@@ -157,7 +118,7 @@ impl Embedder {
     pub fn start<E: Encode>(
         encoder: Arc<E>,
         settings: &Settings,
-        observer: Arc<dyn Observer>,
+        metrics: Arc<Metrics>,
     ) -> std::io::Result<Embedder> {
         let workers = settings.workers.max(1);
         let state = State {
@@ -169,7 +130,7 @@ impl Embedder {
             shared: Arc::new(Shared {
                 batch_tokens: settings.batch_tokens,
                 admission: Arc::new(Admission::new(settings.capacity, workers)),
-                observer,
+                metrics,
                 state: Mutex::new(state),
                 work: Condvar::new(),
             }),
@@ -189,7 +150,7 @@ impl Embedder {
     pub fn admit(&self, user: UserId, class: Class) -> Result<Permit, Error> {
         let admitted = self.shared.admission.admit(user, class);
         if matches!(admitted, Err(Error::Overloaded { .. })) {
-            self.shared.observer.observe(Event::Refused { class });
+            self.shared.metrics.overloaded.inc();
         }
         admitted
     }
@@ -259,19 +220,13 @@ impl Shared {
             && let Some(embedding) = state.cache.get(permit.user(), &text)
         {
             drop(state);
-            self.observer.observe(Event::CacheHit);
+            self.count_saved("cached");
             return Ok(Submitted::Cached(embedding));
         }
-        let since = Instant::now();
-        let waiter = Waiter {
-            permit,
-            reply,
-            since,
-        };
-        let place = state.queue.submit(text, waiter);
+        let place = state.queue.submit(text, Waiter { permit, reply });
         drop(state);
         if place.joined {
-            self.observer.observe(Event::Coalesced);
+            self.count_saved("coalesced");
         } else {
             self.work.notify_one();
         }
@@ -281,6 +236,11 @@ impl Shared {
             answered: false,
         };
         Ok(Submitted::Waiting(waiting, receiver))
+    }
+
+    /// Counts a text that needed no computing.
+    fn count_saved(&self, how: &str) {
+        self.metrics.embedding_saved.with_label_values(&[how]).inc();
     }
 
     fn stop(&self) {
@@ -309,7 +269,7 @@ struct Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         if !self.answered && self.shared.lock().queue.leave(self.place) {
-            self.shared.observer.observe(Event::Dropped);
+            self.shared.count_saved("caller_left");
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
 
 use tokio::sync::oneshot;
 
@@ -20,7 +19,6 @@ const BYTES_PER_TOKEN: usize = 4;
 pub(super) struct Waiter {
     pub(super) permit: Permit,
     pub(super) reply: oneshot::Sender<Result<Embedding, Error>>,
-    pub(super) since: Instant,
 }
 
 /// One text of one user and all who wait for its vector.

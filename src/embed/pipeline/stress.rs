@@ -37,12 +37,6 @@ impl Encode for Checking {
     }
 }
 
-struct Ignored;
-
-impl Observer for Ignored {
-    fn observe(&self, _event: Event) {}
-}
-
 /// A generator of the sort that needs no crate (splitmix64).
 struct Random(u64);
 
@@ -64,7 +58,7 @@ fn callers_on_many_threads_get_their_own_answers_and_leave_nothing_behind() {
         batch_tokens: BATCH_TOKENS,
         cache_bytes: 4096,
     };
-    let embedder = Embedder::start(Arc::new(Checking), &settings, Arc::new(Ignored)).unwrap();
+    let embedder = Embedder::start(Arc::new(Checking), &settings, Arc::default()).unwrap();
     let answered: usize = std::thread::scope(|scope| {
         let callers: Vec<_> = (0..4)
             .map(|seed| {
@@ -170,7 +164,7 @@ proptest! {
                     let class = if post { Class::Post } else { Class::Search };
                     let Ok(permit) = admission.admit(UserId(user), class) else { continue };
                     let (reply, receiver) = oneshot::channel();
-                    let waiter = Waiter { permit, reply, since: Instant::now() };
+                    let waiter = Waiter { permit, reply };
                     let place = queue.submit("x".repeat(length).into(), waiter);
                     callers.push((place, user, length, class, receiver));
                 }
@@ -222,7 +216,7 @@ proptest! {
                 if number < limit {
                     let (reply, _) = oneshot::channel();
                     let permit = admission.admit(UserId(number as i64), class).unwrap();
-                    queue.submit(long(letter, number).into(), Waiter { permit, reply, since: Instant::now() });
+                    queue.submit(long(letter, number).into(), Waiter { permit, reply });
                 }
             }
         }

@@ -50,19 +50,10 @@ impl Encode for Gated {
     }
 }
 
-#[derive(Default)]
-struct Events(Mutex<Vec<Event>>);
-
-impl Observer for Events {
-    fn observe(&self, event: Event) {
-        self.0.lock().unwrap().push(event);
-    }
-}
-
 /// An embedder whose encoder the test holds by the hand.
 struct Fixture {
     embedder: Arc<Embedder>,
-    events: Arc<Events>,
+    metrics: Arc<Metrics>,
     entered: mpsc::Receiver<Vec<String>>,
     verdicts: mpsc::Sender<Verdict>,
     runtime: tokio::runtime::Runtime,
@@ -87,11 +78,11 @@ impl Fixture {
             entered: entered_sender,
             verdicts: Mutex::new(verdicts_receiver),
         });
-        let events = Arc::new(Events::default());
-        let embedder = Embedder::start(encoder, &settings, Arc::clone(&events) as _).unwrap();
+        let metrics = Arc::<Metrics>::default();
+        let embedder = Embedder::start(encoder, &settings, Arc::clone(&metrics)).unwrap();
         Fixture {
             embedder: Arc::new(embedder),
-            events,
+            metrics,
             entered,
             verdicts,
             runtime: tokio::runtime::Builder::new_current_thread()
@@ -141,14 +132,9 @@ impl Fixture {
         (0..number).map(next).collect()
     }
 
-    fn events(&self, wanted: &Event) -> usize {
-        self.events
-            .0
-            .lock()
-            .unwrap()
-            .iter()
-            .filter(|event| *event == wanted)
-            .count()
+    /// Texts that needed no computing, for that reason.
+    fn saved(&self, how: &str) -> u64 {
+        self.metrics.embedding_saved.with_label_values(&[how]).get()
     }
 }
 
@@ -297,7 +283,7 @@ fn a_text_in_flight_is_computed_once_for_its_user_and_again_for_another() {
     for asked in waiting.into_iter().chain([running, other]) {
         assert_eq!(fixture.answer(asked).unwrap(), vector("same"));
     }
-    assert_eq!(fixture.events(&Event::Coalesced), 3);
+    assert_eq!(fixture.saved("coalesced"), 3);
     assert_eq!(fixture.embedder.admitted(), 0);
 }
 
@@ -321,7 +307,7 @@ fn a_text_whose_caller_left_is_not_computed() {
         (fixture.embedder.queue_depth(), fixture.embedder.admitted()),
         (1, 2)
     );
-    assert_eq!(fixture.events(&Event::Dropped), 2);
+    assert_eq!(fixture.saved("caller_left"), 2);
     assert_eq!(fixture.batches(1), [["shared"]]);
     fixture.release();
     fixture.answer(kept).unwrap();
@@ -353,7 +339,7 @@ fn a_repeated_query_is_answered_from_its_users_cache() {
     let permit = fixture.embedder.admit(UserId(1), Class::Search).unwrap();
     let again = fixture.embedder.embed(permit, "query".into());
     assert_eq!(fixture.runtime.block_on(again).unwrap(), vector("query"));
-    assert_eq!(fixture.events(&Event::CacheHit), 1);
+    assert_eq!(fixture.saved("cached"), 1);
     assert_eq!(fixture.embedder.admitted(), 0);
 
     for (user, class) in [(2, Class::Search), (1, Class::Post)] {
@@ -384,7 +370,6 @@ fn a_text_that_breaks_the_encoder_fails_alone() {
     assert_eq!(fixture.batch(), ["next"]);
     fixture.verdicts.send(Verdict::Shorten).unwrap();
     assert!(matches!(fixture.answer(next), Err(Error::Failed)));
-    assert_eq!(fixture.events(&Event::Failed), 3);
     assert_eq!(fixture.embedder.admitted(), 0);
 }
 
@@ -398,7 +383,7 @@ fn refusals_are_immediate_and_counted() {
     assert!(
         matches!(refused, Err(Error::Overloaded { retry_after }) if retry_after.as_secs() == 1)
     );
-    assert_eq!(fixture.events(&Event::Refused { class: Class::Post }), 1);
+    assert_eq!(fixture.metrics.overloaded.get(), 1);
     drop(held);
     assert!(fixture.embedder.admit(UserId(1), Class::Post).is_ok());
 }

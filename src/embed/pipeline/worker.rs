@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use super::queue::{Batch, Job};
-use super::{Class, Encode, Error, Event, Shared};
+use super::{Class, Encode, Error, Shared};
 use crate::domain::Embedding;
 
 /// A text of a batch as ids, by the number of its job.
@@ -58,13 +58,10 @@ impl<E: Encode> Worker<'_, E> {
     fn compute(&mut self, chunk: &[Encoded]) {
         let started = Instant::now();
         if let Some(embeddings) = self.embed(chunk) {
-            let duration = started.elapsed();
-            self.shared.admission.record(chunk.len(), duration);
-            self.shared.observer.observe(Event::Batch {
-                texts: chunk.len(),
-                tokens: chunk.iter().map(|(_, ids)| ids.len()).sum(),
-                duration,
-            });
+            let texts = chunk.len();
+            self.shared.admission.record(texts, started.elapsed());
+            let batch_size = &self.shared.metrics.embedding_batch_size;
+            batch_size.observe(texts as f64);
             for ((job, _), embedding) in chunk.iter().zip(embeddings) {
                 self.answer(*job, Ok(embedding));
             }
@@ -100,18 +97,13 @@ impl<E: Encode> Worker<'_, E> {
             return;
         };
         if result.is_err() {
-            self.shared.observer.observe(Event::Failed);
+            tracing::error!("the model failed on a text");
         }
         for (_, waiter) in job.waiters {
-            let class = waiter.permit.class();
             // Before the answer, so that who has the answer can be admitted again.
             drop(waiter.permit);
-            if waiter.reply.send(result.clone()).is_ok() {
-                let duration = waiter.since.elapsed();
-                self.shared
-                    .observer
-                    .observe(Event::Answered { class, duration });
-            }
+            // The caller may have left.
+            let _ = waiter.reply.send(result.clone());
         }
     }
 }

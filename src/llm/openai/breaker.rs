@@ -1,10 +1,10 @@
 //! A circuit breaker: an upstream that keeps failing is left alone for a while, then tried by one call at a time.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::llm::{BreakerState, Event, Observer};
+use prometheus::Gauge;
 
 /// Failures in a row that open it, however long they took.
 const CONSECUTIVE: u32 = 5;
@@ -20,10 +20,10 @@ const LONGEST_OPEN: Duration = Duration::from_secs(60);
 /// hangs must not keep everybody out until its deadline, and one in three seconds is no load.
 const PROBE_PATIENCE: Duration = Duration::from_secs(3);
 
-/// The breaker of one upstream. Time and chance come in as arguments; each change of its state goes to the observer.
+/// The breaker of one upstream. Time and chance come in as arguments.
 pub struct Breaker {
-    upstream: String,
-    observer: Arc<dyn Observer>,
+    /// Shows its state: closed 0, half-open 1, open 2.
+    shown: Gauge,
     state: Mutex<State>,
 }
 
@@ -88,14 +88,13 @@ impl std::fmt::Debug for Pass<'_> {
 
 impl Breaker {
     /// A closed one.
-    pub fn new(upstream: &str, observer: Arc<dyn Observer>) -> Self {
-        let breaker = Self {
-            upstream: upstream.to_owned(),
-            observer,
-            state: Mutex::default(),
-        };
-        breaker.tell(&breaker.lock());
-        breaker
+    pub fn new(shown: Gauge) -> Self {
+        let state = State::default();
+        shown.set(state.phase.value());
+        Self {
+            shown,
+            state: Mutex::new(state),
+        }
     }
 
     /// Leave for an attempt, or how long there is none.
@@ -128,20 +127,10 @@ impl Breaker {
         self.lock().wait(now).is_none()
     }
 
-    /// Changes the phase. Told under the lock, so that the last word is the latest.
+    /// Changes the phase. The caller holds the lock, so the gauge shows the latest phase.
     fn enter(&self, state: &mut State, phase: Phase) {
-        let before = state.phase.shown();
         state.phase = phase;
-        if phase.shown() != before {
-            self.tell(state);
-        }
-    }
-
-    fn tell(&self, state: &State) {
-        self.observer.observe(Event::Breaker {
-            upstream: &self.upstream,
-            state: state.phase.shown(),
-        });
+        self.shown.set(phase.value());
     }
 
     fn open(&self, state: &mut State, now: Instant, chance: f64) {
@@ -216,11 +205,12 @@ impl Drop for Pass<'_> {
 }
 
 impl Phase {
-    fn shown(self) -> BreakerState {
+    /// How a metric shows it.
+    fn value(self) -> f64 {
         match self {
-            Self::Closed => BreakerState::Closed,
-            Self::Open { .. } => BreakerState::Open,
-            Self::Probing { .. } => BreakerState::HalfOpen,
+            Self::Closed => 0.0,
+            Self::Probing { .. } => 1.0,
+            Self::Open { .. } => 2.0,
         }
     }
 }
@@ -262,18 +252,18 @@ impl State {
 mod tests {
     use super::Verdict::{Ill, Unknown, Well};
     use super::*;
-    use crate::llm::observer::Unobserved;
 
     const S: Duration = Duration::from_secs(1);
     /// No spread.
     const MIDDLE: f64 = 0.5;
 
     fn new() -> Breaker {
-        Breaker::new("primary", Arc::new(Unobserved))
+        Breaker::new(Gauge::new("breaker", "state").unwrap())
     }
 
-    fn state(breaker: &Breaker) -> BreakerState {
-        breaker.lock().phase.shown()
+    /// As the metric shows it.
+    fn state(breaker: &Breaker) -> &'static str {
+        ["closed", "half-open", "open"][breaker.shown.get() as usize]
     }
 
     /// One that has just opened.
@@ -303,9 +293,9 @@ mod tests {
         for minute in 0..4 {
             fail(&breaker, now + 60 * minute * S);
         }
-        assert_eq!(state(&breaker), BreakerState::Closed);
+        assert_eq!(state(&breaker), "closed");
         fail(&breaker, now + 300 * S);
-        assert_eq!(state(&breaker), BreakerState::Open);
+        assert_eq!(state(&breaker), "open");
         assert_eq!(breaker.admit(now + 302 * S).unwrap_err(), 3 * S);
     }
 
@@ -316,9 +306,9 @@ mod tests {
             fail(&breaker, now);
             succeed(&breaker, now);
         }
-        assert_eq!(state(&breaker), BreakerState::Closed);
+        assert_eq!(state(&breaker), "closed");
         fail(&breaker, now);
-        assert_eq!(state(&breaker), BreakerState::Open);
+        assert_eq!(state(&breaker), "open");
     }
 
     #[test]
@@ -330,14 +320,14 @@ mod tests {
         let mut now = start + 5 * S;
         for open in [10 * S, 20 * S, 40 * S, 60 * S, 60 * S] {
             let probe = breaker.admit(now).unwrap();
-            assert_eq!(state(&breaker), BreakerState::HalfOpen);
+            assert_eq!(state(&breaker), "half-open");
             assert!(breaker.admit(now).is_err(), "one probe at a time");
             probe.settle(Ill, now, MIDDLE);
             assert_eq!(breaker.admit(now).unwrap_err(), open);
             now += open;
         }
         succeed(&breaker, now);
-        assert_eq!(state(&breaker), BreakerState::Closed);
+        assert_eq!(state(&breaker), "closed");
         for _ in 0..5 {
             fail(&breaker, now);
         }
@@ -350,12 +340,12 @@ mod tests {
         let later = start + 10 * S;
         let breaker = opened(start);
         drop(breaker.admit(later).unwrap());
-        assert_eq!(state(&breaker), BreakerState::HalfOpen);
+        assert_eq!(state(&breaker), "half-open");
         let next = breaker.admit(later).unwrap();
         assert!(breaker.admit(later).is_err());
         next.settle(Unknown, later, MIDDLE);
         succeed(&breaker, later);
-        assert_eq!(state(&breaker), BreakerState::Closed);
+        assert_eq!(state(&breaker), "closed");
     }
 
     #[test]
@@ -364,10 +354,10 @@ mod tests {
         let breaker = opened(start);
         let mut probe = breaker.admit(start + 5 * S).unwrap();
         probe.prove();
-        assert_eq!(state(&breaker), BreakerState::Closed);
+        assert_eq!(state(&breaker), "closed");
         succeed(&breaker, start + 5 * S);
         probe.settle(Well, start + 60 * S, MIDDLE);
-        assert_eq!(state(&breaker), BreakerState::Closed);
+        assert_eq!(state(&breaker), "closed");
     }
 
     #[test]
@@ -393,10 +383,10 @@ mod tests {
         let second = breaker.admit(now + 3 * S).unwrap();
         assert!(breaker.admit(now + 4 * S).is_err());
         second.settle(Well, now + 4 * S, MIDDLE);
-        assert_eq!(state(&breaker), BreakerState::Closed);
+        assert_eq!(state(&breaker), "closed");
         // The first one's end is one failure among others now.
         hanging.settle(Ill, now + 60 * S, MIDDLE);
-        assert_eq!(state(&breaker), BreakerState::Closed);
+        assert_eq!(state(&breaker), "closed");
     }
 
     #[test]
@@ -413,9 +403,9 @@ mod tests {
         for call in old {
             call.settle(Ill, now, MIDDLE);
         }
-        assert_eq!(state(&breaker), BreakerState::Closed);
+        assert_eq!(state(&breaker), "closed");
         probe.settle(Well, now, MIDDLE);
-        assert_eq!(state(&breaker), BreakerState::Closed);
+        assert_eq!(state(&breaker), "closed");
     }
 
     #[test]
@@ -429,9 +419,9 @@ mod tests {
             .settle(Ill, now + 3 * S, MIDDLE);
         let again = breaker.admit(now + 13 * S).unwrap();
         hanging.settle(Ill, now + 13 * S, MIDDLE);
-        assert_eq!(state(&breaker), BreakerState::HalfOpen);
+        assert_eq!(state(&breaker), "half-open");
         again.settle(Well, now + 13 * S, MIDDLE);
-        assert_eq!(state(&breaker), BreakerState::Closed);
+        assert_eq!(state(&breaker), "closed");
     }
 
     #[test]

@@ -15,7 +15,8 @@ use super::breaker::Breaker;
 use super::retry::Budget;
 use super::transport::Transport;
 use crate::config;
-use crate::llm::{Asked, Observer};
+use crate::llm::measure::CallLabels;
+use crate::telemetry::Metrics;
 
 const USER_AGENT_VALUE: &str = concat!("prompt-service/", env!("CARGO_PKG_VERSION"));
 
@@ -48,7 +49,7 @@ impl Endpoint {
         config: &config::Endpoint,
         tls: Arc<ClientConfig>,
         connect_timeout: Duration,
-        observer: &Arc<dyn Observer>,
+        metrics: &Metrics,
     ) -> Result<Self, hyper::http::Error> {
         let is_https = config.base_url.is_https();
         let authorization = match &config.api_key {
@@ -70,7 +71,7 @@ impl Endpoint {
                 false => "openai-compatible",
             },
             transport: Transport::new(tls, is_https, connect_timeout),
-            breaker: Breaker::new(&name, Arc::clone(observer)),
+            breaker: Breaker::new(metrics.upstream_breaker_state.with_label_values(&[&name])),
             budget: Budget::new(Instant::now()),
             uri: config.base_url.join("/chat/completions").try_into()?,
             authorization,
@@ -79,9 +80,9 @@ impl Endpoint {
         })
     }
 
-    /// The words under which it is counted.
-    pub fn asked(&self) -> Asked<'_> {
-        Asked {
+    /// The labels of the metrics of its calls.
+    pub fn labels(&self) -> CallLabels<'_> {
+        CallLabels {
             provider: self.provider,
             model: &self.config.model,
         }

@@ -28,9 +28,11 @@ use self::endpoint::Endpoint;
 use self::fault::{Fault, Kind};
 pub use self::models::{Finding, Look};
 use self::reader::{Answer, End, Reader};
-use super::{Asked, Completion, Event, Failure, Observer};
+use super::measure::CallLabels;
+use super::{Completion, Failure};
 use crate::config::UpstreamConfig;
 use crate::memory_budget::Reservation;
+use crate::telemetry::Metrics;
 
 /// Where there is another upstream to ask, a longer wait for this one is not worth it.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -39,7 +41,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub struct Upstreams {
     config: UpstreamConfig,
     endpoints: Vec<Endpoint>,
-    observer: Arc<dyn Observer>,
+    metrics: Arc<Metrics>,
 }
 
 impl std::fmt::Debug for Upstreams {
@@ -83,25 +85,22 @@ struct Call<'a, 'd> {
     attempts: u32,
     /// Who was asked last; before that, who is first in line.
     endpoint: &'a Endpoint,
-    observer: &'a dyn Observer,
+    metrics: &'a Metrics,
     is_over: bool,
 }
 
 impl Call<'_, '_> {
     fn end(&mut self, error_type: Option<&'static str>, answer: Option<&Answer>) {
         self.is_over = true;
-        let asked = self.endpoint.asked();
+        let labels = self.endpoint.labels();
         if let Some(first_at) = self.deltas.first_at() {
             let after = first_at.saturating_duration_since(self.began);
-            self.observer.observe(Event::FirstToken(asked, after));
+            labels.first_chunk(self.metrics, after);
         }
-        self.observer.observe(Event::Ended {
-            asked,
-            duration: self.began.elapsed(),
-            error_type,
-            prompt_tokens: answer.and_then(|answer| answer.prompt_tokens),
-            completion_tokens: answer.and_then(|answer| answer.completion_tokens),
+        let tokens = answer.map_or([None, None], |answer| {
+            [answer.prompt_tokens, answer.completion_tokens]
         });
+        labels.ended(self.metrics, self.began.elapsed(), error_type, tokens);
     }
 }
 
@@ -118,7 +117,7 @@ impl Upstreams {
     ///
     /// # Errors
     /// See [`Error`].
-    pub fn new(config: &UpstreamConfig, observer: Arc<dyn Observer>) -> Result<Self, Error> {
+    pub fn new(config: &UpstreamConfig, metrics: Arc<Metrics>) -> Result<Self, Error> {
         let needs_tls = config.endpoints.iter().any(|each| each.base_url.is_https());
         let tls = Arc::new(if needs_tls {
             transport::tls_config()?.ok_or(Error::NoRoots)?
@@ -127,22 +126,22 @@ impl Upstreams {
         });
         let endpoints = config.endpoints.iter().enumerate().map(|(at, endpoint)| {
             let tls = Arc::clone(&tls);
-            Endpoint::new(at, endpoint, tls, config.connect_timeout, &observer)
+            Endpoint::new(at, endpoint, tls, config.connect_timeout, &metrics)
         });
         let endpoints: Vec<_> = endpoints.collect::<Result<_, _>>()?;
         for endpoint in &endpoints {
-            observer.observe(Event::Announced(endpoint.asked()));
+            endpoint.labels().announce(&metrics);
         }
         Ok(Self {
             endpoints,
             config: config.clone(),
-            observer,
+            metrics,
         })
     }
 
     /// What is asked first.
-    pub fn first(&self) -> Asked<'_> {
-        self.endpoints[0].asked()
+    pub fn first(&self) -> CallLabels<'_> {
+        self.endpoints[0].labels()
     }
 
     /// Asks each upstream which models it has; see [`super::Client::look`].
@@ -165,7 +164,7 @@ impl Upstreams {
             began: Instant::now(),
             attempts: 0,
             endpoint: &self.endpoints[0],
-            observer: &*self.observer,
+            metrics: &self.metrics,
             is_over: false,
         };
         let mut last: Option<Fault> = None;
@@ -249,10 +248,10 @@ impl Upstreams {
             let is_short = call.attempts > 1 && limits.first_token_by > whole_by.0;
             let verdict = verdict(&answer, attempt.is_alive(), is_short);
             if attempt.skipped() > 0 {
-                self.observer.observe(Event::Skipped {
-                    upstream: &endpoint.name,
-                    events: attempt.skipped(),
-                });
+                self.metrics
+                    .upstream_events_skipped
+                    .with_label_values(&[&endpoint.name])
+                    .inc_by(attempt.skipped());
             }
             attempt.settle(&answer, verdict, chance(), &prompts);
             let fault = match answer {
@@ -273,10 +272,10 @@ impl Upstreams {
             if is_too_late || (wait > PATIENCE && has_next(now)) || !endpoint.budget.take(now) {
                 return Err(Ended::Failed(fault));
             }
-            self.observer.observe(Event::Retried {
-                upstream: &endpoint.name,
-                error_type: fault.error_type(),
-            });
+            self.metrics
+                .upstream_retries
+                .with_label_values(&[endpoint.name.as_str(), fault.error_type()])
+                .inc();
             tokio::time::sleep(wait).await;
         }
     }

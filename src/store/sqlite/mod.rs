@@ -39,10 +39,9 @@ use super::Stats;
 pub use self::backup::{BackupError, Copied, backup, backup_bytes};
 pub use self::inspect::{FileState, count_rows, inspect};
 pub use self::open::OpenError;
-pub use self::writer::{Batch, BatchObserver};
 
 /// How the store uses its file.
-#[derive(Clone)]
+#[derive(Clone, Copy, Debug)]
 pub struct OpenOptions {
     /// Threads that read, at least 1. Each keeps up to 1 MiB of pages.
     pub readers: usize,
@@ -50,29 +49,16 @@ pub struct OpenOptions {
     pub busy_timeout: Duration,
     /// The most pages of 8 KiB the file may grow to; a write beyond it is `Unavailable`. `None`: as the disk has room.
     pub max_pages: Option<u32>,
-    /// Told of each transaction of the writer.
-    pub observer: Option<BatchObserver>,
 }
 
 impl Default for OpenOptions {
-    /// 4 readers, 5 s, unbounded, unobserved.
+    /// 4 readers, 5 s, unbounded.
     fn default() -> Self {
         Self {
             readers: 4,
             busy_timeout: Duration::from_secs(5),
             max_pages: None,
-            observer: None,
         }
-    }
-}
-
-impl fmt::Debug for OpenOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OpenOptions")
-            .field("readers", &self.readers)
-            .field("busy_timeout", &self.busy_timeout)
-            .field("max_pages", &self.max_pages)
-            .finish_non_exhaustive()
     }
 }
 
@@ -115,7 +101,7 @@ impl SqliteStore {
             .collect::<rusqlite::Result<_>>()?;
         let failed = |error| OpenError::Failed(Box::new(error));
         let (readers, reading) = Readers::start(&database, connections).map_err(failed)?;
-        let worker = Worker::new(database, connection, reserve, options.observer);
+        let worker = Worker::new(database, connection, reserve);
         let (writer, writing) = Writer::start(worker).map_err(failed)?;
         Ok(Self {
             writer,

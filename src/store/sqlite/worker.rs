@@ -18,9 +18,7 @@ use super::checkpoint::{Checkpointer, pages};
 use super::connection::{Database, PAGE_SIZE};
 use super::error::{NotCommitted, cannot_write};
 use super::reserve::Reserve;
-use super::writer::{
-    Batch, BatchObserver, Command, MAX_BATCH, Operation, Progress, Ran, operation,
-};
+use super::writer::{Command, MAX_BATCH, Operation, Progress, Ran, operation};
 
 /// Bytes of the text that a probe stores twice, in a table and in its index: together as much as
 /// nearly every prompt.
@@ -41,18 +39,12 @@ pub(super) struct Worker {
     is_short: bool,
     /// When the last probe was made, and what it found.
     probed: Option<(Instant, bool)>,
-    observer: Option<BatchObserver>,
     progress: Arc<Progress>,
 }
 
 impl Worker {
     /// Takes over an open connection, and makes the reserve as far as there is room for it.
-    pub fn new(
-        database: Database,
-        connection: Connection,
-        reserve: Reserve,
-        observer: Option<BatchObserver>,
-    ) -> Self {
+    pub fn new(database: Database, connection: Connection, reserve: Reserve) -> Self {
         let mut worker = Self {
             checkpointer: Checkpointer::new(&database, reserve.lag()),
             database,
@@ -60,7 +52,6 @@ impl Worker {
             reserve,
             is_short: false,
             probed: None,
-            observer,
             progress: Arc::default(),
         };
         worker.settle();
@@ -232,7 +223,6 @@ impl Worker {
     /// Writes operations in one transaction: as many of the first as it has room for. Returns how
     /// many were in it. After an error that is all of them, and none has happened.
     fn commit(&mut self, batch: &mut [Box<dyn Operation>]) -> (usize, rusqlite::Result<()>) {
-        let began = Instant::now();
         let (operations, outcome) = match self.take_connection() {
             Ok(connection) => self.commit_on(connection, batch),
             Err(error) => (batch.len(), Err(error)),
@@ -249,13 +239,6 @@ impl Worker {
         }
         if outcome.as_ref().is_err_and(cannot_write) {
             progress.is_in_doubt.store(true, Ordering::Relaxed);
-        }
-        if let Some(observer) = &self.observer {
-            observer(&Batch {
-                operations,
-                duration: began.elapsed(),
-                committed: outcome.is_ok(),
-            });
         }
         (operations, outcome)
     }

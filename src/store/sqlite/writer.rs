@@ -9,7 +9,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use rusqlite::{Connection, ffi};
 use tokio::sync::{mpsc, oneshot};
@@ -25,20 +24,6 @@ const QUEUE: usize = 1024;
 /// The most operations in one transaction: bounds how much is lost at once when a commit fails, and how long a first
 /// operation waits for the others'.
 pub(super) const MAX_BATCH: usize = 256;
-
-/// One transaction of the writer, as told to the observer.
-#[derive(Clone, Copy, Debug)]
-pub struct Batch {
-    /// How many operations shared it; from 1 to 256.
-    pub operations: usize,
-    /// From taking them off the queue to the end of the commit, waiting for other processes' locks included.
-    pub duration: Duration,
-    /// `false` if it was rolled back and every one of its operations answered `Unavailable`.
-    pub committed: bool,
-}
-
-/// Called on the writer's thread after each transaction and before its callers are answered: it must be quick.
-pub type BatchObserver = Arc<dyn Fn(&Batch) + Send + Sync>;
 
 /// How an operation left its savepoint.
 pub(super) enum Ran {

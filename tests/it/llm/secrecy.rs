@@ -59,9 +59,9 @@ async fn the_log_tells_each_attempt_and_neither_key_nor_text() {
             ("WARN", 1, Some(200), Some("req-8")),
         ]
     );
-    let events = client.events.0.lock().unwrap().join("\n");
+    let metrics = String::from_utf8(client.metrics.render()).unwrap();
     let all = format!(
-        "{}{events}{refused:?}{refused}{failed:?}{failed}{:?}{config:?}",
+        "{}{metrics}{refused:?}{refused}{failed:?}{failed}{:?}{config:?}",
         log.text(),
         client.client
     );
@@ -75,7 +75,7 @@ async fn the_log_tells_each_attempt_and_neither_key_nor_text() {
         assert_eq!(line["url"], format!("{}/chat/completions", upstream.url()));
         assert_eq!(line["upstream_message"], "upstream-secret-words");
     }
-    let told = format!("{events}{refused:?}{refused}{failed:?}{failed}");
+    let told = format!("{metrics}{refused:?}{refused}{failed:?}{failed}");
     assert!(!told.contains("upstream-secret-words"));
 }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use async_trait::async_trait;
 use prompt_service::config::SimilarScope;
 use prompt_service::domain::{Embedding, ModelId, PromptId, UserId};
-use prompt_service::embed::{Class, Embedder, Encode, Event, Observer, Settings};
+use prompt_service::embed::{Class, Embedder, Encode, Settings};
 use prompt_service::error::Error;
 use prompt_service::fair_semaphore::FairSemaphore;
 use prompt_service::memory_budget::{MemoryBudget, Owner};
@@ -40,12 +40,6 @@ impl Encode for OneVector {
             .map(|_| Embedding([1.0].as_slice().into()))
             .collect()
     }
-}
-
-struct Unheard;
-
-impl Observer for Unheard {
-    fn observe(&self, _: Event) {}
 }
 
 /// Answers with a list, when the gate lets it.
@@ -102,7 +96,7 @@ async fn searches(folder: &Folder, similarity: &Arc<Listed>) -> Arc<Searches> {
         memory: MemoryBudget::new(64 << 20),
         store: folder.store().await,
         embedder: Arc::new(
-            Embedder::start(Arc::new(OneVector), &settings, Arc::new(Unheard)).unwrap(),
+            Embedder::start(Arc::new(OneVector), &settings, Arc::default()).unwrap(),
         ),
         model: ModelId(Arc::from("one-vector")),
         similarity: Arc::clone(similarity) as _,

@@ -5,13 +5,13 @@ use std::future::poll_fn;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use prompt_service::domain::{PromptId, UserId};
-use prompt_service::store::sqlite::{Batch, OpenOptions, SqliteStore};
+use prompt_service::store::sqlite::{OpenOptions, SqliteStore};
 use prompt_service::store::{AccountStore, Error, PromptStore};
 use rusqlite::Connection;
 use tempfile::TempDir;
@@ -66,12 +66,7 @@ pub fn assert_sound(folder: &Path) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writes_share_commits_and_are_answered_after_them() {
     let folder = tempfile::tempdir().unwrap();
-    let batches = Arc::new(Mutex::new(Vec::new()));
-    let seen = Arc::clone(&batches);
     let options = OpenOptions {
-        observer: Some(Arc::new(move |batch: &Batch| {
-            seen.lock().unwrap().push(*batch)
-        })),
         busy_timeout: DEADLINE,
         ..OpenOptions::default()
     };
@@ -102,19 +97,10 @@ async fn writes_share_commits_and_are_answered_after_them() {
     other.execute_batch("COMMIT").unwrap();
     first.await.unwrap();
     tasks.join_all().await;
-    let batches = batches.lock().unwrap();
-    assert!(batches.iter().all(|batch| batch.committed));
-    assert!(
-        batches
-            .iter()
-            .all(|batch| (1..=256).contains(&batch.operations))
-    );
-    assert!(batches.iter().any(|batch| batch.operations >= 32));
-    let operations: usize = batches.iter().map(|batch| batch.operations).sum();
-    assert_eq!(operations, 322);
     let stats = store.stats();
-    assert_eq!(stats.committed_batches, batches.len() as u64);
     assert_eq!(stats.committed_operations, 322);
+    // The 32 that waited shared one commit.
+    assert!(stats.committed_batches <= 322 - 31, "{stats:?}");
     assert_eq!(stats.failed_batches, 0);
     assert_eq!((stats.queued_writes, stats.queued_reads), (0, 0));
 }

@@ -147,7 +147,7 @@ async fn neither_what_was_asked_for_nor_what_a_body_is_called_makes_a_difference
                         assert_eq!(answer.finish_reason.as_deref(), reason, "{name}");
                     }
                     (Err(_), Failure(kind)) => {
-                        assert_eq!(client.count(&format!("Some({kind:?})")), 1, "{name}");
+                        assert_eq!(client.ended(&format!("{kind:?}")), 1, "{name}");
                     }
                     (answer, expected) => panic!("{name}: {answer:?} in place of {expected:?}"),
                 }
