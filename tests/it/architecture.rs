@@ -11,6 +11,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("threads", &[]),
     ("memory_budget", &["domain"]),
     ("turns", &[]),
+    ("user_permits", &["domain"]),
     ("fair_semaphore", &["turns"]),
     ("error", &["domain", "memory_budget", "fair_semaphore"]),
     // Of tests alone: what a run expects of its machine.
@@ -122,6 +123,7 @@ const BASE: &[&str] = &[
     "memory_budget",
     "turns",
     "fair_semaphore",
+    "user_permits",
     "expected",
     "config",
     "telemetry",
