@@ -7,8 +7,11 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use half::f16;
-use prompt_service::domain::{Embedding, PromptId, UserId};
-use prompt_service::search::{BoxError, Page, VectorSource};
+use prompt_service::domain::{Embedding, ModelId, Prompt, PromptId, UserId};
+use prompt_service::store::{
+    Access, Claim, Coverage, DeletedPrompt, Error, NewPrompt, PromptPage, PromptStore, PromptsRead,
+    Stats, Unembedded, VectorCursor, VectorPage,
+};
 
 pub const DIMENSION: usize = 384;
 
@@ -270,51 +273,100 @@ impl Runs {
     }
 }
 
-/// The first `n` vectors, spread over owners.
-pub struct Owned {
-    pub vectors: Arc<Vectors>,
+/// Rows spread over owners.
+pub struct Rows {
     pub n: usize,
     pub owners: usize,
+    /// Whose first `n` they are. Without them, all vectors have the same numbers.
+    pub vectors: Option<Arc<Vectors>>,
 }
 
 #[async_trait]
-impl VectorSource for Owned {
-    async fn page(
+impl PromptStore for Rows {
+    async fn vectors(
         &self,
+        _: &ModelId,
         owner: Option<UserId>,
-        after: Option<(UserId, PromptId)>,
+        after: Option<VectorCursor>,
         limit: usize,
-    ) -> Result<Page, BoxError> {
+    ) -> Result<VectorPage, Error> {
         let runs = Runs {
             rows: self.n,
             owners: self.owners,
         };
         let (ids, rows) = runs.page(owner, after, limit);
-        let f16_bytes = self.vectors.stored(rows);
-        Ok(Page { ids, f16_bytes })
-    }
-}
-
-/// Rows of no meaning that take no memory before they are asked for.
-pub struct Patterns {
-    pub rows: usize,
-    pub owners: usize,
-}
-
-#[async_trait]
-impl VectorSource for Patterns {
-    async fn page(
-        &self,
-        owner: Option<UserId>,
-        after: Option<(UserId, PromptId)>,
-        limit: usize,
-    ) -> Result<Page, BoxError> {
-        let runs = Runs {
-            rows: self.rows,
-            owners: self.owners,
+        let f16_bytes = match &self.vectors {
+            Some(vectors) => vectors.stored(rows),
+            None => vec![0x21; rows.len() * 2 * DIMENSION],
         };
-        let (ids, rows) = runs.page(owner, after, limit);
-        let f16_bytes = vec![0x21; rows.len() * 2 * DIMENSION];
-        Ok(Page { ids, f16_bytes })
+        Ok(VectorPage { ids, f16_bytes })
+    }
+
+    async fn insert_prompt(&self, _: NewPrompt) -> Result<Prompt, Error> {
+        unreachable!("an index only reads vectors")
+    }
+
+    async fn has_room(&self, _: UserId, _: u32) -> Result<bool, Error> {
+        unreachable!("an index only reads vectors")
+    }
+
+    async fn prompt(&self, _: UserId, _: PromptId) -> Result<Option<Prompt>, Error> {
+        unreachable!("an index only reads vectors")
+    }
+
+    async fn list_prompts(
+        &self,
+        _: UserId,
+        _: Option<PromptId>,
+        _: usize,
+        _: usize,
+    ) -> Result<PromptPage, Error> {
+        unreachable!("an index only reads vectors")
+    }
+
+    async fn prompts(
+        &self,
+        _: Option<UserId>,
+        _: &[PromptId],
+        _: usize,
+    ) -> Result<PromptsRead, Error> {
+        unreachable!("an index only reads vectors")
+    }
+
+    async fn delete_prompt(&self, _: UserId, _: PromptId) -> Result<Option<DeletedPrompt>, Error> {
+        unreachable!("an index only reads vectors")
+    }
+
+    async fn coverage(&self, _: &ModelId, _: Option<UserId>) -> Result<Coverage, Error> {
+        unreachable!("an index only reads vectors")
+    }
+
+    async fn unembedded(
+        &self,
+        _: &ModelId,
+        _: Option<PromptId>,
+        _: usize,
+    ) -> Result<Vec<Unembedded>, Error> {
+        unreachable!("an index only reads vectors")
+    }
+
+    async fn put_embeddings(
+        &self,
+        _: &ModelId,
+        _: Vec<(PromptId, Embedding)>,
+    ) -> Result<Vec<PromptId>, Error> {
+        unreachable!("an index only reads vectors")
+    }
+
+    async fn claim_reembedding(&self) -> Result<Option<Claim>, Error> {
+        unreachable!("an index only reads vectors")
+    }
+
+    async fn ping(&self) -> Result<Access, Error> {
+        unreachable!("an index only reads vectors")
+    }
+
+    fn stats(&self) -> Stats {
+        unreachable!("an index only reads vectors")
     }
 }

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use self::listening::listen;
 use self::preflight::{Preflight, Ready, connection_room};
 use self::shared::Shared;
-use self::store::{Finder, Store};
+use self::store::Store;
 use crate::api::{self, AppState, Bounds, Connections, Documents, Lifecycle, Limits};
 use crate::config::Config;
 use crate::credentials::{HashPool, Keys};
@@ -36,6 +36,7 @@ use crate::llm;
 use crate::memory_budget::MemoryBudget;
 use crate::realtime::Hub;
 use crate::redis;
+use crate::search::Similarity;
 use crate::services::accounts::{self, Accounts};
 use crate::services::health::{Health, StoreHealth};
 use crate::services::prompts::{self, Prompts};
@@ -65,7 +66,7 @@ pub struct App {
     place: Option<Place>,
     llm: Arc<llm::Client>,
     embedder: Arc<Embedder>,
-    finder: Finder,
+    similarity: Arc<dyn Similarity>,
     reembedding: Reembedding,
     redis: Option<redis::Keeper>,
     _locks: Vec<data_dir::Lock>,
@@ -121,8 +122,7 @@ impl App {
         )?);
 
         let prompt_store = Arc::clone(&store.prompts);
-        let finder = store.similarity(&engine, &config.search, cores, &lifecycle);
-        let similarity = finder.similarity();
+        let similarity = store.similarity(&engine, &config.search, cores, &lifecycle);
         let progress = Arc::new(Progress::default());
         let reembedding = Reembedding {
             store: Arc::clone(&prompt_store),
@@ -184,7 +184,7 @@ impl App {
         let health = Arc::new(Health {
             store: prompt_store,
             embedder: Arc::clone(&embedder),
-            similarity,
+            similarity: Arc::clone(&similarity),
             redis_up: link.as_ref().map(redis::Link::watch),
             model_name: model.to_string(),
             metrics: Arc::clone(&metrics),
@@ -240,7 +240,7 @@ impl App {
             place,
             llm,
             embedder,
-            finder,
+            similarity,
             reembedding,
             redis: keeper,
             _locks: locks,

@@ -144,7 +144,7 @@ impl Reembedding {
                     let users: HashSet<UserId> =
                         owners.iter().map(|(_, user_id)| *user_id).collect();
                     for user_id in users {
-                        self.similarity.doubted(user_id);
+                        self.similarity.invalidate(user_id);
                     }
                     self.step_back(&error).await;
                 }

@@ -23,15 +23,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "redis",
         &["domain", "error", "threads", "config", "telemetry"],
     ),
-    // Capabilities: none knows another.
+    // Capabilities: none knows another, but search, which reads the store's vectors.
     ("credentials", BASE),
     ("data_dir", BASE),
     ("embed", BASE),
     ("interchange", BASE),
     ("llm", BASE),
     ("realtime", BASE),
-    ("search", BASE),
     ("store", BASE),
+    ("search", &["domain", "config", "store", "expected"]),
     ("throttle", BASE),
     // Use cases.
     (

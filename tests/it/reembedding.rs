@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use prompt_service::domain::{Embedding, PromptId, UserId};
 use prompt_service::embed::{BackgroundEmbedder, Encode};
-use prompt_service::search::{Error, Hit, Scope, Similarity, Status};
+use prompt_service::search::{Error, Hit, Similarity, Status};
 use prompt_service::services::reembedding::{Progress, Reembedding};
 use prompt_service::telemetry::Metrics;
 use tokio_util::sync::CancellationToken;
@@ -37,7 +37,7 @@ struct TakenIn(Mutex<Vec<PromptId>>);
 
 #[async_trait]
 impl Similarity for TakenIn {
-    async fn nearest(&self, _: Scope, _: &Embedding, _: usize) -> Result<Vec<Hit>, Error> {
+    async fn nearest(&self, _: UserId, _: &Embedding, _: usize) -> Result<Vec<Hit>, Error> {
         Ok(Vec::new())
     }
 
@@ -47,11 +47,13 @@ impl Similarity for TakenIn {
 
     fn deleted(&self, _: UserId, _: PromptId) {}
 
-    fn doubted(&self, _: UserId) {}
+    fn invalidate(&self, _: UserId) {}
 
     fn status(&self) -> Status {
         Status::default()
     }
+
+    async fn prepare(&self, _: CancellationToken) {}
 }
 
 #[tokio::test]

@@ -67,7 +67,7 @@ impl RunningCall {
             Err(error @ store::Error::Unavailable(_)) => {
                 tracing::error!(%error, "an answer could not be stored and is lost");
                 // Or an attempt was carried out without our knowing.
-                parts.similarity.doubted(self.prompt.user_id);
+                parts.similarity.invalidate(self.prompt.user_id);
                 self.give_up_unless_stopping().await;
                 return Err(error.into());
             }

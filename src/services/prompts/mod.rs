@@ -278,7 +278,7 @@ impl Prompts {
             let deleted = parts.store.delete_prompt(user_id, id).await;
             if let Err(store::Error::Unavailable(_)) = deleted {
                 // It may be gone all the same.
-                parts.similarity.doubted(user_id);
+                parts.similarity.invalidate(user_id);
             }
             let deleted = deleted?.ok_or(Error::NotFound)?;
             if deleted.embedding_model.as_ref() == Some(&parts.model) {

@@ -101,7 +101,7 @@ async fn keep(inner: &Inner, new: CreatePrompt, answer: Answer) -> Result<Create
         .await;
     if let Err(store::Error::Unavailable(_)) = inserted {
         // It may be stored all the same.
-        parts.similarity.doubted(new.user_id);
+        parts.similarity.invalidate(new.user_id);
     }
     let prompt = inserted?;
     super::make_searchable(parts, &prompt, embedding.as_ref());

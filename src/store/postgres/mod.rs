@@ -1,6 +1,7 @@
 //! The scale-out store: PostgreSQL with pgvector, for any number of servers at once.
 //!
-//! A bounded pool of connections (`pool`), one statement a call, and similarity where the vectors are (`vectors`, `meaning`).
+//! A bounded pool of connections (`pool`), one statement a call, and similarity where the vectors are
+//! (`vectors`, `hnsw`).
 //! The schema is migrated when a server opens the store (`migrate`). Nothing of it is cached in the process but the numbers of
 //! models, which never change: what one server has committed, every other reads.
 
@@ -9,9 +10,9 @@ mod bulk;
 mod bulk_calls;
 mod calls;
 mod error;
+mod hnsw;
 mod inspect;
 mod lock;
-mod meaning;
 mod migrate;
 mod open_error;
 mod pool;
@@ -24,21 +25,18 @@ mod vectors;
 
 use std::fmt;
 
-use async_trait::async_trait;
 use tokio::time::timeout;
 use tokio_postgres::types::FromSql;
 use tokio_postgres::{Config, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
-use tokio_util::sync::CancellationToken;
 
 use self::error::Cause;
-use self::meaning::Meaning;
+use self::hnsw::HnswSupport;
 use self::migrate::migrate;
 use self::open_error::{at_connection, no_connection};
 use self::pool::{CONNECT, Connector, Pool};
 use self::vectors::Models;
-use super::{Claim, Error, NearestStore};
-use crate::domain::{Embedding, ModelId, PromptId, UserId};
+use super::{Claim, Error};
 
 pub(super) use self::error::meaning;
 pub use self::inspect::{count_rows, inspect};
@@ -69,12 +67,13 @@ impl Default for OpenOptions {
     }
 }
 
-/// [`AccountStore`](super::AccountStore), [`PromptStore`](super::PromptStore), [`CallStore`](super::CallStore),
-/// [`BulkStore`](super::BulkStore) and [`NearestStore`] over one PostgreSQL database. Needs a Tokio runtime.
+/// [`AccountStore`](super::AccountStore), [`PromptStore`](super::PromptStore),
+/// [`CallStore`](super::CallStore) and [`BulkStore`](super::BulkStore) over one PostgreSQL database,
+/// with its search by similarity. Needs a Tokio runtime.
 pub struct PostgresStore {
     pool: Pool,
     models: Models,
-    meaning: Meaning,
+    hnsw: HnswSupport,
 }
 
 impl fmt::Debug for PostgresStore {
@@ -108,7 +107,7 @@ impl PostgresStore {
         Ok(Self {
             pool,
             models: Models::default(),
-            meaning: Meaning::new(version),
+            hnsw: HnswSupport::of(version),
         })
     }
 
@@ -133,12 +132,6 @@ impl PostgresStore {
             .await
             .map_err(no_connection)?
             .ok_or(OpenError::InUseAlone)
-    }
-
-    /// Sees to the approximate index that searches among everybody's prompts need to be quick, for as long as that takes or
-    /// until `stop`. Several servers may do so at once; one builds. A build that was broken off is begun again.
-    pub async fn index_meaning(&self, stop: CancellationToken) {
-        meaning::ensure(&self.pool, stop).await;
     }
 
     /// Refuses further calls and closes the connections; those in use are closed by their calls.
@@ -171,19 +164,6 @@ pub(super) fn driver(url: &str) -> Result<(Config, MakeRustlsConnect), UrlFault>
         .connector()
         .map_err(|error| UrlFault::Tls(Box::new(error)))?;
     Ok((config, tls))
-}
-
-#[async_trait]
-impl NearestStore for PostgresStore {
-    async fn nearest(
-        &self,
-        model: &ModelId,
-        owner: Option<UserId>,
-        query: &Embedding,
-        k: usize,
-    ) -> Result<Vec<(PromptId, f32)>, Error> {
-        vectors::nearest(self, model, owner, query, k).await
-    }
 }
 
 /// A column of a row. A value that does not fit its type is a defect.

@@ -11,12 +11,13 @@ use prompt_service::embed::{Class, Embedder, Encode, Settings};
 use prompt_service::error::Error;
 use prompt_service::fair_semaphore::FairSemaphore;
 use prompt_service::memory_budget::{MemoryBudget, Owner};
-use prompt_service::search::{self, Hit, Scope, Similarity, Status};
+use prompt_service::search::{self, Hit, Similarity, Status};
 use prompt_service::services::reembedding::Progress;
 use prompt_service::services::search::{Searches, Similar};
 use prompt_service::telemetry::Metrics;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::delete;
 use crate::store::{completed, user};
@@ -61,7 +62,7 @@ impl Listed {
 
 #[async_trait]
 impl Similarity for Listed {
-    async fn nearest(&self, _: Scope, _: &Embedding, k: usize) -> Result<Vec<Hit>, search::Error> {
+    async fn nearest(&self, _: UserId, _: &Embedding, k: usize) -> Result<Vec<Hit>, search::Error> {
         self.asked.fetch_add(1, SeqCst);
         self.gate.acquire().await.unwrap().forget();
         let nearest = self.ids.iter().take(k);
@@ -77,11 +78,13 @@ impl Similarity for Listed {
 
     fn deleted(&self, _: UserId, _: PromptId) {}
 
-    fn doubted(&self, _: UserId) {}
+    fn invalidate(&self, _: UserId) {}
 
     fn status(&self) -> Status {
         Status::default()
     }
+
+    async fn prepare(&self, _: CancellationToken) {}
 }
 
 /// Searches on the folder's store, with places for eight texts: six for searches, three of them a user's.

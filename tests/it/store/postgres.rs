@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use prompt_service::domain::{Embedding, UserId};
 use prompt_service::store::postgres::{OpenError, OpenOptions, PostgresStore};
-use prompt_service::store::{Access, AccountStore, Error, NearestStore, NewPrompt, PromptStore};
+use prompt_service::store::{Access, AccountStore, Error, NewPrompt, PromptStore};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -369,7 +369,7 @@ async fn a_search_among_ones_own_reads_the_covering_index_alone_and_misses_nothi
     let client = database.client().await;
     // The approximate index is there too, and must tempt nobody.
     let stop = CancellationToken::new();
-    store.index_meaning(stop).await;
+    store.build_hnsw_index(stop).await;
     client.batch_execute("VACUUM ANALYZE").await.unwrap();
 
     for mode in ["force_custom_plan", "force_generic_plan"] {
@@ -456,8 +456,8 @@ async fn a_shared_search_is_exact_before_its_index_and_near_it_after() {
     broken.unwrap();
     let other = open_on(&database, Some(384)).await.unwrap();
     tokio::join!(
-        store.index_meaning(CancellationToken::new()),
-        other.index_meaning(CancellationToken::new())
+        store.build_hnsw_index(CancellationToken::new()),
+        other.build_hnsw_index(CancellationToken::new())
     );
     let sql = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'prompt_embedding_by_meaning'::regclass";
     assert!(client.query_one(sql, &[]).await.unwrap().get::<_, bool>(0));
