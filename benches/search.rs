@@ -1,7 +1,9 @@
-//! Similarity search against exact arithmetic, the memory's speed and, if asked, FAISS in the same run.
+//! Similarity search against exact arithmetic, the memory's speed and, if asked, FAISS in the same
+//! run.
 //!
-//! `cargo bench --bench search -- [--short] [--faiss PYTHON] [--vectors FILE]`; `benches/search.sh` sets up the Python.
-//! Latencies are those of [`Similarity::nearest`] on one thread, the hand-over to a blocking thread included.
+//! `cargo bench --bench search -- [--short] [--faiss PYTHON] [--vectors FILE]`; `benches/search.sh`
+//! sets up the Python. Latencies are those of [`Similarity::nearest`] on one thread, the hand-over
+//! to a blocking thread included.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its tables")]
 
 #[path = "search/data.rs"]
@@ -196,7 +198,8 @@ fn recall(truth: &[Vec<u32>], answers: &[Vec<Hit>]) -> f64 {
     found as f64 / truth.iter().map(Vec::len).sum::<usize>() as f64
 }
 
-/// Bytes every scan of `n` rows reads, whatever the query: the vectors, or in two stages the sign codes.
+/// Bytes every scan of `n` rows reads, whatever the query: the vectors, or in two stages the sign
+/// codes.
 fn bytes_read(n: usize) -> usize {
     let shape = Shape::new(DIMENSION);
     match Plan::of(n, K) {
@@ -362,7 +365,8 @@ fn owners_table(vectors: &Arc<Vectors>, most: usize, runtime: &Runtime) -> Resul
     Ok(())
 }
 
-/// What an insertion and a deletion cost beside the commit, with and without scans that hold the slab.
+/// What an insertion and a deletion cost beside the commit, with and without scans that hold the
+/// slab.
 fn changes_table(vectors: &Arc<Vectors>, sizes: &[usize], runtime: &Runtime) -> Result<()> {
     println!(
         "\n| rows | scans meanwhile | insert p50 µs | p99 | max | delete p50 µs | p99 | max |\n|---|---|---|---|---|---|---|---|"

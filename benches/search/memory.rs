@@ -38,7 +38,8 @@ pub fn table(most: usize) -> Result<()> {
     Ok(())
 }
 
-/// Loads made-up rows and prints how many bytes the process has in memory. `words`: the scope, the rows, the owners.
+/// Loads made-up rows and prints how many bytes the process has in memory. `words`: the scope, the
+/// rows, the owners.
 pub fn print_of_child(mut words: impl Iterator<Item = String>) -> Result<()> {
     let scope = match words.next().as_deref() {
         Some("own") => SimilarScope::Own,

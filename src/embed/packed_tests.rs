@@ -1,4 +1,4 @@
-//! The packed weight file with everything in it, and with anything in its header.
+//! The packed weight file, correct and with any content in its header.
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};

@@ -1,4 +1,4 @@
-//! The model as a whole: batches, odd inputs, and files nobody should trust.
+//! The whole model: batches, unusual inputs, and hostile files.
 
 use std::path::Path;
 
@@ -63,8 +63,9 @@ fn kernels_agree_on_finished_vectors() {
             .zip(vectors[0].1.0.iter())
             .map(|(a, b)| a * b)
             .sum();
-        // Without a fused multiply-add numbers near a rounding boundary are quantised to their neighbours, and the vectors are as far
-        // apart as quantisation takes either from the exact one.
+        // Without a fused multiply-add numbers near a rounding boundary are quantised to their
+        // neighbours, and the vectors are as far apart as quantisation takes either from the exact
+        // one.
         assert!(cosine > 0.9995, "{name}: {cosine}");
         assert!(
             *name == "portable" || *vector == vectors[0].1,
@@ -204,7 +205,8 @@ impl Tiny {
         self.file_of(|_| dtype, Self::number)
     }
 
-    /// A weights file of types that depend on the tensor's name and numbers that depend on its place and theirs.
+    /// A weights file of types that depend on the tensor's name and numbers that depend on its
+    /// place and theirs.
     pub(super) fn file_of<'a>(
         &self,
         dtype: impl Fn(&str) -> &'a str,
@@ -514,7 +516,8 @@ proptest! {
 
     #[test]
     fn a_damaged_bundled_header_never_panics(at in 0_usize..9000, byte in any::<u8>()) {
-        // The model borrows its file for ever, so each case leaks a small one: the header without its data, which must be refused.
+        // The model borrows its file for ever, so each case leaks a small one: the header without
+        // its data, which must be refused.
         let mut bytes = BUNDLED[..20_000].to_vec();
         bytes[at] = byte;
         prop_assert!(Model::packed(bytes.leak()).is_err());

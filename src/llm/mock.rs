@@ -1,4 +1,5 @@
-//! The built-in mock. It answers at once, with the same text for the same prompt, and costs nothing.
+//! The built-in mock. It answers at once, with the same text for the same prompt, and costs
+//! nothing.
 
 use super::Completion;
 

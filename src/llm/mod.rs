@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use prometheus::IntGauge;
 
-pub use openai::{Error, Finding, Look, Reading, read_answer};
+pub use openai::{Error, ModelFinding, Reading, UpstreamCheck, read_answer};
 
 use self::measure::CallLabels;
 use self::openai::Upstreams;
@@ -34,8 +34,8 @@ pub struct Completion {
     pub prompt_tokens: Option<u32>,
     /// Tokens of the answer, if the upstream counts them.
     pub completion_tokens: Option<u32>,
-    /// From the first request to the upstream until the whole answer was there, including all attempts
-    /// and the waits between them.
+    /// From the first request to the upstream until the whole answer was there, including all
+    /// attempts and the waits between them.
     pub upstream_duration: Duration,
 }
 
@@ -120,7 +120,8 @@ impl Client {
         })
     }
 
-    /// The kind of upstream that is asked first, as metrics name it: `mock`, `openai` or `openai-compatible`.
+    /// The kind of upstream that is asked first, as metrics name it: `mock`, `openai` or
+    /// `openai-compatible`.
     pub fn provider(&self) -> &str {
         self.first().provider
     }
@@ -142,12 +143,12 @@ impl Client {
         }
     }
 
-    /// Asks each upstream, in the order of the configuration, which models it has. That costs only a
-    /// few requests. The mock is not asked.
-    pub async fn look(&self) -> Vec<Look> {
+    /// Asks each upstream, in the order of the configuration, which models it has. That costs only
+    /// a few requests. The mock is not asked.
+    pub async fn check_models(&self) -> Vec<UpstreamCheck> {
         match &self.backend {
             Backend::Mock => Vec::new(),
-            Backend::OpenAi(upstreams) => upstreams.look().await,
+            Backend::OpenAi(upstreams) => upstreams.check_models().await,
         }
     }
 
@@ -172,14 +173,14 @@ impl Client {
 
     /// Answers a prompt.
     ///
-    /// With `on_delta` the upstream is asked to stream, and `on_delta` gets each piece of text as it
-    /// arrives. It is called on the async thread and must be quick. The completion has the whole text
-    /// in either case.
+    /// With `on_delta` the upstream is asked to stream, and `on_delta` gets each piece of text as
+    /// it arrives. It is called on the async thread and must be quick. The completion has the whole
+    /// text in either case.
     ///
     /// `memory` counts the bytes of the answer that are held until this returns.
     ///
-    /// Dropping the future cancels the call and closes its connection. The upstream may have worked on
-    /// the call nevertheless.
+    /// Dropping the future cancels the call and closes its connection. The upstream may have worked
+    /// on the call nevertheless.
     ///
     /// # Errors
     /// [`Failure`] after the last attempt. `on_delta` may have got pieces before.

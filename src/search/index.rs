@@ -20,9 +20,9 @@ use crate::config::SimilarScope;
 use crate::domain::{Embedding, ModelId, PromptId, UserId};
 use crate::store::PromptStore;
 
-/// Slabs that are read at once. Two, so that one long list does not delay all users with short ones.
-/// A slab that is being read counts as memory in use but cannot be evicted, so the budget may be
-/// exceeded by so many slabs.
+/// Slabs that are read at once. Two, so that one long list does not delay all users with short
+/// ones. A slab that is being read counts as memory in use but cannot be evicted, so the budget may
+/// be exceeded by so many slabs.
 const CONCURRENT_LOADS: usize = 2;
 
 /// How long to wait before the vectors are loaded again after a failure.
@@ -39,7 +39,8 @@ pub struct SlabOptions {
     /// larger slab is kept nevertheless, and so are up to two slabs that are being read. In shared
     /// scope everything is kept.
     pub memory_bytes: usize,
-    /// Scans at once on the blocking threads, at least 1. More than the number of cores gain nothing.
+    /// Scans at once on the blocking threads, at least 1. More than the number of cores gain
+    /// nothing.
     pub concurrent_scans: usize,
     /// In shared scope, how long a search waits until the rows are loaded. Then it is refused.
     pub load_wait: Duration,
@@ -215,8 +216,8 @@ impl Similarity for SlabIndex {
     }
 
     fn deleted(&self, user: UserId, id: PromptId) {
-        // Remembered whether the row is found or not: its insertion may be reported later, to a slab
-        // that is loaded later.
+        // Remembered whether the row is found or not: its insertion may be reported later, to a
+        // slab that is loaded later.
         let deletions = self.loader.deletions.lock();
         deletions.unwrap_or_else(PoisonError::into_inner).insert(id);
         let owner = self.scope.owner(user);

@@ -1,7 +1,7 @@
 //! Reads rows from the store into a slab.
 //!
-//! A load runs in its own task and goes on when its caller has left. So a caller with a short timeout
-//! finds the slab the next time, and no load begins from the first row again and again.
+//! A load runs in its own task and goes on when its caller has left. So a caller with a short
+//! timeout finds the slab the next time, and no load begins from the first row again and again.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,8 +19,8 @@ use crate::store::{PromptStore, VectorCursor, VectorPage};
 /// Rows of a page: 1.5 MiB at 384 dimensions.
 const PAGE_ROWS: usize = 2048;
 
-/// A page of up to so many rows is unpacked on the async thread, in less than 0.1 ms. A longer one is
-/// unpacked on a blocking thread.
+/// A page of up to so many rows is unpacked on the async thread, in less than 0.1 ms. A longer one
+/// is unpacked on a blocking thread.
 const UNPACKED_IN_PLACE_ROWS: usize = 128;
 
 /// How long to wait before a retry while the store is unavailable.

@@ -3,9 +3,9 @@
 //! [`Similarity`] is the seam, with two implementations over the store's rows:
 //! - [`SlabIndex`] serves from memory, beside SQLite: exact scans ([`scan`]) of rows in slabs
 //!   ([`slab`]), by kernels for the present processor ([`kernel`]). Slabs are loaded when they are
-//!   first needed and evicted by a byte budget (`index`, `loading`, `slot`, `slab_cache`). There is no
-//!   index to build, save or repair. A prompt takes 824 bytes at 384 dimensions: 768 of f16 vector,
-//!   48 of sign code, 8 of id.
+//!   first needed and evicted by a byte budget (`index`, `loading`, `slot`, `slab_cache`). There is
+//!   no index to build, save or repair. A prompt takes 824 bytes at 384 dimensions: 768 of f16
+//!   vector, 48 of sign code, 8 of id.
 //! - [`PostgresSimilarity`] asks the database.
 
 mod index;
@@ -81,16 +81,16 @@ pub enum Error {
     Interrupted(#[source] tokio::task::JoinError),
 }
 
-/// Finds near prompts. Whose prompts a search finds is the operator's choice, for all searches alike:
-/// [`SimilarScope`](crate::config::SimilarScope).
+/// Finds near prompts. Whose prompts a search finds is the operator's choice, for all searches
+/// alike: [`SimilarScope`](crate::config::SimilarScope).
 ///
-/// It reads its own writes: once [`inserted`](Self::inserted) has returned, the next search finds the
-/// row; once [`deleted`](Self::deleted) has returned, no search finds it.
+/// It reads its own writes: once [`inserted`](Self::inserted) has returned, the next search finds
+/// the row; once [`deleted`](Self::deleted) has returned, no search finds it.
 #[async_trait]
 pub trait Similarity: Send + Sync {
     /// The `k` rows nearest to `query`, among those that a search of `caller` may find: nearest
-    /// first, equal scores by rising id; all rows if there are fewer. `query`: `[dimension]` numbers
-    /// of unit length. Cancel safe.
+    /// first, equal scores by rising id; all rows if there are fewer. `query`: `[dimension]`
+    /// numbers of unit length. Cancel safe.
     async fn nearest(&self, caller: UserId, query: &Embedding, k: usize)
     -> Result<Vec<Hit>, Error>;
 
@@ -98,14 +98,14 @@ pub trait Similarity: Send + Sync {
     /// inserted.
     fn inserted(&self, user: UserId, id: PromptId, embedding: &Embedding);
 
-    /// Removes a row, after the commit of its deletion. Only for rows that had a vector of the model
-    /// in use.
+    /// Removes a row, after the commit of its deletion. Only for rows that had a vector of the
+    /// model in use.
     fn deleted(&self, user: UserId, id: PromptId);
 
     /// Makes the index read the user's rows again before it serves this user again. For a write of
     /// such a row that failed with an outage and may have been committed nevertheless: the row may
-    /// have come or gone. In shared scope only new rows are read, soon after the call. A deleted row
-    /// then costs searches a second read of the store and is never shown.
+    /// have come or gone. In shared scope only new rows are read, soon after the call. A deleted
+    /// row then costs searches a second read of the store and is never shown.
     ///
     /// Call it when the write is over, from a thread of the runtime. It returns quickly. Calling it
     /// too often costs a load and nothing else.
@@ -114,8 +114,8 @@ pub trait Similarity: Send + Sync {
     /// What it holds now.
     fn status(&self) -> Status;
 
-    /// Makes searches available and fast, where that takes longer than a start may: until it is done
-    /// or `stop` is cancelled. Retries while the store is unavailable.
+    /// Makes searches available and fast, where that takes longer than a start may: until it is
+    /// done or `stop` is cancelled. Retries while the store is unavailable.
     async fn prepare(&self, stop: CancellationToken);
 }
 

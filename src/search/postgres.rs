@@ -11,8 +11,8 @@ use crate::domain::{Embedding, ModelId, PromptId, UserId};
 use crate::store;
 use crate::store::postgres::PostgresStore;
 
-/// Asks the database. There is nothing to insert or remove: the transaction that stored or deleted a
-/// prompt has done so, for every server alike.
+/// Asks the database. There is nothing to insert or remove: the transaction that stored or deleted
+/// a prompt has done so, for every server alike.
 pub struct PostgresSimilarity {
     /// Where the vectors are.
     pub store: Arc<PostgresStore>,

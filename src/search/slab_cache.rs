@@ -94,8 +94,8 @@ impl SlabCache {
             evicted.extend(guard.remove(victim));
         }
         drop(guard);
-        // After the lock, because freeing thousands of pieces takes time. A scan keeps its slab until
-        // it ends.
+        // After the lock, because freeing thousands of pieces takes time. A scan keeps its slab
+        // until it ends.
         let bytes = evicted.iter().map(|slot| slot.bytes()).sum();
         drop_aside(evicted, bytes);
     }
@@ -128,8 +128,8 @@ impl CacheInner {
         }
     }
 
-    /// The least recently used owner whose slot is ready, or not ready and not in use. A slot that is
-    /// being loaded must stay where changes find it. The most recently used one stays too.
+    /// The least recently used owner whose slot is ready, or not ready and not in use. A slot that
+    /// is being loaded must stay where changes find it. The most recently used one stays too.
     fn oldest_evictable(&self) -> Option<SlabOwner> {
         self.slots
             .iter()
@@ -161,9 +161,9 @@ pub(super) fn drop_aside<T: Send + 'static>(slabs: T, bytes: usize) {
 
 /// The latest deletions: a row is not inserted if its deletion was reported before its insertion.
 ///
-/// The two reports of a row come from different requests. The report of an insertion comes at most a
-/// scheduling delay after its commit. So it is enough to remember as many deletions as can happen in
-/// that time.
+/// The two reports of a row come from different requests. The report of an insertion comes at most
+/// a scheduling delay after its commit. So it is enough to remember as many deletions as can happen
+/// in that time.
 #[derive(Default)]
 pub(super) struct RecentDeletions(LinkedHashSet<PromptId>);
 

@@ -1,8 +1,8 @@
 //! A slot for one slab, which is not loaded, being loaded, or ready.
 //!
-//! Changes that come while rows are being read are recorded and applied afterwards. A row can reach a
-//! slab twice, by the reading and by its own report, in either order. It is inserted once, because
-//! every insertion looks for its id first.
+//! Changes that come while rows are being read are recorded and applied afterwards. A row can reach
+//! a slab twice, by the reading and by its own report, in either order. It is inserted once,
+//! because every insertion looks for its id first.
 
 use std::error::Error;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -131,8 +131,8 @@ impl SlabSlot {
 
     /// Inserts a row, unless it is there or `is_deleted` says that its deletion came first.
     pub(super) fn insert(&self, id: PromptId, stored: Vec<u8>, is_deleted: impl FnOnce() -> bool) {
-        // As in `remove`. This reference is dropped at once: while it is held, the change below would
-        // have to copy the parts that it changes.
+        // As in `remove`. This reference is dropped at once: while it is held, the change below
+        // would have to copy the parts that it changes.
         let looked = match &*self.lock() {
             SlotInner {
                 state: SlotState::Ready(slab),
@@ -168,8 +168,8 @@ impl SlabSlot {
 
     /// Removes a row if it is there.
     pub(super) fn remove(&self, id: PromptId) {
-        // Looking through a million ids takes about 0.3 ms. So it is done without the lock first, and
-        // only checked under the lock.
+        // Looking through a million ids takes about 0.3 ms. So it is done without the lock first,
+        // and only checked under the lock.
         let likely = self.slab().and_then(|slab| slab.find(id));
         match &mut self.lock().state {
             SlotState::Idle => {}

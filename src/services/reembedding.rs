@@ -1,7 +1,8 @@
 //! A change of model: gives every prompt a vector of the model in use, in the background.
 //!
-//! Resumable by nature: what is left to do is what the store says has no vector of this model. Searches meanwhile see the
-//! vectors of this model only, and say what share of the prompts those are.
+//! Resumable by nature: what is left to do is what the store says has no vector of this model.
+//! Searches meanwhile see the vectors of this model only, and say what share of the prompts those
+//! are.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -65,7 +66,8 @@ pub struct Reembedding {
 }
 
 impl Reembedding {
-    /// Finds out whether there is anything to do; from then on searches know. Call it before serving.
+    /// Finds out whether there is anything to do; from then on searches know. Call it before
+    /// serving.
     ///
     /// # Errors
     /// Those of the store.
@@ -79,7 +81,8 @@ impl Reembedding {
         Ok(remaining)
     }
 
-    /// Does what `plan` found, and again whenever it is asked to, until `stop`ped; a later start goes on where this one ended.
+    /// Does what `plan` found, and again whenever it is asked to, until `stop`ped; a later start
+    /// goes on where this one ended.
     pub async fn run(&self, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => {}
@@ -140,7 +143,8 @@ impl Reembedding {
                     after = Some(last);
                 }
                 Err(error) => {
-                    // They may be stored all the same, and are not found as rows without a vector then.
+                    // They may be stored all the same, and are not found as rows without a vector
+                    // then.
                     let users: HashSet<UserId> =
                         owners.iter().map(|(_, user_id)| *user_id).collect();
                     for user_id in users {

@@ -67,8 +67,8 @@ pub struct Searches {
 }
 
 impl Searches {
-    /// The `k` stored prompts nearest to `query`, or all if there are fewer. The memory that they take
-    /// counts for `owner`.
+    /// The `k` stored prompts nearest to `query`, or all if there are fewer. The memory that they
+    /// take counts for `owner`.
     ///
     /// # Errors
     /// `Overloaded` at once if too many texts wait, too many searches are running, or there is no
@@ -120,8 +120,8 @@ impl Searches {
         })
     }
 
-    /// Reads prompts that a search of the caller's has found. A prompt that has been deleted since is
-    /// left out.
+    /// Reads prompts that a search of the caller's has found. A prompt that has been deleted since
+    /// is left out.
     ///
     /// # Errors
     /// The errors of the store; `Overloaded` if too many wait for their turn.
@@ -149,9 +149,9 @@ impl Searches {
         ))
     }
 
-    /// The index can return a prompt whose deletion has committed but is not reported to it yet. The
-    /// store has no row for such a hit. So this asks for more hits, until it has `k` rows or there are
-    /// no more.
+    /// The index can return a prompt whose deletion has committed but is not reported to it yet.
+    /// The store has no row for such a hit. So this asks for more hits, until it has `k` rows or
+    /// there are no more.
     async fn nearest(
         &self,
         caller: UserId,
@@ -172,8 +172,8 @@ impl Searches {
                 rest.truncate(k - results.len());
                 return Ok(((results, rest), memory, turn));
             }
-            // There were more such hits than this round allowed for. The next round allows for twice as
-            // many, so the loop ends, at the latest with all hits.
+            // There were more such hits than this round allowed for. The next round allows for
+            // twice as many, so the loop ends, at the latest with all hits.
             wanted = k + 2 * deleted;
         }
     }

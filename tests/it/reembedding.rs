@@ -1,4 +1,5 @@
-//! Vectors made afterwards while the service goes on: what was stored without one is found without a restart.
+//! Vectors made afterwards while the service goes on: what was stored without one is found without
+//! a restart.
 
 use std::sync::{Arc, Mutex};
 

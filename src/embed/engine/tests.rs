@@ -1,4 +1,4 @@
-//! Folders as people have them, and as nobody should.
+//! Usual folders, and damaged and hostile ones.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,9 +1,9 @@
 //! Feeds texts to the model: bounded, fair, in batches, never on the async threads.
 //!
-//! A caller takes a [`Permit`] (`admission`), then awaits [`Embedder::embed`]. Its text waits in the
-//! `queue` until a worker thread takes it with others (`worker`). The vector of a repeated query may
-//! come from the `cache` instead. Users share the workers' time and nothing else: neither a cached
-//! vector nor a computation in flight.
+//! A caller takes a [`Permit`] (`admission`), then awaits [`Embedder::embed`]. Its text waits in
+//! the `queue` until a worker thread takes it with others (`worker`). The vector of a repeated
+//! query may come from the `cache` instead. Users share the workers' time and nothing else: neither
+//! a cached vector nor a computation in flight.
 
 mod admission;
 mod cache;
@@ -23,8 +23,8 @@ use self::queue::{TextQueue, Ticket, Waiter};
 use crate::domain::{Embedding, UserId};
 use crate::telemetry::Metrics;
 
-/// What the text is for. Posts go before searches: a post has been throttled already, and its call of
-/// the upstream runs meanwhile.
+/// What the text is for. Posts go before searches: a post has been throttled already, and its call
+/// of the upstream runs meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// A prompt to be stored.
@@ -86,8 +86,8 @@ impl Default for Settings {
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             // At 10 ms for a long text, the last of them waits about a second on two cores.
             capacity: 256,
-            // Four texts of 16 tokens. With int8 weights in a core's cache, 32 tokens are within 3 % of
-            // the best rate.
+            // Four texts of 16 tokens. With int8 weights in a core's cache, 32 tokens are within 3
+            // % of the best rate.
             batch_tokens: 64,
             // About 4,000 queries of a 384-dimensional model.
             cache_bytes: 8 << 20,
@@ -191,10 +191,10 @@ impl Embedder {
         self.pipeline.admission.in_use()
     }
 
-    /// Admits nobody from now on, serves everybody admitted until the deadline, then ends the workers
-    /// and waits for them. Texts that are left get `Stopped`. A batch that is running is finished
-    /// first, after the deadline if necessary. Returns true if no text was left. Blocks: not for an
-    /// async thread. A second call does nothing.
+    /// Admits nobody from now on, serves everybody admitted until the deadline, then ends the
+    /// workers and waits for them. Texts that are left get `Stopped`. A batch that is running is
+    /// finished first, after the deadline if necessary. Returns true if no text was left. Blocks:
+    /// not for an async thread. A second call does nothing.
     pub fn shutdown(&self, deadline: Instant) -> bool {
         let all_served = self.pipeline.admission.close(deadline);
         self.pipeline.stop();

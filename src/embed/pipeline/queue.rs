@@ -1,5 +1,5 @@
-//! The texts that wait, and the order in which they are taken. A plain data structure: no threads, no
-//! clock.
+//! The texts that wait, and the order in which they are taken. A plain data structure: no threads,
+//! no clock.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use super::{Class, Error};
 use crate::domain::{Embedding, UserId};
 use crate::turns::Turns;
 
-/// Batches of posts that are taken in a row while a search waits. Posts go first, and searches still
-/// go on.
+/// Batches of posts that are taken in a row while a search waits. Posts go first, and searches
+/// still go on.
 const PATIENCE: u32 = 8;
 
 /// Bytes of text per token. English has 4 to 5; batches of texts with fewer are divided once their
@@ -47,8 +47,8 @@ pub(super) struct Ticket {
 /// Texts taken to be embedded together, by the number of their job.
 pub(super) type TextBatch = Vec<(u64, Arc<str>)>;
 
-/// Short and long texts of one class. If both wait, they take turns: a long text delays a short one by
-/// one batch at most, and short ones do not keep a long one waiting for ever.
+/// Short and long texts of one class. If both wait, they take turns: a long text delays a short one
+/// by one batch at most, and short ones do not keep a long one waiting for ever.
 #[derive(Default)]
 struct Lanes {
     short: Lane,
@@ -70,7 +70,8 @@ pub(super) struct TextQueue {
     workers: usize,
     numbers: u64,
     jobs: HashMap<u64, EmbedJob>,
-    /// Finds the job of a text. The user is part of the key, because users never share a computation.
+    /// Finds the job of a text. The user is part of the key, because users never share a
+    /// computation.
     by_text: HashMap<(UserId, Arc<str>), u64>,
     posts: Lanes,
     searches: Lanes,
@@ -159,8 +160,8 @@ impl TextQueue {
         }
     }
 
-    /// Removes a caller. Returns true if that cancelled its job, because no other caller waits for it.
-    /// A running job goes on, and keeps its permits until it is done.
+    /// Removes a caller. Returns true if that cancelled its job, because no other caller waits for
+    /// it. A running job goes on, and keeps its permits until it is done.
     pub(super) fn leave(&mut self, ticket: Ticket) -> bool {
         let Some(job) = self.jobs.get_mut(&ticket.job).filter(|job| !job.running) else {
             return false;

@@ -184,7 +184,8 @@ proptest! {
                 }
                 Step::Leave(_) | Step::Finish(_) => (),
             }
-            // There are as many jobs as different texts of users that a caller waits for or a worker has.
+            // There are as many jobs as different texts of users that a caller waits for or a
+            // worker has.
             let wanted: HashSet<(i64, usize)> = callers.iter().map(|caller| (caller.1, caller.2)).collect();
             prop_assert!(queue.waiting() <= wanted.len());
             prop_assert!(queue.waiting() + running.len() >= wanted.len());

@@ -160,7 +160,8 @@ fn an_idle_worker_takes_a_text_at_once() {
 fn waiting_texts_are_batched_up_to_the_token_budget() {
     let fixture = Fixture::new(1);
     let _occupied = fixture.occupy();
-    // 18 tokens by estimate, so that three are taken together; 64 by count, so that each goes to the model alone.
+    // 18 tokens by estimate, so that three are taken together; 64 by count, so that each goes to
+    // the model alone.
     let texts: Vec<String> = (0..7).map(|n| format!("{n}").repeat(64)).collect();
     let short: Vec<String> = (0..7).map(|n| format!("{n}").repeat(15)).collect();
     let _long: Vec<_> = texts

@@ -11,8 +11,8 @@ use crate::domain::Embedding;
 /// A text of a batch as ids, by the number of its job.
 type Encoded = (u64, Vec<u32>);
 
-/// Serves batches until the pipeline stops. A panic of the encoder is an error for the caller of the
-/// text that causes it. It does not end the thread.
+/// Serves batches until the pipeline stops. A panic of the encoder is an error for the caller of
+/// the text that causes it. It does not end the thread.
 pub(super) fn run<E: Encode>(pipeline: &Pipeline, encoder: &E) {
     let mut worker = Worker {
         pipeline,

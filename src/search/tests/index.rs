@@ -26,7 +26,8 @@ enum Operation {
         user: i64,
         k: usize,
     },
-    /// A query while the store is away: an error if the slab was not in memory, the right answer if it was.
+    /// A query while the store is away: an error if the slab was not in memory, the right answer if
+    /// it was.
     QueryWithoutStore {
         user: i64,
     },

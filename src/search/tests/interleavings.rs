@@ -162,7 +162,8 @@ impl World {
             Step::Fail(fail) => self.store.fail.store(fail, super::SeqCst),
             Step::Evict => {
                 let index = Arc::clone(&self.index);
-                // Its own load waits for its turn and the gate like any other; nobody waits for it here.
+                // Its own load waits for its turn and the gate like any other; nobody waits for it
+                // here.
                 TaskTracker::new().spawn(async move {
                     let query = vector(DIMENSION, 5);
                     let _ = index.nearest(UserId(2), &query, 1).await;

@@ -1,7 +1,7 @@
 //! Slabs, scans and the index against a naive model.
 //!
-//! The vectors' numbers are small multiples of 1/64: every sum of their products is exact in f32, in any order, so scores can
-//! be compared bit by bit, and equal scores are frequent.
+//! The vectors' numbers are small multiples of 1/64: every sum of their products is exact in f32,
+//! in any order, so scores can be compared bit by bit, and equal scores are frequent.
 
 mod index;
 mod interleavings;

@@ -189,7 +189,8 @@ async fn a_row_that_was_committed_without_a_report_is_found_after_an_invalidatio
         store.insert(USER, PromptId(2), &query);
         assert_eq!(found().await, [1], "nobody has reported it");
         index.invalidate(USER);
-        // In shared scope the row comes soon after; it is counted when the search is answered already.
+        // In shared scope the row comes soon after; it is counted when the search is answered
+        // already.
         while found().await != [1, 2] || index.status().rows != 2 {
             tokio::task::yield_now().await;
         }
@@ -280,8 +281,9 @@ async fn a_shared_search_that_may_wait_succeeds_when_every_row_is_loaded() {
     assert_eq!(waiting.await.unwrap().len(), 1);
 }
 
-/// Users that insert, delete and search on several threads, with room in memory for hardly any of them: each must see exactly
-/// its own rows, its latest change included, and while someone else searches for it too.
+/// Users that insert, delete and search on several threads, with room in memory for hardly any of
+/// them: each must see exactly its own rows, its latest change included, and while someone else
+/// searches for it too.
 #[test]
 fn every_user_reads_its_own_writes_while_threads_race() {
     const USERS: i64 = 6;
@@ -314,8 +316,9 @@ fn every_user_reads_its_own_writes_while_threads_race() {
                     }
                     let hits = runtime.block_on(index.nearest(user, &row, 1000));
                     assert_eq!(hits.unwrap(), store.nearest(Some(user), &row, 1000));
-                    // Someone else's slab, loaded, evicted and changed at the same time: only the owner of the rows can say
-                    // which there are, but nobody else's may be among them.
+                    // Someone else's slab, loaded, evicted and changed at the same time: only the
+                    // owner of the rows can say which there are, but nobody else's may be among
+                    // them.
                     let other = UserId(user.0 % USERS + 1);
                     let hits = runtime.block_on(index.nearest(other, &row, 1000));
                     for hit in hits.unwrap() {

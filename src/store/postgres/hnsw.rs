@@ -1,8 +1,9 @@
-//! The approximate index over everybody's vectors (HNSW, of pgvector): how a search uses it, and how it
-//! is built.
+//! The approximate index over everybody's vectors (HNSW, of pgvector): how a search uses it, and
+//! how it is built.
 //!
-//! It is built only if searches are shared, because it makes every insert many times more expensive.
-//! The build runs beside everything else. Until it is done, the same statement is exact and slower.
+//! It is built only if searches are shared, because it makes every insert many times more
+//! expensive. The build runs beside everything else. Until it is done, the same statement is exact
+//! and slower.
 
 use std::time::Duration;
 
@@ -21,13 +22,13 @@ const MIN_EF_SEARCH: usize = 100;
 const MAX_EF_SEARCH: usize = 1_000;
 /// The first version that continues if a filter left too few rows.
 const ITERATIVE_SINCE: VectorVersion = (0, 8);
-/// How often a build's progress is logged, and how long to wait for another server's build or after a
-/// failure.
+/// How often a build's progress is logged, and how long to wait for another server's build or after
+/// a failure.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
-/// Half of a build that was interrupted is of no use. It is dropped in a transaction that holds this
-/// lock, and only if nobody is building: a build cannot begin while an index of that name exists.
-/// "PrmSindx".
+/// Half of a build that was interrupted is of no use. It is dropped in a transaction that holds
+/// this lock, and only if nobody is building: a build cannot begin while an index of that name
+/// exists. "PrmSindx".
 const DROP_LOCK: i64 = 0x5072_6d53_696e_6478;
 
 const BUILD: &str = "
@@ -96,8 +97,8 @@ async fn state(pool: &Pool) -> Result<IndexState, Error> {
 
 impl PostgresStore {
     /// Builds the approximate index, which makes searches among everybody's prompts fast, until it
-    /// exists or `stop` is cancelled. Several servers may do so at once: one of them builds. A build
-    /// that was interrupted is begun again.
+    /// exists or `stop` is cancelled. Several servers may do so at once: one of them builds. A
+    /// build that was interrupted is begun again.
     pub async fn build_hnsw_index(&self, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => {}
@@ -139,8 +140,8 @@ async fn build_until_valid(pool: &Pool) {
 async fn build(pool: &Pool) -> Result<(), Error> {
     let failed =
         |error: &tokio_postgres::Error| Error::Unavailable(Box::new(connection_failure(error)));
-    // A separate connection: a build takes minutes and may not run in a transaction, and a build that
-    // a stopping server has begun is of use to the others.
+    // A separate connection: a build takes minutes and may not run in a transaction, and a build
+    // that a stopping server has begun is of use to the others.
     let (client, _task) = pool
         .connector()
         .connect()

@@ -23,8 +23,8 @@ pub(super) struct Models {
 }
 
 impl Models {
-    /// The model's number, which is assigned now if the model is new. All vectors of a model have the
-    /// same length.
+    /// The model's number, which is assigned now if the model is new. All vectors of a model have
+    /// the same length.
     pub async fn number(
         &self,
         connection: &mut Connection,
@@ -152,8 +152,9 @@ pub(super) async fn page(
     Ok(page)
 }
 
-/// Counted when asked, which is at a start and while a change of model is under way, and never on the way of an insert: a counter
-/// kept up to date would make the inserts of one user, or of all, wait for each other's commits.
+/// Counted when asked, which is at a start and while a change of model is under way, and never on
+/// the way of an insert: a counter kept up to date would make the inserts of one user, or of all,
+/// wait for each other's commits.
 pub(super) async fn coverage(
     store: &PostgresStore,
     model: &ModelId,
@@ -287,8 +288,8 @@ pub(super) async fn put(
 impl PostgresStore {
     /// The `k` prompts, of one owner or of all, whose vectors of `model` are nearest to `query` by
     /// cosine, with the cosine in [-1, 1]: nearest first, equal ones by rising id, all if there are
-    /// fewer. `query`: unit length. Exact for one owner; among all it may miss some. Sees every commit
-    /// made before the call, on whatever server.
+    /// fewer. `query`: unit length. Exact for one owner; among all it may miss some. Sees every
+    /// commit made before the call, on whatever server.
     ///
     /// # Errors
     /// `Unavailable`, `Internal`.
@@ -328,14 +329,14 @@ impl PostgresStore {
 }
 
 /// Exact, over one owner's rows. The order is by an expression, which an approximate index cannot
-/// serve (it serves only the operator itself). So no planner can take the index, which loses rows of
-/// owners with few rows.
+/// serve (it serves only the operator itself). So no planner can take the index, which loses rows
+/// of owners with few rows.
 pub(super) const NEAREST_OWN: &str = "
     SELECT prompt_id, -(embedding <#> $1) AS score FROM prompt_embedding
     WHERE model_id = $2 AND user_id = $3 ORDER BY score DESC, prompt_id LIMIT $4";
 
-/// Over everybody's rows: by the approximate index if there is one, exact if there is none (yet). The
-/// index may return rows slightly out of order, hence the second sorting.
+/// Over everybody's rows: by the approximate index if there is one, exact if there is none (yet).
+/// The index may return rows slightly out of order, hence the second sorting.
 pub(super) const NEAREST_SHARED: &str = "
     WITH near AS MATERIALIZED (
         SELECT prompt_id, embedding <#> $1 AS distance FROM prompt_embedding

@@ -132,7 +132,8 @@ async fn servers_may_differ_in_everything_but_the_essentials() {
     let inside_the_character = event.iter().position(|byte| *byte == 0xc3).unwrap() + 1;
     let (one, two) = event.split_at(inside_the_character);
     for reply in [
-        // Lines end in CRLF, comments come between, a character comes in two pieces, no blank line after the end.
+        // Lines end in CRLF, comments come between, a character comes in two pieces, no blank line
+        // after the end.
         Reply::raw(until_close)
             .then(": warming up\r\n\r\n")
             .then(one.to_vec())

@@ -21,8 +21,8 @@ fn bad_body(kind: &str, body: &str) -> Reply {
     Reply::of(200, kind, &[], body)
 }
 
-/// Plays each reply to a client of its own, and asks that client again, which must be answered. All at once, since some take the
-/// time of a deadline.
+/// Plays each reply to a client of its own, and asks that client again, which must be answered. All
+/// at once, since some take the time of a deadline.
 async fn check(
     is_streamed: bool,
     adjust: impl Fn(&mut UpstreamConfig),

@@ -135,7 +135,8 @@ async fn retries_do_not_multiply_the_load_of_an_outage() {
     for _ in 0..50 {
         client.ask().await.unwrap_err();
     }
-    // Ten at once, a tenth of fifty, and one in ten seconds of however long this took; without a budget it would be a hundred.
+    // Ten at once, a tenth of fifty, and one in ten seconds of however long this took; without a
+    // budget it would be a hundred.
     let retries = upstream.requests().len() - 50;
     assert!((10..=30).contains(&retries), "{retries}");
 }

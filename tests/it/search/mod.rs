@@ -118,8 +118,8 @@ async fn scores_and_order_are_those_of_an_exact_comparison() {
                 "nearest first: {scores:?}"
             );
             for (at, (id, score)) in ids.iter().zip(&scores).enumerate() {
-                // Sums of 384 products in single precision, over vectors of length 1 up to rounding. PostgreSQL compares with the
-                // query in half precision too.
+                // Sums of 384 products in single precision, over vectors of length 1 up to
+                // rounding. PostgreSQL compares with the query in half precision too.
                 let tolerance = if on_postgres() { 1e-4 } else { 1e-5 };
                 let own = exact.iter().find(|(exact_id, _)| exact_id == id).unwrap().1;
                 for exact in [own, exact[at].1] {
@@ -208,7 +208,8 @@ async fn posts_are_found_at_once_and_deletions_are_gone_at_once_however_many_rac
                     kept.insert(id);
                 }
             }
-            // As many as there are, so that a deleted one would take the place of one that is there.
+            // As many as there are, so that a deleted one would take the place of one that is
+            // there.
             let found = user.similar("anything", kept.len()).await;
             assert_eq!(found.into_iter().collect::<BTreeSet<i64>>(), kept);
         });
@@ -288,8 +289,9 @@ async fn folder_of_another_model(count: usize) -> (Folder, UserId) {
         inserts.spawn(async move {
             let prompt = NewPrompt {
                 user_id,
-                // Some 80 tokens: the change of model takes a good part of a second on a machine at rest, where it must not be
-                // over before it is looked at, and not all of the deadline on a busy one.
+                // Some 80 tokens: the change of model takes a good part of a second on a machine at
+                // rest, where it must not be over before it is looked at, and not all of the
+                // deadline on a busy one.
                 prompt: format!(
                     "{n}: {}",
                     sentences().skip(n % 60).take(10).collect::<String>()

@@ -1,5 +1,5 @@
-//! The use case of searching, between an index and an embedder that the test holds up: how many may search at once, and what
-//! fills the holes that deletions leave.
+//! The use case of searching, between an index and an embedder that the test holds up: how many may
+//! search at once, and what fills the holes that deletions leave.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -87,7 +87,8 @@ impl Similarity for Listed {
     async fn prepare(&self, _: CancellationToken) {}
 }
 
-/// Searches on the folder's store, with places for eight texts: six for searches, three of them a user's.
+/// Searches on the folder's store, with places for eight texts: six for searches, three of them a
+/// user's.
 async fn searches(folder: &Folder, similarity: &Arc<Listed>) -> Arc<Searches> {
     let settings = Settings {
         workers: 1,
@@ -165,7 +166,8 @@ async fn holes_that_deletions_leave_are_filled_however_many_they_are() {
         let prompt = completed(alice, &format!("prompt {n}"));
         ids.push(store.insert_prompt(prompt).await.unwrap().id);
     }
-    // Rows that the index has and the store has no longer: one before each that is there, and 40 before all.
+    // Rows that the index has and the store has no longer: one before each that is there, and 40
+    // before all.
     let gone = |n: i64| PromptId(1_000_000 + n);
     let mixed = ids.iter().flat_map(|id| [gone(id.0), *id]);
     for index in [
