@@ -1,5 +1,5 @@
-//! Similarity search against exact arithmetic, the memory's speed and, if asked, FAISS in the same
-//! run.
+//! Similarity search compared with exact arithmetic, the memory's speed and, on request, FAISS in
+//! the same run.
 //!
 //! `cargo bench --bench search -- [--short] [--faiss PYTHON] [--vectors FILE]`; `benches/search.sh`
 //! sets up the Python. Latencies are those of [`Similarity::nearest`] on one thread, the hand-over
@@ -165,7 +165,7 @@ impl Latency {
     }
 }
 
-/// Answers every query, a tenth of them first to warm up.
+/// Searches with every query, with a tenth of them first to warm up.
 fn ask(
     index: &SlabIndex,
     queries: &[Embedding],
@@ -275,7 +275,7 @@ fn kernels_table(vectors: &Arc<Vectors>, runtime: &Runtime) -> Result<()> {
     Ok(())
 }
 
-/// Both plans on the same slabs: where the second begins to pay.
+/// Both plans on the same slabs, to see from which size the second one is faster.
 fn plans_table(vectors: &Vectors) {
     println!(
         "\n| rows | exact p50 ms | recall@10 | shortlist | two-stage p50 ms | recall@10 |\n|---|---|---|---|---|---|"

@@ -108,7 +108,7 @@ fn run(model: Result<Model, Error>) {
 }
 
 #[test]
-fn the_sound_file_is_taken() {
+fn the_correct_file_is_accepted() {
     let (header, data) = parts();
     let model = load(&header, &data).unwrap();
     assert_eq!((model.dimension(), model.max_tokens()), (HIDDEN, POSITIONS));

@@ -17,7 +17,7 @@ fn ids(length: usize, seed: usize) -> Vec<u32> {
 }
 
 #[test]
-fn a_text_in_a_batch_has_the_bits_of_the_text_alone() {
+fn a_text_in_a_batch_has_the_same_vector_as_alone() {
     let texts: Vec<Vec<u32>> = [8, 1, 40, 3, 17, 256, 9, 16, 90, 2]
         .iter()
         .enumerate()
@@ -76,7 +76,7 @@ fn kernels_agree_on_finished_vectors() {
 }
 
 #[test]
-fn odd_inputs_give_vectors_and_no_panic() {
+fn unusual_inputs_give_vectors_and_no_panic() {
     let model = Model::bundled().unwrap();
     let mut scratch = Scratch::default();
     assert!(model.embed(&[], &mut scratch).is_empty());
@@ -107,7 +107,7 @@ fn odd_inputs_give_vectors_and_no_panic() {
 }
 
 #[test]
-fn bundled_file_is_what_it_says() {
+fn the_bundled_file_has_its_stated_content() {
     let (prefix, rest) = BUNDLED.split_first_chunk::<PREFIX_BYTES>().unwrap();
     let (json, data) = rest.split_at(header_bytes(*prefix, BUNDLED.len() as u64).unwrap());
     let header = Header::parse(json, data.len() as u64).unwrap();

@@ -1,5 +1,5 @@
-//! The bundled model against the reference set (`tests/reference/README.md`), on every kernel of
-//! this processor.
+//! The bundled model compared with the reference set (`tests/reference/README.md`), on every kernel
+//! of this processor.
 
 use prompt_service::embed::{Kernel, Model, Scratch};
 use serde::Deserialize;
@@ -49,7 +49,7 @@ fn overlap(got: &[Vec<f64>], exact: &[Vec<f64>]) -> f64 {
 }
 
 #[test]
-fn every_kernel_is_as_near_to_the_exact_vectors_as_promised() {
+fn every_kernel_meets_the_accuracy_limits() {
     let lines = reference();
     let exact: Vec<_> = lines.iter().map(|line| line.embedding.clone()).collect();
     let batch: Vec<_> = lines.iter().map(|line| line.input_ids.as_slice()).collect();

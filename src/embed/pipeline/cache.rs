@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_finds_its_own_exact_text_only() {
+    fn a_user_finds_only_its_own_exact_text() {
         let mut cache = QueryCache::new(10_000);
         cache.put(UserId(1), "cats".into(), vector(0.5));
         assert_eq!(cache.get(UserId(1), "cats"), Some(vector(0.5)));
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_users_least_recent_query_goes_first() {
+    fn a_users_least_recent_query_is_dropped_first() {
         let mut cache = QueryCache::new(1 << 20);
         for number in 0..QUERIES_PER_USER {
             put(&mut cache, 1, &number.to_string());
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn the_budget_takes_from_the_idlest_user() {
+    fn queries_of_the_least_recently_active_user_are_dropped_first() {
         let entry = size("x", &vector(1.0));
         let mut cache = QueryCache::new(3 * entry);
         put(&mut cache, 1, "a");
@@ -153,7 +153,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_never_outgrows_its_budget_and_counts_right(
+        fn the_cache_keeps_its_budget_and_counts_right(
             budget in 0_usize..3000,
             steps in proptest::collection::vec((0_i64..6, 0_usize..40, any::<bool>()), 0..200),
         ) {

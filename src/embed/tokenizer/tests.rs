@@ -145,7 +145,7 @@ fn a_word_that_ends_unknown_beyond_the_limit_is_unknown_before_it() {
 }
 
 #[test]
-fn a_megabyte_of_anything_is_one_text() {
+fn a_megabyte_of_any_character_is_a_text() {
     let tokenizer = Tokenizer::bundled();
     for (unit, length) in [
         ("a", 3),
@@ -193,7 +193,7 @@ fn flags_of_a_tokenizer_json_are_followed() {
 }
 
 #[test]
-fn a_tokenizer_json_of_another_kind_is_refused_with_what_differs() {
+fn a_tokenizer_json_of_another_kind_is_refused_with_the_difference() {
     type Change = (&'static str, fn(&mut Value));
     let changes: [Change; 14] = [
         ("model.type", |v| v["model"]["type"] = json!("BPE")),

@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_nearly_right_is_shown() {
+    fn a_similar_name_is_shown() {
         let models = ["gpt-6-luna", "gpt-5", "text-embedding-4"].map(|name| Model {
             name: name.to_owned(),
             shutdown: None,

@@ -1,4 +1,4 @@
-//! The kernel any machine can run, and the reference the others are tested against.
+//! The kernel that every machine can run. The tests compare the other kernels with it.
 
 use super::{BLOCK_ROWS, Candidate, QueryLine, RowLine, Span};
 
@@ -30,7 +30,7 @@ fn dot(query: &[QueryLine], row: &[RowLine]) -> f32 {
 }
 
 /// The value of a finite f16. Shifting its exponent and fraction into an f32's places leaves an
-/// exponent too small by 112, for denormals too; one exact multiplication mends it. There is no
+/// exponent too small by 112, for denormals too. One exact multiplication corrects it. There is no
 /// branch, so loops over it become vector code.
 fn to_f32(bits: u16) -> f32 {
     const TWO_TO_112: f32 = f32::from_bits((127 + 112) << 23);

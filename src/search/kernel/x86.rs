@@ -18,7 +18,7 @@ const BUNDLED_LINES: usize = 12;
 /// Words of a sign code of the bundled model.
 const BUNDLED_WORDS: usize = 6;
 
-/// How many rows ahead scattered rows are fetched: about 6 KB in flight, some 100 ns of work.
+/// How many rows ahead scattered rows are prefetched: about 6 KB in flight, about 100 ns of work.
 const FETCH_AHEAD: usize = 8;
 
 /// Proof that the machine has AVX-512 F and VPOPCNTDQ.
@@ -37,7 +37,7 @@ impl Avx512 {
 
     pub(super) fn scores(self, query: &[QueryLine], rows: &[RowLine], scores: &mut [f32]) {
         let rows = rows.chunks_exact(query.len());
-        // SAFETY: `self` exists only where the instruction sets do.
+        // SAFETY: `self` exists only on a processor with the instruction sets.
         unsafe { scores_avx512(query, rows, scores) }
     }
 
@@ -47,12 +47,12 @@ impl Avx512 {
         rows: &[&[RowLine]],
         scores: &mut [f32],
     ) {
-        // SAFETY: `self` exists only where the instruction sets do.
+        // SAFETY: `self` exists only on a processor with the instruction sets.
         unsafe { scores_avx512(query, FetchAhead { rows }, scores) }
     }
 
     pub(super) fn near(self, span: Span<'_>, found: &mut Vec<Candidate>) {
-        // SAFETY: `self` exists only where the instruction sets do.
+        // SAFETY: `self` exists only on a processor with the instruction sets.
         unsafe {
             if span.query.len() == BUNDLED_WORDS {
                 near_avx512::<BUNDLED_WORDS>(span, found);
@@ -74,7 +74,7 @@ impl Avx2 {
 
     pub(super) fn scores(self, query: &[QueryLine], rows: &[RowLine], scores: &mut [f32]) {
         let rows = rows.chunks_exact(query.len());
-        // SAFETY: `self` exists only where the instruction sets do.
+        // SAFETY: `self` exists only on a processor with the instruction sets.
         unsafe { scores_avx2(query, rows, scores) }
     }
 
@@ -84,17 +84,17 @@ impl Avx2 {
         rows: &[&[RowLine]],
         scores: &mut [f32],
     ) {
-        // SAFETY: `self` exists only where the instruction sets do.
+        // SAFETY: `self` exists only on a processor with the instruction sets.
         unsafe { scores_avx2(query, FetchAhead { rows }, scores) }
     }
 
     pub(super) fn near(self, span: Span<'_>, found: &mut Vec<Candidate>) {
-        // SAFETY: `self` exists only where the instruction sets do.
+        // SAFETY: `self` exists only on a processor with the instruction sets.
         unsafe { near_avx2(span, found) }
     }
 }
 
-/// Yields scattered rows in turn, asking the memory for a later one each time.
+/// Yields scattered rows one by one, and prefetches a later row each time.
 struct FetchAhead<'a> {
     rows: &'a [&'a [RowLine]],
 }

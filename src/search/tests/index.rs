@@ -1,4 +1,4 @@
-//! The index against the store it reads, one step at a time.
+//! The index compared with its store, one step at a time.
 
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -20,14 +20,14 @@ enum Operation {
         user: i64,
     },
     Report,
-    /// The row at this share of the store.
+    /// Deletes the row at this share of the store.
     Delete(f64),
     Query {
         user: i64,
         k: usize,
     },
-    /// A query while the store is away: an error if the slab was not in memory, the right answer if
-    /// it was.
+    /// A query while the store is unavailable: an error if the slab is not in memory, otherwise the
+    /// right rows.
     QueryWithoutStore {
         user: i64,
     },

@@ -25,16 +25,16 @@ enum Step {
     /// Committed; reported by a later `Report`.
     Commit,
     Report,
-    /// Of the row at this share of the store.
+    /// Deletes the row at this share of the store.
     Delete(f64),
     Search,
     /// The caller of the oldest search leaves.
     Leave,
-    /// So many pages may be read.
+    /// Permits the reading of so many pages.
     Pages(usize),
-    /// What is read from now on fails, or no longer.
+    /// Reads fail from now on, or succeed again.
     Fail(bool),
-    /// Other users' slabs push this one out, if it is not being loaded.
+    /// Another user's slab evicts this one, if it is not being loaded.
     Evict,
 }
 
@@ -53,7 +53,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A search under way, with what it may and must find.
+/// A running search, with the rows that it must and must not find.
 struct Searching {
     task: JoinHandle<Result<Vec<Hit>, Error>>,
     /// Reported before it began, and not deleted since.
@@ -162,8 +162,8 @@ impl World {
             Step::Fail(fail) => self.store.fail.store(fail, super::SeqCst),
             Step::Evict => {
                 let index = Arc::clone(&self.index);
-                // Its own load waits for its turn and the gate like any other; nobody waits for it
-                // here.
+                // Its load waits for its turn and the gate like any other. The test does not wait
+                // for it.
                 TaskTracker::new().spawn(async move {
                     let query = vector(DIMENSION, 5);
                     let _ = index.nearest(UserId(2), &query, 1).await;

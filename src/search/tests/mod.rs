@@ -1,4 +1,4 @@
-//! Slabs, scans and the index against a naive model.
+//! Slabs, scans and the index compared with a naive model.
 //!
 //! The vectors' numbers are small multiples of 1/64: every sum of their products is exact in f32,
 //! in any order, so scores can be compared bit by bit, and equal scores are frequent.
@@ -25,7 +25,7 @@ use store::Store;
 
 const DIMENSION: usize = 70;
 
-/// A vector that depends on `seed` alone; many seeds give vectors that score alike.
+/// A vector that depends only on `seed`. Many seeds give vectors with equal scores.
 fn vector(dimension: usize, seed: u64) -> Embedding {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let numbers = (0..dimension).map(|_| {
@@ -64,7 +64,7 @@ fn index(scope: SimilarScope, memory_bytes: usize, store: &Arc<Store>) -> SlabIn
     patient_index(scope, memory_bytes, store, Duration::from_secs(30))
 }
 
-/// An index whose searches wait that long for rows that are being loaded.
+/// An index whose searches wait for `load_wait` while rows are being loaded.
 fn patient_index(
     scope: SimilarScope,
     memory_bytes: usize,

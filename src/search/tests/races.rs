@@ -39,7 +39,7 @@ async fn changes_during_a_load_are_kept(scope: SimilarScope) {
     for id in 1..=5 {
         add(&store, &index, id);
     }
-    // Committed before the load, reported during it: read and reported.
+    // Committed before the load and reported during it, so it is both read and reported.
     let late = vector(DIMENSION, 6);
     store.insert(USER, PromptId(6), &late);
 
@@ -135,7 +135,7 @@ async fn a_load_goes_on_when_its_caller_has_left_and_is_not_begun_again() {
     for id in 1..=3000 {
         add(&store, &index, id);
     }
-    // A caller of no patience: it leaves whenever it had to wait.
+    // A caller that leaves whenever it has to wait.
     for page in 1..=2 {
         let leaving = search(&index, USER);
         store.wait_for_pages(page).await;
@@ -167,7 +167,7 @@ async fn two_slabs_are_read_at_once_and_their_rows_count_as_memory() {
     assert_eq!(store.pages_begun.load(SeqCst), 2, "the others wait");
     store.gate.add_permits(2);
     store.wait_for_pages(4).await;
-    // Over the budget, and nothing can go.
+    // Over the budget, but nothing can be evicted.
     assert!(index.status().bytes > 2 * 2048 * 200);
     store.gate.add_permits(100);
     for search in searches {
@@ -189,8 +189,7 @@ async fn a_row_that_was_committed_without_a_report_is_found_after_an_invalidatio
         store.insert(USER, PromptId(2), &query);
         assert_eq!(found().await, [1], "nobody has reported it");
         index.invalidate(USER);
-        // In shared scope the row comes soon after; it is counted when the search is answered
-        // already.
+        // In shared scope the row comes soon after. It may be found before it is counted.
         while found().await != [1, 2] || index.status().rows != 2 {
             tokio::task::yield_now().await;
         }
@@ -281,9 +280,9 @@ async fn a_shared_search_that_may_wait_succeeds_when_every_row_is_loaded() {
     assert_eq!(waiting.await.unwrap().len(), 1);
 }
 
-/// Users that insert, delete and search on several threads, with room in memory for hardly any of
-/// them: each must see exactly its own rows, its latest change included, and while someone else
-/// searches for it too.
+/// Users insert, delete and search on several threads, with room in memory for hardly any of them.
+/// Each must find exactly its rows, including its latest change, even while another user searches
+/// for it too.
 #[test]
 fn every_user_reads_its_own_writes_while_threads_race() {
     const USERS: i64 = 6;
@@ -316,9 +315,8 @@ fn every_user_reads_its_own_writes_while_threads_race() {
                     }
                     let hits = runtime.block_on(index.nearest(user, &row, 1000));
                     assert_eq!(hits.unwrap(), store.nearest(Some(user), &row, 1000));
-                    // Someone else's slab, loaded, evicted and changed at the same time: only the
-                    // owner of the rows can say which there are, but nobody else's may be among
-                    // them.
+                    // Another user's slab, which is loaded, evicted and changed at the same time.
+                    // Only its owner knows its rows, but this user's must not be among them.
                     let other = UserId(user.0 % USERS + 1);
                     let hits = runtime.block_on(index.nearest(other, &row, 1000));
                     for hit in hits.unwrap() {
@@ -350,7 +348,7 @@ async fn searches_go_on_while_rows_are_added() {
                 .nearest(USER, &vector(DIMENSION, 0), 5000)
                 .await
                 .unwrap();
-            // Nothing that was once there goes missing.
+            // No row that was found before is missing.
             assert!(hits.len() >= found);
             found = hits.len();
             tokio::task::yield_now().await;

@@ -125,14 +125,14 @@ impl SqliteStore {
 
     /// The counters as they are now.
     pub fn stats(&self) -> Stats {
-        let progress = self.writer.progress();
+        let status = self.writer.status();
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Stats {
             queued_writes: self.writer.queued(),
             queued_reads: self.readers.queued(),
-            committed_batches: load(&progress.committed_batches),
-            committed_operations: load(&progress.committed_operations),
-            failed_batches: load(&progress.failed_batches),
+            committed_batches: load(&status.committed_batches),
+            committed_operations: load(&status.committed_operations),
+            failed_batches: load(&status.failed_batches),
         }
     }
 }

@@ -18,7 +18,7 @@ use super::checkpoint::{Checkpointer, pages};
 use super::connection::{Database, PAGE_SIZE};
 use super::error::{NotCommitted, cannot_write};
 use super::reserve::Reserve;
-use super::writer::{Command, MAX_BATCH, Operation, Progress, Ran, operation};
+use super::writer::{Command, MAX_BATCH, Operation, Ran, WriterStatus, operation};
 
 /// Bytes of the text that a probe stores twice, in a table and in its index: together as much as
 /// nearly every prompt.
@@ -39,7 +39,7 @@ pub(super) struct Worker {
     is_short: bool,
     /// When the last probe was made, and what it found.
     probed: Option<(Instant, bool)>,
-    progress: Arc<Progress>,
+    status: Arc<WriterStatus>,
 }
 
 impl Worker {
@@ -52,7 +52,7 @@ impl Worker {
             reserve,
             is_short: false,
             probed: None,
-            progress: Arc::default(),
+            status: Arc::default(),
         };
         worker.settle();
         if worker.is_short {
@@ -63,8 +63,8 @@ impl Worker {
     }
 
     /// What the thread lets others see.
-    pub fn progress(&self) -> Arc<Progress> {
-        Arc::clone(&self.progress)
+    pub fn status(&self) -> Arc<WriterStatus> {
+        Arc::clone(&self.status)
     }
 
     /// The reserve, to be asked for its room.
@@ -136,7 +136,7 @@ impl Worker {
     fn settle(&mut self) {
         let was_short = std::mem::replace(&mut self.is_short, !self.reserve.fill());
         if self.is_short {
-            self.progress.is_in_doubt.store(true, Ordering::Relaxed);
+            self.status.is_in_doubt.store(true, Ordering::Relaxed);
         }
         match (was_short, self.is_short) {
             (false, true) => tracing::warn!(
@@ -206,7 +206,7 @@ impl Worker {
         let delete = "DELETE FROM revoked_token WHERE jti = ?1";
         let can_write = self.is_written(false, insert) && self.is_written(true, delete);
         if can_write && !self.is_short {
-            self.progress.is_in_doubt.store(false, Ordering::Relaxed);
+            self.status.is_in_doubt.store(false, Ordering::Relaxed);
         }
         self.copy_log();
         can_write
@@ -227,18 +227,18 @@ impl Worker {
             Ok(connection) => self.commit_on(connection, batch),
             Err(error) => (batch.len(), Err(error)),
         };
-        let progress = &self.progress;
+        let status = &self.status;
         if outcome.is_ok() {
             let number = u64::try_from(operations).unwrap_or(u64::MAX);
-            progress.committed_batches.fetch_add(1, Ordering::Relaxed);
-            progress
+            status.committed_batches.fetch_add(1, Ordering::Relaxed);
+            status
                 .committed_operations
                 .fetch_add(number, Ordering::Relaxed);
         } else {
-            progress.failed_batches.fetch_add(1, Ordering::Relaxed);
+            status.failed_batches.fetch_add(1, Ordering::Relaxed);
         }
         if outcome.as_ref().is_err_and(cannot_write) {
-            progress.is_in_doubt.store(true, Ordering::Relaxed);
+            status.is_in_doubt.store(true, Ordering::Relaxed);
         }
         (operations, outcome)
     }

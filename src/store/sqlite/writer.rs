@@ -121,7 +121,7 @@ pub(super) enum Command {
 
 /// What the writer's thread lets others see.
 #[derive(Debug, Default)]
-pub(super) struct Progress {
+pub(super) struct WriterStatus {
     /// Transactions committed since the start.
     pub committed_batches: AtomicU64,
     /// Operations in them.
@@ -136,7 +136,7 @@ pub(super) struct Progress {
 /// The sending end of the queue before the writer's thread.
 pub(super) struct Writer {
     queue: mpsc::Sender<Command>,
-    progress: Arc<Progress>,
+    status: Arc<WriterStatus>,
     reserve: Reserve,
 }
 
@@ -146,7 +146,7 @@ impl Writer {
         let (sender, receiver) = mpsc::channel(QUEUE);
         let writer = Self {
             queue: sender,
-            progress: worker.progress(),
+            status: worker.status(),
             reserve: worker.reserve(),
         };
         let thread = thread::Builder::new()
@@ -184,7 +184,7 @@ impl Writer {
     /// Whether a prompt could be stored now. Tries to write only if an earlier write or the room on
     /// the disk leaves that in doubt.
     pub async fn can_write(&self) -> Result<bool, Error> {
-        let is_in_doubt = self.progress.is_in_doubt.load(Ordering::Relaxed);
+        let is_in_doubt = self.status.is_in_doubt.load(Ordering::Relaxed);
         if !is_in_doubt && !self.reserve.is_all_there_is() {
             return Ok(true);
         }
@@ -208,7 +208,7 @@ impl Writer {
         self.queue.max_capacity() - self.queue.capacity()
     }
 
-    pub fn progress(&self) -> &Progress {
-        &self.progress
+    pub fn status(&self) -> &WriterStatus {
+        &self.status
     }
 }

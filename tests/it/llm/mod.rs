@@ -1,4 +1,4 @@
-//! The client of the upstream, against one that behaves well, badly, slowly or not at all.
+//! The client of the upstream, with upstreams that behave well, badly, slowly or not at all.
 
 mod answers;
 mod breaker;
@@ -19,11 +19,11 @@ use prompt_service::telemetry::Metrics;
 
 use crate::support::{DEADLINE, Upstream};
 
-/// Whose calls they are.
+/// The user of the calls.
 const USER: UserId = UserId(1);
 const MS: Duration = Duration::from_millis(1);
 
-/// What a call holds, of an account that is never full.
+/// The memory of a call, without a limit.
 fn memory() -> Reservation {
     MemoryBudget::new(usize::MAX).hold(Owner::default(), 0)
 }
@@ -37,7 +37,7 @@ pub fn endpoint(url: &str, model: &str, key: Option<&str>) -> Endpoint {
     }
 }
 
-/// One upstream, no retries, and more time than anything takes.
+/// One upstream, no retries, and more time than any call takes.
 pub fn config(upstream: &Upstream) -> UpstreamConfig {
     UpstreamConfig {
         endpoints: vec![endpoint(&upstream.url(), "asked-1", Some("sk-primary"))],

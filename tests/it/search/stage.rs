@@ -1,5 +1,5 @@
-//! The use case of searching, between an index and an embedder that the test holds up: how many may
-//! search at once, and what fills the holes that deletions leave.
+//! Searches with an index that the test controls: how many may run at once, and how hits of deleted
+//! prompts are replaced.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -43,7 +43,7 @@ impl Encode for OneVector {
     }
 }
 
-/// Answers with a list, when the gate lets it.
+/// Returns a list, when the gate permits it.
 struct Listed {
     ids: Vec<PromptId>,
     gate: Semaphore,
@@ -87,8 +87,8 @@ impl Similarity for Listed {
     async fn prepare(&self, _: CancellationToken) {}
 }
 
-/// Searches on the folder's store, with places for eight texts: six for searches, three of them a
-/// user's.
+/// Searches on the folder's store, with permits for eight texts: six for searches, three of them
+/// for one user.
 async fn searches(folder: &Folder, similarity: &Arc<Listed>) -> Arc<Searches> {
     let settings = Settings {
         workers: 1,
@@ -122,7 +122,7 @@ fn search(tasks: &mut Searching, searches: &Arc<Searches>, user: i64) {
 }
 
 #[tokio::test]
-async fn searches_that_wait_for_rows_hold_their_places_and_further_ones_are_refused_at_once() {
+async fn waiting_searches_keep_their_permits_and_further_ones_are_refused_at_once() {
     let folder = Folder::new();
     let index = Listed::new(Vec::new(), 0);
     let searches = searches(&folder, &index).await;
@@ -135,18 +135,18 @@ async fn searches_that_wait_for_rows_hold_their_places_and_further_ones_are_refu
             waiting += 1;
             eventually!(index.asked.load(SeqCst) == waiting);
         }
-        // As many as a user may have.
+        // The user has no more permits.
         let refused = searches.similar(UserId(caller), Owner::default(), "a query".to_owned(), 5);
         assert!(matches!(refused.await, Err(Error::Overloaded(_))));
     }
-    // As many as all may have. Posts have places left.
+    // No user has more permits for searches, but there are some for posts.
     let refused = searches.similar(UserId(3), Owner::default(), "a query".to_owned(), 5);
     assert!(matches!(refused.await, Err(Error::Overloaded(_))));
     for caller in [1, 3] {
         let post = searches.embedder.admit(UserId(caller), Class::Post);
         assert!(post.is_ok(), "{caller}");
     }
-    // A caller that leaves gives its place to the next.
+    // The permit of a caller that leaves goes to the next.
     tasks.abort_all();
     while tasks.join_next().await.is_some() {}
     assert_eq!(searches.embedder.admitted(), 0);
@@ -157,7 +157,7 @@ async fn searches_that_wait_for_rows_hold_their_places_and_further_ones_are_refu
 }
 
 #[tokio::test]
-async fn holes_that_deletions_leave_are_filled_however_many_they_are() {
+async fn hits_of_deleted_prompts_are_replaced_however_many_they_are() {
     let folder = Folder::new();
     let store = folder.store().await;
     let alice = user(&*store, "alice").await.id;
@@ -166,8 +166,8 @@ async fn holes_that_deletions_leave_are_filled_however_many_they_are() {
         let prompt = completed(alice, &format!("prompt {n}"));
         ids.push(store.insert_prompt(prompt).await.unwrap().id);
     }
-    // Rows that the index has and the store has no longer: one before each that is there, and 40
-    // before all.
+    // Prompts that the index has and the store has not: one before each stored prompt, and 40
+    // before all of them.
     let gone = |n: i64| PromptId(1_000_000 + n);
     let mixed = ids.iter().flat_map(|id| [gone(id.0), *id]);
     for index in [
@@ -188,7 +188,7 @@ async fn holes_that_deletions_leave_are_filled_however_many_they_are() {
 }
 
 #[tokio::test]
-async fn a_search_beside_deletions_finds_exactly_as_many_as_it_asks_for() {
+async fn a_search_beside_deletions_finds_as_many_as_requested() {
     const KEPT: usize = 12;
     let app = spawn_app(|_| ()).await;
     let user = Arc::new(app.user("alice").await);
