@@ -1,7 +1,9 @@
-//! Similarity search against exact arithmetic, the memory's speed and, if asked, FAISS in the same run.
+//! Similarity search compared with exact arithmetic, the memory's speed and, on request, FAISS in
+//! the same run.
 //!
-//! `cargo bench --bench search -- [--short] [--faiss PYTHON] [--vectors FILE]`; `benches/search.sh` sets up the Python.
-//! Latencies are those of [`Similarity::nearest`] on one thread, the hand-over to a blocking thread included.
+//! `cargo bench --bench search -- [--short] [--faiss PYTHON] [--vectors FILE]`; `benches/search.sh`
+//! sets up the Python. Latencies are those of [`Similarity::nearest`] on one thread, the hand-over
+//! to a blocking thread included.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its tables")]
 
 #[path = "search/data.rs"]
@@ -18,20 +20,21 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use prompt_service::domain::{Embedding, PromptId, UserId};
+use prompt_service::config::SimilarScope;
+use prompt_service::domain::{Embedding, ModelId, PromptId, UserId};
 use prompt_service::search::kernel::Kernel;
 use prompt_service::search::scan::{self, Plan, Query};
 use prompt_service::search::slab::{Shape, Slab};
-use prompt_service::search::{
-    Hit, Scope, ScopeMode, Similarity, SlabIndex, SlabOptions, VectorSource,
-};
+use prompt_service::search::{Hit, Similarity, SlabIndex, SlabOptions};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use data::{DIMENSION, Owned, Vectors};
+use data::{DIMENSION, Rows, Vectors};
 
 const K: usize = 10;
+/// Who searches.
+const USER: UserId = UserId(1);
 
 struct Arguments {
     short: bool,
@@ -113,10 +116,10 @@ fn memory_bandwidth() -> f64 {
     (0..7).map(|_| sweep()).fold(0.0, f64::max)
 }
 
-fn options(mode: ScopeMode, kernel: Kernel) -> SlabOptions {
+fn options(scope: SimilarScope, kernel: Kernel) -> SlabOptions {
     SlabOptions {
         dimension: DIMENSION,
-        mode,
+        scope,
         memory_bytes: usize::MAX,
         concurrent_scans: 2,
         load_wait: Duration::from_secs(1),
@@ -128,17 +131,18 @@ fn index(
     vectors: &Arc<Vectors>,
     n: usize,
     owners: usize,
-    mode: ScopeMode,
+    scope: SimilarScope,
     kernel: Kernel,
 ) -> SlabIndex {
-    let source = Owned {
-        vectors: Arc::clone(vectors),
+    let rows = Rows {
         n,
         owners,
+        vectors: Some(Arc::clone(vectors)),
     };
     SlabIndex::new(
-        options(mode, kernel),
-        Arc::new(source) as Arc<dyn VectorSource>,
+        options(scope, kernel),
+        Arc::new(rows),
+        ModelId(Arc::from("a model")),
         TaskTracker::new(),
         CancellationToken::new(),
     )
@@ -161,21 +165,20 @@ impl Latency {
     }
 }
 
-/// Answers every query, a tenth of them first to warm up.
+/// Searches with every query, with a tenth of them first to warm up.
 fn ask(
     index: &SlabIndex,
-    scope: Scope,
     queries: &[Embedding],
     runtime: &Runtime,
 ) -> Result<(Latency, Vec<Vec<Hit>>)> {
     runtime.block_on(async {
         for query in &queries[..queries.len() / 10] {
-            index.nearest(scope, query, K).await?;
+            index.nearest(USER, query, K).await?;
         }
         let (mut seconds, mut answers) = (Vec::new(), Vec::new());
         for query in queries {
             let begun = Instant::now();
-            answers.push(index.nearest(scope, query, K).await?);
+            answers.push(index.nearest(USER, query, K).await?);
             seconds.push(begun.elapsed().as_secs_f64());
         }
         Ok((Latency::of(seconds), answers))
@@ -195,7 +198,8 @@ fn recall(truth: &[Vec<u32>], answers: &[Vec<Hit>]) -> f64 {
     found as f64 / truth.iter().map(Vec::len).sum::<usize>() as f64
 }
 
-/// Bytes every scan of `n` rows reads, whatever the query: the vectors, or in two stages the sign codes.
+/// Bytes every scan of `n` rows reads, whatever the query: the vectors, or in two stages the sign
+/// codes.
 fn bytes_read(n: usize) -> usize {
     let shape = Shape::new(DIMENSION);
     match Plan::of(n, K) {
@@ -217,17 +221,17 @@ fn sizes_table(
     println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
     for &n in sizes {
         let truth = vectors.truth(n, K);
-        for mode in [ScopeMode::Own, ScopeMode::Shared] {
-            let (scope, owners) = match mode {
-                ScopeMode::Own => (Scope::Own(UserId(1)), 1),
-                ScopeMode::Shared => (Scope::Shared, 1_000),
+        for scope in [SimilarScope::Own, SimilarScope::Shared] {
+            let owners = match scope {
+                SimilarScope::Own => 1,
+                SimilarScope::Shared => 1_000,
             };
-            let index = index(vectors, n, owners, mode, Kernel::detect());
+            let index = index(vectors, n, owners, scope, Kernel::detect());
             let begun = Instant::now();
             runtime.block_on(index.load_all())?;
-            runtime.block_on(index.nearest(scope, &vectors.queries[0], 1))?;
+            runtime.block_on(index.nearest(USER, &vectors.queries[0], 1))?;
             let load_ms = begun.elapsed().as_secs_f64() * 1e3;
-            let (latency, answers) = ask(&index, scope, &vectors.queries, runtime)?;
+            let (latency, answers) = ask(&index, &vectors.queries, runtime)?;
             let share = bytes_read(n) as f64 / (latency.p50 / 1e3) / bandwidth;
             let peer = match faiss {
                 Some(faiss) => {
@@ -241,7 +245,7 @@ fn sizes_table(
                 None => "– | – | – | –".to_owned(),
             };
             println!(
-                "| {n} | {mode:?} | {:.4} | {:.4} | {:.4} | {:.0} % | {:.0} | {load_ms:.1} | {peer} |",
+                "| {n} | {scope:?} | {:.4} | {:.4} | {:.4} | {:.0} % | {:.0} | {load_ms:.1} | {peer} |",
                 latency.p50,
                 latency.p99,
                 recall(&truth, &answers),
@@ -255,12 +259,11 @@ fn sizes_table(
 
 fn kernels_table(vectors: &Arc<Vectors>, runtime: &Runtime) -> Result<()> {
     println!("\n| kernel | 10,000 rows p50 ms | 100,000 rows p50 ms |\n|---|---|---|");
-    let scope = Scope::Own(UserId(1));
     let queries = &vectors.queries[..100];
     for kernel in Kernel::available() {
         let p50 = |n| -> Result<f64> {
-            let index = index(vectors, n, 1, ScopeMode::Own, kernel);
-            Ok(ask(&index, scope, queries, runtime)?.0.p50)
+            let index = index(vectors, n, 1, SimilarScope::Own, kernel);
+            Ok(ask(&index, queries, runtime)?.0.p50)
         };
         println!(
             "| {} | {:.3} | {:.3} |",
@@ -272,7 +275,7 @@ fn kernels_table(vectors: &Arc<Vectors>, runtime: &Runtime) -> Result<()> {
     Ok(())
 }
 
-/// Both plans on the same slabs: where the second begins to pay.
+/// Both plans on the same slabs, to see from which size the second one is faster.
 fn plans_table(vectors: &Vectors) {
     println!(
         "\n| rows | exact p50 ms | recall@10 | shortlist | two-stage p50 ms | recall@10 |\n|---|---|---|---|---|---|"
@@ -317,9 +320,15 @@ fn owners_table(vectors: &Arc<Vectors>, most: usize, runtime: &Runtime) -> Resul
     const ROWS: usize = 50;
     let owners = most / ROWS;
     println!("\n| {owners} owners x {ROWS} rows | p50 ms | p99 ms | B/row |\n|---|---|---|---|");
-    let shared = index(vectors, most, owners, ScopeMode::Shared, Kernel::detect());
+    let shared = index(
+        vectors,
+        most,
+        owners,
+        SimilarScope::Shared,
+        Kernel::detect(),
+    );
     runtime.block_on(shared.load_all())?;
-    let (latency, _) = ask(&shared, Scope::Shared, &vectors.queries, runtime)?;
+    let (latency, _) = ask(&shared, &vectors.queries, runtime)?;
     let bytes = shared.status().bytes as usize / most;
     println!(
         "| shared | {:.4} | {:.4} | {bytes} |",
@@ -327,14 +336,13 @@ fn owners_table(vectors: &Arc<Vectors>, most: usize, runtime: &Runtime) -> Resul
     );
     drop(shared);
 
-    let own = index(vectors, most, owners, ScopeMode::Own, Kernel::detect());
+    let own = index(vectors, most, owners, SimilarScope::Own, Kernel::detect());
     let mut measured = [Vec::new(), Vec::new()];
     for seconds in &mut measured {
         for owner in 0..owners {
             let query = &vectors.queries[owner % vectors.queries.len()];
             let begun = Instant::now();
-            let hits =
-                runtime.block_on(own.nearest(Scope::Own(UserId(owner as i64 + 1)), query, K))?;
+            let hits = runtime.block_on(own.nearest(UserId(owner as i64 + 1), query, K))?;
             seconds.push(begun.elapsed().as_secs_f64());
             anyhow::ensure!(
                 hits.len() == K,
@@ -357,14 +365,15 @@ fn owners_table(vectors: &Arc<Vectors>, most: usize, runtime: &Runtime) -> Resul
     Ok(())
 }
 
-/// What an insertion and a deletion cost beside the commit, with and without scans that hold the slab.
+/// What an insertion and a deletion cost beside the commit, with and without scans that hold the
+/// slab.
 fn changes_table(vectors: &Arc<Vectors>, sizes: &[usize], runtime: &Runtime) -> Result<()> {
     println!(
         "\n| rows | scans meanwhile | insert p50 µs | p99 | max | delete p50 µs | p99 | max |\n|---|---|---|---|---|---|---|---|"
     );
     const CHANGES: usize = 2_000;
     for &n in sizes {
-        let index = index(vectors, n, 1, ScopeMode::Shared, Kernel::detect());
+        let index = index(vectors, n, 1, SimilarScope::Shared, Kernel::detect());
         runtime.block_on(index.load_all())?;
         for scans in [false, true] {
             let done = AtomicBool::new(false);
@@ -373,11 +382,7 @@ fn changes_table(vectors: &Arc<Vectors>, sizes: &[usize], runtime: &Runtime) -> 
                     threads.spawn(|| {
                         while !done.load(Relaxed) {
                             // An error would show in the table of sizes.
-                            let _ = runtime.block_on(index.nearest(
-                                Scope::Shared,
-                                &vectors.queries[0],
-                                K,
-                            ));
+                            let _ = runtime.block_on(index.nearest(USER, &vectors.queries[0], K));
                         }
                     });
                 }

@@ -1,9 +1,10 @@
-//! What a run of the tests expects of its machine. Tests of kernels run on those that the processor
-//! has, and pass whichever these are; a line of the run says which, and a variable makes it fail.
+//! What a run of the tests expects of its machine. The tests of kernels run those that the processor
+//! has, and pass whichever they are. A line of the run says which ran. If an environment variable names
+//! a kernel that did not run, the run fails.
 
 use std::io::Write;
 
-/// Says which kernels of `part` were tested: those in `ran` of `all` that there are.
+/// Prints which kernels of `part` ran: `ran` of `all`.
 ///
 /// # Panics
 /// If the environment's `variable` (names, separated by commas) names a kernel that did not run.
@@ -18,7 +19,7 @@ pub fn kernels(part: &str, variable: &str, all: &[&str], ran: &[&str]) {
     } else {
         format!("; this processor has no {}", missing.join(", "))
     };
-    // Past the harness, which shows what a test prints only if it fails.
+    // Not by `eprintln!`, whose output the test harness shows only if the test fails.
     let line = format!("kernels tested ({part}): {}{rest}\n", ran.join(", "));
     let _ = std::io::stderr().write_all(line.as_bytes());
     require(variable, &std::env::var(variable).unwrap_or_default(), ran);
@@ -35,7 +36,7 @@ fn require(variable: &str, expected: &str, ran: &[&str]) {
 }
 
 #[test]
-fn a_kernel_that_is_expected_and_did_not_run_fails() {
+fn an_expected_kernel_that_did_not_run_is_a_failure() {
     for satisfied in ["", "portable", "avx2, portable"] {
         require("EXPECT_KERNELS", satisfied, &["avx2", "portable"]);
     }

@@ -9,13 +9,13 @@ use tokio::sync::oneshot;
 
 use crate::turns::Turns;
 
-/// More wait already than may.
+/// The queue is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too many wait")]
 pub struct Full;
 
-/// A fixed number of permits. Those who wait for one are served in turns: one of each key, then a
-/// second of each.
+/// A fixed number of permits. The callers that wait for one take turns by their key: one of each
+/// key, then a second of each.
 #[derive(Debug)]
 pub struct FairSemaphore<K> {
     state: Mutex<State<K>>,
@@ -27,13 +27,13 @@ struct State<K> {
     waiting: Turns<K, oneshot::Sender<()>>,
 }
 
-/// One permit, given back when this is dropped.
+/// One permit, returned when this is dropped.
 #[derive(Debug)]
 #[must_use = "a permit that is dropped at once permits nothing"]
 pub struct FairPermit<K: Eq + Hash + Clone>(Arc<FairSemaphore<K>>);
 
 impl<K: Eq + Hash + Clone> FairSemaphore<K> {
-    /// A semaphore of `permits`, for which at most `queue` may wait.
+    /// A semaphore of `permits`. At most `queue` callers may wait for one.
     pub fn new(permits: usize, queue: usize) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State {
@@ -43,7 +43,7 @@ impl<K: Eq + Hash + Clone> FairSemaphore<K> {
         })
     }
 
-    /// Waits for a permit. Cancel safe: who leaves loses its turn and nothing else.
+    /// Waits for a permit. Cancel safe: a caller that leaves loses only its turn.
     ///
     /// # Errors
     /// [`Full`] if the queue is full and no other key has more of it.
@@ -55,11 +55,11 @@ impl<K: Eq + Hash + Clone> FairSemaphore<K> {
                 return Ok(FairPermit(Arc::clone(self)));
             }
             let (grant, granted) = oneshot::channel();
-            // Dropped, it tells whoever it belongs to that there is no room.
+            // Dropping the sender of another caller tells that caller that there is no room.
             drop(state.waiting.push(key, grant));
             granted
         };
-        // The permit comes with the word, so that it is given back if nobody hears it.
+        // The message transfers the permit, so it must be returned if nobody receives the message.
         let waiting = Waiting {
             semaphore: self,
             granted,
@@ -67,7 +67,7 @@ impl<K: Eq + Hash + Clone> FairSemaphore<K> {
         waiting.permit().await
     }
 
-    fn give_back(&self) {
+    fn release(&self) {
         let mut state = self.lock();
         while let Some(next) = state.waiting.pop() {
             if next.send(()).is_ok() {
@@ -84,12 +84,12 @@ impl<K: Eq + Hash + Clone> FairSemaphore<K> {
 
 impl<K: Eq + Hash + Clone> Drop for FairPermit<K> {
     fn drop(&mut self) {
-        self.0.give_back();
+        self.0.release();
     }
 }
 
-/// A turn that is waited for. Dropped after it came and before it was taken, it goes on to the
-/// next.
+/// A caller that waits. If it is dropped after its turn came and before it took the permit, the
+/// permit goes to the next caller.
 struct Waiting<'a, K: Eq + Hash + Clone> {
     semaphore: &'a Arc<FairSemaphore<K>>,
     granted: oneshot::Receiver<()>,
@@ -106,7 +106,7 @@ impl<K: Eq + Hash + Clone> Drop for Waiting<'_, K> {
     fn drop(&mut self) {
         self.granted.close();
         if self.granted.try_recv().is_ok() {
-            self.semaphore.give_back();
+            self.semaphore.release();
         }
     }
 }
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn keys_take_turns_for_what_becomes_free() {
+    async fn keys_take_turns_for_free_permits() {
         let semaphore = FairSemaphore::new(1, 9);
         let first = semaphore.acquire('a').await.unwrap();
         let mut second = wait(&semaphore, 'a').await;
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_leaves_takes_no_permit_along() {
+    async fn a_caller_that_leaves_keeps_no_permit() {
         let semaphore = FairSemaphore::new(1, 9);
         let first = semaphore.acquire('a').await.unwrap();
         let left_waiting = wait(&semaphore, 'b').await;

@@ -15,6 +15,7 @@ pub mod redis;
 pub mod telemetry;
 pub mod threads;
 pub mod turns;
+pub mod user_permits;
 
 // Capabilities: each knows the layer above and none of the others.
 pub mod credentials;

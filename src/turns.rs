@@ -79,12 +79,17 @@ impl<K: Eq + Hash + Clone, T> Turns<K, T> {
 
     /// Takes the next item: the oldest one of the key whose turn it is.
     pub fn pop(&mut self) -> Option<T> {
+        self.pop_if(|_| true)
+    }
+
+    /// Takes the next item if `is_fit` accepts it. Otherwise no key loses its turn.
+    pub fn pop_if(&mut self, is_fit: impl FnOnce(&T) -> bool) -> Option<T> {
         let key = self.order.front()?.clone();
-        let item = self.take(&key, VecDeque::pop_front);
+        let item = self.take(&key, |items| items.pop_front_if(|item| is_fit(item)))?;
         if self.waiting.contains_key(&key) {
             self.order.rotate_left(1);
         }
-        item
+        Some(item)
     }
 
     /// Removes the items that are no longer worth their turn, such as those whose callers have
@@ -154,6 +159,14 @@ mod tests {
         assert_eq!(turns.pop(), Some(('a', 1)));
         assert_eq!(turns.push('a', ('a', 2)), None);
         assert_eq!(drained(turns), "b1 a2 b2 ");
+    }
+
+    #[test]
+    fn item_that_does_not_fit_keeps_its_turn() {
+        let mut turns = filled(9, &[('a', 1), ('a', 2), ('b', 3)]);
+        assert_eq!(turns.pop_if(|(_, n)| *n > 1), None);
+        assert_eq!(turns.pop_if(|(_, n)| *n == 1), Some(('a', 1)));
+        assert_eq!(drained(turns), "b3 a2 ");
     }
 
     #[test]

@@ -1,8 +1,10 @@
-//! The embedding engine alone, on one thread: latency by length, throughput of batches, and the share of what the core can do at most.
+//! The embedding engine alone, on one thread: latency by length, throughput of batches, and the
+//! share of what the core can do at most.
 //!
-//! `cargo bench --bench engine` prints the table; `-- all` does so for every kernel. With `-- serve` it times batches that
-//! `benches/engine_onnx.py` sends, which alternates with ONNX Runtime so that both see the same machine. `-- texts FILE SECONDS`
-//! embeds the lines of a file on all cores, tokenizer included: what a service around the engine could reach at most.
+//! `cargo bench --bench engine` prints the table; `-- all` does so for every kernel. With `--
+//! serve` it times batches that `benches/engine_onnx.py` sends, which alternates with ONNX Runtime
+//! so that both see the same machine. `-- texts FILE SECONDS` embeds the lines of a file on all
+//! cores, tokenizer included: what a service around the engine could reach at most.
 #![expect(clippy::print_stdout, reason = "a bench prints its table")]
 
 mod peak;
@@ -75,9 +77,11 @@ fn texts_per_second() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Operations of a forward pass over texts of these lengths: (bytes in linear layers, floats in attention).
+/// Operations of a forward pass over texts of these lengths: (bytes in linear layers, floats in
+/// attention).
 fn operations(texts: &[Vec<u32>]) -> (f64, f64) {
-    // Six layers of 384 wide: query, key, value, output, and two of 1536; attention multiplies twice, over 384 in all.
+    // Six layers of 384 wide: query, key, value, output, and two of 1536; attention multiplies
+    // twice, over 384 in all.
     let linear = 6 * 2 * (4 * 384 * 384 + 2 * 384 * 1536);
     let attention = 6 * 2 * 2 * 384;
     let tokens: usize = texts.iter().map(Vec::len).sum();
@@ -153,7 +157,8 @@ fn table(kernel: Kernel) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Times of the engine, and peaks measured in between: both suffer alike from whatever else the machine does.
+/// Times of the engine, and peaks measured in between: both suffer alike from whatever else the
+/// machine does.
 fn alternate(model: &Model, texts: &[Vec<u32>], time: Duration) -> (Vec<f64>, Vec<peak::Peak>) {
     let batch: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
     let mut scratch = Scratch::default();
@@ -187,7 +192,8 @@ fn median(values: &[f64]) -> f64 {
     percentile(values, 0.5)
 }
 
-/// Reads batches, one JSON array of arrays of ids a line, and answers each with the median seconds of a tenth of a second of calls.
+/// Reads batches, one JSON array of arrays of ids a line, and answers each with the median seconds
+/// of a tenth of a second of calls.
 fn serve() -> anyhow::Result<()> {
     let model = Model::bundled()?;
     let mut scratch = Scratch::default();

@@ -1,4 +1,5 @@
-//! What this core can do at most: byte products, float products, and reading weights. Measured, since processors of one name differ.
+//! What this core can do at most: byte products, float products, and reading weights. Measured,
+//! since processors of one name differ.
 
 #![expect(
     unsafe_code,
@@ -10,10 +11,12 @@ use std::time::Instant;
 
 use prompt_service::embed::Kernel;
 
-/// Independent sums: enough to hide the latency of four cycles at two a cycle, few enough for sixteen registers.
+/// Independent sums: enough to hide the latency of four cycles at two a cycle, few enough for
+/// sixteen registers.
 const SUMS: usize = 12;
 
-/// Repetitions in one measurement; a millisecond or less, so that it fits between two runs of the engine.
+/// Repetitions in one measurement; a millisecond or less, so that it fits between two runs of the
+/// engine.
 const STEPS: usize = 100_000;
 
 /// Peak rates of one core.
@@ -60,7 +63,8 @@ fn rate(work: impl Fn(), operations: usize) -> f64 {
     (SUMS * STEPS * operations) as f64 / start.elapsed().as_secs_f64()
 }
 
-/// Bytes a second at which one core reads `data`, best of a few passes: where the weights lie after a pass over them.
+/// Bytes a second at which one core reads `data`, best of a few passes: where the weights lie after
+/// a pass over them.
 pub fn read_rate(data: &[u64]) -> f64 {
     let pass = || {
         let start = Instant::now();

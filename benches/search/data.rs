@@ -7,14 +7,18 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use half::f16;
-use prompt_service::domain::{Embedding, PromptId, UserId};
-use prompt_service::search::{BoxError, Page, VectorSource};
+use prompt_service::domain::{Embedding, ModelId, Prompt, PromptId, UserId};
+use prompt_service::store::{
+    Access, Claim, Coverage, DeletedPrompt, Error, PromptPage, PromptStore, PromptsRead, Stats,
+    Unembedded, VectorCursor, VectorPage,
+};
 
 pub const DIMENSION: usize = 384;
 
-/// Numbers from which a made-up vector follows. This and the two below are chosen so that 100,000 vectors have a local intrinsic
-/// dimension of 25 and a mean cosine to the 10th neighbour of 0.6. Sentence embeddings of short English texts were found to have
-/// dimensions from 16 to 27 and cosines from 0.58 to 0.71, so this is nearer to the hard end. They remain made up: trust
+/// Numbers from which a made-up vector follows. This and the two below are chosen so that 100,000
+/// vectors have a local intrinsic dimension of 25 and a mean cosine to the 10th neighbour of 0.6.
+/// Sentence embeddings of short English texts were found to have dimensions from 16 to 27 and
+/// cosines from 0.58 to 0.71, so this is nearer to the hard end. They remain made up: trust
 /// latencies and ratios, and take recall as an indication.
 const LATENT: usize = 48;
 
@@ -36,7 +40,8 @@ pub fn id(at: usize) -> PromptId {
 }
 
 impl Vectors {
-    /// Reads `n_queries` queries and `n_rows` rows after them: little-endian f32, `[n][384]`, each of unit length.
+    /// Reads `n_queries` queries and `n_rows` rows after them: little-endian f32, `[n][384]`, each
+    /// of unit length.
     pub fn read(file: &str, n_queries: usize, n_rows: usize) -> Result<Self> {
         let mut file = std::fs::File::open(file).context("the file of vectors")?;
         let mut numbers = |n: usize| -> Result<Vec<f32>> {
@@ -57,8 +62,9 @@ impl Vectors {
         })
     }
 
-    /// Vectors that depend on nothing but their number: a point near a topic's centre in a space of few dimensions, bent into the
-    /// space of embeddings by a fixed random map. Queries are made like rows.
+    /// Vectors that depend on nothing but their number: a point near a topic's centre in a space of
+    /// few dimensions, bent into the space of embeddings by a fixed random map. Queries are made
+    /// like rows.
     pub fn synthetic(n_queries: usize, n_rows: usize) -> Self {
         let map = Map::new();
         let total = n_queries + n_rows;
@@ -107,8 +113,9 @@ impl Vectors {
         })
     }
 
-    /// The mean cosine of the 10th neighbour among the first `n` rows, and the median over the queries of the local intrinsic
-    /// dimension by the 100 nearest. Source: Levina and Bickel 2004, "Maximum likelihood estimation of intrinsic dimension".
+    /// The mean cosine of the 10th neighbour among the first `n` rows, and the median over the
+    /// queries of the local intrinsic dimension by the 100 nearest. Source: Levina and Bickel 2004,
+    /// "Maximum likelihood estimation of intrinsic dimension".
     pub fn profile(&self, n: usize) -> (f64, f64) {
         let neighbours = self.truth(n, 100);
         let (mut cosines, mut dimensions) = (0.0, Vec::new());
@@ -188,7 +195,8 @@ impl Map {
             centres: numbers(TOPICS * LATENT, 1.0),
             first: numbers(HIDDEN * LATENT, (1.0 / LATENT as f32).sqrt()),
             second: numbers(HIDDEN * DIMENSION, 1.0),
-            // Real embeddings have a mean that is not zero: two random ones have a cosine of about 0.08.
+            // Real embeddings have a mean that is not zero: two random ones have a cosine of about
+            // 0.08.
             mean: numbers(DIMENSION, 2.0),
         }
     }
@@ -259,7 +267,8 @@ impl Runs {
     ) -> (Vec<(UserId, PromptId)>, Range<usize>) {
         let begin = owner.map_or(0, |owner| self.first_of(owner.0));
         let end = owner.map_or(self.rows, |owner| self.first_of(owner.0 + 1));
-        // A row's id is its number plus one: the one after a cursor begins where the cursor's id says.
+        // A row's id is its number plus one: the one after a cursor begins where the cursor's id
+        // says.
         let begin = after.map_or(begin, |(_, id)| id.0 as usize);
         let rows = begin..end.min(begin + limit);
         let owner = |row| UserId((row * self.owners / self.rows) as i64 + 1);
@@ -270,51 +279,96 @@ impl Runs {
     }
 }
 
-/// The first `n` vectors, spread over owners.
-pub struct Owned {
-    pub vectors: Arc<Vectors>,
+/// Rows spread over owners.
+pub struct Rows {
     pub n: usize,
     pub owners: usize,
+    /// Whose first `n` they are. Without them, all vectors have the same numbers.
+    pub vectors: Option<Arc<Vectors>>,
 }
 
 #[async_trait]
-impl VectorSource for Owned {
-    async fn page(
+impl PromptStore for Rows {
+    async fn vectors(
         &self,
+        _: &ModelId,
         owner: Option<UserId>,
-        after: Option<(UserId, PromptId)>,
+        after: Option<VectorCursor>,
         limit: usize,
-    ) -> Result<Page, BoxError> {
+    ) -> Result<VectorPage, Error> {
         let runs = Runs {
             rows: self.n,
             owners: self.owners,
         };
         let (ids, rows) = runs.page(owner, after, limit);
-        let f16_bytes = self.vectors.stored(rows);
-        Ok(Page { ids, f16_bytes })
-    }
-}
-
-/// Rows of no meaning that take no memory before they are asked for.
-pub struct Patterns {
-    pub rows: usize,
-    pub owners: usize,
-}
-
-#[async_trait]
-impl VectorSource for Patterns {
-    async fn page(
-        &self,
-        owner: Option<UserId>,
-        after: Option<(UserId, PromptId)>,
-        limit: usize,
-    ) -> Result<Page, BoxError> {
-        let runs = Runs {
-            rows: self.rows,
-            owners: self.owners,
+        let f16_bytes = match &self.vectors {
+            Some(vectors) => vectors.stored(rows),
+            None => vec![0x21; rows.len() * 2 * DIMENSION],
         };
-        let (ids, rows) = runs.page(owner, after, limit);
-        let f16_bytes = vec![0x21; rows.len() * 2 * DIMENSION];
-        Ok(Page { ids, f16_bytes })
+        Ok(VectorPage { ids, f16_bytes })
+    }
+
+    async fn has_room(&self, _: UserId, _: u32) -> Result<bool, Error> {
+        unreachable!("an index only reads vectors")
+    }
+
+    async fn prompt(&self, _: UserId, _: PromptId) -> Result<Option<Prompt>, Error> {
+        unreachable!("an index only reads vectors")
+    }
+
+    async fn list_prompts(
+        &self,
+        _: UserId,
+        _: Option<PromptId>,
+        _: usize,
+        _: usize,
+    ) -> Result<PromptPage, Error> {
+        unreachable!("an index only reads vectors")
+    }
+
+    async fn prompts(
+        &self,
+        _: Option<UserId>,
+        _: &[PromptId],
+        _: usize,
+    ) -> Result<PromptsRead, Error> {
+        unreachable!("an index only reads vectors")
+    }
+
+    async fn delete_prompt(&self, _: UserId, _: PromptId) -> Result<Option<DeletedPrompt>, Error> {
+        unreachable!("an index only reads vectors")
+    }
+
+    async fn coverage(&self, _: &ModelId, _: Option<UserId>) -> Result<Coverage, Error> {
+        unreachable!("an index only reads vectors")
+    }
+
+    async fn unembedded(
+        &self,
+        _: &ModelId,
+        _: Option<PromptId>,
+        _: usize,
+    ) -> Result<Vec<Unembedded>, Error> {
+        unreachable!("an index only reads vectors")
+    }
+
+    async fn put_embeddings(
+        &self,
+        _: &ModelId,
+        _: Vec<(PromptId, Embedding)>,
+    ) -> Result<Vec<PromptId>, Error> {
+        unreachable!("an index only reads vectors")
+    }
+
+    async fn claim_reembedding(&self) -> Result<Option<Claim>, Error> {
+        unreachable!("an index only reads vectors")
+    }
+
+    async fn ping(&self) -> Result<Access, Error> {
+        unreachable!("an index only reads vectors")
+    }
+
+    fn stats(&self) -> Stats {
+        unreachable!("an index only reads vectors")
     }
 }

@@ -1,4 +1,4 @@
-//! FAISS as the peer, in a process of its own, measured between our own measurements.
+//! FAISS as the peer, in a separate process, measured between our measurements.
 
 use std::fs;
 use std::io::{BufWriter, Write};

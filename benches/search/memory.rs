@@ -4,13 +4,14 @@ use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use prompt_service::domain::{Embedding, UserId};
+use prompt_service::config::SimilarScope;
+use prompt_service::domain::{Embedding, ModelId, UserId};
 use prompt_service::search::kernel::Kernel;
-use prompt_service::search::{Scope, ScopeMode, Similarity, SlabIndex};
+use prompt_service::search::{Similarity, SlabIndex};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::data::{DIMENSION, Patterns};
+use super::data::{DIMENSION, Rows};
 use super::{K, options};
 
 /// What the rows occupy, in processes that have nothing else.
@@ -37,26 +38,31 @@ pub fn table(most: usize) -> Result<()> {
     Ok(())
 }
 
-/// Loads made-up rows and prints how many bytes the process has in memory. `words`: the scope, the rows, the owners.
+/// Loads made-up rows and prints how many bytes the process has in memory. `words`: the scope, the
+/// rows, the owners.
 pub fn print_of_child(mut words: impl Iterator<Item = String>) -> Result<()> {
-    let mode = match words.next().as_deref() {
-        Some("own") => ScopeMode::Own,
-        _ => ScopeMode::Shared,
+    let scope = match words.next().as_deref() {
+        Some("own") => SimilarScope::Own,
+        _ => SimilarScope::Shared,
     };
     let rows: usize = words.next().context("rows")?.parse()?;
     let owners: usize = words.next().context("owners")?.parse()?;
-    let options = options(mode, Kernel::detect());
-    let patterns = Arc::new(Patterns { rows, owners });
+    let options = options(scope, Kernel::detect());
+    let made_up = Arc::new(Rows {
+        n: rows,
+        owners,
+        vectors: None,
+    });
     let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-    let index = SlabIndex::new(options, patterns, tasks, stop);
+    let index = SlabIndex::new(options, made_up, ModelId(Arc::from("a model")), tasks, stop);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(index.load_all())?;
-    if mode == ScopeMode::Own && rows > 0 {
+    if scope == SimilarScope::Own && rows > 0 {
         let query = Embedding(Arc::from([0.0; DIMENSION].as_slice()));
         for owner in 1..=owners {
-            runtime.block_on(index.nearest(Scope::Own(UserId(owner as i64)), &query, K))?;
+            runtime.block_on(index.nearest(UserId(owner as i64), &query, K))?;
         }
     }
     anyhow::ensure!(

@@ -27,7 +27,8 @@ impl App {
         let Lifecycle {
             tasks, stopping, ..
         } = lifecycle;
-        self.finder.start(tasks, stopping.clone());
+        let (similarity, stop) = (Arc::clone(&self.similarity), stopping.clone());
+        tasks.spawn(async move { similarity.prepare(stop).await });
         let (reembedding, stop) = (self.reembedding.clone(), stopping.clone());
         tasks.spawn(async move { reembedding.run(stop).await });
 

@@ -19,12 +19,12 @@ pub(super) async fn findings(
     upstream: &UpstreamConfig,
     must_be_right: bool,
 ) -> Vec<anyhow::Result<Finding>> {
-    let looks = client.look().await;
-    looks
+    let checks = client.check_models().await;
+    checks
         .iter()
-        .map(|look| {
-            let (is_right, text) = finding(look, upstream);
-            let text = format!("{} ({}): {text}", look.upstream, look.url);
+        .map(|check| {
+            let (is_right, text) = finding(check, upstream);
+            let text = format!("{} ({}): {text}", check.upstream, check.url);
             match is_right {
                 Some(true) => Ok(Finding::Fine(text)),
                 Some(false) if must_be_right => Err(anyhow!(text)),
@@ -35,12 +35,12 @@ pub(super) async fn findings(
 }
 
 /// What was found, and whether it is as it should be. `None`: it is, for a while.
-fn finding(look: &llm::Look, upstream: &UpstreamConfig) -> (Option<bool>, String) {
-    let model = &look.model;
-    let has_key = upstream.endpoints[look.place].api_key.is_some();
-    let [address, key, model_setting] = settings(look.place);
-    let text = match &look.finding {
-        llm::Finding::HasModel {
+fn finding(check: &llm::UpstreamCheck, upstream: &UpstreamConfig) -> (Option<bool>, String) {
+    let model = &check.model;
+    let has_key = upstream.endpoints[check.index].api_key.is_some();
+    let [address, key, model_setting] = settings(check.index);
+    let text = match &check.finding {
+        llm::ModelFinding::HasModel {
             key_was_tried,
             shutdown,
         } => {
@@ -61,32 +61,34 @@ fn finding(look: &llm::Look, upstream: &UpstreamConfig) -> (Option<bool>, String
             };
             return (Some(true), text);
         }
-        llm::Finding::OtherModels { number, similar } => {
+        llm::ModelFinding::OtherModels { number, similar } => {
             let hint = similar
                 .as_ref()
                 .map_or_else(String::new, |name| format!(", but {name}"));
             format!("among its {number} models there is no {model}{hint}: set {model_setting}")
         }
-        llm::Finding::KeyRefused(status) if has_key => {
+        llm::ModelFinding::KeyRefused(status) if has_key => {
             format!("it refuses the key (status {status}): set {key}")
         }
-        llm::Finding::KeyRefused(status) => {
+        llm::ModelFinding::KeyRefused(status) => {
             format!("it wants a key (status {status}): set {key}")
         }
-        llm::Finding::NoList {
+        llm::ModelFinding::NoList {
             status,
             better: Some(better),
         } => format!(
             "it has no list of models there (status {status}), but there is one under {better}: set {address} to that"
         ),
-        llm::Finding::NoList {
+        llm::ModelFinding::NoList {
             status,
             better: None,
         } => format!(
             "it has no list of models there (status {status}): is the path in {address} right? Few servers have no such list"
         ),
-        llm::Finding::Unavailable(status) => format!("it cannot say just now (status {status})"),
-        llm::Finding::Unreachable(word) => {
+        llm::ModelFinding::Unavailable(status) => {
+            format!("it cannot say just now (status {status})")
+        }
+        llm::ModelFinding::Unreachable(word) => {
             format!("it cannot be reached ({word}): is {address} right, and is it running?")
         }
     };
@@ -113,11 +115,11 @@ fn ending(shutdown: Option<SystemTime>) -> Option<String> {
 
 /// Says in the log which of the configured models end soon.
 pub(super) async fn warn_of_endings(client: &llm::Client) {
-    for look in client.look().await {
-        if let llm::Finding::HasModel { shutdown, .. } = look.finding
+    for check in client.check_models().await {
+        if let llm::ModelFinding::HasModel { shutdown, .. } = check.finding
             && let Some(shutdown_date) = ending(shutdown)
         {
-            let (upstream, model) = (look.upstream, look.model);
+            let (upstream, model) = (check.upstream, check.model);
             tracing::warn!(
                 upstream,
                 model,

@@ -7,7 +7,6 @@ mod check_upstream;
 pub mod health_check;
 mod listening;
 pub mod moving;
-mod observers;
 mod preflight;
 pub mod secret_files;
 mod shared;
@@ -24,10 +23,9 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use self::listening::listen;
-use self::observers::EmbeddingObserver;
 use self::preflight::{Preflight, Ready, connection_room};
 use self::shared::Shared;
-use self::store::{Finder, Store};
+use self::store::Store;
 use crate::api::{self, AppState, Bounds, Connections, Documents, Lifecycle, Limits};
 use crate::config::Config;
 use crate::credentials::{HashPool, Keys};
@@ -38,6 +36,7 @@ use crate::llm;
 use crate::memory_budget::MemoryBudget;
 use crate::realtime::Hub;
 use crate::redis;
+use crate::search::Similarity;
 use crate::services::accounts::{self, Accounts};
 use crate::services::health::{Health, StoreHealth};
 use crate::services::prompts::{self, Prompts};
@@ -67,7 +66,7 @@ pub struct App {
     place: Option<ServerLock>,
     llm: Arc<llm::Client>,
     embedder: Arc<Embedder>,
-    finder: Finder,
+    similarity: Arc<dyn Similarity>,
     reembedding: Reembedding,
     redis: Option<redis::ConnectionManager>,
     _locks: Vec<data_dir::FileLock>,
@@ -112,16 +111,18 @@ impl App {
 
         let model = engine.model_id().clone();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let observer = Arc::new(EmbeddingObserver(Arc::clone(&metrics)));
         let settings = embed::Settings {
             workers: cores,
             ..embed::Settings::default()
         };
-        let embedder = Arc::new(Embedder::start(Arc::clone(&engine), &settings, observer)?);
+        let embedder = Arc::new(Embedder::start(
+            Arc::clone(&engine),
+            &settings,
+            Arc::clone(&metrics),
+        )?);
 
         let prompt_store = Arc::clone(&store.prompts);
-        let finder = store.similarity(&engine, &config.search, cores, &lifecycle);
-        let similarity = finder.similarity();
+        let similarity = store.similarity(&engine, &config.search, cores, &lifecycle);
         let progress = Arc::new(Progress::default());
         let reembedding = Reembedding {
             store: Arc::clone(&prompt_store),
@@ -183,7 +184,7 @@ impl App {
         let health = Arc::new(Health {
             store: prompt_store,
             embedder: Arc::clone(&embedder),
-            similarity,
+            similarity: Arc::clone(&similarity),
             redis_up: connection.as_ref().map(redis::Connection::watch),
             model_name: model.to_string(),
             metrics: Arc::clone(&metrics),
@@ -239,7 +240,7 @@ impl App {
             place,
             llm,
             embedder,
-            finder,
+            similarity,
             reembedding,
             redis: manager,
             _locks: locks,

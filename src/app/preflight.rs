@@ -20,7 +20,6 @@ use crate::store::sqlite::{self, FileState};
 use crate::telemetry::Metrics;
 
 use super::listening::bind;
-use super::observers::UpstreamObserver;
 
 /// File descriptors that are not connections: the database, the log, the listeners, with room to
 /// spare.
@@ -366,10 +365,10 @@ fn make_llm(
     upstream: Option<&UpstreamConfig>,
     metrics: &Arc<Metrics>,
 ) -> anyhow::Result<llm::Client> {
-    let observer = Arc::new(UpstreamObserver(Arc::clone(metrics)));
+    let metrics = Arc::clone(metrics);
     match upstream {
-        None => Ok(llm::Client::observed_mock(observer)),
-        Some(upstream) => llm::Client::new(upstream, observer).context("OPENAI_BASE_URL"),
+        None => Ok(llm::Client::mock(metrics)),
+        Some(upstream) => llm::Client::new(upstream, metrics).context("OPENAI_BASE_URL"),
     }
 }
 

@@ -5,16 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::api::Lifecycle;
-use crate::config::{SearchConfig, SimilarScope, StoreConfig};
+use crate::config::{SearchConfig, StoreConfig};
 use crate::data_dir::{self, DataDir};
 use crate::embed::Engine;
-use crate::search::{self, ScopeMode, Similarity, SlabIndex, SlabOptions};
-use crate::services::stored_similarity::StoredSimilarity;
-use crate::services::vectors::StoredVectors;
+use crate::search::{self, PostgresSimilarity, Similarity, SlabIndex, SlabOptions};
 use crate::store::postgres::{self, PostgresStore, ServerLock};
 use crate::store::sqlite::{self, FileState, SqliteStore};
 use crate::store::{AccountStore, BulkStore, CallStore, PromptStore};
@@ -32,10 +28,10 @@ pub(super) struct Store {
     pub calls: Arc<dyn CallStore>,
     /// Whole rows, for the operator's commands.
     pub bulk: Arc<dyn BulkStore>,
-    kind: Kind,
+    kind: StoreKind,
 }
 
-enum Kind {
+enum StoreKind {
     Sqlite(Arc<SqliteStore>),
     Postgres(Arc<PostgresStore>),
 }
@@ -54,7 +50,7 @@ impl Store {
                     prompts: Arc::clone(&store) as _,
                     calls: Arc::clone(&store) as _,
                     bulk: Arc::clone(&store) as _,
-                    kind: Kind::Sqlite(store),
+                    kind: StoreKind::Sqlite(store),
                 }
             }
             StoreConfig::Postgres { url, pool_size, .. } => {
@@ -68,7 +64,7 @@ impl Store {
                     prompts: Arc::clone(&store) as _,
                     calls: Arc::clone(&store) as _,
                     bulk: Arc::clone(&store) as _,
-                    kind: Kind::Postgres(store),
+                    kind: StoreKind::Postgres(store),
                 }
             }
         })
@@ -82,54 +78,40 @@ impl Store {
     pub async fn lock_server(&self, shares_redis: bool) -> anyhow::Result<Option<ServerLock>> {
         Ok(match &self.kind {
             // The locks of its files have seen to it.
-            Kind::Sqlite(_) => None,
-            Kind::Postgres(store) if shares_redis => Some(store.lock_shared().await?),
-            Kind::Postgres(store) => Some(store.lock_exclusive().await?),
+            StoreKind::Sqlite(_) => None,
+            StoreKind::Postgres(store) if shares_redis => Some(store.lock_shared().await?),
+            StoreKind::Postgres(store) => Some(store.lock_exclusive().await?),
         })
     }
 
-    /// What finds near prompts in this store. What it does beside requests runs in the tasks of `lifecycle`.
+    /// The search over this store's prompts. Its loads run in the tasks of `lifecycle`.
     pub fn similarity(
         &self,
         engine: &Engine,
         config: &SearchConfig,
         cores: usize,
         lifecycle: &Lifecycle,
-    ) -> Finder {
+    ) -> Arc<dyn Similarity> {
         let model = engine.model_id().clone();
         match &self.kind {
-            Kind::Postgres(store) => Finder::Stored {
-                similarity: Arc::new(StoredSimilarity {
-                    store: Arc::clone(store) as _,
-                    model,
-                    dimension: engine.dimension(),
-                }),
+            StoreKind::Postgres(store) => Arc::new(PostgresSimilarity {
                 store: Arc::clone(store),
+                model,
+                dimension: engine.dimension(),
                 scope: config.scope,
-            },
-            Kind::Sqlite(_) => {
+            }),
+            StoreKind::Sqlite(_) => {
                 let options = SlabOptions {
                     dimension: engine.dimension(),
-                    mode: match config.scope {
-                        SimilarScope::Own => ScopeMode::Own,
-                        SimilarScope::Shared => ScopeMode::Shared,
-                    },
+                    scope: config.scope,
                     memory_bytes: usize::try_from(config.memory_bytes).unwrap_or(usize::MAX),
                     concurrent_scans: cores,
                     load_wait: LOAD_WAIT,
                     kernel: search::kernel::Kernel::detect(),
                 };
-                let vectors = StoredVectors {
-                    store: Arc::clone(&self.prompts),
-                    model,
-                };
                 let (tasks, stop) = (lifecycle.tasks.clone(), lifecycle.stopping.clone());
-                Finder::InMemory(Arc::new(SlabIndex::new(
-                    options,
-                    Arc::new(vectors),
-                    tasks,
-                    stop,
-                )))
+                let store = Arc::clone(&self.prompts);
+                Arc::new(SlabIndex::new(options, store, model, tasks, stop))
             }
         }
     }
@@ -137,66 +119,9 @@ impl Store {
     /// Closes it; everything answered is durable already.
     pub async fn close(&self) {
         match &self.kind {
-            Kind::Sqlite(store) => store.close().await,
-            Kind::Postgres(store) => store.close().await,
+            StoreKind::Sqlite(store) => store.close().await,
+            StoreKind::Postgres(store) => store.close().await,
         }
-    }
-}
-
-/// What finds near prompts, and what it does in the background.
-pub(super) enum Finder {
-    /// From memory, loaded from the store.
-    InMemory(Arc<SlabIndex>),
-    /// By the store itself.
-    Stored {
-        similarity: Arc<StoredSimilarity>,
-        store: Arc<PostgresStore>,
-        scope: SimilarScope,
-    },
-}
-
-impl Finder {
-    /// The seam.
-    pub fn similarity(&self) -> Arc<dyn Similarity> {
-        match self {
-            Self::InMemory(index) => Arc::clone(index) as _,
-            Self::Stored { similarity, .. } => Arc::clone(similarity) as _,
-        }
-    }
-
-    /// Starts what it does beside serving.
-    pub fn start(&self, tasks: &TaskTracker, stop: CancellationToken) {
-        match self {
-            Self::InMemory(index) => {
-                let index = Arc::clone(index);
-                tasks.spawn(async move {
-                    tokio::select! {
-                        () = stop.cancelled() => {}
-                        () = load(&index) => {}
-                    }
-                });
-            }
-            Self::Stored {
-                store,
-                scope: SimilarScope::Shared,
-                ..
-            } => {
-                let store = Arc::clone(store);
-                tasks.spawn(async move { store.index_meaning(stop).await });
-            }
-            Self::Stored {
-                scope: SimilarScope::Own,
-                ..
-            } => {}
-        }
-    }
-}
-
-/// Loads all vectors where they must all be there; tries again for as long as it takes, and readiness says so meanwhile.
-async fn load(index: &SlabIndex) {
-    while let Err(error) = index.load_all().await {
-        tracing::warn!(%error, "the vectors could not be loaded; trying again");
-        tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use ipnet::{IpNet, Ipv4Net};
 
 use super::{LogFilter, UpstreamSettings};
+use crate::domain::UserId;
 
 /// Who may register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -25,6 +26,16 @@ pub enum SimilarScope {
     Own,
     /// Everybody's.
     Shared,
+}
+
+impl SimilarScope {
+    /// Whose prompts a search of `caller` finds; `None` means everybody's.
+    pub fn owner(self, caller: UserId) -> Option<UserId> {
+        match self {
+            Self::Own => Some(caller),
+            Self::Shared => None,
+        }
+    }
 }
 
 /// When the session cookie is marked `Secure`, and so named `__Host-session`.

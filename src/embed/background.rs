@@ -1,4 +1,5 @@
-//! Embedding that nobody waits for: one thread of lowered priority, apart from the pipeline of live requests.
+//! Embedding in the background: one thread of lowered priority, apart from the pipeline of
+//! requests.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,12 +13,13 @@ use super::pipeline::Encode;
 use crate::domain::Embedding;
 use crate::threads::lower_priority;
 
-type Job = (Vec<String>, oneshot::Sender<Vec<Option<Embedding>>>);
+type BackgroundJob = (Vec<String>, oneshot::Sender<Vec<Option<Embedding>>>);
 
-/// Embeds texts with what live requests leave of the cores. Dropping it ends its thread after the texts under way.
+/// Embeds texts with the time that requests leave of the cores. When it is dropped, its thread ends
+/// after the present texts.
 #[derive(Debug)]
 pub struct BackgroundEmbedder {
-    jobs: Sender<Job>,
+    jobs: Sender<BackgroundJob>,
 }
 
 impl BackgroundEmbedder {
@@ -36,8 +38,8 @@ impl BackgroundEmbedder {
         Ok(Self { jobs })
     }
 
-    /// The vectors of some texts, in their order; `None` where the model fails on a text. No vectors at all only if the thread
-    /// is gone.
+    /// The vectors of some texts, in their order; `None` for a text on which the model fails.
+    /// Returns no vectors only if the thread has ended.
     pub async fn embed(&self, texts: Vec<String>) -> Vec<Option<Embedding>> {
         let (reply, embeddings) = oneshot::channel();
         let _ = self.jobs.send((texts, reply));
@@ -45,11 +47,11 @@ impl BackgroundEmbedder {
     }
 }
 
-fn run<E: Encode>(encoder: &E, queue: &Receiver<Job>) {
+fn run<E: Encode>(encoder: &E, queue: &Receiver<BackgroundJob>) {
     let mut scratch = None;
     while let Ok((texts, reply)) = queue.recv() {
         let embeddings = texts.iter().map(|text| {
-            // Who asked may have left.
+            // The caller may have left.
             if reply.is_closed() {
                 return None;
             }
@@ -95,7 +97,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_text_that_the_model_fails_on_costs_the_others_nothing() {
+    async fn a_text_that_the_model_fails_on_does_not_affect_the_others() {
         let background = BackgroundEmbedder::start(Arc::new(Lengths)).unwrap();
         let texts = ["one", "panic", "three"].map(str::to_owned);
         let embeddings = background.embed(texts.into()).await;

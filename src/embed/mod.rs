@@ -1,8 +1,9 @@
 //! Sentence embeddings: text to vector, in the process.
 //!
-//! A [`tokenizer`] cuts the text, a [`Model`] runs a BERT forward pass of our own over int8 weights, and the [`pipeline`] feeds it:
-//! bounded, fair, in batches, never on the async threads. A small encoder spends its time in a few dozen matrix products that fit
-//! the caches, where a general inference runtime loses more to its generality than the products cost; `benches/engine/`
+//! A [`tokenizer`] divides the text, a [`Model`] runs this project's BERT forward pass over int8
+//! weights, and the [`pipeline`] feeds it: bounded, fair, in batches, never on the async threads. A
+//! small encoder spends its time in a few dozen matrix products that fit the caches. The overhead
+//! of a general inference runtime is larger than the cost of these products; `benches/engine/`
 //! measures the difference.
 
 mod background;
@@ -27,7 +28,7 @@ pub use background::BackgroundEmbedder;
 pub use engine::Engine;
 pub use kernel::Kernel;
 pub use model::{Model, Scratch};
-pub use pipeline::{Class, Embedder, Encode, Event, Observer, Permit, Settings};
+pub use pipeline::{Class, Embedder, Encode, Permit, Settings};
 
 /// Why a model cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -37,22 +38,22 @@ pub enum Error {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// A file is damaged, or not what its name says.
+    /// A file is damaged, or its content does not fit its name.
     #[error("{file} is not usable: {reason}")]
     Malformed {
         /// The file.
         file: String,
-        /// What is wrong, as a sentence without its subject.
+        /// The fault, as a sentence without its subject.
         reason: String,
     },
-    /// The model is sound, but not of a kind this engine runs.
+    /// The model is correct, but this engine does not run its kind.
     #[error("this kind of model is not supported: {reason}")]
     Unsupported {
-        /// What about it.
+        /// Why.
         reason: String,
     },
 }

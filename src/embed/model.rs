@@ -13,13 +13,15 @@ use super::kernel::rows::{Embed, LayerNorm, Pool};
 use super::weights::{Layer, Linear, Matrix, PackedFile, Pooling, Weights};
 use crate::domain::{Embedding, ModelId};
 
-/// Changes with anything that changes vectors made from the same weights.
+/// Changes with everything that changes the vectors of the same weights.
 const ARITHMETIC: u32 = 1;
 
-/// Texts are run together up to this many tokens, so that activations stay in the second-level cache while weights stream by.
+/// Texts run together up to so many tokens, so that activations stay in the second-level cache
+/// while the weights are read.
 const CHUNK_TOKENS: usize = 256;
 
-/// Rows of the feed-forward block at a time: its inner activations are four times as wide as the rest.
+/// Rows of the feed-forward block at a time: its inner activations are four times as wide as the
+/// rest.
 const FEED_FORWARD_ROWS: usize = 64;
 
 /// The bundled file, on a cache line, so that its tensors (multiples of 64 bytes) are too.
@@ -38,8 +40,9 @@ pub struct Model {
     kernel: Kernel,
 }
 
-/// Working memory of [`Model::embed`]. Keep one per worker: it grows to what the longest batch chunk needs (about 4 MB with the
-/// bundled model) and is reused, so that a warm call allocates its results and nothing else.
+/// Working memory of [`Model::embed`]. Keep one per worker: it grows to what the longest batch
+/// chunk needs (about 4 MB with the bundled model) and is reused, so that a warm call allocates its
+/// results and nothing else.
 #[derive(Debug, Default)]
 pub struct Scratch {
     ids: Vec<u32>,
@@ -61,9 +64,9 @@ struct LinearScratch {
 }
 
 impl Model {
-    /// The model this program carries: all-MiniLM-L6-v2 with int8 weights, 384 numbers a vector, 256 tokens.
-    /// Nothing is copied; loading takes well under a millisecond.
-    /// Errors: [`Error::Malformed`], which a test of this crate excludes.
+    /// The model inside this program: all-MiniLM-L6-v2 with int8 weights, 384 numbers a vector, 256
+    /// tokens. Nothing is copied. Loading takes well under a millisecond. Errors:
+    /// [`Error::Malformed`], which a test of this crate excludes.
     pub fn bundled() -> Result<Self, Error> {
         Self::packed(&BUNDLED.0)
     }
@@ -79,10 +82,12 @@ impl Model {
         })
     }
 
-    /// A sentence-transformers folder of the BERT family: `config.json`, `model.safetensors`, and where present `modules.json`,
-    /// `1_Pooling/config.json` (mean or cls) and `sentence_bert_config.json`. F16 weights are kept and computed with in `f32`
-    /// (cosine to the exact vectors at least 0.99999); F32 and BF16 weights are quantised as the bundled model's were at first.
-    /// Errors: [`Error::Read`], [`Error::Malformed`], and [`Error::Unsupported`] for other kinds of models.
+    /// A sentence-transformers folder of the BERT family: `config.json`, `model.safetensors`, and
+    /// where present `modules.json`, `1_Pooling/config.json` (mean or cls) and
+    /// `sentence_bert_config.json`. F16 weights are kept and computed with in `f32` (cosine to the
+    /// exact vectors at least 0.99999); F32 and BF16 weights are quantised as the bundled model's
+    /// were at first. Errors: [`Error::Read`], [`Error::Malformed`], and [`Error::Unsupported`] for
+    /// other kinds of models.
     pub fn from_dir(dir: &Path) -> Result<Self, Error> {
         let folder::Loaded {
             name,
@@ -102,7 +107,8 @@ impl Model {
         Self { kernel, ..self }
     }
 
-    /// Changes whenever the weights or the arithmetic do: vectors of different ids must not be compared.
+    /// Changes whenever the weights or the arithmetic do: vectors of different ids must not be
+    /// compared.
     pub fn id(&self) -> &ModelId {
         &self.id
     }
@@ -112,12 +118,12 @@ impl Model {
         self.weights.shape.hidden
     }
 
-    /// Word embeddings: ids from here on are none.
+    /// Number of word embeddings: every id is below it.
     pub fn vocabulary_size(&self) -> usize {
         self.weights.shape.vocabulary
     }
 
-    /// Most tokens of a text that count, `[CLS]` and `[SEP]` included.
+    /// The most tokens of a text that count, including `[CLS]` and `[SEP]`.
     pub fn max_tokens(&self) -> usize {
         self.weights.shape.max_tokens
     }
@@ -127,11 +133,13 @@ impl Model {
         self.kernel
     }
 
-    /// One unit vector for each text, in order. `batch`: token ids of each text, with `[CLS]` and `[SEP]`, without padding.
+    /// One unit vector for each text, in order. `batch`: token ids of each text, with `[CLS]` and
+    /// `[SEP]`, without padding.
     ///
-    /// A text's vector does not depend on its neighbours: it has the same bits as from a call of its own.
-    /// Ids past `max_tokens` are ignored, an id outside the vocabulary counts as id 0, and no ids at all give the zero vector.
-    /// Runs on the calling thread, 0.05 ms a token or so: keep it off threads that must not wait.
+    /// A text's vector does not depend on its neighbours: it has the same bits as in a separate
+    /// call. Ids past `max_tokens` are ignored, an id outside the vocabulary counts as id 0, and no
+    /// ids at all give the zero vector. Runs on the calling thread, for about 0.05 ms per token:
+    /// not for an async thread.
     pub fn embed(&self, batch: &[&[u32]], scratch: &mut Scratch) -> Vec<Embedding> {
         let mut out = Vec::with_capacity(batch.len());
         let mut rest = batch;

@@ -1,4 +1,4 @@
-//! The packed weight file with everything in it, and with anything in its header.
+//! The packed weight file, correct and with any content in its header.
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -108,7 +108,7 @@ fn run(model: Result<Model, Error>) {
 }
 
 #[test]
-fn the_sound_file_is_taken() {
+fn the_correct_file_is_accepted() {
     let (header, data) = parts();
     let model = load(&header, &data).unwrap();
     assert_eq!((model.dimension(), model.max_tokens()), (HIDDEN, POSITIONS));

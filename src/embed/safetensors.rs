@@ -1,19 +1,21 @@
-//! The header of a safetensors file: eight bytes of length, JSON, then the tensors' bytes back to back.
+//! The header of a safetensors file: eight bytes of length, JSON, then the tensors' bytes back to
+//! back.
 //!
-//! Everything in it is taken as hostile: sizes are checked against the length of the file before anything is allocated for them.
+//! The file may be hostile: sizes are checked against its length before memory is allocated for
+//! them.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::error::Category;
 
-/// No real header is near this; it bounds what a lie about its length can make us read.
+/// Real headers are far smaller. This bounds how much a wrong length can make us read.
 const MAX_HEADER_BYTES: u64 = 16 << 20;
 
 /// Bytes of the header's length.
 pub(super) const PREFIX_BYTES: usize = 8;
 
-/// What a file says about its tensors. Every range is inside the file, and none overlaps another.
+/// The tensors of a file. Every range is inside the file, and no ranges overlap.
 #[derive(Debug)]
 pub(super) struct Header {
     /// The free-form strings under `__metadata__`.
@@ -57,8 +59,8 @@ pub(super) fn header_bytes(prefix: [u8; PREFIX_BYTES], file_bytes: u64) -> Resul
 }
 
 impl Header {
-    /// Reads the JSON; `data_bytes` follow it in the file.
-    /// Errors: a sentence, if it is no header or a tensor's range is not what its shape and neighbours demand.
+    /// Reads the JSON; `data_bytes` follow it in the file. Errors: a sentence, if it is no header
+    /// or a tensor's range is not what its shape and neighbours demand.
     pub fn parse(json: &[u8], data_bytes: u64) -> Result<Self, String> {
         let raw: RawHeader = serde_json::from_slice(json)
             .map_err(|error| format!("its header is not valid: {}", place(&error)))?;
@@ -112,7 +114,8 @@ fn item_bytes(dtype: &str) -> Option<usize> {
     }
 }
 
-/// Where a file went wrong, and how. Not the parser's own words: they quote what they met, however long.
+/// Where a file is wrong, and how. Without the parser's message, which quotes the file at any
+/// length.
 pub(super) fn place(error: &serde_json::Error) -> String {
     let what = match error.classify() {
         Category::Io | Category::Syntax => "it is not JSON",

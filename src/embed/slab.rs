@@ -1,4 +1,4 @@
-//! Numbers of a weights file: borrowed from the program's image, or owned and aligned to cache lines.
+//! Numbers of a weights file: borrowed from the program, or owned and aligned to cache lines.
 
 use std::fmt;
 use std::ops::Deref;
@@ -10,7 +10,7 @@ pub(super) const LINE_BYTES: usize = 64;
 pub(super) enum Slab<T: 'static> {
     /// Part of a `static`.
     Borrowed(&'static [T]),
-    /// A heap allocation with room to start on a line. Never grown, so the start stays where it is.
+    /// A heap allocation with room to begin on a cache line. It never grows, so it is never moved.
     Owned {
         buffer: Vec<T>,
         start: usize,

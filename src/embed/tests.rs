@@ -1,4 +1,4 @@
-//! The model as a whole: batches, odd inputs, and files nobody should trust.
+//! The whole model: batches, unusual inputs, and hostile files.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ fn ids(length: usize, seed: usize) -> Vec<u32> {
 }
 
 #[test]
-fn a_text_in_a_batch_has_the_bits_of_the_text_alone() {
+fn a_text_in_a_batch_has_the_same_vector_as_alone() {
     let texts: Vec<Vec<u32>> = [8, 1, 40, 3, 17, 256, 9, 16, 90, 2]
         .iter()
         .enumerate()
@@ -63,8 +63,9 @@ fn kernels_agree_on_finished_vectors() {
             .zip(vectors[0].1.0.iter())
             .map(|(a, b)| a * b)
             .sum();
-        // Without a fused multiply-add numbers near a rounding boundary are quantised to their neighbours, and the vectors are as far
-        // apart as quantisation takes either from the exact one.
+        // Without a fused multiply-add numbers near a rounding boundary are quantised to their
+        // neighbours, and the vectors are as far apart as quantisation takes either from the exact
+        // one.
         assert!(cosine > 0.9995, "{name}: {cosine}");
         assert!(
             *name == "portable" || *vector == vectors[0].1,
@@ -75,7 +76,7 @@ fn kernels_agree_on_finished_vectors() {
 }
 
 #[test]
-fn odd_inputs_give_vectors_and_no_panic() {
+fn unusual_inputs_give_vectors_and_no_panic() {
     let model = Model::bundled().unwrap();
     let mut scratch = Scratch::default();
     assert!(model.embed(&[], &mut scratch).is_empty());
@@ -106,7 +107,7 @@ fn odd_inputs_give_vectors_and_no_panic() {
 }
 
 #[test]
-fn bundled_file_is_what_it_says() {
+fn the_bundled_file_has_its_stated_content() {
     let (prefix, rest) = BUNDLED.split_first_chunk::<PREFIX_BYTES>().unwrap();
     let (json, data) = rest.split_at(header_bytes(*prefix, BUNDLED.len() as u64).unwrap());
     let header = Header::parse(json, data.len() as u64).unwrap();
@@ -204,7 +205,8 @@ impl Tiny {
         self.file_of(|_| dtype, Self::number)
     }
 
-    /// A weights file of types that depend on the tensor's name and numbers that depend on its place and theirs.
+    /// A weights file of types that depend on the tensor's name and numbers that depend on its
+    /// place and theirs.
     pub(super) fn file_of<'a>(
         &self,
         dtype: impl Fn(&str) -> &'a str,
@@ -514,7 +516,8 @@ proptest! {
 
     #[test]
     fn a_damaged_bundled_header_never_panics(at in 0_usize..9000, byte in any::<u8>()) {
-        // The model borrows its file for ever, so each case leaks a small one: the header without its data, which must be refused.
+        // The model borrows its file for ever, so each case leaks a small one: the header without
+        // its data, which must be refused.
         let mut bytes = BUNDLED[..20_000].to_vec();
         bytes[at] = byte;
         prop_assert!(Model::packed(bytes.leak()).is_err());

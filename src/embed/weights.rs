@@ -1,5 +1,5 @@
-//! A model's weights in the form the kernels read, and the bundled file, which holds them in exactly that form.
-//! `assets/model/README.md` describes the file.
+//! A model's weights in the form the kernels read, and the bundled file, which holds them in
+//! exactly that form. `assets/model/README.md` describes the file.
 
 use std::collections::BTreeMap;
 
@@ -142,7 +142,8 @@ pub(super) struct Linear {
     pub matrix: Matrix,
     /// `[outputs]`
     pub bias: Slab<f32>,
-    /// `[inputs]`: if there, activations are centred on it and rotated before they are quantised, and the weights and bias allow for both.
+    /// `[inputs]`: if there, activations are centred on it and rotated before they are quantised,
+    /// and the weights and bias allow for both.
     pub centre: Option<Slab<f32>>,
 }
 
@@ -202,7 +203,8 @@ impl PackedFile {
         &self.header.metadata
     }
 
-    /// Weights that borrow the file: nothing is copied, and a page is read from disk when a kernel first touches it.
+    /// Weights that borrow the file: nothing is copied, and a page is read from disk when a kernel
+    /// first touches it.
     pub fn weights(&self) -> Result<Weights, Error> {
         let shape = self.shape().map_err(malformed)?;
         shape.check().map_err(malformed)?;

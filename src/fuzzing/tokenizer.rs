@@ -7,8 +7,8 @@ const ALL: usize = 1 << 20;
 
 /// A text. The first byte says where it is divided, the second how many tokens are taken.
 ///
-/// Ids are those of the vocabulary, between the two tokens that frame every text. A shorter limit
-/// gives the beginning of the same ids. Words do not depend on their neighbours.
+/// The ids are in the vocabulary, between the two tokens that frame every text. A lower limit gives
+/// a prefix of the same ids. The ids of a word do not depend on its neighbours.
 pub fn tokenizer(data: &[u8]) {
     static TOKENIZER: LazyLock<Tokenizer> = LazyLock::new(Tokenizer::bundled);
     let [at, most, text @ ..] = data else {

@@ -9,8 +9,8 @@ const MOST_BODY: usize = 32 << 10;
 /// The body of an upstream's answer. The first byte cuts it, the second says how it ends and how
 /// long its text may be.
 ///
-/// Where a body is cut makes no difference. Nor does it make one whether a JSON object comes alone
-/// or as an event of a stream. A usual answer is read as a JSON parser reads it.
+/// The pieces of a body make no difference. A JSON object alone is the same as an event of a
+/// stream. A usual answer is read as a JSON parser reads it.
 pub fn upstream_answers(data: &[u8]) {
     let [cuts, kind, body @ ..] = data else {
         return;
@@ -30,7 +30,7 @@ pub fn upstream_answers(data: &[u8]) {
     }
 }
 
-/// Checks what an answer promises to everybody who stores or shows it.
+/// Checks what stores and clients may expect of an answer.
 fn check(reading: &Reading, most_text: usize) {
     assert!(!reading.deltas.contains('\0'));
     let Ok(answer) = &reading.answer else {
@@ -58,7 +58,7 @@ fn compare_with_parser(reading: &Reading, json: &Value, most_text: usize) {
     }
 }
 
-/// The text of an answer that has nothing but what OpenAI's documentation shows.
+/// The text of an answer that has only the members of OpenAI's documentation.
 fn usual_text(json: &Value) -> Option<&str> {
     let usual = ["id", "object", "created", "model", "choices", "usage"];
     let of = |value: &Value, names: &[&str]| {

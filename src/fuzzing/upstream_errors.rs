@@ -3,7 +3,7 @@ use crate::llm::openai::error_message::{find, presentable};
 
 /// The body of an upstream's error. The first line is the key that was sent, the second the prompt.
 ///
-/// What is logged of it is one short line, in which no word of the key or of the prompt stands.
+/// The logged message is one short line, without a word of the key or of the prompt.
 pub fn upstream_errors(data: &[u8]) {
     let (key, rest) = first_line(data);
     let (prompt, body) = first_line(rest);

@@ -1,11 +1,12 @@
-//! The built-in mock: answers at once, the same text for the same prompt, and costs nothing.
+//! The built-in mock. It answers at once, with the same text for the same prompt, and costs
+//! nothing.
 
 use super::Completion;
 
-/// Its name and its model's.
+/// The name of the mock and of its model.
 pub const NAME: &str = "mock";
 
-/// Answers a prompt; in pieces of a word each, if pieces are wanted.
+/// Answers a prompt; with `on_delta`, also in pieces of a word each.
 pub fn complete(prompt: &str, on_delta: Option<&mut (dyn FnMut(&str) + Send)>) -> Completion {
     let text = format!("[mock] You said: {prompt}");
     if let Some(on_delta) = on_delta {

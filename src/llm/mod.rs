@@ -1,114 +1,134 @@
-//! The upstream that answers prompts: anything that speaks OpenAI's chat-completions protocol, or the built-in mock.
+//! The upstream that answers prompts: any server that speaks OpenAI's chat-completions protocol, or
+//! the built-in mock.
 
-mod admission;
+mod measure;
 mod mock;
-mod observer;
 pub(crate) mod openai;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use admission::{Busy, CallPermit};
-pub use observer::{Asked, BreakerState, Event, Observer};
-pub use openai::{Error, Finding, Look, Reading, read_answer};
+use prometheus::IntGauge;
 
-use self::admission::Admission;
-use self::observer::Unobserved;
+pub use openai::{Error, ModelFinding, Reading, UpstreamCheck, read_answer};
+
+use self::measure::CallLabels;
 use self::openai::Upstreams;
 use crate::config::UpstreamConfig;
 use crate::domain::{FailureCode, UserId};
 use crate::memory_budget::Reservation;
+use crate::telemetry::Metrics;
+use crate::user_permits::{UserPermit, UserPermits};
 
-/// What the upstream answered.
+/// An upstream's answer to a prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Completion {
     /// The answer's text, without NUL; may be empty.
     pub text: String,
-    /// The model that answered, as the upstream names it; one line of at most 200 characters.
+    /// The model, as the upstream names it; one line of at most 200 characters.
     pub model: String,
-    /// Why the answer ends, as the upstream says: `stop`, `length`, …; one line of at most 64 characters.
+    /// Why the answer ends, in the upstream's word: `stop`, `length`, …; one line of at most 64
+    /// characters.
     pub finish_reason: Option<String>,
-    /// Tokens of the question, if the upstream counts them.
+    /// Tokens of the prompt, if the upstream counts them.
     pub prompt_tokens: Option<u32>,
     /// Tokens of the answer, if the upstream counts them.
     pub completion_tokens: Option<u32>,
-    /// From asking the upstream first until its answer was there whole, with all attempts and the waits between them.
+    /// From the first request to the upstream until the whole answer was there, including all
+    /// attempts and the waits between them.
     pub upstream_duration: Duration,
 }
 
-/// Why there is no answer. Quotes nothing of the upstream's.
+/// Why there is no answer. It contains no text of the upstream's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{detail}")]
 pub struct Failure {
-    /// The client's code.
+    /// The code for the client.
     pub code: FailureCode,
     /// A sentence for humans.
     pub detail: &'static str,
-    /// When it may be worth trying again; always there with `UpstreamUnavailable`.
+    /// When a retry may succeed; always there with `UpstreamUnavailable`.
     pub retry_after: Option<Duration>,
 }
 
 /// A client of the configured upstream, or of the mock.
 #[derive(Debug)]
 pub struct Client {
-    kind: Kind,
-    admission: Arc<Admission>,
+    backend: Backend,
+    calls: Arc<UserPermits>,
+    metrics: Arc<Metrics>,
 }
 
-enum Kind {
-    Mock(Arc<dyn Observer>),
-    OpenAi(Box<Upstreams>),
+/// When a refused caller may retry. Calls take seconds.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// No more calls may be in flight: in all, or of the user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("too many calls are in flight")]
+pub struct Busy {
+    /// When to retry.
+    pub retry_after: Duration,
 }
 
-impl std::fmt::Debug for Kind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Mock(_) => f.write_str("Mock"),
-            Self::OpenAi(upstreams) => std::fmt::Debug::fmt(upstreams, f),
-        }
+/// The right to one call. Returned when dropped.
+#[derive(Debug)]
+#[must_use = "a permit that is dropped at once permits nothing"]
+pub struct CallPermit {
+    _permit: UserPermit,
+    in_flight: IntGauge,
+}
+
+impl Drop for CallPermit {
+    fn drop(&mut self) {
+        self.in_flight.dec();
     }
 }
 
-/// What the mock is counted under.
-const MOCK: Asked<'static> = Asked {
+#[derive(Debug)]
+enum Backend {
+    Mock,
+    OpenAi(Box<Upstreams>),
+}
+
+/// The labels of the mock's metrics.
+const MOCK: CallLabels<'static> = CallLabels {
     provider: mock::NAME,
     model: mock::NAME,
 };
 
 impl Client {
     /// The built-in mock, which admits everybody.
-    pub fn mock() -> Self {
-        Self::observed_mock(Arc::new(Unobserved))
-    }
-
-    /// The built-in mock, watched.
-    pub fn observed_mock(observer: Arc<dyn Observer>) -> Self {
-        observer.observe(Event::Announced(MOCK));
+    pub fn mock(metrics: Arc<Metrics>) -> Self {
+        MOCK.announce(&metrics);
         Self {
-            admission: Admission::new(usize::MAX, Arc::clone(&observer)),
-            kind: Kind::Mock(observer),
+            backend: Backend::Mock,
+            calls: UserPermits::new(usize::MAX),
+            metrics,
         }
     }
 
-    /// A client of real upstreams. Nothing is connected yet.
+    /// A client of real upstreams. It does not connect yet.
     ///
     /// # Errors
-    /// If TLS is needed and cannot be set up.
-    pub fn new(config: &UpstreamConfig, observer: Arc<dyn Observer>) -> Result<Self, Error> {
+    /// TLS is needed and cannot be set up.
+    pub fn new(config: &UpstreamConfig, metrics: Arc<Metrics>) -> Result<Self, Error> {
+        let upstreams = Upstreams::new(config, Arc::clone(&metrics))?;
         Ok(Self {
-            admission: Admission::new(config.max_in_flight, Arc::clone(&observer)),
-            kind: Kind::OpenAi(Box::new(Upstreams::new(config, observer)?)),
+            backend: Backend::OpenAi(Box::new(upstreams)),
+            calls: UserPermits::new(config.max_in_flight),
+            metrics,
         })
     }
 
-    /// The kind of upstream that is asked first, as metrics name it: `mock`, `openai` or `openai-compatible`.
+    /// The kind of upstream that is asked first, as metrics name it: `mock`, `openai` or
+    /// `openai-compatible`.
     pub fn provider(&self) -> &str {
         self.first().provider
     }
 
-    /// Whether it is the built-in mock, whose answers cost nothing.
+    /// Whether this is the built-in mock, whose answers cost nothing.
     pub fn is_mock(&self) -> bool {
-        matches!(self.kind, Kind::Mock(_))
+        matches!(self.backend, Backend::Mock)
     }
 
     /// The model that is asked first.
@@ -116,41 +136,54 @@ impl Client {
         self.first().model
     }
 
-    fn first(&self) -> Asked<'_> {
-        match &self.kind {
-            Kind::Mock(_) => MOCK,
-            Kind::OpenAi(upstreams) => upstreams.first(),
+    fn first(&self) -> CallLabels<'_> {
+        match &self.backend {
+            Backend::Mock => MOCK,
+            Backend::OpenAi(upstreams) => upstreams.first(),
         }
     }
 
-    /// Asks each upstream, in the order of the configuration, which models it has. Costs nothing
-    /// but a few requests. The mock is not asked.
-    pub async fn look(&self) -> Vec<Look> {
-        match &self.kind {
-            Kind::Mock(_) => Vec::new(),
-            Kind::OpenAi(upstreams) => upstreams.look().await,
+    /// Asks each upstream, in the order of the configuration, which models it has. That costs only
+    /// a few requests. The mock is not asked.
+    pub async fn check_models(&self) -> Vec<UpstreamCheck> {
+        match &self.backend {
+            Backend::Mock => Vec::new(),
+            Backend::OpenAi(upstreams) => upstreams.check_models().await,
         }
     }
 
-    /// A place for a call of the user's among those in flight.
+    /// A permit for a call of the user's.
     ///
     /// # Errors
-    /// [`Busy`] at once if all are taken, or the user holds half of them; nothing was begun then.
+    /// [`Busy`] at once if all permits are in use, or the user has half of them.
     pub fn admit(&self, user: UserId) -> Result<CallPermit, Busy> {
-        self.admission.admit(user)
+        let Ok(permit) = self.calls.acquire(user) else {
+            self.metrics.overloaded.inc();
+            return Err(Busy {
+                retry_after: RETRY_AFTER,
+            });
+        };
+        let in_flight = self.metrics.upstream_calls_in_flight.clone();
+        in_flight.inc();
+        Ok(CallPermit {
+            _permit: permit,
+            in_flight,
+        })
     }
 
     /// Answers a prompt.
     ///
-    /// With `on_delta` the upstream is asked to stream, and each piece of text is handed over as it arrives; it is called on the async
-    /// thread and has to be quick. The completion holds the whole text in either case.
+    /// With `on_delta` the upstream is asked to stream, and `on_delta` gets each piece of text as
+    /// it arrives. It is called on the async thread and must be quick. The completion has the whole
+    /// text in either case.
     ///
-    /// `memory` holds what is read of the upstream's answer until it is returned.
+    /// `memory` counts the bytes of the answer that are held until this returns.
     ///
-    /// Dropping the future gives the call up and its connection with it; the upstream may have worked on it all the same.
+    /// Dropping the future cancels the call and closes its connection. The upstream may have worked
+    /// on the call nevertheless.
     ///
     /// # Errors
-    /// [`Failure`] after the last attempt; pieces may have been handed over before.
+    /// [`Failure`] after the last attempt. `on_delta` may have got pieces before.
     pub async fn complete(
         &self,
         permit: CallPermit,
@@ -158,18 +191,12 @@ impl Client {
         prompt: &str,
         on_delta: Option<&mut (dyn FnMut(&str) + Send)>,
     ) -> Result<Completion, Failure> {
-        let completion = match &self.kind {
-            Kind::OpenAi(upstreams) => upstreams.complete(memory, prompt, on_delta).await,
-            Kind::Mock(observer) => {
+        let completion = match &self.backend {
+            Backend::OpenAi(upstreams) => upstreams.complete(memory, prompt, on_delta).await,
+            Backend::Mock => {
                 let began = Instant::now();
                 let completion = mock::complete(prompt, on_delta);
-                observer.observe(Event::Ended {
-                    asked: MOCK,
-                    duration: began.elapsed(),
-                    error_type: None,
-                    prompt_tokens: None,
-                    completion_tokens: None,
-                });
+                MOCK.ended(&self.metrics, began.elapsed(), None, [None, None]);
                 Ok(completion)
             }
         };
@@ -188,8 +215,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_mock_repeats_what_it_was_told() {
-        let client = Client::mock();
+    async fn the_mock_repeats_the_prompt() {
+        let client = Client::mock(Arc::default());
         let permit = client.admit(UserId(1)).unwrap();
         let completion = client
             .complete(permit, memory(), "hello world", None)
@@ -201,7 +228,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_mock_streams_word_by_word() {
-        let client = Client::mock();
+        let client = Client::mock(Arc::default());
         let mut pieces = Vec::new();
         let mut keep = |piece: &str| pieces.push(piece.to_owned());
         let permit = client.admit(UserId(1)).unwrap();

@@ -1,4 +1,4 @@
-//! The index in memory: finds a scope's slab, loads it if need be, scans it.
+//! The index in memory: it finds the caller's slab, loads it if necessary, and scans it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,76 +10,87 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::cell::Access;
 use super::kernel::Kernel;
 use super::loading::Loader;
-use super::residents::{Owner, RecentDeletions, Residents, drop_aside};
 use super::scan::{self, Plan, Query};
 use super::slab::{Shape, Slab};
-use super::{Error, Hit, Scope, ScopeMode, Similarity, Status, VectorSource};
-use crate::domain::{Embedding, PromptId, UserId};
+use super::slab_cache::{RecentDeletions, SlabCache, SlabOwner, drop_aside};
+use super::slot::Access;
+use super::{Error, Hit, Similarity, Status, check_dimension};
+use crate::config::SimilarScope;
+use crate::domain::{Embedding, ModelId, PromptId, UserId};
+use crate::store::PromptStore;
 
-/// Slabs read at once. Two, so that one long list does not hold up all who have short ones. What is being read counts as memory
-/// in use, but cannot be evicted: so many slabs there may be beyond the budget.
+/// Slabs that are read at once. Two, so that one long list does not delay all users with short
+/// ones. A slab that is being read counts as memory in use but cannot be evicted, so the budget may
+/// be exceeded by so many slabs.
 const CONCURRENT_LOADS: usize = 2;
+
+/// How long to wait before the vectors are loaded again after a failure.
+const RETRY_LOAD_AFTER: Duration = Duration::from_secs(1);
 
 /// The settings of a [`SlabIndex`].
 #[derive(Clone, Debug)]
 pub struct SlabOptions {
     /// Numbers of a vector.
     pub dimension: usize,
-    /// Which scope it serves.
-    pub mode: ScopeMode,
-    /// In own scope, the bytes kept in memory, rows being read included; a single larger slab is kept all the same, and so are the
-    /// two at most that are being read. In shared scope everything is kept.
+    /// Whose prompts a search finds.
+    pub scope: SimilarScope,
+    /// In own scope, the bytes to keep in memory, including rows that are being read. A single
+    /// larger slab is kept nevertheless, and so are up to two slabs that are being read. In shared
+    /// scope everything is kept.
     pub memory_bytes: usize,
-    /// Scans at once on the blocking threads, at least 1. More than there are cores gain nothing.
+    /// Scans at once on the blocking threads, at least 1. More than the number of cores gain
+    /// nothing.
     pub concurrent_scans: usize,
-    /// In shared scope, how long a search waits for the rows to be loaded before it is refused.
+    /// In shared scope, how long a search waits until the rows are loaded. Then it is refused.
     pub load_wait: Duration,
-    /// The instruction set; [`Kernel::detect`] but in tests.
+    /// The instruction set: [`Kernel::detect`], except in tests.
     pub kernel: Kernel,
 }
 
 /// Similarity over slabs in memory, see the [module](super).
 pub struct SlabIndex {
     shape: Shape,
-    mode: ScopeMode,
+    scope: SimilarScope,
     kernel: Kernel,
     load_wait: Duration,
     loader: Arc<Loader>,
     scans: Arc<Semaphore>,
     /// Whether the shared slab is loaded.
     loaded: watch::Sender<bool>,
-    /// Where loads run: they outlive the callers that want them.
+    /// The tasks of loads. A load goes on when its caller has left.
     tasks: TaskTracker,
     /// Ends them.
     stop: CancellationToken,
 }
 
 impl SlabIndex {
-    /// An index without rows. In own scope it serves at once; in shared scope after [`load_all`](Self::load_all).
-    /// Rows are read in tasks of `tasks`, which end when `stop` is cancelled.
+    /// An index without rows. In own scope it serves at once; in shared scope after
+    /// [`load_all`](Self::load_all). Vectors of `model` are read from `store` in tasks of `tasks`,
+    /// which end when `stop` is cancelled.
     pub fn new(
         options: SlabOptions,
-        source: Arc<dyn VectorSource>,
+        store: Arc<dyn PromptStore>,
+        model: ModelId,
         tasks: TaskTracker,
         stop: CancellationToken,
     ) -> Self {
-        let budget = match options.mode {
-            ScopeMode::Own => options.memory_bytes,
-            ScopeMode::Shared => usize::MAX,
+        let budget = match options.scope {
+            SimilarScope::Own => options.memory_bytes,
+            SimilarScope::Shared => usize::MAX,
         };
         let shape = Shape::new(options.dimension);
         Self {
             shape,
-            mode: options.mode,
+            scope: options.scope,
             kernel: options.kernel,
             load_wait: options.load_wait,
             loader: Arc::new(Loader {
                 shape,
-                source,
-                residents: Residents::new(budget),
+                store,
+                model,
+                slabs: SlabCache::new(budget),
                 deletions: Mutex::new(RecentDeletions::default()),
                 turns: Semaphore::new(CONCURRENT_LOADS),
                 loads: AtomicU64::new(0),
@@ -91,10 +102,10 @@ impl SlabIndex {
         }
     }
 
-    /// In shared scope, reads every row; once it has returned `Ok`, searches are answered. After an error it may be called again.
-    /// Does nothing in own scope.
+    /// In shared scope, reads every row. Searches are served once this has returned `Ok`. After an
+    /// error it may be called again. Does nothing in own scope.
     pub async fn load_all(&self) -> Result<(), Error> {
-        if self.mode == ScopeMode::Shared {
+        if self.scope == SimilarScope::Shared {
             let begun = Instant::now();
             let slab = self.slab_of(None).await?;
             self.loaded.send_replace(true);
@@ -109,17 +120,10 @@ impl SlabIndex {
         Ok(())
     }
 
-    fn owner(&self, user: UserId) -> Owner {
-        match self.mode {
-            ScopeMode::Own => Some(user),
-            ScopeMode::Shared => None,
-        }
-    }
-
-    async fn slab_of(&self, owner: Owner) -> Result<Arc<Slab>, Error> {
+    async fn slab_of(&self, owner: SlabOwner) -> Result<Arc<Slab>, Error> {
         loop {
-            let cell = self.loader.residents.touch(owner);
-            let mut outcome = match cell.access() {
+            let slot = self.loader.slabs.touch(owner);
+            let mut outcome = match slot.access() {
                 Access::Ready(slab) => return Ok(slab),
                 Access::Wait(outcome) => outcome,
                 Access::Load(load, outcome) => {
@@ -142,8 +146,8 @@ impl SlabIndex {
                 Some(Err(error)) => return Err(Error::Source(Box::new(error))),
                 None => return Err(Error::Source("the rows are no longer read".into())),
             }
-            // The cell's, not the index's: the slab may have been evicted since, and is as good for who waited for it.
-            if let Some(slab) = cell.slab() {
+            // From the slot, not from the cache: a slab that was evicted since is still complete.
+            if let Some(slab) = slot.slab() {
                 return Ok(slab);
             }
         }
@@ -155,8 +159,8 @@ impl SlabIndex {
         if !matches!(waited, Ok(Ok(_))) {
             return Err(Error::Loading);
         }
-        let cell = self.loader.residents.get(None);
-        cell.and_then(|cell| cell.slab()).ok_or(Error::Loading)
+        let slot = self.loader.slabs.get(None);
+        slot.and_then(|slot| slot.slab()).ok_or(Error::Loading)
     }
 
     async fn scan(&self, slab: Arc<Slab>, query: Query, k: usize) -> Result<Vec<Hit>, Error> {
@@ -169,78 +173,79 @@ impl SlabIndex {
         let permit = scans.acquire_owned().await;
         let permit = permit.expect("the semaphore is never closed");
         let scan = tokio::task::spawn_blocking(move || {
-            // The permit goes with the scan, which runs on when its caller has left.
+            // The scan keeps the permit, because it goes on when its caller has left.
             let _permit = permit;
             scan::nearest(kernel, &slab, &query, k, plan)
         });
         scan.await.map_err(Error::Interrupted)
     }
 
-    fn fits(&self, embedding: &Embedding) -> Result<(), Error> {
-        let (expected, actual) = (self.shape.dimension, embedding.0.len());
-        if expected == actual {
-            Ok(())
-        } else {
-            Err(Error::Dimension { expected, actual })
+    async fn load_until_done(&self) {
+        while let Err(error) = self.load_all().await {
+            tracing::warn!(%error, "the vectors could not be loaded; trying again");
+            tokio::time::sleep(RETRY_LOAD_AFTER).await;
         }
     }
 }
 
 #[async_trait]
 impl Similarity for SlabIndex {
-    async fn nearest(&self, scope: Scope, query: &Embedding, k: usize) -> Result<Vec<Hit>, Error> {
-        self.fits(query)?;
-        let slab = match (scope, self.mode) {
-            (Scope::Own(user), ScopeMode::Own) => self.slab_of(Some(user)).await?,
-            (Scope::Shared, ScopeMode::Shared) => self.shared_slab().await?,
-            (Scope::Own(_), ScopeMode::Shared) | (Scope::Shared, ScopeMode::Own) => {
-                return Err(Error::ScopeNotServed);
-            }
+    async fn nearest(
+        &self,
+        caller: UserId,
+        query: &Embedding,
+        k: usize,
+    ) -> Result<Vec<Hit>, Error> {
+        check_dimension(self.shape.dimension, query)?;
+        let slab = match self.scope {
+            SimilarScope::Own => self.slab_of(Some(caller)).await?,
+            SimilarScope::Shared => self.shared_slab().await?,
         };
         self.scan(slab, Query::new(self.shape, &query.0), k).await
     }
 
     fn inserted(&self, user: UserId, id: PromptId, embedding: &Embedding) {
-        if let Err(error) = self.fits(embedding) {
-            tracing::error!(%error, "a row of another model was not taken into the index");
+        if let Err(error) = check_dimension(self.shape.dimension, embedding) {
+            tracing::error!(%error, "a row of another model was not inserted into the index");
             return;
         }
-        let owner = self.owner(user);
-        if let Some(cell) = self.loader.residents.get(owner) {
-            cell.insert(id, embedding.to_f16_bytes(), || self.loader.is_deleted(id));
-            self.loader.residents.account(owner, &cell);
+        let owner = self.scope.owner(user);
+        if let Some(slot) = self.loader.slabs.get(owner) {
+            slot.insert(id, embedding.to_f16_bytes(), || self.loader.is_deleted(id));
+            self.loader.slabs.account(owner, &slot);
         }
     }
 
     fn deleted(&self, user: UserId, id: PromptId) {
-        // Remembered whether or not the row is found: its insertion may be reported after this, to a slab loaded after this.
+        // Remembered whether the row is found or not: its insertion may be reported later, to a
+        // slab that is loaded later.
         self.loader.deletions.lock().insert(id);
-        let owner = self.owner(user);
-        if let Some(cell) = self.loader.residents.get(owner) {
-            cell.remove(id);
-            self.loader.residents.account(owner, &cell);
+        let owner = self.scope.owner(user);
+        if let Some(slot) = self.loader.slabs.get(owner) {
+            slot.remove(id);
+            self.loader.slabs.account(owner, &slot);
         }
     }
 
-    fn doubted(&self, user: UserId) {
-        let owner = self.owner(user);
-        let Some(cell) = self.loader.residents.get(owner) else {
+    fn invalidate(&self, user: UserId) {
+        let owner = self.scope.owner(user);
+        let Some(slot) = self.loader.slabs.get(owner) else {
             return;
         };
-        match self.mode {
-            ScopeMode::Own => {
-                cell.doubt();
-                let bytes = cell.bytes();
-                drop_aside(cell.take(), bytes);
-                self.loader.residents.account(owner, &cell);
+        match self.scope {
+            SimilarScope::Own => {
+                slot.invalidate();
+                let bytes = slot.bytes();
+                drop_aside(slot.take(), bytes);
+                self.loader.slabs.account(owner, &slot);
             }
-            // Everybody's rows are not read anew for one that may be missing.
-            ScopeMode::Shared => {
+            // Only this user's rows are read again, because reading everybody's takes long.
+            SimilarScope::Shared => {
                 let (loader, stop) = (Arc::clone(&self.loader), self.stop.clone());
                 self.tasks.spawn(async move {
                     tokio::select! {
                         () = stop.cancelled() => {}
-                        () = loader.make_good(user, &cell) => {}
+                        () = loader.reconcile(user, &slot) => {}
                     }
                 });
             }
@@ -248,14 +253,22 @@ impl Similarity for SlabIndex {
     }
 
     fn status(&self) -> Status {
-        let totals = self.loader.residents.totals();
+        let totals = self.loader.slabs.totals();
         Status {
-            ready: self.mode == ScopeMode::Own || *self.loaded.borrow(),
+            ready: self.scope == SimilarScope::Own || *self.loaded.borrow(),
             rows: totals.rows as u64,
             bytes: totals.bytes as u64,
             slabs: totals.slabs as u64,
             loads: self.loader.loads.load(Ordering::Relaxed),
             evictions: totals.evictions,
+        }
+    }
+
+    /// In shared scope, loads all vectors.
+    async fn prepare(&self, stop: CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.load_until_done() => {}
         }
     }
 }

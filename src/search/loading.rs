@@ -1,7 +1,7 @@
-//! Reads a scope's rows into its slab.
+//! Reads rows from the store into a slab.
 //!
-//! A load runs in a task of its own: it goes on when the caller that wanted it has left, so that callers of little patience find
-//! the slab the next time, instead of beginning from the first row for ever.
+//! A load runs in its own task and goes on when its caller has left. So a caller with a short
+//! timeout finds the slab the next time, and no load begins from the first row again and again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,53 +10,57 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use super::cell::{Cell, Load};
-use super::residents::{Owner, RecentDeletions, Residents};
+use super::BoxError;
 use super::slab::{Shape, Slab};
-use super::{BoxError, Page, VectorSource};
-use crate::domain::{PromptId, UserId};
+use super::slab_cache::{RecentDeletions, SlabCache, SlabOwner};
+use super::slot::{Load, SlabSlot};
+use crate::domain::{ModelId, PromptId, UserId};
+use crate::store::{PromptStore, VectorCursor, VectorPage};
 
-/// Rows read at once: 1.5 MiB at 384 dimensions.
+/// Rows of a page: 1.5 MiB at 384 dimensions.
 const PAGE_ROWS: usize = 2048;
 
-/// So many rows are unpacked where they were read, in less than 0.1 ms; more on a blocking thread.
+/// A page of up to so many rows is unpacked on the async thread, in less than 0.1 ms. A longer one
+/// is unpacked on a blocking thread.
 const UNPACKED_IN_PLACE_ROWS: usize = 128;
 
-/// How long to step back when the source is away.
+/// How long to wait before a retry while the store is unavailable.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// The slabs in memory and what fills them.
+/// Fills the slabs in memory from the store.
 pub(super) struct Loader {
     pub(super) shape: Shape,
-    pub(super) source: Arc<dyn VectorSource>,
-    pub(super) residents: Residents,
+    pub(super) store: Arc<dyn PromptStore>,
+    /// The model in use: vectors of others are not comparable.
+    pub(super) model: ModelId,
+    pub(super) slabs: SlabCache,
     pub(super) deletions: Mutex<RecentDeletions>,
-    /// For those who read. First come, first served: a user has one load at most.
+    /// A permit for each load that reads. First come, first served: a user has one load at most.
     pub(super) turns: Semaphore,
-    /// How many were finished.
+    /// How many loads have succeeded.
     pub(super) loads: AtomicU64,
 }
 
 impl Loader {
-    /// Whether that deletion was reported lately.
+    /// Whether that deletion was reported recently.
     pub(super) fn is_deleted(&self, id: PromptId) -> bool {
         self.deletions.lock().contains(id)
     }
 
-    /// Waits for its turn, reads the owner's rows, and tells all who wait.
-    pub(super) async fn load(&self, owner: Owner, mut load: Load) {
+    /// Waits for its turn, reads the owner's rows, and tells all callers that wait.
+    pub(super) async fn load(&self, owner: SlabOwner, mut load: Load) {
         let _turn = self.turns.acquire().await;
         let outcome = self.fill(owner, &mut load).await;
         if outcome.is_err() {
-            load.give_up();
+            load.cancel();
         } else {
             self.loads.fetch_add(1, Ordering::Relaxed);
         }
-        self.residents.account(owner, load.cell());
+        self.slabs.account(owner, load.slot());
         load.announce(outcome.map_err(Arc::from));
     }
 
-    async fn fill(&self, owner: Owner, load: &mut Load) -> Result<(), BoxError> {
+    async fn fill(&self, owner: SlabOwner, load: &mut Load) -> Result<(), BoxError> {
         loop {
             load.begin();
             let slab = self.read_all(owner, load).await?;
@@ -66,7 +70,7 @@ impl Loader {
         }
     }
 
-    async fn read_all(&self, owner: Owner, load: &Load) -> Result<Slab, BoxError> {
+    async fn read_all(&self, owner: SlabOwner, load: &Load) -> Result<Slab, BoxError> {
         let mut slab = Slab::new(self.shape);
         let mut after = None;
         loop {
@@ -77,31 +81,32 @@ impl Loader {
             if rows < PAGE_ROWS {
                 return Ok(slab);
             }
-            // Counted while it grows, so that others make room for it and not only for the whole.
+            // Counted while it grows, so that other slabs are evicted in time.
             load.note_bytes(slab.bytes());
-            self.residents.account(owner, load.cell());
+            self.slabs.account(owner, load.slot());
             after = last;
         }
     }
 
-    /// Takes in those of the user's rows that the slab of everybody's lacks, however long the source is away.
-    pub(super) async fn make_good(&self, user: UserId, cell: &Arc<Cell>) {
+    /// Inserts those of the user's rows that the shared slab lacks. Retries while the store is
+    /// unavailable.
+    pub(super) async fn reconcile(&self, user: UserId, slot: &Arc<SlabSlot>) {
         let mut after = None;
         loop {
             let page = match self.page(Some(user), after).await {
                 Ok(page) => page,
                 Err(error) => {
-                    tracing::warn!(%error, "rows in doubt cannot be read yet");
+                    tracing::warn!(%error, "rows whose write may have been committed cannot be read yet");
                     tokio::time::sleep(PAUSE).await;
                     continue;
                 }
             };
             let rows = page.f16_bytes.chunks_exact(self.shape.stored_bytes());
             for ((_, id), stored) in page.ids.iter().zip(rows) {
-                cell.insert(*id, stored.to_vec(), || self.is_deleted(*id));
+                slot.insert(*id, stored.to_vec(), || self.is_deleted(*id));
                 tokio::task::coop::consume_budget().await;
             }
-            self.residents.account(None, cell);
+            self.slabs.account(None, slot);
             if page.ids.len() < PAGE_ROWS {
                 return;
             }
@@ -109,13 +114,14 @@ impl Loader {
         }
     }
 
-    /// A page of other rows than those asked for would mix users or never end.
+    /// Reads a page and checks it: wrong rows would mix users, or the load would never end.
     async fn page(
         &self,
-        owner: Owner,
-        after: Option<(UserId, PromptId)>,
-    ) -> Result<Page, BoxError> {
-        let page = self.source.page(owner, after, PAGE_ROWS).await?;
+        owner: SlabOwner,
+        after: Option<VectorCursor>,
+    ) -> Result<VectorPage, BoxError> {
+        let read = self.store.vectors(&self.model, owner, after, PAGE_ROWS);
+        let page = read.await?;
         let rising = page.ids.is_sorted_by(|a, b| a < b);
         let onward = page.ids.first().is_none_or(|first| Some(*first) > after);
         let own = owner.is_none_or(|owner| page.ids.iter().all(|(user, _)| *user == owner));
@@ -123,13 +129,13 @@ impl Loader {
         if rising && onward && own && sized {
             Ok(page)
         } else {
-            Err("the source answered with rows of another order, owner or size".into())
+            Err("the store returned rows of another order, owner or size".into())
         }
     }
 }
 
-/// The slab with a page's rows at its end.
-async fn unpacked(mut slab: Slab, page: Page) -> Result<Slab, BoxError> {
+/// Returns the slab with the page's rows at its end.
+async fn unpacked(mut slab: Slab, page: VectorPage) -> Result<Slab, BoxError> {
     let in_place = page.ids.len() <= UNPACKED_IN_PLACE_ROWS;
     let unpack = move || {
         let ids: Vec<PromptId> = page.ids.iter().map(|(_, id)| *id).collect();

@@ -1,9 +1,11 @@
 //! The two scans of a slab: exact, and in two stages.
 //!
-//! The first stage compares every row's sign code, 48 bytes instead of 768, with the query's. The second scores the rows whose codes
-//! are nearest by their vectors, in batches, and stops when the codes of the others leave them no real chance.
+//! The first stage compares every row's sign code, 48 bytes instead of 768, with the query's. The
+//! second takes the rows with the nearest codes and scores them by their vectors, in batches. It
+//! stops when the codes of the other rows make a better score very unlikely.
 //!
-//! Scores rank rows; of equal scores the lower id comes first, so the answer does not depend on the order of the rows.
+//! Rows are ranked by score, equal scores by rising id. So the result does not depend on the order
+//! of the rows.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -14,30 +16,34 @@ use super::kernel::{BLOCK_ROWS, Candidate, Kernel, LANES, QueryLine};
 use super::slab::{SEGMENT_ROWS, Shape, Slab, query_code};
 use crate::domain::PromptId;
 
-/// Rows that a two-stage scan may score: of a million, the nearest 4,096 codes hold 0.9997 of the true ten best.
+/// Rows that a two-stage scan may score. Of a million rows, the nearest 4,096 codes include 0.9997
+/// of the true ten best.
 const SHORTLIST: usize = 4096;
 
-/// Rows that may be scored for each hit asked for: recall of the 100 best needs a longer list than that of the 10 best.
+/// Rows that may be scored per requested hit: the recall of the 100 best needs a longer list than
+/// that of the 10 best.
 const SHORTLIST_PER_HIT: usize = 64;
 
-/// Smaller slabs are scanned exactly, in about 0.1 ms. From here on two stages take less than half the time.
+/// Smaller slabs are scanned exactly, in about 0.1 ms. From this size on two stages take less than
+/// half the time.
 const TWO_STAGE_ROWS: usize = 8192;
 
-/// A two-stage scan is worth it only if it passes over this many rows for each it may score.
+/// A two-stage scan pays only if there are so many rows for each row that it may score.
 const TWO_STAGE_RATIO: usize = 4;
 
-/// Rows scored before the first look at whether more can matter.
+/// Rows scored before the first check whether more can matter.
 const BATCH: usize = 512;
 
-/// A row is not scored if it would have to lie this many standard deviations above what its code lets expect. Over 300 queries
-/// of real texts, recall of the true ten best is what it is without the rule (1.0 of 10,000 and 100,000 rows, 0.9997 of a
-/// million), from a fifth to a third as many scores. With 3 the million's falls to 0.998.
+/// A row is not scored if its score would have to lie so many standard deviations above the score
+/// that its code predicts. Over 300 queries of real texts, the recall of the true ten best is the
+/// same as without the rule (1.0 of 10,000 and 100,000 rows, 0.9997 of a million), with a fifth to
+/// a third of the scores. With 3 deviations the recall of a million rows falls to 0.998.
 const DEVIATIONS: f32 = 3.5;
 
-/// One block of sign codes in so many is looked at before the scan.
+/// One block of sign codes in so many is sampled before the scan.
 const SAMPLE: usize = 32;
 
-/// A query in the forms the kernels take.
+/// A query in the forms that the kernels need.
 pub struct Query {
     lines: Vec<QueryLine>,
     code: Vec<u64>,
@@ -63,15 +69,16 @@ impl Query {
 pub enum Plan {
     /// Every row is scored.
     Exact,
-    /// The rows with the nearest sign codes are scored, the nearest first, until no other can be expected to matter.
+    /// The rows with the nearest sign codes are scored, the nearest first, until no other row is
+    /// likely to matter.
     TwoStage {
-        /// How many rows are considered, and all that tie with the last of them.
+        /// How many rows are considered; rows that tie with the last of them are too.
         shortlist: usize,
     },
 }
 
 impl Plan {
-    /// The quicker way to find the `k` best of `rows` rows.
+    /// The faster way to find the `k` best of `rows` rows.
     pub fn of(rows: usize, k: usize) -> Self {
         let shortlist = SHORTLIST.min(rows / TWO_STAGE_RATIO);
         let shortlist = shortlist.max(k.saturating_mul(SHORTLIST_PER_HIT));
@@ -82,7 +89,8 @@ impl Plan {
         }
     }
 
-    /// About how many bytes the scan of `rows` rows reads, a scattered row counted twice: what its duration is in proportion to.
+    /// About how many bytes the scan of `rows` rows reads, a scattered row counted twice. The
+    /// duration of the scan is proportional to it.
     pub fn cost_bytes(self, shape: Shape, rows: usize) -> usize {
         let row = size_of::<QueryLine>() / 2 * shape.lines;
         match self {
@@ -145,7 +153,7 @@ fn two_stage(kernel: Kernel, slab: &Slab, query: &Query, shortlist: usize, best:
                 best.offer(id, *score);
             }
         }
-        // The first batch tells how far this query's scores lie from those its codes let expect.
+        // The first batch shows how far this query's scores lie from the predicted ones.
         bias.get_or_insert_with(|| {
             let differences = now
                 .iter()
@@ -156,7 +164,8 @@ fn two_stage(kernel: Kernel, slab: &Slab, query: &Query, shortlist: usize, best:
     }
 }
 
-/// The length of the shortest beginning of `candidates`, at least `batch` long, that parts no two of equal distance; all if none is.
+/// The length of the next batch: `batch`, extended so that candidates of equal distance stay
+/// together.
 fn whole_distances(candidates: &[Candidate], batch: usize) -> usize {
     let Some(last) = candidates.get(batch.saturating_sub(1)) else {
         return candidates.len();
@@ -164,22 +173,24 @@ fn whole_distances(candidates: &[Candidate], batch: usize) -> usize {
     candidates.partition_point(|candidate| candidate.distance <= last.distance)
 }
 
-/// The cosine of two vectors whose codes differ in `distance` of `dimension` signs, if each sign were that of a random
-/// projection: they differ in the share angle / π of them. Source: Goemans and Williamson 1995, lemma 3.2.
+/// The cosine of two vectors whose codes differ in `distance` of `dimension` signs, if each sign
+/// were that of a random projection: they differ in the share angle / π of them. Source: Goemans
+/// and Williamson 1995, lemma 3.2.
 fn expected_score(distance: u32, dimension: usize) -> f32 {
     (PI * distance as f32 / dimension as f32).cos()
 }
 
-/// What hardly any row of that distance scores more than. The number of differing signs is binomially distributed, its share has
-/// the deviation `sqrt(p (1 - p) / dimension)`, and the cosine's slope is `π sin(π p)`.
+/// A score that hardly any row of that distance exceeds. The number of differing signs is
+/// binomially distributed, its share has the deviation `sqrt(p (1 - p) / dimension)`, and the
+/// cosine's slope is `π sin(π p)`.
 fn highest_likely_score(distance: u32, dimension: usize, bias: f32) -> f32 {
     let p = distance as f32 / dimension as f32;
     let deviation = PI * (PI * p).sin() * (p * (1.0 - p) / dimension as f32).sqrt();
     expected_score(distance, dimension) + bias + DEVIATIONS * deviation
 }
 
-/// At least `shortlist` rows (all if there are fewer) with the smallest distances, and all that tie with the farthest of them,
-/// nearest first; rows of equal distance in the order they lie in.
+/// At least `shortlist` rows (all if there are fewer) with the smallest distances, and all rows
+/// that tie with the farthest of them, nearest first. Rows of equal distance keep their order.
 pub(super) fn nearest_codes(
     kernel: Kernel,
     slab: &Slab,
@@ -197,14 +208,16 @@ pub(super) fn nearest_codes(
         if found.len() >= shortlist {
             return nearest_of(&found, shortlist);
         }
-        // The sample was not like the rest. Rare, and each round finds several times as many rows.
+        // The sample was not representative, which is rare. Each round finds several times as many
+        // rows.
         limit += limit / 16 + 1;
         found.clear();
     }
 }
 
-/// A distance within which there are most likely `shortlist` rows, and not many more, judged by a sample of the blocks.
-/// Taking what is near while the codes are read beats keeping every distance: at a million rows, 1 in 200 is taken.
+/// A distance within which there are most likely `shortlist` rows, and not many more, estimated
+/// from a sample of the blocks. It is faster to keep only near rows than to keep every distance: of
+/// a million rows, 1 in 200 is kept.
 fn likely_limit(kernel: Kernel, slab: &Slab, code: &[u64], shortlist: usize) -> u32 {
     let mut sample = Vec::new();
     for segment in slab.segments() {
@@ -221,8 +234,8 @@ fn likely_limit(kernel: Kernel, slab: &Slab, code: &[u64], shortlist: usize) -> 
     distance_of(&counts(&sample), wanted as usize)
 }
 
-/// The candidates up to the distance of the `shortlist`-th nearest, nearest first: a counting sort, which takes a tenth of a
-/// comparing one's time.
+/// The candidates up to the distance of the `shortlist`-th nearest, nearest first. A counting sort,
+/// which takes a tenth of the time of a comparing sort.
 fn nearest_of(candidates: &[Candidate], shortlist: usize) -> Vec<Candidate> {
     let mut places = counts(candidates);
     let limit = distance_of(&places, shortlist);
@@ -297,7 +310,7 @@ struct Best {
     k: usize,
     /// The worst of them on top.
     heap: BinaryHeap<std::cmp::Reverse<Ranked>>,
-    /// A score below this is not among the best; equal to it, the ids decide.
+    /// A score below this is not among the best. At an equal score the ids decide.
     floor: f32,
 }
 
@@ -318,7 +331,7 @@ impl Best {
         }
     }
 
-    /// Sure only when it says no. A score that is no number passes, for `offer` to judge.
+    /// False is certain; true is not. A score that is not a number passes, and `offer` decides.
     fn would_take(&self, score: f32) -> bool {
         score >= self.floor || score.is_nan()
     }
@@ -329,7 +342,8 @@ impl Best {
     }
 
     fn offer(&mut self, id: PromptId, score: f32) {
-        // Rounding carries the product of two unit vectors past 1. Rows that are no numbers cannot be near anything.
+        // Rounding can make the product of two unit vectors greater than 1. A row that is not a
+        // number is near to nothing.
         let score = if score.is_nan() {
             -1.0
         } else {

@@ -1,8 +1,9 @@
-//! The rows of one scope in memory: ids, f16 vectors and their sign codes.
+//! Rows in memory, of one user or of all: ids, f16 vectors and their sign codes.
 //!
-//! A slab is a list of segments of 4,096 rows, all but the last full. Everything in it is shared copy-on-write: a scan holds
-//! an `Arc` of the slab and sees it as it was when it began, while a writer copies only the parts it changes that a scan
-//! still holds, at most some 0.6 MB however many rows there are. Nothing waits for a scan, and no growth moves what is there.
+//! A slab is a list of segments of 4,096 rows, all full except the last. It is shared
+//! copy-on-write: a scan holds an `Arc` of the slab and sees it as it was when the scan began. A
+//! writer copies only the parts that it changes and a scan still holds, at most about 0.6 MB
+//! however many rows there are. No writer waits for a scan, and growth moves no rows.
 
 use std::iter::repeat_n;
 use std::sync::Arc;
@@ -10,10 +11,12 @@ use std::sync::Arc;
 use super::kernel::{BLOCK_ROWS, CodeLine, LANES, RowLine};
 use crate::domain::PromptId;
 
-/// Rows of a segment: its codes are one piece of 192 KiB (at 384 dimensions), long enough to be read at the memory's speed.
+/// Rows of a segment. Its codes are one piece of 192 KiB (at 384 dimensions), long enough to be
+/// read at the speed of the memory.
 pub const SEGMENT_ROWS: usize = 4096;
 
-/// Rows of a piece of a segment's vectors: 384 KiB at 384 dimensions, the most that one append copies of them.
+/// Rows of a piece of a segment's vectors: 384 KiB at 384 dimensions. One append copies no more of
+/// them.
 const PIECE_ROWS: usize = 512;
 
 /// Bits of a code's word.
@@ -47,11 +50,13 @@ impl Shape {
     }
 }
 
-/// Up to [`SEGMENT_ROWS`] rows. The arrays may be longer than `len`; what lies behind is zero or left over, and never read.
+/// Up to [`SEGMENT_ROWS`] rows. The arrays may be longer than `len`. The rest is zero or left over,
+/// and never read.
 #[derive(Clone)]
 struct Segment {
     len: usize,
-    /// No id in the segment is lower. Kept so that looking for an id passes over most segments.
+    /// No id in the segment is lower. With `highest`, it lets a search for an id skip most
+    /// segments.
     lowest: PromptId,
     /// No id in the segment is higher.
     highest: PromptId,
@@ -62,7 +67,7 @@ struct Segment {
     pieces: Vec<Arc<[RowLine]>>,
 }
 
-/// The rows of one scope, in no particular order.
+/// Rows in no particular order.
 #[derive(Clone)]
 pub struct Slab {
     shape: Shape,
@@ -96,7 +101,7 @@ impl Slab {
         self.len
     }
 
-    /// Bytes its arrays occupy, spare room included.
+    /// Bytes of its arrays, including spare room.
     pub fn bytes(&self) -> usize {
         // All segments but the last are full, and full ones are alike.
         match (self.segments.first(), self.segments.last()) {
@@ -126,7 +131,8 @@ impl Slab {
         self.segments[at / SEGMENT_ROWS].row(self.shape, at % SEGMENT_ROWS)
     }
 
-    /// Where the row of that id is. Takes about a nanosecond for every segment whose ids lie around it or three rows in them.
+    /// The index of the row with that id. Takes about a nanosecond per segment, and a nanosecond
+    /// per three rows of the segments whose range of ids includes the id.
     pub fn find(&self, id: PromptId) -> Option<usize> {
         self.segments
             .iter()
@@ -136,7 +142,8 @@ impl Slab {
             .find_map(|(index, segment)| Some(index * SEGMENT_ROWS + segment.find(id)?))
     }
 
-    /// Adds rows. `stored`: `[ids.len()][dimension]` f16, little-endian. The ids are new; the sizes match.
+    /// Adds rows. `stored`: `[ids.len()][dimension]` f16, little-endian. The ids are new; the sizes
+    /// match.
     pub fn extend(&mut self, ids: &[PromptId], stored: &[u8]) {
         let row_bytes = self.shape.stored_bytes();
         assert_eq!(stored.len(), ids.len() * row_bytes, "a vector for each id");
@@ -206,7 +213,7 @@ impl Segment {
     }
 
     fn find(&self, id: PromptId) -> Option<usize> {
-        // Whole chunks are compared without leaving early, which the compiler turns into vector code.
+        // Each chunk is compared to its end, so that the compiler makes vector code of it.
         const CHUNK: usize = 64;
         let chunks = self.ids[..self.len].chunks(CHUNK);
         let (chunk, ids) = chunks.enumerate().find(|(_, ids)| {
@@ -272,7 +279,8 @@ impl Segment {
     }
 }
 
-/// The capacity to grow to: as much as needed when rows come in bulk, half as much again when they come one by one, whole blocks.
+/// The capacity to grow to, in whole blocks: as much as needed if rows come in bulk, half as much
+/// again if they come one by one.
 fn grown_capacity(present: usize, needed: usize, most: usize) -> usize {
     needed
         .max(present + present / 2)
@@ -289,7 +297,7 @@ fn grown<T: Copy>(present: &[T], len: usize, fill: T) -> Arc<[T]> {
         .collect()
 }
 
-/// Unpacks a stored vector; what pads its last line becomes zero.
+/// Unpacks a stored vector. The padding of its last line becomes zero.
 fn write_row(lines: &mut [RowLine], stored: &[u8]) {
     for (line, bytes) in lines.iter_mut().zip(stored.chunks(2 * LANES)) {
         let mut unpacked = RowLine::ZERO;
@@ -318,7 +326,7 @@ fn sign_word(lines: &[RowLine]) -> u64 {
     })
 }
 
-/// The sign code of a query: `[words]`, by the same rule as that of a row.
+/// The sign code of a query: `[words]`, by the same rule as the code of a row.
 pub fn query_code(shape: Shape, query: &[f32]) -> Vec<u64> {
     let mut code = vec![0_u64; shape.words];
     for (word, numbers) in code.iter_mut().zip(query.chunks(WORD_BITS)) {

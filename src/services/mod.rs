@@ -8,8 +8,6 @@ pub mod purge;
 pub mod reembedding;
 pub mod search;
 pub mod sockets;
-pub mod stored_similarity;
-pub mod vectors;
 
 use crate::error::Error;
 use crate::{embed::pipeline, search as similarity, store};
@@ -43,7 +41,6 @@ impl From<similarity::Error> for Error {
             similarity::Error::Loading | similarity::Error::Source(_) => Self::unavailable(error),
             similarity::Error::Failed(_)
             | similarity::Error::Dimension { .. }
-            | similarity::Error::ScopeNotServed
             | similarity::Error::Interrupted(_) => Self::internal(error),
         }
     }

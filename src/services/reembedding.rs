@@ -1,7 +1,8 @@
 //! A change of model: gives every prompt a vector of the model in use, in the background.
 //!
-//! Resumable by nature: what is left to do is what the store says has no vector of this model. Searches meanwhile see the
-//! vectors of this model only, and say what share of the prompts those are.
+//! It can be interrupted at any time, because the store knows which prompts have no vector of this
+//! model yet. Searches find only prompts with a vector of this model meanwhile, and say which share
+//! of the prompts these are.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -20,9 +21,9 @@ use crate::telemetry::Metrics;
 
 /// Prompts read and committed together.
 const BATCH: usize = 64;
-/// How long to step back when the store is away.
+/// How long to wait before a retry while the store is unavailable.
 const PAUSE: Duration = Duration::from_millis(500);
-/// How long to wait for another server's turn before looking again.
+/// How long to wait before another attempt while another server does the work.
 const TURN: Duration = Duration::from_secs(5);
 /// How often progress is logged.
 const LOG_EVERY: Duration = Duration::from_secs(10);
@@ -35,7 +36,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Asks for the work to be done again soon: a prompt was stored without a vector.
+    /// Requests the work again: a prompt was stored without a vector.
     pub fn ask(&self) {
         self.running.store(true, Ordering::Release);
         self.asked.notify_one();
@@ -47,28 +48,29 @@ impl Progress {
     }
 }
 
-/// What the work stands on.
+/// Gives prompts their vectors, with its dependencies.
 #[derive(Clone)]
 pub struct Reembedding {
     /// Where prompts and vectors are kept.
     pub store: Arc<dyn PromptStore>,
     /// Makes the vectors.
     pub embedder: Arc<BackgroundEmbedder>,
-    /// The model behind it.
+    /// The model in use.
     pub model: ModelId,
-    /// Takes the vectors in.
+    /// The index that gets the vectors.
     pub similarity: Arc<dyn Similarity>,
-    /// Told whether the work is under way.
+    /// Shows others whether the work is under way.
     pub progress: Arc<Progress>,
-    /// Told how much is left.
+    /// Show how much is left.
     pub metrics: Arc<Metrics>,
 }
 
 impl Reembedding {
-    /// Finds out whether there is anything to do; from then on searches know. Call it before serving.
+    /// Returns how many prompts are left to do, and makes that known to searches. Call it before
+    /// serving.
     ///
     /// # Errors
-    /// Those of the store.
+    /// The errors of the store.
     pub async fn plan(&self) -> Result<u64, Error> {
         let coverage = self.store.coverage(&self.model, None).await?;
         let remaining = coverage.completed.saturating_sub(coverage.embedded);
@@ -79,7 +81,8 @@ impl Reembedding {
         Ok(remaining)
     }
 
-    /// Does what `plan` found, and again whenever it is asked to, until `stop`ped; a later start goes on where this one ended.
+    /// Does the work, and again at each request, until `stop` is cancelled. A later start continues
+    /// where this one ended.
     pub async fn run(&self, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => {}
@@ -96,9 +99,9 @@ impl Reembedding {
         loop {
             match self.store.claim_reembedding().await {
                 Ok(Some(_claim)) => return self.embed_all().await,
-                // Another server is at it.
+                // Another server does the work.
                 Ok(None) => tokio::time::sleep(TURN).await,
-                Err(error) => self.step_back(&error).await,
+                Err(error) => self.wait_for_store(&error).await,
             }
             if matches!(self.plan().await, Ok(0)) {
                 return;
@@ -113,7 +116,7 @@ impl Reembedding {
             let rows = match self.store.unembedded(&self.model, after, BATCH).await {
                 Ok(rows) => rows,
                 Err(error) => {
-                    self.step_back(&error).await;
+                    self.wait_for_store(&error).await;
                     continue;
                 }
             };
@@ -136,17 +139,18 @@ impl Reembedding {
             {
                 Ok(stored) => {
                     done += stored.len() as u64;
-                    self.take_in(owners, embedded, stored).await;
+                    self.insert(owners, embedded, stored).await;
                     after = Some(last);
                 }
                 Err(error) => {
-                    // They may be stored all the same, and are not found as rows without a vector then.
+                    // They may have been stored nevertheless. Then they will not come again as
+                    // prompts without a vector.
                     let users: HashSet<UserId> =
                         owners.iter().map(|(_, user_id)| *user_id).collect();
                     for user_id in users {
-                        self.similarity.doubted(user_id);
+                        self.similarity.invalidate(user_id);
                     }
-                    self.step_back(&error).await;
+                    self.wait_for_store(&error).await;
                 }
             }
             if logged.elapsed() >= LOG_EVERY {
@@ -161,7 +165,7 @@ impl Reembedding {
                 }
             }
         }
-        // What failed on the way is left for the next start, and said until then.
+        // Prompts that failed are left for the next start. Until then searches say so.
         match self.plan().await {
             Ok(0) if done > 0 => tracing::info!(
                 done,
@@ -174,15 +178,16 @@ impl Reembedding {
         }
     }
 
-    /// Looks for each id in its owner's rows, which may be a million: not for an async thread.
-    async fn take_in(
+    /// Inserts the vectors into the index. Not on an async thread, because it looks for each id in
+    /// its owner's rows, which may be a million.
+    async fn insert(
         &self,
         owners: Vec<(PromptId, UserId)>,
         embedded: Vec<(PromptId, Embedding)>,
         stored: Vec<PromptId>,
     ) {
         let similarity = Arc::clone(&self.similarity);
-        let taken_in = tokio::task::spawn_blocking(move || {
+        let inserted = tokio::task::spawn_blocking(move || {
             let owners: HashMap<PromptId, UserId> = owners.into_iter().collect();
             for (id, embedding) in embedded.iter().filter(|(id, _)| stored.contains(id)) {
                 if let Some(user_id) = owners.get(id) {
@@ -190,12 +195,12 @@ impl Reembedding {
                 }
             }
         });
-        if let Err(error) = taken_in.await {
+        if let Err(error) = inserted.await {
             tracing::error!(%error, "re-embedded prompts were not all taken into the index");
         }
     }
 
-    async fn step_back(&self, error: &crate::store::Error) {
+    async fn wait_for_store(&self, error: &crate::store::Error) {
         tracing::warn!(%error, "embedding of stored prompts waits for the store");
         tokio::time::sleep(PAUSE).await;
     }

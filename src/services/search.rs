@@ -1,4 +1,4 @@
-//! Finding prompts by meaning.
+//! Finds prompts by similarity.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,7 +9,7 @@ use crate::embed::{Class, Embedder};
 use crate::error::Error;
 use crate::fair_semaphore::{FairPermit, FairSemaphore};
 use crate::memory_budget::{MemoryBudget, Owner, Reservation};
-use crate::search::{Hit, Scope, Similarity};
+use crate::search::{Hit, Similarity};
 use crate::services::reembedding::Progress;
 use crate::store::PromptStore;
 use crate::telemetry::Metrics;
@@ -20,23 +20,23 @@ pub const READ_BYTES: usize = 64 << 10;
 /// What a search found.
 #[derive(Debug)]
 pub struct Similar {
-    /// Prompts with their cosine similarity, nearest first, as long as their texts are no more than
-    /// [`READ_BYTES`].
+    /// Prompts with their cosine similarity, nearest first. Their texts are at most [`READ_BYTES`]
+    /// together.
     pub results: Vec<(Prompt, f32)>,
-    /// Those after them, which are read one group after another while the answer is written.
+    /// The prompts after them, which are read in groups while the response is written.
     pub rest: Vec<Unread>,
-    /// The share of prompts that could be found, from 0 to 1; `None` means all.
+    /// The share of prompts that the search could find, from 0 to 1; `None` means all.
     pub coverage: Option<f64>,
-    /// Holds at least the texts of the results.
+    /// Counts at least the texts of the results.
     pub memory: Reservation,
     /// The caller's turn, kept until the results are written as JSON.
     pub turn: FairPermit<UserId>,
 }
 
-/// A prompt that was found and is not read yet.
+/// A prompt that was found and has not been read yet.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Unread {
-    /// Which.
+    /// Identifies the prompt.
     pub id: PromptId,
     /// Bytes of its texts.
     pub text_bytes: usize,
@@ -44,35 +44,35 @@ pub struct Unread {
     pub score: f32,
 }
 
-/// The use case of searching.
+/// Searches by similarity.
 pub struct Searches {
     /// Where prompts are kept.
     pub store: Arc<dyn PromptStore>,
-    /// Makes the query's vector.
+    /// Embeds the query.
     pub embedder: Arc<Embedder>,
     /// The model behind the embedder.
     pub model: ModelId,
-    /// Finds the nearest.
+    /// Finds the nearest vectors.
     pub similarity: Arc<dyn Similarity>,
-    /// Whose prompts are found.
+    /// Whose prompts a search finds.
     pub scope: SimilarScope,
-    /// Who reads prompts from the store; users take turns.
+    /// Permits to read prompts from the store; users take turns.
     pub reads: Arc<FairSemaphore<UserId>>,
-    /// The account of what requests in flight hold.
+    /// The memory of requests in flight.
     pub memory: Arc<MemoryBudget>,
-    /// How far a change of model has come.
+    /// Whether a change of model is under way.
     pub reembedding: Arc<Progress>,
-    /// Counts.
+    /// The metrics.
     pub metrics: Arc<Metrics>,
 }
 
 impl Searches {
-    /// The `k` stored prompts nearest to `query`, or all if there are fewer. What is read is held
-    /// for `owner`.
+    /// The `k` stored prompts nearest to `query`, or all if there are fewer. The memory that they
+    /// take counts for `owner`.
     ///
     /// # Errors
-    /// `Overloaded` at once if too many texts wait or searches are under way, or there is no memory
-    /// for the results; those of the store and the index.
+    /// `Overloaded` at once if too many texts wait, too many searches are running, or there is no
+    /// memory for the results; the errors of the store and the index.
     pub async fn similar(
         &self,
         caller: UserId,
@@ -81,9 +81,10 @@ impl Searches {
         k: usize,
     ) -> Result<Similar, Error> {
         let permit = self.embedder.admit(caller, Class::Search)?;
-        // Kept until the rows are read. What comes after the vector has queues too, for slabs, scans and readers: this bounds
-        // them, in all and for each user, also where the vector comes from the cache at once.
-        let _place = permit.clone();
+        // Kept until the rows are read. The steps after the embedding have queues too, for slabs,
+        // scans and readers. The permit bounds them, in all and for each user, even if the vector
+        // comes from the cache.
+        let _kept_until_read = permit.clone();
         let started = Instant::now();
         let embedding = self.embedder.embed(permit, query.into()).await?;
         self.metrics
@@ -91,19 +92,19 @@ impl Searches {
             .with_label_values(&["search"])
             .observe(started.elapsed().as_secs_f64());
 
-        let (scope, label) = match self.scope {
-            SimilarScope::Own => (Scope::Own(caller), "own"),
-            SimilarScope::Shared => (Scope::Shared, "shared"),
+        let scope = match self.scope {
+            SimilarScope::Own => "own",
+            SimilarScope::Shared => "shared",
         };
         let started = Instant::now();
-        let read = self.nearest(caller, owner, scope, &embedding, k);
+        let read = self.nearest(caller, owner, &embedding, k);
         let ((results, rest), memory, turn) = read.await?;
         self.metrics
             .search_duration
-            .with_label_values(&[label])
+            .with_label_values(&[scope])
             .observe(started.elapsed().as_secs_f64());
         let coverage = if self.reembedding.is_running() {
-            let users = self.visible(caller);
+            let users = self.scope.owner(caller);
             let coverage = self.store.coverage(&self.model, users).await?;
             (coverage.embedded < coverage.completed)
                 .then(|| coverage.embedded as f64 / coverage.completed as f64)
@@ -119,11 +120,11 @@ impl Searches {
         })
     }
 
-    /// Reads prompts that a search of the caller's has found. One that was deleted since is left
-    /// out.
+    /// Reads prompts that a search of the caller's has found. A prompt that has been deleted since
+    /// is left out.
     ///
     /// # Errors
-    /// Those of the store; `Overloaded` if too many wait for their turn.
+    /// The errors of the store; `Overloaded` if too many wait for their turn.
     pub async fn read_rest(
         &self,
         caller: UserId,
@@ -131,9 +132,9 @@ impl Searches {
     ) -> Result<(Vec<(Prompt, f32)>, FairPermit<UserId>), Error> {
         let turn = self.reads.acquire(caller).await?;
         let ids: Vec<PromptId> = found.iter().map(|unread| unread.id).collect();
-        let users = self.visible(caller);
+        let users = self.scope.owner(caller);
         let read = self.store.prompts(users, &ids, usize::MAX).await?;
-        // In the order given, of which some may be missing.
+        // In the given order. Some may be missing.
         let mut found = found.iter();
         let mut score = |id| {
             found
@@ -148,40 +149,32 @@ impl Searches {
         ))
     }
 
-    /// Whose prompts the caller may find; `None` is everybody's.
-    fn visible(&self, caller: UserId) -> Option<UserId> {
-        match self.scope {
-            SimilarScope::Own => Some(caller),
-            SimilarScope::Shared => None,
-        }
-    }
-
-    /// A row between the commit of its deletion and the report of it is found by the index and not in the store. It leaves a hole
-    /// in the answer, and the index cannot be told to pass over it: so as many more are asked for, until there are `k` or no more.
+    /// The index can return a prompt whose deletion has committed but is not reported to it yet.
+    /// The store has no row for such a hit. So this asks for more hits, until it has `k` rows or
+    /// there are no more.
     async fn nearest(
         &self,
         caller: UserId,
         owner: Owner,
-        scope: Scope,
         embedding: &Embedding,
         k: usize,
     ) -> Result<(Found, Reservation, FairPermit<UserId>), Error> {
         let mut wanted = k;
         loop {
-            let hits = self.similarity.nearest(scope, embedding, wanted).await?;
+            let hits = self.similarity.nearest(caller, embedding, wanted).await?;
             let turn = self.reads.acquire(caller).await?;
             let memory = self.memory.reserve(owner, READ_BYTES)?;
             let (mut results, mut rest) = self.read(caller, &hits).await?;
             let found = results.len() + rest.len();
-            let holes = hits.len() - found;
+            let deleted = hits.len() - found;
             if found >= k || hits.len() < wanted {
                 results.truncate(k);
                 rest.truncate(k - results.len());
                 return Ok(((results, rest), memory, turn));
             }
-            // There are more holes than were allowed for, so this at least doubles the allowance: it ends, if only with
-            // everything there is.
-            wanted = k + 2 * holes;
+            // There were more such hits than this round allowed for. The next round allows for
+            // twice as many, so the loop ends, at the latest with all hits.
+            wanted = k + 2 * deleted;
         }
     }
 
@@ -190,9 +183,9 @@ impl Searches {
             return Ok(Found::default());
         }
         let ids: Vec<PromptId> = hits.iter().map(|hit| hit.id).collect();
-        let users = self.visible(caller);
+        let users = self.scope.owner(caller);
         let read = self.store.prompts(users, &ids, READ_BYTES).await?;
-        // Both are in the order of the hits, of which some may be missing.
+        // Both lists are in the order of the hits. Some hits may be missing.
         let mut hits = hits.iter();
         let mut score = |id| hits.find(|hit| hit.id == id).map(|hit| hit.score);
         let mut found = Found::default();
@@ -214,5 +207,5 @@ impl Searches {
     }
 }
 
-/// Prompts that were read, and those after them that were not.
+/// Prompts that were read, and the ones after them that were not.
 type Found = (Vec<(Prompt, f32)>, Vec<Unread>);

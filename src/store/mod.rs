@@ -360,21 +360,6 @@ impl Claim {
     }
 }
 
-/// Finds near vectors where they are stored.
-#[async_trait]
-pub trait NearestStore: Send + Sync {
-    /// The `k` prompts, of one owner or of all, whose vectors of `model` are nearest to `query` by cosine, with the cosine in
-    /// [-1, 1]: nearest first, equal ones by rising id, all if there are fewer. `query`: unit length. Exact for one owner; among
-    /// all it may miss some. Sees every commit made before the call, on whatever server.
-    async fn nearest(
-        &self,
-        model: &ModelId,
-        owner: Option<UserId>,
-        query: &Embedding,
-        k: usize,
-    ) -> Result<Vec<(PromptId, f32)>, Error>;
-}
-
 /// A count for a `LIMIT` clause.
 fn sql_limit(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)

@@ -11,6 +11,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("threads", &[]),
     ("memory_budget", &["domain"]),
     ("turns", &[]),
+    ("user_permits", &["domain"]),
     ("fair_semaphore", &["turns"]),
     ("error", &["domain", "memory_budget", "fair_semaphore"]),
     // Of tests alone: what a run expects of its machine.
@@ -22,15 +23,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "redis",
         &["domain", "error", "threads", "config", "telemetry"],
     ),
-    // Capabilities: none knows another.
+    // Capabilities: none knows another, but search, which reads the store's vectors.
     ("credentials", BASE),
     ("data_dir", BASE),
     ("embed", BASE),
     ("interchange", BASE),
     ("llm", BASE),
     ("realtime", BASE),
-    ("search", BASE),
     ("store", BASE),
+    ("search", &["domain", "config", "store", "expected"]),
     ("throttle", BASE),
     // Use cases.
     (
@@ -122,6 +123,7 @@ const BASE: &[&str] = &[
     "memory_budget",
     "turns",
     "fair_semaphore",
+    "user_permits",
     "expected",
     "config",
     "telemetry",

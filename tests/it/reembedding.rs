@@ -1,11 +1,11 @@
-//! Vectors made afterwards while the service goes on: what was stored without one is found without a restart.
+//! Prompts that were stored without a vector get one while the service runs.
 
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use prompt_service::domain::{Embedding, PromptId, UserId};
 use prompt_service::embed::{BackgroundEmbedder, Encode};
-use prompt_service::search::{Error, Hit, Scope, Similarity, Status};
+use prompt_service::search::{Error, Hit, Similarity, Status};
 use prompt_service::services::reembedding::{Progress, Reembedding};
 use prompt_service::telemetry::Metrics;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 use crate::store::{InsertPrompt, completed, model, new_user, vector};
 use crate::support::Folder;
 
-/// A model that makes the same vector of everything.
+/// A model that gives every text the same vector.
 struct Constant;
 
 impl Encode for Constant {
@@ -31,13 +31,13 @@ impl Encode for Constant {
     }
 }
 
-/// An index that remembers what it took in.
+/// An index that remembers the inserted prompts.
 #[derive(Default)]
-struct TakenIn(Mutex<Vec<PromptId>>);
+struct InsertedIds(Mutex<Vec<PromptId>>);
 
 #[async_trait]
-impl Similarity for TakenIn {
-    async fn nearest(&self, _: Scope, _: &Embedding, _: usize) -> Result<Vec<Hit>, Error> {
+impl Similarity for InsertedIds {
+    async fn nearest(&self, _: UserId, _: &Embedding, _: usize) -> Result<Vec<Hit>, Error> {
         Ok(Vec::new())
     }
 
@@ -47,19 +47,21 @@ impl Similarity for TakenIn {
 
     fn deleted(&self, _: UserId, _: PromptId) {}
 
-    fn doubted(&self, _: UserId) {}
+    fn invalidate(&self, _: UserId) {}
 
     fn status(&self) -> Status {
         Status::default()
     }
+
+    async fn prepare(&self, _: CancellationToken) {}
 }
 
 #[tokio::test]
-async fn a_prompt_stored_without_a_vector_is_given_one_when_that_is_asked_for() {
+async fn a_prompt_stored_without_a_vector_gets_one_on_request() {
     let folder = Folder::new();
     let store = folder.store().await;
     let alice = store.create_user(new_user("alice")).await.unwrap().id;
-    let index = Arc::<TakenIn>::default();
+    let index = Arc::<InsertedIds>::default();
     let progress = Arc::<Progress>::default();
     let work = Reembedding {
         store: folder.store().await,
@@ -80,7 +82,7 @@ async fn a_prompt_stored_without_a_vector_is_given_one_when_that_is_asked_for() 
             .unwrap()
             .id;
         progress.ask();
-        // Searches know at once that they do not see everything.
+        // Searches know at once that they do not find every prompt.
         assert!(progress.is_running());
         eventually!(index.0.lock().unwrap().contains(&id));
         eventually!(!progress.is_running());

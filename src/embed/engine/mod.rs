@@ -21,7 +21,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// The engine this program carries.
+    /// The engine inside this program.
     ///
     /// # Errors
     /// `Malformed`, which a test of this crate excludes.
@@ -35,11 +35,12 @@ impl Engine {
         })
     }
 
-    /// The engine of a sentence-transformers folder: its `tokenizer.json` and what [`Model::from_dir`] reads. A text is embedded
-    /// once, so that weights which give no vectors are found here and not in the store.
+    /// The engine of a sentence-transformers folder: its `tokenizer.json` and the files that
+    /// [`Model::from_dir`] reads. One text is embedded, so that unusable weights are found here and
+    /// not in the store.
     ///
     /// # Errors
-    /// Those of [`Model::from_dir`]; `Malformed` or `Unsupported` for the tokenizer.
+    /// The errors of [`Model::from_dir`]; `Malformed` or `Unsupported` for the tokenizer.
     pub fn from_dir(dir: &Path) -> Result<Self, Error> {
         let folder::TokenizerFile { bytes, lower_case } = folder::tokenizer(dir)?;
         let malformed = |file: &str, reason: &str| Error::Malformed {
@@ -68,7 +69,7 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Changes whenever the vectors do.
+    /// Changes whenever the vectors change.
     pub fn model_id(&self) -> &ModelId {
         &self.id
     }
@@ -99,7 +100,8 @@ impl Encode for Engine {
     }
 }
 
-/// `my-model/int8-1-53aa5117-9f86d081`: the model's, and the start of the SHA-256 of what makes its ids.
+/// `my-model/int8-1-53aa5117-9f86d081`: the model's id, and the start of the SHA-256 of the
+/// tokenizer.
 fn id(model: &ModelId, tokenizer: &[u8], lower_case: bool) -> ModelId {
     let digest = Sha256::new()
         .chain_update(tokenizer)

@@ -1,4 +1,4 @@
-//! Folders as people have them, and as nobody should.
+//! Usual folders, and damaged and hostile ones.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -118,7 +118,7 @@ fn the_parts_are_found_where_modules_json_says() {
 }
 
 #[test]
-fn texts_are_lowercased_first_where_the_folder_wants_it() {
+fn texts_are_lowercased_first_if_the_folder_says_so() {
     let dir = folder();
     let ids = || Engine::from_dir(dir.path()).unwrap().tokenize("A b");
     assert_eq!(ids(), [2, 6, 5, 3]);
@@ -131,7 +131,7 @@ fn texts_are_lowercased_first_where_the_folder_wants_it() {
 }
 
 #[test]
-fn the_tokenizers_limit_counts_where_there_is_no_other() {
+fn the_tokenizers_limit_counts_if_there_is_no_other() {
     let dir = folder();
     let most = || Model::from_dir(dir.path()).map(|model| model.max_tokens());
     assert_eq!(most().unwrap(), 24);
@@ -194,7 +194,7 @@ fn weights_that_give_no_vector_are_refused() {
 }
 
 #[test]
-fn a_tokenizer_file_of_any_length_is_not_read_whole() {
+fn a_tokenizer_file_that_is_too_long_is_not_read() {
     let dir = folder();
     let file = fs::File::create(dir.path().join("tokenizer.json")).unwrap();
     file.set_len(1 << 40).unwrap();
@@ -289,7 +289,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_the_files_say_the_answer_is_an_engine_or_one_short_line(
+    fn any_files_give_an_engine_or_an_error_of_one_short_line(
         which in 0_usize..FILES.len(),
         key in any::<prop::sample::Index>(),
         value in any_json(),

@@ -1,4 +1,4 @@
-//! What the folder's configuration files say, in the places where sentence-transformers looks for them.
+//! The configuration files of a folder, in the places where sentence-transformers looks for them.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -10,7 +10,8 @@ use super::super::safetensors::{place, shown};
 use super::super::weights::{Pooling, Shape};
 use super::{missing, read};
 
-/// Configuration files are a few hundred bytes; this bounds what a mistaken path can make us read.
+/// Configuration files have a few hundred bytes. This bounds how much a wrong path can make us
+/// read.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 #[derive(Deserialize)]
@@ -119,7 +120,7 @@ impl Layout {
         Ok(layout)
     }
 
-    /// Whether the folder wants texts lowercased before they are tokenized.
+    /// Whether the folder says that texts are lowercased before they are tokenized.
     pub fn lower_case(&self) -> Result<bool, Error> {
         Ok(self.sentence()?.do_lower_case.unwrap_or_default())
     }
@@ -184,7 +185,7 @@ impl Layout {
         }
     }
 
-    /// As sentence-transformers has it: its own setting, else the tokenizer's.
+    /// As in sentence-transformers: its own setting, otherwise the tokenizer's.
     fn max_tokens(&self) -> Result<usize, Error> {
         if let Some(length) = self.sentence()?.max_seq_length {
             return Ok(length);
@@ -192,7 +193,8 @@ impl Layout {
         let tokenizer: Option<TokenizerConfig> =
             json(&self.transformer.join("tokenizer_config.json"))?;
         let length = tokenizer.and_then(|tokenizer| tokenizer.model_max_length);
-        // What is too large becomes the greatest number, what is none 0, which `Shape::check` refuses.
+        // A number that is too large becomes the greatest number, and anything else 0, which
+        // `Shape::check` refuses.
         Ok(length.map_or(usize::MAX, |length| length as usize))
     }
 

@@ -1,4 +1,5 @@
-//! Loads a sentence-transformers folder of the BERT family and brings its weights into the kernels' layout.
+//! Loads a sentence-transformers folder of the BERT family and converts its weights to the layout
+//! of the kernels.
 
 mod config;
 mod pack;
@@ -15,7 +16,7 @@ use super::Error;
 use super::slab::Slab;
 use super::weights::{Layer, Shape, Weights, WordTable};
 
-/// The largest `tokenizer.json` of a BERT, with half a million tokens, has some 15 MB.
+/// The largest `tokenizer.json` of a BERT, with half a million tokens, has about 15 MB.
 const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
 
 /// A folder's model.
@@ -46,9 +47,9 @@ pub(super) fn load(dir: &Path) -> Result<Loaded, Error> {
     })
 }
 
-/// What a folder says about its tokenizer.
+/// The tokenizer of a folder.
 pub(super) struct TokenizerFile {
-    /// `tokenizer.json` as it stands.
+    /// The bytes of `tokenizer.json`.
     pub bytes: Vec<u8>,
     /// Whether texts are lowercased before the tokenizer sees them, whatever it does itself.
     pub lower_case: bool,
@@ -65,7 +66,8 @@ pub(super) fn tokenizer(dir: &Path) -> Result<TokenizerFile, Error> {
     Ok(TokenizerFile { bytes, lower_case })
 }
 
-/// The bytes of a file; `None` if it is not there. Errors: `Malformed` if there are more than `most`.
+/// The bytes of a file; `None` if it is not there. Errors: `Malformed` if there are more than
+/// `most`.
 fn read(path: &Path, most: u64) -> Result<Option<Vec<u8>>, Error> {
     let failed = |source| Error::Read {
         path: path.to_owned(),
@@ -180,7 +182,7 @@ fn read_layer(
     let (hidden, intermediate) = (shape.hidden, shape.intermediate);
     let name = |part: &str| format!("encoder.layer.{layer}.{part}");
     let (mut rows, mut bias) = file.linear(&name("attention.self.query"), hidden, hidden)?;
-    // Softmax is taken to base two, and the usual division is done here once instead of at every score.
+    // The softmax is to base two. The usual division is done here once instead of at every score.
     let fold = std::f32::consts::LOG2_E / (shape.head() as f32).sqrt();
     rows.iter_mut().chain(&mut bias).for_each(|x| *x *= fold);
     for part in ["attention.self.key", "attention.self.value"] {

@@ -7,8 +7,9 @@ use super::super::kernel::quantise::rotate_weights;
 use super::super::slab::Slab;
 use super::super::weights::{Linear, Matrix, WordTable};
 
-/// Brings weights, `[outputs, inputs]`, and bias into the kernels' layout, as half-precision numbers or quantised.
-/// `centre`: where the layer's input comes from a normalisation, that one's bias, which is about the mean of each channel.
+/// Converts weights, `[outputs, inputs]`, and bias to the layout of the kernels, as half-precision
+/// numbers or quantised. `centre`: if the layer's input comes from a normalisation, the bias of
+/// that normalisation, which is about the mean of each channel.
 pub(super) fn linear(
     (mut rows, mut bias): (Vec<f32>, Vec<f32>),
     centre: Option<&[f32]>,
@@ -65,7 +66,8 @@ pub(super) fn quantise_words(words: &[f32], hidden: usize) -> WordTable {
     }
 }
 
-/// `rows`: `[outputs, inputs]`; see [`Int8Weights`](crate::embed::kernel::linear::Int8Weights) for the result's order.
+/// `rows`: `[outputs, inputs]`; see [`Int8Weights`](crate::embed::kernel::linear::Int8Weights) for
+/// the result's order.
 fn quantise(rows: &[f32], outputs: usize) -> Matrix {
     let inputs = rows.len() / outputs;
     let mut scales = Vec::with_capacity(outputs);

@@ -12,11 +12,12 @@ use super::super::safetensors::{Header, PREFIX_BYTES, header_bytes, shown};
 use super::super::slab::Slab;
 use super::super::weights::{Norm, Shape};
 
-/// The greatest number of half precision. Trained weights are a thousandth of it, and within it no intermediate result overflows:
-/// 16,384 products of a normalised activation (below 2²³) and a weight stay below 2⁵³, sums of products of two such below 2¹²⁰.
+/// The greatest number of half precision. Trained weights are a thousandth of it, and within it no
+/// intermediate result overflows: 16,384 products of a normalised activation (below 2²³) and a
+/// weight stay below 2⁵³, sums of products of two such below 2¹²⁰.
 const GREATEST: f32 = 65_504.0;
 
-/// A safetensors file, read tensor by tensor: the whole of it need not fit in memory twice.
+/// A safetensors file, read tensor by tensor, so that it need not fit in memory twice.
 pub(super) struct TensorFile {
     path: PathBuf,
     file: File,
@@ -65,7 +66,8 @@ impl TensorFile {
         })
     }
 
-    /// Whether its word embeddings are of half precision, and with them all its matrices: see [`linear`](Self::linear).
+    /// Whether its word embeddings are of half precision, and with them all its matrices: see
+    /// [`linear`](Self::linear).
     pub fn is_half(&self) -> bool {
         self.dtype("embeddings.word_embeddings.weight") == Some("F16")
     }
@@ -83,12 +85,12 @@ impl TensorFile {
         tensor.map(|tensor| tensor.shape.as_slice())
     }
 
-    /// Takes `bytes` into the fingerprint, besides all tensors that are read.
+    /// Adds `bytes` to the fingerprint, besides all tensors that are read.
     pub fn fingerprint(&mut self, bytes: &[u8]) {
         self.hasher.update(bytes);
     }
 
-    /// Hex SHA-256 of all that was taken in.
+    /// Hex SHA-256 of everything that was added.
     pub fn finish(self) -> String {
         let digest = self.hasher.finalize();
         digest.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -151,7 +153,7 @@ impl TensorFile {
                 )));
             }
         };
-        // False for what is no number, too.
+        // False for NaN too.
         if !numbers.iter().all(|x| x.abs() <= GREATEST) {
             return Err(self.malformed(format!(
                 "tensor {} has a number that is not finite or beyond {GREATEST}",
@@ -178,8 +180,9 @@ impl TensorFile {
         })
     }
 
-    /// Weights, `[outputs, inputs]`, and bias of the linear layer `name`. The weights are of half precision if and only if the word
-    /// embeddings are: a model that mixed them would be called what it is not, and lose either precision or speed.
+    /// Weights, `[outputs, inputs]`, and bias of the linear layer `name`. The weights are of half
+    /// precision if and only if the word embeddings are: a mixed model would have a wrong name, and
+    /// lose either precision or speed.
     pub fn linear(
         &mut self,
         name: &str,

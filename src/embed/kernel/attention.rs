@@ -12,8 +12,8 @@ pub struct AttentionScratch {
     scores: Vec<f32>,
 }
 
-/// `softmax(q k^T) v` of one head, the softmax taken to base two: the query weights carry log2(e) / sqrt(head width).
-/// Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.1.
+/// `softmax(q k^T) v` of one head, the softmax taken to base two: the query weights carry log2(e) /
+/// sqrt(head width). Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.1.
 pub struct Attention<'a> {
     /// `[tokens, head]` each, the head's width a multiple of 16
     pub queries: &'a [f32],
@@ -68,7 +68,8 @@ impl Op for Attention<'_> {
     }
 }
 
-/// What an earlier text left in the padding stays: the scores of padding are overwritten before anything reads them.
+/// What an earlier text left in the padding stays: the scores of padding are overwritten before
+/// anything reads them.
 #[inline(always)]
 fn transpose(keys: &[f32], head: usize, padded: usize, into: &mut [f32]) {
     let tokens = keys.len() / head;

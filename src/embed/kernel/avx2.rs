@@ -1,5 +1,5 @@
-//! AVX2 with FMA: bytes widened to 16 bits, then `vpmaddwd`, which cannot overflow on them. `vpmaddubsw` would be twice as fast and
-//! saturates: 255 * 127 * 2 does not fit its 16 bits.
+//! AVX2 with FMA: bytes widened to 16 bits, then `vpmaddwd`, which cannot overflow on them.
+//! `vpmaddubsw` would be twice as fast and saturates: 255 * 127 * 2 does not fit its 16 bits.
 
 use std::arch::x86_64::*;
 
@@ -23,8 +23,9 @@ impl Avx2 {
 #[derive(Clone, Copy)]
 pub struct Pair(__m256, __m256);
 
-// SAFETY of every block below: a value of `Avx2` exists only after `detect` found all the instructions used here, and the
-// pointers come from references to arrays of exactly the size that is read or written; unaligned forms are used throughout.
+// SAFETY of every block below: a value of `Avx2` exists only after `detect` found all the
+// instructions used here, and the pointers come from references to arrays of exactly the size that
+// is read or written; unaligned forms are used throughout.
 impl Simd for Avx2 {
     type F = Pair;
     type Activation = i16;
@@ -201,7 +202,8 @@ impl Simd for Avx2 {
     fn hadamard(self, a: Self::F) -> Self::F {
         // SAFETY: see the head of this impl.
         unsafe {
-            // Each lane gets its partner plus or minus itself; multiplying by one or minus one rounds nothing.
+            // Each lane gets its partner plus or minus itself; multiplying by one or minus one
+            // rounds nothing.
             let by_4 = _mm256_setr_ps(1.0, 1.0, 1.0, 1.0, -1.0, -1.0, -1.0, -1.0);
             let by_2 = _mm256_setr_ps(1.0, 1.0, -1.0, -1.0, 1.0, 1.0, -1.0, -1.0);
             let by_1 = _mm256_setr_ps(1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0);
@@ -273,8 +275,9 @@ impl Simd for Avx2 {
         room
     }
 
-    /// Half a panel at a time: a row then takes two registers instead of four, so that six rows, not three, share the widening of a
-    /// weight. Of 26 vector instructions a step, 12 are products; Zen 3 starts four a cycle, two of them products.
+    /// Half a panel at a time: a row then takes two registers instead of four, so that six rows,
+    /// not three, share the widening of a weight. Of 26 vector instructions a step, 12 are
+    /// products; Zen 3 starts four a cycle, two of them products.
     #[inline(always)]
     fn int_tile<const R: usize, const P: usize>(
         self,
@@ -285,10 +288,11 @@ impl Simd for Avx2 {
     ) -> [IntTileRow<P>; R] {
         assert!(rows.len() >= R * quads * 4 && panels.len() >= P * quads * 4 * LANES);
         let mut sums = [[[0; LANES]; P]; R];
-        // SAFETY: features as above. Row `r` reads 4 words at `4 * (r * quads + q)` and panel `p` 32 bytes at each half of the 64 at
-        // `64 * (p * quads + q)`, with r < R, p < P, q < quads: within the lengths asserted just above. The two pointers that walk
-        // over them stop at most one step past those reads, where the slice ends or goes on; `wrapping_add` allows both. Of the
-        // sixteen sums of a row and panel, each half writes eight.
+        // SAFETY: features as above. Row `r` reads 4 words at `4 * (r * quads + q)` and panel `p`
+        // 32 bytes at each half of the 64 at `64 * (p * quads + q)`, with r < R, p < P, q < quads:
+        // within the lengths asserted just above. The two pointers that walk over them stop at most
+        // one step past those reads, where the slice ends or goes on; `wrapping_add` allows both.
+        // Of the sixteen sums of a row and panel, each half writes eight.
         unsafe {
             for p in 0..P {
                 for half in 0..2 {
@@ -311,7 +315,8 @@ impl Simd for Avx2 {
                         column = column.wrapping_add(4);
                     }
                     for r in 0..R {
-                        // Each channel's sum is still in two neighbouring lanes; adding them leaves the quarters as 0, 2, 1, 3.
+                        // Each channel's sum is still in two neighbouring lanes; adding them leaves
+                        // the quarters as 0, 2, 1, 3.
                         let pairs = _mm256_hadd_epi32(acc[r][0], acc[r][1]);
                         let ordered = _mm256_permute4x64_epi64::<0b11_01_10_00>(pairs);
                         _mm256_storeu_si256(sums[r][p].as_mut_ptr().add(8 * half).cast(), ordered);

@@ -1,4 +1,5 @@
-//! AVX-512 with VNNI: four byte products a lane and instruction, summed exactly (`vpdpbusd`, the form that does not saturate).
+//! AVX-512 with VNNI: four byte products a lane and instruction, summed exactly (`vpdpbusd`, the
+//! form that does not saturate).
 
 use std::arch::x86_64::*;
 
@@ -23,8 +24,9 @@ impl Avx512Vnni {
     }
 }
 
-// SAFETY of every block below: a value of `Avx512Vnni` exists only after `detect` found all the instructions used here, and the
-// pointers come from references to arrays of exactly the size that is read or written; unaligned forms are used throughout.
+// SAFETY of every block below: a value of `Avx512Vnni` exists only after `detect` found all the
+// instructions used here, and the pointers come from references to arrays of exactly the size that
+// is read or written; unaligned forms are used throughout.
 impl Simd for Avx512Vnni {
     type F = __m512;
     type Activation = u8;
@@ -150,7 +152,8 @@ impl Simd for Avx512Vnni {
     fn hadamard(self, a: Self::F) -> Self::F {
         // SAFETY: see the head of this impl.
         unsafe {
-            // Each lane gets its partner plus or minus itself; multiplying by one or minus one rounds nothing.
+            // Each lane gets its partner plus or minus itself; multiplying by one or minus one
+            // rounds nothing.
             let sign = |mask| _mm512_mask_blend_ps(mask, _mm512_set1_ps(1.0), _mm512_set1_ps(-1.0));
             let a = _mm512_fmadd_ps(a, sign(0xff00), _mm512_shuffle_f32x4::<0b01_00_11_10>(a, a));
             let a = _mm512_fmadd_ps(a, sign(0xf0f0), _mm512_shuffle_f32x4::<0b10_11_00_01>(a, a));
@@ -197,8 +200,9 @@ impl Simd for Avx512Vnni {
     ) -> [IntTileRow<P>; R] {
         assert!(rows.len() >= R * quads * 4 && panels.len() >= P * quads * 4 * LANES);
         let mut sums = [[[0; LANES]; P]; R];
-        // SAFETY: features as above. Row `r` reads 4 bytes at `4 * (r * quads + q)` and panel `p` 64 bytes at `64 * (p * quads + q)`,
-        // with r < R, p < P, q < quads: within the lengths asserted just above.
+        // SAFETY: features as above. Row `r` reads 4 bytes at `4 * (r * quads + q)` and panel `p`
+        // 64 bytes at `64 * (p * quads + q)`, with r < R, p < P, q < quads: within the lengths
+        // asserted just above.
         unsafe {
             let mut acc = [[_mm512_setzero_si512(); P]; R];
             for q in 0..quads {
@@ -207,7 +211,8 @@ impl Simd for Avx512Vnni {
                     let line = panels.as_ptr().add(64 * (p * quads + q));
                     w[p] = _mm512_loadu_si512(line.cast());
                     if ahead {
-                        // A prefetch of an address that is not there does nothing; past the last panel it may not be.
+                        // A prefetch of an address that is not there does nothing; past the last
+                        // panel it may not be.
                         _mm_prefetch::<_MM_HINT_T1>(line.wrapping_add(64 * P * quads));
                     }
                 }

@@ -1,10 +1,12 @@
-//! Linear layers: rows of activations times packed weights, with what follows the product done while it is in registers.
+//! Linear layers: rows of activations times packed weights. The step after the product is done
+//! while the product is in registers.
 
 use super::quantise::QuantisedRows;
 use super::simd::{IntTileRow, LANES, Op, Simd};
 
-/// Where output channel `c` of row `r` goes: `(c / group) * group_stride + c % group + r * row_stride`, all in numbers.
-/// Row-major output has one group; attention wants each head's rows together.
+/// Where output channel `c` of row `r` goes: `(c / group) * group_stride + c % group + r *
+/// row_stride`, all in numbers. Row-major output has one group; attention wants each head's rows
+/// together.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
     /// Channels that stay side by side; a multiple of 16.
@@ -94,7 +96,7 @@ impl Op for Int8Linear<'_> {
     }
 }
 
-/// An [`Int8Linear`] under way.
+/// A running [`Int8Linear`].
 struct Tiles<'a, A> {
     /// `[rows, width]`
     rows: &'a [A],
@@ -148,8 +150,8 @@ macro_rules! with_rows {
 }
 pub(super) use with_rows;
 
-/// Splits `rows` into blocks of at most `most`, as even as can be: nine rows run better as 5 + 4 than as 8 + 1.
-/// Yields (first row, rows).
+/// Splits `rows` into blocks of at most `most`, as even as can be: nine rows run better as 5 + 4
+/// than as 8 + 1. Yields (first row, rows).
 #[inline(always)]
 pub fn row_blocks(rows: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
     let blocks = rows.div_ceil(most).max(1);
@@ -192,7 +194,7 @@ impl<A> Tiles<'_, A> {
             row == 0,
         );
         for p in 0..P {
-            // Told apart once a panel, not once a row.
+            // Decided once per panel, not once per row.
             match self.finish {
                 Finish::Store => self.write(simd, row, panel + p, &sums, p, Store),
                 Finish::Gelu => self.write(simd, row, panel + p, &sums, p, Gelu),
@@ -329,7 +331,8 @@ impl Op for HalfLinear<'_> {
     }
 }
 
-/// `R` rows of `a` (each `a_stride` after the one before) times `b` (`depth` rows of `16 * P` numbers, `b_stride` apart).
+/// `R` rows of `a` (each `a_stride` after the one before) times `b` (`depth` rows of `16 * P`
+/// numbers, `b_stride` apart).
 #[inline(always)]
 pub fn float_tile<S: Simd, const R: usize, const P: usize>(
     simd: S,
@@ -377,11 +380,13 @@ fn finish<S: Simd>(simd: S, value: S::F, how: Finish<'_>, at: usize, out: &mut [
     simd.store(value, lanes_mut(out, at));
 }
 
-/// Beyond this magnitude erf(x / sqrt 2) counts as the polynomial's value there, which is one to within 3e-5.
+/// Beyond this magnitude erf(x / sqrt 2) counts as the polynomial's value there, which is one to
+/// within 3e-5.
 const GELU_LIMIT: f32 = 4.2;
 
-/// Odd polynomial for erf(x / sqrt 2) on `[-4.2, 4.2]`, fitted so that the error of GELU is even over the range: 3e-5 inside it, 8e-5
-/// on `[-8, 8]`, where one step of a quantised row is about 1e-2. Coefficients of (x / 4.2)^(2i + 1), i = 0, 1, ...
+/// Odd polynomial for erf(x / sqrt 2) on `[-4.2, 4.2]`, fitted so that the error of GELU is even
+/// over the range: 3e-5 inside it, 8e-5 on `[-8, 8]`, where one step of a quantised row is about
+/// 1e-2. Coefficients of (x / 4.2)^(2i + 1), i = 0, 1, ...
 const ERF: [f32; 9] = [
     3.350_210_4,
     -9.812_523,
@@ -394,7 +399,8 @@ const ERF: [f32; 9] = [
     3.877_663_9,
 ];
 
-/// `x * Phi(x)`, with Phi the normal distribution function. Source: Hendrycks & Gimpel 2016, arXiv:1606.08415.
+/// `x * Phi(x)`, with Phi the normal distribution function. Source: Hendrycks & Gimpel 2016,
+/// arXiv:1606.08415.
 #[inline(always)]
 fn gelu<S: Simd>(simd: S, x: S::F) -> S::F {
     let clamped = simd.min(simd.max(x, simd.splat(-GELU_LIMIT)), simd.splat(GELU_LIMIT));

@@ -1,9 +1,11 @@
-//! The numerics of the forward pass, for each instruction set, and the only unsafe code of the project.
+//! The numerics of the forward pass, for each instruction set, and the only unsafe code of the
+//! project.
 //!
-//! Invariants: the integer sums of every kernel are equal; AVX2 and AVX-512 agree to the bit; the portable kernel,
-//! where its target lacks a fused multiply-add, gives finished vectors at a cosine of at least 0.9995 to theirs (a number near a rounding
-//! boundary is quantised to its neighbour), and meets the same accuracy bars. A row's result depends on that row alone (a token's attention,
-//! on its text alone), never on how many rows share the call.
+//! Invariants: the integer sums of every kernel are equal. AVX2 and AVX-512 agree to the bit. If
+//! its target has no fused multiply-add, the portable kernel gives vectors with a cosine of at
+//! least 0.9995 to theirs (a number near a rounding boundary is quantised to its neighbour), and it
+//! meets the same accuracy limits. A row's result depends only on that row (a token's attention
+//! only on its text), not on the number of rows in the call.
 
 #![expect(
     clippy::needless_range_loop,
@@ -34,7 +36,7 @@ mod tests;
 use simd::Simd;
 pub use simd::{LANES, Op};
 
-/// The instruction set a model runs on.
+/// The instruction set that a model runs on.
 #[derive(Clone, Copy, Debug)]
 pub struct Kernel(Choice);
 
@@ -48,7 +50,8 @@ enum Choice {
 }
 
 impl Kernel {
-    /// Every kernel this processor can run, fastest first; the portable one is always there, last.
+    /// Every kernel that this processor can run, fastest first. The portable one is always the
+    /// last.
     pub fn available() -> Vec<Self> {
         let mut found = Vec::new();
         #[cfg(target_arch = "x86_64")]
@@ -60,7 +63,7 @@ impl Kernel {
         found
     }
 
-    /// The fastest kernel this processor can run.
+    /// The fastest kernel that this processor can run.
     pub fn fastest() -> Self {
         Self::available()[0]
     }

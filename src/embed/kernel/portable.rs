@@ -1,17 +1,18 @@
-//! Plain Rust, for any processor, and the yardstick the others are tested against.
+//! Plain Rust, for any processor. The tests compare the other kernels with it.
 
 use half::f16;
 
 use super::simd::{IntTileRow, LANES, Op, Simd, by_halves};
 
-/// Adding and subtracting 1.5 * 2^23 rounds to the nearest whole number, ties to even, without a library call.
+/// Adding and subtracting 1.5 * 2^23 rounds to the nearest whole number, ties to even, without a
+/// library call.
 const ROUNDING: f32 = 12_582_912.0;
 
-/// Products a float sum takes in exactly: 512 * 255 * 128 is below 2^24. Baseline x86-64 has no 32-bit integer product of vectors, so
-/// floats, used as integers, are twice as fast.
+/// Products a float sum takes in exactly: 512 * 255 * 128 is below 2^24. Baseline x86-64 has no
+/// 32-bit integer product of vectors, so floats, used as integers, are twice as fast.
 const EXACT: usize = 512;
 
-/// The instruction set every target has.
+/// The instruction set that every target has.
 #[derive(Clone, Copy, Debug)]
 pub struct Portable;
 
@@ -100,7 +101,8 @@ impl Simd for Portable {
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
         let mut out = c;
         for i in 0..LANES {
-            // Without the instruction a fused multiply-add is a library call, a hundred times slower.
+            // Without the instruction a fused multiply-add is a library call, a hundred times
+            // slower.
             out[i] = if cfg!(any(target_feature = "fma", target_arch = "aarch64")) {
                 a[i].mul_add(b[i], c[i])
             } else {
@@ -192,7 +194,8 @@ impl Simd for Portable {
                         }
                     }
                 }
-                // Two rows at a time keep enough independent sums in flight; of an odd number the last is its own partner.
+                // Two rows at a time keep enough independent sums in flight; of an odd number the
+                // last is its own partner.
                 for r in (0..R).step_by(2) {
                     let pair = [r, (r + 1).min(R - 1)];
                     let rows = pair.map(|r| &rows[r * width + start..][..depth]);

@@ -1,9 +1,10 @@
-//! Activations to unsigned bytes, each row with a scale and zero point of its own.
+//! Activations to unsigned bytes, each row with its scale and zero point.
 //!
-//! A hidden state has a few channels that are ten times as large as the rest. They alone would set the scale of a row, so rows may
-//! first be centred and rotated: a Walsh-Hadamard transform spreads each channel over 128 numbers, and the weights carry its inverse.
-//! It costs a hundredth of the product that follows, and takes away six parts in seven of the quantisation error.
-//! Source of the idea: Ashkboos et al. 2024, arXiv:2404.00456.
+//! A hidden state has a few channels that are ten times as large as the rest. They alone would set
+//! the scale of a row, so rows may first be centred and rotated: a Walsh-Hadamard transform spreads
+//! each channel over 128 numbers, and the weights carry its inverse. It costs a hundredth of the
+//! product that follows, and removes six sevenths of the quantisation error. Source of the idea:
+//! Ashkboos et al. 2024, arXiv:2404.00456.
 
 use super::simd::{LANES, Op, Simd};
 
@@ -27,15 +28,17 @@ pub struct Quantise<'a> {
     pub rows: &'a [f32],
     /// Numbers in a row.
     pub width: usize,
-    /// `[width]`: if given, it is taken from each row, and the rest is rotated by [`rotation_blocks`].
+    /// `[width]`: if given, it is taken from each row, and the rest is rotated by
+    /// [`rotation_blocks`].
     pub centre: Option<&'a [f32]>,
     /// Receives the rows.
     pub into: &'a mut QuantisedRows,
 }
 
-/// Vectors across which rows of `width` are mixed: the greatest power of two, up to eight, that divides their number of vectors `v`.
-/// The transform is H(blocks) over vectors `v / blocks` apart, then H(16) over the lanes of each; H is the natural-order
-/// Walsh-Hadamard matrix of ones and minus ones, so the inverse is the transform again, divided by 16 times the blocks.
+/// Vectors across which rows of `width` are mixed: the greatest power of two, up to eight, that
+/// divides their number of vectors `v`. The transform is H(blocks) over vectors `v / blocks` apart,
+/// then H(16) over the lanes of each; H is the natural-order Walsh-Hadamard matrix of ones and
+/// minus ones, so the inverse is the transform again, divided by 16 times the blocks.
 pub fn rotation_blocks(width: usize) -> usize {
     let vectors = width / LANES;
     (1 << vectors.trailing_zeros()).min(MAX_BLOCKS)
@@ -72,7 +75,8 @@ impl Op for Quantise<'_> {
     }
 }
 
-/// Least and greatest number, lane by lane. Zero belongs to them, so that the zero point is a byte and zero is exact.
+/// Least and greatest number, lane by lane. Zero belongs to them, so that the zero point is a byte
+/// and zero is exact.
 struct Range<F>(F, F);
 
 impl<F: Copy> Range<F> {
@@ -112,7 +116,8 @@ fn quantise_row<S: Simd>(simd: S, row: &[f32], range: Range<S::F>, bytes: &mut [
     (range / 255.0, zero_point as i32)
 }
 
-/// Centres and rotates `row` into `out`; returns the range of what it wrote, taken while it is in registers.
+/// Centres and rotates `row` into `out`; returns the range of what it wrote, taken while it is in
+/// registers.
 #[inline(always)]
 fn rotate<S: Simd>(simd: S, row: &[f32], centre: &[f32], out: &mut [f32]) -> Range<S::F> {
     match rotation_blocks(row.len()) {
@@ -134,7 +139,7 @@ fn rotate_blocks<S: Simd, const B: usize>(
     let (row, centre) = (row.as_chunks().0, centre.as_chunks().0);
     let out = out.as_chunks_mut().0;
     let stride = row.len() / B;
-    // Checked here, so that nothing has to be in the loop.
+    // Checked here, so that the loop needs no checks.
     let (row, centre, out) = (
         &row[..stride * B],
         &centre[..stride * B],
@@ -168,7 +173,8 @@ fn rotate_blocks<S: Simd, const B: usize>(
     range
 }
 
-/// The same rotation of one row of weights, divided so that products with rotated activations stay what they were.
+/// The same rotation of one row of weights, divided so that products with rotated activations stay
+/// what they were.
 pub fn rotate_weights(row: &mut [f32]) {
     let blocks = rotation_blocks(row.len());
     let stride = row.len() / blocks;

@@ -11,7 +11,8 @@ pub struct NormWeights<'a> {
     pub epsilon: f32,
 }
 
-/// Normalises each row in place: zero mean, unit variance, then gain and bias. Source: Ba et al. 2016, arXiv:1607.06450.
+/// Normalises each row in place: zero mean, unit variance, then gain and bias. Source: Ba et al.
+/// 2016, arXiv:1607.06450.
 pub struct LayerNorm<'a> {
     pub rows: &'a mut [f32],
     pub weights: NormWeights<'a>,
@@ -106,8 +107,8 @@ impl Op for Embed<'_> {
     }
 }
 
-/// Averages the rows of one text and scales the result to unit length. One row given is `cls` pooling.
-/// Source: Reimers & Gurevych 2019, arXiv:1908.10084, section 3 (MEAN).
+/// Averages the rows of one text and scales the result to unit length. One row given is `cls`
+/// pooling. Source: Reimers & Gurevych 2019, arXiv:1908.10084, section 3 (MEAN).
 pub struct Pool<'a> {
     /// `[rows, width]`, at least one row
     pub rows: &'a [f32],

@@ -1,7 +1,9 @@
-//! The vocabulary the numerics are written in: sixteen `f32` lanes and one integer tile, implemented once per instruction set.
+//! The operations that the numerics use: sixteen `f32` lanes and one integer tile, implemented once
+//! per instruction set.
 //!
-//! Everything above this file is ordinary safe Rust, generic over [`Simd`]. Because every implementation has sixteen lanes and reduces
-//! them by the same tree, AVX2 and AVX-512 give the same bits; the portable one differs only where the target lacks a fused multiply-add.
+//! Everything above this file is ordinary safe Rust, generic over [`Simd`]. Because every
+//! implementation has sixteen lanes and reduces them by the same tree, AVX2 and AVX-512 give the
+//! same bits; the portable one differs only where the target lacks a fused multiply-add.
 
 /// Lanes of one vector, and output channels of one weight panel.
 pub const LANES: usize = 16;
@@ -9,8 +11,8 @@ pub const LANES: usize = 16;
 /// One row of an integer tile: `P` panels of sixteen sums.
 pub type IntTileRow<const P: usize> = [[i32; LANES]; P];
 
-/// A computation that [`Simd::vectorize`] compiles for one instruction set. `run` must be `#[inline(always)]`, or its body is compiled
-/// without the instruction set and is merely slow.
+/// A computation that [`Simd::vectorize`] compiles for one instruction set. `run` must be
+/// `#[inline(always)]`, or its body is compiled without the instruction set and is merely slow.
 pub trait Op {
     /// What the computation returns.
     type Output;
@@ -18,7 +20,8 @@ pub trait Op {
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
-/// An instruction set. A value is a proof that this processor has it: only detection makes one, so the methods are safe to call.
+/// An instruction set. A value is a proof that this processor has it: only detection makes one, so
+/// the methods are safe to call.
 pub trait Simd: Copy {
     /// Sixteen `f32` numbers.
     type F: Copy;
@@ -71,7 +74,8 @@ pub trait Simd: Copy {
     fn round(self, a: Self::F) -> Self::F;
     /// Two to the power of whole numbers in `-126..=127`; any number for others.
     fn exp2_whole(self, a: Self::F) -> Self::F;
-    /// The 16-point Walsh-Hadamard transform of the lanes in natural order, not normalised: stages of distance 8, 4, 2, 1.
+    /// The 16-point Walsh-Hadamard transform of the lanes in natural order, not normalised: stages
+    /// of distance 8, 4, 2, 1.
     fn hadamard(self, a: Self::F) -> Self::F;
     /// Sum over the lanes by halves: lane i + lane i+8, then i+4, i+2, i+1.
     fn sum(self, a: Self::F) -> f32;
@@ -80,14 +84,15 @@ pub trait Simd: Copy {
     /// Least lane.
     fn min_lane(self, a: Self::F) -> f32;
 
-    /// Brings quantised rows into the form that the integer tile reads; `room` is for those that are not in it already.
+    /// Converts quantised rows to the form that the integer tile reads. `room` is for rows that are
+    /// not in that form already.
     fn activations<'a>(self, values: &'a [u8], room: &'a mut Vec<i16>) -> &'a [Self::Activation];
 
     /// Exact integer products of `R` rows of unsigned activations and `P` panels of signed weights.
-    /// `rows`: `[R, 4 * quads]`, from [`Simd::activations`]; `panels`: `[P, quads, 16, 4]`; returns `[R, P, 16]`.
-    /// `ahead` asks for the cache lines that follow `panels` while this tile is computed, if the hardware can.
-    /// Every sum must fit an `i32`: the loader bounds the row length for that.
-    /// Panics if the slices are shorter than these shapes.
+    /// `rows`: `[R, 4 * quads]`, from [`Simd::activations`]; `panels`: `[P, quads, 16, 4]`; returns
+    /// `[R, P, 16]`. `ahead` asks for the cache lines that follow `panels` while this tile is
+    /// computed, if the hardware can. Every sum must fit an `i32`: the loader bounds the row length
+    /// for that. Panics if the slices are shorter than these shapes.
     fn int_tile<const R: usize, const P: usize>(
         self,
         rows: &[Self::Activation],

@@ -9,13 +9,23 @@ use super::rows::{LayerNorm, NormWeights, Pool};
 use super::{Kernel, LANES};
 
 #[test]
-fn the_kernels_that_are_expected_here_are_tested() {
-    let ran: Vec<&str> = Kernel::available().into_iter().map(Kernel::name).collect();
+fn expected_kernels_have_run() {
+    let shape = (3, 64, 2 * LANES);
+    let activation = |row, input| (row * 31 + input * 7) as u8;
+    let weight = |channel, input| (channel * 5 + input * 3) as u8 as i8;
+    let expected = naive_product(shape, 128, activation, weight);
+    let mut ran = Vec::new();
+    for kernel in Kernel::available() {
+        let product = integer_product(kernel, shape, 128, activation, weight);
+        assert_eq!(product, expected, "{}", kernel.name());
+        ran.push(kernel.name());
+    }
     let all = ["avx512-vnni", "avx2", "portable"];
     crate::expected::kernels("embedding", "EXPECT_KERNELS", &all, &ran);
 }
 
-/// Splits of a fixed stream of numbers in -1..1; the tests need many numbers, not unpredictable ones.
+/// Splits of a fixed stream of numbers in -1..1; the tests need many numbers, not unpredictable
+/// ones.
 fn numbers(count: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
     let mut next = || {
@@ -50,8 +60,8 @@ fn pack(inputs: usize, outputs: usize, weight: impl Fn(usize, usize) -> i8) -> (
     (packed, sums)
 }
 
-/// Runs the integer product with scales of one, so that the output is the exact sum, rounded to `f32` once.
-/// `activation` and `weight` give the values by (row or channel, input).
+/// Runs the integer product with scales of one, so that the output is the exact sum, rounded to
+/// `f32` once. `activation` and `weight` give the values by (row or channel, input).
 fn integer_product(
     kernel: Kernel,
     shape: (usize, usize, usize),
@@ -128,7 +138,8 @@ proptest! {
         let activation = |row, input| byte(row, input, 1) as u8;
         let weight = |channel, input| byte(channel, input, 2) as u8 as i8;
         let sums = naive_product((rows, inputs, outputs), 3, activation, weight);
-        // Each group's rows together, as attention wants them. Whole numbers below 2^24: exact, fused or not.
+        // Each group's rows together, as attention wants them. Whole numbers below 2^24: exact,
+        // fused or not.
         let layout = Layout { group: LANES * group, group_stride: LANES * group * rows, row_stride: LANES * group };
         let before: Vec<f32> = (0..rows * outputs).map(|at| at as f32).collect();
         let mut want = vec![f32::NAN; rows * outputs];
@@ -178,7 +189,8 @@ proptest! {
         for (at, x) in numbers.iter().enumerate() {
             let (scale, zero_point) = plain.1[at / width];
             let back = scale * (i32::from(plain.0[at]) - zero_point) as f32;
-            // One step at the ends, where the rounded zero point pushes numbers out of 0..=255, and half a step elsewhere.
+            // One step at the ends, where the rounded zero point pushes numbers out of 0..=255, and
+            // half a step elsewhere.
             prop_assert!((back - x).abs() <= scale * 1.01, "{x} came back as {back}, scale {scale}");
         }
     }
@@ -230,7 +242,8 @@ fn rotated_weights_undo_rotated_activations() {
                 .zip(&rotated)
                 .map(|(a, w)| scale * (i32::from(*a) - zero_point) as f32 * w)
                 .sum();
-            // 256 steps over a range of about six deviations: an error near 1 % of one product's size, which is about sqrt(width) / 3.
+            // 256 steps over a range of about six deviations: an error near 1 % of one product's
+            // size, which is about sqrt(width) / 3.
             assert!(
                 (got - exact).abs() < 0.02 * (width as f32).sqrt(),
                 "{} {width}: {got} against {exact}",
@@ -275,7 +288,8 @@ fn gelu_is_within_a_ten_thousandth_of_the_exact_function() {
     }
 }
 
-/// Phi by its Taylor series around zero, which converges everywhere and keeps ten digits within eight deviations.
+/// Phi by its Taylor series around zero, which converges everywhere and keeps ten digits within
+/// eight deviations.
 fn normal_distribution(x: f64) -> f64 {
     let (mut term, mut sum) = (x, x);
     for k in 1..400 {

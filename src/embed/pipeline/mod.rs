@@ -1,8 +1,9 @@
 //! Feeds texts to the model: bounded, fair, in batches, never on the async threads.
 //!
-//! A caller takes a [`Permit`] (`admission`), then awaits [`Embedder::embed`]. Its text waits in the `queue` until a worker
-//! thread takes it with others (`worker`); a repeated query may come from the `cache` instead. Nothing is shared across users but
-//! the workers' time: not a cached vector, not a computation in flight.
+//! A caller takes a [`Permit`] (`admission`), then awaits [`Embedder::embed`]. Its text waits in
+//! the `queue` until a worker thread takes it with others (`worker`). The vector of a repeated
+//! query may come from the `cache` instead. Users share the workers' time and nothing else: neither
+//! a cached vector nor a computation in flight.
 
 mod admission;
 mod cache;
@@ -16,103 +17,65 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
-use self::admission::Admission;
 pub use self::admission::Permit;
-use self::cache::Cache;
-use self::queue::{Place, Queue, Waiter};
+use self::admission::TextAdmission;
+use self::cache::QueryCache;
+use self::queue::{TextQueue, Ticket, Waiter};
 use crate::domain::{Embedding, UserId};
+use crate::telemetry::Metrics;
 
-/// What the text is for. Posts go before searches: a caller of a post waits for its model's answer meanwhile, and has been
-/// throttled already.
+/// What the text is for. Posts go before searches: a post has been throttled already, and its call
+/// of the upstream runs meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// A prompt to be stored.
     Post,
-    /// A query, likely to come again.
+    /// A query, which is likely to be repeated.
     Search,
 }
 
 /// Why there is no vector.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
-    /// As many texts are admitted as may be, in all or of this user or class.
+    /// No more texts may be admitted: in all, or of this user or class.
     #[error("too many texts are waiting to be embedded")]
     Overloaded {
-        /// When to try again: the time the workers need for what is admitted, 1 to 30 seconds.
+        /// When to retry: the time that the workers need for the admitted texts, 1 to 30 seconds.
         retry_after: Duration,
     },
     /// The pipeline is shutting down.
     #[error("embedding is shutting down")]
     Stopped,
-    /// The model failed on this text; a defect. Others are not affected.
+    /// The model failed on this text, which is a defect. Other texts are not affected.
     #[error("the text could not be embedded")]
     Failed,
 }
 
-/// A tokenizer and a model, as the workers use them. Called from several threads at once.
+/// A tokenizer and a model, as the workers use them. Several threads call it at once.
 pub trait Encode: Send + Sync + 'static {
-    /// A worker's working memory, made on its thread and kept between batches.
+    /// A worker's memory, created on its thread and kept between batches.
     type Scratch;
 
-    /// Makes working memory.
+    /// Creates a worker's memory.
     fn scratch(&self) -> Self::Scratch;
 
-    /// The ids of a text, cut to what the model takes.
+    /// The ids of a text, cut to the length that the model takes.
     fn tokenize(&self, text: &str) -> Vec<u32>;
 
-    /// One vector for each of the texts, in their order. A text's vector does not depend on its neighbours.
+    /// One vector for each text, in their order. A text's vector does not depend on its neighbours.
     fn embed(&self, batch: &[&[u32]], scratch: &mut Self::Scratch) -> Vec<Embedding>;
 }
 
-/// Something worth counting.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Event {
-    /// The model ran.
-    Batch {
-        /// Texts in the batch.
-        texts: usize,
-        /// Their tokens.
-        tokens: usize,
-        /// How long the model ran.
-        duration: Duration,
-    },
-    /// A caller got its answer. Not reported for answers from the cache.
-    Answered {
-        /// What it was for.
-        class: Class,
-        /// From asking to the answer, waiting included.
-        duration: Duration,
-    },
-    /// A permit was refused.
-    Refused {
-        /// What it was for.
-        class: Class,
-    },
-    /// A query was answered from the cache.
-    CacheHit,
-    /// A text was waiting or running for the same user already, and was not queued again.
-    Coalesced,
-    /// A text was thrown away before it was computed: all its callers left.
-    Dropped,
-    /// The encoder failed on a text.
-    Failed,
-}
-
-/// Receives events, on any thread; to be quick about it, and not to call back.
-pub trait Observer: Send + Sync + 'static {
-    /// Notes one event.
-    fn observe(&self, event: Event);
-}
-
-/// How large everything is.
+/// The sizes of a pipeline.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Threads that compute; as many as cores.
+    /// Threads that compute: as many as cores.
     pub workers: usize,
-    /// Texts admitted at once, waiting or running; at least 4. One user may have half of them; searches three quarters.
+    /// Texts admitted at once, waiting or running; at least 4. One user may have half of them, all
+    /// searches together three quarters.
     pub capacity: usize,
-    /// Tokens in a batch. A batch is for using the weights often enough per pass over them; what is beyond that only makes
-    /// callers wait.
+    /// Tokens in a batch. Each pass over the weights then serves enough tokens. A larger batch only
+    /// makes callers wait.
     pub batch_tokens: usize,
     /// Memory for recent queries of all users, in bytes; 0 for none.
     pub cache_bytes: usize,
@@ -124,7 +87,8 @@ impl Default for Settings {
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             // At 10 ms for a long text, the last of them waits about a second on two cores.
             capacity: 256,
-            // Four texts of 16 tokens. For int8 weights in a core's reach, 32 tokens are within 3 % of the best rate.
+            // Four texts of 16 tokens. With int8 weights in a core's cache, 32 tokens are within 3
+            // % of the best rate.
             batch_tokens: 64,
             // About 4,000 queries of a 384-dimensional model.
             cache_bytes: 8 << 20,
@@ -132,101 +96,112 @@ impl Default for Settings {
     }
 }
 
-/// The pipeline. Share it by `Arc`; end it with [`shutdown`](Embedder::shutdown).
+/// Embeds texts. Share it by `Arc`, and end it with [`shutdown`](Embedder::shutdown).
 pub struct Embedder {
-    shared: Arc<Shared>,
+    pipeline: Arc<Pipeline>,
     workers: Mutex<Vec<JoinHandle<()>>>,
 }
 
-struct Shared {
+/// What callers and workers share.
+struct Pipeline {
     batch_tokens: usize,
-    admission: Arc<Admission>,
-    observer: Arc<dyn Observer>,
-    state: Mutex<State>,
-    /// Signalled for each new job, and for all when stopped. Taken in the order `state`, then the counters of `admission`.
+    admission: TextAdmission,
+    metrics: Arc<Metrics>,
+    state: Mutex<PipelineState>,
+    /// Signalled for each new job, and to all workers at the stop.
     work: Condvar,
 }
 
-struct State {
-    queue: Queue,
-    cache: Cache,
+struct PipelineState {
+    queue: TextQueue,
+    cache: QueryCache,
     stopped: bool,
 }
 
 impl Embedder {
-    /// Starts the workers. Errors: the system has no threads left.
+    /// Starts the workers.
+    ///
+    /// # Errors
+    /// The system has no threads left.
     pub fn start<E: Encode>(
         encoder: Arc<E>,
         settings: &Settings,
-        observer: Arc<dyn Observer>,
+        metrics: Arc<Metrics>,
     ) -> std::io::Result<Embedder> {
         let workers = settings.workers.max(1);
-        let state = State {
-            queue: Queue::new(settings.batch_tokens, workers),
-            cache: Cache::new(settings.cache_bytes),
+        let state = PipelineState {
+            queue: TextQueue::new(settings.batch_tokens, workers),
+            cache: QueryCache::new(settings.cache_bytes),
             stopped: false,
         };
         let embedder = Embedder {
-            shared: Arc::new(Shared {
+            pipeline: Arc::new(Pipeline {
                 batch_tokens: settings.batch_tokens,
-                admission: Arc::new(Admission::new(settings.capacity, workers)),
-                observer,
+                admission: TextAdmission::new(settings.capacity, workers),
+                metrics,
                 state: Mutex::new(state),
                 work: Condvar::new(),
             }),
             workers: Mutex::default(),
         };
         for number in 0..workers {
-            let (shared, encoder) = (Arc::clone(&embedder.shared), Arc::clone(&encoder));
+            let (pipeline, encoder) = (Arc::clone(&embedder.pipeline), Arc::clone(&encoder));
             let thread = std::thread::Builder::new()
                 .name(format!("embed-{number}"))
-                .spawn(move || worker::run(&shared, &*encoder))?;
+                .spawn(move || worker::run(&pipeline, &*encoder))?;
             embedder.lock_workers().push(thread);
         }
         Ok(embedder)
     }
 
-    /// Admits one text of a user, at once or not at all. Errors: `Overloaded`, `Stopped`.
+    /// Admits one text of a user, at once or not at all.
+    ///
+    /// # Errors
+    /// `Overloaded`, `Stopped`.
     pub fn admit(&self, user: UserId, class: Class) -> Result<Permit, Error> {
-        let admitted = self.shared.admission.admit(user, class);
+        let admitted = self.pipeline.admission.admit(user, class);
         if matches!(admitted, Err(Error::Overloaded { .. })) {
-            self.shared.observer.observe(Event::Refused { class });
+            self.pipeline.metrics.overloaded.inc();
         }
         admitted
     }
 
-    /// The vector of a text. Cancel safe: dropping the future takes the text out of the queue, if it is not running yet, and
-    /// gives the permit back (if it is running, when it is done). Errors: `Failed`, `Stopped`.
+    /// The vector of a text. Cancel safe: dropping the future removes a text that still waits, and
+    /// returns its permit. The permit of a text that is running is returned when it is done.
+    ///
+    /// # Errors
+    /// `Failed`, `Stopped`.
     pub async fn embed(&self, permit: Permit, text: Arc<str>) -> Result<Embedding, Error> {
-        let (mut waiting, reply) = match self.shared.submit(permit, text)? {
+        let (mut waiting, reply) = match self.pipeline.submit(permit, text)? {
             Submitted::Cached(embedding) => return Ok(embedding),
             Submitted::Waiting(waiting, reply) => (waiting, reply),
         };
         let result = reply.await;
-        waiting.answered = true;
-        // A reply dropped without an answer belongs to a job that was cleared away at the end.
+        waiting.is_over = true;
+        // `stop` drops the replies of jobs that were not run.
         result.unwrap_or(Err(Error::Stopped))
     }
 
     /// Texts that wait for a worker.
     pub fn queue_depth(&self) -> usize {
-        self.shared.lock().queue.waiting()
+        self.pipeline.lock().queue.waiting()
     }
 
-    /// Permits given out and not yet back.
+    /// Permits in use.
     pub fn admitted(&self) -> usize {
-        self.shared.admission.in_use()
+        self.pipeline.admission.in_use()
     }
 
-    /// Admits nobody further, serves everybody admitted until the deadline, then ends the workers and joins them. What is
-    /// left then gets `Stopped`; a batch that is running is finished first, beyond the deadline if need be. True if nothing
-    /// was left. Blocks: not for an async thread. A second call finds nothing to do.
+    /// Admits nobody from now on, serves everybody admitted until the deadline, then ends the
+    /// workers and waits for them. Texts that are left get `Stopped`. A batch that is running is
+    /// finished first, after the deadline if necessary. Returns true if no text was left. Blocks:
+    /// not for an async thread. A second call does nothing.
     pub fn shutdown(&self, deadline: Instant) -> bool {
-        let all_served = self.shared.admission.close(deadline);
-        self.shared.stop();
+        let all_served = self.pipeline.admission.close(deadline);
+        self.pipeline.stop();
         let workers = std::mem::take(&mut *self.lock_workers());
         for worker in workers {
-            // A worker that panicked outside the encoder has no more to tell than the panic's own message.
+            // An error is a panic outside the encoder, which has printed its message already.
             let _ended = worker.join();
         }
         all_served
@@ -238,9 +213,9 @@ impl Embedder {
 }
 
 impl Drop for Embedder {
-    /// Tells the workers to end; without `shutdown` before, nobody waits for them.
+    /// Ends the workers, without waiting for them.
     fn drop(&mut self) {
-        self.shared.stop();
+        self.pipeline.stop();
     }
 }
 
@@ -249,7 +224,7 @@ enum Submitted {
     Waiting(Waiting, oneshot::Receiver<Result<Embedding, Error>>),
 }
 
-impl Shared {
+impl Pipeline {
     fn submit(self: &Arc<Self>, permit: Permit, text: Arc<str>) -> Result<Submitted, Error> {
         let (reply, receiver) = oneshot::channel();
         let mut state = self.lock();
@@ -260,28 +235,27 @@ impl Shared {
             && let Some(embedding) = state.cache.get(permit.user(), &text)
         {
             drop(state);
-            self.observer.observe(Event::CacheHit);
+            self.count_saved("cached");
             return Ok(Submitted::Cached(embedding));
         }
-        let since = Instant::now();
-        let waiter = Waiter {
-            permit,
-            reply,
-            since,
-        };
-        let place = state.queue.submit(text, waiter);
+        let ticket = state.queue.submit(text, Waiter { permit, reply });
         drop(state);
-        if place.joined {
-            self.observer.observe(Event::Coalesced);
+        if ticket.joined {
+            self.count_saved("coalesced");
         } else {
             self.work.notify_one();
         }
         let waiting = Waiting {
-            shared: Arc::clone(self),
-            place,
-            answered: false,
+            pipeline: Arc::clone(self),
+            ticket,
+            is_over: false,
         };
         Ok(Submitted::Waiting(waiting, receiver))
+    }
+
+    /// Counts a text that needed no computing.
+    fn count_saved(&self, how: &str) {
+        self.metrics.embedding_saved.with_label_values(&[how]).inc();
     }
 
     fn stop(&self) {
@@ -289,27 +263,28 @@ impl Shared {
         state.stopped = true;
         let left = state.queue.clear();
         drop(state);
-        // Outside the lock: it wakes those who wait.
+        // Outside the lock, because it wakes the callers.
         drop(left);
         self.work.notify_all();
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, PipelineState> {
         self.state.lock()
     }
 }
 
-/// Takes a caller out of the queue when its future is dropped.
+/// Removes a caller from the queue when its future is dropped.
 struct Waiting {
-    shared: Arc<Shared>,
-    place: Place,
-    answered: bool,
+    pipeline: Arc<Pipeline>,
+    ticket: Ticket,
+    /// Whether the caller has its result.
+    is_over: bool,
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        if !self.answered && self.shared.lock().queue.leave(self.place) {
-            self.shared.observer.observe(Event::Dropped);
+        if !self.is_over && self.pipeline.lock().queue.leave(self.ticket) {
+            self.pipeline.count_saved("caller_left");
         }
     }
 }

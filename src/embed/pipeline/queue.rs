@@ -1,52 +1,54 @@
-//! What waits, and in which order it is taken. A plain data structure: no threads, no clock.
+//! The texts that wait, and the order in which they are taken. A plain data structure: no threads,
+//! no clock.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use tokio::sync::oneshot;
 
 use super::admission::Permit;
 use super::{Class, Error};
 use crate::domain::{Embedding, UserId};
+use crate::turns::Turns;
 
-/// Batches of posts in a row that a waiting search lets pass, so that posts go first and searches still go on.
+/// Batches of posts that are taken in a row while a search waits. Posts go first, and searches
+/// still go on.
 const PATIENCE: u32 = 8;
 
-/// Bytes of text a token stands for. English has 4 to 5; texts with fewer are packed anew once their tokens are counted.
+/// Bytes of text per token. English has 4 to 5; batches of texts with fewer are divided once their
+/// tokens are counted.
 const BYTES_PER_TOKEN: usize = 4;
 
 /// A caller waiting for a vector.
 pub(super) struct Waiter {
     pub(super) permit: Permit,
     pub(super) reply: oneshot::Sender<Result<Embedding, Error>>,
-    pub(super) since: Instant,
 }
 
-/// One text of one user and all who wait for its vector.
-pub(super) struct Job {
+/// One text of one user, and all callers that wait for its vector.
+pub(super) struct EmbedJob {
     pub(super) user: UserId,
     pub(super) text: Arc<str>,
-    /// By the number that `submit` gave.
+    /// Each with its number.
     pub(super) waiters: Vec<(u64, Waiter)>,
     class: Class,
     running: bool,
 }
 
-/// Where a caller waits.
+/// Identifies a caller that waits.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Place {
+pub(super) struct Ticket {
     job: u64,
     waiter: u64,
-    /// Whether the text was waiting or running for the same user already.
+    /// Whether the same text of the same user was waiting or running already.
     pub(super) joined: bool,
 }
 
 /// Texts taken to be embedded together, by the number of their job.
-pub(super) type Batch = Vec<(u64, Arc<str>)>;
+pub(super) type TextBatch = Vec<(u64, Arc<str>)>;
 
-/// Short and long texts of one class. Both kinds waiting, they take turns: a long text never holds up a short one for more
-/// than one batch, nor do short ones keep a long one waiting for ever.
+/// Short and long texts of one class. If both wait, they take turns: a long text delays a short one
+/// by one batch at most, and short ones do not keep a long one waiting for ever.
 #[derive(Default)]
 struct Lanes {
     short: Lane,
@@ -54,23 +56,22 @@ struct Lanes {
     long_is_next: bool,
 }
 
-/// Jobs of many users, taken one user after the other.
-#[derive(Default)]
+/// Jobs of many users, who take turns.
 struct Lane {
-    /// Users with something in `jobs`, the next one first.
-    turns: VecDeque<UserId>,
-    jobs: HashMap<UserId, VecDeque<(u64, usize)>>,
-    /// Estimated tokens of all.
+    /// The jobs' numbers and estimated tokens.
+    jobs: Turns<UserId, (u64, usize)>,
+    /// Estimated tokens of all jobs.
     tokens: usize,
 }
 
 /// Jobs that wait and jobs that run.
-pub(super) struct Queue {
+pub(super) struct TextQueue {
     batch_tokens: usize,
     workers: usize,
     numbers: u64,
-    jobs: HashMap<u64, Job>,
-    /// Finds the job of a text. The user is part of the key: work is never shared across users.
+    jobs: HashMap<u64, EmbedJob>,
+    /// Finds the job of a text. The user is part of the key, because users never share a
+    /// computation.
     by_text: HashMap<(UserId, Arc<str>), u64>,
     posts: Lanes,
     searches: Lanes,
@@ -79,15 +80,16 @@ pub(super) struct Queue {
     waiting: usize,
 }
 
-/// Tokens of a text, guessed from its length, with the two that frame it.
+/// The tokens of a text as estimated from its length, with the two that frame it.
 fn estimated_tokens(text: &str) -> usize {
     2 + text.len().div_ceil(BYTES_PER_TOKEN)
 }
 
-impl Queue {
-    /// A queue for that many workers, whose batches hold about `batch_tokens` tokens; a text longer than that goes alone.
-    pub(super) fn new(batch_tokens: usize, workers: usize) -> Queue {
-        Queue {
+impl TextQueue {
+    /// A queue for that many workers, in batches of about `batch_tokens` tokens. A longer text is a
+    /// batch by itself.
+    pub(super) fn new(batch_tokens: usize, workers: usize) -> Self {
+        Self {
             batch_tokens,
             workers: workers.max(1),
             numbers: 0,
@@ -100,19 +102,19 @@ impl Queue {
         }
     }
 
-    /// Jobs that nobody has taken yet.
+    /// Jobs that no worker has taken yet.
     pub(super) fn waiting(&self) -> usize {
         self.waiting
     }
 
     /// Adds a caller: to the job of its user with the same text if there is one, or to a new one.
-    pub(super) fn submit(&mut self, text: Arc<str>, waiter: Waiter) -> Place {
+    pub(super) fn submit(&mut self, text: Arc<str>, waiter: Waiter) -> Ticket {
         let (user, class) = (waiter.permit.user(), waiter.permit.class());
         let number = self.number();
         let key = (user, text);
         if let Some(&job) = self.by_text.get(&key) {
             self.join(job, number, waiter);
-            return Place {
+            return Ticket {
                 job,
                 waiter: number,
                 joined: true,
@@ -127,7 +129,7 @@ impl Queue {
         let waiters = vec![(number, waiter)];
         self.jobs.insert(
             job,
-            Job {
+            EmbedJob {
                 user,
                 text,
                 waiters,
@@ -135,7 +137,7 @@ impl Queue {
                 running: false,
             },
         );
-        Place {
+        Ticket {
             job,
             waiter: number,
             joined: false,
@@ -149,38 +151,37 @@ impl Queue {
         let is_post = waiter.permit.class() == Class::Post;
         job.waiters.push((waiter_number, waiter));
         if is_post && job.class == Class::Search && !job.running {
-            // A post does not wait as long as the search it shares the work with.
+            // A post must not wait as long as the search with the same text.
             job.class = Class::Post;
             let (user, text) = (job.user, Arc::clone(&job.text));
             let tokens = estimated_tokens(&text);
-            self.lane(Class::Search, &text).remove(user, number, tokens);
+            self.lane(Class::Search, &text).remove(number);
             self.lane(Class::Post, &text).push(user, number, tokens);
         }
     }
 
-    /// Takes a caller's name off. True if its job was waiting for nobody else: it is gone then. A running job is not
-    /// disturbed, and its permits stay out until it is done.
-    pub(super) fn leave(&mut self, place: Place) -> bool {
-        let Some(job) = self.jobs.get_mut(&place.job).filter(|job| !job.running) else {
+    /// Removes a caller. Returns true if that cancelled its job, because no other caller waits for
+    /// it. A running job goes on, and keeps its permits until it is done.
+    pub(super) fn leave(&mut self, ticket: Ticket) -> bool {
+        let Some(job) = self.jobs.get_mut(&ticket.job).filter(|job| !job.running) else {
             return false;
         };
-        job.waiters.retain(|(number, _)| *number != place.waiter);
+        job.waiters.retain(|(number, _)| *number != ticket.waiter);
         if !job.waiters.is_empty() {
             return false;
         }
-        let Some(job) = self.finish(place.job) else {
+        let Some(job) = self.finish(ticket.job) else {
             return false;
         };
-        let tokens = estimated_tokens(&job.text);
-        self.lane(job.class, &job.text)
-            .remove(job.user, place.job, tokens);
+        self.lane(job.class, &job.text).remove(ticket.job);
         self.waiting -= 1;
         true
     }
 
-    /// Takes what one worker should do next: one long text, or short ones of one class within the token budget, and of
-    /// those no more than this worker's share, so that the others find work too.
-    pub(super) fn take(&mut self) -> Option<Batch> {
+    /// Takes what one worker does next: one long text, or short ones of one class within the token
+    /// budget. Of the short ones it takes this worker's share at most, so that the others have work
+    /// too.
+    pub(super) fn take(&mut self) -> Option<TextBatch> {
         let class = self.next_class()?;
         let lanes = match class {
             Class::Post => &mut self.posts,
@@ -214,15 +215,15 @@ impl Queue {
         }
     }
 
-    /// Ends a job; whoever asks for its text from now on starts another.
-    pub(super) fn finish(&mut self, number: u64) -> Option<Job> {
+    /// Ends a job. The next caller with its text starts another.
+    pub(super) fn finish(&mut self, number: u64) -> Option<EmbedJob> {
         let job = self.jobs.remove(&number)?;
         self.by_text.remove(&(job.user, Arc::clone(&job.text)));
         Some(job)
     }
 
-    /// Empties the queue of all that is not running.
-    pub(super) fn clear(&mut self) -> Vec<Job> {
+    /// Removes all jobs that are not running.
+    pub(super) fn clear(&mut self) -> Vec<EmbedJob> {
         let waiting: Vec<u64> = self
             .jobs
             .iter()
@@ -258,12 +259,12 @@ impl Queue {
 
 impl Lanes {
     fn is_empty(&self) -> bool {
-        self.short.turns.is_empty() && self.long.turns.is_empty()
+        self.short.jobs.is_empty() && self.long.jobs.is_empty()
     }
 
     fn take(&mut self, batch_tokens: usize, workers: usize) -> Vec<u64> {
         let take_long =
-            self.short.turns.is_empty() || self.long_is_next && !self.long.turns.is_empty();
+            self.short.jobs.is_empty() || self.long_is_next && !self.long.jobs.is_empty();
         self.long_is_next = !take_long;
         if take_long {
             return self
@@ -289,42 +290,37 @@ impl Lanes {
     }
 }
 
+impl Default for Lane {
+    fn default() -> Self {
+        Self {
+            // The pipeline admits texts up to a bound, so this needs none.
+            jobs: Turns::new(usize::MAX),
+            tokens: 0,
+        }
+    }
+}
+
 impl Lane {
     fn push(&mut self, user: UserId, job: u64, tokens: usize) {
-        let own = self.jobs.entry(user).or_default();
-        if own.is_empty() {
-            self.turns.push_back(user);
-        }
-        own.push_back((job, tokens));
+        let refused = self.jobs.push(user, (job, tokens));
+        debug_assert!(refused.is_none(), "the queue has no bound");
         self.tokens += tokens;
     }
 
-    /// The next job, with its tokens, if it has at most `limit` of them. Its user goes to the end of the line.
+    /// The next job, with its tokens, if it has at most `limit` of them.
     fn pop(&mut self, limit: usize) -> Option<(u64, usize)> {
-        let &user = self.turns.front()?;
-        let own = self.jobs.get_mut(&user)?;
-        let (job, tokens) = own.pop_front_if(|(_, tokens)| *tokens <= limit)?;
+        let (job, tokens) = self.jobs.pop_if(|(_, tokens)| *tokens <= limit)?;
         self.tokens -= tokens;
-        self.turns.pop_front();
-        if own.is_empty() {
-            self.jobs.remove(&user);
-        } else {
-            self.turns.push_back(user);
-        }
         Some((job, tokens))
     }
 
-    fn remove(&mut self, user: UserId, job: u64, tokens: usize) {
-        let Some(own) = self.jobs.get_mut(&user) else {
-            return;
-        };
-        if let Some(at) = own.iter().position(|&(number, _)| number == job) {
-            own.remove(at);
-            self.tokens -= tokens;
-        }
-        if own.is_empty() {
-            self.jobs.remove(&user);
-            self.turns.retain(|&other| other != user);
-        }
+    fn remove(&mut self, job: u64) {
+        self.jobs.retain(|(number, tokens)| {
+            let is_other = *number != job;
+            if !is_other {
+                self.tokens -= tokens;
+            }
+            is_other
+        });
     }
 }

@@ -1,4 +1,4 @@
-//! Random users who ask, wait and leave: what must hold whatever they do.
+//! Random callers that submit, wait and leave, and the invariants that hold whatever they do.
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
@@ -15,7 +15,7 @@ fn vector(text: &str) -> Embedding {
     Embedding(text.bytes().map(f32::from).collect())
 }
 
-/// One id a byte; checks what each batch must be.
+/// Gives one id per byte, and checks each batch.
 struct Checking;
 
 impl Encode for Checking {
@@ -37,13 +37,7 @@ impl Encode for Checking {
     }
 }
 
-struct Ignored;
-
-impl Observer for Ignored {
-    fn observe(&self, _event: Event) {}
-}
-
-/// A generator of the sort that needs no crate (splitmix64).
+/// A random number generator (splitmix64).
 struct Random(u64);
 
 impl Random {
@@ -57,14 +51,14 @@ impl Random {
 }
 
 #[test]
-fn callers_on_many_threads_get_their_own_answers_and_leave_nothing_behind() {
+fn callers_on_many_threads_get_their_own_vectors_and_all_permits_are_returned() {
     let settings = Settings {
         workers: 3,
         capacity: 24,
         batch_tokens: BATCH_TOKENS,
         cache_bytes: 4096,
     };
-    let embedder = Embedder::start(Arc::new(Checking), &settings, Arc::new(Ignored)).unwrap();
+    let embedder = Embedder::start(Arc::new(Checking), &settings, Arc::default()).unwrap();
     let answered: usize = std::thread::scope(|scope| {
         let callers: Vec<_> = (0..4)
             .map(|seed| {
@@ -86,7 +80,7 @@ fn callers_on_many_threads_get_their_own_answers_and_leave_nothing_behind() {
 
 type Asked<'a> = Pin<Box<dyn Future<Output = Result<Embedding, Error>> + 'a>>;
 
-/// Returns how many answers it got.
+/// Returns how many vectors it got.
 fn call_at_random(embedder: &Embedder, mut random: Random) -> usize {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -148,18 +142,18 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// The queue against a model that is a list of callers.
+    /// Compares the queue with a model: a list of callers.
     #[test]
-    fn every_caller_is_answered_once_or_left_and_posts_are_not_passed_for_long(
+    fn every_caller_that_stays_gets_one_vector(
         workers in 1_usize..4,
         steps in proptest::collection::vec(step(), 0..150),
     ) {
-        let admission = Arc::new(Admission::new(40, workers));
-        let mut queue = Queue::new(BATCH_TOKENS, workers);
-        // Callers that were neither answered nor left: their text, class, place and where the answer comes.
-        let mut callers: Vec<(Place, i64, usize, Class, oneshot::Receiver<_>)> = Vec::new();
+        let admission = TextAdmission::new(40, workers);
+        let mut queue = TextQueue::new(BATCH_TOKENS, workers);
+        // Callers that have no vector and have not left: ticket, user, length, class, receiver.
+        let mut callers: Vec<(Ticket, i64, usize, Class, oneshot::Receiver<_>)> = Vec::new();
         let mut running: Vec<(u64, Arc<str>)> = Vec::new();
-        let finish = |queue: &mut Queue, job: u64| {
+        let finish = |queue: &mut TextQueue, job: u64| {
             for (_, waiter) in queue.finish(job).unwrap().waiters {
                 let _left = waiter.reply.send(Ok(vector("done")));
             }
@@ -170,9 +164,9 @@ proptest! {
                     let class = if post { Class::Post } else { Class::Search };
                     let Ok(permit) = admission.admit(UserId(user), class) else { continue };
                     let (reply, receiver) = oneshot::channel();
-                    let waiter = Waiter { permit, reply, since: Instant::now() };
-                    let place = queue.submit("x".repeat(length).into(), waiter);
-                    callers.push((place, user, length, class, receiver));
+                    let waiter = Waiter { permit, reply };
+                    let ticket = queue.submit("x".repeat(length).into(), waiter);
+                    callers.push((ticket, user, length, class, receiver));
                 }
                 Step::Leave(at) if !callers.is_empty() => {
                     let at = at % callers.len();
@@ -190,7 +184,8 @@ proptest! {
                 }
                 Step::Leave(_) | Step::Finish(_) => (),
             }
-            // As many jobs are in hand as there are different texts of users that somebody wants or a worker has.
+            // There are as many jobs as different texts of users that a caller waits for or a
+            // worker has.
             let wanted: HashSet<(i64, usize)> = callers.iter().map(|caller| (caller.1, caller.2)).collect();
             prop_assert!(queue.waiting() <= wanted.len());
             prop_assert!(queue.waiting() + running.len() >= wanted.len());
@@ -213,16 +208,16 @@ proptest! {
 
     /// While posts wait, at most one batch in nine is of searches.
     #[test]
-    fn searches_go_on_beside_posts_but_not_before_them(posts in 1_usize..60, searches in 1_usize..20) {
-        let admission = Arc::new(Admission::new(1000, 1));
-        let mut queue = Queue::new(BATCH_TOKENS, 1);
+    fn while_posts_wait_one_batch_in_nine_is_of_searches(posts in 1_usize..60, searches in 1_usize..20) {
+        let admission = TextAdmission::new(1000, 1);
+        let mut queue = TextQueue::new(BATCH_TOKENS, 1);
         let long = |class: char, number: usize| format!("{class}{}{number}", "x".repeat(200));
         for number in 0..posts.max(searches) {
             for (class, letter, limit) in [(Class::Search, 's', searches), (Class::Post, 'p', posts)] {
                 if number < limit {
                     let (reply, _) = oneshot::channel();
                     let permit = admission.admit(UserId(number as i64), class).unwrap();
-                    queue.submit(long(letter, number).into(), Waiter { permit, reply, since: Instant::now() });
+                    queue.submit(long(letter, number).into(), Waiter { permit, reply });
                 }
             }
         }

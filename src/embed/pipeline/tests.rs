@@ -5,20 +5,20 @@ use std::task::{Context, Waker};
 
 use super::*;
 
-/// Longest time anything here may take; only a defect takes it.
+/// How long a test waits for a step. Only a defect takes so long.
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// What the test lets the encoder do with the batch it holds.
-enum Verdict {
+/// What the encoder is to do with a batch.
+enum EncoderStep {
     Embed,
     /// One vector too few.
     Shorten,
 }
 
-/// Shows each batch to the test and waits to be told what to do. Ids are characters. A text with `!` panics.
+/// Sends each batch to the test and waits for its step. Ids are characters. A text with `!` panics.
 struct Gated {
     entered: mpsc::Sender<Vec<String>>,
-    verdicts: Mutex<mpsc::Receiver<Verdict>>,
+    steps: Mutex<mpsc::Receiver<EncoderStep>>,
 }
 
 fn vector(text: &str) -> Embedding {
@@ -41,30 +41,21 @@ impl Encode for Gated {
         let mut embeddings: Vec<_> = texts.iter().map(|text| vector(text)).collect();
         let spoilt = texts.iter().any(|text| text.contains('!'));
         self.entered.send(texts).unwrap();
-        let verdict = self.verdicts.lock().recv_timeout(DEADLINE);
-        match verdict.unwrap() {
-            Verdict::Embed => assert!(!spoilt, "the model does not like this text"),
-            Verdict::Shorten => drop(embeddings.pop()),
+        let step = self.steps.lock().recv_timeout(DEADLINE);
+        match step.unwrap() {
+            EncoderStep::Embed => assert!(!spoilt, "the model does not like this text"),
+            EncoderStep::Shorten => drop(embeddings.pop()),
         }
         embeddings
     }
 }
 
-#[derive(Default)]
-struct Events(Mutex<Vec<Event>>);
-
-impl Observer for Events {
-    fn observe(&self, event: Event) {
-        self.0.lock().push(event);
-    }
-}
-
-/// An embedder whose encoder the test holds by the hand.
+/// An embedder whose encoder waits for the test at each batch.
 struct Fixture {
     embedder: Arc<Embedder>,
-    events: Arc<Events>,
+    metrics: Arc<Metrics>,
     entered: mpsc::Receiver<Vec<String>>,
-    verdicts: mpsc::Sender<Verdict>,
+    steps: mpsc::Sender<EncoderStep>,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -82,18 +73,18 @@ impl Fixture {
 
     fn with(settings: Settings) -> Fixture {
         let (entered_sender, entered) = mpsc::channel();
-        let (verdicts, verdicts_receiver) = mpsc::channel();
+        let (steps, steps_receiver) = mpsc::channel();
         let encoder = Arc::new(Gated {
             entered: entered_sender,
-            verdicts: Mutex::new(verdicts_receiver),
+            steps: Mutex::new(steps_receiver),
         });
-        let events = Arc::new(Events::default());
-        let embedder = Embedder::start(encoder, &settings, Arc::clone(&events) as _).unwrap();
+        let metrics = Arc::<Metrics>::default();
+        let embedder = Embedder::start(encoder, &settings, Arc::clone(&metrics)).unwrap();
         Fixture {
             embedder: Arc::new(embedder),
-            events,
+            metrics,
             entered,
-            verdicts,
+            steps,
             runtime: tokio::runtime::Builder::new_current_thread()
                 .enable_time()
                 .build()
@@ -101,7 +92,7 @@ impl Fixture {
         }
     }
 
-    /// Admits a text and sees it queued (or joined) before it returns.
+    /// Admits a text, and returns when it is in the queue.
     fn ask(&self, user: i64, class: Class, text: &str) -> Asked {
         let permit = self.embedder.admit(UserId(user), class).unwrap();
         let (embedder, text) = (Arc::clone(&self.embedder), Arc::from(text));
@@ -116,23 +107,23 @@ impl Fixture {
         self.runtime.block_on(in_time).unwrap()
     }
 
-    /// The next batch that a worker has in hand. It keeps it until `release`.
+    /// The next batch of a worker, which holds it until `release`.
     fn batch(&self) -> Vec<String> {
         self.entered.recv_timeout(DEADLINE).unwrap()
     }
 
     fn release(&self) {
-        self.verdicts.send(Verdict::Embed).unwrap();
+        self.steps.send(EncoderStep::Embed).unwrap();
     }
 
-    /// Occupies a worker, so that what is asked next waits.
+    /// Occupies a worker, so that the next texts wait.
     fn occupy(&self) -> Asked {
         let asked = self.ask(1000, Class::Post, "occupied");
         assert_eq!(self.batch(), ["occupied"]);
         asked
     }
 
-    /// Releases batches one by one: what each held.
+    /// Releases batches one by one. Returns the texts of each.
     fn batches(&self, number: usize) -> Vec<Vec<String>> {
         let next = |_| {
             self.release();
@@ -141,13 +132,9 @@ impl Fixture {
         (0..number).map(next).collect()
     }
 
-    fn events(&self, wanted: &Event) -> usize {
-        self.events
-            .0
-            .lock()
-            .iter()
-            .filter(|event| *event == wanted)
-            .count()
+    /// Texts that needed no computing, for that reason.
+    fn saved(&self, how: &str) -> u64 {
+        self.metrics.embedding_saved.with_label_values(&[how]).get()
     }
 }
 
@@ -157,7 +144,7 @@ fn long(c: char) -> String {
 }
 
 #[test]
-fn at_idle_a_text_runs_at_once_and_alone() {
+fn an_idle_worker_takes_a_text_at_once() {
     let fixture = Fixture::new(2);
     let first = fixture.ask(1, Class::Search, "first");
     assert_eq!(fixture.batch(), ["first"]);
@@ -170,10 +157,11 @@ fn at_idle_a_text_runs_at_once_and_alone() {
 }
 
 #[test]
-fn what_waits_is_batched_up_to_the_token_budget() {
+fn waiting_texts_are_batched_up_to_the_token_budget() {
     let fixture = Fixture::new(1);
     let _occupied = fixture.occupy();
-    // 18 tokens by estimate, so that three are taken together; 64 by count, so that each goes to the model alone.
+    // 18 tokens by estimate, so that three are taken together; 64 by count, so that each goes to
+    // the model alone.
     let texts: Vec<String> = (0..7).map(|n| format!("{n}").repeat(64)).collect();
     let short: Vec<String> = (0..7).map(|n| format!("{n}").repeat(15)).collect();
     let _long: Vec<_> = texts
@@ -193,7 +181,7 @@ fn what_waits_is_batched_up_to_the_token_budget() {
 }
 
 #[test]
-fn two_workers_share_what_waits() {
+fn two_workers_share_the_waiting_texts() {
     let fixture = Fixture::new(2);
     let _occupied = (
         fixture.occupy(),
@@ -206,7 +194,7 @@ fn two_workers_share_what_waits() {
     fixture.release();
     assert_eq!(fixture.batch().len(), 4);
     fixture.release();
-    // Half of what the first one left, never all: another may be about to come back.
+    // Half of the texts that the first one left, so that the other worker finds some too.
     assert_eq!(fixture.batch().len(), 2);
     for _ in 0..4 {
         fixture.release();
@@ -217,7 +205,7 @@ fn two_workers_share_what_waits() {
 }
 
 #[test]
-fn long_texts_hold_a_short_one_up_for_one_batch_at_most() {
+fn long_texts_delay_a_short_one_by_one_batch_at_most() {
     let fixture = Fixture::new(1);
     let _occupied = fixture.occupy();
     let _long: Vec<_> = ['a', 'b', 'c']
@@ -240,7 +228,7 @@ fn long_texts_hold_a_short_one_up_for_one_batch_at_most() {
 }
 
 #[test]
-fn posts_go_first_and_searches_still_go_on() {
+fn posts_go_before_searches_which_still_get_their_turn() {
     let fixture = Fixture::new(1);
     let _occupied = fixture.occupy();
     let _search = fixture.ask(1, Class::Search, "search");
@@ -279,7 +267,7 @@ fn users_take_turns() {
 }
 
 #[test]
-fn a_text_in_flight_is_computed_once_for_its_user_and_again_for_another() {
+fn the_same_text_is_computed_once_for_each_user() {
     let fixture = Fixture::new(1);
     let _occupied = fixture.occupy();
     let waiting =
@@ -287,7 +275,7 @@ fn a_text_in_flight_is_computed_once_for_its_user_and_again_for_another() {
     assert_eq!(fixture.embedder.queue_depth(), 1);
     let other = fixture.ask(2, Class::Search, "same");
     assert_eq!(fixture.embedder.queue_depth(), 2);
-    // The post took the shared job to the front; the other user's stays a search.
+    // The post made the shared job a post. The other user's stays a search.
     assert_eq!(fixture.batches(1), [["same"]]);
     let running = fixture.ask(1, Class::Search, "same");
     assert_eq!(fixture.embedder.queue_depth(), 1);
@@ -296,12 +284,12 @@ fn a_text_in_flight_is_computed_once_for_its_user_and_again_for_another() {
     for asked in waiting.into_iter().chain([running, other]) {
         assert_eq!(fixture.answer(asked).unwrap(), vector("same"));
     }
-    assert_eq!(fixture.events(&Event::Coalesced), 3);
+    assert_eq!(fixture.saved("coalesced"), 3);
     assert_eq!(fixture.embedder.admitted(), 0);
 }
 
 #[test]
-fn a_text_whose_caller_left_is_not_computed() {
+fn a_text_whose_callers_have_left_is_not_computed() {
     let fixture = Fixture::new(1);
     let _occupied = fixture.occupy();
     let kept = fixture.ask(1, Class::Search, "shared");
@@ -320,7 +308,7 @@ fn a_text_whose_caller_left_is_not_computed() {
         (fixture.embedder.queue_depth(), fixture.embedder.admitted()),
         (1, 2)
     );
-    assert_eq!(fixture.events(&Event::Dropped), 2);
+    assert_eq!(fixture.saved("caller_left"), 2);
     assert_eq!(fixture.batches(1), [["shared"]]);
     fixture.release();
     fixture.answer(kept).unwrap();
@@ -329,7 +317,7 @@ fn a_text_whose_caller_left_is_not_computed() {
 }
 
 #[test]
-fn a_permit_of_a_running_text_comes_back_when_it_is_done() {
+fn the_permit_of_a_running_text_is_returned_when_it_is_done() {
     let fixture = Fixture::new(1);
     let occupied = fixture.occupy();
     drop(occupied);
@@ -342,7 +330,7 @@ fn a_permit_of_a_running_text_comes_back_when_it_is_done() {
 }
 
 #[test]
-fn a_repeated_query_is_answered_from_its_users_cache() {
+fn the_vector_of_a_repeated_query_comes_from_the_users_cache() {
     let fixture = Fixture::new(1);
     let first = fixture.ask(1, Class::Search, "query");
     fixture.batch();
@@ -352,7 +340,7 @@ fn a_repeated_query_is_answered_from_its_users_cache() {
     let permit = fixture.embedder.admit(UserId(1), Class::Search).unwrap();
     let again = fixture.embedder.embed(permit, "query".into());
     assert_eq!(fixture.runtime.block_on(again).unwrap(), vector("query"));
-    assert_eq!(fixture.events(&Event::CacheHit), 1);
+    assert_eq!(fixture.saved("cached"), 1);
     assert_eq!(fixture.embedder.admitted(), 0);
 
     for (user, class) in [(2, Class::Search), (1, Class::Post)] {
@@ -381,9 +369,8 @@ fn a_text_that_breaks_the_encoder_fails_alone() {
     }
     let next = fixture.ask(1, Class::Post, "next");
     assert_eq!(fixture.batch(), ["next"]);
-    fixture.verdicts.send(Verdict::Shorten).unwrap();
+    fixture.steps.send(EncoderStep::Shorten).unwrap();
     assert!(matches!(fixture.answer(next), Err(Error::Failed)));
-    assert_eq!(fixture.events(&Event::Failed), 3);
     assert_eq!(fixture.embedder.admitted(), 0);
 }
 
@@ -397,13 +384,13 @@ fn refusals_are_immediate_and_counted() {
     assert!(
         matches!(refused, Err(Error::Overloaded { retry_after }) if retry_after.as_secs() == 1)
     );
-    assert_eq!(fixture.events(&Event::Refused { class: Class::Post }), 1);
+    assert_eq!(fixture.metrics.overloaded.get(), 1);
     drop(held);
     assert!(fixture.embedder.admit(UserId(1), Class::Post).is_ok());
 }
 
 #[test]
-fn shutdown_serves_who_was_admitted_and_refuses_others() {
+fn shutdown_serves_admitted_callers_and_refuses_new_ones() {
     let fixture = Fixture::new(2);
     let permit = fixture.embedder.admit(UserId(1), Class::Post).unwrap();
     let waiting = fixture.ask(2, Class::Search, "waiting");
@@ -424,7 +411,7 @@ fn shutdown_serves_who_was_admitted_and_refuses_others() {
 }
 
 #[test]
-fn at_the_deadline_the_running_batch_is_finished_and_the_rest_is_told() {
+fn at_the_deadline_the_running_batch_is_finished_and_the_other_texts_fail() {
     let fixture = Fixture::new(1);
     let permit = fixture.embedder.admit(UserId(1), Class::Post).unwrap();
     let running = fixture.occupy();

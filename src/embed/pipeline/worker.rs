@@ -1,36 +1,36 @@
-//! What a worker thread does: take a batch, turn it into ids, run the model, answer.
+//! A worker thread: it takes a batch, tokenizes it, runs the model, and sends the vectors.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::queue::{Batch, Job};
-use super::{Class, Encode, Error, Event, Shared};
+use super::queue::{EmbedJob, TextBatch};
+use super::{Class, Encode, Error, Pipeline};
 use crate::domain::Embedding;
 
 /// A text of a batch as ids, by the number of its job.
 type Encoded = (u64, Vec<u32>);
 
-/// Serves batches until there will be no more. A panic of the encoder ends with an error for the caller of the text that
-/// causes it, never with the thread.
-pub(super) fn run<E: Encode>(shared: &Shared, encoder: &E) {
+/// Serves batches until the pipeline stops. A panic of the encoder is an error for the caller of
+/// the text that causes it. It does not end the thread.
+pub(super) fn run<E: Encode>(pipeline: &Pipeline, encoder: &E) {
     let mut worker = Worker {
-        shared,
+        pipeline,
         encoder,
         scratch: None,
     };
-    while let Some(batch) = shared.next_batch() {
+    while let Some(batch) = pipeline.next_batch() {
         let mut encoded = Vec::with_capacity(batch.len());
         for (job, text) in batch {
             match catch_unwind(AssertUnwindSafe(|| encoder.tokenize(&text))) {
                 Ok(ids) => encoded.push((job, ids)),
-                Err(_) => worker.answer(job, Err(Error::Failed)),
+                Err(_) => worker.send(job, Err(Error::Failed)),
             }
         }
-        // The batch was put together by estimates; the model gets what the count says.
+        // The queue estimates the tokens. The model gets batches by their exact number.
         let mut rest = encoded.as_slice();
         while !rest.is_empty() {
-            let (chunk, others) = rest.split_at(within_budget(rest, shared.batch_tokens));
+            let (chunk, others) = rest.split_at(within_budget(rest, pipeline.batch_tokens));
             worker.compute(chunk);
             rest = others;
         }
@@ -48,9 +48,9 @@ fn within_budget(texts: &[Encoded], budget: usize) -> usize {
 }
 
 struct Worker<'a, E: Encode> {
-    shared: &'a Shared,
+    pipeline: &'a Pipeline,
     encoder: &'a E,
-    /// `None` at first and after a panic, which may have left it in any state.
+    /// `None` at first, and after a panic, which may have left it in any state.
     scratch: Option<E::Scratch>,
 }
 
@@ -58,27 +58,24 @@ impl<E: Encode> Worker<'_, E> {
     fn compute(&mut self, chunk: &[Encoded]) {
         let started = Instant::now();
         if let Some(embeddings) = self.embed(chunk) {
-            let duration = started.elapsed();
-            self.shared.admission.record(chunk.len(), duration);
-            self.shared.observer.observe(Event::Batch {
-                texts: chunk.len(),
-                tokens: chunk.iter().map(|(_, ids)| ids.len()).sum(),
-                duration,
-            });
+            let texts = chunk.len();
+            self.pipeline.admission.record(texts, started.elapsed());
+            let batch_size = &self.pipeline.metrics.embedding_batch_size;
+            batch_size.observe(texts as f64);
             for ((job, _), embedding) in chunk.iter().zip(embeddings) {
-                self.answer(*job, Ok(embedding));
+                self.send(*job, Ok(embedding));
             }
         } else if let [(job, _)] = chunk {
-            self.answer(*job, Err(Error::Failed));
+            self.send(*job, Err(Error::Failed));
         } else {
-            // One text spoilt the batch. Alone, it spoils only its own answer.
+            // One text broke the batch. Alone, it breaks nothing else.
             for text in chunk.chunks(1) {
                 self.compute(text);
             }
         }
     }
 
-    /// `None` if the encoder panics or does not give one vector a text.
+    /// Returns `None` if the encoder panics or does not return one vector for each text.
     fn embed(&mut self, chunk: &[Encoded]) -> Option<Vec<Embedding>> {
         let (encoder, scratch) = (self.encoder, &mut self.scratch);
         let ids: Vec<&[u32]> = chunk.iter().map(|(_, ids)| ids.as_slice()).collect();
@@ -94,31 +91,26 @@ impl<E: Encode> Worker<'_, E> {
         }
     }
 
-    /// Gives everybody who waits for the job its result.
-    fn answer(&self, job: u64, result: Result<Embedding, Error>) {
-        let Some(job) = self.shared.finish(job, &result) else {
+    /// Sends the result of a job to all callers that wait for it.
+    fn send(&self, job: u64, result: Result<Embedding, Error>) {
+        let Some(job) = self.pipeline.finish(job, &result) else {
             return;
         };
         if result.is_err() {
-            self.shared.observer.observe(Event::Failed);
+            tracing::error!("the model failed on a text");
         }
         for (_, waiter) in job.waiters {
-            let class = waiter.permit.class();
-            // Before the answer, so that who has the answer can be admitted again.
+            // Before the result, so that a caller that has its result can be admitted again.
             drop(waiter.permit);
-            if waiter.reply.send(result.clone()).is_ok() {
-                let duration = waiter.since.elapsed();
-                self.shared
-                    .observer
-                    .observe(Event::Answered { class, duration });
-            }
+            // The caller may have left.
+            let _ = waiter.reply.send(result.clone());
         }
     }
 }
 
-impl Shared {
-    /// Waits for work and takes it; `None` once the workers are to stop.
-    fn next_batch(&self) -> Option<Batch> {
+impl Pipeline {
+    /// Waits for work and takes it. Returns `None` when the pipeline stops.
+    fn next_batch(&self) -> Option<TextBatch> {
         let mut state = self.lock();
         loop {
             if state.stopped {
@@ -131,7 +123,7 @@ impl Shared {
         }
     }
 
-    fn finish(&self, job: u64, result: &Result<Embedding, Error>) -> Option<Job> {
+    fn finish(&self, job: u64, result: &Result<Embedding, Error>) -> Option<EmbedJob> {
         let mut state = self.lock();
         let job = state.queue.finish(job)?;
         let mut waiters = job.waiters.iter();

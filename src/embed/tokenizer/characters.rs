@@ -1,4 +1,4 @@
-//! What the reference tokenizer does with single characters.
+//! How the reference tokenizer treats single characters.
 
 use std::cmp::Ordering;
 
@@ -6,7 +6,8 @@ use unicode_normalization::char::{canonical_combining_class, decompose_canonical
 
 use super::character_tables::{DECOMPOSED, DROPPED, MARKS, PUNCTUATION, REORDERED};
 
-/// Removed from the text: control, format and private characters, NUL and the replacement character.
+/// Removed from the text: control, format and private characters, NUL and the replacement
+/// character.
 pub(super) fn is_dropped(c: char) -> bool {
     if c.is_ascii() {
         return c.is_ascii_control() && !matches!(c, '\t' | '\n' | '\r');
@@ -19,7 +20,7 @@ pub(super) fn is_mark(c: char) -> bool {
     c >= '\u{300}' && is_in(MARKS, c)
 }
 
-/// A word of its own. All ASCII symbols count, `$` and `~` as well.
+/// A separate word. All ASCII symbols count, `$` and `~` as well.
 pub(super) fn is_punctuation(c: char) -> bool {
     if c.is_ascii() {
         return c.is_ascii_punctuation();
@@ -27,8 +28,8 @@ pub(super) fn is_punctuation(c: char) -> bool {
     is_in(PUNCTUATION, c)
 }
 
-/// An ideograph of the blocks the reference knows, each a word of its own. The block that begins at U+2B920 begins at
-/// U+2B820 in Unicode; the reference has it so.
+/// An ideograph of the blocks that the reference knows, each a separate word. The block that begins
+/// at U+2B920 begins at U+2B820 in Unicode, but not in the reference.
 pub(super) fn is_cjk(c: char) -> bool {
     matches!(c,
         '\u{3400}'..='\u{4dbf}'
@@ -40,8 +41,8 @@ pub(super) fn is_cjk(c: char) -> bool {
         | '\u{2f800}'..='\u{2fa1f}')
 }
 
-/// Visits the canonical decomposition of `c` (NFD without its reordering), as far as the reference knows one: for it a
-/// character newer than its tables is just a character.
+/// Visits the canonical decomposition of `c` (NFD without its reordering), as far as the reference
+/// knows one: for it a character newer than its tables is just a character.
 pub(super) fn decompose(c: char, mut visit: impl FnMut(char)) {
     if is_in(DECOMPOSED, c) {
         decompose_canonical(c, visit);
@@ -50,7 +51,8 @@ pub(super) fn decompose(c: char, mut visit: impl FnMut(char)) {
     }
 }
 
-/// The class by which canonical reordering sorts a character that is not a mark; 0 if nothing is moved across it.
+/// The class by which canonical reordering sorts a character that is not a mark; 0 if nothing is
+/// moved across it.
 pub(super) fn combining_class(c: char) -> u8 {
     if is_in(REORDERED, c) {
         canonical_combining_class(c)

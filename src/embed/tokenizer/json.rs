@@ -72,7 +72,7 @@ struct Model {
     vocab: Entries,
 }
 
-/// The vocabulary as it is written: a map would hide a token that stands there twice.
+/// The vocabulary as it is written: a map would hide a duplicate token.
 struct Entries(Vec<(String, u32)>);
 
 impl<'de> Deserialize<'de> for Entries {
@@ -97,8 +97,8 @@ impl<'de> Deserialize<'de> for Entries {
     }
 }
 
-/// Reads the bytes of a `tokenizer.json`. Its `truncation` and `padding` are ignored: both are the caller's matter, and
-/// files made for training carry values that do not suit a service.
+/// Reads the bytes of a `tokenizer.json`. Its `truncation` and `padding` are ignored: the caller
+/// decides about both, and files made for training have values that do not suit a service.
 pub(super) fn read(bytes: &[u8]) -> Result<Tokenizer, Error> {
     let file: File = serde_json::from_slice(bytes).map_err(Error::Malformed)?;
     let vocabulary = vocabulary(&file.model)?;
@@ -131,7 +131,8 @@ fn vocabulary(model: &Model) -> Result<Vocabulary, Error> {
     }
     let mut by_id = vec![None; model.vocab.0.len()];
     for (token, id) in &model.vocab.0 {
-        // The table keeps tokens line by line; none of the models in use has a token with a line feed.
+        // The table keeps tokens line by line; none of the models in use has a token with a line
+        // feed.
         if token.contains('\n') {
             return Err(Error::Unsupported("`vocab` has a token with a line feed"));
         }

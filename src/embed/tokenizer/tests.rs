@@ -138,13 +138,14 @@ fn truncation_keeps_the_beginning_and_the_frame() {
 
 #[test]
 fn a_word_that_ends_unknown_beyond_the_limit_is_unknown_before_it() {
-    // All but the last character have pieces; a cut before that character must not let them through.
+    // All but the last character have pieces; a cut before that character must not let them
+    // through.
     let word = format!("{}\u{13000}", "z".repeat(90));
     assert_eq!(Tokenizer::bundled().encode(&word, 8), [101, 100, 102]);
 }
 
 #[test]
-fn a_megabyte_of_anything_is_one_text() {
+fn a_megabyte_of_any_character_is_a_text() {
     let tokenizer = Tokenizer::bundled();
     for (unit, length) in [
         ("a", 3),
@@ -192,7 +193,7 @@ fn flags_of_a_tokenizer_json_are_followed() {
 }
 
 #[test]
-fn a_tokenizer_json_of_another_kind_is_refused_with_what_differs() {
+fn a_tokenizer_json_of_another_kind_is_refused_with_the_difference() {
     type Change = (&'static str, fn(&mut Value));
     let changes: [Change; 14] = [
         ("model.type", |v| v["model"]["type"] = json!("BPE")),
@@ -294,8 +295,8 @@ proptest! {
     }
 }
 
-/// WordPiece as its papers and the reference's slow tokenizer have it, for the characters of [`plain_text`]: whole strings, one step
-/// after the other.
+/// WordPiece as its papers and the reference's slow tokenizer have it, for the characters of
+/// [`plain_text`]: whole strings, one step after the other.
 fn naive_encode(text: &str) -> Vec<u32> {
     use std::collections::HashMap;
     use std::sync::LazyLock;

@@ -6,8 +6,8 @@ use std::borrow::Cow;
 const ID_BITS: u32 = 24;
 const EMPTY: u32 = u32::MAX;
 
-/// Tokens and their ids. One text with all tokens and an open-addressing table over it: no allocation per token,
-/// so that building takes about a millisecond for 30,000 tokens.
+/// Tokens and their ids. One text with all tokens and an open-addressing table over it: no
+/// allocation per token, so that building takes about a millisecond for 30,000 tokens.
 pub(super) struct Vocabulary {
     /// Every token followed by a line feed, in the order of ids.
     text: Cow<'static, str>,
@@ -32,8 +32,9 @@ fn hash_of(text: &str) -> u32 {
 }
 
 impl Vocabulary {
-    /// Reads a text of one token a line, the line's number being its id. `prefix` marks tokens that continue a word.
-    /// Errors (what is wrong, for a person): no tokens, a token twice, too much of anything.
+    /// Reads a text of one token a line, the line's number being its id. `prefix` marks tokens that
+    /// continue a word. Errors (what is wrong, for a person): no tokens, a token twice, too much of
+    /// anything.
     pub(super) fn from_lines(
         text: Cow<'static, str>,
         prefix: &str,
@@ -86,8 +87,8 @@ impl Vocabulary {
         self.find(hash_of(token), "", token)
     }
 
-    /// The longest token that `word` begins with: its id and how many bytes of `word` it covers. With `continuing`, among
-    /// the tokens that continue a word. `hashes` is scratch space.
+    /// The longest token that `word` begins with: its id and how many bytes of `word` it covers.
+    /// With `continuing`, among the tokens that continue a word. `hashes` is scratch space.
     pub(super) fn longest_match(
         &self,
         word: &str,

@@ -24,7 +24,8 @@ pub(super) struct Specials {
 }
 
 impl Specials {
-    /// `None` if a token does not begin with a printable ASCII character: only there does the splitter look.
+    /// `None` if a token does not begin with a printable ASCII character: only there does the
+    /// splitter look.
     pub(super) fn new(mut tokens: Vec<(String, u32)>) -> Option<Specials> {
         tokens.sort_by_key(|(token, _)| std::cmp::Reverse(token.len()));
         let mut first = 0;
@@ -61,8 +62,8 @@ pub(super) struct Rules {
 }
 
 impl Rules {
-    /// Visits the pieces of `text` until the visitor breaks. Reads little further than the end of the last piece
-    /// visited, so a long text costs only what is used of it.
+    /// Visits the pieces of `text` until the visitor breaks. Reads little further than the end of
+    /// the last piece visited, so a long text costs only what is used of it.
     pub(super) fn for_each_piece<V>(&self, text: &str, visit: V) -> ControlFlow<()>
     where
         V: FnMut(Piece<'_>) -> ControlFlow<()>,
@@ -96,7 +97,8 @@ struct Splitter<'r, V> {
     /// The word so far; not extended further once it is too long.
     word: String,
     word_chars: usize,
-    /// Characters with a combining class, waiting for canonical reordering: it ends at the next one without.
+    /// Characters with a combining class, waiting for canonical reordering: it ends at the next one
+    /// without.
     unordered: Vec<(u8, char)>,
 }
 
@@ -133,7 +135,8 @@ impl<V: FnMut(Piece<'_>) -> ControlFlow<()>> Splitter<'_, V> {
     }
 
     fn arrange(&mut self, c: char) -> ControlFlow<()> {
-        // Marks are stripped before the sorting, not after: removing some leaves the order of the others as it is.
+        // Marks are stripped before the sorting, not after: removing some leaves the order of the
+        // others as it is.
         if is_mark(c) {
             return ControlFlow::Continue(());
         }

@@ -1,4 +1,4 @@
-//! Reading an answer off the connection, within limits of time and size.
+//! Reads an answer from the connection, within limits of time and size.
 
 use std::time::{Duration, Instant};
 
@@ -6,9 +6,9 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 
-use super::attempt::Limits;
-use super::fault::{Fault, Kind};
-use super::reader::{Answer, End, Progress, Reader};
+use super::attempt::AnswerLimits;
+use super::fault::{Fault, FaultKind};
+use super::reader::{Answer, End, Reader, Received};
 
 /// How much of an error's body is read, and for how long. The message is in it, and a connection
 /// can be used again only after the end of the body.
@@ -22,16 +22,16 @@ const LATE_USAGE_TIME: Duration = Duration::from_millis(100);
 /// How long the usage and `[DONE]` may take after the reason, or after anything later that belongs
 /// to the answer. The upstream has them ready, so this time is for the network. The answer is
 /// whole, and the caller waits for it.
-const GOODBYE_TIME: Duration = Duration::from_secs(5);
+const AFTER_REASON_TIME: Duration = Duration::from_secs(5);
 
-/// Where the text of a streamed answer goes, and what is known of it.
+/// Hands over the text of a streamed answer, and notes when it began.
 pub struct Deltas<'a> {
     on_delta: Option<&'a mut (dyn FnMut(&str) + Send)>,
     first_at: Option<Instant>,
 }
 
 impl<'a> Deltas<'a> {
-    /// Hands text to `on_delta`; `None` for an answer that is wanted whole.
+    /// Hands text to `on_delta`; `None` for a whole answer.
     pub fn new(on_delta: Option<&'a mut (dyn FnMut(&str) + Send)>) -> Self {
         Self {
             on_delta,
@@ -39,13 +39,12 @@ impl<'a> Deltas<'a> {
         }
     }
 
-    /// Whether the answer is wanted in pieces.
-    pub fn are_wanted(&self) -> bool {
+    /// Whether the answer is streamed.
+    pub fn is_streamed(&self) -> bool {
         self.on_delta.is_some()
     }
 
-    /// When the first piece was handed over. Once there was one, nothing may be tried again: the
-    /// caller has it.
+    /// When the first piece was handed over. There is no retry after it, because the caller has it.
     pub fn first_at(&self) -> Option<Instant> {
         self.first_at
     }
@@ -63,18 +62,18 @@ impl<'a> Deltas<'a> {
 /// after each piece of the body.
 ///
 /// # Errors
-/// What went wrong; see [`Kind`].
+/// What went wrong; see [`FaultKind`].
 pub async fn read(
     mut body: Incoming,
-    limits: &Limits,
+    limits: &AnswerLimits,
     reader: &mut Reader,
     deltas: &mut Deltas<'_>,
-    mut on_piece: impl FnMut(&Reader, Progress),
+    mut on_piece: impl FnMut(&Reader, Received),
 ) -> Result<Answer, Fault> {
     if body.size_hint().lower() > reader.room() as u64 {
-        return Err(Kind::TooLong.into());
+        return Err(FaultKind::TooLong.into());
     }
-    let mut waiting = Waiting::new(limits, deltas.are_wanted());
+    let mut waiting = Waiting::new(limits, deltas.is_streamed());
     let ended: Result<(), Fault> = loop {
         let piece = match next(&mut body, waiting.until(limits)).await {
             Ok(Some(piece)) => piece,
@@ -83,23 +82,23 @@ pub async fn read(
         };
         let fed = reader.feed(&piece);
         deltas.hand_over(reader.new_text());
-        let progress = match fed {
-            Ok(progress) => progress,
+        let received = match fed {
+            Ok(received) => received,
             Err(kind) => break Err(kind.into()),
         };
-        on_piece(reader, progress);
+        on_piece(reader, received);
         if reader.is_done() {
             end(&mut body, reader).await;
             break Ok(());
         }
         if !reader.has_reason() {
-            waiting.goodbye_by = None;
+            waiting.end_by = None;
             // The first sign of life must not shorten the wait for the first text.
-            if progress.is_alive || !deltas.are_wanted() {
+            if received.is_alive || !deltas.is_streamed() {
                 waiting.extend(limits, deltas.first_at().is_none());
             }
-        } else if progress.is_news || waiting.goodbye_by.is_none() {
-            waiting.goodbye_by = Some(Instant::now() + GOODBYE_TIME);
+        } else if received.is_news || waiting.end_by.is_none() {
+            waiting.end_by = Some(Instant::now() + AFTER_REASON_TIME);
         }
     };
     let end = match ended {
@@ -107,7 +106,7 @@ pub async fn read(
         Err(_) => End::Cut,
     };
     match (reader.finish(end), ended) {
-        // The answer is whole, however its body ended.
+        // The answer is complete, however its body ended.
         (Ok((answer, rest)), _) => {
             deltas.hand_over(&rest);
             Ok(answer)
@@ -119,35 +118,35 @@ pub async fn read(
 
 /// When the next bytes are due, and the kind of failure if they do not come.
 struct Waiting {
-    until: (Instant, Kind),
-    /// When the end of the body is due. Set once the answer is whole.
-    goodbye_by: Option<Instant>,
+    until: (Instant, FaultKind),
+    /// When the end of the body is due. Set once the answer is complete.
+    end_by: Option<Instant>,
 }
 
 impl Waiting {
-    fn new(limits: &Limits, is_streamed: bool) -> Self {
+    fn new(limits: &AnswerLimits, is_streamed: bool) -> Self {
         let until = match is_streamed {
-            true => (limits.first_token_by, Kind::FirstTokenTimeout),
+            true => (limits.first_token_by, FaultKind::FirstTokenTimeout),
             false => silence(limits),
         };
         Self {
             until,
-            goodbye_by: None,
+            end_by: None,
         }
     }
 
     /// Extends the deadline after a sign of life. `keeps_later`: keeps the old deadline if that is
     /// later.
-    fn extend(&mut self, limits: &Limits, keeps_later: bool) {
+    fn extend(&mut self, limits: &AnswerLimits, keeps_later: bool) {
         let silence = silence(limits);
         if !(keeps_later && self.until.0 > silence.0) {
             self.until = silence;
         }
     }
 
-    fn until(&self, limits: &Limits) -> (Instant, Kind) {
-        let until = match self.goodbye_by {
-            Some(by) => (by, Kind::TokenTimeout),
+    fn until(&self, limits: &AnswerLimits) -> (Instant, FaultKind) {
+        let until = match self.end_by {
+            Some(by) => (by, FaultKind::TokenTimeout),
             None => self.until,
         };
         match limits.whole_by.0 <= until.0 {
@@ -158,12 +157,15 @@ impl Waiting {
 }
 
 /// When an answer that has begun counts as silent.
-fn silence(limits: &Limits) -> (Instant, Kind) {
-    (Instant::now() + limits.token_timeout, Kind::TokenTimeout)
+fn silence(limits: &AnswerLimits) -> (Instant, FaultKind) {
+    (
+        Instant::now() + limits.token_timeout,
+        FaultKind::TokenTimeout,
+    )
 }
 
-/// Waits a moment for what comes after `[DONE]`: the end of the body, perhaps the usage. The answer
-/// is whole without either.
+/// Waits a moment for the rest after `[DONE]`: the end of the body, perhaps the usage. The answer
+/// is complete without them.
 async fn end(body: &mut Incoming, reader: &mut Reader) {
     let most = match reader.has_usage() {
         true => END_TIME,
@@ -195,19 +197,19 @@ pub async fn read_error(mut body: Incoming) -> Vec<u8> {
             }
         }
     };
-    // A connection that is not at its end is closed, which is all there is to lose.
+    // If the body has not ended, the connection is closed. That is the only loss.
     let _ = tokio::time::timeout(ERROR_TIME, reading).await;
     read
 }
 
 /// The next piece of a body; `None` at its end. Trailers are skipped.
-async fn next(body: &mut Incoming, until: (Instant, Kind)) -> Result<Option<Bytes>, Fault> {
+async fn next(body: &mut Incoming, until: (Instant, FaultKind)) -> Result<Option<Bytes>, Fault> {
     let (deadline, kind) = until;
     loop {
         let frame = tokio::time::timeout_at(deadline.into(), body.frame()).await;
         match frame.map_err(|_| kind)? {
             None => return Ok(None),
-            Some(Err(_)) => return Err(Kind::Truncated.into()),
+            Some(Err(_)) => return Err(FaultKind::Truncated.into()),
             Some(Ok(frame)) => {
                 if let Ok(data) = frame.into_data() {
                     return Ok(Some(data));

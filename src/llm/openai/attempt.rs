@@ -1,5 +1,4 @@
-//! One request and its answer: what the client sees of it, what the breaker learns from it, and its
-//! line in the log.
+//! One request and its answer: what the breaker learns from it, and its line in the log.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -9,36 +8,36 @@ use hyper::body::Incoming;
 use hyper::header::CONTENT_ENCODING;
 
 use super::answer::{self, Deltas};
-use super::breaker::{Pass, Verdict};
+use super::breaker::{AttemptOutcome, AttemptPermit};
 use super::endpoint::Endpoint;
-use super::fault::{Fault, Kind};
-use super::reader::{Answer, Progress, Reader};
+use super::fault::{Fault, FaultKind};
+use super::reader::{Answer, Reader, Received};
 use super::{error_message, retry};
 use crate::memory_budget::Reservation;
 
 /// Longest request id that is logged, in bytes.
 const REQUEST_ID_BYTES: usize = 128;
 
-/// How long and how large an answer may be.
+/// The limits of an answer's time and size.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// When a streamed answer must have brought its first token.
+pub struct AnswerLimits {
+    /// When the first token of a streamed answer is due.
     pub first_token_by: Instant,
-    /// Longest silence after that.
+    /// The longest silence after that.
     pub token_timeout: Duration,
-    /// When all of it must be there, and what it is called if it is not.
-    pub whole_by: (Instant, Kind),
+    /// When the whole answer is due, and the kind of failure if it does not come.
+    pub whole_by: (Instant, FaultKind),
     /// Bytes of text.
     pub text_bytes: usize,
 }
 
-/// An attempt under way. Dropped, it says nothing about the upstream.
-pub struct Attempt<'a> {
+/// A running attempt. If it is dropped, the breaker learns nothing.
+pub struct UpstreamAttempt<'a> {
     endpoint: &'a Endpoint,
     /// Its number within the call, from 1.
     number: u32,
-    limits: Limits,
-    pass: Pass<'a>,
+    limits: AnswerLimits,
+    permit: AttemptPermit<'a>,
     began: Instant,
     status: Option<u16>,
     request_id: Option<String>,
@@ -49,14 +48,19 @@ pub struct Attempt<'a> {
     is_alive: bool,
 }
 
-impl<'a> Attempt<'a> {
-    /// Makes ready; `number` counts the attempts of a call from 1.
-    pub fn new(endpoint: &'a Endpoint, number: u32, limits: Limits, pass: Pass<'a>) -> Self {
+impl<'a> UpstreamAttempt<'a> {
+    /// A new attempt. `number` counts the attempts of a call from 1.
+    pub fn new(
+        endpoint: &'a Endpoint,
+        number: u32,
+        limits: AnswerLimits,
+        permit: AttemptPermit<'a>,
+    ) -> Self {
         Self {
             endpoint,
             number,
             limits,
-            pass,
+            permit,
             began: Instant::now(),
             status: None,
             request_id: None,
@@ -79,17 +83,17 @@ impl<'a> Attempt<'a> {
     /// Sends the request and reads its answer.
     ///
     /// # Errors
-    /// What went wrong; see [`Kind`].
+    /// What went wrong; see [`FaultKind`].
     pub async fn run(
         &mut self,
         body: Bytes,
         deltas: &mut Deltas<'_>,
         memory: &mut Reservation,
     ) -> Result<Answer, Fault> {
-        let is_streamed = deltas.are_wanted();
+        let is_streamed = deltas.is_streamed();
         let (endpoint, limits) = (self.endpoint, self.limits);
         let (head_by, too_late) = if is_streamed && limits.first_token_by < limits.whole_by.0 {
-            (limits.first_token_by, Kind::FirstTokenTimeout)
+            (limits.first_token_by, FaultKind::FirstTokenTimeout)
         } else {
             limits.whole_by
         };
@@ -103,15 +107,15 @@ impl<'a> Attempt<'a> {
         if !head.status.is_success() {
             self.message = error_message::find(&answer::read_error(body).await);
             return Err(Fault {
-                kind: Kind::Status(head.status.as_u16()),
+                kind: FaultKind::Status(head.status.as_u16()),
                 retry_after: retry::retry_after(&head.headers, SystemTime::now()),
                 should_retry: retry::should_retry(&head.headers),
             });
         }
         match self.read(body, deltas, memory).await {
             // A body that cannot be read may be compressed. The header alone proves nothing.
-            Err(fault) if fault.kind == Kind::Malformed && is_encoded(&head.headers) => {
-                Err(Kind::Encoded.into())
+            Err(fault) if fault.kind == FaultKind::Malformed && is_encoded(&head.headers) => {
+                Err(FaultKind::Encoded.into())
             }
             answer => answer,
         }
@@ -123,15 +127,15 @@ impl<'a> Attempt<'a> {
         deltas: &mut Deltas<'_>,
         memory: &mut Reservation,
     ) -> Result<Answer, Fault> {
-        if !deltas.are_wanted() {
-            self.pass.prove();
+        if !deltas.is_streamed() {
+            self.permit.note_response();
         }
         let mut reader = Reader::new(self.limits.text_bytes);
-        let on_piece = |reader: &Reader, progress: Progress| {
+        let on_piece = |reader: &Reader, received: Received| {
             memory.resize(reader.held_bytes());
-            if progress.is_alive {
+            if received.is_alive {
                 self.is_alive = true;
-                self.pass.prove();
+                self.permit.note_response();
             }
         };
         let answer = answer::read(body, &self.limits, &mut reader, deltas, on_piece).await;
@@ -145,14 +149,14 @@ impl<'a> Attempt<'a> {
     pub fn settle(
         self,
         answer: &Result<Answer, Fault>,
-        verdict: Verdict,
+        outcome: AttemptOutcome,
         chance: f64,
         prompts: &[&str],
     ) {
         let Self {
             endpoint,
             number: attempt,
-            pass,
+            permit,
             began,
             status,
             request_id: upstream_request_id,
@@ -160,7 +164,7 @@ impl<'a> Attempt<'a> {
             skipped,
             ..
         } = self;
-        pass.settle(verdict, Instant::now(), chance);
+        permit.settle(outcome, Instant::now(), chance);
         let (upstream, duration_ms) = (&endpoint.name, began.elapsed().as_millis() as u64);
         let skipped_events = (skipped > 0).then_some(skipped);
         let Err(fault) = answer else {

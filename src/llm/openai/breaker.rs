@@ -1,31 +1,33 @@
-//! A circuit breaker: an upstream that keeps failing is left alone for a while, then tried by one call at a time.
+//! A circuit breaker: an upstream that keeps failing is not asked for a while. Then single calls
+//! try it.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
+use prometheus::Gauge;
 
-use crate::llm::{BreakerState, Event, Observer};
-
-/// Failures in a row that open it, however long they took.
+/// Failures in a row that open the breaker, however long they took.
 const CONSECUTIVE: u32 = 5;
-/// Failures within [`WINDOW`] that open it if they are at least half of what happened there.
+/// Failures within [`WINDOW`] that open the breaker, if they are at least half of the outcomes
+/// there.
 const IN_WINDOW: usize = 10;
 const WINDOW: Duration = Duration::from_secs(30);
 /// Outcomes remembered: more than enough to tell a half.
 const REMEMBERED: usize = 100;
-/// How long it stays open the first time; doubled with each probe that fails, up to [`LONGEST_OPEN`].
+/// How long the breaker stays open the first time. Each probe that fails doubles the time, up to
+/// [`LONGEST_OPEN`].
 const FIRST_OPEN: Duration = Duration::from_secs(5);
 const LONGEST_OPEN: Duration = Duration::from_secs(60);
-/// How long a probe may be without a verdict before another one is let through. Most first tokens are there by then; a probe that
-/// hangs must not keep everybody out until its deadline, and one in three seconds is no load.
+/// How long a probe may take before another one is admitted. Most first tokens have come by then. A
+/// probe that hangs must not block all calls until its deadline, and one probe in three seconds is
+/// no load.
 const PROBE_PATIENCE: Duration = Duration::from_secs(3);
 
-/// The breaker of one upstream. Time and chance come in as arguments; each change of its state goes to the observer.
+/// The breaker of one upstream. Time and randomness come in as arguments.
 pub struct Breaker {
-    upstream: String,
-    observer: Arc<dyn Observer>,
+    /// Shows its state: closed 0, half-open 1, open 2.
+    shown: Gauge,
     state: Mutex<State>,
 }
 
@@ -34,11 +36,11 @@ struct State {
     phase: Phase,
     /// Failures since the last success.
     consecutive: u32,
-    /// When calls ended, and whether they failed; oldest first.
+    /// When calls ended and whether they failed, oldest first.
     recent: VecDeque<(Instant, bool)>,
-    /// How often it opened since a call last went well to its end.
+    /// How often the breaker has opened since the last call that succeeded to its end.
     openings: u32,
-    /// How often probing began: outcomes of an earlier time's probes say nothing new.
+    /// How often probing has begun. Outcomes of probes of an earlier round are ignored.
     rounds: u64,
 }
 
@@ -49,30 +51,31 @@ enum Phase {
     Open {
         until: Instant,
     },
-    /// Single calls try the upstream; from `next` on there may be a further one.
+    /// Single calls try the upstream. From `next` on another one may.
     Probing {
         next: Instant,
     },
 }
 
-/// What an attempt says of its upstream.
+/// What an attempt shows about its upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It is there and answers.
-    Well,
-    /// It is to blame for the attempt's failure.
-    Ill,
+pub enum AttemptOutcome {
+    /// The upstream works.
+    Success,
+    /// The upstream is the cause of the failure.
+    Failure,
     /// Nothing.
     Unknown,
 }
 
-/// Leave to make one attempt. Dropped without a verdict, as when the caller goes away, it says nothing about the upstream.
+/// The right to make one attempt. If it is dropped without an outcome, as when the caller leaves,
+/// the breaker learns nothing.
 #[must_use]
-pub struct Pass<'a> {
+pub struct AttemptPermit<'a> {
     breaker: &'a Breaker,
-    /// The round in which it was admitted: how often the breaker had begun to probe by then.
+    /// The round in which the attempt was admitted.
     admitted: u64,
-    /// The round that it probes in, if it is a probe without a verdict.
+    /// The round of the probe, if the attempt is a probe without an outcome.
     probes: Option<u64>,
 }
 
@@ -82,26 +85,25 @@ impl std::fmt::Debug for Breaker {
     }
 }
 
-impl std::fmt::Debug for Pass<'_> {
+impl std::fmt::Debug for AttemptPermit<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Pass").field(&self.probes).finish()
+        f.debug_tuple("AttemptPermit").field(&self.probes).finish()
     }
 }
 
 impl Breaker {
-    /// A closed one.
-    pub fn new(upstream: &str, observer: Arc<dyn Observer>) -> Self {
-        let breaker = Self {
-            upstream: upstream.to_owned(),
-            observer,
-            state: Mutex::default(),
-        };
-        breaker.tell(&breaker.lock());
-        breaker
+    /// A closed breaker.
+    pub fn new(shown: Gauge) -> Self {
+        let state = State::default();
+        shown.set(state.phase.value());
+        Self {
+            shown,
+            state: Mutex::new(state),
+        }
     }
 
-    /// Leave for an attempt, or how long there is none.
-    pub fn admit(&self, now: Instant) -> Result<Pass<'_>, Duration> {
+    /// Admits an attempt, or returns how long no attempt is admitted.
+    pub fn admit(&self, now: Instant) -> Result<AttemptPermit<'_>, Duration> {
         let mut state = self.lock();
         if let Some(wait) = state.wait(now) {
             return Err(wait);
@@ -118,32 +120,22 @@ impl Breaker {
             let next = now + PROBE_PATIENCE;
             self.enter(&mut state, Phase::Probing { next });
         }
-        Ok(Pass {
+        Ok(AttemptPermit {
             breaker: self,
             admitted: state.rounds,
             probes,
         })
     }
 
-    /// Whether an attempt would be let through.
+    /// Whether an attempt would be admitted.
     pub fn would_admit(&self, now: Instant) -> bool {
         self.lock().wait(now).is_none()
     }
 
-    /// Changes the phase. Told under the lock, so that the last word is the latest.
+    /// Changes the phase. The caller holds the lock, so the gauge shows the latest phase.
     fn enter(&self, state: &mut State, phase: Phase) {
-        let before = state.phase.shown();
         state.phase = phase;
-        if phase.shown() != before {
-            self.tell(state);
-        }
-    }
-
-    fn tell(&self, state: &State) {
-        self.observer.observe(Event::Breaker {
-            upstream: &self.upstream,
-            state: state.phase.shown(),
-        });
+        self.shown.set(phase.value());
     }
 
     fn open(&self, state: &mut State, now: Instant, chance: f64) {
@@ -162,10 +154,11 @@ impl Breaker {
     }
 }
 
-impl Pass<'_> {
-    /// Tells that the upstream has begun to answer. A probe has done its work with that, and closes the breaker: an answer may
-    /// go on for minutes. It closes on trial: the next failure, be it this attempt's own, opens it again, for longer.
-    pub fn prove(&mut self) {
+impl AttemptPermit<'_> {
+    /// Notes that the upstream has begun to answer. If the attempt is a probe, this closes the
+    /// breaker, because an answer may take minutes. The next failure, even of this attempt, opens
+    /// it again, for longer.
+    pub fn note_response(&mut self) {
         let Some(round) = self.probes.take() else {
             return;
         };
@@ -176,12 +169,13 @@ impl Pass<'_> {
         }
     }
 
-    /// Tells how the attempt went. `chance`, from 0 to 1, spreads the time at which the breakers of several processes try again.
-    pub fn settle(mut self, verdict: Verdict, now: Instant, chance: f64) {
-        if verdict == Verdict::Unknown {
+    /// Notes the outcome of the attempt. `chance`, from 0 to 1, spreads the times at which the
+    /// breakers of several processes try again.
+    pub fn settle(mut self, outcome: AttemptOutcome, now: Instant, chance: f64) {
+        if outcome == AttemptOutcome::Unknown {
             return;
         }
-        let failed = verdict == Verdict::Ill;
+        let failed = outcome == AttemptOutcome::Failure;
         let mut state = self.breaker.lock();
         match (state.phase, self.probes.take()) {
             (Phase::Probing { .. }, Some(round)) if round == state.rounds => {
@@ -198,13 +192,13 @@ impl Pass<'_> {
                     self.breaker.open(&mut state, now, chance);
                 }
             }
-            // A call that had begun before it last opened says nothing new.
+            // The call had begun before the breaker last opened.
             (Phase::Closed | Phase::Open { .. } | Phase::Probing { .. }, _) => {}
         }
     }
 }
 
-impl Drop for Pass<'_> {
+impl Drop for AttemptPermit<'_> {
     fn drop(&mut self) {
         if let Some(round) = self.probes {
             let mut state = self.breaker.lock();
@@ -218,17 +212,18 @@ impl Drop for Pass<'_> {
 }
 
 impl Phase {
-    fn shown(self) -> BreakerState {
+    /// How a metric shows it.
+    fn value(self) -> f64 {
         match self {
-            Self::Closed => BreakerState::Closed,
-            Self::Open { .. } => BreakerState::Open,
-            Self::Probing { .. } => BreakerState::HalfOpen,
+            Self::Closed => 0.0,
+            Self::Probing { .. } => 1.0,
+            Self::Open { .. } => 2.0,
         }
     }
 }
 
 impl State {
-    /// How long nobody is let through; `None` if somebody is.
+    /// How long no attempt is admitted; `None` if one is admitted now.
     fn wait(&self, now: Instant) -> Option<Duration> {
         match self.phase {
             Phase::Closed => None,
@@ -262,23 +257,23 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use super::Verdict::{Ill, Unknown, Well};
+    use super::AttemptOutcome::{Failure, Success, Unknown};
     use super::*;
-    use crate::llm::observer::Unobserved;
 
     const S: Duration = Duration::from_secs(1);
     /// No spread.
     const MIDDLE: f64 = 0.5;
 
     fn new() -> Breaker {
-        Breaker::new("primary", Arc::new(Unobserved))
+        Breaker::new(Gauge::new("breaker", "state").unwrap())
     }
 
-    fn state(breaker: &Breaker) -> BreakerState {
-        breaker.lock().phase.shown()
+    /// As the metric shows it.
+    fn state(breaker: &Breaker) -> &'static str {
+        ["closed", "half-open", "open"][breaker.shown.get() as usize]
     }
 
-    /// One that has just opened.
+    /// A breaker that has just opened.
     fn opened(now: Instant) -> Breaker {
         let breaker = new();
         for _ in 0..5 {
@@ -288,15 +283,15 @@ mod tests {
     }
 
     fn fail(breaker: &Breaker, now: Instant) {
-        breaker.admit(now).unwrap().settle(Ill, now, MIDDLE);
+        breaker.admit(now).unwrap().settle(Failure, now, MIDDLE);
     }
 
     fn succeed(breaker: &Breaker, now: Instant) {
-        breaker.admit(now).unwrap().settle(Well, now, MIDDLE);
+        breaker.admit(now).unwrap().settle(Success, now, MIDDLE);
     }
 
     #[test]
-    fn five_failures_in_a_row_open_it_and_a_success_between_does_not() {
+    fn five_failures_in_a_row_open_the_breaker() {
         let (breaker, now) = (new(), Instant::now());
         for _ in 0..4 {
             fail(&breaker, now);
@@ -305,22 +300,22 @@ mod tests {
         for minute in 0..4 {
             fail(&breaker, now + 60 * minute * S);
         }
-        assert_eq!(state(&breaker), BreakerState::Closed);
+        assert_eq!(state(&breaker), "closed");
         fail(&breaker, now + 300 * S);
-        assert_eq!(state(&breaker), BreakerState::Open);
+        assert_eq!(state(&breaker), "open");
         assert_eq!(breaker.admit(now + 302 * S).unwrap_err(), 3 * S);
     }
 
     #[test]
-    fn half_of_the_calls_failing_opens_it() {
+    fn failures_of_half_of_the_calls_open_the_breaker() {
         let (breaker, now) = (new(), Instant::now());
         for _ in 0..9 {
             fail(&breaker, now);
             succeed(&breaker, now);
         }
-        assert_eq!(state(&breaker), BreakerState::Closed);
+        assert_eq!(state(&breaker), "closed");
         fail(&breaker, now);
-        assert_eq!(state(&breaker), BreakerState::Open);
+        assert_eq!(state(&breaker), "open");
     }
 
     #[test]
@@ -332,14 +327,14 @@ mod tests {
         let mut now = start + 5 * S;
         for open in [10 * S, 20 * S, 40 * S, 60 * S, 60 * S] {
             let probe = breaker.admit(now).unwrap();
-            assert_eq!(state(&breaker), BreakerState::HalfOpen);
+            assert_eq!(state(&breaker), "half-open");
             assert!(breaker.admit(now).is_err(), "one probe at a time");
-            probe.settle(Ill, now, MIDDLE);
+            probe.settle(Failure, now, MIDDLE);
             assert_eq!(breaker.admit(now).unwrap_err(), open);
             now += open;
         }
         succeed(&breaker, now);
-        assert_eq!(state(&breaker), BreakerState::Closed);
+        assert_eq!(state(&breaker), "closed");
         for _ in 0..5 {
             fail(&breaker, now);
         }
@@ -347,46 +342,46 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_whose_caller_left_makes_room_for_the_next() {
+    fn a_probe_whose_caller_has_left_is_replaced_by_the_next() {
         let start = Instant::now();
         let later = start + 10 * S;
         let breaker = opened(start);
         drop(breaker.admit(later).unwrap());
-        assert_eq!(state(&breaker), BreakerState::HalfOpen);
+        assert_eq!(state(&breaker), "half-open");
         let next = breaker.admit(later).unwrap();
         assert!(breaker.admit(later).is_err());
         next.settle(Unknown, later, MIDDLE);
         succeed(&breaker, later);
-        assert_eq!(state(&breaker), BreakerState::Closed);
+        assert_eq!(state(&breaker), "closed");
     }
 
     #[test]
-    fn a_probe_lets_the_others_in_as_soon_as_the_upstream_begins_to_answer() {
+    fn a_probe_closes_the_breaker_as_soon_as_the_upstream_begins_to_answer() {
         let start = Instant::now();
         let breaker = opened(start);
         let mut probe = breaker.admit(start + 5 * S).unwrap();
-        probe.prove();
-        assert_eq!(state(&breaker), BreakerState::Closed);
+        probe.note_response();
+        assert_eq!(state(&breaker), "closed");
         succeed(&breaker, start + 5 * S);
-        probe.settle(Well, start + 60 * S, MIDDLE);
-        assert_eq!(state(&breaker), BreakerState::Closed);
+        probe.settle(Success, start + 60 * S, MIDDLE);
+        assert_eq!(state(&breaker), "closed");
     }
 
     #[test]
-    fn an_upstream_that_begins_well_and_ends_badly_is_left_alone_for_longer_each_time() {
+    fn the_breaker_opens_for_longer_each_time_that_an_answer_begins_and_fails() {
         let start = Instant::now();
         let (breaker, mut now) = (opened(start), start + 5 * S);
         for open in [10 * S, 20 * S, 40 * S] {
             let mut probe = breaker.admit(now).unwrap();
-            probe.prove();
-            probe.settle(Ill, now, MIDDLE);
+            probe.note_response();
+            probe.settle(Failure, now, MIDDLE);
             assert_eq!(breaker.admit(now).unwrap_err(), open);
             now += open;
         }
     }
 
     #[test]
-    fn a_probe_without_a_verdict_is_joined_by_another_after_a_while() {
+    fn a_probe_without_an_outcome_is_joined_by_another_after_a_while() {
         let start = Instant::now();
         let (breaker, now) = (opened(start), start + 5 * S);
         let hanging = breaker.admit(now).unwrap();
@@ -394,15 +389,15 @@ mod tests {
         assert!(!breaker.would_admit(now + S) && breaker.would_admit(now + 3 * S));
         let second = breaker.admit(now + 3 * S).unwrap();
         assert!(breaker.admit(now + 4 * S).is_err());
-        second.settle(Well, now + 4 * S, MIDDLE);
-        assert_eq!(state(&breaker), BreakerState::Closed);
-        // The first one's end is one failure among others now.
-        hanging.settle(Ill, now + 60 * S, MIDDLE);
-        assert_eq!(state(&breaker), BreakerState::Closed);
+        second.settle(Success, now + 4 * S, MIDDLE);
+        assert_eq!(state(&breaker), "closed");
+        // The outcome of the first probe is one failure among others now.
+        hanging.settle(Failure, now + 60 * S, MIDDLE);
+        assert_eq!(state(&breaker), "closed");
     }
 
     #[test]
-    fn calls_from_before_it_opened_say_nothing_once_it_is_closed_again() {
+    fn calls_that_began_before_the_breaker_opened_are_ignored_after_it_has_closed() {
         let start = Instant::now();
         let breaker = new();
         let old: Vec<_> = (0..5).map(|_| breaker.admit(start).unwrap()).collect();
@@ -411,13 +406,13 @@ mod tests {
         }
         let now = start + 5 * S;
         let mut probe = breaker.admit(now).unwrap();
-        probe.prove();
+        probe.note_response();
         for call in old {
-            call.settle(Ill, now, MIDDLE);
+            call.settle(Failure, now, MIDDLE);
         }
-        assert_eq!(state(&breaker), BreakerState::Closed);
-        probe.settle(Well, now, MIDDLE);
-        assert_eq!(state(&breaker), BreakerState::Closed);
+        assert_eq!(state(&breaker), "closed");
+        probe.settle(Success, now, MIDDLE);
+        assert_eq!(state(&breaker), "closed");
     }
 
     #[test]
@@ -428,23 +423,23 @@ mod tests {
         breaker
             .admit(now + 3 * S)
             .unwrap()
-            .settle(Ill, now + 3 * S, MIDDLE);
+            .settle(Failure, now + 3 * S, MIDDLE);
         let again = breaker.admit(now + 13 * S).unwrap();
-        hanging.settle(Ill, now + 13 * S, MIDDLE);
-        assert_eq!(state(&breaker), BreakerState::HalfOpen);
-        again.settle(Well, now + 13 * S, MIDDLE);
-        assert_eq!(state(&breaker), BreakerState::Closed);
+        hanging.settle(Failure, now + 13 * S, MIDDLE);
+        assert_eq!(state(&breaker), "half-open");
+        again.settle(Success, now + 13 * S, MIDDLE);
+        assert_eq!(state(&breaker), "closed");
     }
 
     #[test]
-    fn calls_from_before_it_opened_change_nothing() {
+    fn calls_that_began_before_the_breaker_opened_are_ignored_while_it_is_open() {
         let (breaker, now) = (new(), Instant::now());
         let (early, late) = (breaker.admit(now).unwrap(), breaker.admit(now).unwrap());
         for _ in 0..5 {
             fail(&breaker, now);
         }
-        early.settle(Well, now, MIDDLE);
-        late.settle(Ill, now + S, MIDDLE);
+        early.settle(Success, now, MIDDLE);
+        late.settle(Failure, now + S, MIDDLE);
         assert_eq!(breaker.admit(now).unwrap_err(), 5 * S);
     }
 
@@ -453,7 +448,7 @@ mod tests {
         for (chance, wait) in [(0.0, 4 * S), (1.0, 6 * S)] {
             let (breaker, now) = (new(), Instant::now());
             for _ in 0..5 {
-                breaker.admit(now).unwrap().settle(Ill, now, chance);
+                breaker.admit(now).unwrap().settle(Failure, now, chance);
             }
             assert_eq!(breaker.admit(now).unwrap_err(), wait);
         }

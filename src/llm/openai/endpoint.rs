@@ -1,4 +1,4 @@
-//! One upstream: where it is, its key, its connections, and how it has been doing.
+//! One upstream: its address, its key, its connections, its breaker and its retries.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,43 +12,44 @@ use hyper::{Request, Uri};
 use rustls::ClientConfig;
 
 use super::breaker::Breaker;
-use super::retry::Budget;
+use super::retry::RetryBudget;
 use super::transport::Transport;
 use crate::config;
-use crate::llm::{Asked, Observer};
+use crate::llm::measure::CallLabels;
+use crate::telemetry::Metrics;
 
 const USER_AGENT_VALUE: &str = concat!("prompt-service/", env!("CARGO_PKG_VERSION"));
 
-/// One upstream. Its key is in the one header that goes to its own address, and nowhere else.
+/// One upstream. Its key is only in the header that is sent to its address.
 #[derive(Debug)]
 pub struct Endpoint {
-    /// How it is called in metrics and in the log: `primary`, `fallback-1`, …
+    /// Its name in metrics and in the log: `primary`, `fallback-1`, …
     pub name: String,
-    /// What is asked, and where.
+    /// The address, the key and the model.
     pub config: config::Endpoint,
     /// Its kind, as metrics name it.
     pub provider: &'static str,
     /// Its connections.
     pub transport: Transport,
-    /// Whether it is left alone for now.
+    /// Whether it may be asked at the moment.
     pub breaker: Breaker,
     /// How many retries there may be.
-    pub budget: Budget,
+    pub budget: RetryBudget,
     uri: Uri,
     authorization: Option<HeaderValue>,
 }
 
 impl Endpoint {
-    /// The upstream at that place of the list.
+    /// The upstream with that index in the list.
     ///
     /// # Errors
-    /// An address or key that cannot be sent, which checked settings do not have.
+    /// An address or key cannot be sent, which checked settings exclude.
     pub fn new(
         at: usize,
         config: &config::Endpoint,
         tls: Arc<ClientConfig>,
         connect_timeout: Duration,
-        observer: &Arc<dyn Observer>,
+        metrics: &Metrics,
     ) -> Result<Self, hyper::http::Error> {
         let is_https = config.base_url.is_https();
         let authorization = match &config.api_key {
@@ -70,8 +71,8 @@ impl Endpoint {
                 false => "openai-compatible",
             },
             transport: Transport::new(tls, is_https, connect_timeout),
-            breaker: Breaker::new(&name, Arc::clone(observer)),
-            budget: Budget::new(Instant::now()),
+            breaker: Breaker::new(metrics.upstream_breaker_state.with_label_values(&[&name])),
+            budget: RetryBudget::new(Instant::now()),
             uri: config.base_url.join("/chat/completions").try_into()?,
             authorization,
             config: config.clone(),
@@ -79,21 +80,20 @@ impl Endpoint {
         })
     }
 
-    /// The words under which it is counted.
-    pub fn asked(&self) -> Asked<'_> {
-        Asked {
+    /// The labels of the metrics of its calls.
+    pub fn labels(&self) -> CallLabels<'_> {
+        CallLabels {
             provider: self.provider,
             model: &self.config.model,
         }
     }
 
-    /// Where it is asked. An address has neither user info nor a query, so there is no secret in
-    /// it.
+    /// Its address, which has neither user info nor a query, and so no secret.
     pub fn url(&self) -> String {
         self.uri.to_string()
     }
 
-    /// A request for something else of the upstream's.
+    /// A GET request.
     pub fn get(&self, uri: Uri, with_key: bool) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::default());
         *request.uri_mut() = uri;
@@ -107,7 +107,7 @@ impl Endpoint {
         request
     }
 
-    /// A request with that body.
+    /// A POST request with that body.
     pub fn request(&self, body: Bytes, is_streamed: bool) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = hyper::Method::POST;

@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_says_nothing_of_prompt_and_key_is_shown() {
+    fn words_that_are_not_secret_are_shown() {
         let message = "The model `gpt-9` does not exist or you do not have access to it.";
         assert_eq!(shown(message, "Why is the sky blue on Tuesdays?"), message);
         assert_eq!(shown(message, "hello"), message);

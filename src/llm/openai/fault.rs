@@ -1,60 +1,62 @@
-//! What can go wrong with one attempt, and what follows from it.
+//! The failures of an attempt, and what follows from each.
 
 use std::time::Duration;
 
 use crate::domain::FailureCode;
 use crate::llm::Failure;
 
-/// What a caller is told to wait where the upstream did not say: long enough for a restart, short enough for a person.
+/// The wait for a client if the upstream has named none: long enough for a restart, short enough
+/// for a person.
 const DEFAULT_WAIT: Duration = Duration::from_secs(5);
 
 /// Why an attempt gave no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum FaultKind {
     /// No connection: name, network or TLS.
     Connect,
     /// No connection in time.
     ConnectTimeout,
-    /// The connection broke before the answer's head.
+    /// The connection broke before the head of the answer.
     Broken {
-        /// Whether it did so too soon for work to have been lost.
+        /// Whether it broke too soon for the upstream to have worked.
         is_early: bool,
     },
-    /// A status that is no success.
+    /// A status other than success.
     Status(u16),
-    /// A streamed answer's first token did not come in time.
+    /// The first token of a streamed answer did not come in time.
     FirstTokenTimeout,
-    /// An answer that had begun fell silent.
+    /// An answer that had begun stopped coming.
     TokenTimeout,
-    /// A whole answer did not come in the time that it has while another upstream can be asked.
+    /// A whole answer did not come within its time, which is shorter while another upstream can be
+    /// asked.
     AnswerTimeout,
     /// The time for the whole call is over.
     TotalTimeout,
-    /// An answer that had begun broke off.
+    /// An answer that had begun was cut off.
     Truncated,
-    /// Not what the protocol says: no HTTP, no JSON, no choice, no text.
+    /// The answer is not what the protocol says: no HTTP, no JSON, no choice, or no text.
     Malformed,
-    /// Compressed, which was not asked for.
+    /// The answer is compressed, which was not requested.
     Encoded,
-    /// More than the limit of bytes.
+    /// The answer has more bytes than the limit.
     TooLong,
-    /// An `error` object in place of an answer, or in the middle of one.
+    /// An `error` object came in place of an answer, or in the middle of one.
     ErrorObject,
 }
 
-/// An attempt's failure, with the upstream's wish for when to come back.
+/// The failure of an attempt, with what the upstream says about retries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// What happened.
-    pub kind: Kind,
-    /// What the upstream's `Retry-After` says.
+    pub kind: FaultKind,
+    /// The upstream's `Retry-After`.
     pub retry_after: Option<Duration>,
-    /// What its `x-should-retry` says.
+    /// The upstream's `x-should-retry`.
     pub should_retry: Option<bool>,
 }
 
-impl From<Kind> for Fault {
-    fn from(kind: Kind) -> Self {
+impl From<FaultKind> for Fault {
+    fn from(kind: FaultKind) -> Self {
         Self {
             kind,
             retry_after: None,
@@ -63,123 +65,125 @@ impl From<Kind> for Fault {
     }
 }
 
-impl Kind {
-    /// Whether it may have passed by the next attempt.
+impl FaultKind {
+    /// Whether the next attempt may succeed.
     fn may_pass(self) -> bool {
         match self {
-            Kind::Connect | Kind::ConnectTimeout => true,
-            Kind::Broken { is_early } => is_early,
-            Kind::Status(501) => false,
-            Kind::Status(status) => matches!(status, 408 | 409 | 429 | 500..=599),
-            Kind::FirstTokenTimeout
-            | Kind::TokenTimeout
-            | Kind::AnswerTimeout
-            | Kind::TotalTimeout
-            | Kind::Truncated
-            | Kind::Malformed
-            | Kind::Encoded
-            | Kind::TooLong
-            | Kind::ErrorObject => false,
+            FaultKind::Connect | FaultKind::ConnectTimeout => true,
+            FaultKind::Broken { is_early } => is_early,
+            FaultKind::Status(501) => false,
+            FaultKind::Status(status) => matches!(status, 408 | 409 | 429 | 500..=599),
+            FaultKind::FirstTokenTimeout
+            | FaultKind::TokenTimeout
+            | FaultKind::AnswerTimeout
+            | FaultKind::TotalTimeout
+            | FaultKind::Truncated
+            | FaultKind::Malformed
+            | FaultKind::Encoded
+            | FaultKind::TooLong
+            | FaultKind::ErrorObject => false,
         }
     }
 }
 
 impl Fault {
-    /// Whether the same upstream may do better when asked again: it may have been busy or
-    /// restarting. What it has begun to answer is not asked for again, nor what it may have worked
-    /// on for a while: that was paid for.
+    /// Whether a retry at the same upstream makes sense: it may have been busy or restarting. There
+    /// is no retry if the upstream has begun to answer or may have worked for a while, because that
+    /// was paid for.
     pub fn is_retryable(&self) -> bool {
         self.should_retry.unwrap_or_else(|| self.kind.may_pass())
     }
 
-    /// Whether another upstream may do better: not where the request itself is at fault, or time is over.
-    pub fn may_mend_elsewhere(&self) -> bool {
+    /// Whether another upstream may succeed. Not if the request itself is wrong, or no time is
+    /// left.
+    pub fn may_succeed_elsewhere(&self) -> bool {
         !matches!(
             self.kind,
-            Kind::Status(400 | 413 | 422) | Kind::TotalTimeout | Kind::TooLong
+            FaultKind::Status(400 | 413 | 422) | FaultKind::TotalTimeout | FaultKind::TooLong
         )
     }
 
-    /// Whether this says that the upstream is ill. A refusal (429 too) shows that it is there and answers.
+    /// Whether this is a failure of the upstream as a whole. A refusal (429 too) shows that it
+    /// works.
     pub fn is_outage(&self) -> bool {
         match self.kind {
-            Kind::Status(status) => !(400..500).contains(&status) || status == 408,
-            Kind::TooLong => false,
-            Kind::Connect
-            | Kind::ConnectTimeout
-            | Kind::Broken { .. }
-            | Kind::FirstTokenTimeout
-            | Kind::TokenTimeout
-            | Kind::AnswerTimeout
-            | Kind::TotalTimeout
-            | Kind::Truncated
-            | Kind::Malformed
-            | Kind::Encoded
-            | Kind::ErrorObject => true,
+            FaultKind::Status(status) => !(400..500).contains(&status) || status == 408,
+            FaultKind::TooLong => false,
+            FaultKind::Connect
+            | FaultKind::ConnectTimeout
+            | FaultKind::Broken { .. }
+            | FaultKind::FirstTokenTimeout
+            | FaultKind::TokenTimeout
+            | FaultKind::AnswerTimeout
+            | FaultKind::TotalTimeout
+            | FaultKind::Truncated
+            | FaultKind::Malformed
+            | FaultKind::Encoded
+            | FaultKind::ErrorObject => true,
         }
     }
 
     /// Whether the operator has to correct something: the key, the address or the model.
     pub fn is_misconfiguration(&self) -> bool {
-        matches!(self.kind, Kind::Status(300..=399 | 401 | 403 | 404))
+        matches!(self.kind, FaultKind::Status(300..=399 | 401 | 403 | 404))
     }
 
-    /// The word under which this is counted and logged; few words, whatever the upstream sends.
+    /// The word under which this is counted and logged: one of a few, whatever the upstream sends.
     pub fn error_type(&self) -> &'static str {
         match self.kind {
-            Kind::Connect => "connect",
-            Kind::ConnectTimeout => "connect_timeout",
-            Kind::Broken { .. } => "connection_broken",
-            Kind::Status(status) => status_word(status),
-            Kind::FirstTokenTimeout => "first_token_timeout",
-            Kind::TokenTimeout => "token_timeout",
-            Kind::AnswerTimeout => "answer_timeout",
-            Kind::TotalTimeout => "total_timeout",
-            Kind::Truncated => "truncated",
-            Kind::Malformed => "malformed",
-            Kind::Encoded => "encoded",
-            Kind::TooLong => "too_long",
-            Kind::ErrorObject => "error_object",
+            FaultKind::Connect => "connect",
+            FaultKind::ConnectTimeout => "connect_timeout",
+            FaultKind::Broken { .. } => "connection_broken",
+            FaultKind::Status(status) => status_word(status),
+            FaultKind::FirstTokenTimeout => "first_token_timeout",
+            FaultKind::TokenTimeout => "token_timeout",
+            FaultKind::AnswerTimeout => "answer_timeout",
+            FaultKind::TotalTimeout => "total_timeout",
+            FaultKind::Truncated => "truncated",
+            FaultKind::Malformed => "malformed",
+            FaultKind::Encoded => "encoded",
+            FaultKind::TooLong => "too_long",
+            FaultKind::ErrorObject => "error_object",
         }
     }
 
-    /// What the caller of the service is told.
+    /// What the client of this service gets.
     pub fn into_failure(self) -> Failure {
         let (code, detail) = match self.kind {
-            Kind::Status(429) => (
+            FaultKind::Status(429) => (
                 FailureCode::UpstreamUnavailable,
                 "The upstream has too many requests.",
             ),
-            Kind::Status(503 | 529) => (
+            FaultKind::Status(503 | 529) => (
                 FailureCode::UpstreamUnavailable,
                 "The upstream is unavailable.",
             ),
-            Kind::ConnectTimeout
-            | Kind::FirstTokenTimeout
-            | Kind::TokenTimeout
-            | Kind::AnswerTimeout
-            | Kind::TotalTimeout
-            | Kind::Status(504) => (
+            FaultKind::ConnectTimeout
+            | FaultKind::FirstTokenTimeout
+            | FaultKind::TokenTimeout
+            | FaultKind::AnswerTimeout
+            | FaultKind::TotalTimeout
+            | FaultKind::Status(504) => (
                 FailureCode::UpstreamTimeout,
                 "The upstream did not answer in time.",
             ),
-            Kind::Connect => (
+            FaultKind::Connect => (
                 FailureCode::UpstreamFailed,
                 "The upstream could not be reached.",
             ),
-            Kind::Broken { .. } | Kind::Truncated => (
+            FaultKind::Broken { .. } | FaultKind::Truncated => (
                 FailureCode::UpstreamFailed,
                 "The upstream's answer broke off.",
             ),
-            Kind::Status(_) | Kind::ErrorObject => (
+            FaultKind::Status(_) | FaultKind::ErrorObject => (
                 FailureCode::UpstreamFailed,
                 "The upstream answered with an error.",
             ),
-            Kind::Malformed | Kind::Encoded => (
+            FaultKind::Malformed | FaultKind::Encoded => (
                 FailureCode::UpstreamFailed,
                 "The upstream's answer could not be understood.",
             ),
-            Kind::TooLong => (
+            FaultKind::TooLong => (
                 FailureCode::UpstreamFailed,
                 "The upstream's answer is too long.",
             ),
@@ -193,7 +197,7 @@ impl Fault {
     }
 }
 
-/// No upstream may be asked: all breakers are open, the first for `wait` more.
+/// No upstream may be asked: all breakers are open. The first one closes after `wait`.
 pub fn all_open(wait: Duration) -> Failure {
     Failure {
         code: FailureCode::UpstreamUnavailable,
@@ -232,25 +236,25 @@ mod tests {
     use super::*;
 
     fn status(status: u16) -> Fault {
-        Kind::Status(status).into()
+        FaultKind::Status(status).into()
     }
 
     #[test]
-    fn only_what_may_pass_is_asked_again() {
+    fn only_passing_failures_are_retried() {
         for code in [408, 409, 429, 500, 502, 503, 504, 529] {
             assert!(status(code).is_retryable(), "{code}");
         }
         for code in [301, 400, 401, 403, 404, 413, 422, 451, 501] {
             assert!(!status(code).is_retryable(), "{code}");
         }
-        assert!(!Fault::from(Kind::Truncated).is_retryable());
+        assert!(!Fault::from(FaultKind::Truncated).is_retryable());
         for is_early in [true, false] {
-            let broken = Fault::from(Kind::Broken { is_early });
+            let broken = Fault::from(FaultKind::Broken { is_early });
             assert_eq!(broken.is_retryable(), is_early);
-            assert!(broken.may_mend_elsewhere() && broken.is_outage());
+            assert!(broken.may_succeed_elsewhere() && broken.is_outage());
         }
-        let hung = Fault::from(Kind::AnswerTimeout);
-        assert!(!hung.is_retryable() && hung.may_mend_elsewhere() && hung.is_outage());
+        let hung = Fault::from(FaultKind::AnswerTimeout);
+        assert!(!hung.is_retryable() && hung.may_succeed_elsewhere() && hung.is_outage());
     }
 
     #[test]
@@ -264,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn each_failure_has_its_code_and_unavailable_ones_a_wait() {
+    fn each_fault_has_its_code_and_unavailable_ones_a_wait() {
         for (code, expected) in [
             (401, FailureCode::UpstreamFailed),
             (418, FailureCode::UpstreamFailed),

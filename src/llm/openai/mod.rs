@@ -1,7 +1,8 @@
-//! The chat-completions protocol of OpenAI and of everything that speaks it: one call, over however many attempts and upstreams it takes.
+//! The chat-completions protocol of OpenAI and of compatible servers. A call makes as many
+//! attempts, at as many upstreams, as it needs.
 //!
-//! Attempts end with the first piece of text: what a caller has been given is never asked for again. `docs/UPSTREAM.md` says when
-//! there is another one.
+//! There is no further attempt after the first piece of text, because the caller has it.
+//! `docs/UPSTREAM.md` says when there is another attempt.
 
 mod answer;
 mod attempt;
@@ -22,24 +23,26 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 
 use self::answer::Deltas;
-use self::attempt::{Attempt, Limits};
-use self::breaker::Verdict;
+use self::attempt::{AnswerLimits, UpstreamAttempt};
+use self::breaker::AttemptOutcome;
 use self::endpoint::Endpoint;
-use self::fault::{Fault, Kind};
-pub use self::models::{Finding, Look};
+use self::fault::{Fault, FaultKind};
+pub use self::models::{ModelFinding, UpstreamCheck};
 use self::reader::{Answer, End, Reader};
-use super::{Asked, Completion, Event, Failure, Observer};
+use super::measure::CallLabels;
+use super::{Completion, Failure};
 use crate::config::UpstreamConfig;
 use crate::memory_budget::Reservation;
+use crate::telemetry::Metrics;
 
-/// Where there is another upstream to ask, a longer wait for this one is not worth it.
+/// The longest wait before a retry if another upstream can be asked.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The upstreams, in the order in which they are asked.
 pub struct Upstreams {
     config: UpstreamConfig,
     endpoints: Vec<Endpoint>,
-    observer: Arc<dyn Observer>,
+    metrics: Arc<Metrics>,
 }
 
 impl std::fmt::Debug for Upstreams {
@@ -56,7 +59,7 @@ pub enum Error {
     /// TLS cannot be set up.
     #[error("TLS cannot be set up")]
     Tls(#[from] rustls::Error),
-    /// An upstream is reached over TLS, and nobody is trusted.
+    /// An upstream is reached over TLS, and no certificate authority is trusted.
     #[error(
         "no certificate authorities were found to trust: install the system's ca-certificates, or set SSL_CERT_FILE"
     )]
@@ -66,42 +69,40 @@ pub enum Error {
     Unsendable(#[from] hyper::http::Error),
 }
 
-/// How a call ended without an answer.
+/// Why an upstream has given no answer.
 enum Ended {
-    /// The upstream was not asked: its breaker stays open that long.
+    /// The upstream was not asked. Its breaker stays open for so long.
     Refused(Duration),
-    /// The last attempt's failure.
+    /// The failure of the last attempt.
     Failed(Fault),
 }
 
-/// One call as it goes from attempt to attempt. Dropped before its end, it is counted as given up: it was paid for all the same.
+/// One call with all its attempts. If it is dropped before its end, it is counted as cancelled,
+/// because it was paid for nevertheless.
 struct Call<'a, 'd> {
     prompt: &'a str,
     memory: Reservation,
     deltas: Deltas<'d>,
     began: Instant,
     attempts: u32,
-    /// Who was asked last; before that, who is first in line.
+    /// The upstream that was asked last; at first, the first one of the list.
     endpoint: &'a Endpoint,
-    observer: &'a dyn Observer,
+    metrics: &'a Metrics,
     is_over: bool,
 }
 
 impl Call<'_, '_> {
     fn end(&mut self, error_type: Option<&'static str>, answer: Option<&Answer>) {
         self.is_over = true;
-        let asked = self.endpoint.asked();
+        let labels = self.endpoint.labels();
         if let Some(first_at) = self.deltas.first_at() {
             let after = first_at.saturating_duration_since(self.began);
-            self.observer.observe(Event::FirstToken(asked, after));
+            labels.first_chunk(self.metrics, after);
         }
-        self.observer.observe(Event::Ended {
-            asked,
-            duration: self.began.elapsed(),
-            error_type,
-            prompt_tokens: answer.and_then(|answer| answer.prompt_tokens),
-            completion_tokens: answer.and_then(|answer| answer.completion_tokens),
+        let tokens = answer.map_or([None, None], |answer| {
+            [answer.prompt_tokens, answer.completion_tokens]
         });
+        labels.ended(self.metrics, self.began.elapsed(), error_type, tokens);
     }
 }
 
@@ -114,11 +115,11 @@ impl Drop for Call<'_, '_> {
 }
 
 impl Upstreams {
-    /// Makes ready to ask; nothing is connected yet.
+    /// A client of the upstreams. It does not connect yet.
     ///
     /// # Errors
     /// See [`Error`].
-    pub fn new(config: &UpstreamConfig, observer: Arc<dyn Observer>) -> Result<Self, Error> {
+    pub fn new(config: &UpstreamConfig, metrics: Arc<Metrics>) -> Result<Self, Error> {
         let needs_tls = config.endpoints.iter().any(|each| each.base_url.is_https());
         let tls = Arc::new(if needs_tls {
             transport::tls_config()?.ok_or(Error::NoRoots)?
@@ -127,28 +128,28 @@ impl Upstreams {
         });
         let endpoints = config.endpoints.iter().enumerate().map(|(at, endpoint)| {
             let tls = Arc::clone(&tls);
-            Endpoint::new(at, endpoint, tls, config.connect_timeout, &observer)
+            Endpoint::new(at, endpoint, tls, config.connect_timeout, &metrics)
         });
         let endpoints: Vec<_> = endpoints.collect::<Result<_, _>>()?;
         for endpoint in &endpoints {
-            observer.observe(Event::Announced(endpoint.asked()));
+            endpoint.labels().announce(&metrics);
         }
         Ok(Self {
             endpoints,
             config: config.clone(),
-            observer,
+            metrics,
         })
     }
 
-    /// What is asked first.
-    pub fn first(&self) -> Asked<'_> {
-        self.endpoints[0].asked()
+    /// The labels of the upstream that is asked first.
+    pub fn first(&self) -> CallLabels<'_> {
+        self.endpoints[0].labels()
     }
 
-    /// Asks each upstream which models it has; see [`super::Client::look`].
-    pub async fn look(&self) -> Vec<Look> {
-        let looks = self.endpoints.iter().enumerate();
-        join_all(looks.map(|(place, endpoint)| models::look(place, endpoint))).await
+    /// Asks each upstream which models it has; see [`super::Client::check_models`].
+    pub async fn check_models(&self) -> Vec<UpstreamCheck> {
+        let endpoints = self.endpoints.iter().enumerate();
+        join_all(endpoints.map(|(index, endpoint)| models::check(index, endpoint))).await
     }
 
     /// Answers a prompt; see [`super::Client::complete`].
@@ -165,7 +166,7 @@ impl Upstreams {
             began: Instant::now(),
             attempts: 0,
             endpoint: &self.endpoints[0],
-            observer: &*self.observer,
+            metrics: &self.metrics,
             is_over: false,
         };
         let mut last: Option<Fault> = None;
@@ -182,7 +183,7 @@ impl Upstreams {
                 }
                 Err(Ended::Failed(fault)) => {
                     last = Some(fault);
-                    if call.deltas.first_at().is_some() || !fault.may_mend_elsewhere() {
+                    if call.deltas.first_at().is_some() || !fault.may_succeed_elsewhere() {
                         break;
                     }
                 }
@@ -196,14 +197,14 @@ impl Upstreams {
         })
     }
 
-    /// Asks one upstream until it answers, or there is no sense in asking it again. `others` may be asked after it.
+    /// Asks one upstream until it answers or a retry is useless. `others` may be asked after it.
     async fn ask<'a>(
         &self,
         endpoint: &'a Endpoint,
         others: &[Endpoint],
         call: &mut Call<'a, '_>,
     ) -> Result<Answer, Ended> {
-        let is_streamed = call.deltas.are_wanted();
+        let is_streamed = call.deltas.is_streamed();
         let prompts = [
             call.prompt,
             self.config.system_prompt.as_deref().unwrap_or_default(),
@@ -216,24 +217,24 @@ impl Upstreams {
             let now = Instant::now();
             if now >= whole_by {
                 return Err(Ended::Failed(
-                    last.unwrap_or_else(|| Kind::TotalTimeout.into()),
+                    last.unwrap_or_else(|| FaultKind::TotalTimeout.into()),
                 ));
             }
-            let pass = match endpoint.breaker.admit(now) {
-                Ok(pass) => pass,
+            let permit = match endpoint.breaker.admit(now) {
+                Ok(permit) => permit,
                 Err(wait) => return Err(last.map_or(Ended::Refused(wait), Ended::Failed)),
             };
             if retries == 0 {
                 endpoint.budget.note_call();
             }
-            // The head of a whole answer comes when the answer is ready, so a hang looks like work. Half of the time left is for
-            // who can still be asked.
+            // The head of a whole answer comes when the answer is ready, so an upstream that hangs
+            // looks like one that works. Half of the time that is left is for the other upstreams.
             let whole_by = if !is_streamed && has_next(now) {
-                (now + (whole_by - now) / 2, Kind::AnswerTimeout)
+                (now + (whole_by - now) / 2, FaultKind::AnswerTimeout)
             } else {
-                (whole_by, Kind::TotalTimeout)
+                (whole_by, FaultKind::TotalTimeout)
             };
-            let limits = Limits {
+            let limits = AnswerLimits {
                 first_token_by: now + self.config.first_token_timeout,
                 token_timeout: self.config.token_timeout,
                 whole_by,
@@ -241,20 +242,20 @@ impl Upstreams {
             };
             call.attempts += 1;
             call.endpoint = endpoint;
-            let mut attempt = Attempt::new(endpoint, call.attempts, limits, pass);
+            let mut attempt = UpstreamAttempt::new(endpoint, call.attempts, limits, permit);
             let answer = attempt
                 .run(body.clone(), &mut call.deltas, &mut call.memory)
                 .await;
-            // What others have left it is too little to judge it by.
+            // If other attempts have used up the time, its end says nothing about this upstream.
             let is_short = call.attempts > 1 && limits.first_token_by > whole_by.0;
-            let verdict = verdict(&answer, attempt.is_alive(), is_short);
+            let outcome = outcome(&answer, attempt.is_alive(), is_short);
             if attempt.skipped() > 0 {
-                self.observer.observe(Event::Skipped {
-                    upstream: &endpoint.name,
-                    events: attempt.skipped(),
-                });
+                self.metrics
+                    .upstream_events_skipped
+                    .with_label_values(&[&endpoint.name])
+                    .inc_by(attempt.skipped());
             }
-            attempt.settle(&answer, verdict, chance(), &prompts);
+            attempt.settle(&answer, outcome, chance(), &prompts);
             let fault = match answer {
                 Ok(answer) => return Ok(answer),
                 Err(fault) => fault,
@@ -273,31 +274,31 @@ impl Upstreams {
             if is_too_late || (wait > PATIENCE && has_next(now)) || !endpoint.budget.take(now) {
                 return Err(Ended::Failed(fault));
             }
-            self.observer.observe(Event::Retried {
-                upstream: &endpoint.name,
-                error_type: fault.error_type(),
-            });
+            self.metrics
+                .upstream_retries
+                .with_label_values(&[endpoint.name.as_str(), fault.error_type()])
+                .inc();
             tokio::time::sleep(wait).await;
         }
     }
 }
 
-/// What the client makes of an answer's body.
+/// What the client reads from an answer's body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reading {
-    /// The text that is handed over piece by piece, put together.
+    /// The pieces of text that are handed over, joined.
     pub deltas: String,
-    /// The answer, or the word under which its failure is counted.
+    /// The answer, or the word under which the failure is counted.
     pub answer: Result<Completion, &'static str>,
     /// Events that could not be read and were left out.
     pub skipped: u64,
 }
 
-/// Reads the body of an answer as the client does, in the pieces in which it comes. A function of
-/// its own for tests and fuzzing, which need neither a connection nor a clock.
+/// Reads the body of an answer as the client does, in the given pieces. For tests and fuzzing,
+/// which need neither a connection nor a clock.
 ///
-/// `most_text`: bytes of text that the answer may have. `is_cut`: the body breaks off after the
-/// last piece.
+/// `most_text`: bytes of text that the answer may have. `is_cut`: the body is cut off after
+/// the last piece.
 #[doc(hidden)]
 pub fn read_answer<'a>(
     pieces: impl IntoIterator<Item = &'a [u8]>,
@@ -333,19 +334,22 @@ pub fn read_answer<'a>(
     }
 }
 
-/// What an attempt says of its upstream. The deadline of the whole call is the client's: it says something only of an upstream that
-/// had its time and did not even begin.
-fn verdict(answer: &Result<Answer, Fault>, is_alive: bool, is_short: bool) -> Verdict {
+/// What an attempt shows about its upstream. The deadline of the whole call is the client's. If it
+/// has passed, that is a failure only of an upstream that had enough time and did not even begin.
+fn outcome(answer: &Result<Answer, Fault>, is_alive: bool, is_short: bool) -> AttemptOutcome {
     match answer {
-        Ok(_) => Verdict::Well,
-        Err(fault) if fault.kind == Kind::TotalTimeout && is_alive => Verdict::Well,
+        Ok(_) => AttemptOutcome::Success,
+        Err(fault) if fault.kind == FaultKind::TotalTimeout && is_alive => AttemptOutcome::Success,
         Err(fault)
-            if matches!(fault.kind, Kind::TotalTimeout | Kind::AnswerTimeout) && is_short =>
+            if matches!(
+                fault.kind,
+                FaultKind::TotalTimeout | FaultKind::AnswerTimeout
+            ) && is_short =>
         {
-            Verdict::Unknown
+            AttemptOutcome::Unknown
         }
-        Err(fault) if fault.is_outage() => Verdict::Ill,
-        Err(_) => Verdict::Well,
+        Err(fault) if fault.is_outage() => AttemptOutcome::Failure,
+        Err(_) => AttemptOutcome::Success,
     }
 }
 
@@ -362,7 +366,7 @@ fn completion(answer: Answer, endpoint: &Endpoint, began: Instant) -> Completion
     }
 }
 
-/// A number from 0 to 1, evenly spread. If the system has no randomness to give, the middle spreads nothing and harms nothing.
+/// A random number from 0 to 1. If the system has no randomness, 0.5 does no harm.
 fn chance() -> f64 {
     getrandom::u32().map_or(0.5, |number| f64::from(number) / f64::from(u32::MAX))
 }

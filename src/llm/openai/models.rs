@@ -15,40 +15,40 @@ const TIME: Duration = Duration::from_secs(10);
 /// Longest list that is read; those of gateways to hundreds of models have about 1 MB.
 const MOST_BYTES: usize = 8 << 20;
 
-/// What the list of one upstream shows.
+/// What the list of models of one upstream shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Look {
-    /// Which: `primary`, `fallback-1`, …
+pub struct UpstreamCheck {
+    /// The upstream: `primary`, `fallback-1`, …
     pub upstream: String,
-    /// Its place in the list of upstreams, from 0.
-    pub place: usize,
+    /// Its index in the list of upstreams.
+    pub index: usize,
     /// The address of its list.
     pub url: String,
     /// The model that is configured.
     pub model: String,
     /// What was found.
-    pub finding: Finding,
+    pub finding: ModelFinding,
 }
 
-/// What an upstream's list says of the configured model.
+/// What an upstream's list says about the configured model.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Finding {
+pub enum ModelFinding {
     /// It has the model.
     HasModel {
-        /// Whether the list needed the key. Some upstreams show it to everybody, which says nothing
-        /// of the key.
+        /// Whether the list needed the key. Some upstreams show it to everybody, and the key may be
+        /// wrong then.
         key_was_tried: bool,
         /// When the model ends, where that is known.
         shutdown: Option<SystemTime>,
     },
-    /// It has others.
+    /// It has other models.
     OtherModels {
         /// How many.
         number: usize,
-        /// One whose name is like the one that is asked for.
+        /// A model with a similar name.
         similar: Option<String>,
     },
-    /// It refuses the key, or wants one.
+    /// It refuses the key, or needs one.
     KeyRefused(u16),
     /// There is no list of models at the address.
     NoList {
@@ -59,32 +59,34 @@ pub enum Finding {
     },
     /// It responds, but cannot give the list at the moment.
     Unavailable(u16),
-    /// There was no response in time: one of a few words for why.
+    /// There was no response in time. The reason is one of a few words.
     Unreachable(&'static str),
 }
 
-/// Looks at one upstream.
-pub async fn look(place: usize, endpoint: &Endpoint) -> Look {
-    Look {
+/// Checks one upstream.
+pub async fn check(index: usize, endpoint: &Endpoint) -> UpstreamCheck {
+    UpstreamCheck {
         upstream: endpoint.name.clone(),
-        place,
+        index,
         url: endpoint.config.base_url.join("/models"),
         model: endpoint.config.model.clone(),
-        finding: finding(endpoint).await.unwrap_or_else(Finding::Unreachable),
+        finding: finding(endpoint)
+            .await
+            .unwrap_or_else(ModelFinding::Unreachable),
     }
 }
 
-async fn finding(endpoint: &Endpoint) -> Result<Finding, &'static str> {
+async fn finding(endpoint: &Endpoint) -> Result<ModelFinding, &'static str> {
     let base_url = &endpoint.config.base_url;
     let (status, body) = get(endpoint, &base_url.join("/models"), true).await?;
     let models = match status {
         200..=299 => list(&body),
-        401 | 403 => return Ok(Finding::KeyRefused(status)),
-        408 | 429 | 500.. => return Ok(Finding::Unavailable(status)),
+        401 | 403 => return Ok(ModelFinding::KeyRefused(status)),
+        408 | 429 | 500.. => return Ok(ModelFinding::Unavailable(status)),
         _ => None,
     };
     let Some(models) = models else {
-        return Ok(Finding::NoList {
+        return Ok(ModelFinding::NoList {
             status,
             better: better(endpoint).await,
         });
@@ -99,7 +101,7 @@ async fn finding(endpoint: &Endpoint) -> Result<Finding, &'static str> {
         }
     }
     let Some(model) = found else {
-        return Ok(Finding::OtherModels {
+        return Ok(ModelFinding::OtherModels {
             number: models.len(),
             similar: similar(asked, &models),
         });
@@ -110,7 +112,7 @@ async fn finding(endpoint: &Endpoint) -> Result<Finding, &'static str> {
             get(endpoint, &base_url.join("/models"), false).await,
             Ok((200..=299, _))
         );
-    Ok(Finding::HasModel {
+    Ok(ModelFinding::HasModel {
         key_was_tried: has_key && !is_public,
         shutdown: model.shutdown,
     })
@@ -294,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_nearly_right_is_shown() {
+    fn a_similar_name_is_shown() {
         let models = ["gpt-6-luna", "gpt-5", "text-embedding-4"].map(|name| Model {
             name: name.to_owned(),
             shutdown: None,

@@ -1,4 +1,4 @@
-//! When an upstream is asked again: how long is waited, how often, and what it says of that itself.
+//! Retries: how long to wait, how many there may be, and what the upstream says about them.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -6,20 +6,21 @@ use hyper::HeaderMap;
 use hyper::header::RETRY_AFTER;
 use parking_lot::{Mutex, MutexGuard};
 
-/// The wait before the first retry is up to this, and doubles with each further one up to [`LONGEST_BACKOFF`].
+/// The longest wait before the first retry. It doubles with each further one, up to
+/// [`LONGEST_BACKOFF`].
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(8);
-/// Longer wishes than this are taken for this.
-const LONGEST_WISH: Duration = Duration::from_secs(86_400);
+/// The longest `Retry-After` that is taken seriously. Longer ones count as this.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(86_400);
 
 /// How long to wait before retry number `retry`, counted from 1. Full jitter: anything up to the
-/// bound, by `chance` from 0 to 1, so that callers who failed together do not come back together.
-/// An upstream's wish is kept, with up to a tenth on top. Source: Brooker, "Exponential Backoff And
-/// Jitter", AWS Architecture Blog, 2015.
-pub fn backoff(retry: u32, wish: Option<Duration>, chance: f64) -> Duration {
+/// bound, by `chance` from 0 to 1, so that calls that failed together are not retried together. If
+/// the upstream `requested` a wait, that is the shortest, with up to a tenth on top. Source:
+/// Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+pub fn backoff(retry: u32, requested: Option<Duration>, chance: f64) -> Duration {
     let chance = chance.clamp(0.0, 1.0);
-    match wish {
-        Some(wish) => wish + wish.min(LONGEST_BACKOFF).mul_f64(chance / 10.0),
+    match requested {
+        Some(wait) => wait + wait.min(LONGEST_BACKOFF).mul_f64(chance / 10.0),
         None => FIRST_BACKOFF
             .saturating_mul(1 << retry.saturating_sub(1).min(10))
             .min(LONGEST_BACKOFF)
@@ -27,9 +28,9 @@ pub fn backoff(retry: u32, wish: Option<Duration>, chance: f64) -> Duration {
     }
 }
 
-/// What an answer's headers say about when to come back: `retry-after-ms` (OpenAI's, finer), else
-/// `Retry-After`, in seconds or as a date. `None` where they say nothing that can be read, and
-/// where they say "now": whoever failed a moment ago had better wait.
+/// When to retry, by the headers of an answer: `retry-after-ms` (OpenAI's, finer), otherwise
+/// `Retry-After`, in seconds or as a date. `None` if they have nothing that can be read, and if
+/// they say "now": after a failure it is better to wait.
 pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
     let number = |text: &str| {
@@ -40,21 +41,20 @@ pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let wait = match milliseconds.filter(|ms| *ms > 0.0) {
         Some(ms) => seconds(ms / 1000.0),
         None => {
-            let wish = text(RETRY_AFTER.as_str())?;
-            match number(wish) {
-                Some(wish) => seconds(wish),
-                None => httpdate::parse_http_date(wish)
+            let wait = text(RETRY_AFTER.as_str())?;
+            match number(wait) {
+                Some(wait) => seconds(wait),
+                None => httpdate::parse_http_date(wait)
                     .ok()?
                     .duration_since(now)
                     .ok()?,
             }
         }
     };
-    Some(wait.min(LONGEST_WISH)).filter(|wait| !wait.is_zero())
+    Some(wait.min(MAX_RETRY_AFTER)).filter(|wait| !wait.is_zero())
 }
 
-/// Whether an answer's headers say that asking again makes sense, whatever the status:
-/// `x-should-retry`.
+/// Whether a retry makes sense, by the header `x-should-retry` of an answer, whatever its status.
 pub fn should_retry(headers: &HeaderMap) -> Option<bool> {
     let said = headers.get("x-should-retry")?.to_str().ok()?.trim();
     [("true", true), ("false", false)]
@@ -63,13 +63,13 @@ pub fn should_retry(headers: &HeaderMap) -> Option<bool> {
 }
 
 fn seconds(seconds: f64) -> Duration {
-    Duration::from_secs_f64(seconds.min(LONGEST_WISH.as_secs_f64()))
+    Duration::from_secs_f64(seconds.min(MAX_RETRY_AFTER.as_secs_f64()))
 }
 
-/// How many retries there may be: a tenth of the calls, and one in ten seconds beside them, so that retries cannot multiply the load
-/// on an upstream that is down already.
+/// How many retries there may be: a tenth of the calls, and another one every ten seconds. So
+/// retries cannot multiply the load of an upstream that is down already.
 #[derive(Debug)]
-pub struct Budget(Mutex<Bucket>);
+pub struct RetryBudget(Mutex<Bucket>);
 
 #[derive(Debug)]
 struct Bucket {
@@ -82,8 +82,8 @@ const CAPACITY: f64 = 10.0;
 const PER_CALL: f64 = 0.1;
 const PER_SECOND: f64 = 0.1;
 
-impl Budget {
-    /// A full one.
+impl RetryBudget {
+    /// A full budget.
     pub fn new(now: Instant) -> Self {
         Self(Mutex::new(Bucket {
             tokens: CAPACITY,
@@ -91,23 +91,23 @@ impl Budget {
         }))
     }
 
-    /// Notes a call's first attempt.
+    /// Notes the first attempt of a call.
     pub fn note_call(&self) {
         let mut bucket = self.lock();
         bucket.tokens = (bucket.tokens + PER_CALL).min(CAPACITY);
     }
 
-    /// Takes leave for one retry, if there is any.
+    /// Takes one retry. Returns false if there is none.
     pub fn take(&self, now: Instant) -> bool {
         let mut bucket = self.lock();
         let passed = now.saturating_duration_since(bucket.filled_at);
         bucket.filled_at = bucket.filled_at.max(now);
         bucket.tokens = (bucket.tokens + passed.as_secs_f64() * PER_SECOND).min(CAPACITY);
-        let has_leave = bucket.tokens >= 1.0;
-        if has_leave {
+        let is_allowed = bucket.tokens >= 1.0;
+        if is_allowed {
             bucket.tokens -= 1.0;
         }
-        has_leave
+        is_allowed
     }
 
     fn lock(&self) -> MutexGuard<'_, Bucket> {
@@ -125,7 +125,7 @@ mod tests {
     const S: Duration = Duration::from_secs(1);
 
     #[test]
-    fn waits_double_up_to_a_bound_and_are_spread_over_all_of_it() {
+    fn waits_double_up_to_a_limit_and_are_spread_over_it() {
         assert_eq!(backoff(1, None, 0.0), Duration::ZERO);
         let longest: Vec<_> = (1..=7).map(|retry| backoff(retry, None, 1.0)).collect();
         assert_eq!(
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_on_retrying_is_read_and_any_other_left_alone() {
+    fn x_should_retry_is_read_and_other_words_are_ignored() {
         for (said, meaning) in [
             ("true", Some(true)),
             (" False ", Some(false)),
@@ -152,12 +152,12 @@ mod tests {
     }
 
     #[test]
-    fn a_wish_is_never_undercut() {
+    fn a_requested_wait_is_never_shortened() {
         assert_eq!(backoff(1, Some(3 * S), 0.0), 3 * S);
         assert_eq!(backoff(1, Some(3 * S), 1.0), 3300 * MS);
     }
 
-    fn wish(headers: &[(&'static str, &str)], now: SystemTime) -> Option<Duration> {
+    fn requested(headers: &[(&'static str, &str)], now: SystemTime) -> Option<Duration> {
         let headers = headers.iter().map(|(name, value)| {
             let value = HeaderValue::from_str(value).unwrap();
             (HeaderName::from_static(name), value)
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn wishes_are_read_in_seconds_in_milliseconds_and_as_a_date() {
+    fn retry_after_is_read_in_seconds_in_milliseconds_and_as_a_date() {
         let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
         let date = "Sun, 06 Nov 1994 08:49:47 GMT";
         for (headers, expected) in [
@@ -190,14 +190,14 @@ mod tests {
             (&[("retry-after", "soon")], None),
             (&[], None),
         ] {
-            assert_eq!(wish(headers, now), expected, "{headers:?}");
+            assert_eq!(requested(headers, now), expected, "{headers:?}");
         }
     }
 
     #[test]
     fn retries_stay_a_tenth_of_the_calls_once_the_first_ten_are_spent() {
         let now = Instant::now();
-        let budget = Budget::new(now);
+        let budget = RetryBudget::new(now);
         let mut retries = 0;
         for _ in 0..1000 {
             budget.note_call();
@@ -209,7 +209,7 @@ mod tests {
     #[test]
     fn a_quiet_service_gets_a_retry_every_ten_seconds() {
         let now = Instant::now();
-        let budget = Budget::new(now);
+        let budget = RetryBudget::new(now);
         while budget.take(now) {}
         assert!(!budget.take(now + 9 * S));
         assert!(budget.take(now + 11 * S));

@@ -1,4 +1,5 @@
-//! Connections to one upstream: pooled, over TLS where the address says so, made within a deadline, and only to where they may go.
+//! Connections to one upstream: pooled, over TLS if the address says so, made within a deadline,
+//! and only to permitted addresses.
 
 use std::future::Future;
 use std::io;
@@ -20,32 +21,34 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::{ClientConfig, RootCertStore};
 use tower::Service;
 
-use super::fault::Kind;
+use super::fault::FaultKind;
 use crate::config::is_private;
 
 /// A connection idle for longer is closed: load balancers forget them after about a minute.
 const IDLE: Duration = Duration::from_secs(50);
 /// Idle connections kept.
 const MAX_IDLE: usize = 256;
-/// The head of an answer, and what is read ahead of its body.
+/// Bytes for the head of an answer and for reading ahead of its body.
 const READ_AHEAD_BYTES: usize = 64 * 1024;
-/// A connection that breaks this soon after a request went out on it was dead or dying: a kept one that the upstream had closed, a
-/// restart. No model answers that fast what anybody would miss. One that breaks later may break off work, such as at a proxy's
-/// limit of 60 s for a silent answer.
+/// If a connection breaks within this time after a request was sent, it was dead already: the
+/// upstream had closed a kept connection, or was restarting. No model works that fast. A connection
+/// that breaks later may end work that was paid for, such as at a proxy's limit of 60 s for a
+/// silent answer.
 const EARLY: Duration = Duration::from_secs(2);
-/// How often a silent connection is probed, so that one cut without a word is noticed.
+/// How often a silent connection is probed, so that a lost connection is noticed.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type BoxFuture<T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
 type Tls = HttpsConnector<HttpConnector<Resolver>>;
 
-/// Sends requests over connections of its own.
+/// Sends requests to one upstream over its connections.
 #[derive(Clone, Debug)]
 pub struct Transport(Client<Connector, Full<Bytes>>);
 
 impl Transport {
-    /// Connections that trust `tls`, made within `connect_timeout`. Those without TLS go to private addresses only.
+    /// Connections that trust `tls`, made within `connect_timeout`. Without TLS, only private
+    /// addresses are permitted.
     pub fn new(tls: Arc<ClientConfig>, is_https: bool, connect_timeout: Duration) -> Self {
         let resolver = Resolver {
             inner: GaiResolver::new(),
@@ -71,27 +74,28 @@ impl Transport {
         Self(client)
     }
 
-    /// Sends a request and waits for the head of its answer. Redirects are answers like others. Dropping this gives the request up.
+    /// Sends a request and waits for the head of its answer. Redirects are not followed. Dropping
+    /// the future cancels the request.
     ///
     /// # Errors
-    /// `Connect`, `ConnectTimeout`, `Broken`, or `Malformed` if what came is not HTTP.
+    /// `Connect`, `ConnectTimeout`, `Broken`, or `Malformed` if the answer is not HTTP.
     pub async fn send(
         &self,
         mut request: Request<Full<Bytes>>,
-    ) -> Result<Response<Incoming>, Kind> {
+    ) -> Result<Response<Incoming>, FaultKind> {
         let mut connection = capture_connection(&mut request);
         let sent_at = async {
             connection.wait_for_connection_metadata().await;
             Instant::now()
         };
-        // The second ends with the request at the latest, whether or not there was a connection.
+        // `sent_at` ends with the request at the latest, whether there was a connection or not.
         let (response, sent_at) = tokio::join!(self.0.request(request), sent_at);
         response.map_err(|error| kind(&error, sent_at.elapsed() < EARLY))
     }
 }
 
-/// Makes TCP connections. The time is for all addresses of a name: each gets an even part, so that a dead one leaves some to the
-/// next.
+/// Makes TCP connections. `timeout` is for all addresses of a name. Each address gets an equal
+/// part, so that a dead one leaves time for the next.
 fn tcp_connector<R>(resolver: R, timeout: Duration) -> HttpConnector<R> {
     let mut tcp = HttpConnector::new_with_resolver(resolver);
     tcp.enforce_http(false);
@@ -101,18 +105,18 @@ fn tcp_connector<R>(resolver: R, timeout: Duration) -> HttpConnector<R> {
     tcp
 }
 
-fn kind(error: &Error, is_early: bool) -> Kind {
+fn kind(error: &Error, is_early: bool) -> FaultKind {
     if error.is_connect() {
         let is_late = find::<ConnectTimedOut>(error).is_some()
             || find::<io::Error>(error).is_some_and(|io| io.kind() == io::ErrorKind::TimedOut);
         return match is_late {
-            true => Kind::ConnectTimeout,
-            false => Kind::Connect,
+            true => FaultKind::ConnectTimeout,
+            false => FaultKind::Connect,
         };
     }
     match find::<hyper::Error>(error) {
-        Some(error) if error.is_parse() => Kind::Malformed,
-        Some(_) | None => Kind::Broken { is_early },
+        Some(error) if error.is_parse() => FaultKind::Malformed,
+        Some(_) | None => FaultKind::Broken { is_early },
     }
 }
 
@@ -130,10 +134,11 @@ fn find<'a, E: std::error::Error + 'static>(
     None
 }
 
-/// TLS that trusts the system's certificates, or those that `SSL_CERT_FILE` and `SSL_CERT_DIR` name; `None` if there are none.
+/// TLS that trusts the system's certificates, or those that `SSL_CERT_FILE` and `SSL_CERT_DIR`
+/// name; `None` if there are none.
 pub fn tls_config() -> Result<Option<ClientConfig>, rustls::Error> {
     let mut roots = RootCertStore::empty();
-    // One that cannot be read is left out; an upstream that needs it will not be trusted.
+    // A certificate that cannot be read is left out. An upstream that needs it is not trusted.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     match roots.is_empty() {
         true => Ok(None),
@@ -141,7 +146,7 @@ pub fn tls_config() -> Result<Option<ClientConfig>, rustls::Error> {
     }
 }
 
-/// TLS that trusts nobody, for upstreams that do without.
+/// TLS that trusts nobody, for upstreams without TLS.
 pub fn no_tls() -> Result<ClientConfig, rustls::Error> {
     tls_with(RootCertStore::empty())
 }
@@ -154,7 +159,7 @@ fn tls_with(roots: RootCertStore) -> Result<ClientConfig, rustls::Error> {
         .with_no_client_auth())
 }
 
-/// Name lookup, TCP and TLS did not come about in time.
+/// Name lookup, TCP and TLS took too long.
 #[derive(Debug, thiserror::Error)]
 #[error("no connection in time")]
 struct ConnectTimedOut;
@@ -181,8 +186,8 @@ impl Service<Uri> for Connector {
     }
 }
 
-/// Looks names up; without TLS, refuses one that leads to a public address. Done at each connection, so that a name that changes
-/// its meaning later does not get through.
+/// Looks names up. Without TLS, it refuses a name with a public address. This happens for each
+/// connection, so a name whose address changes later is refused too.
 #[derive(Clone, Debug)]
 struct Resolver {
     inner: GaiResolver,
@@ -225,7 +230,7 @@ fn allowed(
 mod tests {
     use super::*;
 
-    /// A name with two addresses: nobody answers at the first.
+    /// A name with two addresses, of which the first does not respond.
     #[derive(Clone)]
     struct Twofold;
 
@@ -248,7 +253,7 @@ mod tests {
     async fn one_dead_address_of_several_leaves_time_for_the_next() {
         let alive = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = alive.local_addr().unwrap().port();
-        // Its queue is full: the kernel answers no further connection.
+        // Its queue is full, so the kernel accepts no further connection.
         let dead = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
         let (dead, address) = (dead.unwrap(), SocketAddr::from(([127, 0, 0, 2], port)));
         dead.bind(&address.into()).unwrap();
@@ -264,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn without_tls_one_public_address_among_them_is_enough_to_refuse() {
+    fn without_tls_a_name_with_one_public_address_is_refused() {
         let address = |text: &str| text.parse::<SocketAddr>().unwrap();
         let mixed = vec![address("10.0.0.1:0"), address("93.184.216.34:0")];
         assert!(allowed(mixed.clone(), true).is_err());

@@ -1,8 +1,9 @@
 //! The arithmetic of a scan: dot products over f16 rows, Hamming distances over sign codes.
 //!
-//! Each instruction set has the whole loop inside one function compiled for it: a call per row would cost more than the row.
-//! A row's score depends on the query and the row alone, never on its place among others, so equal rows have equal scores.
-//! Instruction sets add up in different orders: their scores differ by rounding, at most [`SCORE_TOLERANCE`] for unit vectors.
+//! Each instruction set has the whole loop inside one function that is compiled for it: a call per
+//! row would cost more than the row. A row's score depends only on the query and the row, not on
+//! its position. So equal rows have equal scores. Instruction sets add in different orders: their
+//! scores differ by rounding, at most [`SCORE_TOLERANCE`] for unit vectors.
 
 mod portable;
 #[cfg(test)]
@@ -16,8 +17,8 @@ pub const LANES: usize = 32;
 /// Rows of sign codes in a block.
 pub const BLOCK_ROWS: usize = 8;
 
-/// How far two kernels' scores of one row may lie apart. Summing 384 products of unit vectors in f32 is off by less than
-/// 384 · 2⁻²⁴ ≈ 2.3e-5 in the worst order and by about 1e-7 in practice.
+/// How far two kernels' scores of one row may lie apart. Summing 384 products of unit vectors in
+/// f32 is off by less than 384 · 2⁻²⁴ ≈ 2.3e-5 in the worst order and by about 1e-7 in practice.
 pub const SCORE_TOLERANCE: f32 = 2e-6;
 
 /// One cache line of an f16 row, as IEEE 754 bits.
@@ -30,8 +31,9 @@ pub struct RowLine(pub [u16; LANES]);
 #[repr(C, align(64))]
 pub struct QueryLine(pub [f32; LANES]);
 
-/// One 64-bit word of the sign codes of eight rows: entry `r` belongs to the block's row `r`.
-/// A block of a slab with `w` words a row is `w` such lines, so one load fetches the same word of eight rows.
+/// One 64-bit word of the sign codes of eight rows: entry `r` belongs to the block's row `r`. A
+/// block of a slab with `w` words a row is `w` such lines, so one load fetches the same word of
+/// eight rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct CodeLine(pub [u64; BLOCK_ROWS]);
@@ -49,13 +51,13 @@ impl CodeLine {
 /// A row whose sign code is near the query's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate {
-    /// The row's place in its slab.
+    /// The index of the row in its slab.
     pub row: u32,
     /// In how many signs it differs from the query.
     pub distance: u32,
 }
 
-/// An instruction set this machine has.
+/// An instruction set of this processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kernel(Level);
 
@@ -69,12 +71,13 @@ enum Level {
 }
 
 impl Kernel {
-    /// The fastest one.
+    /// The fastest kernel that this processor can run.
     pub fn detect() -> Self {
         Self::available()[0]
     }
 
-    /// Every one this machine can run, fastest first. The portable one is always the last.
+    /// Every kernel that this processor can run, fastest first. The portable one is always the
+    /// last.
     pub fn available() -> Vec<Self> {
         #[cfg(target_arch = "x86_64")]
         let special = [
@@ -102,14 +105,14 @@ impl Kernel {
         }
     }
 
-    /// How many bytes a scan may read on an async thread: what takes some 0.3 ms. Longer ones go to the blocking threads, for
-    /// which the hand-over of some 20 µs is a small price.
+    /// How many bytes a scan may read on an async thread: as many as take about 0.3 ms. Longer
+    /// scans run on the blocking threads. The switch takes about 20 µs.
     pub fn bytes_in_place(self) -> usize {
         match self.0 {
             // At 25 GB/s.
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(_) | Level::Avx2(_) => 8 << 20,
-            // 6 GB/s of vectors, and a third of that of sign codes, on a machine without any of the above.
+            // 6 GB/s of vectors, and 2 GB/s of sign codes, on a machine without the kernels above.
             Level::Portable => 1 << 20,
         }
     }
@@ -131,8 +134,9 @@ impl Kernel {
         }
     }
 
-    /// Like [`scores`](Self::scores) for rows that lie apart: they are fetched ahead while earlier ones are computed.
-    /// Each of `rows` has `query.len()` lines. Panics if the lengths do not match.
+    /// Like [`scores`](Self::scores) for rows that lie apart. They are prefetched while earlier
+    /// ones are computed. Each of `rows` has `query.len()` lines. Panics if the lengths do not
+    /// match.
     pub fn scores_scattered(self, query: &[QueryLine], rows: &[&[RowLine]], scores: &mut [f32]) {
         assert_eq!(rows.len(), scores.len(), "a score for each row");
         assert!(
@@ -148,9 +152,10 @@ impl Kernel {
         }
     }
 
-    /// Adds to `found` the rows whose sign code differs from `query` in at most `limit` bits, in rising order.
-    /// `codes`: blocks of `query.len()` lines, the first of them for row `first_row` and the seven after it.
-    /// `n_rows` rows count; what pads the last block does not. Panics if there are fewer blocks than rows need.
+    /// Adds to `found` the rows whose sign code differs from `query` in at most `limit` bits, in
+    /// rising order. `codes`: blocks of `query.len()` lines, the first of them for row `first_row`
+    /// and the seven after it. Only the first `n_rows` rows count, not the padding of the last
+    /// block. Panics if there are fewer blocks than rows need.
     pub fn near(
         self,
         query: &[u64],

@@ -1,4 +1,4 @@
-//! The kernel any machine can run, and the reference the others are tested against.
+//! The kernel that every machine can run. The tests compare the other kernels with it.
 
 use super::{BLOCK_ROWS, Candidate, QueryLine, RowLine, Span};
 
@@ -29,8 +29,9 @@ fn dot(query: &[QueryLine], row: &[RowLine]) -> f32 {
     sums.iter().sum()
 }
 
-/// The value of a finite f16. Shifting its exponent and fraction into an f32's places leaves an exponent too small by 112,
-/// for denormals too; one exact multiplication mends it. There is no branch, so loops over it become vector code.
+/// The value of a finite f16. Shifting its exponent and fraction into an f32's places leaves an
+/// exponent too small by 112, for denormals too. One exact multiplication corrects it. There is no
+/// branch, so loops over it become vector code.
 fn to_f32(bits: u16) -> f32 {
     const TWO_TO_112: f32 = f32::from_bits((127 + 112) << 23);
     let sign = u32::from(bits & 0x8000) << 16;
@@ -38,7 +39,8 @@ fn to_f32(bits: u16) -> f32 {
     f32::from_bits(magnitude.to_bits() | sign)
 }
 
-/// Always inlined, so that a caller compiled for a machine with a popcount instruction gets it here too.
+/// Always inlined, so that a caller compiled for a machine with a popcount instruction gets it here
+/// too.
 #[inline(always)]
 pub(super) fn near(span: Span<'_>, found: &mut Vec<Candidate>) {
     let blocks = span.codes.chunks_exact(span.query.len());

@@ -1,6 +1,7 @@
 //! AVX-512 and AVX2 kernels: the only `unsafe` of the search.
 //!
-//! Measured against the portable kernel by `benches/search.rs`; without them a scan is several times slower.
+//! Measured against the portable kernel by `benches/search.rs`; without them a scan is several
+//! times slower.
 #![expect(
     unsafe_code,
     reason = "vector loads take pointers, and a function compiled for an instruction set may run only where it exists"
@@ -10,13 +11,14 @@ use std::arch::x86_64::*;
 
 use super::{BLOCK_ROWS, Candidate, CodeLine, QueryLine, RowLine, Span, portable};
 
-/// Lines of a row of the bundled model (384 numbers): loops of known length keep the query in registers.
+/// Lines of a row of the bundled model (384 numbers): loops of known length keep the query in
+/// registers.
 const BUNDLED_LINES: usize = 12;
 
 /// Words of a sign code of the bundled model.
 const BUNDLED_WORDS: usize = 6;
 
-/// How many rows ahead scattered rows are fetched: about 6 KB in flight, some 100 ns of work.
+/// How many rows ahead scattered rows are prefetched: about 6 KB in flight, about 100 ns of work.
 const FETCH_AHEAD: usize = 8;
 
 /// Proof that the machine has AVX-512 F and VPOPCNTDQ.
@@ -35,7 +37,7 @@ impl Avx512 {
 
     pub(super) fn scores(self, query: &[QueryLine], rows: &[RowLine], scores: &mut [f32]) {
         let rows = rows.chunks_exact(query.len());
-        // SAFETY: `self` exists only where the instruction sets do.
+        // SAFETY: `self` exists only on a processor with the instruction sets.
         unsafe { scores_avx512(query, rows, scores) }
     }
 
@@ -45,12 +47,12 @@ impl Avx512 {
         rows: &[&[RowLine]],
         scores: &mut [f32],
     ) {
-        // SAFETY: `self` exists only where the instruction sets do.
+        // SAFETY: `self` exists only on a processor with the instruction sets.
         unsafe { scores_avx512(query, FetchAhead { rows }, scores) }
     }
 
     pub(super) fn near(self, span: Span<'_>, found: &mut Vec<Candidate>) {
-        // SAFETY: `self` exists only where the instruction sets do.
+        // SAFETY: `self` exists only on a processor with the instruction sets.
         unsafe {
             if span.query.len() == BUNDLED_WORDS {
                 near_avx512::<BUNDLED_WORDS>(span, found);
@@ -72,7 +74,7 @@ impl Avx2 {
 
     pub(super) fn scores(self, query: &[QueryLine], rows: &[RowLine], scores: &mut [f32]) {
         let rows = rows.chunks_exact(query.len());
-        // SAFETY: `self` exists only where the instruction sets do.
+        // SAFETY: `self` exists only on a processor with the instruction sets.
         unsafe { scores_avx2(query, rows, scores) }
     }
 
@@ -82,17 +84,17 @@ impl Avx2 {
         rows: &[&[RowLine]],
         scores: &mut [f32],
     ) {
-        // SAFETY: `self` exists only where the instruction sets do.
+        // SAFETY: `self` exists only on a processor with the instruction sets.
         unsafe { scores_avx2(query, FetchAhead { rows }, scores) }
     }
 
     pub(super) fn near(self, span: Span<'_>, found: &mut Vec<Candidate>) {
-        // SAFETY: `self` exists only where the instruction sets do.
+        // SAFETY: `self` exists only on a processor with the instruction sets.
         unsafe { near_avx2(span, found) }
     }
 }
 
-/// Yields scattered rows in turn, asking the memory for a later one each time.
+/// Yields scattered rows one by one, and prefetches a later row each time.
 struct FetchAhead<'a> {
     rows: &'a [&'a [RowLine]],
 }
@@ -105,7 +107,8 @@ impl<'a> Iterator for FetchAhead<'a> {
         let (row, rest) = self.rows.split_first()?;
         if let Some(later) = self.rows.get(FETCH_AHEAD) {
             for line in *later {
-                // SAFETY: prefetching has no effect a program can see, whatever the address; every x86-64 has it.
+                // SAFETY: prefetching has no effect a program can see, whatever the address; every
+                // x86-64 has it.
                 unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(line).cast()) }
             }
         }
@@ -140,8 +143,8 @@ fn dot_avx512(query: &[QueryLine], row: &[RowLine]) -> f32 {
     let mut high = _mm512_setzero_ps();
     for (q, r) in query.iter().zip(row) {
         let (q, r) = (q.0.as_ptr(), r.0.as_ptr());
-        // SAFETY: `q` points to 32 f32 and `r` to 32 u16, both at 64-byte boundaries: two loads of half of each stay inside,
-        // and their addresses are multiples of the loads' sizes.
+        // SAFETY: `q` points to 32 f32 and `r` to 32 u16, both at 64-byte boundaries: two loads of
+        // half of each stay inside, and their addresses are multiples of the loads' sizes.
         let (q_low, q_high, r_low, r_high) = unsafe {
             (
                 _mm512_load_ps(q),
@@ -202,8 +205,9 @@ fn dot_avx2(query: &[QueryLine], row: &[RowLine]) -> f32 {
     let mut sums = [_mm256_setzero_ps(); 4];
     for (q, r) in query.iter().zip(row) {
         for (quarter, sum) in sums.iter_mut().enumerate() {
-            // SAFETY: the line of the query holds 32 f32 and the row's 32 u16, both at 64-byte boundaries: four loads of a
-            // quarter of each stay inside, and their addresses are multiples of the loads' sizes.
+            // SAFETY: the line of the query holds 32 f32 and the row's 32 u16, both at 64-byte
+            // boundaries: four loads of a quarter of each stay inside, and their addresses are
+            // multiples of the loads' sizes.
             let (q, r) = unsafe {
                 (
                     _mm256_load_ps(q.0.as_ptr().add(8 * quarter)),
@@ -222,7 +226,8 @@ fn dot_avx2(query: &[QueryLine], row: &[RowLine]) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)))
 }
 
-/// The portable loop compiled for POPCNT and 256-bit vectors: six popcounts a row keep up with the memory.
+/// The portable loop compiled for POPCNT and 256-bit vectors: six popcounts a row keep up with the
+/// memory.
 #[target_feature(enable = "avx2,popcnt")]
 fn near_avx2(span: Span<'_>, found: &mut Vec<Candidate>) {
     portable::near(span, found);

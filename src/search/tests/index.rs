@@ -1,16 +1,14 @@
-//! The index against the store it reads, one step at a time.
+//! The index compared with its store, one step at a time.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::Duration;
 
 use proptest::prelude::*;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
-use super::super::{Error, Scope, ScopeMode, Similarity, VectorSource};
+use super::super::{Error, Similarity};
 use super::{DIMENSION, Store, index, vector};
+use crate::config::SimilarScope;
 use crate::domain::{Embedding, PromptId, UserId};
+use crate::store::VectorPage;
 
 #[derive(Clone, Debug)]
 enum Operation {
@@ -22,13 +20,14 @@ enum Operation {
         user: i64,
     },
     Report,
-    /// The row at this share of the store.
+    /// Deletes the row at this share of the store.
     Delete(f64),
     Query {
         user: i64,
         k: usize,
     },
-    /// A query while the store is away: an error if the slab was not in memory, the right answer if it was.
+    /// A query while the store is unavailable: an error if the slab is not in memory, otherwise the
+    /// right rows.
     QueryWithoutStore {
         user: i64,
     },
@@ -47,14 +46,10 @@ fn operation() -> impl Strategy<Value = Operation> {
     ]
 }
 
-async fn run(mode: ScopeMode, memory_bytes: usize, operations: Vec<Operation>) {
+async fn run(scope: SimilarScope, memory_bytes: usize, operations: Vec<Operation>) {
     let store = Store::open();
-    let index = index(mode, memory_bytes, &store);
+    let index = index(scope, memory_bytes, &store);
     index.load_all().await.unwrap();
-    let scope = |user| match mode {
-        ScopeMode::Own => (Scope::Own(user), Some(user)),
-        ScopeMode::Shared => (Scope::Shared, None),
-    };
     let mut unreported: Vec<(UserId, PromptId, Embedding)> = Vec::new();
     let report = |rows: &mut Vec<(UserId, PromptId, Embedding)>| {
         for (user, id, row) in rows.drain(..) {
@@ -88,16 +83,16 @@ async fn run(mode: ScopeMode, memory_bytes: usize, operations: Vec<Operation>) {
             }
             Operation::Query { user, k } => {
                 report(&mut unreported);
-                let (scope, owner) = scope(UserId(user));
-                let hits = index.nearest(scope, &row, k).await.unwrap();
-                assert_eq!(hits, store.nearest(owner, &row, k));
+                let user = UserId(user);
+                let hits = index.nearest(user, &row, k).await.unwrap();
+                assert_eq!(hits, store.nearest(scope.owner(user), &row, k));
             }
             Operation::QueryWithoutStore { user } => {
                 report(&mut unreported);
                 store.fail.store(true, SeqCst);
-                let (scope, owner) = scope(UserId(user));
-                match index.nearest(scope, &row, 9).await {
-                    Ok(hits) => assert_eq!(hits, store.nearest(owner, &row, 9)),
+                let user = UserId(user);
+                match index.nearest(user, &row, 9).await {
+                    Ok(hits) => assert_eq!(hits, store.nearest(scope.owner(user), &row, 9)),
                     Err(error) => assert!(matches!(error, Error::Source(_)), "{error:?}"),
                 }
                 store.fail.store(false, SeqCst);
@@ -122,12 +117,12 @@ proptest! {
         // From "only one slab" to "all of them".
         memory_bytes in prop_oneof![Just(0_usize), 0_usize..40_000, Just(usize::MAX)],
     ) {
-        block_on(run(ScopeMode::Own, memory_bytes, operations));
+        block_on(run(SimilarScope::Own, memory_bytes, operations));
     }
 
     #[test]
     fn shared_scope_equals_the_store(operations in prop::collection::vec(operation(), 1..120)) {
-        block_on(run(ScopeMode::Shared, 0, operations));
+        block_on(run(SimilarScope::Shared, 0, operations));
     }
 }
 
@@ -141,16 +136,13 @@ async fn the_least_recently_used_slab_is_evicted_and_counted() {
         }
     }
     let one = {
-        let index = index(ScopeMode::Own, usize::MAX, &store);
-        index.nearest(Scope::Own(UserId(1)), &row, 1).await.unwrap();
+        let index = index(SimilarScope::Own, usize::MAX, &store);
+        index.nearest(UserId(1), &row, 1).await.unwrap();
         index.status().bytes as usize
     };
-    let index = index(ScopeMode::Own, 2 * one, &store);
+    let index = index(SimilarScope::Own, 2 * one, &store);
     for user in [1, 2, 1, 3] {
-        index
-            .nearest(Scope::Own(UserId(user)), &row, 1)
-            .await
-            .unwrap();
+        index.nearest(UserId(user), &row, 1).await.unwrap();
     }
     let status = index.status();
     assert_eq!(
@@ -160,9 +152,9 @@ async fn the_least_recently_used_slab_is_evicted_and_counted() {
     assert!(status.bytes as usize <= 2 * one);
     // The first user was used after the second, so it is still there.
     let pages = store.pages_begun.load(SeqCst);
-    index.nearest(Scope::Own(UserId(1)), &row, 1).await.unwrap();
+    index.nearest(UserId(1), &row, 1).await.unwrap();
     assert_eq!(store.pages_begun.load(SeqCst), pages);
-    index.nearest(Scope::Own(UserId(2)), &row, 1).await.unwrap();
+    index.nearest(UserId(2), &row, 1).await.unwrap();
     assert_eq!(store.pages_begun.load(SeqCst), pages + 1);
 }
 
@@ -170,12 +162,9 @@ async fn the_least_recently_used_slab_is_evicted_and_counted() {
 async fn growing_slabs_are_evicted_too() {
     let store = Store::open();
     let row = vector(DIMENSION, 1);
-    let index = index(ScopeMode::Own, 100_000, &store);
+    let index = index(SimilarScope::Own, 100_000, &store);
     for user in 1..=3 {
-        index
-            .nearest(Scope::Own(UserId(user)), &row, 1)
-            .await
-            .unwrap();
+        index.nearest(UserId(user), &row, 1).await.unwrap();
     }
     for id in 1..=1000 {
         store.insert(UserId(1), PromptId(id), &row);
@@ -183,11 +172,7 @@ async fn growing_slabs_are_evicted_too() {
     }
     assert!(index.status().bytes <= 100_000);
     assert_eq!(
-        index
-            .nearest(Scope::Own(UserId(1)), &row, 2000)
-            .await
-            .unwrap()
-            .len(),
+        index.nearest(UserId(1), &row, 2000).await.unwrap().len(),
         1000
     );
 }
@@ -203,17 +188,14 @@ async fn a_slab_too_long_for_one_page_is_read_whole() {
             &vector(DIMENSION, id as u64),
         );
     }
-    let index = index(ScopeMode::Own, usize::MAX, &store);
+    let index = index(SimilarScope::Own, usize::MAX, &store);
     let query = vector(DIMENSION, 3);
-    let hits = index
-        .nearest(Scope::Own(UserId(1)), &query, 10_000)
-        .await
-        .unwrap();
+    let hits = index.nearest(UserId(1), &query, 10_000).await.unwrap();
     assert_eq!(hits, store.nearest(Some(UserId(1)), &query, 10_000));
 }
 
 #[tokio::test]
-async fn a_scan_handed_to_another_thread_answers_the_same() {
+async fn a_scan_on_another_thread_finds_the_same_rows() {
     let store = Store::open();
     // 192 bytes a row: enough rows to pass the limit of what is scanned in place.
     for id in 1..=50_000 {
@@ -223,25 +205,19 @@ async fn a_scan_handed_to_another_thread_answers_the_same() {
             &vector(DIMENSION, id as u64 % 5000),
         );
     }
-    let index = index(ScopeMode::Own, usize::MAX, &store);
+    let index = index(SimilarScope::Own, usize::MAX, &store);
     let query = vector(DIMENSION, 3);
     let k = 300;
-    let hits = index
-        .nearest(Scope::Own(UserId(1)), &query, k)
-        .await
-        .unwrap();
+    let hits = index.nearest(UserId(1), &query, k).await.unwrap();
     assert_eq!(hits, store.nearest(Some(UserId(1)), &query, k));
 }
 
 #[tokio::test]
-async fn a_query_of_another_dimension_or_scope_is_refused() {
+async fn a_vector_of_another_dimension_is_refused() {
     let store = Store::open();
-    let index = index(ScopeMode::Own, usize::MAX, &store);
+    let index = index(SimilarScope::Own, usize::MAX, &store);
     let short = vector(DIMENSION - 1, 1);
-    let error = index
-        .nearest(Scope::Own(UserId(1)), &short, 1)
-        .await
-        .unwrap_err();
+    let error = index.nearest(UserId(1), &short, 1).await.unwrap_err();
     assert!(
         matches!(
             error,
@@ -252,13 +228,8 @@ async fn a_query_of_another_dimension_or_scope_is_refused() {
         ),
         "{error:?}"
     );
-    let error = index
-        .nearest(Scope::Shared, &vector(DIMENSION, 1), 1)
-        .await
-        .unwrap_err();
-    assert!(matches!(error, Error::ScopeNotServed), "{error:?}");
     index
-        .nearest(Scope::Own(UserId(1)), &vector(DIMENSION, 1), 1)
+        .nearest(UserId(1), &vector(DIMENSION, 1), 1)
         .await
         .unwrap();
     index.inserted(UserId(1), PromptId(1), &short);
@@ -267,49 +238,23 @@ async fn a_query_of_another_dimension_or_scope_is_refused() {
 
 #[tokio::test]
 async fn rows_of_another_user_or_size_are_an_error() {
-    struct Wrong(super::Page);
-    #[async_trait::async_trait]
-    impl VectorSource for Wrong {
-        async fn page(
-            &self,
-            _: Option<UserId>,
-            _: Option<(UserId, PromptId)>,
-            _: usize,
-        ) -> Result<super::Page, super::BoxError> {
-            Ok(self.0.clone())
-        }
-    }
     let stored = vector(DIMENSION, 1).to_f16_bytes();
     let ids = |user: i64| vec![(UserId(user), PromptId(1))];
     for page in [
-        super::Page {
+        VectorPage {
             ids: ids(2),
             f16_bytes: stored.clone(),
         },
-        super::Page {
+        VectorPage {
             ids: ids(1),
             f16_bytes: stored[1..].to_vec(),
         },
     ] {
-        let options = super::SlabOptions {
-            dimension: DIMENSION,
-            mode: ScopeMode::Own,
-            memory_bytes: 0,
-            concurrent_scans: 1,
-            load_wait: Duration::ZERO,
-            kernel: super::Kernel::detect(),
-        };
-        let index = super::SlabIndex::new(
-            options,
-            Arc::new(Wrong(page)),
-            TaskTracker::new(),
-            CancellationToken::new(),
-        );
+        let store = Store::open();
+        *store.damage.lock().unwrap() = Some(page);
+        let index = index(SimilarScope::Own, 0, &store);
         let query = vector(DIMENSION, 1);
-        let error = index
-            .nearest(Scope::Own(UserId(1)), &query, 1)
-            .await
-            .unwrap_err();
+        let error = index.nearest(UserId(1), &query, 1).await.unwrap_err();
         assert!(matches!(error, Error::Source(_)), "{error:?}");
     }
 }

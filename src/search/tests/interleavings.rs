@@ -1,4 +1,4 @@
-//! Loads in every stage of their life, against everything else that can happen to them.
+//! Loads at every stage, with all changes and failures that can happen meanwhile.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -7,8 +7,9 @@ use proptest::prelude::*;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
-use super::super::{Error, Hit, Scope, ScopeMode, Similarity, SlabIndex};
+use super::super::{Error, Hit, Similarity, SlabIndex};
 use super::{DIMENSION, Store, index, vector};
+use crate::config::SimilarScope;
 use crate::domain::{Embedding, PromptId, UserId};
 
 const USER: UserId = UserId(1);
@@ -19,28 +20,28 @@ const ROWS: i64 = 2100;
 #[derive(Clone, Debug)]
 enum Step {
     Insert,
-    /// Committed, and answered with an outage: nobody reports it.
-    InsertInDoubt,
+    /// Committed, but the write fails with an outage, so nobody reports it.
+    CommitUnknown,
     /// Committed; reported by a later `Report`.
     Commit,
     Report,
-    /// Of the row at this share of the store.
+    /// Deletes the row at this share of the store.
     Delete(f64),
     Search,
     /// The caller of the oldest search leaves.
     Leave,
-    /// So many pages may be read.
+    /// Permits the reading of so many pages.
     Pages(usize),
-    /// What is read from now on fails, or no longer.
+    /// Reads fail from now on, or succeed again.
     Fail(bool),
-    /// Other users' slabs push this one out, if it is not being loaded.
+    /// Another user's slab evicts this one, if it is not being loaded.
     Evict,
 }
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => Just(Step::Insert),
-        1 => Just(Step::InsertInDoubt),
+        1 => Just(Step::CommitUnknown),
         2 => Just(Step::Commit),
         2 => Just(Step::Report),
         3 => (0.0..1.0).prop_map(Step::Delete),
@@ -52,7 +53,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A search under way, with what it may and must find.
+/// A running search, with the rows that it must and must not find.
 struct Searching {
     task: JoinHandle<Result<Vec<Hit>, Error>>,
     /// Reported before it began, and not deleted since.
@@ -104,7 +105,7 @@ impl World {
         let index = Arc::clone(&self.index);
         let task = TaskTracker::new().spawn(async move {
             let query = vector(DIMENSION, 5);
-            index.nearest(Scope::Own(USER), &query, usize::MAX).await
+            index.nearest(USER, &query, usize::MAX).await
         });
         self.searches.push(Searching {
             task,
@@ -119,9 +120,9 @@ impl World {
                 let (id, row) = self.commit();
                 self.report(id, &row);
             }
-            Step::InsertInDoubt => {
+            Step::CommitUnknown => {
                 let (id, _) = self.commit();
-                self.index.doubted(USER);
+                self.index.invalidate(USER);
                 self.known.insert(id);
             }
             Step::Commit => {
@@ -161,10 +162,11 @@ impl World {
             Step::Fail(fail) => self.store.fail.store(fail, super::SeqCst),
             Step::Evict => {
                 let index = Arc::clone(&self.index);
-                // Its own load waits for its turn and the gate like any other; nobody waits for it here.
+                // Its load waits for its turn and the gate like any other. The test does not wait
+                // for it.
                 TaskTracker::new().spawn(async move {
                     let query = vector(DIMENSION, 5);
-                    let _ = index.nearest(Scope::Own(UserId(2)), &query, 1).await;
+                    let _ = index.nearest(UserId(2), &query, 1).await;
                 });
             }
         }
@@ -181,9 +183,9 @@ impl World {
         }
         self.take(Step::Report).await;
         let query = vector(DIMENSION, 5);
-        let hits = self.index.nearest(Scope::Own(USER), &query, 50).await;
+        let hits = self.index.nearest(USER, &query, 50).await;
         assert_eq!(hits.unwrap(), self.store.nearest(Some(USER), &query, 50));
-        let all = self.index.nearest(Scope::Own(USER), &query, usize::MAX);
+        let all = self.index.nearest(USER, &query, usize::MAX);
         assert_eq!(
             all.await.unwrap().len(),
             self.store.rows.lock().unwrap().len()
@@ -195,7 +197,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
-    fn however_loads_and_changes_interleave_nothing_is_lost_or_found_too_long(
+    fn searches_find_the_right_rows_however_loads_and_changes_interleave(
         steps in prop::collection::vec(step(), 1..60),
         memory_bytes in prop_oneof![Just(0_usize), Just(usize::MAX)],
     ) {
@@ -203,7 +205,7 @@ proptest! {
         runtime.unwrap().block_on(async {
             let store = Store::held_up();
             let mut world = World {
-                index: Arc::new(index(ScopeMode::Own, memory_bytes, &store)),
+                index: Arc::new(index(SimilarScope::Own, memory_bytes, &store)),
                 store,
                 next_id: 0,
                 unreported: Vec::new(),

@@ -1,4 +1,4 @@
-//! What happens at the same time: loads, changes, callers that leave.
+//! Loads, changes and leaving callers at the same time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
@@ -8,8 +8,9 @@ use futures_util::FutureExt;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::task::TaskTracker;
 
-use super::super::{Error, Scope, ScopeMode, Similarity, SlabIndex};
+use super::super::{Error, Similarity, SlabIndex};
 use super::{DIMENSION, Store, index, patient_index, vector};
+use crate::config::SimilarScope;
 use crate::domain::{PromptId, UserId};
 
 const USER: UserId = UserId(1);
@@ -32,20 +33,13 @@ fn delete(store: &Store, index: &SlabIndex, id: i64) {
     index.deleted(USER, PromptId(id));
 }
 
-fn scope(mode: ScopeMode) -> Scope {
-    match mode {
-        ScopeMode::Own => Scope::Own(USER),
-        ScopeMode::Shared => Scope::Shared,
-    }
-}
-
-async fn changes_during_a_load_are_kept(mode: ScopeMode) {
+async fn changes_during_a_load_are_kept(scope: SimilarScope) {
     let store = Store::held_up();
-    let index = Arc::new(index(mode, usize::MAX, &store));
+    let index = Arc::new(index(scope, usize::MAX, &store));
     for id in 1..=5 {
         add(&store, &index, id);
     }
-    // Committed before the load, reported during it: read and reported.
+    // Committed before the load and reported during it, so it is both read and reported.
     let late = vector(DIMENSION, 6);
     store.insert(USER, PromptId(6), &late);
 
@@ -53,9 +47,7 @@ async fn changes_during_a_load_are_kept(mode: ScopeMode) {
     let searching = Arc::clone(&index);
     tasks.spawn(async move {
         searching.load_all().await?;
-        searching
-            .nearest(scope(mode), &vector(DIMENSION, 0), 100)
-            .await
+        searching.nearest(USER, &vector(DIMENSION, 0), 100).await
     });
     store.wait_for_pages(1).await;
     add(&store, &index, 7);
@@ -75,67 +67,49 @@ async fn changes_during_a_load_are_kept(mode: ScopeMode) {
 
 #[tokio::test]
 async fn changes_during_a_load_of_ones_own_rows_are_kept() {
-    changes_during_a_load_are_kept(ScopeMode::Own).await;
+    changes_during_a_load_are_kept(SimilarScope::Own).await;
 }
 
 #[tokio::test]
 async fn changes_during_the_load_of_all_rows_are_kept() {
-    changes_during_a_load_are_kept(ScopeMode::Shared).await;
+    changes_during_a_load_are_kept(SimilarScope::Shared).await;
 }
 
 #[tokio::test]
 async fn a_deletion_reported_before_its_insertion_cancels_it() {
     let store = Store::open();
-    let index = index(ScopeMode::Own, usize::MAX, &store);
+    let index = index(SimilarScope::Own, usize::MAX, &store);
     let row = vector(DIMENSION, 1);
     // Reported while nothing is loaded, the insertion only after the load.
     index.deleted(USER, PromptId(1));
-    assert_eq!(index.nearest(Scope::Own(USER), &row, 9).await.unwrap(), []);
+    assert_eq!(index.nearest(USER, &row, 9).await.unwrap(), []);
     index.inserted(USER, PromptId(1), &row);
     // Both after the load.
     index.deleted(USER, PromptId(2));
     index.inserted(USER, PromptId(2), &row);
-    assert_eq!(index.nearest(Scope::Own(USER), &row, 9).await.unwrap(), []);
+    assert_eq!(index.nearest(USER, &row, 9).await.unwrap(), []);
 }
 
 #[tokio::test]
 async fn a_row_read_by_a_load_and_reported_after_it_is_there_once() {
     let store = Store::open();
-    let index = index(ScopeMode::Own, usize::MAX, &store);
+    let index = index(SimilarScope::Own, usize::MAX, &store);
     let row = vector(DIMENSION, 1);
     store.insert(USER, PromptId(1), &row);
-    assert_eq!(
-        index
-            .nearest(Scope::Own(USER), &row, 9)
-            .await
-            .unwrap()
-            .len(),
-        1
-    );
+    assert_eq!(index.nearest(USER, &row, 9).await.unwrap().len(), 1);
     index.inserted(USER, PromptId(1), &row);
-    assert_eq!(
-        index
-            .nearest(Scope::Own(USER), &row, 9)
-            .await
-            .unwrap()
-            .len(),
-        1
-    );
+    assert_eq!(index.nearest(USER, &row, 9).await.unwrap().len(), 1);
 }
 
 #[tokio::test]
-async fn a_slab_wanted_by_many_is_loaded_once() {
+async fn a_slab_that_many_callers_need_is_loaded_once() {
     let store = Store::held_up();
-    let index = Arc::new(index(ScopeMode::Own, usize::MAX, &store));
+    let index = Arc::new(index(SimilarScope::Own, usize::MAX, &store));
     add(&store, &index, 1);
     let mut tasks = JoinSet::new();
     for _ in 0..20 {
         let index = Arc::clone(&index);
-        tasks.spawn(async move {
-            index
-                .nearest(Scope::Own(USER), &vector(DIMENSION, 0), 5)
-                .await
-        });
+        tasks.spawn(async move { index.nearest(USER, &vector(DIMENSION, 0), 5).await });
     }
     store.wait_for_pages(1).await;
     store.gate.add_permits(100);
@@ -149,7 +123,7 @@ fn search(index: &Arc<SlabIndex>, user: UserId) -> JoinHandle<Vec<i64>> {
     let index = Arc::clone(index);
     TaskTracker::new().spawn(async move {
         let query = vector(DIMENSION, 0);
-        let found = index.nearest(Scope::Own(user), &query, 10_000).await;
+        let found = index.nearest(user, &query, 10_000).await;
         ids(&found.unwrap())
     })
 }
@@ -157,11 +131,11 @@ fn search(index: &Arc<SlabIndex>, user: UserId) -> JoinHandle<Vec<i64>> {
 #[tokio::test]
 async fn a_load_goes_on_when_its_caller_has_left_and_is_not_begun_again() {
     let store = Store::held_up();
-    let index = Arc::new(index(ScopeMode::Own, usize::MAX, &store));
+    let index = Arc::new(index(SimilarScope::Own, usize::MAX, &store));
     for id in 1..=3000 {
         add(&store, &index, id);
     }
-    // A caller of no patience: it leaves whenever it had to wait.
+    // A caller that leaves whenever it has to wait.
     for page in 1..=2 {
         let leaving = search(&index, USER);
         store.wait_for_pages(page).await;
@@ -175,9 +149,9 @@ async fn a_load_goes_on_when_its_caller_has_left_and_is_not_begun_again() {
 }
 
 #[tokio::test]
-async fn so_many_slabs_are_read_at_once_and_what_is_read_counts_as_memory() {
+async fn two_slabs_are_read_at_once_and_their_rows_count_as_memory() {
     let store = Store::held_up();
-    let index = Arc::new(index(ScopeMode::Own, 100_000, &store));
+    let index = Arc::new(index(SimilarScope::Own, 100_000, &store));
     // Each has one whole page, and then a few rows.
     for user in 1..=4 {
         for id in 1..=2050 {
@@ -193,7 +167,7 @@ async fn so_many_slabs_are_read_at_once_and_what_is_read_counts_as_memory() {
     assert_eq!(store.pages_begun.load(SeqCst), 2, "the others wait");
     store.gate.add_permits(2);
     store.wait_for_pages(4).await;
-    // Over the budget, and nothing can go.
+    // Over the budget, but nothing can be evicted.
     assert!(index.status().bytes > 2 * 2048 * 200);
     store.gate.add_permits(100);
     for search in searches {
@@ -203,19 +177,19 @@ async fn so_many_slabs_are_read_at_once_and_what_is_read_counts_as_memory() {
 }
 
 #[tokio::test]
-async fn a_row_that_was_committed_without_a_report_is_there_after_a_doubt() {
-    for mode in [ScopeMode::Own, ScopeMode::Shared] {
+async fn a_row_that_was_committed_without_a_report_is_found_after_an_invalidation() {
+    for scope in [SimilarScope::Own, SimilarScope::Shared] {
         let store = Store::open();
-        let index = index(mode, usize::MAX, &store);
+        let index = index(scope, usize::MAX, &store);
         add(&store, &index, 1);
         index.load_all().await.unwrap();
         let query = vector(DIMENSION, 0);
-        let found = async || ids(&index.nearest(scope(mode), &query, 9).await.unwrap());
+        let found = async || ids(&index.nearest(USER, &query, 9).await.unwrap());
         assert_eq!(found().await, [1]);
         store.insert(USER, PromptId(2), &query);
-        assert_eq!(found().await, [1], "nobody has said a word");
-        index.doubted(USER);
-        // In shared scope the row comes soon after; it is counted when the search is answered already.
+        assert_eq!(found().await, [1], "nobody has reported it");
+        index.invalidate(USER);
+        // In shared scope the row comes soon after. It may be found before it is counted.
         while found().await != [1, 2] || index.status().rows != 2 {
             tokio::task::yield_now().await;
         }
@@ -223,39 +197,36 @@ async fn a_row_that_was_committed_without_a_report_is_there_after_a_doubt() {
 }
 
 #[tokio::test]
-async fn a_load_that_comes_into_doubt_begins_again() {
+async fn a_load_that_is_invalidated_begins_again() {
     let store = Store::held_up();
-    let index = Arc::new(index(ScopeMode::Own, usize::MAX, &store));
+    let index = Arc::new(index(SimilarScope::Own, usize::MAX, &store));
     add(&store, &index, 1);
     let searching = search(&index, USER);
     store.wait_for_pages(1).await;
     // Committed after its page was read.
     store.insert(USER, PromptId(2), &vector(DIMENSION, 2));
-    index.doubted(USER);
+    index.invalidate(USER);
     store.gate.add_permits(100);
     assert_eq!(searching.await.unwrap(), [1, 2]);
 }
 
 #[tokio::test]
 async fn a_failed_load_is_an_error_and_the_next_call_tries_again() {
-    for mode in [ScopeMode::Own, ScopeMode::Shared] {
+    for scope in [SimilarScope::Own, SimilarScope::Shared] {
         let store = Store::open();
-        let index = index(mode, usize::MAX, &store);
+        let index = index(scope, usize::MAX, &store);
         add(&store, &index, 1);
         store.fail.store(true, SeqCst);
         let query = vector(DIMENSION, 0);
-        let failed = match mode {
-            ScopeMode::Own => index
-                .nearest(Scope::Own(USER), &query, 5)
-                .await
-                .unwrap_err(),
-            ScopeMode::Shared => index.load_all().await.unwrap_err(),
+        let failed = match scope {
+            SimilarScope::Own => index.nearest(USER, &query, 5).await.unwrap_err(),
+            SimilarScope::Shared => index.load_all().await.unwrap_err(),
         };
         assert!(matches!(failed, Error::Source(_)), "{failed:?}");
         add(&store, &index, 2);
         store.fail.store(false, SeqCst);
         index.load_all().await.unwrap();
-        let hits = index.nearest(scope(mode), &query, 5).await.unwrap();
+        let hits = index.nearest(USER, &query, 5).await.unwrap();
         assert_eq!(ids(&hits), [1, 2]);
     }
 }
@@ -263,12 +234,17 @@ async fn a_failed_load_is_an_error_and_the_next_call_tries_again() {
 #[tokio::test]
 async fn shared_searches_are_refused_until_every_row_is_loaded() {
     let store = Store::held_up();
-    let index = Arc::new(patient_index(ScopeMode::Shared, 0, &store, Duration::ZERO));
+    let index = Arc::new(patient_index(
+        SimilarScope::Shared,
+        0,
+        &store,
+        Duration::ZERO,
+    ));
     for id in 1..=3000 {
         add(&store, &index, id);
     }
     let query = vector(DIMENSION, 0);
-    let search = || index.nearest(Scope::Shared, &query, 5000);
+    let search = || index.nearest(USER, &query, 5000);
     assert!(matches!(search().await, Err(Error::Loading)));
     let mut tasks = JoinSet::new();
     let loading = Arc::clone(&index);
@@ -285,16 +261,16 @@ async fn shared_searches_are_refused_until_every_row_is_loaded() {
 }
 
 #[tokio::test]
-async fn a_shared_search_that_may_wait_is_answered_when_every_row_is_loaded() {
+async fn a_shared_search_that_may_wait_succeeds_when_every_row_is_loaded() {
     let store = Store::held_up();
-    let index = Arc::new(index(ScopeMode::Shared, 0, &store));
+    let index = Arc::new(index(SimilarScope::Shared, 0, &store));
     add(&store, &index, 1);
     let query = vector(DIMENSION, 0);
     let mut tasks = JoinSet::new();
     let loading = Arc::clone(&index);
     tasks.spawn(async move { loading.load_all().await });
     store.wait_for_pages(1).await;
-    let waiting = index.nearest(Scope::Shared, &query, 5);
+    let waiting = index.nearest(USER, &query, 5);
     let mut waiting = std::pin::pin!(waiting);
     assert!(
         waiting.as_mut().now_or_never().is_none(),
@@ -304,14 +280,15 @@ async fn a_shared_search_that_may_wait_is_answered_when_every_row_is_loaded() {
     assert_eq!(waiting.await.unwrap().len(), 1);
 }
 
-/// Users that insert, delete and search on several threads, with room in memory for hardly any of them: each must see exactly
-/// its own rows, its latest change included, and while someone else searches for it too.
+/// Users insert, delete and search on several threads, with room in memory for hardly any of them.
+/// Each must find exactly its rows, including its latest change, even while another user searches
+/// for it too.
 #[test]
 fn every_user_reads_its_own_writes_while_threads_race() {
     const USERS: i64 = 6;
     const STEPS: u64 = 150;
     let store = Store::open();
-    let index = Arc::new(index(ScopeMode::Own, 30_000, &store));
+    let index = Arc::new(index(SimilarScope::Own, 30_000, &store));
     let next_id = AtomicI64::new(1);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -336,12 +313,12 @@ fn every_user_reads_its_own_writes_while_threads_race() {
                         index.inserted(user, id, &row);
                         mine.push(id);
                     }
-                    let hits = runtime.block_on(index.nearest(Scope::Own(user), &row, 1000));
+                    let hits = runtime.block_on(index.nearest(user, &row, 1000));
                     assert_eq!(hits.unwrap(), store.nearest(Some(user), &row, 1000));
-                    // Someone else's slab, loaded, evicted and changed at the same time: only the owner of the rows can say
-                    // which there are, but nobody else's may be among them.
+                    // Another user's slab, which is loaded, evicted and changed at the same time.
+                    // Only its owner knows its rows, but this user's must not be among them.
                     let other = UserId(user.0 % USERS + 1);
-                    let hits = runtime.block_on(index.nearest(Scope::Own(other), &row, 1000));
+                    let hits = runtime.block_on(index.nearest(other, &row, 1000));
                     for hit in hits.unwrap() {
                         assert!(!mine.contains(&hit.id));
                     }
@@ -355,7 +332,7 @@ fn every_user_reads_its_own_writes_while_threads_race() {
 #[tokio::test]
 async fn searches_go_on_while_rows_are_added() {
     let store = Store::open();
-    let index = Arc::new(index(ScopeMode::Shared, 0, &store));
+    let index = Arc::new(index(SimilarScope::Shared, 0, &store));
     index.load_all().await.unwrap();
     let mut tasks = JoinSet::new();
     let adding = (Arc::clone(&index), Arc::clone(&store));
@@ -368,10 +345,10 @@ async fn searches_go_on_while_rows_are_added() {
         let mut found = 0;
         while found < 3000 {
             let hits = index
-                .nearest(Scope::Shared, &vector(DIMENSION, 0), 5000)
+                .nearest(USER, &vector(DIMENSION, 0), 5000)
                 .await
                 .unwrap();
-            // Nothing that was once there goes missing.
+            // No row that was found before is missing.
             assert!(hits.len() >= found);
             found = hits.len();
             tokio::task::yield_now().await;

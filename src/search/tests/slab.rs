@@ -17,7 +17,7 @@ enum Operation {
     Load(usize),
     /// One by one.
     Insert(usize),
-    /// Of the row at this share of the slab.
+    /// Deletes the row at this share of the slab.
     Delete(f64),
     DeleteMany(usize),
     Query(usize),
@@ -89,13 +89,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(20))]
 
     #[test]
-    fn a_slab_answers_like_a_list_after_any_operations(
+    fn a_slab_equals_a_list_after_any_operations(
         dimension in prop_oneof![1_usize..=5, Just(32), Just(70)],
         operations in prop::collection::vec(operation(), 1..25),
     ) {
         let mut both = Both::new(dimension);
         for (step, operation) in operations.into_iter().enumerate() {
-            // A scan may hold the slab at any time; it must go on seeing what it began with.
+            // A scan may hold the slab at any time, and must see it as it was when the scan began.
             let held = (step % 3 == 0).then(|| (Arc::clone(&both.slab), both.rows.clone()));
             match operation {
                 Operation::Load(n) => both.add(n),
@@ -146,7 +146,7 @@ proptest! {
     }
 
     #[test]
-    fn a_two_stage_scan_gives_as_many_hits_as_asked_for_with_their_true_scores(
+    fn a_two_stage_scan_returns_as_many_hits_as_requested_with_their_true_scores(
         n in 0_usize..5000,
         // Out of order, with gaps, and with rows left over behind the last.
         deleted in prop_oneof![Just(0_usize), 0_usize..2000],
@@ -216,7 +216,7 @@ fn a_two_stage_scan_finds_nearly_all_of_the_nearest_rows() {
         let hits = nearest(Kernel::detect(), &slab, &query, 10, plan);
         found += hits.iter().filter(|hit| exact.contains(hit)).count();
     }
-    // The data are fixed. A near tie may be decided by how the machine's kernel rounds.
+    // The data are fixed. A near tie depends on the rounding of the machine's kernel.
     assert!(found >= 10 * QUERIES - 5, "{found}");
 }
 

@@ -273,7 +273,7 @@ impl Prompts {
             let deleted = deps.store.delete_prompt(user_id, id).await;
             if let Err(store::Error::Unavailable(_)) = deleted {
                 // It may be deleted although the result did not arrive.
-                deps.similarity.doubted(user_id);
+                deps.similarity.invalidate(user_id);
             }
             let deleted = deleted?.ok_or(Error::NotFound)?;
             if deleted.embedding_model.as_ref() == Some(&deps.model) {

@@ -148,7 +148,7 @@ impl Call<'_> {
             };
             tracing::error!(%error, "an answer could not be stored and is lost");
             // An attempt may have been committed although its result did not arrive.
-            self.inner.deps.similarity.doubted(self.prompt.user_id);
+            self.inner.deps.similarity.invalidate(self.prompt.user_id);
         }
         if self.inner.cut.is_cancelled() {
             // A stop does not wait for a store that is unavailable.

@@ -1,7 +1,7 @@
 //! The scale-out store: PostgreSQL with pgvector, for any number of servers at once.
 //!
 //! A bounded pool of connections (`pool`), one statement a call, and similarity search in the
-//! database, where the vectors are (`vectors`, `meaning`). The schema is migrated when a server
+//! database, where the vectors are (`vectors`, `hnsw`). The schema is migrated when a server
 //! opens the store (`migrate`). The process caches nothing of it except the numbers of models,
 //! which never change: what one server has committed, every other reads.
 
@@ -10,9 +10,9 @@ mod bulk;
 mod bulk_calls;
 mod calls;
 mod error;
+mod hnsw;
 mod inspect;
 mod lock;
-mod meaning;
 mod migrate;
 mod open_error;
 mod pool;
@@ -25,22 +25,19 @@ mod vectors;
 
 use std::fmt;
 
-use async_trait::async_trait;
 use tokio::time::timeout;
 use tokio_postgres::row::RowIndex;
 use tokio_postgres::types::FromSql;
 use tokio_postgres::{Client, Config, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
-use tokio_util::sync::CancellationToken;
 
 use self::error::Cause;
-use self::meaning::Meaning;
+use self::hnsw::HnswSupport;
 use self::migrate::migrate;
 use self::open_error::{at_connection, no_connection};
 use self::pool::{CONNECT, Connector, Pool};
 use self::vectors::Models;
-use super::{Claim, Error, NearestStore, sql_limit};
-use crate::domain::{Embedding, ModelId, PromptId, UserId};
+use super::{Claim, Error, sql_limit};
 
 pub(super) use self::error::meaning;
 pub use self::inspect::{count_rows, inspect};
@@ -74,12 +71,12 @@ impl Default for OpenOptions {
 }
 
 /// [`AccountStore`](super::AccountStore), [`PromptStore`](super::PromptStore),
-/// [`CallStore`](super::CallStore), [`BulkStore`](super::BulkStore) and [`NearestStore`] over one
-/// PostgreSQL database. Needs a Tokio runtime.
+/// [`CallStore`](super::CallStore), [`BulkStore`](super::BulkStore) over one PostgreSQL database,
+/// with its search by similarity. Needs a Tokio runtime.
 pub struct PostgresStore {
     pool: Pool,
     models: Models,
-    meaning: Meaning,
+    hnsw: HnswSupport,
 }
 
 impl fmt::Debug for PostgresStore {
@@ -108,7 +105,7 @@ impl PostgresStore {
         Ok(Self {
             pool,
             models: Models::default(),
-            meaning: Meaning::new(version),
+            hnsw: HnswSupport::of(version),
         })
     }
 
@@ -130,13 +127,6 @@ impl PostgresStore {
     pub async fn lock_shared(&self) -> Result<ServerLock, OpenError> {
         let lock = ServerLock::take(&self.pool, lock::REPLICA).await;
         lock.map_err(no_connection)?.ok_or(OpenError::InUseAlone)
-    }
-
-    /// Builds the approximate index that searches among everybody's prompts need to be fast.
-    /// Returns when it is built, or at `stop`. Several servers may call this at once; one builds. A
-    /// build that was interrupted is started again.
-    pub async fn index_meaning(&self, stop: CancellationToken) {
-        meaning::ensure(&self.pool, stop).await;
     }
 
     /// Refuses further calls and closes the connections; the calls in progress close theirs.
@@ -181,19 +171,6 @@ async fn connect(url: &str) -> Result<(Connector, Client), OpenError> {
         .map_err(|_| OpenError::timed_out())?
         .map_err(at_connection)?;
     Ok((connector, client))
-}
-
-#[async_trait]
-impl NearestStore for PostgresStore {
-    async fn nearest(
-        &self,
-        model: &ModelId,
-        owner: Option<UserId>,
-        query: &Embedding,
-        k: usize,
-    ) -> Result<Vec<(PromptId, f32)>, Error> {
-        vectors::nearest(self, model, owner, query, k).await
-    }
 }
 
 /// A column of a row. A value that does not fit its type is a defect.

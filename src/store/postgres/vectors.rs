@@ -1,4 +1,4 @@
-//! Vectors in PostgreSQL: the numbers of models, sweeps, and what a change of model needs.
+//! Vectors in PostgreSQL: the numbers of models, sweeps, a change of model, and searches.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,17 +11,20 @@ use super::{PostgresStore, get, sql_limit};
 use crate::domain::{Embedding, ModelId, PromptId, UserId};
 use crate::store::{Coverage, Error, Unembedded, VectorCursor, VectorPage};
 
-/// Ids that one statement looks through for prompts without a vector, so that none takes long however many have one.
+/// Ids that one statement looks through for prompts without a vector. No statement takes long then,
+/// however many prompts have one.
 const WINDOW: i64 = 50_000;
 
-/// The models seen by this process: a number is looked up once, and inserts need no further round trip.
+/// The models that this process has seen. A number is read once, so inserts need no further round
+/// trip.
 #[derive(Debug, Default)]
 pub(super) struct Models {
     known: RwLock<HashMap<ModelId, (i32, usize)>>,
 }
 
 impl Models {
-    /// The model's number, given now if it is new. All vectors of a model are of one length.
+    /// The model's number, which is assigned now if the model is new. All vectors of a model have
+    /// the same length.
     pub async fn number(
         &self,
         connection: &mut Connection,
@@ -148,8 +151,9 @@ pub(super) async fn page(
     Ok(page)
 }
 
-/// Counted when asked, which is at a start and while a change of model is under way, and never on the way of an insert: a counter
-/// kept up to date would make the inserts of one user, or of all, wait for each other's commits.
+/// Counted when asked, which is at a start and while a change of model is under way, and never on
+/// the way of an insert: a counter kept up to date would make the inserts of one user, or of all,
+/// wait for each other's commits.
 pub(super) async fn coverage(
     store: &PostgresStore,
     model: &ModelId,
@@ -196,7 +200,7 @@ pub(super) async fn unembedded(
     limit: usize,
 ) -> Result<Vec<Unembedded>, Error> {
     let mut connection = store.pool.connection(LONG_PATIENCE).await?;
-    // No row has the number NULL, so of an unknown model every prompt lacks a vector.
+    // No row has the number NULL, so every prompt lacks a vector of an unknown model.
     let number = store.models.find(&mut connection, model).await?;
     let ends = connection
         .query_opt("SELECT min(id), max(id) FROM prompt", &[])
@@ -210,7 +214,7 @@ pub(super) async fn unembedded(
     let mut after = after.map_or(i64::MIN, |id| id.0).max(first - 1);
     let mut found = Vec::new();
     while after < last && found.len() < limit {
-        // Each window has the patience of a call of its own.
+        // Each window has the deadline of a separate call.
         let mut connection = store.pool.connection(LONG_PATIENCE).await?;
         let until = after.saturating_add(WINDOW);
         let rows = connection
@@ -248,7 +252,7 @@ pub(super) async fn put(
         let (given, expected) = (odd.0.len(), first.0.len());
         return Err(Cause::Dimension { given, expected }.into());
     }
-    // Of a prompt given twice the last vector counts: one statement may not write a row twice.
+    // If a prompt is given twice, the last vector counts: one statement may not write a row twice.
     let latest: HashMap<PromptId, &Embedding> =
         rows.iter().map(|(id, vector)| (*id, vector)).collect();
     let ids: Vec<i64> = latest.keys().map(|id| id.0).collect();
@@ -256,8 +260,8 @@ pub(super) async fn put(
         .values()
         .map(|vector| HalfVector::from_f32_slice(&vector.0))
         .collect();
-    // The lock keeps a prompt from being deleted before its vector refers to it; the order keeps two servers that write
-    // the same rows from each waiting for the other.
+    // The lock prevents the deletion of a prompt before its vector refers to it. The order prevents
+    // a deadlock of two servers that write the same rows.
     let stored = connection
         .write(
             "WITH given AS MATERIALIZED (
@@ -280,52 +284,58 @@ pub(super) async fn put(
     Ok(given.filter(|id| stored.contains(id)).collect())
 }
 
-/// The rows nearest to a vector: see [`NearestStore`](crate::store::NearestStore).
-pub(super) async fn nearest(
-    store: &PostgresStore,
-    model: &ModelId,
-    owner: Option<UserId>,
-    query: &Embedding,
-    k: usize,
-) -> Result<Vec<(PromptId, f32)>, Error> {
-    let mut connection = store.pool.connection(PATIENCE).await?;
-    let Some(number) = store.models.find(&mut connection, model).await? else {
-        return Ok(Vec::new());
-    };
-    let vector = HalfVector::from_f32_slice(&query.0);
-    let limit = sql_limit(k);
-    let rows = match owner {
-        Some(owner) => {
-            connection
-                .query(NEAREST_OWN, &[&vector, &number, &owner.0, &limit])
-                .await?
-        }
-        None => {
-            connection
-                .query_under(
-                    &store.meaning.settings(k),
-                    NEAREST_SHARED,
-                    &[&vector, &number, &limit],
-                )
-                .await?
-        }
-    };
-    rows.iter()
-        .map(|row| {
-            let score: f64 = get(row, 1)?;
-            Ok((PromptId(get(row, 0)?), score.clamp(-1.0, 1.0) as f32))
-        })
-        .collect()
+impl PostgresStore {
+    /// The `k` prompts, of one owner or of all, whose vectors of `model` are nearest to `query` by
+    /// cosine, with the cosine in [-1, 1]: nearest first, equal ones by rising id, all if there are
+    /// fewer. `query`: unit length. Exact for one owner; among all it may miss some. Sees every
+    /// commit made before the call, on whatever server.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Internal`.
+    pub async fn nearest(
+        &self,
+        model: &ModelId,
+        owner: Option<UserId>,
+        query: &Embedding,
+        k: usize,
+    ) -> Result<Vec<(PromptId, f32)>, Error> {
+        let mut connection = self.pool.connection(PATIENCE).await?;
+        let Some(number) = self.models.find(&mut connection, model).await? else {
+            return Ok(Vec::new());
+        };
+        let vector = HalfVector::from_f32_slice(&query.0);
+        let limit = sql_limit(k);
+        let rows = match owner {
+            Some(owner) => {
+                connection
+                    .query(NEAREST_OWN, &[&vector, &number, &owner.0, &limit])
+                    .await?
+            }
+            None => {
+                let settings = self.hnsw.settings(k);
+                connection
+                    .query_under(&settings, NEAREST_SHARED, &[&vector, &number, &limit])
+                    .await?
+            }
+        };
+        rows.iter()
+            .map(|row| {
+                let score: f64 = get(row, 1)?;
+                Ok((PromptId(get(row, 0)?), score.clamp(-1.0, 1.0) as f32))
+            })
+            .collect()
+    }
 }
 
-/// Exact, over one owner's rows. The order is by an expression that an approximate index cannot serve (it serves the operator
-/// itself, and nothing else), so no planner can take that way, which loses rows of owners who have few.
+/// Exact, over one owner's rows. The order is by an expression, which an approximate index cannot
+/// serve (it serves only the operator itself). So no planner can take the index, which loses rows
+/// of owners with few rows.
 pub(super) const NEAREST_OWN: &str = "
     SELECT prompt_id, -(embedding <#> $1) AS score FROM prompt_embedding
     WHERE model_id = $2 AND user_id = $3 ORDER BY score DESC, prompt_id LIMIT $4";
 
-/// Over everybody's rows: by the approximate index where there is one, exact where there is none (yet). The index may answer
-/// slightly out of order, hence the second sorting.
+/// Over everybody's rows: by the approximate index if there is one, exact if there is none (yet).
+/// The index may return rows slightly out of order, hence the second sorting.
 pub(super) const NEAREST_SHARED: &str = "
     WITH near AS MATERIALIZED (
         SELECT prompt_id, embedding <#> $1 AS distance FROM prompt_embedding

@@ -1,4 +1,4 @@
-//! Calls that go well.
+//! Successful calls.
 
 use std::time::Duration;
 
@@ -58,14 +58,20 @@ async fn a_streamed_answer_is_handed_over_piece_by_piece() {
         (Some(3), Some(5))
     );
     assert!(answer.upstream_duration >= 60 * MS);
-    assert_eq!(client.count("FirstToken"), 1);
+    assert_eq!(
+        client.count(
+            "gen_ai_client_operation_time_to_first_chunk_seconds_count",
+            ""
+        ),
+        1
+    );
     let body = &upstream.requests()[0].body;
     assert_eq!(body["stream"], true);
     assert_eq!(body["stream_options"], json!({ "include_usage": true }));
 }
 
 #[tokio::test]
-async fn a_piece_is_handed_over_before_the_next_one_is_there() {
+async fn a_piece_is_handed_over_before_the_next_one_has_come() {
     let upstream = Upstream::start().await;
     upstream.plan(Reply::stream_head().delta("first").hang());
     let client = Watched::new(&config(&upstream));
@@ -83,15 +89,22 @@ async fn a_piece_is_handed_over_before_the_next_one_is_there() {
         piece = told => assert_eq!(piece.unwrap(), "first"),
         answer = call => panic!("the upstream never ends: {answer:?}"),
     }
-    // Giving the call up gave its place back, and it was counted: it was paid for.
-    assert_eq!(client.count("Admitted"), client.count("Left"));
-    assert_eq!(client.count("Ended"), 1);
-    assert_eq!(client.count("error_type: Some(\"cancelled\")"), 1);
-    assert_eq!(client.count("FirstToken"), 1);
+    // The permit of the cancelled call was returned, and the call was counted, because it was paid
+    // for.
+    assert_eq!(client.in_flight(), 0);
+    assert_eq!(client.ended(""), 1);
+    assert_eq!(client.ended("\"cancelled\""), 1);
+    assert_eq!(
+        client.count(
+            "gen_ai_client_operation_time_to_first_chunk_seconds_count",
+            ""
+        ),
+        1
+    );
 }
 
 #[tokio::test]
-async fn connections_are_used_again_whatever_the_answer_was() {
+async fn connections_are_reused_after_any_answer() {
     let upstream = Upstream::start().await;
     upstream.plan(Reply::answer("one"));
     upstream.plan(Reply::stream(&["two"], Duration::ZERO));
@@ -112,7 +125,7 @@ async fn connections_are_used_again_whatever_the_answer_was() {
 }
 
 #[tokio::test]
-async fn servers_may_differ_in_everything_but_the_essentials() {
+async fn answers_of_different_servers_are_read() {
     let upstream = Upstream::start().await;
     let until_close =
         "HTTP/1.1 200 OK\r\ncontent-type: Text/Event-Stream\r\nconnection: close\r\n\r\n";
@@ -120,7 +133,8 @@ async fn servers_may_differ_in_everything_but_the_essentials() {
     let inside_the_character = event.iter().position(|byte| *byte == 0xc3).unwrap() + 1;
     let (one, two) = event.split_at(inside_the_character);
     for reply in [
-        // Lines end in CRLF, comments come between, a character comes in two pieces, no blank line after the end.
+        // Lines end in CRLF, comments come between, a character comes in two pieces, no blank line
+        // after the end.
         Reply::raw(until_close)
             .then(": warming up\r\n\r\n")
             .then(one.to_vec())
@@ -130,9 +144,9 @@ async fn servers_may_differ_in_everything_but_the_essentials() {
             .close(),
         // No [DONE], but a reason.
         Reply::stream_head().delta("é").stop().end(),
-        // The same, and the connection breaks off: everything was said.
+        // The same, and the connection breaks after the whole answer.
         Reply::stream_head().delta("é").stop().close(),
-        // The same, and an end that does not come.
+        // The same, and the body does not end.
         Reply::stream_head().delta("é").stop().hang(),
         // No stream at all.
         Reply::answer("é"),
@@ -148,7 +162,7 @@ async fn servers_may_differ_in_everything_but_the_essentials() {
 }
 
 #[tokio::test]
-async fn what_comes_after_the_reason_is_waited_for_but_not_for_long() {
+async fn the_wait_after_the_reason_is_short() {
     let upstream = Upstream::start().await;
     let mut config = config(&upstream);
     config.token_timeout = 1000 * MS;
@@ -159,7 +173,7 @@ async fn what_comes_after_the_reason_is_waited_for_but_not_for_long() {
     upstream.plan(late);
     let answer = client.stream().await.1.unwrap();
     assert_eq!(answer.completion_tokens, Some(5), "usage comes last");
-    // Neither silence, nor comments, nor the end of all time takes a whole answer back.
+    // A whole answer stays one, whatever follows: silence, comments, or the end of the time.
     for end in [
         said().hang(),
         said().forever(chunk(": ping\n\n"), 20 * MS),
@@ -174,7 +188,7 @@ async fn what_comes_after_the_reason_is_waited_for_but_not_for_long() {
 }
 
 #[tokio::test]
-async fn an_answer_that_ends_without_a_text_is_an_empty_one_and_not_asked_for_again() {
+async fn an_answer_without_text_is_empty_and_not_retried() {
     for is_streamed in [false, true] {
         let (upstream, other) = (Upstream::start().await, Upstream::start().await);
         let mut config = config(&upstream);
@@ -205,7 +219,7 @@ async fn an_answer_that_ends_without_a_text_is_an_empty_one_and_not_asked_for_ag
 }
 
 #[tokio::test]
-async fn an_answer_without_a_model_has_the_one_that_was_asked() {
+async fn an_answer_without_a_model_has_the_requested_one() {
     let upstream = Upstream::start().await;
     upstream.plan(Reply::json(
         &json!({ "choices": [{ "message": { "content": "x" } }] }),
@@ -218,23 +232,23 @@ async fn an_answer_without_a_model_has_the_one_that_was_asked() {
 }
 
 #[tokio::test]
-async fn beyond_the_cap_a_call_is_refused_at_once() {
+async fn beyond_the_limit_a_call_is_refused_at_once() {
     let upstream = Upstream::start().await;
     let mut config = config(&upstream);
     config.max_in_flight = 2;
     let client = Watched::new(&config);
     let one = client.client.admit(USER).unwrap();
-    // Half of the places are the other users'.
+    // Half of the permits are for other users.
     assert!(client.client.admit(USER).unwrap_err().retry_after > Duration::ZERO);
     let two = client.client.admit(UserId(2)).unwrap();
     assert!(client.client.admit(UserId(3)).is_err());
     drop((one, two));
     client.ask().await.unwrap();
-    assert_eq!(client.count("Refused"), 2);
+    assert_eq!(client.metrics.overloaded.get(), 2);
 }
 
 #[tokio::test]
-async fn the_service_answers_with_what_the_upstream_said_and_counts_it() {
+async fn the_service_responds_with_the_upstreams_answer_and_counts_it() {
     let upstream = Upstream::start().await;
     let config = config(&upstream);
     let app = spawn_app(move |app| app.upstream = Some(config)).await;

@@ -1,4 +1,4 @@
-//! The client of the upstream, against one that behaves well, badly, slowly or not at all.
+//! The client of the upstream, with upstreams that behave well, badly, slowly or not at all.
 
 mod answers;
 mod breaker;
@@ -8,21 +8,22 @@ mod retries;
 mod secrecy;
 mod signs;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use prompt_service::config::{BaseUrl, Endpoint, Secret, UpstreamConfig};
 use prompt_service::domain::UserId;
-use prompt_service::llm::{Client, Completion, Event, Failure, Observer};
+use prompt_service::llm::{Client, Completion, Failure};
 use prompt_service::memory_budget::{MemoryBudget, Owner, Reservation};
+use prompt_service::telemetry::Metrics;
 
 use crate::support::{DEADLINE, Upstream};
 
-/// Whose calls they are.
+/// The user of the calls.
 const USER: UserId = UserId(1);
 const MS: Duration = Duration::from_millis(1);
 
-/// What a call holds, of an account that is never full.
+/// The memory of a call, without a limit.
 fn memory() -> Reservation {
     MemoryBudget::new(usize::MAX).hold(Owner::default(), 0)
 }
@@ -36,7 +37,7 @@ pub fn endpoint(url: &str, model: &str, key: Option<&str>) -> Endpoint {
     }
 }
 
-/// One upstream, no retries, and more time than anything takes.
+/// One upstream, no retries, and more time than any call takes.
 pub fn config(upstream: &Upstream) -> UpstreamConfig {
     UpstreamConfig {
         endpoints: vec![endpoint(&upstream.url(), "asked-1", Some("sk-primary"))],
@@ -55,42 +56,42 @@ pub fn config(upstream: &Upstream) -> UpstreamConfig {
     }
 }
 
-/// A client whose events are kept, each as its debug form.
+/// A client and its metrics.
 struct Watched {
     client: Client,
-    events: Arc<Events>,
-}
-
-#[derive(Default)]
-struct Events(Mutex<Vec<String>>);
-
-impl Observer for Events {
-    fn observe(&self, event: Event<'_>) {
-        self.0.lock().unwrap().push(format!("{event:?}"));
-    }
+    metrics: Arc<Metrics>,
 }
 
 impl Watched {
     fn new(config: &UpstreamConfig) -> Self {
-        let events = Arc::new(Events::default());
-        let client = Client::new(config, Arc::clone(&events) as _).unwrap();
-        Self { client, events }
+        let metrics = Arc::new(Metrics::new());
+        let client = Client::new(config, Arc::clone(&metrics)).unwrap();
+        Self { client, metrics }
     }
 
-    /// How many events have that in them.
-    fn count(&self, part: &str) -> usize {
-        let events = self.events.0.lock().unwrap();
-        events.iter().filter(|event| event.contains(part)).count()
+    /// The sum of the metric's series that have the label.
+    fn count(&self, metric: &str, label: &str) -> u64 {
+        let text = String::from_utf8(self.metrics.render()).unwrap();
+        let lines = text.lines().filter_map(|line| line.strip_prefix(metric));
+        let lines = lines.filter(|line| line.starts_with(['{', ' ']) && line.contains(label));
+        let values = lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap());
+        values.sum::<f64>() as u64
     }
 
-    /// The states of the breaker, in the order in which they were told.
-    fn breaker_states(&self) -> Vec<String> {
-        let events = self.events.0.lock().unwrap();
-        let states = events.iter().filter_map(|event| {
-            let (_, state) = event.split_once("Breaker { upstream: \"primary\", state: ")?;
-            Some(state.trim_end_matches([' ', '}']).to_owned())
-        });
-        states.collect()
+    /// How many calls have ended with the label.
+    fn ended(&self, label: &str) -> u64 {
+        self.count("gen_ai_client_operation_duration_seconds_count", label)
+    }
+
+    fn in_flight(&self) -> i64 {
+        self.metrics.upstream_calls_in_flight.get()
+    }
+
+    /// The state of the first upstream's breaker.
+    fn breaker(&self) -> &'static str {
+        let state = &self.metrics.upstream_breaker_state;
+        let state = state.with_label_values(&["primary"]).get();
+        ["closed", "half-open", "open"][state as usize]
     }
 
     /// A whole answer.

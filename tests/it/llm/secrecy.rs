@@ -1,4 +1,4 @@
-//! What may not be seen, and what the log says all the same.
+//! Secrets that must not be seen, and the log lines that must.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::{Watched, config, endpoint};
 use crate::support::{Log, Reply, Upstream};
 
 #[tokio::test]
-async fn the_log_tells_each_attempt_and_neither_key_nor_text() {
+async fn the_log_has_each_attempt_without_key_and_text() {
     let log = Log::default();
     let _guard = tracing::dispatcher::set_default(&log.dispatch());
     let upstream = Upstream::start().await;
@@ -59,28 +59,28 @@ async fn the_log_tells_each_attempt_and_neither_key_nor_text() {
             ("WARN", 1, Some(200), Some("req-8")),
         ]
     );
-    let events = client.events.0.lock().unwrap().join("\n");
+    let metrics = String::from_utf8(client.metrics.render()).unwrap();
     let all = format!(
-        "{}{events}{refused:?}{refused}{failed:?}{failed}{:?}{config:?}",
+        "{}{metrics}{refused:?}{refused}{failed:?}{failed}{:?}{config:?}",
         log.text(),
         client.client
     );
     for secret in ["sk-primary", "the-prompt", "the-answer"] {
         assert!(!all.contains(secret), "{secret}");
     }
-    // The upstream's own words are for the operator alone.
+    // The upstream's message is only for the operator.
     let failures: Vec<_> = ours.iter().filter(|line| line["level"] != "INFO").collect();
     assert_eq!(failures.len(), 3);
     for line in failures {
         assert_eq!(line["url"], format!("{}/chat/completions", upstream.url()));
         assert_eq!(line["upstream_message"], "upstream-secret-words");
     }
-    let told = format!("{events}{refused:?}{refused}{failed:?}{failed}");
+    let told = format!("{metrics}{refused:?}{refused}{failed:?}{failed}");
     assert!(!told.contains("upstream-secret-words"));
 }
 
 #[tokio::test]
-async fn what_an_upstream_repeats_of_prompt_and_key_is_left_out_of_the_log() {
+async fn prompt_and_key_in_an_upstreams_message_are_not_logged() {
     let log = Log::default();
     let _guard = tracing::dispatcher::set_default(&log.dispatch());
     let upstream = Upstream::start().await;
@@ -110,7 +110,7 @@ async fn what_an_upstream_repeats_of_prompt_and_key_is_left_out_of_the_log() {
 }
 
 #[tokio::test]
-async fn a_redirect_is_not_followed_and_the_key_stays() {
+async fn a_redirect_is_not_followed_and_does_not_get_the_key() {
     let (upstream, elsewhere) = (Upstream::start().await, Upstream::start().await);
     for status in [301, 302, 303, 307, 308] {
         let location = format!("location: {}/chat/completions", elsewhere.url());
@@ -123,7 +123,7 @@ async fn a_redirect_is_not_followed_and_the_key_stays() {
 }
 
 #[tokio::test]
-async fn a_name_is_looked_up_and_may_be_spoken_to_in_the_clear_if_it_is_this_machine() {
+async fn a_name_of_this_machine_may_be_asked_without_tls() {
     let upstream = Upstream::start().await;
     let mut config = config(&upstream);
     let url = format!("http://localhost:{}/v1/", upstream.addr.port());

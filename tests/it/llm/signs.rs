@@ -1,4 +1,4 @@
-//! What the time, the connection and the headers say of an answer, beside its body.
+//! Answers by their time, connection and headers, beside the body.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::support::{Reply, Upstream, chunk};
 const TOKEN_AND_REASON: &str =
     r#"{"choices":[{"index":0,"delta":{"content":"x"},"finish_reason":"stop"}]}"#;
 
-/// A stream that ends as it should after `count` events, a pause before each.
+/// A stream that ends in order after `count` events, with a pause before each.
 fn slowly(event: &str, count: usize, pause: Duration) -> Reply {
     let mut reply = Reply::stream_head();
     for _ in 0..count {
@@ -21,10 +21,10 @@ fn slowly(event: &str, count: usize, pause: Duration) -> Reply {
 }
 
 #[tokio::test]
-async fn a_reason_in_every_event_ends_nothing_while_text_comes() {
+async fn a_reason_in_every_event_does_not_end_the_answer_while_text_comes() {
     let upstream = Upstream::start().await;
     let mut reply = Reply::stream_head();
-    // Longer than what is waited for after a reason.
+    // Longer than the wait after a reason.
     for _ in 0..7 {
         reply = reply.event(TOKEN_AND_REASON).pause(1000 * MS);
     }
@@ -39,7 +39,7 @@ async fn a_reason_in_every_event_ends_nothing_while_text_comes() {
 }
 
 #[tokio::test]
-async fn any_event_that_can_be_read_is_a_sign_of_life() {
+async fn each_readable_event_extends_the_deadline() {
     let events = [
         r#"{"choices":[{"delta":{"reasoning_details":[{"text":"hm"}]}}]}"#,
         r#"{"choices":[{"delta":{"thinking":"hm"}}]}"#,
@@ -63,7 +63,7 @@ async fn any_event_that_can_be_read_is_a_sign_of_life() {
 }
 
 #[tokio::test]
-async fn what_is_no_event_is_no_sign_of_life() {
+async fn comments_and_unreadable_events_do_not_extend_the_deadline() {
     for line in [
         ": ping\n\n",
         "data:\n\n",
@@ -78,7 +78,7 @@ async fn what_is_no_event_is_no_sign_of_life() {
         upstream.plan(Reply::stream_head().forever(chunk(line), 20 * MS));
         let client = Watched::new(&config);
         client.stream().await.1.unwrap_err();
-        assert_eq!(client.count("first_token_timeout"), 1, "{line:?}");
+        assert_eq!(client.ended("\"first_token_timeout\""), 1, "{line:?}");
     }
 }
 
@@ -99,7 +99,7 @@ async fn a_first_sign_of_life_does_not_shorten_the_wait_for_the_first_text() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_thinks_until_time_is_over_is_not_ill() {
+async fn an_upstream_that_thinks_until_the_deadline_does_not_open_the_breaker() {
     let upstream = Upstream::start().await;
     let mut config = config(&upstream);
     config.total_timeout = 300 * MS;
@@ -109,11 +109,11 @@ async fn an_upstream_that_thinks_until_time_is_over_is_not_ill() {
     for _ in 0..6 {
         client.stream().await.1.unwrap_err();
     }
-    assert_eq!(client.breaker_states(), ["Closed"]);
+    assert_eq!(client.breaker(), "closed");
 }
 
 #[tokio::test]
-async fn usage_may_come_last_of_all() {
+async fn usage_may_come_after_done() {
     let upstream = Upstream::start().await;
     upstream.plan(
         Reply::stream_head()
@@ -131,7 +131,7 @@ async fn usage_may_come_last_of_all() {
 }
 
 #[tokio::test]
-async fn the_head_of_an_answer_may_say_what_it_likes() {
+async fn the_headers_of_an_answer_do_not_matter() {
     let body = json!({ "choices": [{ "message": { "content": "é" }, "finish_reason": "stop" }] });
     let body = body.to_string();
     let of = |status: u16, headers: &[&str]| Reply::of(status, "application/json", headers, &body);
@@ -193,7 +193,7 @@ async fn the_head_of_an_answer_may_say_what_it_likes() {
 }
 
 #[tokio::test]
-async fn a_compressed_answer_is_told_from_others_that_cannot_be_read() {
+async fn a_compressed_answer_is_a_separate_failure() {
     let upstream = Upstream::start().await;
     let client = Watched::new(&config(&upstream));
     for (headers, kind) in [
@@ -202,7 +202,7 @@ async fn a_compressed_answer_is_told_from_others_that_cannot_be_read() {
     ] {
         upstream.plan(Reply::of(200, "application/json", headers, "\x1f\x08\0\0"));
         client.ask().await.unwrap_err();
-        assert_eq!(client.count(&format!("{kind:?}")), 1);
+        assert_eq!(client.ended(&format!("{kind:?}")), 1);
     }
 }
 
@@ -220,7 +220,7 @@ async fn events_that_were_skipped_are_counted() {
     let client = Watched::new(&config(&upstream));
     assert_eq!(client.stream().await.1.unwrap().text, "x");
     assert_eq!(
-        client.count("Skipped { upstream: \"primary\", events: 2 }"),
-        1
+        client.count("upstream_events_skipped_total", "\"primary\""),
+        2
     );
 }

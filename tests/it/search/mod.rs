@@ -1,4 +1,4 @@
-//! Finding prompts by meaning: whose, how many, in which order, and when.
+//! Search by similarity: whose prompts it finds, how many, in which order, and when.
 
 mod stage;
 
@@ -34,7 +34,7 @@ const PLACES: [&str; 4] = [
     "an old ship",
 ];
 
-/// 120 sentences, no two of one meaning.
+/// 120 sentences with different meanings.
 fn sentences() -> impl Iterator<Item = String> {
     ANIMALS.into_iter().flat_map(|animal| {
         DEEDS.into_iter().flat_map(move |deed| {
@@ -119,8 +119,8 @@ async fn scores_and_order_are_those_of_an_exact_comparison() {
                 "nearest first: {scores:?}"
             );
             for (at, (id, score)) in ids.iter().zip(&scores).enumerate() {
-                // Sums of 384 products in single precision, over vectors of length 1 up to rounding. PostgreSQL compares with the
-                // query in half precision too.
+                // Sums of 384 products in single precision, over vectors of length 1 up to
+                // rounding. PostgreSQL compares with the query in half precision too.
                 let tolerance = if on_postgres() { 1e-4 } else { 1e-5 };
                 let own = exact.iter().find(|(exact_id, _)| exact_id == id).unwrap().1;
                 for exact in [own, exact[at].1] {
@@ -136,7 +136,7 @@ async fn scores_and_order_are_those_of_an_exact_comparison() {
 }
 
 #[tokio::test]
-async fn a_caller_finds_its_own_prompts_only_and_as_many_as_it_has() {
+async fn a_caller_finds_only_its_own_prompts() {
     let app = spawn_app(|_| ()).await;
     let (alice, bob) = (app.user("alice").await, app.user("bob").await);
     let mut own = Vec::new();
@@ -157,7 +157,7 @@ async fn a_caller_finds_its_own_prompts_only_and_as_many_as_it_has() {
 }
 
 #[tokio::test]
-async fn shared_scope_finds_everybodys_also_after_a_restart() {
+async fn shared_scope_finds_everybodys_prompts_also_after_a_restart() {
     let shared = |config: &mut Config| config.search.scope = SimilarScope::Shared;
     let app = spawn_app(shared).await;
     eventually!(app.get("/readyz").send().await.status == 200);
@@ -185,7 +185,7 @@ async fn shared_scope_finds_everybodys_also_after_a_restart() {
 }
 
 #[tokio::test]
-async fn posts_are_found_at_once_and_deletions_are_gone_at_once_however_many_race() {
+async fn racing_posts_are_found_and_racing_deletions_are_not_found_at_once() {
     let app = Arc::new(spawn_app(|_| ()).await);
     let mut users = JoinSet::new();
     for n in 0..6 {
@@ -209,7 +209,8 @@ async fn posts_are_found_at_once_and_deletions_are_gone_at_once_however_many_rac
                     kept.insert(id);
                 }
             }
-            // As many as there are, so that a deleted one would take the place of one that is there.
+            // As many as there are, so that a deleted one would take the place of one that is
+            // there.
             let found = user.similar("anything", kept.len()).await;
             assert_eq!(found.into_iter().collect::<BTreeSet<i64>>(), kept);
         });
@@ -218,7 +219,7 @@ async fn posts_are_found_at_once_and_deletions_are_gone_at_once_however_many_rac
 }
 
 #[tokio::test]
-async fn searches_that_race_with_posts_of_the_same_user_miss_nothing_acknowledged() {
+async fn searches_that_race_with_posts_find_every_acknowledged_prompt() {
     let app = Arc::new(spawn_app(|_| ()).await);
     let user = Arc::new(app.user("alice").await);
     let mut tasks = JoinSet::new();
@@ -240,7 +241,7 @@ async fn searches_that_race_with_posts_of_the_same_user_miss_nothing_acknowledge
 }
 
 #[tokio::test]
-async fn memory_for_one_user_at_most_serves_them_all() {
+async fn memory_for_one_user_serves_all_users() {
     let app = spawn_app(|config| config.search.memory_bytes = 1).await;
     let mut users = Vec::new();
     for n in 0..4 {
@@ -259,7 +260,7 @@ async fn memory_for_one_user_at_most_serves_them_all() {
         let (user, ids) = &mut users[round];
         delete(user, ids.remove(0)).await;
     }
-    // PostgreSQL searches where the vectors are; nothing is held in memory.
+    // PostgreSQL searches in the database, so nothing is in memory.
     if !on_postgres() {
         let evicted = app.metric("search_evicted_users").await.unwrap();
         assert!(evicted >= 8.0, "{evicted}");
@@ -289,8 +290,9 @@ async fn folder_of_another_model(count: usize) -> (Folder, UserId) {
         inserts.spawn(async move {
             let prompt = NewPrompt {
                 user_id,
-                // Some 80 tokens: the change of model takes a good part of a second on a machine at rest, where it must not be
-                // over before it is looked at, and not all of the deadline on a busy one.
+                // Some 80 tokens: the change of model takes a good part of a second on a machine at
+                // rest, where it must not be over before it is looked at, and not all of the
+                // deadline on a busy one.
                 prompt: format!(
                     "{n}: {}",
                     sentences().skip(n % 60).take(10).collect::<String>()
@@ -327,7 +329,7 @@ fn known_user(app: &App, user_id: UserId) -> User {
 }
 
 #[tokio::test]
-async fn a_change_of_model_goes_on_in_the_background_and_searches_say_how_far_it_is() {
+async fn searches_say_how_far_a_change_of_model_is() {
     const PROMPTS: usize = 200;
     let (folder, user_id) = folder_of_another_model(PROMPTS).await;
     let app = spawn_app_in(folder, |_| ()).await;
@@ -340,7 +342,7 @@ async fn a_change_of_model_goes_on_in_the_background_and_searches_say_how_far_it
         200,
         "the service serves meanwhile"
     );
-    // What is posted meanwhile is found at once like at any other time.
+    // A prompt that is posted meanwhile is found at once.
     let posted = user.prompt("a prompt of the new age").await;
     assert_eq!(user.similar("a prompt of the new age", 1).await, [posted]);
     eventually!(within BACKGROUND_DEADLINE; {
@@ -370,7 +372,7 @@ async fn a_change_of_model_goes_on_in_the_background_and_searches_say_how_far_it
 }
 
 #[tokio::test]
-async fn a_change_of_model_that_was_cut_off_goes_on_where_it_ended() {
+async fn an_interrupted_change_of_model_continues_after_a_restart() {
     const PROMPTS: u64 = 200;
     let (folder, user_id) = folder_of_another_model(PROMPTS as usize).await;
     let model = Engine::bundled().unwrap().model_id().clone();

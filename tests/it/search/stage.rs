@@ -1,5 +1,5 @@
-//! The use case of searching, between an index and an embedder that the test holds up: how many may search at once, and what
-//! fills the holes that deletions leave.
+//! Searches with an index that the test controls: how many may run at once, and how hits of deleted
+//! prompts are replaced.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -7,16 +7,17 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use async_trait::async_trait;
 use prompt_service::config::SimilarScope;
 use prompt_service::domain::{Embedding, ModelId, PromptId, UserId};
-use prompt_service::embed::{Class, Embedder, Encode, Event, Observer, Settings};
+use prompt_service::embed::{Class, Embedder, Encode, Settings};
 use prompt_service::error::Error;
 use prompt_service::fair_semaphore::FairSemaphore;
 use prompt_service::memory_budget::{MemoryBudget, Owner};
-use prompt_service::search::{self, Hit, Scope, Similarity, Status};
+use prompt_service::search::{self, Hit, Similarity, Status};
 use prompt_service::services::reembedding::Progress;
 use prompt_service::services::search::{Searches, Similar};
 use prompt_service::telemetry::Metrics;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::delete;
 use crate::store::{InsertPrompt, completed, user};
@@ -42,13 +43,7 @@ impl Encode for OneVector {
     }
 }
 
-struct Unheard;
-
-impl Observer for Unheard {
-    fn observe(&self, _: Event) {}
-}
-
-/// Answers with a list, when the gate lets it.
+/// Returns a list, when the gate permits it.
 struct Listed {
     ids: Vec<PromptId>,
     gate: Semaphore,
@@ -67,7 +62,7 @@ impl Listed {
 
 #[async_trait]
 impl Similarity for Listed {
-    async fn nearest(&self, _: Scope, _: &Embedding, k: usize) -> Result<Vec<Hit>, search::Error> {
+    async fn nearest(&self, _: UserId, _: &Embedding, k: usize) -> Result<Vec<Hit>, search::Error> {
         self.asked.fetch_add(1, SeqCst);
         self.gate.acquire().await.unwrap().forget();
         let nearest = self.ids.iter().take(k);
@@ -83,14 +78,17 @@ impl Similarity for Listed {
 
     fn deleted(&self, _: UserId, _: PromptId) {}
 
-    fn doubted(&self, _: UserId) {}
+    fn invalidate(&self, _: UserId) {}
 
     fn status(&self) -> Status {
         Status::default()
     }
+
+    async fn prepare(&self, _: CancellationToken) {}
 }
 
-/// Searches on the folder's store, with places for eight texts: six for searches, three of them a user's.
+/// Searches on the folder's store, with permits for eight texts: six for searches, three of them
+/// for one user.
 async fn searches(folder: &Folder, similarity: &Arc<Listed>) -> Arc<Searches> {
     let settings = Settings {
         workers: 1,
@@ -102,7 +100,7 @@ async fn searches(folder: &Folder, similarity: &Arc<Listed>) -> Arc<Searches> {
         memory: MemoryBudget::new(64 << 20),
         store: folder.store().await,
         embedder: Arc::new(
-            Embedder::start(Arc::new(OneVector), &settings, Arc::new(Unheard)).unwrap(),
+            Embedder::start(Arc::new(OneVector), &settings, Arc::default()).unwrap(),
         ),
         model: ModelId(Arc::from("one-vector")),
         similarity: Arc::clone(similarity) as _,
@@ -124,7 +122,7 @@ fn search(tasks: &mut Searching, searches: &Arc<Searches>, user: i64) {
 }
 
 #[tokio::test]
-async fn searches_that_wait_for_rows_hold_their_places_and_further_ones_are_refused_at_once() {
+async fn waiting_searches_keep_their_permits_and_further_ones_are_refused_at_once() {
     let folder = Folder::new();
     let index = Listed::new(Vec::new(), 0);
     let searches = searches(&folder, &index).await;
@@ -137,18 +135,18 @@ async fn searches_that_wait_for_rows_hold_their_places_and_further_ones_are_refu
             waiting += 1;
             eventually!(index.asked.load(SeqCst) == waiting);
         }
-        // As many as a user may have.
+        // The user has no more permits.
         let refused = searches.similar(UserId(caller), Owner::default(), "a query".to_owned(), 5);
         assert!(matches!(refused.await, Err(Error::Overloaded(_))));
     }
-    // As many as all may have. Posts have places left.
+    // No user has more permits for searches, but there are some for posts.
     let refused = searches.similar(UserId(3), Owner::default(), "a query".to_owned(), 5);
     assert!(matches!(refused.await, Err(Error::Overloaded(_))));
     for caller in [1, 3] {
         let post = searches.embedder.admit(UserId(caller), Class::Post);
         assert!(post.is_ok(), "{caller}");
     }
-    // A caller that leaves gives its place to the next.
+    // The permit of a caller that leaves goes to the next.
     tasks.abort_all();
     while tasks.join_next().await.is_some() {}
     assert_eq!(searches.embedder.admitted(), 0);
@@ -159,7 +157,7 @@ async fn searches_that_wait_for_rows_hold_their_places_and_further_ones_are_refu
 }
 
 #[tokio::test]
-async fn holes_that_deletions_leave_are_filled_however_many_they_are() {
+async fn hits_of_deleted_prompts_are_replaced_however_many_they_are() {
     let folder = Folder::new();
     let store = folder.store().await;
     let alice = user(&*store, "alice").await.id;
@@ -168,7 +166,8 @@ async fn holes_that_deletions_leave_are_filled_however_many_they_are() {
         let prompt = completed(alice, &format!("prompt {n}"));
         ids.push(store.insert_prompt(prompt).await.unwrap().id);
     }
-    // Rows that the index has and the store has no longer: one before each that is there, and 40 before all.
+    // Prompts that the index has and the store has not: one before each stored prompt, and 40
+    // before all of them.
     let gone = |n: i64| PromptId(1_000_000 + n);
     let mixed = ids.iter().flat_map(|id| [gone(id.0), *id]);
     for index in [
@@ -189,7 +188,7 @@ async fn holes_that_deletions_leave_are_filled_however_many_they_are() {
 }
 
 #[tokio::test]
-async fn a_search_beside_deletions_finds_exactly_as_many_as_it_asks_for() {
+async fn a_search_beside_deletions_finds_as_many_as_requested() {
     const KEPT: usize = 12;
     let app = spawn_app(|_| ()).await;
     let user = Arc::new(app.user("alice").await);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use prompt_service::domain::{Embedding, UserId};
 use prompt_service::store::postgres::{OpenError, OpenOptions, PostgresStore};
-use prompt_service::store::{Access, AccountStore, Error, NearestStore, PromptStore};
+use prompt_service::store::{Access, AccountStore, Error, PromptStore};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -373,7 +373,7 @@ async fn search_of_one_owner_reads_only_the_covering_index_and_misses_nothing() 
     let client = database.client().await;
     // The approximate index exists too, and must not be used.
     let stop = CancellationToken::new();
-    store.index_meaning(stop).await;
+    store.build_hnsw_index(stop).await;
     client.batch_execute("VACUUM ANALYZE").await.unwrap();
 
     for mode in ["force_custom_plan", "force_generic_plan"] {
@@ -462,8 +462,8 @@ async fn shared_search_is_exact_without_its_index_and_nearly_exact_with_it() {
     broken.unwrap();
     let other = open_on(&database, Some(384)).await.unwrap();
     tokio::join!(
-        store.index_meaning(CancellationToken::new()),
-        other.index_meaning(CancellationToken::new())
+        store.build_hnsw_index(CancellationToken::new()),
+        other.build_hnsw_index(CancellationToken::new())
     );
     let sql = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'prompt_embedding_by_meaning'::regclass";
     assert!(client.query_one(sql, &[]).await.unwrap().get::<_, bool>(0));

@@ -4,7 +4,7 @@ use prompt_service::config::Secret;
 use prompt_service::domain::UserId;
 use prompt_service::store::old_system::OldSystem;
 use prompt_service::store::postgres::{OpenError, OpenOptions, PostgresStore, inspect};
-use prompt_service::store::{AccountStore, NearestStore, PromptStore};
+use prompt_service::store::{AccountStore, PromptStore};
 use tokio_util::sync::CancellationToken;
 
 use crate::store::{InsertPrompt, embedded, model, user, vector};
@@ -55,7 +55,7 @@ async fn pgvector_in_a_schema_that_no_search_path_names_is_found() {
     }
     // The index is built over a separate connection.
     let stop = CancellationToken::new();
-    store.index_meaning(stop).await;
+    store.build_hnsw_index(stop).await;
     let found = store.nearest(&model("a"), None, &vector(1), 5).await;
     assert_eq!(found.unwrap()[0].0, made.id);
     assert!(inspect(&url, dimension).await.unwrap().schema > 0);

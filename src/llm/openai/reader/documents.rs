@@ -8,7 +8,7 @@
 use super::event_lines::{data_of, is_done, is_other_field, trim_between, trim_blanks};
 use super::json::{Object, Value};
 use super::nesting::{Nesting, find_either};
-use crate::llm::openai::fault::Kind;
+use crate::llm::openai::fault::FaultKind;
 
 /// The members of an object that an answer is read from.
 pub const MEMBERS: [&str; 5] = ["choices", "usage", "model", "error", "object"];
@@ -112,8 +112,8 @@ impl Documents {
     pub fn feed(
         &mut self,
         mut piece: &[u8],
-        sink: &mut impl FnMut(Item<'_>) -> Result<bool, Kind>,
-    ) -> Result<(), Kind> {
+        sink: &mut impl FnMut(Item<'_>) -> Result<bool, FaultKind>,
+    ) -> Result<(), FaultKind> {
         while !piece.is_empty() {
             piece = if self.is_in_plain_object() {
                 self.feed_object(piece, sink)?
@@ -131,8 +131,8 @@ impl Documents {
     /// As [`Self::feed`].
     pub fn finish(
         &mut self,
-        sink: &mut impl FnMut(Item<'_>) -> Result<bool, Kind>,
-    ) -> Result<(), Kind> {
+        sink: &mut impl FnMut(Item<'_>) -> Result<bool, FaultKind>,
+    ) -> Result<(), FaultKind> {
         let line = std::mem::take(&mut self.line);
         self.take_line(&line, sink)?;
         self.abandon(sink)
@@ -142,8 +142,8 @@ impl Documents {
     fn feed_object<'a>(
         &mut self,
         piece: &'a [u8],
-        sink: &mut impl FnMut(Item<'_>) -> Result<bool, Kind>,
-    ) -> Result<&'a [u8], Kind> {
+        sink: &mut impl FnMut(Item<'_>) -> Result<bool, FaultKind>,
+    ) -> Result<&'a [u8], FaultKind> {
         // Mostly the whole object is in one piece.
         if !self.nesting.is_open()
             && let Some((document, rest)) = Document::complete(piece)
@@ -171,8 +171,8 @@ impl Documents {
     fn skip_line<'a>(
         &mut self,
         piece: &'a [u8],
-        sink: &mut impl FnMut(Item<'_>) -> Result<bool, Kind>,
-    ) -> Result<&'a [u8], Kind> {
+        sink: &mut impl FnMut(Item<'_>) -> Result<bool, FaultKind>,
+    ) -> Result<&'a [u8], FaultKind> {
         self.nesting = Nesting::checked();
         self.line = std::mem::take(&mut self.object);
         if self.line.contains(&b'\n') || self.line.contains(&b'\r') {
@@ -189,8 +189,8 @@ impl Documents {
     fn feed_line<'a>(
         &mut self,
         mut piece: &'a [u8],
-        sink: &mut impl FnMut(Item<'_>) -> Result<bool, Kind>,
-    ) -> Result<&'a [u8], Kind> {
+        sink: &mut impl FnMut(Item<'_>) -> Result<bool, FaultKind>,
+    ) -> Result<&'a [u8], FaultKind> {
         if std::mem::take(&mut self.after_cr) {
             piece = piece.strip_prefix(b"\n").unwrap_or(piece);
         }
@@ -230,8 +230,8 @@ impl Documents {
     fn take_line(
         &mut self,
         line: &[u8],
-        sink: &mut impl FnMut(Item<'_>) -> Result<bool, Kind>,
-    ) -> Result<(), Kind> {
+        sink: &mut impl FnMut(Item<'_>) -> Result<bool, FaultKind>,
+    ) -> Result<(), FaultKind> {
         if line.is_empty() {
             return self.abandon(sink);
         }
@@ -254,8 +254,8 @@ impl Documents {
     fn take_data(
         &mut self,
         data: &[u8],
-        sink: &mut impl FnMut(Item<'_>) -> Result<bool, Kind>,
-    ) -> Result<(), Kind> {
+        sink: &mut impl FnMut(Item<'_>) -> Result<bool, FaultKind>,
+    ) -> Result<(), FaultKind> {
         let (mut rest, _) = take_complete(data, Origin::Event, sink)?;
         // Some proxies lose the line endings between two events.
         while let Some(next) = data_of(rest) {
@@ -279,8 +279,8 @@ impl Documents {
     fn extend_event(
         &mut self,
         data: &[u8],
-        sink: &mut impl FnMut(Item<'_>) -> Result<bool, Kind>,
-    ) -> Result<(), Kind> {
+        sink: &mut impl FnMut(Item<'_>) -> Result<bool, FaultKind>,
+    ) -> Result<(), FaultKind> {
         if !self.object.is_empty() {
             self.extend_object(b"\n")?;
         }
@@ -306,8 +306,8 @@ impl Documents {
     /// is incomplete. Otherwise its beginning may have all that is needed.
     fn abandon(
         &mut self,
-        sink: &mut impl FnMut(Item<'_>) -> Result<bool, Kind>,
-    ) -> Result<(), Kind> {
+        sink: &mut impl FnMut(Item<'_>) -> Result<bool, FaultKind>,
+    ) -> Result<(), FaultKind> {
         if !self.nesting.is_open() {
             return Ok(());
         }
@@ -327,21 +327,21 @@ impl Documents {
         Ok(())
     }
 
-    fn extend_line(&mut self, bytes: &[u8]) -> Result<(), Kind> {
+    fn extend_line(&mut self, bytes: &[u8]) -> Result<(), FaultKind> {
         self.make_room(bytes)?;
         self.line.extend_from_slice(bytes);
         Ok(())
     }
 
-    fn extend_object(&mut self, bytes: &[u8]) -> Result<(), Kind> {
+    fn extend_object(&mut self, bytes: &[u8]) -> Result<(), FaultKind> {
         self.make_room(bytes)?;
         self.object.extend_from_slice(bytes);
         Ok(())
     }
 
-    fn make_room(&self, bytes: &[u8]) -> Result<(), Kind> {
+    fn make_room(&self, bytes: &[u8]) -> Result<(), FaultKind> {
         if self.line.len() + self.object.len() + bytes.len() > self.limit {
-            return Err(Kind::TooLong);
+            return Err(FaultKind::TooLong);
         }
         Ok(())
     }
@@ -352,8 +352,8 @@ impl Documents {
 fn take_complete<'a>(
     data: &'a [u8],
     origin: Origin,
-    sink: &mut impl FnMut(Item<'_>) -> Result<bool, Kind>,
-) -> Result<(&'a [u8], bool), Kind> {
+    sink: &mut impl FnMut(Item<'_>) -> Result<bool, FaultKind>,
+) -> Result<(&'a [u8], bool), FaultKind> {
     let (mut rest, mut has_choice) = (trim_between(data), false);
     while rest.starts_with(b"{")
         && let Some((document, after)) = Document::complete(rest)

@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_is_found_whatever_stands_beside_it() {
+    fn a_member_is_found_beside_any_other() {
         for json in [
             r#"{"a":7}"#,
             r#" { "x" : NaN , "a" : 7 } "#.trim(),
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_member_and_is_not_empty_is_no_json() {
+    fn an_object_without_members_that_is_not_empty_is_not_json() {
         for (json, is_readable) in [
             ("{}", true),
             ("{ }", true),
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_text_that_was_cut_off_only_complete_items_count() {
+    fn only_complete_items_of_a_cut_array_count() {
         let list = |json: &'static str| -> Vec<&str> {
             let items = Value::new(json.as_bytes()).items();
             items
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_read_from_figures_and_texts() {
+    fn numbers_are_read_from_numbers_and_strings() {
         for (json, number) in [
             ("5", Some(5.0)),
             ("5.5", Some(5.5)),
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_nothing_is_told_from_what_does() {
+    fn values_with_content_are_recognised() {
         for json in [
             "null",
             "false",
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn nesting_a_million_deep_is_passed_over() {
+    fn nesting_a_million_deep_is_skipped() {
         let json = [r#"{"x":"#.repeat(1 << 20), "}".repeat(1 << 20)].concat();
         assert_eq!(value_end(json.as_bytes()), Some(json.len()));
         assert!(Value::new(json.as_bytes()).holds_anything(3));
@@ -369,7 +369,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_object_ends_where_its_brackets_say(
+        fn an_object_ends_at_its_closing_bracket(
             json in r#"\{[ ,\x0c]?("a":("b"|7|x|7"|x\{|\[\}|\{,"c":1\})[ ,\x0c]?|\}){0,9}"#,
         ) {
             let object = Value::new(json.as_bytes()).object([]);
@@ -379,7 +379,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_it_panic_or_go_on_for_ever(bytes in prop::collection::vec(
+        fn no_bytes_make_it_panic_or_hang(bytes in prop::collection::vec(
             prop_oneof![Just(b'{'), Just(b'['), Just(b'}'), Just(b']'), Just(b'"'), Just(b'\\'), Just(b','), Just(b':'), any::<u8>()],
             0..120,
         )) {

@@ -17,7 +17,7 @@ use self::choice::Choice;
 use self::documents::{Document, Documents, Item, Origin};
 use self::error_object::reports_error;
 pub use self::json::Value;
-use super::fault::Kind;
+use super::fault::FaultKind;
 use super::line::one_line;
 
 /// Longest name of a model that is kept, in characters.
@@ -47,7 +47,7 @@ pub struct Answer {
 
 /// What a piece of the body brought.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
+pub struct Received {
     /// A JSON object came, or a part of a plain one: the upstream is at work. Comments only keep a
     /// connection open.
     pub is_alive: bool,
@@ -93,9 +93,9 @@ struct Gathered {
     /// How the first was packed.
     origin: Option<Origin>,
     skipped: u64,
-    failed: Option<Kind>,
+    failed: Option<FaultKind>,
     error: Option<Vec<u8>>,
-    progress: Progress,
+    received: Received,
 }
 
 impl Reader {
@@ -128,14 +128,17 @@ impl Reader {
     ///
     /// # Errors
     /// `ErrorObject` or `TooLong`; [`Self::finish`] says whether the answer was whole before that.
-    pub fn feed(&mut self, piece: &[u8]) -> Result<Progress, Kind> {
-        self.gathered.progress = Progress::default();
-        self.room = self.room.checked_sub(piece.len()).ok_or(Kind::TooLong)?;
+    pub fn feed(&mut self, piece: &[u8]) -> Result<Received, FaultKind> {
+        self.gathered.received = Received::default();
+        self.room = self
+            .room
+            .checked_sub(piece.len())
+            .ok_or(FaultKind::TooLong)?;
         let gathered = &mut self.gathered;
         self.documents
             .feed(piece, &mut |item| gathered.take(item))?;
-        gathered.progress.is_alive |= self.documents.is_in_plain_object();
-        Ok(gathered.progress)
+        gathered.received.is_alive |= self.documents.is_in_plain_object();
+        Ok(gathered.received)
     }
 
     /// The text that has come since the last call.
@@ -181,7 +184,7 @@ impl Reader {
     /// # Errors
     /// `Truncated` if the answer has begun and not ended, `Malformed` if there is none, or the
     /// error of [`Self::feed`].
-    pub fn finish(&mut self, end: End) -> Result<(Answer, String), Kind> {
+    pub fn finish(&mut self, end: End) -> Result<(Answer, String), FaultKind> {
         let gathered = &mut self.gathered;
         // An error of the sink is kept in `failed`; other errors are not possible here.
         let _ = self.documents.finish(&mut |item| gathered.take(item));
@@ -207,7 +210,7 @@ impl Gathered {
         self.choice().is_some_and(|choice| choice.reason.is_some())
     }
 
-    fn take(&mut self, item: Item<'_>) -> Result<bool, Kind> {
+    fn take(&mut self, item: Item<'_>) -> Result<bool, FaultKind> {
         let taken = match item {
             Item::Object(document, origin) => self.take_object(document, Some(origin)),
             Item::CutObject(document) => self.take_object(document, None),
@@ -232,7 +235,7 @@ impl Gathered {
         &mut self,
         document: Document<'_>,
         origin: Option<Origin>,
-    ) -> Result<bool, Kind> {
+    ) -> Result<bool, FaultKind> {
         let [choices, usage, model, error, kind] = document.object.members;
         if !document.object.is_readable {
             // Incomplete objects are counted by `Documents`.
@@ -242,7 +245,7 @@ impl Gathered {
         if let Some(origin) = origin {
             self.objects += 1;
             self.origin.get_or_insert(origin);
-            self.progress.is_alive = true;
+            self.received.is_alive = true;
         }
         if let Some(usage) = usage {
             self.take_usage(usage);
@@ -259,14 +262,14 @@ impl Gathered {
         };
         let text = self.choice().map_or(0, |choice| choice.text.len());
         if text > self.most_text {
-            return Err(Kind::TooLong);
+            return Err(FaultKind::TooLong);
         }
         let is_error = has_broken_down
             || error.is_some_and(reports_error)
             || kind.and_then(Value::string) == Some(b"error");
         if is_error && !self.has_reason() {
             self.error = Some(document.json.to_vec());
-            return Err(Kind::ErrorObject);
+            return Err(FaultKind::ErrorObject);
         }
         Ok(has_choice)
     }
@@ -318,7 +321,7 @@ impl Gathered {
         } else {
             return false;
         };
-        self.progress.is_news |= brought.work || brought.reason;
+        self.received.is_news |= brought.work || brought.reason;
         brought.breakdown
     }
 
@@ -337,7 +340,7 @@ impl Gathered {
         };
         let prompt = count(prompt).or_else(|| count(input));
         let completion = count(completion).or_else(|| count(output));
-        self.progress.is_news |= prompt.is_some() || completion.is_some();
+        self.received.is_news |= prompt.is_some() || completion.is_some();
         self.prompt_tokens = prompt.or(self.prompt_tokens);
         self.completion_tokens = completion.or(self.completion_tokens);
     }
@@ -354,7 +357,7 @@ impl Gathered {
         }
     }
 
-    fn finish(&mut self, end: End) -> Result<Answer, Kind> {
+    fn finish(&mut self, end: End) -> Result<Answer, FaultKind> {
         if let Some(kind) = self.failed {
             return Err(kind);
         }
@@ -374,8 +377,8 @@ impl Gathered {
             };
         if choice.reason.is_none() && !((self.is_done || is_whole) && choice.has_content) {
             return Err(match has_choice && !self.is_done && !is_whole {
-                true => Kind::Truncated,
-                false => Kind::Malformed,
+                true => FaultKind::Truncated,
+                false => FaultKind::Malformed,
             });
         }
         Ok(Answer {

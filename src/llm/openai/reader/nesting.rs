@@ -115,7 +115,7 @@ mod tests {
         }
 
         #[test]
-        fn how_a_text_is_cut_makes_no_difference_to_where_it_ends(
+        fn the_end_does_not_depend_on_the_pieces(
             json in r#"\{ {0,2}("[a\\\\"{\[]{0,9}",|\[|\]|\{|\}|,|7){0,12}"#,
             cut in 0..60usize,
         ) {

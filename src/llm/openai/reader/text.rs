@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_character_in_two_halves_is_joined_and_half_a_character_is_shown_as_unreadable() {
+    fn halves_of_a_character_are_joined_and_single_halves_are_replaced() {
         for (pieces, text) in [
             (&[br"ok \ud83d".as_slice(), br"\ude00 end"][..], "ok 😀 end"),
             (&[br"ok \ud83d", b"", br"\ude00"], "ok 😀"),
@@ -230,7 +230,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_text_comes_back_however_its_units_are_written(text in "[^\0]{0,20}") {
+        fn every_text_is_read_however_it_is_escaped(text in "[^\0]{0,20}") {
             let units: String = text.encode_utf16().map(|unit| format!("\\u{unit:04x}")).collect();
             let pieces: Vec<&[u8]> = units.as_bytes().chunks(6).collect();
             prop_assert_eq!(joined(&pieces), text.clone());

@@ -11,7 +11,7 @@ use prompt_service::llm::{Reading, read_answer};
 use super::{Watched, config};
 use crate::support::{Reply, Upstream};
 
-/// A body, and what is to be made of it.
+/// A body and the expected result.
 struct Case {
     name: &'static str,
     body: Vec<u8>,
@@ -36,7 +36,7 @@ fn case(name: &'static str, body: impl AsRef<[u8]>, expected: Expected) -> Case 
     }
 }
 
-/// An answer that ended as it should.
+/// An answer that ended in order.
 const fn stopped(text: &'static str) -> Expected {
     Answer(text, Some("stop"))
 }
@@ -91,7 +91,7 @@ fn check(name: &str, reading: &Reading, expected: Expected) {
 }
 
 #[test]
-fn every_body_is_read_for_what_it_is() {
+fn every_body_of_the_table_is_read() {
     let cases = table();
     assert!(cases.len() >= 80, "{}", cases.len());
     for Case {
@@ -105,12 +105,12 @@ fn every_body_is_read_for_what_it_is() {
 }
 
 #[test]
-fn how_a_body_is_cut_into_pieces_makes_no_difference() {
+fn the_pieces_of_a_body_make_no_difference() {
     for Case { name, body, .. } in table() {
         let whole = read(&[&body]);
         let bytes: Vec<&[u8]> = body.chunks(1).collect();
         assert_eq!(read(&bytes), whole, "{name}: byte by byte");
-        // Of a long body not every place: the tests are not optimised.
+        // Not at every place of a long body, because the tests are not optimised.
         for at in (1..body.len()).step_by(1 + body.len() / 300) {
             let (one, two) = body.split_at(at);
             assert_eq!(read(&[one, two]), whole, "{name}: cut at {at}");
@@ -119,7 +119,7 @@ fn how_a_body_is_cut_into_pieces_makes_no_difference() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn neither_what_was_asked_for_nor_what_a_body_is_called_makes_a_difference() {
+async fn the_request_and_the_content_type_make_no_difference() {
     let upstream = Upstream::start().await;
     for Case {
         name,
@@ -147,7 +147,7 @@ async fn neither_what_was_asked_for_nor_what_a_body_is_called_makes_a_difference
                         assert_eq!(answer.finish_reason.as_deref(), reason, "{name}");
                     }
                     (Err(_), Failure(kind)) => {
-                        assert_eq!(client.count(&format!("Some({kind:?})")), 1, "{name}");
+                        assert_eq!(client.ended(&format!("{kind:?}")), 1, "{name}");
                     }
                     (answer, expected) => panic!("{name}: {answer:?} in place of {expected:?}"),
                 }
@@ -156,7 +156,7 @@ async fn neither_what_was_asked_for_nor_what_a_body_is_called_makes_a_difference
     }
 }
 
-/// What is skipped is counted; what every stream has beside its events is not.
+/// Skipped events are counted. The usual parts of a stream beside its events are not.
 #[test]
 fn events_that_are_no_json_are_counted() {
     let text = delta("x");
@@ -180,7 +180,7 @@ fn events_that_are_no_json_are_counted() {
 }
 
 #[test]
-fn usage_is_read_from_whatever_form_it_has() {
+fn usage_is_read_in_every_form() {
     let answer = |usage: &str| {
         let body = message(r#""x""#);
         let body = format!("{},{usage}}}", &body[..body.len() - 1]);
@@ -244,7 +244,7 @@ fn usage_is_read_from_whatever_form_it_has() {
 }
 
 #[test]
-fn a_model_is_a_line_of_text_or_none() {
+fn a_model_is_one_line_of_text() {
     for (model, name) in [
         (r#"" gpt\n-5 ""#, "gpt-5"),
         (r#""""#, ""),
@@ -262,7 +262,7 @@ fn a_model_is_a_line_of_text_or_none() {
 }
 
 #[test]
-fn a_body_that_breaks_off_is_whole_only_if_nothing_is_missing() {
+fn a_body_that_is_cut_off_is_an_answer_only_if_nothing_is_missing() {
     let cut = |body: &str| read_answer([body.as_bytes()], MOST_TEXT, true);
     let whole = message(r#""all of it""#);
     let no_reason = r#"{"choices":[{"message":{"content":"x"}}]}"#;
@@ -287,7 +287,7 @@ fn a_body_that_breaks_off_is_whole_only_if_nothing_is_missing() {
 }
 
 #[test]
-fn limits_of_bytes_hold() {
+fn limits_of_bytes_are_kept() {
     let long = "x".repeat(MOST_TEXT + 1);
     let text = delta("xxxx");
     let many = events(&[text.as_str(); MOST_TEXT / 4 + 1]);
@@ -308,14 +308,14 @@ fn limits_of_bytes_hold() {
         let pieces: Vec<&[u8]> = body.as_bytes().chunks(1 << 14).collect();
         check(name, &read(&pieces), Failure("too_long"));
     }
-    // What came before was whole.
+    // The answer before it was whole.
     let late = [events(&[&delta("x"), STOP]), "x".repeat(1 << 20)].concat();
     let pieces: Vec<&[u8]> = late.as_bytes().chunks(1 << 14).collect();
     check("late", &read(&pieces), stopped("x"));
 }
 
 #[test]
-fn a_deep_or_crooked_body_costs_no_more_than_its_length() {
+fn a_hostile_body_takes_linear_time() {
     let depth = 200_000;
     let nested = format!("{}{}", "[".repeat(depth), "]".repeat(depth));
     let whole = message(r#""x""#).replacen('{', &format!("{{\"deep\":{nested},"), 1);

@@ -18,7 +18,7 @@ fn count(value: &Value) -> Option<u32> {
 }
 
 #[test]
-fn recorded_answers_are_read_as_their_servers_meant_them() {
+fn recorded_answers_of_servers_are_read() {
     let index = fs::read_to_string(folder().join("expected.json")).unwrap();
     let index: Vec<Value> = serde_json::from_str(&index).unwrap();
     assert!(index.len() >= 50);

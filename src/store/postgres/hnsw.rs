@@ -1,7 +1,9 @@
-//! The approximate index over everybody's vectors: what a search sets, and how it is built.
+//! The approximate index over everybody's vectors (HNSW, of pgvector): how a search uses it, and
+//! how it is built.
 //!
-//! It is built only where searches are shared, because it makes every insert many times dearer. The build goes on beside
-//! everything else; until it is done the server answers the same statement exactly, only slower.
+//! It is built only if searches are shared, because it makes every insert many times more
+//! expensive. The build runs beside everything else. Until it is done, the same statement is exact
+//! and slower.
 
 use std::time::Duration;
 
@@ -11,27 +13,29 @@ use tokio_util::sync::CancellationToken;
 use super::error::Cause;
 use super::migrate::VectorVersion;
 use super::pool::{LONG_PATIENCE, Pool};
-use super::{get, sql_limit};
+use super::{PostgresStore, get, sql_limit};
 use crate::store::Error;
 
 /// Rows that a search looks at before it may stop. Recall rises with it, and so does the time.
-const LEAST_EFFORT: usize = 100;
-/// The most that the server takes.
-const MOST_EFFORT: usize = 1_000;
-/// The first version that goes on where a filter left too few rows.
+const MIN_EF_SEARCH: usize = 100;
+/// The maximum of the server.
+const MAX_EF_SEARCH: usize = 1_000;
+/// The first version that continues if a filter left too few rows.
 const ITERATIVE_SINCE: VectorVersion = (0, 8);
-/// How often a build's progress is logged, and how long to wait for somebody else's build or after a failure.
+/// How often a build's progress is logged, and how long to wait for another server's build or after
+/// a failure.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
-/// Half of a build that was broken off is of no use. It is dropped in a transaction that holds the lock of all who would, and
-/// only if nobody is building: a build cannot begin while an index of that name exists. "PrmSindx".
+/// Half of a build that was interrupted is of no use. It is dropped in a transaction that holds
+/// this lock, and only if nobody is building: a build cannot begin while an index of that name
+/// exists. "PrmSindx".
 const DROP_LOCK: i64 = 0x5072_6d53_696e_6478;
 
 const BUILD: &str = "
     CREATE INDEX CONCURRENTLY IF NOT EXISTS prompt_embedding_by_meaning
     ON prompt_embedding USING hnsw (embedding halfvec_ip_ops) WITH (m = 16, ef_construction = 64)";
 
-/// Whether the index is there and whole, and whether somebody is building it.
+/// Whether the index exists and is valid, and whether a server is building it.
 const STATE: &str = "
     SELECT (SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('prompt_embedding_by_meaning')),
            (SELECT coalesce(tuples_done, 0) FROM pg_stat_progress_create_index
@@ -39,84 +43,88 @@ const STATE: &str = "
            (SELECT coalesce(tuples_total, 0) FROM pg_stat_progress_create_index
             WHERE relid = 'prompt_embedding'::regclass LIMIT 1)";
 
-/// What the installed version of pgvector can do.
+/// The abilities of the installed version of pgvector.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Meaning {
+pub(super) struct HnswSupport {
     is_iterative: bool,
 }
 
-impl Meaning {
-    pub fn new(version: VectorVersion) -> Self {
+impl HnswSupport {
+    pub fn of(version: VectorVersion) -> Self {
         Self {
             is_iterative: version >= ITERATIVE_SINCE,
         }
     }
 
-    /// What a search for `k` rows sets for its transaction.
+    /// The settings of a search for `k` rows, for its transaction.
     pub fn settings(self, k: usize) -> String {
-        let effort = sql_limit(k.clamp(LEAST_EFFORT, MOST_EFFORT));
+        let ef_search = sql_limit(k.clamp(MIN_EF_SEARCH, MAX_EF_SEARCH));
         let iterative = if self.is_iterative {
             "; SET LOCAL hnsw.iterative_scan = relaxed_order"
         } else {
             ""
         };
-        format!("SET LOCAL hnsw.ef_search = {effort}{iterative}")
+        format!("SET LOCAL hnsw.ef_search = {ef_search}{iterative}")
     }
 }
 
-/// How the index stands.
+/// The state of the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum IndexState {
     Absent,
     Building { done: i64, total: i64 },
-    Broken,
-    Whole,
+    Invalid,
+    Valid,
 }
 
-async fn state(pool: &Pool) -> Result<State, Error> {
+async fn state(pool: &Pool) -> Result<IndexState, Error> {
     let mut connection = pool.connection(LONG_PATIENCE).await?;
     let row = connection.query_opt(STATE, &[]).await?;
     let row = row.ok_or(super::error::Cause::UnknownValue)?;
-    let is_whole: Option<bool> = get(&row, 0)?;
+    let is_valid: Option<bool> = get(&row, 0)?;
     let done: Option<i64> = get(&row, 1)?;
     let total: Option<i64> = get(&row, 2)?;
-    Ok(match (is_whole, done) {
-        (Some(true), _) => State::Whole,
-        (_, Some(done)) => State::Building {
+    Ok(match (is_valid, done) {
+        (Some(true), _) => IndexState::Valid,
+        (_, Some(done)) => IndexState::Building {
             done,
             total: total.unwrap_or(0),
         },
-        (Some(false), None) => State::Broken,
-        (None, None) => State::Absent,
+        (Some(false), None) => IndexState::Invalid,
+        (None, None) => IndexState::Absent,
     })
 }
 
-/// Sees to it that the index is there, for as long as it takes or until `stop`ped.
-pub(super) async fn ensure(pool: &Pool, stop: CancellationToken) {
-    tokio::select! {
-        () = stop.cancelled() => {}
-        () = work(pool) => {}
+impl PostgresStore {
+    /// Builds the approximate index, which makes searches among everybody's prompts fast, until it
+    /// exists or `stop` is cancelled. Several servers may do so at once: one of them builds. A
+    /// build that was interrupted is begun again.
+    pub async fn build_hnsw_index(&self, stop: CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = build_until_valid(&self.pool) => {}
+        }
     }
 }
 
-async fn work(pool: &Pool) {
+async fn build_until_valid(pool: &Pool) {
     let mut is_new = false;
     loop {
         let step = match state(pool).await {
-            Ok(State::Whole) => {
+            Ok(IndexState::Valid) => {
                 if is_new {
                     tracing::info!("the index for shared searches is built");
                 }
                 return;
             }
-            Ok(State::Building { done, total }) => {
+            Ok(IndexState::Building { done, total }) => {
                 is_new = true;
                 tracing::info!(done, total, "the index for shared searches is being built");
                 sleep(LOG_EVERY).await;
                 Ok(())
             }
-            Ok(State::Broken) => drop_broken(pool).await,
-            Ok(State::Absent) => {
+            Ok(IndexState::Invalid) => drop_invalid(pool).await,
+            Ok(IndexState::Absent) => {
                 is_new = true;
                 build(pool).await
             }
@@ -131,8 +139,8 @@ async fn work(pool: &Pool) {
 
 async fn build(pool: &Pool) -> Result<(), Error> {
     let failed = |error: &tokio_postgres::Error| Error::Unavailable(Box::new(Cause::from(error)));
-    // A connection of its own: a build takes minutes, no statement of a build may run in a transaction, and what a server that
-    // stops has begun is of use to the others.
+    // A separate connection: a build takes minutes and may not run in a transaction, and a build
+    // that a stopping server has begun is of use to the others.
     let (client, _task) = pool
         .connector()
         .connect()
@@ -156,7 +164,7 @@ async fn build(pool: &Pool) -> Result<(), Error> {
                 return built.map_err(|error| super::error::from_server(&error));
             }
             _ = ticks.tick() => {
-                if let Ok(State::Building { done, total }) = state(pool).await {
+                if let Ok(IndexState::Building { done, total }) = state(pool).await {
                     tracing::info!(done, total, "the index for shared searches is being built");
                 }
             }
@@ -164,7 +172,7 @@ async fn build(pool: &Pool) -> Result<(), Error> {
     }
 }
 
-async fn drop_broken(pool: &Pool) -> Result<(), Error> {
+async fn drop_invalid(pool: &Pool) -> Result<(), Error> {
     let mut connection = pool.connection(LONG_PATIENCE).await?;
     let sql = format!(
         "DO $$ BEGIN
@@ -186,8 +194,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn effort_follows_k_within_what_the_server_takes() {
-        let settings = |version, k| Meaning::new(version).settings(k);
+    fn ef_search_follows_k_within_the_limits_of_the_server() {
+        let settings = |version, k| HnswSupport::of(version).settings(k);
         assert_eq!(settings((0, 7), 5), "SET LOCAL hnsw.ef_search = 100");
         assert_eq!(
             settings((0, 8), 400),
