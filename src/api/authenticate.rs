@@ -11,15 +11,12 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::error::ApiError;
+use super::request_log::record_user;
 use super::state::AppState;
 use crate::domain::{Timestamp, UserId};
 use crate::error::{Error, Unauthenticated};
 use crate::services::accounts::Caller;
 use crate::throttle::Verdict;
-
-/// Left in an answer's extensions for the log.
-#[derive(Clone, Copy, Debug)]
-pub struct KnownUser(pub UserId);
 
 /// Where the throttle's verdict on this request is put, for the headers of its answer.
 #[derive(Clone, Default)]
@@ -36,6 +33,7 @@ pub async fn authenticate(
         Err(error) => return ApiError::from(error).into_response(),
     };
     let user_id = caller.user_id();
+    record_user(user_id);
     let slot = VerdictSlot::default();
     request.extensions_mut().insert(slot.clone());
     request.extensions_mut().insert(caller);
@@ -51,8 +49,7 @@ pub async fn authenticate(
         // Only posts are counted, so the look at a shared throttle need not wait for the answer.
         tokio::join!(next.run(request), peek)
     };
-    response.extensions_mut().insert(KnownUser(user_id));
-    state_rates(
+    apply_headers(
         response.headers_mut(),
         state.prompt_policy.as_ref(),
         &verdict,
@@ -91,41 +88,38 @@ pub fn bearer_token(headers: &HeaderMap) -> Result<Option<&str>, Unauthenticated
     }
 }
 
-/// What an answer to a known user says of it, where no [`authenticate`] sees to that.
-pub struct Standing {
-    user_id: UserId,
+/// How much of the prompt rates a user has left, for a response that does not pass through
+/// [`authenticate`].
+pub struct RateLimitStatus {
     policy: Option<HeaderValue>,
     verdict: Verdict,
 }
 
-impl Standing {
-    /// How the user stands now; nothing is counted.
+impl RateLimitStatus {
+    /// The user's status now. This counts no request.
     pub async fn of(state: &AppState, user_id: UserId) -> Self {
-        let throttle = &state.prompt_throttle;
         Self {
-            user_id,
             policy: state.prompt_policy.clone(),
-            verdict: throttle.peek(user_id, Instant::now()).await,
+            verdict: state.prompt_throttle.peek(user_id, Instant::now()).await,
         }
     }
 
-    /// Says so.
-    pub fn state_on(self, response: &mut Response) {
-        response.extensions_mut().insert(KnownUser(self.user_id));
-        state_rates(response.headers_mut(), self.policy.as_ref(), &self.verdict);
+    /// Adds the headers of the rates to the response.
+    pub fn apply_headers(self, response: &mut Response) {
+        apply_headers(response.headers_mut(), self.policy.as_ref(), &self.verdict);
     }
 }
 
-/// Says how much of the throttle is left, as draft-ietf-httpapi-ratelimit-headers has it.
-fn state_rates(headers: &mut HeaderMap, policy: Option<&HeaderValue>, verdict: &Verdict) {
+/// Adds what is left of the rates, as in draft-ietf-httpapi-ratelimit-headers.
+fn apply_headers(headers: &mut HeaderMap, policy: Option<&HeaderValue>, verdict: &Verdict) {
     if let Some(policy) = policy {
         headers.insert(HeaderName::from_static("ratelimit-policy"), policy.clone());
     }
-    if let Some(standing) = verdict
+    if let Some(left) = verdict
         .ratelimit()
         .and_then(|value| HeaderValue::from_str(&value).ok())
     {
-        headers.insert(HeaderName::from_static("ratelimit"), standing);
+        headers.insert(HeaderName::from_static("ratelimit"), left);
     }
 }
 

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::accept::{VARY_ACCEPT, quality};
+use super::content_negotiation::{VARY_ACCEPT, quality};
 use super::error::ApiError;
 use super::extract::{Query, Root};
 use super::state::AppState;

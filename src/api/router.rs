@@ -4,6 +4,8 @@
 //! does not exist is answered at its place in that order: 404 before all else, 405 only to those
 //! who may know.
 
+use std::sync::Arc;
+
 use axum::Router;
 use axum::extract::Request;
 use axum::http::{Method, StatusCode, Version, header};
@@ -11,14 +13,14 @@ use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use super::accept::require_json;
 use super::authenticate::authenticate;
+use super::content_negotiation::require_json;
 use super::cross_origin::{CrossOrigin, cross_origin};
+use super::drain_body::read_rest;
 use super::error::ApiError;
-use super::observe::observe;
+use super::request_log::log_request;
 use super::server::Slot;
 use super::state::AppState;
-use super::unread::read_rest;
 use super::{accounts, health, oauth, pages, prompts, ws};
 use crate::error::Error;
 
@@ -64,7 +66,7 @@ fn finish(routes: Router<AppState>, state: &AppState) -> Router {
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn(require_host))
         .layer(from_fn(health_checks_beyond_bounds))
-        .layer(from_fn_with_state(state.clone(), observe))
+        .layer(from_fn_with_state(Arc::clone(&state.metrics), log_request))
         .layer(from_fn(read_rest))
         .with_state(state.clone())
 }
@@ -106,7 +108,7 @@ async fn not_found() -> Response {
     ApiError::plain(StatusCode::NOT_FOUND, "Not found.").into_response()
 }
 
-/// The panic's message may hold anything and is not repeated; where it happened is on standard error.
+/// The panic itself was logged with its place when it happened (`telemetry`).
 fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
     ApiError::plain(StatusCode::INTERNAL_SERVER_ERROR, "Internal server error.").into_response()
 }

@@ -23,7 +23,7 @@ impl FromStr for LogFilter {
         for directive in directives.filter(|directive| !directive.is_empty()) {
             is_empty = false;
             targets = match directive.split_once('=') {
-                // A bracket would begin a filter by spans. This service has none.
+                // A bracket would begin a filter by spans, which `Targets` has not.
                 Some((target, level)) if !target.trim().is_empty() && !target.contains('[') => {
                     targets.with_target(target.trim(), self::level(level).ok_or(problem)?)
                 }

@@ -6,13 +6,13 @@ use axum::response::Response;
 use utoipa::ToSchema;
 
 use super::{CreatedPromptResponse, check_length, json_bytes, stream};
-use crate::api::accept::wants_stream;
 use crate::api::authenticate::Admitted;
+use crate::api::content_negotiation::wants_stream;
 use crate::api::error::ApiError;
 use crate::api::extract::{Body, Form};
-use crate::api::held_json::held_json;
-use crate::api::observe::UpstreamTime;
+use crate::api::json_response::json_response;
 use crate::api::openapi::ErrorResponse;
+use crate::api::request_log::UpstreamTime;
 use crate::api::state::AppState;
 use crate::domain::{Timestamp, UserId};
 use crate::error::Error;
@@ -208,7 +208,7 @@ fn respond(state: &AppState, caller: Caller, created: Created) -> Result<Respons
                 true => state.memory.reserve(owner, bytes).map_err(Error::from)?,
                 false => state.memory.hold(owner, bytes),
             };
-            let mut response = held_json(StatusCode::CREATED, &body, memory);
+            let mut response = json_response(StatusCode::CREATED, &body, memory);
             if let Some(took) = upstream {
                 response.extensions_mut().insert(UpstreamTime(took));
             }

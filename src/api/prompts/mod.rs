@@ -20,10 +20,10 @@ use utoipa_axum::routes;
 
 pub use self::events::EVENT_ENCODERS;
 use self::usage::Usage;
-use super::accept::wants_stream;
+use super::content_negotiation::wants_stream;
 use super::error::ApiError;
 use super::extract::{Query, RequestOwner};
-use super::held_json::{held_json, json_len};
+use super::json_response::{json_len, json_response};
 use super::openapi::ErrorResponse;
 use super::state::AppState;
 use crate::domain::{Prompt, PromptId};
@@ -260,7 +260,7 @@ async fn show_prompt(
     let prompt = state.prompts.get(user_id, id, &mut memory).await?;
     memory.try_grow(json_bytes(&prompt)).map_err(Error::from)?;
     let body = PromptResponse::from(prompt);
-    Ok(held_json(StatusCode::OK, &body, memory))
+    Ok(json_response(StatusCode::OK, &body, memory))
 }
 
 /// Delete a prompt

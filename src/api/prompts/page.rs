@@ -5,7 +5,7 @@ use axum::response::Response;
 
 use super::{PromptListResponse, PromptResponse, encode_cursor, json_bytes};
 use crate::api::error::ApiError;
-use crate::api::held_json::held_json;
+use crate::api::json_response::json_response;
 use crate::api::state::AppState;
 use crate::domain::{PromptId, UserId};
 use crate::error::Error;
@@ -56,5 +56,5 @@ pub async fn answer(
     let next = next.map(|prompt| encode_cursor(prompt.id));
     let results = page.prompts.into_iter().map(PromptResponse::from).collect();
     let body = PromptListResponse { results, next };
-    Ok(held_json(StatusCode::OK, &body, memory))
+    Ok(json_response(StatusCode::OK, &body, memory))
 }

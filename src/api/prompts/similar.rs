@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 
 use super::{SimilarPrompt, SimilarResponse, json_bytes};
-use crate::api::held_json::{held, held_json, json_len};
+use crate::api::json_response::{json_len, json_response, reserved_bytes};
 use crate::api::state::AppState;
 use crate::domain::{Prompt, UserId};
 use crate::error::Error;
@@ -48,7 +48,7 @@ pub async fn answer(
         results: results.into_iter().map(SimilarPrompt::from).collect(),
     };
     let response = if rest.is_empty() {
-        held_json(StatusCode::OK, &body, memory)
+        json_response(StatusCode::OK, &body, memory)
     } else {
         let rest = Rest {
             state: Arc::clone(state),
@@ -84,7 +84,7 @@ impl Rest {
         let mut beginning = serde_json::to_vec(body).expect("a struct of texts is JSON");
         // The end of the list and of the object come last.
         beginning.truncate(beginning.len() - END.len());
-        let beginning = held(beginning, memory);
+        let beginning = reserved_bytes(beginning, memory);
         let pieces = futures_util::stream::unfold(
             (Some(beginning), Some(self)),
             |(beginning, rest)| async move {
@@ -133,7 +133,7 @@ impl Rest {
             let result = SimilarPrompt::from(result);
             serde_json::to_writer(&mut json, &result).map_err(Error::internal)?;
         }
-        Ok(held(json, memory))
+        Ok(reserved_bytes(json, memory))
     }
 }
 

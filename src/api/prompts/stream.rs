@@ -11,10 +11,11 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Serialize;
+use tracing::Instrument;
 
 use super::CreatedPromptResponse;
 use super::events::Failed;
-use crate::api::accept::EVENT_STREAM;
+use crate::api::content_negotiation::EVENT_STREAM;
 use crate::api::error::ApiError;
 use crate::api::state::{AppState, Lifecycle};
 use crate::domain::PromptId;
@@ -78,7 +79,8 @@ impl Source {
     /// that nobody reads may be cancelled.
     fn wait_for_return(mut self) {
         let tasks = self.lifecycle.tasks.clone();
-        tasks.spawn(async move { while self.reader.next().await.is_some() {} });
+        let reading = async move { while self.reader.next().await.is_some() {} };
+        tasks.spawn(reading.in_current_span());
     }
 }
 

@@ -29,10 +29,12 @@ use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
+use tracing::Span;
 
 use self::activity::{Activity, Ending};
 use self::socket::Socket;
 use super::extract::{Peer, Root};
+use super::request_log::RequestSpan;
 use crate::domain::ClientNetwork;
 use crate::memory_budget::{MemoryBudget, Owner};
 
@@ -179,7 +181,7 @@ impl ServedConnection {
     async fn answer(
         &self,
         mut request: hyper::Request<Incoming>,
-    ) -> Result<hyper::Response<AnswerBody>, std::convert::Infallible> {
+    ) -> Result<hyper::Response<ResponseBody>, std::convert::Infallible> {
         let activity = Arc::clone(self.slot.activity());
         activity.begin_request();
         let root = Root::of(request.uri());
@@ -192,9 +194,11 @@ impl ServedConnection {
         list_options(response.headers_mut());
         // A connection that has become a WebSocket serves it until both end.
         let is_last = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        Ok(response.map(|body| AnswerBody {
+        let span = response.extensions_mut().remove();
+        Ok(response.map(|body| ResponseBody {
             body,
             activity: (!is_last).then_some(activity),
+            span: span.map_or_else(Span::none, |RequestSpan(span)| span),
         }))
     }
 }
@@ -222,22 +226,26 @@ fn overdue(
     }
 }
 
-/// An answer's body, which notes in the connection's activity when it is gone: all of it was handed
-/// over.
-struct AnswerBody {
+/// A response's body. When it is dropped, all of it was handed over, and the connection's activity
+/// notes the end of the request.
+struct ResponseBody {
     body: Body,
     activity: Option<Arc<Activity>>,
+    /// Entered while the body is written.
+    span: Span,
 }
 
-impl hyper::body::Body for AnswerBody {
+impl hyper::body::Body for ResponseBody {
     type Data = Bytes;
     type Error = axum::Error;
 
     fn poll_frame(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        let this = self.get_mut();
+        let _entered = this.span.enter();
+        Pin::new(&mut this.body).poll_frame(context)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -249,7 +257,7 @@ impl hyper::body::Body for AnswerBody {
     }
 }
 
-impl Drop for AnswerBody {
+impl Drop for ResponseBody {
     fn drop(&mut self) {
         if let Some(activity) = &self.activity {
             activity.end_request(Instant::now());

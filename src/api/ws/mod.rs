@@ -16,16 +16,17 @@ use axum::response::{IntoResponse, Response};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
+use tracing::Instrument;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use self::connection::Connection;
 use self::session::Session;
-use super::authenticate::{Standing, bearer_token};
+use super::authenticate::{RateLimitStatus, bearer_token};
 use super::error::ApiError;
 use super::extract::Query;
-use super::observe::RequestId;
 use super::page_origin::require_allowed_page;
+use super::request_log::record_user;
 use super::server::Slot;
 use super::session_cookie::session_cookies;
 use super::state::AppState;
@@ -76,11 +77,13 @@ async fn connect(State(state): State<AppState>, request: Request) -> Result<Resp
     }
     let query = Query::parse(parts.uri.query().unwrap_or_default());
     let caller = authenticate(&state, &query, &parts).await?;
-    // Asked before the socket takes its place: a throttle may be asked over the network.
-    let standing = Standing::of(&state, caller.user_id()).await;
+    record_user(caller.user_id());
+    // Before the subscription is taken: the throttle may be in Redis, and a subscription must not
+    // wait for the network.
+    let rate_limit = RateLimitStatus::of(&state, caller.user_id()).await;
     let mut response =
         open(&state, caller, parts, on_upgrade, answer).unwrap_or_else(IntoResponse::into_response);
-    standing.state_on(&mut response);
+    rate_limit.apply_headers(&mut response);
     Ok(response)
 }
 
@@ -103,12 +106,10 @@ fn open(
             .later(FULL_WAIT),
             Refused::Away => Error::unavailable(refused).into(),
         })?;
-    let user_id = caller.user_id();
-    let request_id = parts.extensions.remove::<RequestId>();
     let slot = parts.extensions.remove::<Slot>();
     let state = Arc::clone(state);
     let tasks = state.lifecycle.tasks.clone();
-    tasks.spawn(async move {
+    let serving = async move {
         let Ok(Ok(upgraded)) = timeout(UPGRADE_DEADLINE, on_upgrade).await else {
             tracing::debug!("a WebSocket handshake was not completed");
             return;
@@ -121,10 +122,11 @@ fn open(
         let code = session
             .run(Connection::new(TokioIo::new(upgraded)).await)
             .await;
-        let request_id = request_id.as_ref().map(RequestId::as_str);
-        tracing::info!(request_id, user_id = user_id.0, code, "socket closed");
+        tracing::info!(code, "socket closed");
         drop(slot);
-    });
+    };
+    // Its lines carry the ids of the request that opened the socket.
+    tasks.spawn(serving.in_current_span());
     Ok(answer)
 }
 

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use tracing::Instrument;
+
 use super::callers::{date_problem, session_hashes};
 use super::{Accounts, refused};
 use crate::credentials::guesses::Refused;
@@ -56,9 +58,10 @@ impl Accounts {
         let asked = Timestamp::now();
         let wants_session = request.wants_session;
         let accounts = Arc::clone(self);
+        let checking = async move { accounts.check_password(attempt, name, request).await };
         let user = self
             .tasks
-            .spawn(async move { accounts.check_password(attempt, name, request).await })
+            .spawn(checking.in_current_span())
             .await
             .map_err(Error::internal)??;
         let issued_at = user.token_date(asked);

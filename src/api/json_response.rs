@@ -10,12 +10,12 @@ use serde::Serialize;
 use crate::memory_budget::Reservation;
 
 /// Bytes that belong together with what they hold in the account of memory in flight.
-struct Held {
+struct ReservedBytes {
     bytes: Vec<u8>,
     _memory: Reservation,
 }
 
-impl AsRef<[u8]> for Held {
+impl AsRef<[u8]> for ReservedBytes {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
@@ -23,18 +23,18 @@ impl AsRef<[u8]> for Held {
 
 /// Bytes that `memory` holds until the last of them is on its way to the client. What it holds
 /// beyond them is given back.
-pub fn held(bytes: Vec<u8>, mut memory: Reservation) -> Bytes {
+pub fn reserved_bytes(bytes: Vec<u8>, mut memory: Reservation) -> Bytes {
     memory.resize(bytes.capacity());
-    Bytes::from_owner(Held {
+    Bytes::from_owner(ReservedBytes {
         bytes,
         _memory: memory,
     })
 }
 
 /// An answer of JSON that `memory` holds.
-pub fn held_json(status: StatusCode, value: &impl Serialize, memory: Reservation) -> Response {
+pub fn json_response(status: StatusCode, value: &impl Serialize, memory: Reservation) -> Response {
     let json = serde_json::to_vec(value).expect("a struct of texts and numbers is JSON");
-    let body = Body::from(held(json, memory));
+    let body = Body::from(reserved_bytes(json, memory));
     (status, [(CONTENT_TYPE, "application/json")], body).into_response()
 }
 
@@ -59,7 +59,7 @@ mod tests {
     fn memory_is_held_until_the_last_piece_is_gone() {
         let budget = MemoryBudget::new(8000);
         let memory = budget.reserve(Owner::default(), 400).unwrap();
-        let bytes = held(vec![b'x'; 100], memory);
+        let bytes = reserved_bytes(vec![b'x'; 100], memory);
         assert_eq!(budget.held(), 100);
         let last_piece = bytes.slice(99..);
         drop(bytes);
