@@ -12,8 +12,8 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::error::ApiError;
-use super::extract::{Body, ClientAddress, Form};
+use super::error::{ApiError, ErrorResponse, INVALID_CREDENTIALS, THROTTLED};
+use super::extract::{Body, ClientAddress, Fields, Form};
 use super::page_origin::{PageOrigin, require_allowed_page, wants_secure_cookie};
 use super::session_cookie::{self, session_cookies};
 use super::state::AppState;
@@ -39,32 +39,46 @@ pub fn known_router() -> OpenApiRouter<AppState> {
 
 /// A new account.
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "describes a body that is read field by field")]
 pub struct RegisterRequest {
     /// Letters, digits and @.+-_ only; unique; upper and lower case differ.
     #[schema(
+        value_type = String,
         min_length = 1,
         max_length = 150,
         pattern = r"^[\w.@+-]+$",
         example = "alice"
     )]
-    username: String,
+    username: RawText,
     /// Need not be unique.
-    #[schema(max_length = 254, format = "email", example = "a@b.c")]
-    email: String,
+    #[schema(value_type = String, max_length = 254, format = "email", example = "a@b.c")]
+    email: RawText,
     /// Not all digits, not common, not like the username.
     #[schema(
+        value_type = String,
         min_length = 8,
         max_length = 1024,
         pattern = r"^[^\x00]*[^0-9\x00][^\x00]*$",
         format = "password",
         example = "secret123"
     )]
-    password: String,
+    password: RawText,
 }
+
+/// A field as it came, or the message that says why it holds no text: its rules are checked later.
+type RawText = Result<String, &'static str>;
 
 impl Form for RegisterRequest {
     const FIELDS: &'static [&'static str] = &["username", "email", "password"];
+}
+
+impl RegisterRequest {
+    fn read(fields: &mut Fields) -> Self {
+        Self {
+            username: fields.raw_text("username"),
+            email: fields.raw_text("email"),
+            password: fields.raw_text("password"),
+        }
+    }
 }
 
 /// An account.
@@ -80,7 +94,6 @@ pub struct UserResponse {
 
 /// Name and password.
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "describes a body that is read field by field")]
 pub struct LogInRequest {
     #[schema(min_length = 1, pattern = r"^[^\x00]*$", example = "alice")]
     username: String,
@@ -100,6 +113,16 @@ impl Form for LogInRequest {
     const FIELDS: &'static [&'static str] = &["username", "password", "session"];
 }
 
+impl LogInRequest {
+    fn read(fields: &mut Fields) -> Self {
+        Self {
+            username: fields.text("username").unwrap_or_default(),
+            password: fields.text("password").unwrap_or_default(),
+            session: fields.flag("session"),
+        }
+    }
+}
+
 /// What a login gives.
 #[derive(Serialize, ToSchema)]
 pub struct TokenPairResponse {
@@ -111,7 +134,6 @@ pub struct TokenPairResponse {
 
 /// A refresh token.
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "describes a body that is read field by field")]
 pub struct RefreshRequest {
     #[schema(min_length = 1, pattern = r"^[^\x00]*$")]
     refresh: String,
@@ -119,6 +141,14 @@ pub struct RefreshRequest {
 
 impl Form for RefreshRequest {
     const FIELDS: &'static [&'static str] = &["refresh"];
+}
+
+impl RefreshRequest {
+    fn read(fields: &mut Fields) -> Self {
+        Self {
+            refresh: fields.text("refresh").unwrap_or_default(),
+        }
+    }
 }
 
 /// A new access token.
@@ -129,7 +159,6 @@ pub struct AccessTokenResponse {
 
 /// What to end.
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "describes a body that is read field by field")]
 pub struct LogOutRequest {
     /// The refresh token to end.
     #[schema(pattern = r"^[^\x00]*$")]
@@ -138,6 +167,14 @@ pub struct LogOutRequest {
 
 impl Form for LogOutRequest {
     const FIELDS: &'static [&'static str] = &["refresh"];
+}
+
+impl LogOutRequest {
+    fn read(fields: &mut Fields) -> Self {
+        Self {
+            refresh: fields.optional_text("refresh"),
+        }
+    }
 }
 
 /// A pass for one WebSocket.
@@ -156,25 +193,26 @@ pub struct TicketResponse {
 #[utoipa::path(
     post, path = "/api/auth/register", tag = "accounts", operation_id = "register", security(()),
     request_body(content = RegisterRequest, content_type = "application/json"),
-    responses((status = 201, description = "The account was made.", body = UserResponse)),
+    responses(
+        (status = 201, description = "The account was made.", body = UserResponse),
+        (status = 403, description = "Registration is closed.", body = ErrorResponse),
+        (status = 429, description = THROTTLED, body = ErrorResponse),
+    ),
 )]
 async fn register(
     State(state): State<AppState>,
     RegisterAdmitted(network): RegisterAdmitted,
     Body { mut fields, .. }: Body<RegisterRequest>,
 ) -> Result<Response, ApiError> {
-    let user = state
-        .accounts
-        .register(
-            Registration {
-                username: fields.raw_text("username"),
-                email: fields.raw_text("email"),
-                password: fields.raw_text("password"),
-                network,
-            },
-            Timestamp::now(),
-        )
-        .await?;
+    let request = RegisterRequest::read(&mut fields);
+    let registration = Registration {
+        username: request.username,
+        email: request.email,
+        password: request.password,
+        network,
+    };
+    let registering = state.accounts.register(registration, Timestamp::now());
+    let user = registering.await?;
     let body = UserResponse {
         id: user.id.0,
         username: user.username,
@@ -199,10 +237,12 @@ async fn register(
                 description = "The session cookie, if it was asked for."
             )),
         ),
+        (status = 401, description = INVALID_CREDENTIALS, body = ErrorResponse),
         (
             status = 403, description = "A page of another origin asked for a session.",
-            body = super::openapi::ErrorResponse,
+            body = ErrorResponse,
         ),
+        (status = 429, description = THROTTLED, body = ErrorResponse),
     ),
 )]
 async fn log_in(
@@ -211,24 +251,20 @@ async fn log_in(
     parts: Parts,
     Body { mut fields, .. }: Body<LogInRequest>,
 ) -> Result<Response, ApiError> {
-    let (username, password) = (fields.text("username"), fields.text("password"));
-    let wants_session = fields.flag("session");
-    // Another site could otherwise log its visitors in to an account of its own.
-    if wants_session && PageOrigin::of(&parts, &state.server) == PageOrigin::Foreign {
+    let request = LogInRequest::read(&mut fields);
+    // Another site could otherwise log its visitors in to an account that it controls.
+    if request.session && PageOrigin::of(&parts, &state.server) == PageOrigin::Foreign {
         let detail = "A page of this Origin may not ask for a session.";
         return Err(Error::Forbidden(detail).into());
     }
     fields.check()?;
-    let (Some(username), Some(password)) = (username, password) else {
-        return Err(Error::InvalidRequest("The body could not be read.").into());
-    };
-    let request = LogIn {
-        username,
-        password,
-        wants_session,
+    let login = LogIn {
+        username: request.username,
+        password: request.password,
+        wants_session: request.session,
         network: ClientNetwork::from(address),
     };
-    let pair = state.accounts.log_in(request).await?;
+    let pair = state.accounts.log_in(login).await?;
     let mut response = Json(TokenPairResponse {
         refresh: pair.refresh,
         access: pair.access,
@@ -254,10 +290,11 @@ async fn log_in(
     request_body(content = RefreshRequest, content_type = "application/json"),
     responses(
         (status = 200, description = "The new access token.", body = AccessTokenResponse),
+        (status = 401, description = INVALID_CREDENTIALS, body = ErrorResponse),
         (
             status = 403,
             description = "The session cookie came without `Origin`, or from a page of another origin.",
-            body = super::openapi::ErrorResponse,
+            body = ErrorResponse,
         ),
     ),
 )]
@@ -268,10 +305,9 @@ async fn refresh(
 ) -> Result<Response, ApiError> {
     let (cookies, now) = (session_cookies(&parts.headers), Timestamp::now());
     let access = if cookies.is_empty() || fields.has("refresh") {
-        let token = fields.text("refresh");
+        let request = RefreshRequest::read(&mut fields);
         fields.check()?;
-        let token = token.unwrap_or_default();
-        state.accounts.refresh(&token, now).await?
+        state.accounts.refresh(&request.refresh, now).await?
     } else {
         let access = state.accounts.refresh_by_session(&cookies, now).await?;
         require_allowed_page(&parts, &state.server)?;
@@ -300,10 +336,11 @@ async fn log_out(
     parts: Parts,
     Body { mut fields, .. }: Body<LogOutRequest>,
 ) -> Result<Response, ApiError> {
-    let token = fields.optional_text("refresh");
+    let request = LogOutRequest::read(&mut fields);
     fields.check()?;
     let cookies = session_cookies(&parts.headers);
-    state.accounts.log_out(token.as_deref(), &cookies).await?;
+    let token = request.refresh.as_deref();
+    state.accounts.log_out(token, &cookies).await?;
     let mut response = StatusCode::NO_CONTENT.into_response();
     if !cookies.is_empty() {
         let is_secure = wants_secure_cookie(&parts, &state.server);

@@ -1,10 +1,14 @@
-//! Content negotiation: the API speaks JSON, and says 406 to a client that cannot read it.
+//! Content negotiation: the API returns JSON, and 406 to a client that does not accept it.
 
-use axum::extract::{MatchedPath, Request};
+use std::sync::Arc;
+
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{ACCEPT, VARY};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use utoipa::openapi::path::Operation;
+use utoipa::openapi::{OpenApi, RefOr};
 
 use super::error::ApiError;
 use super::list_header::words;
@@ -15,11 +19,58 @@ pub const EVENT_STREAM: &str = "text/event-stream";
 /// The value of `Vary` on answers that depend on `Accept`, spelt as clients of the old system know it.
 pub const VARY_ACCEPT: HeaderValue = HeaderValue::from_static("Accept");
 
-/// Refuses requests whose `Accept` rules out what the route speaks: JSON, and where there are streams, streams.
-pub async fn require_json(request: Request, next: Next) -> Response {
+/// The operations that return a stream to a client that asks for one.
+#[derive(Clone)]
+pub struct Streams(Arc<[(Method, String)]>);
+
+impl Streams {
+    /// Finds them in the routes' own description: a stream is among their responses.
+    pub fn described_in(api: &OpenApi) -> Self {
+        let returns_stream = |operation: &Option<Operation>| {
+            let responses = operation
+                .iter()
+                .flat_map(|one| one.responses.responses.values());
+            responses.into_iter().any(|response| match response {
+                RefOr::T(response) => response.content.contains_key(EVENT_STREAM),
+                RefOr::Ref(_) => false,
+            })
+        };
+        let mut streams = Vec::new();
+        for (path, item) in &api.paths.paths {
+            for (method, operation) in [(Method::GET, &item.get), (Method::POST, &item.post)] {
+                if returns_stream(operation) {
+                    streams.push((method, path.clone()));
+                }
+            }
+        }
+        Self(streams.into())
+    }
+
+    fn contain(&self, request: &Request) -> bool {
+        let method = match request.method() {
+            &Method::HEAD => &Method::GET,
+            method => method,
+        };
+        request
+            .extensions()
+            .get::<MatchedPath>()
+            .is_some_and(|path| {
+                let mut streams = self.0.iter();
+                streams.any(|stream| stream.0 == method && stream.1 == path.as_str())
+            })
+    }
+}
+
+/// Refuses requests whose `Accept` rules out what the route returns: JSON, and from some routes
+/// streams.
+pub async fn require_acceptable(
+    State(streams): State<Streams>,
+    request: Request,
+    next: Next,
+) -> Response {
     let headers = request.headers();
-    let is_acceptable =
-        accepts(headers, "application/json") || (has_streams(&request) && wants_stream(headers));
+    let is_acceptable = accepts(headers, "application/json")
+        || (wants_stream(headers) && streams.contain(&request));
     let mut response = if is_acceptable {
         next.run(request).await
     } else {
@@ -31,17 +82,6 @@ pub async fn require_json(request: Request, next: Next) -> Response {
     };
     response.headers_mut().append(VARY, VARY_ACCEPT);
     response
-}
-
-/// Whether the route answers with a stream if asked to.
-fn has_streams(request: &Request) -> bool {
-    let path = request.extensions().get::<MatchedPath>();
-    let path = path.map_or("", MatchedPath::as_str);
-    match *request.method() {
-        Method::POST => path == "/api/prompts",
-        Method::GET | Method::HEAD => path == "/api/prompts/{id}",
-        _ => false,
-    }
 }
 
 /// Whether a client wants a stream: it names the type itself and likes it better than JSON. One that takes both alike, or

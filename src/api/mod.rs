@@ -21,9 +21,8 @@ mod server;
 pub(crate) mod session_cookie;
 mod state;
 pub(crate) mod ws;
-mod yaml;
 
-pub use openapi::Documents;
+pub use pages::Documents;
 pub use prompts::EVENT_ENCODERS;
 pub use router::{metrics_router, router};
 pub use server::{Bounds, Connections, Limits, serve};

@@ -12,33 +12,45 @@ use axum::http::{Method, StatusCode, Version, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
+use utoipa_axum::router::OpenApiRouter;
 
 use super::authenticate::authenticate;
-use super::content_negotiation::require_json;
+use super::content_negotiation::{Streams, require_acceptable};
 use super::cross_origin::{CrossOrigin, cross_origin};
 use super::drain_body::read_rest;
 use super::error::ApiError;
+use super::pages::Documents;
 use super::request_log::log_request;
 use super::server::Slot;
 use super::state::AppState;
 use super::{accounts, health, oauth, pages, prompts, ws};
 use crate::error::Error;
 
+/// The routes of the API that need an access token.
+pub fn known_routes() -> OpenApiRouter<AppState> {
+    accounts::known_router().merge(prompts::router())
+}
+
+/// The routes of the API that need none.
+pub fn open_routes() -> OpenApiRouter<AppState> {
+    accounts::open_router().merge(oauth::router())
+}
+
 /// All routes of the main listener; `/metrics` among them unless it has a listener of its own.
-pub fn router(state: &AppState) -> Router {
-    let known = Router::from(accounts::known_router().merge(prompts::router()))
+pub fn router(state: &AppState, documents: Documents) -> Router {
+    let (known, known_description) = known_routes().split_for_parts();
+    let (open, description) = open_routes().split_for_parts();
+    let streams = Streams::described_in(&description.merge_from(known_description));
+    let known = known
         .method_not_allowed_fallback(method_not_allowed)
         .route_layer(from_fn_with_state(state.clone(), authenticate));
-    let api = Router::from(accounts::open_router().merge(oauth::router()))
+    let api = open
         .method_not_allowed_fallback(method_not_allowed)
         .merge(known)
-        .route_layer(from_fn(require_json));
-    let mut rest = Router::from(
-        ws::router()
-            .merge(health::health_router())
-            .merge(pages::router()),
-    )
-    .merge(pages::assets_router());
+        .route_layer(from_fn_with_state(streams, require_acceptable));
+    let mut rest = Router::from(ws::router().merge(health::health_router()))
+        .merge(Router::from(pages::router()).with_state(documents))
+        .merge(pages::assets_router());
     if state.server.metrics_addr.is_none() {
         rest = rest.merge(Router::from(health::metrics_router()));
     }

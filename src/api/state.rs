@@ -7,7 +7,6 @@ use axum::http::HeaderValue;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::openapi::Documents;
 use crate::config::ServerConfig;
 use crate::domain::{ClientSite, UserId};
 use crate::fair_semaphore::FairSemaphore;
@@ -53,8 +52,6 @@ pub struct State {
     pub max_prompt_chars: usize,
     /// Counts.
     pub metrics: Arc<Metrics>,
-    /// The API's description, ready to send.
-    pub documents: Documents,
     /// How the service is told to stop.
     pub lifecycle: Lifecycle,
 }

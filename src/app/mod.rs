@@ -227,7 +227,6 @@ impl App {
             reads,
             max_prompt_chars: config.max_prompt_chars,
             metrics,
-            documents: Documents::make(),
             lifecycle,
         });
         let app = Self {
@@ -321,7 +320,7 @@ impl App {
         };
         let main = api::serve(
             self.listener,
-            api::router(&self.state),
+            api::router(&self.state, Documents::make()),
             limits,
             closing.clone(),
         );

@@ -10,6 +10,7 @@ mod root;
 
 pub use address::{ClientAddress, Peer, is_tls};
 pub use body::{Body, Form, drain};
+pub use fields::Fields;
 pub use owner::RequestOwner;
 pub use query::Query;
 pub use root::Root;

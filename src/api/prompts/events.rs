@@ -1,10 +1,11 @@
-//! What WebSockets are told of prompts.
+//! Events about prompts, as WebSockets get them.
 
 use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::CreatedPromptResponse;
+use crate::api::error::FailedPromptResponse;
 use crate::domain::{Prompt, PromptId};
 use crate::error::FailedPrompt;
 use crate::services::prompts::Encoders;
@@ -17,35 +18,6 @@ pub const EVENT_ENCODERS: Encoders = Encoders {
     delta,
 };
 
-/// The data of a failed prompt's event, and the body of its error.
-#[derive(Serialize)]
-pub(super) struct Failed {
-    detail: &'static str,
-    code: &'static str,
-    id: i64,
-}
-
-impl Failed {
-    /// Of a prompt that was deleted while it was being answered.
-    pub fn deleted(id: PromptId) -> Self {
-        Self {
-            detail: "The prompt was deleted while it was being answered.",
-            code: "prompt_deleted",
-            id: id.0,
-        }
-    }
-}
-
-impl From<&FailedPrompt> for Failed {
-    fn from(failed: &FailedPrompt) -> Self {
-        Self {
-            detail: failed.detail,
-            code: failed.code.as_str(),
-            id: failed.id.0,
-        }
-    }
-}
-
 fn completed(prompt: &Prompt) -> Arc<str> {
     match CreatedPromptResponse::of(prompt) {
         Some(answer) => event("prompt_completed", answer),
@@ -54,11 +26,11 @@ fn completed(prompt: &Prompt) -> Arc<str> {
 }
 
 fn failed(failed: &FailedPrompt) -> Arc<str> {
-    event("prompt_failed", Failed::from(failed))
+    event("prompt_failed", FailedPromptResponse::from(failed))
 }
 
 fn deleted(id: PromptId) -> Arc<str> {
-    event("prompt_failed", Failed::deleted(id))
+    event("prompt_failed", FailedPromptResponse::deleted(id))
 }
 
 fn delta(id: PromptId, offset: usize, text: &str) -> Arc<str> {

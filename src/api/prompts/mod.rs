@@ -21,10 +21,9 @@ use utoipa_axum::routes;
 pub use self::events::EVENT_ENCODERS;
 use self::usage::Usage;
 use super::content_negotiation::wants_stream;
-use super::error::ApiError;
+use super::error::{ApiError, ErrorResponse};
 use super::extract::{Query, RequestOwner};
 use super::json_response::{json_len, json_response};
-use super::openapi::ErrorResponse;
 use super::state::AppState;
 use crate::domain::{Prompt, PromptId};
 use crate::error::Error;
@@ -127,7 +126,6 @@ pub struct SimilarResponse {
 /// What to look for.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "describes parameters that are read one by one")]
 struct SimilarParameters {
     /// The text to compare with.
     #[param(max_length = 32000, example = "hello")]
@@ -136,21 +134,52 @@ struct SimilarParameters {
     #[param(max_length = 32000)]
     prompt: Option<String>,
     /// How many results.
-    #[param(minimum = 1, maximum = 100, default = 5)]
-    k: Option<u32>,
+    #[param(value_type = Option<u32>, minimum = 1, maximum = 100, default = 5)]
+    k: Result<usize, String>,
+}
+
+impl SimilarParameters {
+    fn read(query: &Query) -> Self {
+        let text = |name| query.get(name).filter(|text| !text.is_empty());
+        Self {
+            q: text("q").map(str::to_owned),
+            prompt: text("prompt").map(str::to_owned),
+            k: query.integer("k", 5, 1..=100),
+        }
+    }
 }
 
 /// Which page.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "describes parameters that are read one by one")]
 struct ListParameters {
     /// How many prompts a page, at most: one ends earlier, with `next` set, where its texts would be more than 1 MiB.
-    #[param(minimum = 1, maximum = 100, default = 20)]
-    limit: Option<u32>,
+    #[param(value_type = Option<u32>, minimum = 1, maximum = 100, default = 20)]
+    limit: usize,
     /// The `next` of the page before.
-    cursor: Option<String>,
+    #[param(value_type = Option<String>)]
+    cursor: Option<PromptId>,
 }
+
+impl ListParameters {
+    fn read(query: &Query) -> Result<Self, Error> {
+        let mut errors = Vec::new();
+        let limit = query
+            .integer("limit", 20, 1..=100)
+            .map_err(|message| errors.push(("limit", vec![message])));
+        let cursor = query.get("cursor").map(|cursor| {
+            decode_cursor(cursor)
+                .ok_or_else(|| errors.push(("cursor", vec!["Invalid cursor.".to_owned()])))
+        });
+        match (limit, cursor.transpose()) {
+            (Ok(limit), Ok(cursor)) => Ok(Self { limit, cursor }),
+            _ => Err(Error::InvalidFields(errors)),
+        }
+    }
+}
+
+/// Why a path that names a prompt leads nowhere.
+const NO_SUCH_PROMPT: &str = "There is no such prompt, or it is another user's.";
 
 /// List prompts
 ///
@@ -166,18 +195,8 @@ async fn list_prompts(
     RequestOwner(owner): RequestOwner,
     query: Query,
 ) -> Result<Response, ApiError> {
-    let mut errors = Vec::new();
-    let limit = query
-        .integer("limit", 20, 1..=100)
-        .map_err(|message| errors.push(("limit", vec![message])));
-    let before = query.get("cursor").map(|cursor| {
-        decode_cursor(cursor)
-            .ok_or_else(|| errors.push(("cursor", vec!["Invalid cursor.".to_owned()])))
-    });
-    let (Ok(limit), Ok(before)) = (limit, before.transpose()) else {
-        return Err(Error::InvalidFields(errors).into());
-    };
-    page::answer(&state, caller.user_id(), owner, before, limit).await
+    let ListParameters { limit, cursor } = ListParameters::read(&query)?;
+    page::answer(&state, caller.user_id(), owner, cursor, limit).await
 }
 
 /// Find similar prompts
@@ -197,16 +216,14 @@ async fn find_similar(
     RequestOwner(owner): RequestOwner,
     query: Query,
 ) -> Result<Response, ApiError> {
-    let asked = |name| query.get(name).filter(|text| !text.is_empty());
-    let Some(text) = asked("q").or_else(|| asked("prompt")) else {
+    let SimilarParameters { q, prompt, k } = SimilarParameters::read(&query);
+    let Some(text) = q.or(prompt) else {
         return Err(Error::InvalidRequest("Missing ?q=").into());
     };
-    check_length("q", text, state.max_prompt_chars)?;
-    let k = query
-        .integer("k", 5, 1..=100)
-        .map_err(|message| Error::field("k", message))?;
+    check_length("q", &text, state.max_prompt_chars)?;
+    let k = k.map_err(|message| Error::field("k", message))?;
     let (mut response, coverage) =
-        similar::answer(&state, caller.user_id(), owner, text, k).await?;
+        similar::answer(&state, caller.user_id(), owner, &text, k).await?;
     if let Some(coverage) = coverage {
         let value = HeaderValue::from_str(&share(coverage)).map_err(Error::internal)?;
         response
@@ -238,6 +255,7 @@ fn share(coverage: f64) -> String {
         ),
         (status = 204, description = "The stream was read to its end before."),
         (status = 400, description = "`Last-Event-ID` is none of this service's.", body = ErrorResponse),
+        (status = 404, description = NO_SUCH_PROMPT, body = ErrorResponse),
     ),
 )]
 async fn show_prompt(
@@ -269,7 +287,10 @@ async fn show_prompt(
 #[utoipa::path(
     delete, path = "/api/prompts/{id}", tag = "prompts", operation_id = "delete_prompt", security(("bearer" = [])),
     params(("id" = i64, Path, description = "The prompt's id.")),
-    responses((status = 204, description = "It is gone.")),
+    responses(
+        (status = 204, description = "It is gone."),
+        (status = 404, description = NO_SUCH_PROMPT, body = ErrorResponse),
+    ),
 )]
 async fn delete_prompt(
     State(state): State<AppState>,

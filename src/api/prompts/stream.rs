@@ -14,9 +14,8 @@ use serde::Serialize;
 use tracing::Instrument;
 
 use super::CreatedPromptResponse;
-use super::events::Failed;
 use crate::api::content_negotiation::EVENT_STREAM;
-use crate::api::error::ApiError;
+use crate::api::error::{ApiError, FailedPromptResponse};
 use crate::api::state::{AppState, Lifecycle};
 use crate::domain::PromptId;
 use crate::error::FailedPrompt;
@@ -129,10 +128,14 @@ async fn frame(reader: &mut Reader, heartbeat: Duration) -> Option<Bytes> {
         Event::Delta(text) => encode("delta", place, &Delta { text }),
         Event::Completed(prompt) => match CreatedPromptResponse::of(&prompt) {
             Some(answer) => encode("completed", DONE, &answer),
-            None => encode("failed", DONE, &Failed::from(&FailedPrompt::of(&prompt))),
+            None => encode(
+                "failed",
+                DONE,
+                &FailedPromptResponse::from(&FailedPrompt::of(&prompt)),
+            ),
         },
-        Event::Failed(failed) => encode("failed", DONE, &Failed::from(&failed)),
-        Event::Deleted(id) => encode("failed", DONE, &Failed::deleted(id)),
+        Event::Failed(failed) => encode("failed", DONE, &FailedPromptResponse::from(&failed)),
+        Event::Deleted(id) => encode("failed", DONE, &FailedPromptResponse::deleted(id)),
     })
 }
 

@@ -23,7 +23,7 @@ use utoipa_axum::routes;
 use self::connection::Connection;
 use self::session::Session;
 use super::authenticate::{RateLimitStatus, bearer_token};
-use super::error::ApiError;
+use super::error::{ApiError, ErrorResponse, THROTTLED};
 use super::extract::Query;
 use super::page_origin::require_allowed_page;
 use super::request_log::record_user;
@@ -58,9 +58,10 @@ pub fn router() -> OpenApiRouter<AppState> {
     ),
     responses(
         (status = 101, description = "The socket is open. Its first frame is `{\"message\": …, \"user_id\": N}`."),
-        (status = 403, description = "The session cookie came from a page of another origin.", body = super::openapi::ErrorResponse),
-        (status = 503, description = "Events cannot reach this replica at the moment.", body = super::openapi::ErrorResponse),
-        (status = 426, description = "The request asks for no WebSocket.", body = super::openapi::ErrorResponse),
+        (status = 403, description = "The session cookie came from a page of another origin.", body = ErrorResponse),
+        (status = 503, description = "Events cannot reach this replica at the moment.", body = ErrorResponse),
+        (status = 426, description = "The request asks for no WebSocket.", body = ErrorResponse),
+        (status = 429, description = THROTTLED, body = ErrorResponse),
     ),
 )]
 async fn connect(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
