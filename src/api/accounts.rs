@@ -30,7 +30,7 @@ pub fn open_router() -> OpenApiRouter<AppState> {
         .routes(routes!(log_out))
 }
 
-/// The routes that do.
+/// The routes that need one.
 pub fn known_router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(issue_ticket))
@@ -182,7 +182,7 @@ impl LogOutRequest {
 pub struct TicketResponse {
     /// Used as `?ticket=`, once.
     ticket: String,
-    /// Seconds until it lapses.
+    /// Seconds until it expires.
     #[schema(example = 30)]
     expires_in: u64,
 }
@@ -351,7 +351,8 @@ async fn log_out(
 
 /// WebSocket ticket
 ///
-/// Gives a pass for one WebSocket, good once and for 30 seconds: it keeps the access token out of addresses and logs.
+/// Gives a pass for one WebSocket, good once and for 30 seconds: it keeps the access token out of
+/// addresses and logs.
 #[utoipa::path(
     post, path = "/api/auth/ws-ticket", tag = "accounts", operation_id = "issue_ticket", security(("bearer" = [])),
     responses((status = 201, description = "The ticket.", body = TicketResponse)),

@@ -1,4 +1,4 @@
-//! Who calls: bearer tokens, and the throttle's word on every answer to a known user.
+//! Authentication by bearer token, and the rate limit headers on each response to a known user.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -18,11 +18,11 @@ use crate::error::{Error, Unauthenticated};
 use crate::services::accounts::Caller;
 use crate::throttle::Verdict;
 
-/// Where the throttle's verdict on this request is put, for the headers of its answer.
+/// Holds the throttle's verdict on this request, for the headers of its response.
 #[derive(Clone, Default)]
 struct VerdictSlot(Arc<OnceLock<Verdict>>);
 
-/// Lets only requests with a good access token through, and gives their handlers the [`Caller`].
+/// Lets only requests with a valid access token through, and gives their handlers the [`Caller`].
 pub async fn authenticate(
     State(state): State<AppState>,
     mut request: Request,
@@ -46,7 +46,7 @@ pub async fn authenticate(
         };
         (response, verdict)
     } else {
-        // Only posts are counted, so the look at a shared throttle need not wait for the answer.
+        // Only posts are counted, so the state of the throttle can be read while the handler runs.
         tokio::join!(next.run(request), peek)
     };
     apply_headers(
@@ -60,7 +60,8 @@ pub async fn authenticate(
 /// The caller behind an `Authorization: Bearer` header.
 ///
 /// # Errors
-/// `Unauthenticated` as SimpleJWT words it: another scheme counts as none, and the scheme's case matters.
+/// `Unauthenticated` as in SimpleJWT: another scheme counts as no token, and the scheme's case
+/// matters.
 pub async fn bearer_caller(state: &AppState, headers: &HeaderMap) -> Result<Caller, Error> {
     let token = bearer_token(headers)?.ok_or(Unauthenticated::NotProvided)?;
     state.accounts.authenticate(token, Timestamp::now()).await
@@ -127,13 +128,14 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
-        // Absent only where a route forgot the layer: refused, never let through.
+        // Absent only if a route was built without the layer. It is refused then.
         let caller = parts.extensions.get::<Self>().cloned();
         caller.ok_or_else(|| Error::from(Unauthenticated::NotProvided).into())
     }
 }
 
-/// Proof that the throttle let this request through. Taking it counts the request, so it comes before the body.
+/// Proof that the throttle let this request through. Extracting it counts the request, so it comes
+/// before the body.
 pub struct Admitted;
 
 impl FromRequestParts<AppState> for Admitted {
@@ -175,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn the_scheme_is_case_sensitive_and_another_counts_as_none() {
+    fn scheme_is_case_sensitive_and_another_scheme_counts_as_no_token() {
         assert_eq!(token("Bearer a.b.c"), Ok(Some("a.b.c".to_owned())));
         assert_eq!(token("Bearer  a.b.c "), Ok(Some("a.b.c".to_owned())));
         for none in ["bearer a.b.c", "Basic YTpi", "", "Bearera"] {
@@ -185,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn one_word_must_follow() {
+    fn exactly_one_word_must_follow_the_scheme() {
         for bad in ["Bearer", "Bearer a b"] {
             assert_eq!(token(bad), Err(Unauthenticated::MalformedHeader), "{bad:?}");
         }

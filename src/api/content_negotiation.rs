@@ -16,7 +16,7 @@ use super::list_header::words;
 /// Server-sent events.
 pub const EVENT_STREAM: &str = "text/event-stream";
 
-/// The value of `Vary` on answers that depend on `Accept`, spelt as clients of the old system know it.
+/// The value of `Vary` on responses that depend on `Accept`, spelt as in the replaced system.
 pub const VARY_ACCEPT: HeaderValue = HeaderValue::from_static("Accept");
 
 /// The operations that return a stream to a client that asks for one.
@@ -84,8 +84,9 @@ pub async fn require_acceptable(
     response
 }
 
-/// Whether a client wants a stream: it names the type itself and likes it better than JSON. One that takes both alike, or
-/// anything, gets JSON, as it always has.
+/// Whether a client asks for a stream: it names the type itself and prefers it to JSON. A client
+/// that accepts both equally, or anything, gets JSON: clients from before there were streams do
+/// that.
 pub fn wants_stream(headers: &HeaderMap) -> bool {
     let is_named = words(headers, &ACCEPT)
         .filter_map(|range| range.split(';').next())
@@ -93,13 +94,13 @@ pub fn wants_stream(headers: &HeaderMap) -> bool {
     is_named && quality(headers, EVENT_STREAM) > quality(headers, "application/json")
 }
 
-/// Whether a client takes `media_type` (`type/subtype`). Without an `Accept` header it takes anything; of several ranges
-/// that match, the most specific counts (RFC 9110, section 12.5.1).
+/// Whether a client accepts `media_type` (`type/subtype`). Without an `Accept` header it accepts
+/// anything; of several ranges that match, the most specific counts (RFC 9110, section 12.5.1).
 pub fn accepts(headers: &HeaderMap, media_type: &str) -> bool {
     quality(headers, media_type) > 0.0
 }
 
-/// How much a client wants `media_type`, from 0 to 1.
+/// How much a client prefers `media_type`, from 0 to 1.
 pub fn quality(headers: &HeaderMap, media_type: &str) -> f32 {
     let main_type = media_type.split('/').next().unwrap_or_default();
     let mut best: Option<(u8, f32)> = None;
@@ -139,7 +140,7 @@ pub fn quality(headers: &HeaderMap, media_type: &str) -> f32 {
             best = Some((specificity, quality));
         }
     }
-    // Without a header, or with an empty one, a client says nothing.
+    // Without a header, or with an empty one, a client accepts anything.
     if is_empty {
         1.0
     } else {
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn json_ruled_out_is_not_acceptable() {
+    fn json_that_is_ruled_out_is_not_acceptable() {
         for accept in [
             "application/xml",
             "text/html",
@@ -190,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_is_wanted_only_by_name_and_before_json() {
+    fn stream_is_asked_for_only_by_name_and_if_preferred_to_json() {
         let wants = |accept: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(ACCEPT, accept.parse().unwrap());
@@ -219,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn the_most_specific_range_counts() {
+    fn most_specific_range_counts() {
         let mut headers = HeaderMap::new();
         headers.insert(
             ACCEPT,

@@ -116,7 +116,7 @@ impl ApiError {
         self
     }
 
-    /// 400 as OAuth 2 has it (RFC 6749, section 5.2), with the `detail` that every error has.
+    /// 400 in the form of OAuth 2 (RFC 6749, section 5.2), with the `detail` that every error has.
     pub fn oauth(code: &'static str, detail: &str) -> Self {
         let body = json!({ "detail": detail, "error": code, "error_description": detail });
         Self::new(StatusCode::BAD_REQUEST, body)

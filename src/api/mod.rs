@@ -25,5 +25,5 @@ pub(crate) mod ws;
 pub use pages::Documents;
 pub use prompts::EVENT_ENCODERS;
 pub use router::{metrics_router, router};
-pub use server::{Bounds, Connections, Limits, serve};
+pub use server::{Bounds, Connections, ServerDeps, serve};
 pub use state::{AppState, Lifecycle, State};

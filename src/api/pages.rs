@@ -1,4 +1,5 @@
-//! Pages for browsers: the front page, Swagger UI, ReDoc, the schema. The binary contains all of them.
+//! Pages for browsers: the front page, Swagger UI, ReDoc, the schema. The binary contains all of
+//! them.
 
 use axum::extract::State;
 use axum::http::header::{
@@ -17,8 +18,9 @@ use super::content_negotiation::{VARY_ACCEPT, quality};
 use super::error::{ApiError, ErrorResponse};
 use super::extract::{Query, Root};
 
-/// What the pages may load: what this binary serves, and nothing from elsewhere. Swagger UI and ReDoc style their elements
-/// in place, ReDoc builds its search worker from a blob, and both hold small images as data.
+/// What the pages may load: what this binary serves, and nothing from elsewhere. Swagger UI and
+/// ReDoc style their elements in place, ReDoc builds its search worker from a blob, and both hold
+/// small images as data.
 const PAGE_POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self' data:; \
      connect-src 'self'; worker-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -187,8 +189,8 @@ async fn schema(
         Some(_) => return ApiError::plain(StatusCode::NOT_FOUND, "Not found.").into_response(),
         None => prefers_yaml(),
     };
-    // The YAML is the JSON: each JSON document is one of YAML 1.2, and parsers of YAML 1.1 read these
-    // too, since all texts are quoted.
+    // The YAML is the JSON: each JSON document is one of YAML 1.2, and parsers of YAML 1.1 read
+    // these too, since all texts are quoted.
     let text = match root {
         Root::Here => documents.json,
         Root::Above => documents.above,

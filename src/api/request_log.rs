@@ -163,8 +163,8 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
         .cloned()
         .unwrap_or_else(|| {
             let mut bytes = [0; 16];
-            // A repeated id costs a reader of logs a moment. A failing source of randomness must not
-            // cost a response.
+            // A repeated id costs a reader of logs a moment. A failing source of randomness must
+            // not cost a response.
             let _ = getrandom::fill(&mut bytes);
             let id = u128::from_le_bytes(bytes);
             HeaderValue::from_str(&format!("{id:032x}")).expect("hex digits are a header value")

@@ -1,8 +1,8 @@
-//! Which layers a request passes on its way to a handler, outermost first: unread bodies,
-//! observation, connections beyond the bounds, a missing host, panics, cross-origin rules, then on
-//! `/api` content negotiation and, where a token is needed, authentication. A path or method that
-//! does not exist is answered at its place in that order: 404 before all else, 405 only to those
-//! who may know.
+//! The layers around the handlers, outermost first: unread bodies, the request log, connections
+//! beyond the bounds, a missing host, panics, cross-origin rules, then on `/api` content
+//! negotiation and, where a token is needed, authentication. An unknown path returns 404 before
+//! content negotiation and authentication; a method that the path does not have returns 405 after
+//! them.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use utoipa_axum::router::OpenApiRouter;
 use super::authenticate::authenticate;
 use super::content_negotiation::{Streams, require_acceptable};
 use super::cross_origin::{CrossOrigin, cross_origin};
-use super::drain_body::read_rest;
+use super::drain_body::drain_unread;
 use super::error::ApiError;
 use super::pages::Documents;
 use super::request_log::log_request;
@@ -79,11 +79,11 @@ fn finish(routes: Router<AppState>, state: &AppState) -> Router {
         .layer(from_fn(require_host))
         .layer(from_fn(health_checks_beyond_bounds))
         .layer(from_fn_with_state(Arc::clone(&state.metrics), log_request))
-        .layer(from_fn(read_rest))
+        .layer(from_fn(drain_unread))
         .with_state(state.clone())
 }
 
-/// Refuses requests on connections beyond the bounds, but for those that watch the service.
+/// Refuses requests on connections beyond the bounds, except health checks and metrics.
 async fn health_checks_beyond_bounds(request: Request, next: Next) -> Response {
     let is_beyond = request
         .extensions()
@@ -97,7 +97,7 @@ async fn health_checks_beyond_bounds(request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// Refuses a request of HTTP/1.1 without a host, which is malformed (RFC 9112, section 3.2).
+/// Refuses an HTTP/1.1 request without a host: it is malformed (RFC 9112, section 3.2).
 async fn require_host(request: Request, next: Next) -> Response {
     if request.version() == Version::HTTP_11 && !request.headers().contains_key(header::HOST) {
         return ApiError::bad_request("The Host header is missing.")
@@ -107,7 +107,8 @@ async fn require_host(request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// Answers `OPTIONS`, and refuses the other methods that a path does not have. The router adds `Allow` to both.
+/// Returns 200 for `OPTIONS`, and 405 for the other methods that a path does not have. The router
+/// adds `Allow` to both.
 async fn method_not_allowed(method: Method) -> Response {
     if method == Method::OPTIONS {
         StatusCode::OK.into_response()

@@ -32,7 +32,7 @@ pub(super) enum Finding {
     Fine(String),
     /// Worth knowing; a start is not hindered.
     Note(String),
-    /// All is well, and a server uses it: a second one is refused.
+    /// All is well, but a running server uses it: a second one is refused.
     InUse {
         /// For a check beside that server.
         text: String,
@@ -97,7 +97,7 @@ pub(super) struct Preflight<'a> {
     metrics_socket: Option<TcpSocket>,
 }
 
-/// What a start goes on with.
+/// The results of the steps, for the rest of the start.
 pub(super) struct Ready {
     pub engine: Arc<Engine>,
     pub redis: Option<(Link, Keeper)>,

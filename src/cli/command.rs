@@ -1,9 +1,9 @@
-//! The command line as it is parsed, and what the help of each command shows of it: its own
-//! options, and the settings that it needs.
+//! The command line as it is parsed, and the part of it that the help of each command shows: the
+//! command's own options, and the settings that it needs.
 //!
-//! Every command takes every setting, wherever it stands on the line, because one `.env` and one
-//! set of flags serve the server and the operator's commands alike. Forty options that `user list`
-//! takes and does not need would hide the few that it has, so its help leaves them out.
+//! Every command accepts every setting, at any place of the line, because the server and the
+//! operator's commands share one `.env` and one set of flags. The help of a command leaves out the
+//! settings that it does not need: forty of them would hide the few options of `user list`.
 
 use std::ffi::OsStr;
 use std::io::{IsTerminal, stderr, stdout};

@@ -33,7 +33,7 @@ impl FromStr for Fallbacks {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
-        // The parser's own message may quote the text, in which somebody may have put a key after all.
+        // The parser's own message may quote the text, and somebody may have put a key into it.
         let list: Vec<Fallback> = serde_json::from_str(text).map_err(
             |_| r#"must be a JSON list of {"model": "…", "base_url": "…", "api_key_env": "NAME"}"#,
         )?;
@@ -50,7 +50,8 @@ impl FromStr for Fallbacks {
 
 /// Checks the fallbacks of an upstream at `first`, and gives each the key that it names.
 ///
-/// A key is its variable's, and goes to one origin: that of the entries that name it; `OPENAI_API_KEY` to the first upstream's.
+/// The key of a variable goes to one origin: that of the entries that name the variable.
+/// `OPENAI_API_KEY` goes to the first upstream's origin.
 ///
 /// # Errors
 /// The first entry that cannot be used.
@@ -101,7 +102,8 @@ fn is_taken(name: &str) -> bool {
     names::variables().iter().any(|known| known == name)
 }
 
-/// A name that a shell could set, in capitals: a key put in its place by mistake hardly ever is one.
+/// A name that a shell could set, in capitals. A key that was put in its place by mistake hardly
+/// ever looks like that.
 fn is_variable_name(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_uppercase() || c == '_')
         && name

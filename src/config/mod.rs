@@ -1,7 +1,8 @@
-//! Configuration: what may be set, and the checked tree that the rest of the program is built from.
+//! Configuration: the settings, and the checked tree from which the rest of the program is built.
 //!
-//! [`Settings`] declares every setting once, with its flag, variable, default and help text; [`Config::load`] turns the
-//! settings and the secrets into plain structs, one section a capability, in which nothing is left to check.
+//! [`Settings`] declares every setting once, with its flag, variable, default and help text.
+//! [`Config::load`] turns settings and secrets into plain structs, one section for each capability.
+//! Nothing in them needs a further check.
 
 mod base_url;
 mod checks;
@@ -36,7 +37,7 @@ pub use upstream::{Endpoint, UpstreamConfig, UpstreamSettings};
 
 use crate::domain::rate::Rates;
 
-/// A setting that cannot be used: names it and says what it takes, never its value.
+/// A setting that cannot be used. The text names the setting and what it accepts, never its value.
 #[derive(Debug, thiserror::Error)]
 #[error("{setting}: {problem}")]
 pub struct Error {
@@ -54,7 +55,7 @@ impl Error {
     }
 }
 
-/// Everything the service is told from outside, checked.
+/// All settings and secrets, checked.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Listening, limits, starting and stopping.
@@ -104,24 +105,26 @@ pub struct ServerConfig {
     pub max_connections_per_network: usize,
     /// Memory for request bodies and answers in flight, in bytes.
     pub request_memory: usize,
-    /// When sockets are asked for a sign of life, and given up.
+    /// When sockets are pinged, and when they count as lost.
     pub socket_timings: SocketTimings,
-    /// How long a stream of an answer may be silent before it says that it lives. No setting: clients rely on the figure.
+    /// How long a streamed answer may be silent before a heartbeat is sent. No setting: clients
+    /// rely on the figure.
     pub stream_heartbeat: Duration,
-    /// How long the service goes on accepting after it was told to stop.
+    /// How long the service goes on accepting requests after the stop began.
     pub shutdown_delay: Duration,
     /// How long requests in flight may take to finish after that.
     pub shutdown_grace: Duration,
 }
 
-/// When open sockets are asked for a sign of life, and given up. No setting: clients rely on the figures.
+/// When open sockets are pinged, and when they count as lost. No setting: clients rely on the
+/// figures.
 #[derive(Clone, Copy, Debug)]
 pub struct SocketTimings {
     /// How often a ping is sent.
     pub ping_every: Duration,
     /// How long a peer may be silent.
     pub silence: Duration,
-    /// How long a peer may take to answer a close frame, and to read it if it is behind.
+    /// How long a peer may take to reply to a close frame, and to read it if it is behind.
     pub closing: Duration,
 }
 
@@ -183,13 +186,14 @@ pub struct RedisConfig {
     pub url: Secret,
     /// What the names of all keys and channels begin with.
     pub prefix: String,
-    /// How long a command may take that something depends on. No setting: clients rely on the figure.
+    /// How long a command may take whose result a request needs. No setting: clients rely on the
+    /// figure.
     pub patience: Duration,
 }
 
 impl RedisConfig {
-    /// Redis answers in well under a millisecond; a whole second also covers a machine with no time for this process, which is
-    /// no reason to give up what the replicas have in common.
+    /// Redis responds in well under a millisecond. A whole second also covers a machine that has no
+    /// time for this process, which is no reason to stop sharing limits and events.
     pub const PATIENCE: Duration = Duration::from_secs(1);
 }
 

@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn what_names_no_file_is_refused_with_the_right_form() {
+    fn url_that_names_no_file_is_refused_with_the_right_form() {
         for (rest, expected) in [
             ("", "sqlite:///absolute/path"),
             ("a.db", "sqlite:///absolute/path"),

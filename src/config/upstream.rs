@@ -10,7 +10,8 @@ use super::{BaseUrl, ByteSize, Error, Secret};
 /// The settings of the upstream that are no secrets.
 #[derive(Args, Clone, Debug)]
 pub struct UpstreamSettings {
-    /// Address of an OpenAI-compatible upstream, https or private [default: OpenAI's if there is a key, else a mock answers]
+    /// Address of an OpenAI-compatible upstream, https or private [default: OpenAI's if there is a
+    /// key, else a mock answers]
     #[arg(long, env, value_name = "URL", global = true)]
     pub openai_base_url: Option<String>,
 
@@ -68,7 +69,8 @@ pub struct UpstreamSettings {
     #[arg(long, env, default_value = "1MiB", value_name = "SIZE", global = true)]
     pub openai_max_response_bytes: ByteSize,
 
-    /// Upstreams to ask when the first fails, in order: [{"model": "…", "base_url": "https://…", "api_key_env": "NAME"}, …]
+    /// Upstreams to ask when the first fails, in order: [{"model": "…", "base_url": "https://…",
+    /// "api_key_env": "NAME"}, …]
     #[arg(long, env, value_name = "JSON", global = true)]
     pub openai_fallback: Option<Fallbacks>,
 }
@@ -282,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_is_told_by_name_without_its_value() {
+    fn unusable_setting_is_named_without_its_value() {
         for (flags, key) in [
             (&["--openai-base-url", "http://8.8.8.8/hunter2"][..], None),
             (&["--openai-temperature", "2.5"], Some("x")),

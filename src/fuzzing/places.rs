@@ -77,7 +77,7 @@ fn stream(text: &str, foreign: Option<Place>) {
     }
 }
 
-/// What a client reads of a finished text from `place` on, and whether it is told to begin anew.
+/// What a client reads of a finished text from `place` on, and whether it must begin again.
 fn resume(text: &str, place: Place) -> (bool, String) {
     let memory = MemoryBudget::new(16 << 20).hold(Owner::default(), 0);
     let live = Live::new(UserId(1), PromptId(1), memory);

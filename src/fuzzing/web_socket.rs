@@ -8,7 +8,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 
 use super::{block_on, pieces};
-use crate::api::ws::connection::{Connection, Step};
+use crate::api::ws::connection::{Connection, ConnectionEvent};
 
 /// Bytes that fit between the two ends: more than either side ever sends here.
 const ROOM: usize = 1 << 20;
@@ -62,12 +62,13 @@ fn at_once<F: Future>(future: F) -> F::Output {
     future.now_or_never().expect("there is nothing to wait for")
 }
 
-/// Takes all that has come. Answers texts, as the service does. Returns whether more may come.
+/// Handles all messages that came. Replies to texts, as the service does. Returns whether more may
+/// come.
 fn step(connection: &mut Connection<DuplexStream>, heard: &mut Vec<String>) -> bool {
     while let Some(step) = connection.step().now_or_never() {
         let message = match step {
-            Ok(Step::Sent) => continue,
-            Ok(Step::Received(message)) => message,
+            Ok(ConnectionEvent::Sent) => continue,
+            Ok(ConnectionEvent::Received(message)) => message,
             Err(error) => Some(Err(error)),
         };
         match message {

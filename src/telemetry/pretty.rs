@@ -10,8 +10,8 @@ use super::log_lines::{Fields, Value};
 const RESET: &str = "\x1b[0m";
 const DIM: &str = "\x1b[2m";
 
-/// The line of one event: `17:00:00Z  INFO listening addr=127.0.0.1:8000`. The time is UTC. An event
-/// of another crate has that crate's module before its message.
+/// The line of one event: `17:00:00Z  INFO listening addr=127.0.0.1:8000`. The time is UTC. An
+/// event of another crate has that crate's module before its message.
 pub fn pretty_line(metadata: &Metadata<'_>, fields: &Fields, has_colour: bool) -> String {
     let paint = |colour: &str, text: &str| {
         if has_colour {

@@ -1,4 +1,4 @@
-//! From a request's parts to typed values: who calls, from where, and what the body says.
+//! Extractors: from a request's parts to typed values.
 
 mod address;
 mod body;

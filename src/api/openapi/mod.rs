@@ -219,9 +219,10 @@ fn complete_operation(operation: &mut Value, layers: Layers) {
     }
 }
 
-/// OpenAPI 3.1 cannot describe a sequence of events, and tools take a schema for the schema of each:
-/// the routes describe their events in words. A response that is nothing but a stream gets no media
-/// type: Swagger UI asks for the type of the first 2xx response that has one, and that must be JSON.
+/// OpenAPI 3.1 cannot describe a sequence of events, and tools take a schema for the schema of
+/// each: the routes describe their events in words. A response that is nothing but a stream gets no
+/// media type: Swagger UI asks for the type of the first 2xx response that has one, and that must
+/// be JSON.
 fn describe_stream_in_words(response: &mut Value) {
     let Some(response) = response.as_object_mut() else {
         return;

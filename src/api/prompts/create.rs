@@ -61,7 +61,8 @@ impl CreatePromptRequest {
 
 /// Post a prompt
 ///
-/// Runs it on the LLM, stores it and makes it searchable: all of that has happened when the answer comes. Throttled for each user.
+/// Runs it on the LLM, stores it and makes it searchable: all of that has happened when the answer
+/// comes. Throttled for each user.
 ///
 /// With `"stream": true`, or with `Accept: text/event-stream` and no `stream` in the body, the
 /// answer has status 200 and is a stream of server-sent events: `started` (`{"id"}`), `delta`
@@ -113,7 +114,7 @@ pub async fn create_prompt(
     let key = match idempotency_key(&parts.headers) {
         Ok(Some(key)) => key,
         without => {
-            // The throttle counts a request before anything of it is looked at.
+            // The throttle counts a request before any part of it is checked.
             Admitted::from_request_parts(&mut parts, &state).await?;
             without?;
             let body = Body::from_request(Request::from_parts(parts.clone(), body), &state).await?;
@@ -121,7 +122,7 @@ pub async fn create_prompt(
             return respond(&state, caller, state.prompts.create(new, memory).await?);
         }
     };
-    // What is known already uses up no throttle, so with a key the body comes first.
+    // A repeated request is not counted by the throttle, so with a key the body is read first.
     let body = Body::from_request(Request::from_parts(parts.clone(), body), &state).await;
     let new = body.and_then(|body| read(&state, caller.user_id(), &parts.headers, Some(key), body));
     if let Ok((new, _)) = &new
@@ -130,7 +131,8 @@ pub async fn create_prompt(
         return respond(&state, caller, created);
     }
     if let Err(refused) = Admitted::from_request_parts(&mut parts, &state).await {
-        // Of posts with one key that come together one is admitted; the others are told of it rather than of the throttle.
+        // Of several simultaneous posts with one key, the throttle may admit only the first. The
+        // others then get that one's state rather than a 429.
         if let Ok((new, _)) = &new
             && let Some(created) = state.prompts.replay(new).await?
         {
@@ -195,7 +197,7 @@ fn respond(state: &AppState, caller: Caller, created: Created) -> Result<Respons
             let body = CreatedPromptResponse::of(&prompt)
                 .ok_or_else(|| Error::internal("an answered prompt has no answer"))?;
             let (owner, bytes) = (Owner::user(prompt.user_id), json_bytes(&prompt));
-            // An answer that was paid for is sent whether there is room for it or not.
+            // An answer that was paid for is sent even if the memory budget is exhausted.
             let memory = match is_replayed {
                 true => state.memory.reserve(owner, bytes).map_err(Error::from)?,
                 false => state.memory.hold(owner, bytes),

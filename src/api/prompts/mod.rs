@@ -153,7 +153,8 @@ impl SimilarParameters {
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 struct ListParameters {
-    /// How many prompts a page, at most: one ends earlier, with `next` set, where its texts would be more than 1 MiB.
+    /// How many prompts a page, at most: one ends earlier, with `next` set, where its texts would
+    /// be more than 1 MiB.
     #[param(value_type = Option<u32>, minimum = 1, maximum = 100, default = 20)]
     limit: usize,
     /// The `next` of the page before.
@@ -178,12 +179,13 @@ impl ListParameters {
     }
 }
 
-/// Why a path that names a prompt leads nowhere.
+/// The description of a 404 for the path of one prompt.
 const NO_SUCH_PROMPT: &str = "There is no such prompt, or it is another user's.";
 
 /// List prompts
 ///
-/// The caller's prompts, newest first. A page with `next` may hold fewer than `limit`: whether there are more, `next` alone says.
+/// The caller's prompts, newest first. A page with `next` may hold fewer than `limit`: whether
+/// there are more, `next` alone says.
 #[utoipa::path(
     get, path = "/api/prompts", tag = "prompts", operation_id = "list_prompts", security(("bearer" = [])),
     params(ListParameters),
@@ -201,7 +203,8 @@ async fn list_prompts(
 
 /// Find similar prompts
 ///
-/// The stored prompts nearest in meaning to a text, nearest first. Not throttled; refused at once when the service is overloaded.
+/// The stored prompts nearest in meaning to a text, nearest first. Not throttled; refused at once
+/// when the service is overloaded.
 #[utoipa::path(
     get, path = "/api/prompts/similar", tag = "prompts", operation_id = "find_similar", security(("bearer" = [])),
     params(SimilarParameters),
@@ -233,15 +236,16 @@ async fn find_similar(
     Ok(response)
 }
 
-/// Rounded down: what is not complete is never called so.
+/// Rounded down: coverage that is not complete must not be shown as 1.
 fn share(coverage: f64) -> String {
     format!("{:.4}", (coverage * 1e4).floor() / 1e4)
 }
 
 /// Show a prompt
 ///
-/// One of the caller's prompts. With `Accept: text/event-stream` its answer is streamed, from the place after `Last-Event-ID` if that is
-/// given: live from the process that runs the call, and from any other once the text is whole.
+/// One of the caller's prompts. With `Accept: text/event-stream` its answer is streamed, from the
+/// place after `Last-Event-ID` if that is given: live from the process that runs the call, and from
+/// any other once the text is whole.
 #[utoipa::path(
     get, path = "/api/prompts/{id}", tag = "prompts", operation_id = "show_prompt", security(("bearer" = [])),
     params(
@@ -302,7 +306,7 @@ async fn delete_prompt(
 }
 
 impl CreatedPromptResponse {
-    /// Of a completed prompt; `None` for any other, which has no answer to show.
+    /// The response for a completed prompt; `None` for any other, which has no answer.
     fn of(prompt: &Prompt) -> Option<Self> {
         Some(Self {
             id: prompt.id.0,
@@ -348,9 +352,9 @@ impl From<(Prompt, f32)> for SimilarPrompt {
     }
 }
 
-/// The most bytes that a prompt takes as JSON, in whatever answer.
+/// The most bytes that a prompt takes as JSON, in any response.
 fn json_bytes(prompt: &Prompt) -> usize {
-    /// Names, numbers and a time.
+    /// Room for the names, numbers and the time, in bytes.
     const AROUND: usize = 512;
     let response = prompt.response.as_deref().map_or(0, json_len);
     json_len(&prompt.prompt) + response + json_len(&prompt.model) + AROUND
@@ -374,7 +378,7 @@ impl<S: Send + Sync> FromRequestParts<S> for PathId {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        // A path that does not even decode names nothing either.
+        // A path that cannot be decoded names no prompt.
         let Path(text) = Path::<String>::from_request_parts(parts, state)
             .await
             .map_err(|_| Error::NotFound)?;
@@ -392,7 +396,7 @@ fn parse_id(text: &str) -> Result<PromptId, Error> {
         .ok_or(Error::NotFound)
 }
 
-/// A cursor is opaque to clients: where the next page starts, in a form that invites no arithmetic.
+/// The start of the next page, as text that is opaque to clients.
 pub(crate) fn encode_cursor(id: PromptId) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(id.0.to_be_bytes())
 }
@@ -407,14 +411,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_share_short_of_everything_is_not_shown_as_everything() {
+    fn coverage_that_is_not_complete_is_not_shown_as_complete() {
         assert_eq!(share(999_999.0 / 1_000_000.0), "0.9999");
         assert_eq!(share(0.5), "0.5000");
         assert_eq!(share(0.0), "0.0000");
     }
 
     #[test]
-    fn a_cursor_survives_the_round_trip_and_nothing_else_is_one() {
+    fn cursor_survives_the_round_trip_and_other_texts_are_refused() {
         for id in [1, 4711, i64::MAX] {
             assert_eq!(
                 decode_cursor(&encode_cursor(PromptId(id))),

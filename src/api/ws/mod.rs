@@ -1,6 +1,6 @@
 //! `/ws/prompts/`: the socket on which a user's events arrive.
 //!
-//! A socket is authenticated before the upgrade, then served by one task with one loop over what may happen to it.
+//! A socket is authenticated before the upgrade, and then served by one task with one event loop.
 
 pub(crate) mod connection;
 pub(crate) mod handshake;
@@ -21,7 +21,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use self::connection::Connection;
-use self::session::Session;
+use self::session::SocketSession;
 use super::authenticate::{RateLimitStatus, bearer_token};
 use super::error::{ApiError, ErrorResponse, THROTTLED};
 use super::extract::Query;
@@ -35,9 +35,11 @@ use crate::error::{Error, Unauthenticated};
 use crate::realtime::Refused;
 use crate::services::accounts::Caller;
 
-/// How long the answer to a handshake may take to leave: its place among the user's sockets is taken already.
+/// How long the handshake may take after its response was made: it counts towards the user's
+/// sockets already.
 const UPGRADE_DEADLINE: Duration = Duration::from_secs(10);
-/// What a client with too many sockets should wait. Nobody knows when it closes one; this long after it did, there is room.
+/// The `Retry-After` for a client with too many sockets. The time at which it closes one is
+/// unknown; this long after it did, there is room.
 const FULL_WAIT: Duration = Duration::from_secs(1);
 
 /// The routes of this resource.
@@ -47,8 +49,9 @@ pub fn router() -> OpenApiRouter<AppState> {
 
 /// WebSocket
 ///
-/// Opens the socket on which the user's events arrive. Credentials, the first of these that is there deciding: `ticket`, the
-/// subprotocol `bearer, <access token>`, the `Authorization` header, `token`, the session cookie (which also needs `Origin`).
+/// Opens the socket on which the user's events arrive. Credentials, the first of these that is
+/// there deciding: `ticket`, the subprotocol `bearer, <access token>`, the `Authorization` header,
+/// `token`, the session cookie (which also needs `Origin`).
 #[utoipa::path(
     get, path = "/ws/prompts", tag = "events", operation_id = "connect",
     security((), ("bearer" = [])),
@@ -69,7 +72,7 @@ async fn connect(State(state): State<AppState>, request: Request) -> Result<Resp
     let Some(answer) = handshake::accept(&parts) else {
         return Ok(handshake::upgrade_required());
     };
-    // The server puts one into every request that may leave HTTP.
+    // The server sets it on every request that may be upgraded.
     let Some(on_upgrade) = parts.extensions.remove::<OnUpgrade>() else {
         return Ok(handshake::upgrade_required());
     };
@@ -88,7 +91,8 @@ async fn connect(State(state): State<AppState>, request: Request) -> Result<Resp
     Ok(response)
 }
 
-/// Gives the caller a socket: takes its place, and has a task serve it once `answer` is sent.
+/// Opens a socket for the caller: takes a subscription, and starts the task that serves the socket
+/// once `answer` is sent.
 fn open(
     state: &AppState,
     caller: Caller,
@@ -115,7 +119,7 @@ fn open(
             tracing::debug!("a WebSocket handshake was not completed");
             return;
         };
-        let session = Session {
+        let session = SocketSession {
             state,
             caller,
             subscription,
@@ -131,8 +135,9 @@ fn open(
     Ok(answer)
 }
 
-/// Finds who is connecting. The first credential present decides, good or not: a client that sends a stale one is told so
-/// rather than let in by another it may not know it sends.
+/// Authenticates the client. The first credential that is present decides, valid or not: a client
+/// that sends an expired one learns this, and is not let in by another that it may send
+/// unknowingly.
 async fn authenticate(state: &AppState, query: &Query, parts: &Parts) -> Result<Caller, Error> {
     let (headers, now) = (&parts.headers, Timestamp::now());
     if let Some(ticket) = query.get("ticket") {

@@ -1,4 +1,4 @@
-//! Accounts seen lately, so that not every request asks the store whether its user still exists.
+//! A cache of accounts, so that not every request has to ask the store for its user.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,20 +8,22 @@ use crate::domain::{User, UserId};
 use crate::error::Error;
 use crate::store::AccountStore;
 
-/// How old an answer may be. A disabled account or a changed password takes effect within this time plus one request, on
-/// every process that shares the store; the contract allows 5 s.
+/// How old a cached account may be. Disabling it or changing its password takes effect within this
+/// time plus one request, on every process that shares the store; the contract allows 5 s.
 const MAX_AGE: Duration = Duration::from_secs(2);
-/// Accounts remembered. Beyond it the outdated are dropped, and all if none is.
+/// The most accounts in the cache. Beyond it the outdated ones are dropped, or all if none is
+/// outdated.
 const CAPACITY: usize = 10_000;
 
-/// Accounts by id, each as of at most [`MAX_AGE`] ago. Absence is not remembered: it is rare, and an account may be made.
+/// Accounts by id, each at most [`MAX_AGE`] old. A missing account is not cached: it is rare, and
+/// the account may be created.
 #[derive(Default)]
 pub struct KnownUsers {
     users: Mutex<HashMap<UserId, (Arc<User>, Instant)>>,
 }
 
 impl KnownUsers {
-    /// The account, from memory or else from the store.
+    /// The account, from the cache or else from the store.
     ///
     /// # Errors
     /// Those of the store.
@@ -51,13 +53,14 @@ impl KnownUsers {
         Ok(Some(user))
     }
 
-    /// Has the account read anew when it is asked for next.
+    /// Drops the account from the cache.
     pub fn forget(&self, id: UserId) {
         self.lock().remove(&id);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<UserId, (Arc<User>, Instant)>> {
-        // Every change is one call on the map, so a panic elsewhere while holding the lock leaves it whole.
+        // Every change is one call on the map, so a panic elsewhere while holding the lock leaves
+        // it whole.
         self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
