@@ -122,7 +122,7 @@ pub enum Unauthenticated {
     SpentCredential,
 }
 
-/// What is wrong with a token.
+/// The problem of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenProblem {
     /// Malformed, of another algorithm, or not signed by a key of ours.

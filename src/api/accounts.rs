@@ -64,7 +64,8 @@ pub struct RegisterRequest {
     password: RawText,
 }
 
-/// A field as it came, or the message that says why it holds no text: its rules are checked later.
+/// A field as it was received, or the message that says why it is no text. The service checks its
+/// other rules.
 type RawText = Result<String, &'static str>;
 
 impl Form for RegisterRequest {
@@ -123,7 +124,7 @@ impl LogInRequest {
     }
 }
 
-/// What a login gives.
+/// The tokens of a login.
 #[derive(Serialize, ToSchema)]
 pub struct TokenPairResponse {
     /// Gives new access tokens until it expires.
@@ -157,7 +158,7 @@ pub struct AccessTokenResponse {
     access: String,
 }
 
-/// What to end.
+/// The credential to end.
 #[derive(ToSchema)]
 pub struct LogOutRequest {
     /// The refresh token to end.
@@ -177,7 +178,7 @@ impl LogOutRequest {
     }
 }
 
-/// A pass for one WebSocket.
+/// A ticket for one WebSocket.
 #[derive(Serialize, ToSchema)]
 pub struct TicketResponse {
     /// Used as `?ticket=`, once.
@@ -223,7 +224,7 @@ async fn register(
 
 /// Log in
 ///
-/// Gives a refresh and an access token, and the session cookie if asked for. The cookie is called
+/// Returns a refresh and an access token, and sets the session cookie if asked for. The cookie is called
 /// `session`, over TLS `__Host-session`; a page of another origin may not ask for it. After ten
 /// failures in a minute for one name from one address, further tries are refused for a while.
 #[utoipa::path(
@@ -280,7 +281,7 @@ async fn log_in(
 
 /// Refresh
 ///
-/// Gives a new access token. The refresh token stays as it is. Pages of this service and of allowed
+/// Returns a new access token. The refresh token stays valid. Pages of this service and of allowed
 /// origins may leave the body out: the session cookie then takes its place, and the page needs to
 /// keep no token where scripts can read it.
 #[utoipa::path(
@@ -351,8 +352,8 @@ async fn log_out(
 
 /// WebSocket ticket
 ///
-/// Gives a pass for one WebSocket, good once and for 30 seconds: it keeps the access token out of
-/// addresses and logs.
+/// Returns a ticket for one WebSocket, valid once and for 30 seconds. It keeps the access token out
+/// of addresses and logs.
 #[utoipa::path(
     post, path = "/api/auth/ws-ticket", tag = "accounts", operation_id = "issue_ticket", security(("bearer" = [])),
     responses((status = 201, description = "The ticket.", body = TicketResponse)),

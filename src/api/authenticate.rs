@@ -70,12 +70,12 @@ pub async fn bearer_caller(state: &AppState, headers: &HeaderMap) -> Result<Call
 /// The token of an `Authorization: Bearer` header, or `None` if there is no such header.
 ///
 /// # Errors
-/// `MalformedHeader` if what follows `Bearer` is not one word.
+/// `MalformedHeader` if `Bearer` is not followed by exactly one word.
 pub fn bearer_token(headers: &HeaderMap) -> Result<Option<&str>, Unauthenticated> {
     let Some(value) = headers.get(AUTHORIZATION) else {
         return Ok(None);
     };
-    // A header of other bytes than visible ASCII holds no token of ours.
+    // A header with other bytes than visible ASCII has no token of this service.
     let Ok(value) = value.to_str() else {
         return Ok(None);
     };

@@ -16,7 +16,7 @@ use super::list_header::words;
 /// Server-sent events.
 pub const EVENT_STREAM: &str = "text/event-stream";
 
-/// The value of `Vary` on responses that depend on `Accept`, spelt as in the replaced system.
+/// The value of `Vary` on responses that depend on `Accept`, spelled as in the replaced system.
 pub const VARY_ACCEPT: HeaderValue = HeaderValue::from_static("Accept");
 
 /// The operations that return a stream to a client that asks for one.

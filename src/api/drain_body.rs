@@ -49,8 +49,7 @@ pub async fn drain_unread(request: Request, next: Next) -> Response {
 struct SharedBody(Arc<Mutex<Body>>);
 
 impl SharedBody {
-    /// Nothing can panic while it holds this lock, and if it did, the body would be as good as
-    /// before.
+    /// No code panics while it has this lock, and a panic would leave the body as it was.
     fn lock(&self) -> MutexGuard<'_, Body> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -63,7 +63,7 @@ async fn healthz() -> Json<HealthResponse> {
 ///
 /// Whether to send requests here: 503 while the service starts, while a part is down that
 /// everything needs, while the store cannot take prompts, and from the moment the service begins to
-/// stop. Redis is no such part: a replica without it goes on by itself, and only reports `down`.
+/// stop. Redis is not such a part: a replica without it goes on by itself and only reports `down`.
 #[utoipa::path(
     get, path = "/readyz", tag = "operation", operation_id = "readyz", security(()),
     responses(

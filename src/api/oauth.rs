@@ -1,4 +1,4 @@
-//! `/api/auth/token/`: the password grant of OAuth 2, for tools that get a token by it, such as
+//! `/api/auth/token/`: the password grant of OAuth 2, for tools that use it to get a token, such as
 //! "Authorize" in Swagger UI.
 
 use axum::Json;
@@ -15,7 +15,7 @@ use crate::domain::ClientNetwork;
 use crate::error::{Error, Unauthenticated};
 use crate::services::accounts::LogIn;
 
-/// The only grant that there is.
+/// The only supported grant.
 const PASSWORD_GRANT: &str = "password";
 
 /// The routes of this resource.
@@ -116,7 +116,7 @@ async fn get_token(
     }))
 }
 
-/// Fields that break their rules, in one text: OAuth 2 has no errors by field.
+/// Joins the errors of all fields to one text: OAuth 2 has no errors by field.
 fn invalid_request(error: Error) -> ApiError {
     let Error::InvalidFields(fields) = error else {
         return error.into();
@@ -128,8 +128,8 @@ fn invalid_request(error: Error) -> ApiError {
     ApiError::oauth("invalid_request", &each.join(" "))
 }
 
-/// OAuth 2 says 400 where a login says 401: the body tells what was wrong, and no `Authorization`
-/// header would help.
+/// Where a login returns 401, OAuth 2 requires 400: the body has the reason, and an `Authorization`
+/// header would not help.
 fn refused(error: Error) -> ApiError {
     let is_wrong = matches!(
         error,

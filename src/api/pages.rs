@@ -18,9 +18,8 @@ use super::content_negotiation::{VARY_ACCEPT, quality};
 use super::error::{ApiError, ErrorResponse};
 use super::extract::{Query, Root};
 
-/// What the pages may load: what this binary serves, and nothing from elsewhere. Swagger UI and
-/// ReDoc style their elements in place, ReDoc builds its search worker from a blob, and both hold
-/// small images as data.
+/// The pages may load only files of this service. Swagger UI and ReDoc style their elements in
+/// place, ReDoc builds its search worker from a blob, and both have small images as data URLs.
 const PAGE_POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self' data:; \
      connect-src 'self'; worker-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",

@@ -19,7 +19,7 @@ use crate::telemetry::Metrics;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
-/// What an API response may load in a browser: nothing.
+/// In a browser, an API response may load nothing.
 const API_POLICY: HeaderValue =
     HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
 

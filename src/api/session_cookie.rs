@@ -1,6 +1,6 @@
 //! The session cookie: how it is found among others, set and cleared.
 //!
-//! Over TLS its name has the prefix `__Host-`. A browser then takes it from this very host only, so
+//! Over TLS its name has the prefix `__Host-`. A browser then accepts it from this host only, so
 //! that a page of a neighbouring domain cannot set it. Without TLS the prefix is not allowed. A
 //! browser may have both cookies after a service has moved to TLS, and several of one name if other
 //! pages of the domain set them; all of them are tried.

@@ -22,7 +22,7 @@ use crate::throttle::Throttle;
 /// Everything that handlers share. Cheap to clone.
 pub type AppState = Arc<State>;
 
-/// The use cases and settings behind the routes.
+/// The use cases and settings that the routes use.
 pub struct State {
     /// Listening, limits, starting and stopping.
     pub server: ServerConfig,
@@ -40,7 +40,7 @@ pub struct State {
     pub broker: Arc<dyn Broker>,
     /// Counts the posts of each user.
     pub prompt_throttle: Arc<dyn Throttle<UserId>>,
-    /// The rates behind it as a header's value; `None` if it is off.
+    /// The throttle's rates as a header's value; `None` if the throttle is off.
     pub prompt_policy: Option<HeaderValue>,
     /// The memory budget of requests in flight.
     pub memory: Arc<MemoryBudget>,

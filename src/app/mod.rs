@@ -402,7 +402,8 @@ impl App {
     }
 }
 
-/// The setting, or what the system's limit on open files leaves room for, if that is less.
+/// The setting, or the number of connections that the system's limit on open files allows, if that
+/// is less.
 fn connection_limit(wanted: usize) -> usize {
     let room = connection_room();
     if room < wanted {

@@ -1,4 +1,4 @@
-//! What can refuse a start, looked at before a start makes anything.
+//! The checks that can refuse a start. They run before a start makes anything.
 //!
 //! A start and `check` go through the same steps: a start ends at the first that fails, `check`
 //! reports each. No step makes a file, a folder, a key or a table that stays.
@@ -26,7 +26,7 @@ use super::observers::UpstreamObserver;
 /// spare.
 const OTHER_FILES: u64 = 128;
 
-/// What a step has found.
+/// The result of a step.
 pub(super) enum Finding {
     /// All is well.
     Fine(String),
@@ -34,7 +34,7 @@ pub(super) enum Finding {
     Note(String),
     /// All is well, but a running server uses it: a second one is refused.
     InUse {
-        /// For a check beside that server.
+        /// The finding for a check while that server runs.
         text: String,
         /// For the second server: one line that names the setting and the repair.
         refusal: anyhow::Error,
@@ -70,7 +70,7 @@ impl Step {
         Self::Connections,
     ];
 
-    /// What an operator calls it.
+    /// The step's name, for operators.
     pub fn name(self) -> &'static str {
         match self {
             Self::DataFolder => "data folder",
@@ -86,7 +86,7 @@ impl Step {
     }
 }
 
-/// The steps, and what those taken so far have opened for the start.
+/// The steps, and the resources that those taken so far have opened for the start.
 pub(super) struct Preflight<'a> {
     config: &'a Config,
     metrics: Arc<Metrics>,
@@ -280,7 +280,7 @@ impl<'a> Preflight<'a> {
         self.llm.as_ref()
     }
 
-    /// Closes what the steps have opened.
+    /// Closes the resources that the steps have opened.
     pub async fn close(self) {
         if let Some((_, keeper)) = self.redis {
             keeper.close().await;

@@ -18,10 +18,10 @@ const MODE: u32 = 0o444;
 /// 256 bits of randomness, as strong as SHA-256.
 const SECRET_BYTES: usize = 32;
 
-/// Writes each of `files` into `folder`. A file is a `NAME`, and holds what the variable of that
-/// name says, else what the file holds already, else a new random secret (64 hex digits). Or it is
-/// a `NAME=FORM`, and holds what the variable says, else the form, in which `{OTHER}` stands for an
-/// earlier one of the secrets, percent-encoded as a part of an address.
+/// Writes each of `files` into `folder`. A file given as `NAME` gets the value of the variable of
+/// that name, else keeps its present value, else gets a new random secret (64 hex digits). A file
+/// given as `NAME=FORM` gets the value of the variable, else the form, in which `{OTHER}` stands
+/// for an earlier one of the secrets, percent-encoded as a part of an address.
 ///
 /// # Errors
 /// One line: a name, a form or a value that cannot be used, or a folder that cannot be written. The

@@ -1,4 +1,4 @@
-//! The operator's commands on accounts. They work on the store directly, beside a running server.
+//! The operator's commands on accounts. They work on the store directly, also while a server runs.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, IsTerminal, Write};
@@ -23,7 +23,7 @@ const LIST_PAGE: usize = 500;
 /// Carries out one command and writes its result to `out`.
 ///
 /// # Errors
-/// One line that says what is wrong.
+/// One line that names the problem.
 pub async fn run(
     command: UserCommand,
     config: &Config,

@@ -58,7 +58,7 @@ the server: see prompt-service --help.";
 pub(super) fn command() -> Command {
     let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
     let root = Cli::command().mut_args(|arg| {
-        // The text of a setting stands below its name: names are up to forty columns long.
+        // The text of a setting is below its name, because names are up to forty columns long.
         let is_setting = arg.is_global_set();
         let arg = arg.next_line_help(is_setting);
         if arg.get_env().is_some_and(is_empty) {
@@ -76,7 +76,7 @@ pub(super) fn command() -> Command {
         let hidden = settings
             .iter()
             .filter(|arg| !shown.contains(&arg.get_id().as_str()));
-        // A command's own argument takes the place of the program's of the same name.
+        // A command's own argument replaces the program's argument of the same name.
         root.mut_subcommand(name, |command| {
             let command = command.args(hidden.map(|arg| arg.clone().hide(true)));
             if shown.contains(&"data_dir") {

@@ -24,7 +24,7 @@ impl From<clap::Error> for Refusal {
     }
 }
 
-/// What is wrong with a setting, in one line that begins with its name and leaves its value out;
+/// The problem with a setting, in one line that begins with its name and leaves its value out;
 /// `None` if the error is about anything else.
 fn setting_problem(error: &clap::Error) -> Option<String> {
     let Some(ContextValue::String(shown)) = error.get(ContextKind::InvalidArg) else {

@@ -31,7 +31,7 @@ impl BaseUrl {
     /// off.
     ///
     /// # Errors
-    /// What is wrong with it, in words that quote nothing of it.
+    /// The problem, in words that quote nothing of the address.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         let text = text.trim_end_matches('/');
         let base = ENDPOINTS.iter().find_map(|end| text.strip_suffix(end));

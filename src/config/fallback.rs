@@ -1,22 +1,24 @@
-//! `OPENAI_FALLBACK`: the upstreams to ask when the first fails, and which key may go where.
+//! `OPENAI_FALLBACK`: the upstreams to ask when the first fails, and the origin that each key may
+//! be sent to.
 
 use std::str::FromStr;
 
 use serde::Deserialize;
 
-use super::upstream::{checked_key, checked_model};
-use super::{BaseUrl, Endpoint, Error, Secret, names};
+use super::endpoint::{Endpoint, checked_key, checked_model};
+use super::{BaseUrl, Error, Secret, names};
 
 const SETTING: &str = "OPENAI_FALLBACK";
 /// The first upstream's key.
 const FIRST_KEY: &str = "OPENAI_API_KEY";
+
 /// One entry of `OPENAI_FALLBACK`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fallback {
     /// The model that is asked.
     pub model: String,
-    /// Where.
+    /// Its address.
     pub base_url: String,
     /// The variable that holds the key; none sends no `Authorization`.
     pub api_key_env: Option<String>,

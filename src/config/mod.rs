@@ -6,6 +6,7 @@
 
 mod base_url;
 mod checks;
+mod endpoint;
 pub(crate) mod env_file;
 mod fallback;
 mod log_filter;
@@ -24,6 +25,7 @@ use ipnet::IpNet;
 
 pub use base_url::{BaseUrl, is_private};
 pub use checks::normal_origin;
+pub use endpoint::Endpoint;
 pub use env_file::{EnvFileError, read_env_file};
 pub use fallback::{Fallback, Fallbacks};
 pub use log_filter::LogFilter;
@@ -33,7 +35,7 @@ pub use settings::{
     ByteSize, CookieSecure, Given, LogFormat, OnClientDisconnect, Registration, Settings,
     SimilarScope,
 };
-pub use upstream::{Endpoint, UpstreamConfig, UpstreamSettings};
+pub use upstream::{UpstreamConfig, UpstreamSettings};
 
 use crate::domain::rate::Rates;
 
@@ -62,7 +64,7 @@ pub struct Config {
     pub server: ServerConfig,
     /// Where the data live.
     pub store: StoreConfig,
-    /// What replicas share; `None` means there is one.
+    /// The Redis that replicas share; `None` if there is only one process.
     pub redis: Option<RedisConfig>,
     /// Keys and lifetimes of tokens, registration.
     pub accounts: AccountsConfig,
@@ -70,9 +72,9 @@ pub struct Config {
     pub prompt_throttle: Rates,
     /// How calls of the upstream are bounded and ended.
     pub calls: CallsConfig,
-    /// What a similarity search may see and hold.
+    /// The scope and memory of similarity searches.
     pub search: SearchConfig,
-    /// The LLM that answers; `None` is the built-in mock.
+    /// The upstream LLM; `None` is the built-in mock.
     pub upstream: Option<UpstreamConfig>,
     /// A sentence-transformers folder in place of the bundled model.
     pub embedding_model_dir: Option<PathBuf>,
@@ -80,7 +82,7 @@ pub struct Config {
     pub max_prompt_chars: usize,
     /// A sentence for each variable that is no setting and looks like one.
     pub misspelt: Vec<String>,
-    /// A sentence for each setting that has no effect beside the others.
+    /// A sentence for each setting that has no effect together with the others.
     pub unused: Vec<String>,
 }
 
@@ -89,9 +91,9 @@ pub struct Config {
 pub struct ServerConfig {
     /// Where the service listens; port 0 picks one.
     pub bind_addr: SocketAddr,
-    /// A listener of its own for `/metrics`, if set.
+    /// A separate listener for `/metrics`, if set.
     pub metrics_addr: Option<SocketAddr>,
-    /// Proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed.
+    /// Proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are trusted.
     pub trusted_proxies: Vec<IpNet>,
     /// Origins that browsers elsewhere may call from.
     pub cors_allowed_origins: Vec<String>,
@@ -179,12 +181,12 @@ impl StoreConfig {
     }
 }
 
-/// What replicas share.
+/// The Redis that replicas share.
 #[derive(Clone, Debug)]
 pub struct RedisConfig {
     /// `redis://…` or `rediss://…`.
     pub url: Secret,
-    /// What the names of all keys and channels begin with.
+    /// The prefix of all keys and channels.
     pub prefix: String,
     /// How long a command may take whose result a request needs. No setting: clients rely on the
     /// figure.
@@ -204,9 +206,9 @@ pub struct AccountsConfig {
     pub secret_key: Option<Secret>,
     /// Keys that only verify.
     pub secret_key_fallbacks: Vec<Secret>,
-    /// How long an access token holds.
+    /// The lifetime of an access token.
     pub access_token_lifetime: Duration,
-    /// How long a refresh token and a session hold.
+    /// The lifetime of a refresh token and a session.
     pub refresh_token_lifetime: Duration,
     /// Sessions that one user may have; one more ends the oldest.
     pub max_sessions_per_user: usize,
@@ -223,13 +225,13 @@ pub struct CallsConfig {
     pub daily_limit: Option<u64>,
     /// Prompts that one user may keep; `None` is no limit.
     pub max_prompts_per_user: Option<u32>,
-    /// What becomes of a call whose caller hangs up.
+    /// Whether a call goes on whose caller disconnects.
     pub on_client_disconnect: OnClientDisconnect,
-    /// How long a call counts as running without a word from its process.
+    /// How long a call counts as running without a sign of life from its process.
     pub lease: Duration,
 }
 
-/// What a similarity search may see and hold.
+/// The scope and memory of similarity searches.
 #[derive(Clone, Copy, Debug)]
 pub struct SearchConfig {
     /// Whose prompts a caller finds.

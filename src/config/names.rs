@@ -1,4 +1,4 @@
-//! The names of all settings, and the search for the setting that a misspelt variable means.
+//! The names of all settings, and the search for the setting that a misspelled variable means.
 
 use clap::Args;
 

@@ -27,7 +27,7 @@ impl Secret {
     /// value it would silently change the key.
     ///
     /// # Errors
-    /// `Unreadable`; `Flaw` if the file holds something beside the value.
+    /// `Unreadable`; `Flaw` if the file has more than the value.
     pub fn read_file(path: &Path) -> Result<Self, FileError> {
         let mut bytes = Vec::new();
         File::open(path)?
@@ -57,7 +57,7 @@ pub enum FileError {
     /// The file cannot be read.
     #[error("cannot be read: {}", .0.kind())]
     Unreadable(#[from] io::Error),
-    /// The file holds something beside the value, or no value.
+    /// The file has more than the value, or no value.
     #[error("{0}")]
     Flaw(&'static str),
 }

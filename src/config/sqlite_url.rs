@@ -6,7 +6,7 @@ use std::path::PathBuf;
 /// `///absolute/path`. Percent-encoded characters are decoded, as in every URL.
 ///
 /// # Errors
-/// What is wrong and what would be right, in words that quote nothing of it.
+/// The problem and the right form, in words that quote nothing of the URL.
 pub(super) fn path(rest: &str) -> Result<PathBuf, &'static str> {
     if rest.ends_with(":memory:") {
         return Err(

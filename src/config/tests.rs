@@ -1,4 +1,4 @@
-//! What settings become, and what is refused.
+//! The configuration that settings give, and settings that are refused.
 
 use clap::Parser;
 

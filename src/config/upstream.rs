@@ -1,9 +1,10 @@
-//! The upstream that answers prompts: its settings, and what the client is built from.
+//! The upstream that answers prompts: its settings, and the checked configuration of its client.
 
 use std::time::Duration;
 
 use clap::Args;
 
+use super::endpoint::{Endpoint, checked_key, checked_model};
 use super::fallback::{self, Fallbacks};
 use super::{BaseUrl, ByteSize, Error, Secret};
 
@@ -75,12 +76,12 @@ pub struct UpstreamSettings {
     pub openai_fallback: Option<Fallbacks>,
 }
 
-/// A real upstream and how it is asked. Without one, the mock answers.
+/// A real upstream and the limits of its calls. Without one, the built-in mock answers.
 #[derive(Clone, Debug)]
 pub struct UpstreamConfig {
-    /// Who is asked, in order; never empty.
+    /// The endpoints, in the order in which they are asked; never empty.
     pub endpoints: Vec<Endpoint>,
-    /// What the model is told before each prompt.
+    /// The system prompt, sent before each prompt.
     pub system_prompt: Option<String>,
     /// Most tokens of an answer.
     pub max_tokens: Option<u32>,
@@ -102,17 +103,6 @@ pub struct UpstreamConfig {
     pub max_in_flight: usize,
     /// Longest answer, in bytes of its text.
     pub max_response_bytes: usize,
-}
-
-/// One upstream: a model somewhere.
-#[derive(Clone, Debug)]
-pub struct Endpoint {
-    /// The model that is asked.
-    pub model: String,
-    /// Where.
-    pub base_url: BaseUrl,
-    /// The key that goes there and nowhere else.
-    pub api_key: Option<Secret>,
 }
 
 /// Checks the settings of the upstream; `None` means the mock.
@@ -175,35 +165,10 @@ pub(super) fn checked(
     }))
 }
 
-/// Where a key alone leads.
+/// The address that is used if only a key is set.
 const OPENAI: &str = "https://api.openai.com/v1";
 /// Text that is stored in one row and sent in one event.
 const MOST_RESPONSE_BYTES: u64 = 64 << 20;
-
-/// A model's name ends up in metrics and in each row.
-pub(super) fn checked_model(setting: &'static str, name: &str) -> Result<String, Error> {
-    if name.is_empty() || name.len() > 200 || name.chars().any(char::is_control) {
-        return Err(Error::new(
-            setting,
-            "a model's name has 1 to 200 bytes, without control characters",
-        ));
-    }
-    Ok(name.to_owned())
-}
-
-/// A key travels in a header, so it must be able to.
-pub(super) fn checked_key(
-    setting: &'static str,
-    key: Option<Secret>,
-) -> Result<Option<Secret>, Error> {
-    match &key {
-        Some(key) if !key.expose().bytes().all(|byte| byte.is_ascii_graphic()) => Err(Error::new(
-            setting,
-            "a key has visible ASCII characters only: is there a blank or a line break in it?",
-        )),
-        Some(_) | None => Ok(key),
-    }
-}
 
 fn timeout(setting: &'static str, value: humantime::Duration) -> Result<Duration, Error> {
     let value = Duration::from(value);

@@ -7,7 +7,8 @@ use crate::domain::{PromptId, UserId};
 use crate::memory_budget::{MemoryBudget, Owner};
 use crate::services::prompts::live::{End, Event, Live, Place, Reader};
 
-/// Where a client goes on reading. The first line serves as the cursor of a list, as a query, and
+/// Positions at which a client goes on reading. The first line serves as the cursor of a list, as a
+/// query, and
 /// as the `Last-Event-ID` of a stream. The rest is the text that the stream has.
 ///
 /// Only what this service writes is a cursor or a place. A stream goes on from each of its places

@@ -1,15 +1,13 @@
 //! Log lines: one per event, with the fields of the spans around it beside the event's own.
 
-use std::fmt::Debug;
-
 use serde::ser::{SerializeMap, Serializer};
-use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
+use super::fields::{Fields, Value};
 use super::pretty::pretty_line;
 use crate::domain::Timestamp;
 
@@ -75,64 +73,6 @@ where
         };
         line.push(b'\n');
         (self.write)(&line);
-    }
-}
-
-/// Fields by name, in the order in which they were recorded.
-#[derive(Default)]
-pub(super) struct Fields(pub(super) Vec<(&'static str, Value)>);
-
-/// What a field holds.
-#[derive(Clone)]
-pub(super) enum Value {
-    /// A number or a boolean.
-    Plain(serde_json::Value),
-    /// A text.
-    Text(String),
-    /// What `Debug` or `Display` writes of some other value.
-    Formatted(String),
-}
-
-impl Fields {
-    fn set(&mut self, field: &Field, value: Value) {
-        match self.0.iter_mut().find(|(name, _)| *name == field.name()) {
-            Some((_, earlier)) => *earlier = value,
-            None => self.0.push((field.name(), value)),
-        }
-    }
-
-    fn add_absent(&mut self, others: &Self) {
-        for (name, value) in &others.0 {
-            if self.0.iter().all(|(known, _)| known != name) {
-                self.0.push((name, value.clone()));
-            }
-        }
-    }
-}
-
-impl Visit for Fields {
-    fn record_f64(&mut self, field: &Field, value: f64) {
-        self.set(field, Value::Plain(value.into()));
-    }
-
-    fn record_i64(&mut self, field: &Field, value: i64) {
-        self.set(field, Value::Plain(value.into()));
-    }
-
-    fn record_u64(&mut self, field: &Field, value: u64) {
-        self.set(field, Value::Plain(value.into()));
-    }
-
-    fn record_bool(&mut self, field: &Field, value: bool) {
-        self.set(field, Value::Plain(value.into()));
-    }
-
-    fn record_str(&mut self, field: &Field, value: &str) {
-        self.set(field, Value::Text(value.to_owned()));
-    }
-
-    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        self.set(field, Value::Formatted(format!("{value:?}")));
     }
 }
 

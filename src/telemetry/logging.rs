@@ -12,7 +12,7 @@ use super::log_lines::{LineFormat, LogLines};
 use crate::config::{LogFilter, LogFormat};
 
 /// Installs the process-wide subscriber and returns the form of its lines: `format`, or, if that is
-/// not set, what suits the reader of standard output: a person at a terminal, or a program.
+/// not set, pretty lines on a terminal and JSON elsewhere.
 ///
 /// # Panics
 /// If a subscriber is installed already; only `main` calls this.

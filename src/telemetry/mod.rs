@@ -1,5 +1,6 @@
 //! What operators see: log lines and metrics. Neither ever holds a prompt, a password or a token.
 
+mod fields;
 mod log_lines;
 mod logging;
 mod metrics;

@@ -1,11 +1,11 @@
-//! Log lines for people: a time, a level in colour, a message, and what belongs to it.
+//! Log lines for people: a time, a level in colour, a message, and its fields.
 
 use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tracing::{Level, Metadata};
 
-use super::log_lines::{Fields, Value};
+use super::fields::{Fields, Value};
 
 const RESET: &str = "\x1b[0m";
 const DIM: &str = "\x1b[2m";
@@ -42,7 +42,7 @@ pub fn pretty_line(metadata: &Metadata<'_>, fields: &Fields, has_colour: bool) -
     line
 }
 
-/// A text stands in quotes where it could be taken for more than one value.
+/// A text is in quotes if it could be read as more than one value.
 fn shown(value: &Value, is_message: bool) -> String {
     let is_plain = |c: char| !c.is_whitespace() && !c.is_control() && c != '"';
     match value {

@@ -443,8 +443,7 @@ async fn refresh_reads_the_account_from_the_store() {
 }
 
 #[tokio::test]
-async fn after_ten_failures_of_a_name_from_one_address_even_the_right_password_must_wait()
- {
+async fn after_ten_failures_of_a_name_from_one_address_even_the_right_password_must_wait() {
     let app = spawn_app(behind_proxy).await;
     for name in ["alice", "bob"] {
         app.register(name).await;

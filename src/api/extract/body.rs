@@ -1,4 +1,4 @@
-//! Request bodies: bounded in size, time and memory, and read as what their content type says.
+//! Request bodies: bounded in size, time and memory, and read by their content type.
 
 use std::marker::PhantomData;
 use std::time::Duration;

@@ -101,7 +101,7 @@ fn json_field(value: &RawValue) -> Result<Field, ApiError> {
     })
 }
 
-/// A JSON value begins with the byte that says its kind.
+/// The first byte of a JSON value, which shows its type.
 fn first_byte(value: &RawValue) -> u8 {
     value.get().bytes().next().unwrap_or_default()
 }

@@ -42,7 +42,7 @@ impl Documents {
     }
 }
 
-/// What the layers around a group of routes respond by themselves.
+/// The layers around a group of routes, which have responses of their own.
 #[derive(Clone, Copy, PartialEq)]
 enum Layers {
     /// Content negotiation, then authentication.

@@ -61,8 +61,8 @@ impl CreatePromptRequest {
 
 /// Post a prompt
 ///
-/// Runs it on the LLM, stores it and makes it searchable: all of that has happened when the answer
-/// comes. Throttled for each user.
+/// Runs it on the LLM, stores it and makes it searchable, all before the response. Throttled for each
+/// user.
 ///
 /// With `"stream": true`, or with `Accept: text/event-stream` and no `stream` in the body, the
 /// answer has status 200 and is a stream of server-sent events: `started` (`{"id"}`), `delta`

@@ -153,8 +153,8 @@ impl SimilarParameters {
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 struct ListParameters {
-    /// How many prompts a page, at most: one ends earlier, with `next` set, where its texts would
-    /// be more than 1 MiB.
+    /// The most prompts of a page. A page ends earlier, with `next` set, if its texts would be more
+    /// than 1 MiB.
     #[param(value_type = Option<u32>, minimum = 1, maximum = 100, default = 20)]
     limit: usize,
     /// The `next` of the page before.
@@ -184,8 +184,8 @@ const NO_SUCH_PROMPT: &str = "There is no such prompt, or it is another user's."
 
 /// List prompts
 ///
-/// The caller's prompts, newest first. A page with `next` may hold fewer than `limit`: whether
-/// there are more, `next` alone says.
+/// The caller's prompts, newest first. A page may have fewer prompts than `limit` although there are
+/// more: only `next` says whether there are.
 #[utoipa::path(
     get, path = "/api/prompts", tag = "prompts", operation_id = "list_prompts", security(("bearer" = [])),
     params(ListParameters),
@@ -244,8 +244,8 @@ fn share(coverage: f64) -> String {
 /// Show a prompt
 ///
 /// One of the caller's prompts. With `Accept: text/event-stream` its answer is streamed, from the
-/// place after `Last-Event-ID` if that is given: live from the process that runs the call, and from
-/// any other once the text is whole.
+/// event after `Last-Event-ID` if that is given. The process that runs the call streams it live, any
+/// other process once it is complete.
 #[utoipa::path(
     get, path = "/api/prompts/{id}", tag = "prompts", operation_id = "show_prompt", security(("bearer" = [])),
     params(

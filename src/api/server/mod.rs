@@ -1,5 +1,5 @@
-//! The listener: accepts connections within bounds and deadlines, and lets them finish when told to
-//! stop.
+//! The listener: accepts connections within bounds and deadlines, and lets them finish when the
+//! service stops.
 
 mod activity;
 mod connections;

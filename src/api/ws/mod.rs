@@ -49,8 +49,8 @@ pub fn router() -> OpenApiRouter<AppState> {
 
 /// WebSocket
 ///
-/// Opens the socket on which the user's events arrive. Credentials, the first of these that is
-/// there deciding: `ticket`, the subprotocol `bearer, <access token>`, the `Authorization` header,
+/// Opens the socket on which the user's events arrive. The first of these credentials that is
+/// present decides: `ticket`, the subprotocol `bearer, <access token>`, the `Authorization` header,
 /// `token`, the session cookie (which also needs `Origin`).
 #[utoipa::path(
     get, path = "/ws/prompts", tag = "events", operation_id = "connect",

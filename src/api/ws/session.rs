@@ -48,7 +48,7 @@ impl From<CloseReason> for SocketEnd {
 
 /// One open socket.
 pub struct SocketSession {
-    /// What handlers share.
+    /// The state that handlers share.
     pub state: AppState,
     /// The user of the socket, and when the credential expires.
     pub caller: Caller,

@@ -127,7 +127,7 @@ impl Accounts {
         Err(refusal.into())
     }
 
-    /// The sessions behind these cookies that are stored and have not expired, in the order of the
+    /// The sessions of these cookies that are stored and have not expired, in the order of the
     /// cookies.
     pub(super) async fn live_sessions(
         &self,

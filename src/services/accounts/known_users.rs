@@ -59,8 +59,7 @@ impl KnownUsers {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<UserId, (Arc<User>, Instant)>> {
-        // Every change is one call on the map, so a panic elsewhere while holding the lock leaves
-        // it whole.
+        // Every change is one call on the map, so a panic with this lock leaves the map consistent.
         self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
