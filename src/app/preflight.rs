@@ -1,4 +1,4 @@
-//! What can refuse a start, looked at before a start makes anything.
+//! The checks that can refuse a start. They run before a start makes anything.
 //!
 //! A start and `check` go through the same steps: a start ends at the first that fails, `check`
 //! reports each. No step makes a file, a folder, a key or a table that stays.
@@ -25,15 +25,15 @@ use super::listening::bind;
 /// spare.
 const OTHER_FILES: u64 = 128;
 
-/// What a step has found.
+/// The result of a step.
 pub(super) enum Finding {
     /// All is well.
     Fine(String),
     /// Worth knowing; a start is not hindered.
     Note(String),
-    /// All is well, and a server uses it: a second one is refused.
+    /// All is well, but a running server uses it: a second one is refused.
     InUse {
-        /// For a check beside that server.
+        /// The finding for a check while that server runs.
         text: String,
         /// For the second server: one line that names the setting and the repair.
         refusal: anyhow::Error,
@@ -69,7 +69,7 @@ impl Step {
         Self::Connections,
     ];
 
-    /// What an operator calls it.
+    /// The step's name, for operators.
     pub fn name(self) -> &'static str {
         match self {
             Self::DataFolder => "data folder",
@@ -85,7 +85,7 @@ impl Step {
     }
 }
 
-/// The steps, and what those taken so far have opened for the start.
+/// The steps, and the resources that those taken so far have opened for the start.
 pub(super) struct Preflight<'a> {
     config: &'a Config,
     metrics: Arc<Metrics>,
@@ -96,7 +96,7 @@ pub(super) struct Preflight<'a> {
     metrics_socket: Option<TcpSocket>,
 }
 
-/// What a start goes on with.
+/// The results of the steps, for the rest of the start.
 pub(super) struct Ready {
     pub engine: Arc<Engine>,
     pub redis: Option<(Connection, ConnectionManager)>,
@@ -279,7 +279,7 @@ impl<'a> Preflight<'a> {
         self.llm.as_ref()
     }
 
-    /// Closes what the steps have opened.
+    /// Closes the resources that the steps have opened.
     pub async fn close(self) {
         if let Some((_, manager)) = self.redis {
             manager.close().await;

@@ -1,4 +1,4 @@
-//! Answers as server-sent events.
+//! Answers of the upstream as server-sent events.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -11,11 +11,11 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Serialize;
+use tracing::Instrument;
 
 use super::CreatedPromptResponse;
-use super::events::Failed;
-use crate::api::accept::EVENT_STREAM;
-use crate::api::error::ApiError;
+use crate::api::content_negotiation::EVENT_STREAM;
+use crate::api::error::{ApiError, FailedPromptResponse};
 use crate::api::state::{AppState, Lifecycle};
 use crate::domain::PromptId;
 use crate::error::FailedPrompt;
@@ -39,13 +39,13 @@ pub fn respond(state: &AppState, caller: Caller, reader: StreamReader) -> Respon
     let frames = futures_util::stream::unfold(source, Source::next);
     let headers = [
         (CONTENT_TYPE, EVENT_STREAM),
-        // A proxy that gathers answers would gather this one to its end.
+        // Tells a proxy that buffers responses not to buffer this one.
         (HeaderName::from_static("x-accel-buffering"), "no"),
     ];
     (headers, Body::from_stream(frames)).into_response()
 }
 
-/// Where the bytes of a stream come from.
+/// The source of a stream's bytes.
 struct Source {
     reader: StreamReader,
     heartbeat: Duration,
@@ -54,11 +54,11 @@ struct Source {
 }
 
 impl Source {
-    /// The next bytes, and where those after them come from; `None` at the end.
+    /// The next bytes and the source of those after them; `None` at the end.
     async fn next(mut self) -> Option<(Result<Bytes, Infallible>, Self)> {
         let is_of_another = self.reader.is_of_another();
         let frame = tokio::select! {
-            // First, or an answer that never pauses would keep the token's end from being noticed.
+            // First, or the end of the token would not be noticed during an answer without pauses.
             biased;
             end = &mut self.credential_end => {
                 if end == CredentialEnd::Expired && !is_of_another {
@@ -67,18 +67,19 @@ impl Source {
                 return None;
             }
             frame = frame(&mut self.reader, self.heartbeat) => frame?,
-            // What another process answers can be read there, or here after the restart: the end
-            // here does not wait for it.
+            // An answer of another process can be read there, or here after the restart, so the
+            // stop of this process does not wait for it.
             () = self.lifecycle.closing.cancelled(), if is_of_another => return None,
         };
         Some((Ok(frame), self))
     }
 
-    /// Keeps the answer's reader without its client, who may come back with a new token: an answer
-    /// that nobody reads may be cancelled.
+    /// Goes on reading without the client, which may return with a new token: an answer without a
+    /// reader may be cancelled.
     fn wait_for_return(mut self) {
         let tasks = self.lifecycle.tasks.clone();
-        tasks.spawn(async move { while self.reader.next().await.is_some() {} });
+        let reading = async move { while self.reader.next().await.is_some() {} };
+        tasks.spawn(reading.in_current_span());
     }
 }
 
@@ -86,7 +87,7 @@ async fn credential_end(accounts: Arc<Accounts>, caller: Caller) -> CredentialEn
     accounts.credential_end(&caller).await
 }
 
-/// A stream of a prompt's answer from the place after the event that the client read last.
+/// Streams a prompt's answer from the offset after the event that the client read last.
 pub async fn resume(
     state: &AppState,
     caller: Caller,
@@ -103,7 +104,7 @@ pub async fn resume(
     let user_id = caller.user_id();
     let reader = state.prompts.read(user_id, id, from, memory).await?;
     if is_done {
-        // What tells a browser's EventSource not to come again.
+        // 204 tells a browser's EventSource not to reconnect.
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     Ok(respond(state, caller, reader))
@@ -116,7 +117,8 @@ fn parse_offset(id: &[u8]) -> Result<StreamOffset, ApiError> {
         .ok_or_else(|| ApiError::bad_request("The Last-Event-ID is none of this service's."))
 }
 
-/// The next bytes of the stream: an event, or a comment when there was none for a while. `None` at its end.
+/// The next bytes of the stream: an event, or a comment when there was none for a while. `None` at
+/// its end.
 async fn frame(reader: &mut StreamReader, heartbeat: Duration) -> Option<Bytes> {
     let Ok(event) = tokio::time::timeout(heartbeat, reader.next()).await else {
         return Some(Bytes::from_static(b":\n\n"));
@@ -128,13 +130,19 @@ async fn frame(reader: &mut StreamReader, heartbeat: Duration) -> Option<Bytes> 
         StreamEvent::Ended(StreamEnd::Completed(prompt)) => {
             match CreatedPromptResponse::of(&prompt) {
                 Some(answer) => encode("completed", DONE, &answer),
-                None => encode("failed", DONE, &Failed::from(&FailedPrompt::of(&prompt))),
+                None => encode(
+                    "failed",
+                    DONE,
+                    &FailedPromptResponse::from(&FailedPrompt::of(&prompt)),
+                ),
             }
         }
         StreamEvent::Ended(StreamEnd::Failed(failed)) => {
-            encode("failed", DONE, &Failed::from(&failed))
+            encode("failed", DONE, &FailedPromptResponse::from(&failed))
         }
-        StreamEvent::Ended(StreamEnd::Deleted(id)) => encode("failed", DONE, &Failed::deleted(id)),
+        StreamEvent::Ended(StreamEnd::Deleted(id)) => {
+            encode("failed", DONE, &FailedPromptResponse::deleted(id))
+        }
     })
 }
 

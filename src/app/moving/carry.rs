@@ -18,11 +18,12 @@ use crate::store::postgres::{OpenError, OpenOptions, PostgresStore};
 /// Connections to the target: pages go over one after another.
 const POOL: usize = 2;
 
-/// Copies the embedded store to a PostgreSQL database, whole, and compares both. Every server of either must be stopped; the
-/// source is left as it was.
+/// Copies the embedded store to a PostgreSQL database, whole, and compares both. Every server of
+/// either must be stopped; the source is left as it was.
 ///
 /// # Errors
-/// One line that says what is wrong. What was copied until then stays, and the same command goes on from there.
+/// One line that says what is wrong. What was copied until then stays, and the same command goes on
+/// from there.
 pub async fn carry(
     arguments: MoveArgs,
     config: &Config,

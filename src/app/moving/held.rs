@@ -19,7 +19,8 @@ pub struct Held {
 }
 
 impl Held {
-    /// Opens the store for vectors of `dimension` numbers. On PostgreSQL it comes with what keeps servers out, for [`alone`].
+    /// Opens the store for vectors of `dimension` numbers. On PostgreSQL it comes with what keeps
+    /// servers out, for [`alone`].
     ///
     /// # Errors
     /// One line that says who has the store, or names the setting at fault.
