@@ -1,7 +1,7 @@
 use std::io::Cursor;
 
 use crate::domain::Timestamp;
-use crate::interchange::{Line, Options, Reader, Record, Writer};
+use crate::transfer::json_lines::{Line, Options, Reader, Record, Writer};
 
 /// A file for `import`.
 ///

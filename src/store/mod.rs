@@ -7,7 +7,7 @@
 
 mod bulk;
 mod calls;
-pub mod old_system;
+pub mod django;
 pub mod postgres;
 pub mod sqlite;
 

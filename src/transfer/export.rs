@@ -5,8 +5,8 @@ use std::io::Write;
 use super::import::Counts;
 use super::{Error, Meter};
 use crate::domain::LastIds;
-use crate::interchange::Writer;
 use crate::store::{AccountStore, BulkStore};
+use crate::transfer::json_lines::Writer;
 
 /// Accounts read at once.
 const USERS_PAGE: usize = 500;

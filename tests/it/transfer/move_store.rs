@@ -5,10 +5,10 @@ use prompt_service::domain::{PromptId, PromptRecord, UserId};
 use prompt_service::store::{BulkStore, PromptStore};
 use serde_json::Value;
 
-use crate::moving::{command, embedded_store};
 use crate::store::{completed, user};
 use crate::support::postgres::Database;
 use crate::support::{App, Folder, config_in, spawn_app_in};
+use crate::transfer::{command, embedded_store};
 
 /// Prompts in all, of two users.
 const PROMPTS: i64 = 2_000;

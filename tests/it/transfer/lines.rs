@@ -8,8 +8,8 @@ use prompt_service::domain::{PromptId, PromptStatus};
 use prompt_service::store::{AccountStore, BulkStore, PromptStore};
 use serde_json::{Value, json};
 
-use crate::moving::{command, embedded_store};
 use crate::support::{App, Folder, User, config_in, spawn_app, spawn_app_in};
+use crate::transfer::{command, embedded_store};
 
 /// An app with alice, who has two prompts and deleted a third, and bob, who is disabled.
 async fn furnished() -> (App, User) {

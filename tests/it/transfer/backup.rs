@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::task::JoinSet;
 
-use crate::moving::{command, database_file};
 use crate::support::{Folder, config_in, spawn_app, spawn_app_in};
+use crate::transfer::{command, database_file};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backup_made_while_users_post_is_restored_with_all_that_was_acknowledged_before() {

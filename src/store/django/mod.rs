@@ -104,14 +104,14 @@ enum Place {
 }
 
 /// The old system's users by rising id, then its prompts by rising id.
-pub struct OldSystem {
+pub struct DjangoDatabase {
     client: Client,
     place: Place,
     unknown_model: String,
     last: LastIds,
 }
 
-impl OldSystem {
+impl DjangoDatabase {
     /// Connects and begins the transaction. `unknown_model`: what counts as the model of an answer that did not come from
     /// the mock; the old system did not keep it.
     ///

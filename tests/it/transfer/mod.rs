@@ -1,12 +1,12 @@
 //! Moving in, out and over, and looking before leaping: the operator's commands on whole stores.
 
 mod backup;
-mod carry;
 pub mod check;
+mod copy;
 mod import;
 mod line_faults;
 mod lines;
-mod over;
+mod move_store;
 
 use std::future::poll_fn;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use std::pin::pin;
 use std::task::Poll;
 
 use clap::{CommandFactory, FromArgMatches};
-use prompt_service::app::moving;
+use prompt_service::app::transfer_commands;
 use prompt_service::cli::{Cli, Command};
 use prompt_service::config::Config;
 use prompt_service::store::sqlite::{OpenOptions, SqliteStore};
@@ -56,10 +56,16 @@ pub async fn command(config: &Config, arguments: &[&str]) -> Result<String, Stri
     let cli = Cli::from_arg_matches(&matches).unwrap();
     let mut out = Vec::new();
     let done = match cli.command {
-        Some(Command::Backup { file }) => moving::backup(&file, config, &mut out).await,
-        Some(Command::Export(arguments)) => moving::export(arguments, config, &mut out).await,
-        Some(Command::Move(arguments)) => moving::carry(arguments, config, &mut out).await,
-        Some(Command::Import(arguments)) => moving::import(arguments, config, &mut out).await,
+        Some(Command::Backup { file }) => transfer_commands::backup(&file, config, &mut out).await,
+        Some(Command::Export(arguments)) => {
+            transfer_commands::export(arguments, config, &mut out).await
+        }
+        Some(Command::Move(arguments)) => {
+            transfer_commands::move_store(arguments, config, &mut out).await
+        }
+        Some(Command::Import(arguments)) => {
+            transfer_commands::import(arguments, config, &mut out).await
+        }
         other => panic!("{other:?} is not tested here"),
     };
     let out = String::from_utf8(out).unwrap();

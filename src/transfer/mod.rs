@@ -1,16 +1,17 @@
 //! Moving in, out and over: users and prompts whole, from one place to another. Operators' commands stand on this, not requests.
 //!
 //! [`import`] takes rows of a [`source`] into the store and embeds them on the way, [`export`] writes the store's rows out,
-//! [`carry`] makes one store's contents another's. Each can be cut off at any moment and begun again.
+//! [`copy`] makes one store's contents another's. Each can be cut off at any moment and begun again.
 
-pub mod carry;
+pub mod copy;
 pub mod export;
 pub mod import;
+pub mod json_lines;
 mod meter;
 mod rules;
 pub mod source;
 
-use crate::{interchange, store};
+use crate::store;
 
 pub use self::meter::{Meter, Reading};
 pub use self::rules::{Fault, Place, Problem};
@@ -23,10 +24,10 @@ pub enum Error {
     Store(#[from] store::Error),
     /// The old system's database failed.
     #[error(transparent)]
-    OldSystem(#[from] store::old_system::Error),
+    Django(#[from] store::django::Error),
     /// A file of JSON lines failed.
     #[error(transparent)]
-    Lines(#[from] interchange::Error),
+    Lines(#[from] json_lines::Error),
     /// The target holds what the source does not.
     #[error(
         "the target is not empty and holds rows that are not the source's: name an empty database"

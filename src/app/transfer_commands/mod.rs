@@ -1,9 +1,9 @@
 //! The operator's commands that move data: `backup`, `export`, `import` and `move`.
 
-mod carry;
-mod draft;
-mod held;
+mod atomic_file;
+mod exclusive;
 mod input;
+mod move_store;
 mod progress;
 
 use std::io::{BufWriter, Write};
@@ -13,23 +13,23 @@ use std::time::Instant;
 
 use anyhow::{Context, anyhow, bail, ensure};
 
-use self::draft::Draft;
-use self::held::{Held, alone};
+use self::atomic_file::Draft;
+use self::exclusive::{Held, alone};
 use self::progress::show;
 use super::store::{self, Store};
 use crate::cli::{ExportArgs, ImportArgs, SecretUrl};
 use crate::config::{Config, Secret, StoreConfig};
 use crate::domain::Timestamp;
 use crate::embed::{BackgroundEmbedder, Engine};
-use crate::interchange::{self, Options, Writer};
-use crate::services::moving::export::export as write_rows;
-use crate::services::moving::import::{Counts, Embedding, Import, Report};
-use crate::services::moving::source::Source;
-use crate::services::moving::{Fault, Meter};
-use crate::store::old_system::OldSystem;
+use crate::store::django::DjangoDatabase;
 use crate::store::sqlite::{self, BackupError};
+use crate::transfer::export::export as write_rows;
+use crate::transfer::import::{Counts, Embedding, Import, Report};
+use crate::transfer::json_lines::{self, Options, Writer};
+use crate::transfer::source::Source;
+use crate::transfer::{Fault, Meter};
 
-pub use self::carry::carry;
+pub use self::move_store::move_store;
 
 /// How often the growing copy is looked at.
 const LOOK_EVERY: std::time::Duration = std::time::Duration::from_millis(100);
@@ -247,14 +247,14 @@ fn faults(number: u64) -> String {
 
 async fn open_source(arguments: &ImportArgs) -> anyhow::Result<Box<dyn Source>> {
     if let Some(url) = secret_url(arguments.old_system())? {
-        let old = OldSystem::open(&url, arguments.model.clone()).await?;
+        let old = DjangoDatabase::open(&url, arguments.model.clone()).await?;
         return Ok(Box::new(old));
     }
     let Some(file) = &arguments.file else {
         bail!("name a file, or the old system's database with --from");
     };
     let reader = input::open(file)
-        .and_then(|opened| Ok(interchange::Reader::new(opened)?))
+        .and_then(|opened| Ok(json_lines::Reader::new(opened)?))
         .with_context(|| format!("{} cannot be imported", file.display()))?;
     Ok(Box::new(reader))
 }

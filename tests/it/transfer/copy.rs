@@ -6,17 +6,17 @@ use std::time::Instant;
 use prompt_service::domain::{
     Embedding, FailureCode, LastIds, PromptId, PromptStatus, Timestamp, UserId,
 };
-use prompt_service::services::moving::carry::{Side, carry};
-use prompt_service::services::moving::import::Counts;
-use prompt_service::services::moving::{Error, Meter};
 use prompt_service::store::sqlite::SqliteStore;
 use prompt_service::store::{
     AccountStore, BulkStore, KeyRecord, PromptStore, RevokedToken, Session, UpstreamDay,
 };
+use prompt_service::transfer::copy::{Side, carry};
+use prompt_service::transfer::import::Counts;
+use prompt_service::transfer::{Error, Meter};
 
-use crate::moving::{cut_off, embedded_store};
 use crate::store::{completed, embedded, model, user, vector};
 use crate::support::Folder;
+use crate::transfer::{cut_off, embedded_store};
 
 fn side(store: &SqliteStore) -> Side<'_> {
     Side {

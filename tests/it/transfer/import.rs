@@ -8,14 +8,14 @@ use prompt_service::domain::{
     CallDetails, LastIds, Prompt, PromptId, PromptRecord, PromptStatus, Timestamp, User, UserId,
 };
 use prompt_service::embed::{BackgroundEmbedder, Engine};
-use prompt_service::services::moving::import::{Counts, Embedding, Import, Report};
-use prompt_service::services::moving::source::{Content, Row, Source};
-use prompt_service::services::moving::{Error, Fault, Meter, Place, Problem};
 use prompt_service::store::sqlite::SqliteStore;
 use prompt_service::store::{AccountStore, BulkStore, PromptStore};
+use prompt_service::transfer::import::{Counts, Embedding, Import, Report};
+use prompt_service::transfer::source::{Content, Row, Source};
+use prompt_service::transfer::{Error, Fault, Meter, Place, Problem};
 
-use crate::moving::{cut_off, embedded_store};
 use crate::support::Folder;
+use crate::transfer::{cut_off, embedded_store};
 
 const PAGE: usize = 100;
 

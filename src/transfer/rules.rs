@@ -9,7 +9,7 @@ use crate::domain::account::{Username, trimmed};
 use crate::domain::{
     FailureCode, LastIds, PromptId, PromptRecord, PromptStatus, Timestamp, User, UserId,
 };
-use crate::interchange::{LineProblem, MAX_ID};
+use crate::transfer::json_lines::{LineProblem, MAX_ID};
 
 /// Characters of a mail address, as at registration. Its form is not looked at: an account may have none.
 const MAX_EMAIL_CHARS: usize = 254;

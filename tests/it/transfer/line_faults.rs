@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use crate::moving::command;
 use crate::support::{Folder, config_in};
+use crate::transfer::command;
 
 const HEADER: &str = r#"{"type":"header","format":"prompt-service","version":1}"#;
 const AT: &str = r#""created_at":"2020-01-02T03:04:05Z""#;

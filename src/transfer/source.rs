@@ -3,10 +3,10 @@
 use async_trait::async_trait;
 
 use super::Error;
+use super::json_lines;
 use super::rules::{Place, Problem};
 use crate::domain::{LastIds, PromptRecord, User};
-use crate::interchange;
-use crate::store::old_system::{self, OldSystem};
+use crate::store::django::{self, DjangoDatabase};
 
 /// Rows read at once.
 const PAGE: usize = 512;
@@ -43,26 +43,26 @@ pub trait Source: Send {
 }
 
 #[async_trait]
-impl Source for OldSystem {
+impl Source for DjangoDatabase {
     fn last_ids(&self) -> LastIds {
-        OldSystem::last_ids(self)
+        DjangoDatabase::last_ids(self)
     }
 
     async fn rewind(&mut self) -> Result<(), Error> {
-        OldSystem::rewind(self);
+        DjangoDatabase::rewind(self);
         Ok(())
     }
 
     async fn read(&mut self) -> Result<Vec<Row>, Error> {
-        let rows = OldSystem::read(self, PAGE).await?;
+        let rows = DjangoDatabase::read(self, PAGE).await?;
         Ok(rows
             .into_iter()
             .map(|record| match record {
-                old_system::Record::User(user) => Row {
+                django::Record::User(user) => Row {
                     place: Place::User(user.id),
                     content: Ok(Content::User(user)),
                 },
-                old_system::Record::Prompt(record) => Row {
+                django::Record::Prompt(record) => Row {
                     place: Place::Prompt(record.prompt.id),
                     content: Ok(Content::Prompt(record)),
                 },
@@ -72,13 +72,13 @@ impl Source for OldSystem {
 }
 
 #[async_trait]
-impl Source for interchange::Reader {
+impl Source for json_lines::Reader {
     fn last_ids(&self) -> LastIds {
-        interchange::Reader::last_ids(self)
+        json_lines::Reader::last_ids(self)
     }
 
     async fn rewind(&mut self) -> Result<(), Error> {
-        Ok(interchange::Reader::rewind(self)?)
+        Ok(json_lines::Reader::rewind(self)?)
     }
 
     async fn read(&mut self) -> Result<Vec<Row>, Error> {
@@ -88,8 +88,8 @@ impl Source for interchange::Reader {
                 break;
             };
             let content = match line.record {
-                Ok(interchange::Record::User(user)) => Ok(Content::User(user)),
-                Ok(interchange::Record::Prompt(record)) => Ok(Content::Prompt(record)),
+                Ok(json_lines::Record::User(user)) => Ok(Content::User(user)),
+                Ok(json_lines::Record::Prompt(record)) => Ok(Content::Prompt(record)),
                 Err(problem) => Err(Problem::Line(problem)),
             };
             rows.push(Row {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use terminal_size::terminal_size_of;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::services::moving::{Meter, Reading};
+use crate::transfer::{Meter, Reading};
 
 /// How often the bar is drawn.
 const DRAW_EVERY: Duration = Duration::from_millis(100);

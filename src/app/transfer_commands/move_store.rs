@@ -6,14 +6,14 @@ use std::time::Instant;
 use anyhow::{Context, anyhow, bail};
 
 use super::super::store;
-use super::held::{Held, alone};
+use super::exclusive::{Held, alone};
 use super::progress::show;
 use super::{both, secret_url};
 use crate::cli::MoveArgs;
 use crate::config::{Config, StoreConfig};
-use crate::services::moving::Meter;
-use crate::services::moving::carry::{Side, carry as carry_over};
 use crate::store::postgres::{OpenError, OpenOptions, PostgresStore};
+use crate::transfer::Meter;
+use crate::transfer::copy::{Side, carry as carry_over};
 
 /// Connections to the target: pages go over one after another.
 const POOL: usize = 2;
@@ -23,7 +23,7 @@ const POOL: usize = 2;
 ///
 /// # Errors
 /// One line that says what is wrong. What was copied until then stays, and the same command goes on from there.
-pub async fn carry(
+pub async fn move_store(
     arguments: MoveArgs,
     config: &Config,
     out: &mut impl Write,
