@@ -1,44 +1,47 @@
-//! Taking the rows of a source into the store.
+//! Importing the rows of a source into the store.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesOrdered;
+use futures_util::stream::{self, Stream, StreamExt, TryStreamExt};
 
-use super::rules::{Fault, Place, Problem, Rules, Sound};
-use super::source::{Row, Source};
-use super::{Error, Meter};
+use super::json_lines::NO_PASSWORD;
+use super::pipe::pipe;
+use super::rules::Rules;
+use super::source::Source;
+use super::{Error, Fault, Location, Meter, Problem, Row, RowCounts};
+use crate::credentials::is_known_hash;
 use crate::domain::{
-    ModelId, Prompt, PromptId, PromptRecord, PromptStatus, User, UserId, VectorRecord,
+    ModelId, Prompt, PromptId, PromptRecord, PromptStatus, Record, User, UserId, VectorRecord,
 };
 use crate::embed::BackgroundEmbedder;
 use crate::store::{AccountStore, BulkStore, PromptStore};
 
-/// Prompts embedded and committed together: what `kill -9` costs at most, times the batches under way.
+/// Prompts embedded and committed together: what `kill -9` costs at most, times the batches under
+/// way.
 const BATCH: usize = 64;
-/// Batches under way for each embedder, so that it finds the next one when it is done with the last.
+/// Batches under way for each embedder, so that it has the next one when the last one is done.
 const AHEAD: usize = 2;
-/// Faults that are kept one by one. More are only counted.
+/// Faults that are kept one by one. Further ones are only counted.
 const FAULTS_KEPT: usize = 100;
 
-/// The store that takes the rows in.
+/// The store that receives the rows.
 #[derive(Clone, Copy)]
 pub struct Import<'a> {
     /// Its accounts.
     pub accounts: &'a dyn AccountStore,
     /// Its prompts.
     pub prompts: &'a dyn PromptStore,
-    /// Its bulk side.
+    /// Its rows in bulk.
     pub bulk: &'a dyn BulkStore,
-    /// The longest text that is taken, in characters.
+    /// The longest text that is imported, in characters.
     pub max_prompt_chars: usize,
-    /// Told how far it has come.
+    /// Shows the progress.
     pub meter: &'a Meter,
 }
 
 /// What makes the vectors.
 #[derive(Clone, Copy)]
-pub struct Embedding<'a> {
+pub struct Embedders<'a> {
     /// As many as cores; each works on a batch of its own.
     pub embedders: &'a [BackgroundEmbedder],
     /// The model behind them.
@@ -47,41 +50,33 @@ pub struct Embedding<'a> {
     pub dimension: usize,
 }
 
-/// Rows of both kinds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Accounts.
-    pub users: u64,
-    /// Prompts.
-    pub prompts: u64,
-}
-
 /// What an import would do, or has done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Rows that are not here yet, or were not.
-    pub new: Counts,
-    /// Rows that are here already, and are left alone.
-    pub present: Counts,
-    /// Accounts among the new ones whose password is hashed in a way unknown here: they come without a password.
+    /// Rows that are not in the store yet, or were not.
+    pub new: RowCounts,
+    /// Rows that are in the store already, and are left as they are.
+    pub present: RowCounts,
+    /// Accounts among the new ones whose password is hashed in a way unknown here: they are imported
+    /// without a password.
     pub lost_passwords: u64,
-    /// Rows that cannot be taken over.
+    /// Rows that cannot be imported.
     pub faults: u64,
     /// The first of them.
     pub first_faults: Vec<Fault>,
 }
 
 impl Report {
-    fn fault(&mut self, place: Place, problem: Problem) {
+    fn fault(&mut self, location: Location, problem: Problem) {
         self.faults += 1;
         if self.first_faults.len() < FAULTS_KEPT {
-            self.first_faults.push(Fault { place, problem });
+            self.first_faults.push(Fault { location, problem });
         }
     }
 }
 
 impl Import<'_> {
-    /// Reads the whole source and says what an import would do. Changes nothing.
+    /// Reads the whole source and reports what an import would do. Changes nothing.
     ///
     /// # Errors
     /// Those of the source and of the store.
@@ -94,112 +89,123 @@ impl Import<'_> {
             if rows.is_empty() {
                 return Ok(sieve.report);
             }
-            let read = rows.len();
+            let read = rows.len() as u64;
             sieve.sift(rows).await?;
             self.meter.advance(read);
         }
     }
 
-    /// Takes in every sound row that is not here yet, with its vector. `new_prompts`: how many there are, by [`check`](Self::check).
+    /// Stores every sound row that is not in the store yet, with its vector. `new_prompts`: how many
+    /// there are, by [`check`](Self::check).
     ///
-    /// Rows are committed in batches, in the order of the source: cut off at any moment, the same call goes on with the first row
-    /// that is missing.
+    /// Rows are committed in batches, in the order of the source: interrupted at any moment, the
+    /// same call continues with the first row that is missing.
     ///
     /// # Errors
     /// Those of the source and of the store.
     pub async fn run(
         &self,
         source: &mut dyn Source,
-        embedding: Embedding<'_>,
+        embedders: Embedders<'_>,
         new_prompts: u64,
     ) -> Result<Report, Error> {
         self.meter.begin("importing", Some(new_prompts));
         source.rewind().await?;
-        // Before any row: an import that is cut off must not leave ids to be given out that old tokens may still name.
+        // Before any row: an interrupted import must not leave ids to be given out that old tokens
+        // may still name.
         self.bulk.raise_ids(source.last_ids()).await?;
         let mut sieve = Sieve::new(*self);
-        let mut waiting: VecDeque<Vec<PromptRecord>> = VecDeque::new();
-        let mut underway = FuturesOrdered::new();
-        let mut turns = embedding.embedders.iter().cycle();
-        let mut is_read = false;
-        loop {
-            while underway.len() < AHEAD * embedding.embedders.len() {
-                if let Some(batch) = waiting.pop_front() {
-                    underway.push_back(embedded(batch, embedding, turns.next()));
-                } else if is_read {
-                    break;
-                } else {
-                    let rows = source.read().await?;
-                    is_read = rows.is_empty();
-                    let (users, prompts) = sieve.sift(rows).await?;
-                    if !users.is_empty() {
-                        self.bulk.put_users(users).await?;
-                    }
-                    waiting.extend(in_batches(prompts));
-                }
-            }
-            let Some(batch) = underway.next().await else {
-                return Ok(sieve.report);
-            };
-            let rows = batch.len();
-            self.bulk.put_prompts(batch).await?;
-            self.meter.advance(rows);
-        }
+        let mut turns = embedders.embedders.iter().cycle();
+        let embedded = new_batches(source, &mut sieve)
+            .map_ok(|batch| embedded(batch, embedders, turns.next()))
+            .try_buffered(AHEAD * embedders.embedders.len());
+        pipe(embedded, async |batch| {
+            let prompts = RowCounts::of(&batch).prompts;
+            self.bulk.put(batch).await?;
+            self.meter.advance(prompts);
+            Ok(())
+        })
+        .await?;
+        Ok(sieve.report)
     }
 }
 
-fn in_batches(prompts: Vec<PromptRecord>) -> impl Iterator<Item = Vec<PromptRecord>> {
-    let mut rest = prompts.into_iter();
-    std::iter::from_fn(move || {
-        let batch: Vec<PromptRecord> = rest.by_ref().take(BATCH).collect();
-        (!batch.is_empty()).then_some(batch)
-    })
+/// The new rows of a source in their order: the users of a page together, prompts in batches.
+fn new_batches<'a>(
+    source: &'a mut dyn Source,
+    sieve: &'a mut Sieve<'_>,
+) -> impl Stream<Item = Result<Vec<Record>, Error>> {
+    let pages = stream::try_unfold((source, sieve), |(source, sieve)| async move {
+        let rows = source.read().await?;
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let new = sieve.sift(rows).await?;
+        let batches = stream::iter(in_batches(new)).map(Ok);
+        Ok::<_, Error>(Some((batches, (source, sieve))))
+    });
+    pages.try_flatten()
 }
 
-/// The batch with a vector of the model for each completed prompt. One that the model fails on comes without: the server makes up
-/// for it, or says so, when it starts.
+fn in_batches(mut users: Vec<Record>) -> impl Iterator<Item = Vec<Record>> {
+    let is_user = |record: &Record| matches!(record, Record::User(_));
+    let prompts = users.split_off(users.partition_point(is_user));
+    let mut prompts = prompts.into_iter();
+    let prompts = std::iter::from_fn(move || Some(prompts.by_ref().take(BATCH).collect()));
+    let is_some = |batch: &Vec<Record>| !batch.is_empty();
+    let users = std::iter::once(users).filter(is_some);
+    users.chain(prompts.take_while(is_some))
+}
+
+/// The batch with a vector of the model for each completed prompt. A prompt that the model fails on
+/// stays without: the server embeds it when it starts, or reports that it cannot.
 async fn embedded(
-    mut batch: Vec<PromptRecord>,
-    embedding: Embedding<'_>,
+    mut batch: Vec<Record>,
+    embedders: Embedders<'_>,
     embedder: Option<&BackgroundEmbedder>,
-) -> Vec<PromptRecord> {
-    let mut wanting = Vec::new();
-    for (at, record) in batch.iter_mut().enumerate() {
-        let usable = |vector: &VectorRecord| {
-            vector.model == *embedding.model && vector.is_unit(embedding.dimension)
-        };
-        if record.vector.as_ref().is_some_and(usable) {
-            continue;
-        }
-        record.vector = None;
-        if record.prompt.status == PromptStatus::Completed {
-            wanting.push(at);
+) -> Result<Vec<Record>, Error> {
+    let is_usable = |vector: &VectorRecord| {
+        vector.model == *embedders.model && vector.is_unit(embedders.dimension)
+    };
+    let mut unembedded = Vec::new();
+    for record in &mut batch {
+        if let Record::Prompt(record) = record {
+            record.vector = record.vector.take().filter(is_usable);
+            if record.vector.is_none() && record.prompt.status == PromptStatus::Completed {
+                unembedded.push(record);
+            }
         }
     }
-    let texts: Vec<String> = wanting
-        .iter()
-        .map(|at| batch[*at].prompt.prompt.clone())
-        .collect();
+    let text = |record: &&mut PromptRecord| record.prompt.prompt.clone();
+    let texts: Vec<String> = unembedded.iter().map(text).collect();
     if let Some(embedder) = embedder
         && !texts.is_empty()
     {
-        let made = embedder.embed(texts).await;
-        for (at, vector) in wanting.into_iter().zip(made) {
-            batch[at].vector = vector.map(|vector| VectorRecord {
-                model: embedding.model.clone(),
+        let vectors = embedder.embed(texts).await;
+        for (record, vector) in unembedded.into_iter().zip(vectors) {
+            record.vector = vector.map(|vector| VectorRecord {
+                model: embedders.model.clone(),
                 f16_bytes: vector.to_f16_bytes(),
             });
         }
     }
-    batch
+    Ok(batch)
 }
 
-/// Tells new rows from those here already and from faulty ones.
+/// How a row stands to the store.
+enum Presence {
+    New,
+    Present,
+    Conflict(Problem),
+}
+
+/// Separates new rows from those in the store already and from faulty ones.
 struct Sieve<'a> {
     import: Import<'a>,
     rules: Rules,
-    /// Accounts that are here and not in the source, as far as prompts have asked for them.
-    owners_here: HashSet<UserId>,
+    /// Accounts that prompts may belong to: those of the source, and those in the store as far as
+    /// rows have named them.
+    owners: HashSet<UserId>,
     report: Report,
 }
 
@@ -208,120 +214,113 @@ impl<'a> Sieve<'a> {
         Self {
             import,
             rules: Rules::new(import.max_prompt_chars),
-            owners_here: HashSet::new(),
+            owners: HashSet::new(),
             report: Report::default(),
         }
     }
 
-    /// The rows to be stored.
-    async fn sift(&mut self, rows: Vec<Row>) -> Result<(Vec<User>, Vec<PromptRecord>), Error> {
-        let told = self.report.first_faults.len();
-        let (mut users, mut prompts) = (Vec::new(), Vec::new());
-        for row in rows {
-            let place = row.place;
-            match self.rules.judge(row) {
-                Ok(Sound::User {
-                    user,
-                    lost_password,
-                }) => users.push((place, user, lost_password)),
-                Ok(Sound::Prompt(record)) => prompts.push((place, record)),
-                Err(fault) => self.report.fault(fault.place, fault.problem),
-            }
-        }
-        let users = self.new_users(users).await?;
-        let prompts = self.new_prompts(prompts).await?;
-        self.report.first_faults[told..].sort_by_key(|fault| fault.place);
-        Ok((users, prompts))
-    }
-
-    async fn new_users(&mut self, users: Vec<(Place, User, bool)>) -> Result<Vec<User>, Error> {
-        let accounts = self.import.accounts;
-        let ids: Vec<UserId> = users.iter().map(|(_, user, _)| user.id).collect();
-        let here: HashMap<UserId, String> = accounts
-            .users(&ids)
-            .await?
-            .into_iter()
-            .map(|user| (user.id, user.username))
-            .collect();
+    /// Returns the rows to be stored.
+    async fn sift(&mut self, rows: Vec<Row>) -> Result<Vec<Record>, Error> {
+        let (users, prompts) = self.stored(&rows).await?;
         let mut new = Vec::new();
-        for (place, user, lost_password) in users {
-            let problem = match here.get(&user.id) {
-                Some(name) if *name == user.username => {
-                    self.report.present.users += 1;
+        for Row { location, record } in rows {
+            let mut record = match record.and_then(|record| self.rules.check(record)) {
+                Ok(record) => record,
+                Err(problem) => {
+                    self.report.fault(location, problem);
                     continue;
                 }
-                Some(_) => Some(Problem::IdTaken),
-                None => {
-                    let namesake = accounts.user_by_username(&user.username).await?;
-                    namesake.map(|_| Problem::NameTaken)
-                }
             };
-            if let Some(problem) = problem {
-                self.rules.forget_user(user.id);
-                self.report.fault(place, problem);
-                continue;
-            }
-            self.report.new.users += 1;
-            self.report.lost_passwords += u64::from(lost_password);
-            new.push(user);
-        }
-        Ok(new)
-    }
-
-    async fn new_prompts(
-        &mut self,
-        prompts: Vec<(Place, PromptRecord)>,
-    ) -> Result<Vec<PromptRecord>, Error> {
-        self.ask_for_owners(&prompts).await?;
-        let ids: Vec<PromptId> = prompts.iter().map(|(_, record)| record.prompt.id).collect();
-        let here: HashMap<PromptId, Prompt> = self
-            .import
-            .prompts
-            .prompts(None, &ids, usize::MAX)
-            .await?
-            .whole
-            .into_iter()
-            .map(|prompt| (prompt.id, prompt))
-            .collect();
-        let mut new = Vec::new();
-        for (place, record) in prompts {
-            let prompt = &record.prompt;
-            let owner = prompt.user_id;
-            if !self.rules.has_user(owner) && !self.owners_here.contains(&owner) {
-                self.report.fault(place, Problem::NoOwner);
-                continue;
-            }
-            match here.get(&prompt.id) {
-                None => {
-                    self.report.new.prompts += 1;
+            let presence = match &mut record {
+                Record::User(user) => self.user(user, users.get(&user.id)).await?,
+                Record::Prompt(PromptRecord { prompt, .. }) => {
+                    self.prompt(prompt, prompts.get(&prompt.id))
+                }
+                // No source has others.
+                Record::Key(_)
+                | Record::UpstreamDay(_)
+                | Record::Session(_)
+                | Record::RevokedToken(_) => continue,
+            };
+            match presence {
+                Presence::New => {
+                    self.report.new += RowCounts::of([&record]);
                     new.push(record);
                 }
-                Some(known) if is_same(known, prompt) => self.report.present.prompts += 1,
-                Some(_) => self.report.fault(place, Problem::IdTaken),
+                Presence::Present => self.report.present += RowCounts::of([&record]),
+                Presence::Conflict(problem) => self.report.fault(location, problem),
             }
         }
         Ok(new)
     }
 
-    async fn ask_for_owners(&mut self, prompts: &[(Place, PromptRecord)]) -> Result<(), Error> {
-        let unknown: HashSet<UserId> = prompts
-            .iter()
-            .map(|(_, record)| record.prompt.user_id)
-            .filter(|id| !self.rules.has_user(*id) && !self.owners_here.contains(id))
-            .collect();
-        if !unknown.is_empty() {
-            let unknown: Vec<UserId> = unknown.into_iter().collect();
-            let found = self.import.accounts.users(&unknown).await?;
-            self.owners_here
-                .extend(found.into_iter().map(|user| user.id));
+    /// What the store has under the ids of these rows: the names of accounts, and prompts. Notes
+    /// which owners of prompts are in the store.
+    async fn stored(
+        &mut self,
+        rows: &[Row],
+    ) -> Result<(HashMap<UserId, String>, HashMap<PromptId, Prompt>), Error> {
+        let (mut users, mut prompts) = (HashSet::new(), Vec::new());
+        for record in rows.iter().filter_map(|row| row.record.as_ref().ok()) {
+            if let Record::User(user) = record {
+                users.insert(user.id);
+            }
+            if let Record::Prompt(PromptRecord { prompt, .. }) = record {
+                prompts.push(prompt.id);
+                if !self.owners.contains(&prompt.user_id) {
+                    users.insert(prompt.user_id);
+                }
+            }
         }
-        Ok(())
+        let Import {
+            accounts,
+            prompts: stored_prompts,
+            ..
+        } = self.import;
+        let users: Vec<UserId> = users.into_iter().collect();
+        let users = accounts.users(&users).await?.into_iter();
+        let users: HashMap<UserId, String> = users.map(|user| (user.id, user.username)).collect();
+        self.owners.extend(users.keys());
+        let prompts = stored_prompts.prompts(None, &prompts, usize::MAX).await?;
+        let prompts = prompts.whole.into_iter();
+        Ok((users, prompts.map(|prompt| (prompt.id, prompt)).collect()))
     }
-}
 
-/// What [`BulkStore::put_prompts`] counts as the same.
-fn is_same(known: &Prompt, prompt: &Prompt) -> bool {
-    known.user_id == prompt.user_id
-        && known.created_at == prompt.created_at
-        && known.prompt == prompt.prompt
+    /// Takes the password of a new account away if no login could check it.
+    async fn user(&mut self, user: &mut User, stored: Option<&String>) -> Result<Presence, Error> {
+        if let Some(name) = stored {
+            return Ok(if *name == user.username {
+                Presence::Present
+            } else {
+                Presence::Conflict(Problem::IdTaken)
+            });
+        }
+        let namesake = self.import.accounts.user_by_username(&user.username);
+        if namesake.await?.is_some() {
+            return Ok(Presence::Conflict(Problem::NameTaken));
+        }
+        self.owners.insert(user.id);
+        if !user.password_hash.starts_with(NO_PASSWORD) && !is_known_hash(&user.password_hash) {
+            NO_PASSWORD.clone_into(&mut user.password_hash);
+            self.report.lost_passwords += 1;
+        }
+        Ok(Presence::New)
+    }
+
+    fn prompt(&self, prompt: &Prompt, stored: Option<&Prompt>) -> Presence {
+        if !self.owners.contains(&prompt.user_id) {
+            return Presence::Conflict(Problem::NoOwner);
+        }
+        match stored {
+            None => Presence::New,
+            Some(stored)
+                if stored.user_id == prompt.user_id
+                    && stored.created_at == prompt.created_at
+                    && stored.prompt == prompt.prompt =>
+            {
+                Presence::Present
+            }
+            Some(_) => Presence::Conflict(Problem::IdTaken),
+        }
+    }
 }

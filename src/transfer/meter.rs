@@ -1,5 +1,6 @@
-//! How far a move has come, for whoever shows it.
+//! How far a move has come, for the display of progress.
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,18 +12,18 @@ pub struct Meter {
     done: AtomicU64,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Phase {
-    name: &'static str,
+    name: Cow<'static, str>,
     total: Option<u64>,
     since: Instant,
 }
 
-/// A meter as it stands.
-#[derive(Clone, Copy, Debug)]
+/// What a meter shows at one moment.
+#[derive(Clone, Debug)]
 pub struct Reading {
     /// What is being done, in words.
-    pub phase: &'static str,
+    pub phase: Cow<'static, str>,
     /// Rows done.
     pub done: u64,
     /// Rows in all, where known.
@@ -36,7 +37,7 @@ impl Meter {
     pub fn new(now: Instant) -> Self {
         Self {
             phase: Mutex::new(Phase {
-                name: "starting",
+                name: "starting".into(),
                 total: None,
                 since: now,
             }),
@@ -45,7 +46,8 @@ impl Meter {
     }
 
     /// Begins a phase.
-    pub fn begin(&self, name: &'static str, total: Option<u64>) {
+    pub fn begin(&self, name: impl Into<Cow<'static, str>>, total: Option<u64>) {
+        let name = name.into();
         let since = Instant::now();
         let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
         *phase = Phase { name, total, since };
@@ -53,18 +55,19 @@ impl Meter {
     }
 
     /// Counts rows.
-    pub fn advance(&self, rows: usize) {
-        self.done.fetch_add(rows as u64, Ordering::Relaxed);
+    pub fn advance(&self, rows: u64) {
+        self.done.fetch_add(rows, Ordering::Relaxed);
     }
 
-    /// Sets the count, where it is known as a whole.
+    /// Sets the count, where the whole of it is known.
     pub fn reached(&self, rows: u64) {
         self.done.store(rows, Ordering::Relaxed);
     }
 
-    /// How things stand.
+    /// What the meter shows now.
     pub fn read(&self) -> Reading {
-        let phase = *self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+        let phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+        let phase = phase.clone();
         Reading {
             phase: phase.name,
             done: self.done.load(Ordering::Relaxed),
@@ -75,7 +78,7 @@ impl Meter {
 }
 
 impl Reading {
-    /// Rows a second over the phase; 0 at its beginning.
+    /// Rows per second over the phase; 0 at its beginning.
     pub fn rate(&self) -> f64 {
         let seconds = self.elapsed.as_secs_f64();
         if seconds < 0.1 {
@@ -98,9 +101,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_time_left_follows_from_the_rate_so_far() {
+    fn time_left_follows_from_the_rate_so_far() {
         let reading = Reading {
-            phase: "importing",
+            phase: "importing".into(),
             done: 500,
             total: Some(2_000),
             elapsed: Duration::from_secs(5),
@@ -109,7 +112,7 @@ mod tests {
         assert_eq!(reading.left(), Some(Duration::from_secs(15)));
         let unknown = Reading {
             total: None,
-            ..reading
+            ..reading.clone()
         };
         assert_eq!(unknown.left(), None);
         let begun = Reading {

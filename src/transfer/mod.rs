@@ -1,22 +1,61 @@
-//! Moving in, out and over: users and prompts whole, from one place to another. Operators' commands stand on this, not requests.
+//! Moving users and prompts whole, from one place to another. The operator's commands use this;
+//! requests do not.
 //!
-//! [`import`] takes rows of a [`source`] into the store and embeds them on the way, [`export`] writes the store's rows out,
-//! [`copy`] makes one store's contents another's. Each can be cut off at any moment and begun again.
+//! Each place gives or takes pages of [`Record`]s in the same order, and [`pipe`](pipe::pipe) moves
+//! the pages. [`import`] fills the store from a [`source`] and embeds the prompts on the way,
+//! [`export`](export()) writes the store's rows as [`json_lines`], [`copy`](copy()) makes one store's contents
+//! another's. Each can be interrupted at any moment and started again.
 
-pub mod copy;
-pub mod export;
+mod copy;
+mod export;
 pub mod import;
 pub mod json_lines;
 mod meter;
+mod pipe;
+mod row;
 mod rules;
 pub mod source;
 
+use std::ops::AddAssign;
+
+use crate::domain::Record;
 use crate::store;
 
+pub use self::copy::copy;
+pub use self::export::export;
 pub use self::meter::{Meter, Reading};
-pub use self::rules::{Fault, Place, Problem};
+pub use self::row::{Fault, Location, Problem, Row};
 
-/// Why a move ended before its end. What it had written stays, and the same command goes on from there.
+/// Rows of the two kinds that operators count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RowCounts {
+    /// Accounts.
+    pub users: u64,
+    /// Prompts.
+    pub prompts: u64,
+}
+
+impl RowCounts {
+    fn add(&mut self, record: &Record) {
+        self.users += u64::from(matches!(record, Record::User(_)));
+        self.prompts += u64::from(matches!(record, Record::Prompt(_)));
+    }
+
+    fn of<'a>(records: impl IntoIterator<Item = &'a Record>) -> Self {
+        let mut counts = Self::default();
+        records.into_iter().for_each(|record| counts.add(record));
+        counts
+    }
+}
+
+impl AddAssign for RowCounts {
+    fn add_assign(&mut self, other: Self) {
+        self.users += other.users;
+        self.prompts += other.prompts;
+    }
+}
+
+/// Why a move ended before its end. What it had written stays, and the same command continues there.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A store failed.

@@ -1,129 +1,24 @@
-//! What an imported row must be like, by itself and beside the rows before it.
+//! The rules for an imported row, by itself and after the rows before it.
 
 use std::collections::HashSet;
-use std::fmt;
 
-use super::source::{Content, Row};
-use crate::credentials::is_known_hash;
+use super::Problem;
+use super::json_lines::MAX_ID;
 use crate::domain::account::{Username, trimmed};
-use crate::domain::{
-    FailureCode, LastIds, PromptId, PromptRecord, PromptStatus, Timestamp, User, UserId,
-};
-use crate::transfer::json_lines::{LineProblem, MAX_ID};
+use crate::domain::{FailureCode, LastIds, PromptRecord, PromptStatus, Record, Timestamp, User};
 
-/// Characters of a mail address, as at registration. Its form is not looked at: an account may have none.
+/// Characters of a mail address, as at registration. Its form is not checked: an account may have
+/// no address.
 const MAX_EMAIL_CHARS: usize = 254;
 /// The end of the year 9999, beyond which times cannot be shown.
 const MAX_TIME: Timestamp = Timestamp(253_402_300_799_999_999);
 
-/// Where a row was found. Ordered as in the source.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Place {
-    /// An account, by its id.
-    User(UserId),
-    /// A prompt, by its id.
-    Prompt(PromptId),
-    /// A line of a file, from 1.
-    Line(u64),
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::User(id) => write!(f, "user {id}"),
-            Self::Prompt(id) => write!(f, "prompt {id}"),
-            Self::Line(number) => write!(f, "line {number}"),
-        }
-    }
-}
-
-/// Why a row cannot be taken over, by the names of its fields in a file. Never quotes it.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Problem {
-    /// It cannot be read.
-    #[error("{0}")]
-    Line(LineProblem),
-    /// Ids count from 1.
-    #[error("`id` must be 1 or more")]
-    IdNotPositive,
-    /// Ids are exact in every client's JSON up to 2^53.
-    #[error("`id` must be at most 9007199254740991")]
-    IdTooHigh,
-    /// An earlier row of its kind has this id or a higher one.
-    #[error("`id` must be above those before it: users, then prompts, come by rising id")]
-    IdNotRising,
-    /// No account can have this name.
-    #[error("`username` must be 1 to 150 letters, digits and @.+-_, in the normal form NFKC")]
-    Name,
-    /// Another account of the source has its name.
-    #[error("`username` is that of another user before it")]
-    NameTwice,
-    /// Too long, or with a null character.
-    #[error("`email` must be at most 254 characters, without a null character")]
-    Email,
-    /// Before 1970 or after 9999.
-    #[error("`{0}` must be in the years 1970 to 9999")]
-    Time(&'static str),
-    /// White space only.
-    #[error("`prompt` must not be blank")]
-    Blank,
-    /// More than `MAX_PROMPT_CHARS`.
-    #[error(
-        "`prompt` is longer than MAX_PROMPT_CHARS: raise that setting for the import to take it"
-    )]
-    TooLong,
-    /// No store can keep it.
-    #[error("`prompt` must not have a null character")]
-    Nul,
-    /// Its status says another thing than its answer or error.
-    #[error(
-        "`status` must fit `response` and `error`: completed has a response and no error, failed an error and no response"
-    )]
-    Status,
-    /// Its user is neither in the source nor here.
-    #[error("its user is not imported and not here")]
-    NoOwner,
-    /// The id belongs to another row here.
-    #[error("its id belongs to another one here")]
-    IdTaken,
-    /// The name belongs to another account here.
-    #[error("its name belongs to another account here")]
-    NameTaken,
-}
-
-/// A row that cannot be taken over.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// Where it was found.
-    pub place: Place,
-    /// Why.
-    pub problem: Problem,
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.place, self.problem)
-    }
-}
-
-/// Reads rows in their order and tells the sound ones from the others. Remembers the accounts it has seen: some 100 bytes each.
+/// Checks rows in their order. Remembers the names of the accounts it has seen.
 #[derive(Debug)]
 pub(super) struct Rules {
     max_prompt_chars: usize,
     last: LastIds,
-    users: HashSet<UserId>,
     names: HashSet<Box<str>>,
-}
-
-/// A row that keeps the rules.
-#[derive(Clone, Debug)]
-pub(super) enum Sound {
-    User {
-        user: User,
-        /// Its password's hash is of no kind known here, and was replaced by none.
-        lost_password: bool,
-    },
-    Prompt(PromptRecord),
 }
 
 impl Rules {
@@ -131,37 +26,29 @@ impl Rules {
         Self {
             max_prompt_chars,
             last: LastIds::NONE,
-            users: HashSet::new(),
             names: HashSet::new(),
         }
     }
 
-    /// Whether that account came by and was sound.
-    pub fn has_user(&self, id: UserId) -> bool {
-        self.users.contains(&id)
+    /// Returns the row as it may be stored.
+    pub fn check(&mut self, record: Record) -> Result<Record, Problem> {
+        match record {
+            Record::User(user) => self.user(user).map(Record::User),
+            Record::Prompt(record) => self.prompt(record).map(Record::Prompt),
+            // No source has others.
+            other @ (Record::Key(_)
+            | Record::UpstreamDay(_)
+            | Record::Session(_)
+            | Record::RevokedToken(_)) => Ok(other),
+        }
     }
 
-    /// Takes an account back that turned out to be another's here, so that its prompts have no owner.
-    pub fn forget_user(&mut self, id: UserId) {
-        self.users.remove(&id);
-    }
-
-    pub fn judge(&mut self, row: Row) -> Result<Sound, Fault> {
-        let place = row.place;
-        row.content
-            .and_then(|content| match content {
-                Content::User(user) => self.user(user),
-                Content::Prompt(record) => self.prompt(record),
-            })
-            .map_err(|problem| Fault { place, problem })
-    }
-
-    fn user(&mut self, mut user: User) -> Result<Sound, Problem> {
+    fn user(&mut self, user: User) -> Result<User, Problem> {
         check_id(user.id.0, &mut self.last.user.0)?;
         if self.last.prompt.0 > 0 {
             return Err(Problem::IdNotRising);
         }
-        // A login looks for the normal form: an account under another could never log in.
+        // A login looks for the normal form: an account under another form could never log in.
         if Username::parse(&user.username).map_or(true, |name| name.as_str() != user.username) {
             return Err(Problem::Name);
         }
@@ -173,19 +60,10 @@ impl Rules {
         if !self.names.insert(user.username.clone().into_boxed_str()) {
             return Err(Problem::NameTwice);
         }
-        self.users.insert(user.id);
-        let has_password = !user.password_hash.starts_with('!');
-        let lost_password = has_password && !is_known_hash(&user.password_hash);
-        if lost_password {
-            "!".clone_into(&mut user.password_hash);
-        }
-        Ok(Sound::User {
-            user,
-            lost_password,
-        })
+        Ok(user)
     }
 
-    fn prompt(&mut self, mut record: PromptRecord) -> Result<Sound, Problem> {
+    fn prompt(&mut self, mut record: PromptRecord) -> Result<PromptRecord, Problem> {
         let prompt = &mut record.prompt;
         check_id(prompt.id.0, &mut self.last.prompt.0)?;
         if trimmed(&prompt.prompt).is_empty() {
@@ -199,32 +77,19 @@ impl Rules {
         if prompt.prompt.contains('\0') {
             return Err(Problem::Nul);
         }
-        let words = prompt.response.iter_mut().chain([&mut prompt.model]);
-        for text in words.chain(&mut prompt.call.finish_reason) {
-            keep_in_any_store(text);
-        }
-        let prompt = &mut record.prompt;
         check_time("created_at", prompt.created_at)?;
         match (prompt.status, &prompt.response, prompt.error) {
-            (PromptStatus::Completed, Some(_), None) | (PromptStatus::Failed, None, Some(_)) => {}
-            // No process is at work on it any more.
-            (PromptStatus::Running, None, None) => {
-                prompt.status = PromptStatus::Failed;
-                prompt.error = Some(FailureCode::Interrupted);
-            }
+            (PromptStatus::Completed, Some(_), None)
+            | (PromptStatus::Failed, None, Some(_))
+            | (PromptStatus::Running, None, None) => {}
             (PromptStatus::Failed, None, None) => prompt.error = Some(FailureCode::UpstreamFailed),
             (PromptStatus::Completed | PromptStatus::Failed | PromptStatus::Running, _, _) => {
                 return Err(Problem::Status);
             }
         }
-        Ok(Sound::Prompt(record))
-    }
-}
-
-/// An upstream's words may hold what not every store can keep.
-pub(super) fn keep_in_any_store(text: &mut String) {
-    if text.contains('\0') {
-        *text = text.replace('\0', "\u{fffd}");
+        record.interrupt();
+        record.replace_nul();
+        Ok(record)
     }
 }
 

@@ -2,37 +2,19 @@
 
 use async_trait::async_trait;
 
-use super::Error;
 use super::json_lines;
-use super::rules::{Place, Problem};
-use crate::domain::{LastIds, PromptRecord, User};
-use crate::store::django::{self, DjangoDatabase};
+use super::{Error, Location, Row};
+use crate::domain::LastIds;
+use crate::store::django::DjangoDatabase;
 
 /// Rows read at once.
 const PAGE: usize = 512;
 
-/// What a row says.
-#[derive(Clone, Debug)]
-pub enum Content {
-    /// An account.
-    User(User),
-    /// A prompt.
-    Prompt(PromptRecord),
-}
-
-/// A row with the place where it was found.
-#[derive(Clone, Debug)]
-pub struct Row {
-    /// For the operator, who has to find it again.
-    pub place: Place,
-    /// What it says, or why it says nothing.
-    pub content: Result<Content, Problem>,
-}
-
-/// Users, then prompts, each by rising id. Read twice: once to check, once to import.
+/// Users, then prompts, each by rising id. Read twice: first to check, then to import.
 #[async_trait]
 pub trait Source: Send {
-    /// The highest ids ever given out there, as far as known: those of deleted rows are not to be given to others here.
+    /// The highest ids ever given out there, as far as known: the ids of deleted rows must not be
+    /// given to other rows here.
     fn last_ids(&self) -> LastIds;
 
     /// Goes back to the first row.
@@ -45,57 +27,42 @@ pub trait Source: Send {
 #[async_trait]
 impl Source for DjangoDatabase {
     fn last_ids(&self) -> LastIds {
-        DjangoDatabase::last_ids(self)
+        self.last_ids()
     }
 
     async fn rewind(&mut self) -> Result<(), Error> {
-        DjangoDatabase::rewind(self);
+        self.rewind();
         Ok(())
     }
 
     async fn read(&mut self) -> Result<Vec<Row>, Error> {
-        let rows = DjangoDatabase::read(self, PAGE).await?;
-        Ok(rows
-            .into_iter()
-            .map(|record| match record {
-                django::Record::User(user) => Row {
-                    place: Place::User(user.id),
-                    content: Ok(Content::User(user)),
-                },
-                django::Record::Prompt(record) => Row {
-                    place: Place::Prompt(record.prompt.id),
-                    content: Ok(Content::Prompt(record)),
-                },
+        let records = self.read(PAGE).await?;
+        let rows = records.into_iter().filter_map(|record| {
+            Some(Row {
+                location: Location::of(&record)?,
+                record: Ok(record),
             })
-            .collect())
+        });
+        Ok(rows.collect())
     }
 }
 
 #[async_trait]
 impl Source for json_lines::Reader {
     fn last_ids(&self) -> LastIds {
-        json_lines::Reader::last_ids(self)
+        self.last_ids()
     }
 
     async fn rewind(&mut self) -> Result<(), Error> {
-        Ok(json_lines::Reader::rewind(self)?)
+        Ok(self.rewind()?)
     }
 
     async fn read(&mut self) -> Result<Vec<Row>, Error> {
         let mut rows = Vec::with_capacity(PAGE);
-        while rows.len() < PAGE {
-            let Some(line) = self.read_row()? else {
-                break;
-            };
-            let content = match line.record {
-                Ok(json_lines::Record::User(user)) => Ok(Content::User(user)),
-                Ok(json_lines::Record::Prompt(record)) => Ok(Content::Prompt(record)),
-                Err(problem) => Err(Problem::Line(problem)),
-            };
-            rows.push(Row {
-                place: Place::Line(line.number),
-                content,
-            });
+        while rows.len() < PAGE
+            && let Some(row) = self.read_row()?
+        {
+            rows.push(row);
         }
         Ok(rows)
     }

@@ -1,44 +1,51 @@
 //! A file that appears under its name whole or not at all.
 
-use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use tempfile::NamedTempFile;
 
-/// The file until it is whole, under a name of its own, for its owner's eyes only; removed unless kept.
+/// The file until it is whole: beside its target, under a name that ends in `.partial`, with mode
+/// 0600. Removed unless kept.
 #[derive(Debug)]
-pub struct Draft {
+pub struct AtomicFile {
     target: PathBuf,
-    path: PathBuf,
+    partial: NamedTempFile,
 }
 
-impl Draft {
+impl AtomicFile {
     /// Makes an empty file beside `target`.
     ///
     /// # Errors
     /// There is a file of that name already, or the folder cannot be written.
-    pub fn of(target: &Path) -> anyhow::Result<(Self, File)> {
+    pub fn create(target: &Path) -> anyhow::Result<Self> {
         if fs::symlink_metadata(target).is_ok() {
             bail!(exists(target));
         }
         let target = std::path::absolute(target)?;
-        let mut name = target.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{}.partial", std::process::id()));
-        let path = target.with_file_name(name);
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .with_context(|| format!("{} cannot be written", target.display()))?;
-        Ok((Self { target, path }, file))
+        let mut prefix = target.file_name().unwrap_or_default().to_owned();
+        prefix.push(".");
+        let mut options = File::options();
+        options.write(true).create_new(true).mode(0o600);
+        let partial = tempfile::Builder::new()
+            .prefix(&prefix)
+            .suffix(".partial")
+            .make_in(folder(&target), |path| options.open(path))
+            .with_context(|| cannot_be_written(&target))?;
+        Ok(Self { target, partial })
     }
 
-    /// Where the file is for now.
+    /// The path of the file until it is kept.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.partial.path()
+    }
+
+    /// The open file.
+    pub fn file(&self) -> &File {
+        self.partial.as_file()
     }
 
     /// Makes the file durable and gives it its name.
@@ -46,30 +53,27 @@ impl Draft {
     /// # Errors
     /// A file of that name has appeared meanwhile, or the disk fails.
     pub fn keep(self) -> anyhow::Result<()> {
-        let failed = || format!("{} cannot be written", self.target.display());
-        File::open(&self.path)
-            .and_then(|file| file.sync_all())
-            .with_context(failed)?;
-        // A link, because renaming would replace a file that has appeared meanwhile.
-        match fs::hard_link(&self.path, &self.target) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+        let failed = || cannot_be_written(&self.target);
+        self.partial.as_file().sync_all().with_context(failed)?;
+        match self.partial.persist_noclobber(&self.target) {
+            Ok(_) => {}
+            Err(error) if error.error.kind() == ErrorKind::AlreadyExists => {
                 bail!(exists(&self.target))
             }
-            linked => linked.with_context(failed)?,
+            Err(error) => return Err(error.error).with_context(failed),
         }
-        fs::remove_file(&self.path).with_context(failed)?;
-        let folder = self.target.parent().unwrap_or(Path::new("/"));
-        File::open(folder)
+        File::open(folder(&self.target))
             .and_then(|folder| folder.sync_all())
             .with_context(failed)
     }
 }
 
-impl Drop for Draft {
-    fn drop(&mut self) {
-        // Absent once kept. Otherwise one that cannot be removed is only clutter.
-        let _ = fs::remove_file(&self.path);
-    }
+fn folder(target: &Path) -> &Path {
+    target.parent().unwrap_or(Path::new("/"))
+}
+
+fn cannot_be_written(target: &Path) -> String {
+    format!("{} cannot be written", target.display())
 }
 
 fn exists(target: &Path) -> String {
@@ -87,13 +91,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kept_draft_is_there_whole_and_private_and_leaves_nothing_beside_it() {
+    fn kept_file_is_whole_and_private_and_leaves_nothing_beside_it() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("out");
-        let (draft, mut file) = Draft::of(&target).unwrap();
-        file.write_all(b"whole").unwrap();
+        let partial = AtomicFile::create(&target).unwrap();
+        partial.file().write_all(b"whole").unwrap();
         assert!(!target.exists());
-        draft.keep().unwrap();
+        partial.keep().unwrap();
         assert_eq!(fs::read(&target).unwrap(), b"whole");
         let mode = fs::metadata(&target).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
@@ -101,9 +105,12 @@ mod tests {
     }
 
     #[test]
-    fn a_dropped_draft_leaves_nothing() {
+    fn dropped_file_leaves_nothing() {
         let folder = tempfile::tempdir().unwrap();
-        drop(Draft::of(&folder.path().join("out")).unwrap());
+        let partial = AtomicFile::create(&folder.path().join("out")).unwrap();
+        let name = partial.path().to_string_lossy();
+        assert!(name.ends_with(".partial"), "{name}");
+        drop(partial);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
@@ -111,9 +118,9 @@ mod tests {
     fn no_file_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("out");
-        let (late, _file) = Draft::of(&target).unwrap();
+        let late = AtomicFile::create(&target).unwrap();
         fs::write(&target, "first").unwrap();
-        assert!(Draft::of(&target).is_err());
+        assert!(AtomicFile::create(&target).is_err());
         assert!(late.keep().is_err());
         assert_eq!(fs::read(&target).unwrap(), b"first");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);

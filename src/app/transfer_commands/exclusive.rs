@@ -1,25 +1,28 @@
 //! The configured store, kept from servers for as long as a command works on it.
 
-use std::path::PathBuf;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 
 use anyhow::{Context, bail};
+use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use super::super::store::{Store, lock_files};
 use crate::config::StoreConfig;
-use crate::data_dir::{self, DataDir};
+use crate::data_dir;
 use crate::store::postgres::Place;
 
-/// An open store whose files, if it has any, no server can take.
-pub struct Held {
+/// An open store whose files, if it has any, no server can open.
+pub struct ExclusiveStore {
     pub store: Store,
     _locks: Vec<data_dir::Lock>,
-    // After the others, which have files open in it.
-    _folder: Option<TemporaryFolder>,
+    // Last, because the other fields have files open in it.
+    _folder: Option<TempDir>,
 }
 
-impl Held {
-    /// Opens the store for vectors of `dimension` numbers. On PostgreSQL it comes with what keeps servers out, for [`alone`].
+impl ExclusiveStore {
+    /// Opens the store for vectors of `dimension` numbers. On PostgreSQL it comes with what keeps
+    /// servers out, for [`unless_taken`].
     ///
     /// # Errors
     /// One line that says who has the store, or names the setting at fault.
@@ -40,38 +43,24 @@ impl Held {
         ))
     }
 
-    /// Opens an empty store in a temporary folder, which goes with it: what a dry run works on
+    /// Opens an empty store in a temporary folder, which is removed with it: what a dry run works on
     /// where there is no store yet.
     ///
     /// # Errors
     /// One line that says why there is no such folder.
     pub async fn open_temporary(dimension: usize) -> anyhow::Result<Self> {
-        let folder = TemporaryFolder::new().context("no temporary folder can be made")?;
-        let data_dir = folder.0.clone();
+        let folder = tempfile::Builder::new()
+            .prefix("prompt-service-")
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir()
+            .context("no temporary folder can be made")?;
+        let data_dir = folder.path().to_owned();
         let path = data_dir.join("dry-run.sqlite3");
-        let (held, _) = Self::open(&StoreConfig::Sqlite { data_dir, path }, dimension).await?;
+        let (store, _) = Self::open(&StoreConfig::Sqlite { data_dir, path }, dimension).await?;
         Ok(Self {
             _folder: Some(folder),
-            ..held
+            ..store
         })
-    }
-}
-
-/// A folder that is removed with what is in it when this is dropped.
-struct TemporaryFolder(PathBuf);
-
-impl TemporaryFolder {
-    fn new() -> anyhow::Result<Self> {
-        let path = std::env::temp_dir().join(format!("prompt-service-{:016x}", getrandom::u64()?));
-        DataDir::open(&path)?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for TemporaryFolder {
-    fn drop(&mut self) {
-        // One that cannot be removed is only clutter.
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
@@ -79,7 +68,7 @@ impl Drop for TemporaryFolder {
 ///
 /// # Errors
 /// The work's own, or that a server has taken the database.
-pub async fn alone<T>(
+pub async fn unless_taken<T>(
     place: Option<Place>,
     work: impl Future<Output = anyhow::Result<T>>,
 ) -> anyhow::Result<T> {

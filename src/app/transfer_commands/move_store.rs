@@ -1,4 +1,4 @@
-//! `move`: what the embedded store holds becomes a PostgreSQL database's.
+//! `move`: the embedded store's contents become a PostgreSQL database's.
 
 use std::io::Write;
 use std::time::Instant;
@@ -6,23 +6,23 @@ use std::time::Instant;
 use anyhow::{Context, anyhow, bail};
 
 use super::super::store;
-use super::exclusive::{Held, alone};
+use super::exclusive::{ExclusiveStore, unless_taken};
 use super::progress::show;
 use super::{both, secret_url};
 use crate::cli::MoveArgs;
 use crate::config::{Config, StoreConfig};
 use crate::store::postgres::{OpenError, OpenOptions, PostgresStore};
-use crate::transfer::Meter;
-use crate::transfer::copy::{Side, carry as carry_over};
+use crate::transfer::{Meter, copy};
 
-/// Connections to the target: pages go over one after another.
+/// Connections to the target: pages are copied one after another.
 const POOL: usize = 2;
 
-/// Copies the embedded store to a PostgreSQL database, whole, and compares both. Every server of either must be stopped; the
-/// source is left as it was.
+/// Copies the embedded store to a PostgreSQL database, whole, and compares both. All servers of both
+/// must be stopped; the source is left as it was.
 ///
 /// # Errors
-/// One line that says what is wrong. What was copied until then stays, and the same command goes on from there.
+/// One line that says what is wrong. What was copied until then stays, and the same command
+/// continues there.
 pub async fn move_store(
     arguments: MoveArgs,
     config: &Config,
@@ -34,7 +34,7 @@ pub async fn move_store(
     let url = secret_url(arguments.target())?.context("--to: name the target")?;
     store::find(&config.store).await?;
     let dimension = super::super::preflight::load_engine(config)?.dimension();
-    let (source, _) = Held::open(&config.store, dimension).await?;
+    let (source, _) = ExclusiveStore::open(&config.store, dimension).await?;
     let options = OpenOptions {
         pool_size: POOL,
         dimension: Some(dimension),
@@ -42,33 +42,23 @@ pub async fn move_store(
     let target = PostgresStore::open(url.expose(), options)
         .await
         .map_err(of_target)?;
-    let sole = target.be_alone().await.map_err(of_target)?;
+    let place = target.be_alone().await.map_err(of_target)?;
     let meter = Meter::new(Instant::now());
-    let from = Side {
-        accounts: &*source.store.accounts,
-        bulk: &*source.store.bulk,
-        dimension,
-    };
-    let to = Side {
-        accounts: &target,
-        bulk: &target,
-        dimension,
-    };
     let began = Instant::now();
-    let work = async { Ok(carry_over(from, to, &meter).await?) };
-    let carried = show(&meter, alone(Some(sole), work)).await;
+    let work = async { Ok(copy(&*source.store.bulk, &target, dimension, &meter).await?) };
+    let copied = show(&meter, unless_taken(Some(place), work)).await;
     target.close().await;
     source.store.close().await;
     writeln!(
         out,
         "moved {} in {:.1} s; both sides were compared row by row and are the same",
-        both(carried?),
+        both(copied?),
         began.elapsed().as_secs_f64()
     )?;
     Ok(())
 }
 
-/// A store's own complaint names the setting that it is usually opened by.
+/// A store's error names the setting by which the store is usually opened.
 fn of_target(error: OpenError) -> anyhow::Error {
     let text = format!("{:#}", anyhow::Error::new(error));
     anyhow!(text.replacen("DATABASE_URL", "--to", 1))

@@ -1,4 +1,4 @@
-//! Showing how far a command has come: a bar at a terminal, now and then a line elsewhere.
+//! Showing how far a command has come: a bar at a terminal, a line from time to time elsewhere.
 
 use std::io::{IsTerminal, Write, stderr};
 use std::pin::pin;
@@ -12,25 +12,25 @@ use crate::transfer::{Meter, Reading};
 /// How often the bar is drawn.
 const DRAW_EVERY: Duration = Duration::from_millis(100);
 /// How often a line is written where there is no terminal.
-const SAY_EVERY: Duration = Duration::from_secs(5);
-/// The longest bar, in columns, and the shortest that still says something.
+const WRITE_EVERY: Duration = Duration::from_secs(5);
+/// The longest bar, in columns, and the shortest that still shows something.
 const LONGEST_BAR: usize = 30;
 const SHORTEST_BAR: usize = 5;
 /// The width of a terminal that reports none.
 const USUAL_COLUMNS: usize = 80;
-/// Goes to the beginning of the line and clears it: what a terminal of any kind but `dumb` knows.
+/// Moves to the beginning of the line and clears it. Every kind of terminal but `dumb` knows it.
 const CLEAR_LINE: &str = "\r\x1b[2K";
 
 /// Does the work and shows the meter meanwhile, on standard error.
 pub async fn show<T>(meter: &Meter, work: impl Future<Output = T>) -> T {
     let has_bar = stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|it| it != "dumb");
-    let mut ticks = interval(if has_bar { DRAW_EVERY } else { SAY_EVERY });
+    let mut ticks = interval(if has_bar { DRAW_EVERY } else { WRITE_EVERY });
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // The first tick comes at once, when there is nothing to say.
+    // The first tick is immediate, when there is nothing to show.
     ticks.tick().await;
     let mut work = pin!(work);
     loop {
-        // Whoever reads no progress gets none.
+        // Progress that cannot be written is not an error.
         tokio::select! {
             biased;
             done = &mut work => {
@@ -51,7 +51,7 @@ pub async fn show<T>(meter: &Meter, work: impl Future<Output = T>) -> T {
     }
 }
 
-/// The terminal's width, asked anew each time: it may be changed meanwhile.
+/// The terminal's width, read again each time: it may change meanwhile.
 fn columns() -> usize {
     terminal_size_of(stderr()).map_or(USUAL_COLUMNS, |(width, _)| width.0.into())
 }
@@ -60,7 +60,7 @@ fn columns() -> usize {
 fn bar(reading: &Reading, columns: usize) -> String {
     // Text in the last column would make some terminals begin the next line.
     let columns = columns.saturating_sub(1);
-    let (phase, figures) = (reading.phase, figures(reading));
+    let (phase, figures) = (&reading.phase, figures(reading));
     let room = columns.saturating_sub(phase.len() + figures.len() + " [] ".len());
     let Some(total) = reading.total.filter(|_| room >= SHORTEST_BAR) else {
         let mut line = line(reading);
@@ -93,17 +93,19 @@ fn figures(reading: &Reading) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::Cow;
+
     use super::*;
 
     const READING: Reading = Reading {
-        phase: "importing",
+        phase: Cow::Borrowed("importing"),
         done: 45_500,
         total: Some(91_000),
         elapsed: Duration::from_secs(91),
     };
 
     #[test]
-    fn a_line_has_what_is_done_the_rate_and_the_time_left() {
+    fn line_has_what_is_done_the_rate_and_the_time_left() {
         let reading = Reading {
             done: 1_000,
             elapsed: Duration::from_secs(2),
@@ -118,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bar_fits_the_terminal() {
+    fn bar_fits_the_terminal() {
         assert_eq!(
             bar(&READING, 100),
             "importing [===============               ] 45500 of 91000, 500/s, 1m 31s left"

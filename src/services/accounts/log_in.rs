@@ -8,9 +8,8 @@ use super::{Accounts, refused};
 use crate::credentials::guesses::Refused;
 use crate::credentials::{Attempt, SessionSecret, TokenType};
 use crate::domain::account::canonical_username;
-use crate::domain::{CLOCK_TOLERANCE, ClientNetwork, Timestamp, User};
+use crate::domain::{CLOCK_TOLERANCE, ClientNetwork, RevokedToken, Session, Timestamp, User};
 use crate::error::{Error, TokenProblem, Unauthenticated};
-use crate::store::{RevokedToken, Session};
 
 /// A login.
 pub struct LogIn {

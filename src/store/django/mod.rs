@@ -1,6 +1,7 @@
 //! The database of the Django system that this service replaces, read and never written.
 //!
-//! One transaction from beginning to end, so that everything read belongs to one moment however long the reading takes.
+//! One transaction from beginning to end, so that everything read belongs to one moment, however
+//! long the reading takes.
 
 mod connect;
 
@@ -12,8 +13,8 @@ use tokio_postgres::{Client, Row};
 use super::postgres::{NO_TIMEOUTS, meaning};
 use crate::config::Secret;
 use crate::domain::{
-    CallDetails, FailureCode, LastIds, Prompt, PromptId, PromptRecord, PromptStatus, Timestamp,
-    User, UserId,
+    CallDetails, FailureCode, LastIds, Prompt, PromptId, PromptRecord, PromptStatus, Record,
+    RecordCursor, Timestamp, User, UserId,
 };
 
 /// What the old system's mock put before a prompt to make its answer.
@@ -25,13 +26,13 @@ const DJANGO_ARGON2: &str = "argon2$";
 /// Why the old system cannot be read: one line that names neither the server nor the address.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The address is none of a Postgres database.
+    /// The address is not that of a Postgres database.
     #[error("the address of the old database must be postgres://USER:PASSWORD@HOST/DATABASE")]
     Address(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// TLS cannot be set up as the address asks.
     #[error("TLS to the old database's server cannot be set up")]
     Tls(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// Nobody answers there.
+    /// No server answers there.
     #[error("the old database's server cannot be reached")]
     Unreachable(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The user, or its password, is wrong.
@@ -50,7 +51,7 @@ pub enum Error {
         "the user may not read the tables auth_user and prompts_prompt: grant it SELECT on both"
     )]
     NotAllowed,
-    /// Anything else the server says; by its code alone, because its words may quote rows.
+    /// Any other error of the server; its code alone, because its words may quote rows.
     #[error("the old database's server fails with SQLSTATE {0}: {meaning}", meaning = meaning(.0))]
     Server(String),
     /// The connection broke.
@@ -86,37 +87,21 @@ impl From<tokio_postgres::Error> for Error {
     }
 }
 
-/// A row that was read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Record {
-    /// An account.
-    User(User),
-    /// A prompt and its answer.
-    Prompt(PromptRecord),
-}
-
-/// Where the reading is.
-#[derive(Clone, Copy, Debug)]
-enum Place {
-    Users(i64),
-    Prompts(i64),
-    End,
-}
-
 /// The old system's users by rising id, then its prompts by rising id.
 pub struct DjangoDatabase {
     client: Client,
-    place: Place,
+    /// Where the next page begins; `None` after the last one.
+    next: Option<RecordCursor>,
     unknown_model: String,
     last: LastIds,
 }
 
 impl DjangoDatabase {
-    /// Connects and begins the transaction. `unknown_model`: what counts as the model of an answer that did not come from
-    /// the mock; the old system did not keep it.
+    /// Connects and begins the transaction. `unknown_model`: the model that is stored with an answer
+    /// that is not the mock's; the old system did not keep it.
     ///
     /// # Errors
-    /// Every one.
+    /// Any of [`Error`].
     pub async fn open(url: &Secret, unknown_model: String) -> Result<Self, Error> {
         let client = connect::connect(url).await?;
         client
@@ -124,27 +109,27 @@ impl DjangoDatabase {
                 "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {NO_TIMEOUTS}"
             ))
             .await?;
-        let mut old = Self {
+        let mut database = Self {
             client,
-            place: Place::Users(i64::MIN),
+            next: Some(RecordCursor::Users(None)),
             unknown_model,
             last: LastIds::NONE,
         };
-        old.last = LastIds {
-            user: UserId(old.last_id("auth_user").await?),
-            prompt: PromptId(old.last_id("prompts_prompt").await?),
+        database.last = LastIds {
+            user: UserId(database.last_id("auth_user").await?),
+            prompt: PromptId(database.last_id("prompts_prompt").await?),
         };
-        Ok(old)
+        Ok(database)
     }
 
-    /// The highest ids that the old system ever gave out, as far as it tells.
+    /// The highest ids that the old system ever gave out, as far as it shows them.
     pub fn last_ids(&self) -> LastIds {
         self.last
     }
 
     /// Goes back to the first row.
     pub fn rewind(&mut self) {
-        self.place = Place::Users(i64::MIN);
+        self.next = Some(RecordCursor::Users(None));
     }
 
     /// Up to `limit` further rows; none at the end.
@@ -153,30 +138,38 @@ impl DjangoDatabase {
     /// `Broken`, `Server`, `Type`.
     pub async fn read(&mut self, limit: usize) -> Result<Vec<Record>, Error> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        loop {
-            let records = match self.place {
-                Place::Users(after) => self.users(after, limit).await?,
-                Place::Prompts(after) => self.prompts(after, limit).await?,
-                Place::End => return Ok(Vec::new()),
+        while let Some(next) = self.next.take() {
+            let (records, after_last) = match next {
+                RecordCursor::Users(after) => {
+                    let after = after.map_or(i64::MIN, |id| id.0);
+                    let records = self.users(after, limit).await?;
+                    (records, Some(RecordCursor::Prompts(None)))
+                }
+                RecordCursor::Prompts(after) => {
+                    let after = after.map_or(i64::MIN, |id| id.0);
+                    (self.prompts(after, limit).await?, None)
+                }
+                // The old system has none of these.
+                RecordCursor::Keys(_)
+                | RecordCursor::UpstreamDays(_)
+                | RecordCursor::Sessions(_)
+                | RecordCursor::RevokedTokens(_) => (Vec::new(), None),
             };
-            self.place = match (records.last(), self.place) {
-                (Some(Record::User(user)), _) => Place::Users(user.id.0),
-                (Some(Record::Prompt(record)), _) => Place::Prompts(record.prompt.id.0),
-                (None, Place::Users(_)) => Place::Prompts(i64::MIN),
-                (None, Place::Prompts(_) | Place::End) => Place::End,
-            };
+            self.next = records.last().map(Record::cursor).or(after_last);
             if !records.is_empty() {
                 return Ok(records);
             }
         }
+        Ok(Vec::new())
     }
 
     async fn users(&self, after: i64, limit: i64) -> Result<Vec<Record>, Error> {
         let rows = self
             .client
             .query(
-                "SELECT id::bigint, username::text, email::text, password::text, is_active, date_joined
-                 FROM auth_user WHERE id > $1::bigint ORDER BY id LIMIT $2::bigint",
+                "SELECT id::bigint AS id, username::text AS username, email::text AS email,
+                        password::text AS password, is_active, date_joined
+                 FROM auth_user WHERE id > $1::bigint ORDER BY auth_user.id LIMIT $2::bigint",
                 &[&after, &limit],
             )
             .await?;
@@ -187,8 +180,9 @@ impl DjangoDatabase {
         let rows = self
             .client
             .query(
-                "SELECT id::bigint, coalesce(user_id, 0)::bigint, prompt::text, response::text, created_at
-                 FROM prompts_prompt WHERE id > $1::bigint ORDER BY id LIMIT $2::bigint",
+                "SELECT id::bigint AS id, coalesce(user_id, 0)::bigint AS user_id,
+                        prompt::text AS prompt, response::text AS response, created_at
+                 FROM prompts_prompt WHERE id > $1::bigint ORDER BY prompts_prompt.id LIMIT $2::bigint",
                 &[&after, &limit],
             )
             .await?;
@@ -197,7 +191,8 @@ impl DjangoDatabase {
             .collect()
     }
 
-    /// The highest id in the table, or the last that its sequence gave out, if that is more and may be read.
+    /// The highest id in the table, or the last one that its sequence gave out, if that one is higher
+    /// and may be read.
     async fn last_id(&self, table: &'static str) -> Result<i64, Error> {
         let sql = format!("SELECT coalesce(max(id), 0)::bigint FROM {table}");
         let highest: i64 = self.client.query_one(&sql, &[]).await?.try_get(0)?;
@@ -223,47 +218,48 @@ impl DjangoDatabase {
 }
 
 fn user(row: &Row) -> Result<Record, Error> {
-    let hash: String = row.try_get(3)?;
-    let made: SystemTime = row.try_get(5)?;
+    let hash: String = row.try_get("password")?;
+    let created_at: SystemTime = row.try_get("date_joined")?;
     let password_hash = match hash.strip_prefix(DJANGO_ARGON2) {
         Some(usual) => format!("${usual}"),
         None => hash,
     };
     Ok(Record::User(User {
-        id: UserId(row.try_get(0)?),
-        username: row.try_get(1)?,
-        email: row.try_get(2)?,
+        id: UserId(row.try_get("id")?),
+        username: row.try_get("username")?,
+        email: row.try_get("email")?,
         password_hash,
-        is_active: row.try_get(4)?,
+        is_active: row.try_get("is_active")?,
         tokens_valid_from: Timestamp(0),
-        created_at: made.into(),
+        created_at: created_at.into(),
     }))
 }
 
 fn prompt(row: &Row, unknown_model: &str) -> Result<Record, Error> {
-    let text: String = row.try_get(2)?;
-    let response: Option<String> = row.try_get(3)?;
-    let asked: SystemTime = row.try_get(4)?;
+    let text: String = row.try_get("prompt")?;
+    let response: Option<String> = row.try_get("response")?;
+    let created_at: SystemTime = row.try_get("created_at")?;
     let is_mock = response
         .as_deref()
         .and_then(|response| response.strip_prefix(MOCK_PREFIX))
         == Some(&text);
     let model = if is_mock { "mock" } else { unknown_model };
-    // The old system stored a prompt only once it was answered; a row without an answer is somebody else's doing.
+    // The old system stored a prompt only after its answer; a row without an answer was made by
+    // something else.
     let (status, error) = match response {
         Some(_) => (PromptStatus::Completed, None),
         None => (PromptStatus::Failed, Some(FailureCode::UpstreamFailed)),
     };
     Ok(Record::Prompt(PromptRecord {
         prompt: Prompt {
-            id: PromptId(row.try_get(0)?),
-            user_id: UserId(row.try_get(1)?),
+            id: PromptId(row.try_get("id")?),
+            user_id: UserId(row.try_get("user_id")?),
             prompt: text,
             response,
             model: model.to_owned(),
             status,
             error,
-            created_at: asked.into(),
+            created_at: created_at.into(),
             call: CallDetails::default(),
         },
         vector: None,

@@ -8,9 +8,9 @@ use tokio_postgres::Row;
 
 use super::error::Cause;
 use super::pool::{Connection, LONG_PATIENCE, PATIENCE};
-use super::prompts::{check_quota, prompt_from_row, without_nul};
+use super::prompts::{check_quota, prompt_from_row};
 use super::{PostgresStore, get, sql_limit};
-use crate::domain::{FailureCode, Prompt, PromptId, PromptStatus, Timestamp, UserId};
+use crate::domain::{FailureCode, Prompt, PromptId, PromptStatus, Timestamp, UserId, without_nul};
 use crate::store::{
     Begun, CallOutcome, CallStore, Error, Holder, KEY_LIFETIME, KeyClaim, KeyState, KnownKey,
     LapsedCall, NewCall,

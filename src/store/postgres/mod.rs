@@ -6,7 +6,6 @@
 
 mod accounts;
 mod bulk;
-mod bulk_calls;
 mod calls;
 mod error;
 mod inspect;
@@ -26,6 +25,7 @@ use std::fmt;
 
 use async_trait::async_trait;
 use tokio::time::timeout;
+use tokio_postgres::row::RowIndex;
 use tokio_postgres::types::FromSql;
 use tokio_postgres::{Config, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -187,7 +187,7 @@ impl NearestStore for PostgresStore {
 }
 
 /// A column of a row. A value that does not fit its type is a defect.
-fn get<'a, T: FromSql<'a>>(row: &'a Row, column: usize) -> Result<T, Error> {
+fn get<'a, T: FromSql<'a>>(row: &'a Row, column: impl RowIndex + fmt::Display) -> Result<T, Error> {
     row.try_get(column).map_err(|_| Cause::UnknownValue.into())
 }
 

@@ -10,7 +10,8 @@ use super::pool::Connection;
 use super::pool::PATIENCE;
 use super::{PostgresStore, get, sql_limit, vectors};
 use crate::domain::{
-    CallDetails, Embedding, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, UserId,
+    CallDetails, Embedding, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp,
+    UserId, without_nul,
 };
 use crate::store::{
     Access, Claim, Coverage, DeletedPrompt, Error, NewPrompt, PromptPage, PromptStore, PromptsRead,
@@ -100,15 +101,6 @@ pub(super) fn prompt_from_row(row: &Row) -> Result<Prompt, Error> {
             finish_reason: get(row, 11)?,
         },
     })
-}
-
-/// The server's texts hold no NUL. A prompt has none; an upstream's words might.
-pub(super) fn without_nul(text: String) -> String {
-    if text.contains('\0') {
-        text.replace('\0', "\u{fffd}")
-    } else {
-        text
-    }
 }
 
 /// Whether the user keeps fewer prompts than that. Counts in the index by user, at most as far as

@@ -1,4 +1,4 @@
-//! One line's JSON object, taken apart field by field, so that an error can name the field.
+//! One line's JSON object, read field by field, so that an error can name the field.
 
 use std::fmt;
 
@@ -10,19 +10,19 @@ use serde_json::value::RawValue;
 /// The longest name of an unknown field that is shown.
 const MAX_NAME_BYTES: usize = 40;
 
-/// What is wrong with one line. Quotes nothing of it but a field's name.
+/// What is wrong with one line. Quotes at most a field's name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LineProblem {
-    /// The bytes are no text.
+    /// The bytes are not text.
     #[error("it is not UTF-8 from column {0} on")]
     NotUtf8(usize),
-    /// The text is no JSON.
+    /// The text is not JSON.
     #[error("it is not JSON from column {0} on")]
     NotJson(usize),
     /// The text is the beginning of JSON.
     #[error("it ends before its JSON does: is the file cut off?")]
     CutOff,
-    /// The text is JSON of another kind.
+    /// The text is JSON, but not an object.
     #[error("it is not a JSON object")]
     NotObject,
     /// A field is missing.
@@ -31,7 +31,7 @@ pub enum LineProblem {
     /// A field comes more than once.
     #[error("`{0}` comes more than once")]
     Repeated(&'static str),
-    /// There is a field of a name that says nothing here; left out if it is not a plain one.
+    /// A field has a name that is not known here. The name is left out if it is not a plain one.
     #[error(
         "it has a field that is not known here{}{}{}",
         if .0.is_some() { ": `" } else { "" },
@@ -39,15 +39,15 @@ pub enum LineProblem {
         if .0.is_some() { "`" } else { "" }
     )]
     Unknown(Option<Box<str>>),
-    /// A value is of another type than its field's, or means nothing.
+    /// A value is of another type than its field's, or has no meaning.
     #[error("`{field}` must be {expected}")]
     Value {
         /// The field.
         field: &'static str,
-        /// What it takes.
+        /// What the field takes.
         expected: &'static str,
     },
-    /// The line goes on and on.
+    /// The line is too long to be read.
     #[error("it is longer than 64 MiB")]
     TooLong,
 }
@@ -57,7 +57,7 @@ pub enum LineProblem {
 pub(super) struct Fields<'a>(Vec<(String, &'a RawValue)>);
 
 impl<'a> Fields<'a> {
-    /// Reads a line: its fields in the order in which they stand.
+    /// Reads a line: its fields in their order.
     pub fn of(line: &'a [u8]) -> Result<Self, LineProblem> {
         let text = std::str::from_utf8(line)
             .map_err(|error| LineProblem::NotUtf8(column(line, error.valid_up_to())))?;
@@ -71,7 +71,7 @@ impl<'a> Fields<'a> {
         })
     }
 
-    /// Takes a field out; `None` if it is missing.
+    /// Takes a field; `None` if it is missing.
     pub fn take<T: DeserializeOwned>(
         &mut self,
         field: &'static str,
@@ -89,7 +89,7 @@ impl<'a> Fields<'a> {
             .map_err(|_| LineProblem::Value { field, expected })
     }
 
-    /// Takes out a field that there must be.
+    /// Takes a field that must be there.
     pub fn need<T: DeserializeOwned>(
         &mut self,
         field: &'static str,
@@ -99,7 +99,7 @@ impl<'a> Fields<'a> {
             .ok_or(LineProblem::Missing(field))
     }
 
-    /// Refuses what has not been taken: a misspelt field must not lose its value.
+    /// Refuses fields that have not been taken: a misspelt field must not lose its value.
     pub fn end(self) -> Result<(), LineProblem> {
         let Some((name, _)) = self.0.into_iter().next() else {
             return Ok(());
@@ -110,7 +110,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// The place of a byte in a line, in characters and from 1, as editors show it.
+/// The column of a byte in a line, in characters and from 1, as editors show it.
 fn column(line: &[u8], byte: usize) -> usize {
     let before = line.get(..byte).unwrap_or(line);
     String::from_utf8_lossy(before).chars().count() + 1

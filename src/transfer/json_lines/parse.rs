@@ -1,4 +1,4 @@
-//! What a line's fields mean.
+//! The meaning of a line's fields.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -8,13 +8,13 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::value::RawValue;
 
 use super::fields::{Fields, LineProblem};
-use super::{FORMAT, MAX_ID, NO_PASSWORD, Record};
+use super::{FORMAT, MAX_ID, NO_PASSWORD};
 use crate::domain::{
     CallDetails, FailureCode, LastIds, ModelId, Prompt, PromptId, PromptRecord, PromptStatus,
-    Timestamp, User, UserId, VectorRecord,
+    Record, Timestamp, User, UserId, VectorRecord,
 };
 
-/// The model of an answer whose line does not name one.
+/// The model of a response whose line names none.
 const UNKNOWN_MODEL: &str = "unknown";
 
 const TEXT: &str = "text";
@@ -25,7 +25,7 @@ const TIME: &str = "a time such as 2026-11-24T12:00:00Z";
 const KIND: &str = "\"user\" or \"prompt\"";
 const EMBEDDING: &str = "{\"model\": NAME, \"f16\": BASE64}";
 
-/// A header's version, and the highest ids that it names. `None` if the line is no header.
+/// A header's version, and the highest ids that it names. `None` if the line is not a header.
 pub(super) fn header(line: &[u8]) -> Result<Option<(u32, LastIds)>, LineProblem> {
     let Ok(mut fields) = Fields::of(line) else {
         return Ok(None);

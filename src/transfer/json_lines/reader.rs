@@ -5,25 +5,18 @@ use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 
 use super::fields::LineProblem;
 use super::parse;
-use super::{Error, Record, VERSION};
+use super::{Error, VERSION};
 use crate::domain::LastIds;
+use crate::transfer::{Location, Problem, Row};
 
-/// The longest line read: a prompt and an answer of several MiB each. A file without line ends must not fill the memory.
+/// The longest line read: a prompt and a response of several MiB each. A file without line ends must
+/// not fill the memory.
 const MAX_LINE_BYTES: u64 = 64 << 20;
 
-/// What a file compressed by gzip begins with.
+/// The first bytes of a file compressed by gzip.
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 /// The byte order mark, in UTF-8.
 const BOM: &[u8] = b"\xef\xbb\xbf";
-
-/// A line that was read.
-#[derive(Debug)]
-pub struct Line {
-    /// Its number, from 1; the header's is 1.
-    pub number: u64,
-    /// What it says.
-    pub record: Result<Record, LineProblem>,
-}
 
 /// Reads rows in the order of the file. Needs memory for one line.
 #[derive(Debug)]
@@ -36,11 +29,10 @@ pub struct Reader<F = File> {
 }
 
 impl<F: Read + Seek> Reader<F> {
-    /// Reads the header of a file, from where the file stands. It must be one that can be gone back
-    /// in.
+    /// Reads the header of a file, from the file's current position. The file must be seekable.
     ///
     /// # Errors
-    /// `Io`; otherwise the file is none of this format.
+    /// `Io`; any other one if the file is not of this format.
     pub fn new(mut file: F) -> Result<Self, Error> {
         let mut reader = Self {
             start: file.stream_position()?,
@@ -53,7 +45,7 @@ impl<F: Read + Seek> Reader<F> {
         Ok(reader)
     }
 
-    /// The highest ids ever given out where the file comes from, as far as its header says.
+    /// The highest ids ever given out where the file was written, if its header names them.
     pub fn last_ids(&self) -> LastIds {
         self.last
     }
@@ -68,14 +60,14 @@ impl<F: Read + Seek> Reader<F> {
         self.read_header()
     }
 
-    /// The next row; `None` at the end. Empty lines are passed over.
+    /// The next row; `None` at the end. Empty lines are skipped.
     ///
     /// # Errors
     /// `Io`.
-    pub fn read_row(&mut self) -> Result<Option<Line>, Error> {
+    pub fn read_row(&mut self) -> Result<Option<Row>, Error> {
         while self.read_line()? {
             let number = self.number;
-            // What comes before the JSON counts in the places of problems.
+            // Spaces before the JSON count in the columns of problems.
             let text = self.buffer.trim_ascii_end();
             if text.is_empty() {
                 continue;
@@ -86,7 +78,10 @@ impl<F: Read + Seek> Reader<F> {
             } else {
                 parse::row(text)
             };
-            return Ok(Some(Line { number, record }));
+            return Ok(Some(Row {
+                location: Location::Line(number),
+                record: record.map_err(Problem::Line),
+            }));
         }
         Ok(None)
     }
@@ -98,7 +93,7 @@ impl<F: Read + Seek> Reader<F> {
         if self.buffer.starts_with(&GZIP) {
             return Err(Error::Compressed);
         }
-        // Windows programs write it. The next line is no place for it, but the first one may be.
+        // Windows programs write it, before the first line only.
         let line = self.buffer.strip_prefix(BOM).unwrap_or(&self.buffer);
         match parse::header(line).map_err(Error::Header)? {
             None => Err(Error::NoHeader),
@@ -119,12 +114,12 @@ impl<F: Read + Seek> Reader<F> {
         Ok(read > 0)
     }
 
-    /// Whether the line goes on beyond what was read of it.
+    /// Whether the line is longer than what was read of it.
     fn is_cut(&self) -> bool {
         self.buffer.len() as u64 == MAX_LINE_BYTES && !self.buffer.ends_with(b"\n")
     }
 
-    /// Passes over the rest of a line that is too long.
+    /// Skips the rest of a line that is too long.
     fn skip_line(&mut self) -> Result<(), Error> {
         let number = self.number;
         while self.is_cut() && self.read_line()? {}

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prompt_service::domain::{
-    CallDetails, Embedding, FailureCode, Prompt, PromptId, PromptStatus, Timestamp, UserId,
+    CallDetails, Embedding, FailureCode, KeyRecord, Prompt, PromptId, PromptStatus, Record,
+    Timestamp, UserId,
 };
 use prompt_service::store::{
-    Begun, CallOutcome, DeletedPrompt, Error, Holder, KeyClaim, KeyRecord, KeyState, KnownKey,
-    LapsedCall, NewCall,
+    Begun, CallOutcome, DeletedPrompt, Error, Holder, KeyClaim, KeyState, KnownKey, LapsedCall,
+    NewCall,
 };
 
 use crate::store::{TestableStore, embedded, model, newest, user, vector};
@@ -484,7 +485,8 @@ pub async fn a_key_of_yesterday_is_free_before_it_is_purged(store: Store) {
         claimed_at: now.minus(age),
     };
     let keys = vec![key(2, DAY - MINUTE), key(3, DAY + MINUTE)];
-    store.put_keys(keys).await.unwrap();
+    let keys = keys.into_iter().map(Record::Key);
+    store.put(keys.collect()).await.unwrap();
     assert!(store.known_key(alice, &[2; 32]).await.unwrap().is_some());
     assert_eq!(store.known_key(alice, &[3; 32]).await.unwrap(), None);
     // It may stand for another request now, and then does.

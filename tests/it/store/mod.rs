@@ -74,10 +74,11 @@ macro_rules! conformance_suite {
                 rows_put_with_their_ids_are_read_back_whole,
                 a_vector_of_a_prompt_that_is_not_completed_is_not_put,
                 ids_given_out_after_a_put_are_above_it,
+                rows_of_several_kinds_are_put_together_or_not_at_all,
                 the_ids_of_deleted_rows_count_as_given_out,
                 raised_ids_are_not_given_out_and_never_fall,
                 putting_again_leaves_what_is_there,
-                what_is_anothers_is_told_and_changes_nothing,
+                rows_of_another_id_or_name_are_left_out,
                 prompts_without_an_owner_put_nothing,
                 a_bulk_vector_of_another_length_puts_nothing,
                 records_come_by_rising_id_in_pages_with_vectors_of_any_model,
@@ -110,7 +111,7 @@ macro_rules! conformance_suite {
 }
 
 mod accounts;
-mod bulk;
+pub mod bulk;
 mod calls;
 mod concurrency;
 mod model;

@@ -1,33 +1,26 @@
-//! Making one store's contents another's. The target here is SQLite too: what carries knows the traits only.
+//! Making one store's contents another's. The target here is SQLite too: a copy knows only the trait.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use prompt_service::domain::{
-    Embedding, FailureCode, LastIds, PromptId, PromptStatus, Timestamp, UserId,
+    Embedding, FailureCode, KeyRecord, LastIds, PromptId, PromptStatus, Record, RecordCursor,
+    RevokedToken, Session, Timestamp, UpstreamDay, UserId,
 };
 use prompt_service::store::sqlite::SqliteStore;
-use prompt_service::store::{
-    AccountStore, BulkStore, KeyRecord, PromptStore, RevokedToken, Session, UpstreamDay,
-};
-use prompt_service::transfer::copy::{Side, carry};
-use prompt_service::transfer::import::Counts;
-use prompt_service::transfer::{Error, Meter};
+use prompt_service::store::{AccountStore, BulkStore, PromptStore};
+use prompt_service::transfer::{Error, Meter, RowCounts, copy};
 
+use crate::store::bulk::{prompt_records, put};
 use crate::store::{completed, embedded, model, user, vector};
 use crate::support::Folder;
 use crate::transfer::{cut_off, embedded_store};
 
-fn side(store: &SqliteStore) -> Side<'_> {
-    Side {
-        accounts: store,
-        bulk: store,
-        dimension: 4,
-    }
-}
+/// Numbers in a vector of the model in use.
+const DIMENSION: usize = 4;
 
-async fn carried(from: &SqliteStore, to: &SqliteStore) -> Result<Counts, Error> {
-    carry(side(from), side(to), &Meter::new(Instant::now())).await
+async fn copied(from: &SqliteStore, to: &SqliteStore) -> Result<RowCounts, Error> {
+    copy(from, to, DIMENSION, &Meter::new(Instant::now())).await
 }
 
 /// A store with something in every table.
@@ -69,11 +62,9 @@ async fn furnished(folder: &Folder) -> SqliteStore {
         prompt_id: PromptId(i64::from(n) + 1),
         claimed_at: Timestamp(i64::from(n)),
     });
-    store.put_keys(keys.collect()).await.unwrap();
-    for day in [20_000, 20_001] {
-        let counted = vec![UpstreamDay { day, calls: day }];
-        store.put_upstream_days(counted).await.unwrap();
-    }
+    put(&store, Record::Key, keys).await.unwrap();
+    let days = [20_000, 20_001].map(|day| UpstreamDay { day, calls: day });
+    put(&store, Record::UpstreamDay, days).await.unwrap();
     for n in 0..300 {
         let token = RevokedToken {
             jti: format!("{n:032x}"),
@@ -86,37 +77,23 @@ async fn furnished(folder: &Folder) -> SqliteStore {
     store
 }
 
-/// Everything in a store, in words.
-async fn contents(store: &SqliteStore) -> Vec<String> {
-    let mut all = vec![format!("{:?}", store.last_ids().await.unwrap())];
-    let users = store.list_users(None, 9_999).await.unwrap();
-    all.extend(users.iter().map(|user| {
-        format!(
-            "{user:?} {} {} {}",
-            user.username, user.email, user.password_hash
-        )
-    }));
-    let records = store.prompt_records(None, 9_999).await.unwrap();
-    all.extend(records.iter().map(|record| format!("{record:?}")));
-    let sessions = store.list_sessions(None, 9_999).await.unwrap();
-    all.extend(sessions.iter().map(|session| format!("{session:?}")));
-    let keys = store.list_keys(None, 9_999).await.unwrap();
-    all.extend(keys.iter().map(|key| format!("{key:?}")));
-    let days = store.list_upstream_days(None, 9_999).await.unwrap();
-    all.extend(days.iter().map(|day| format!("{day:?}")));
-    let tokens = store.list_revoked_tokens(None, 9_999).await.unwrap();
-    all.extend(tokens.iter().map(|token| format!("{token:?}")));
-    all
+/// Everything in a store.
+async fn contents(store: &SqliteStore) -> (LastIds, Vec<Record>) {
+    let mut all = Vec::new();
+    for start in RecordCursor::STARTS {
+        all.extend(store.records(start, 9_999).await.unwrap());
+    }
+    (store.last_ids().await.unwrap(), all)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn everything_is_carried_and_the_next_ids_too() {
+async fn everything_is_copied_and_the_next_ids_too() {
     let (here, there) = (Folder::new(), Folder::new());
     let (from, to) = (furnished(&here).await, embedded_store(&there));
-    let counts = carried(&from, &to).await.unwrap();
+    let counts = copied(&from, &to).await.unwrap();
     assert_eq!((counts.users, counts.prompts), (3, 749));
     let expected = contents(&from).await;
-    assert_eq!(expected.len(), 1 + 3 + 749 + 2 + 300 + 2 + 300);
+    assert_eq!(expected.1.len(), 3 + 749 + 2 + 300 + 2 + 300);
     assert_eq!(contents(&to).await, expected);
     let next = to
         .insert_prompt(completed(UserId(1), "next"))
@@ -126,23 +103,23 @@ async fn everything_is_carried_and_the_next_ids_too() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_move_that_was_cut_off_goes_on_and_a_finished_one_is_only_compared() {
+async fn interrupted_copy_continues_and_a_finished_one_is_only_compared() {
     let (here, there) = (Folder::new(), Folder::new());
     let (from, to) = (furnished(&here).await, embedded_store(&there));
     let meter = Meter::new(Instant::now());
     // The users are the first operation, the first page of prompts is the second.
     let enough = || to.stats().committed_operations >= 2;
-    cut_off(carry(side(&from), side(&to), &meter), enough).await;
-    carried(&from, &to).await.unwrap();
+    cut_off(copy(&from, &to, DIMENSION, &meter), enough).await;
+    copied(&from, &to).await.unwrap();
     let before = to.stats().committed_operations;
-    carried(&from, &to).await.unwrap();
+    copied(&from, &to).await.unwrap();
     // Raising the ids is repeated, nothing else.
     assert_eq!(to.stats().committed_operations, before + 1);
     assert_eq!(contents(&to).await, contents(&from).await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_target_with_rows_of_its_own_is_refused_and_left_as_it_was() {
+async fn target_with_other_rows_is_refused_and_left_as_it_was() {
     let here = Folder::new();
     let from = furnished(&here).await;
     for name in ["alice", "zoe"] {
@@ -151,24 +128,24 @@ async fn a_target_with_rows_of_its_own_is_refused_and_left_as_it_was() {
         user(&to, name).await;
         let made = to.insert_prompt(completed(UserId(1), "theirs")).await;
         made.unwrap();
-        // The first is just as the source has it, and its prompt tells; the second is another's.
+        // The first account is as in the source, but its prompt is not; the second is another one.
         let before = contents(&to).await;
-        let refused = carried(&from, &to).await;
+        let refused = copied(&from, &to).await;
         assert!(matches!(refused, Err(Error::Foreign)), "{refused:?}");
         assert_eq!(contents(&to).await, before);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_empty_store_is_carried() {
+async fn empty_store_is_copied() {
     let (here, there) = (Folder::new(), Folder::new());
     let (from, to) = (embedded_store(&here), embedded_store(&there));
-    assert_eq!(carried(&from, &to).await.unwrap(), Counts::default());
+    assert_eq!(copied(&from, &to).await.unwrap(), RowCounts::default());
     assert_eq!(to.last_ids().await.unwrap(), LastIds::NONE);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn vectors_of_another_length_stay_behind_and_null_characters_of_answers_are_replaced() {
+async fn vectors_of_another_length_are_not_copied_and_null_characters_of_responses_are_replaced() {
     let (here, there) = (Folder::new(), Folder::new());
     let (from, to) = (embedded_store(&here), embedded_store(&there));
     let alice = user(&from, "alice").await.id;
@@ -178,27 +155,27 @@ async fn vectors_of_another_length_stay_behind_and_null_characters_of_answers_ar
     let mut short = completed(alice, "y");
     short.embedding = Some((model("short"), Embedding(Arc::from([1.0, 0.0].as_slice()))));
     from.insert_prompt(short).await.unwrap();
-    carried(&from, &to).await.unwrap();
-    let records = to.prompt_records(None, 9).await.unwrap();
+    copied(&from, &to).await.unwrap();
+    let records = prompt_records(&to).await;
     assert_eq!(records[0].prompt.response.as_deref(), Some("a\u{fffd}b"));
     assert!(records[0].vector.is_some());
     assert_eq!(records[1].vector, None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_call_that_nobody_is_at_work_on_any_more_arrives_as_failed() {
+async fn running_call_arrives_as_failed() {
     let (here, there) = (Folder::new(), Folder::new());
     let (from, to) = (embedded_store(&here), embedded_store(&there));
     let alice = user(&from, "alice").await.id;
     from.insert_prompt(completed(alice, "x")).await.unwrap();
-    let mut cut_off = from.prompt_records(None, 9).await.unwrap().remove(0);
+    let mut cut_off = prompt_records(&from).await.remove(0);
     cut_off.prompt.id = PromptId(5);
     cut_off.prompt.status = PromptStatus::Running;
     cut_off.prompt.response = None;
-    from.put_prompts(vec![cut_off]).await.unwrap();
-    carried(&from, &to).await.unwrap();
-    carried(&from, &to).await.unwrap();
-    let arrived = to.prompt_records(None, 9).await.unwrap().remove(1).prompt;
+    put(&from, Record::Prompt, [cut_off]).await.unwrap();
+    copied(&from, &to).await.unwrap();
+    copied(&from, &to).await.unwrap();
+    let arrived = prompt_records(&to).await.remove(1).prompt;
     assert_eq!(
         (arrived.id, arrived.status, arrived.error),
         (

@@ -1,19 +1,21 @@
-//! Taking rows in: what conflicts, what is left alone, and going on after being cut off.
+//! Importing rows: conflicts, rows that are present already, and continuing after an interruption.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
 use prompt_service::domain::{
-    CallDetails, LastIds, Prompt, PromptId, PromptRecord, PromptStatus, Timestamp, User, UserId,
+    CallDetails, LastIds, Prompt, PromptId, PromptRecord, PromptStatus, Record, Timestamp, User,
+    UserId,
 };
 use prompt_service::embed::{BackgroundEmbedder, Engine};
 use prompt_service::store::sqlite::SqliteStore;
 use prompt_service::store::{AccountStore, BulkStore, PromptStore};
-use prompt_service::transfer::import::{Counts, Embedding, Import, Report};
-use prompt_service::transfer::source::{Content, Row, Source};
-use prompt_service::transfer::{Error, Fault, Meter, Place, Problem};
+use prompt_service::transfer::import::{Embedders, Import, Report};
+use prompt_service::transfer::source::Source;
+use prompt_service::transfer::{Error, Fault, Location, Meter, Problem, Row, RowCounts};
 
+use crate::store::bulk::{prompt_records, put};
 use crate::support::Folder;
 use crate::transfer::{cut_off, embedded_store};
 
@@ -51,12 +53,12 @@ impl Source for Rows {
 
     async fn read(&mut self) -> Result<Vec<Row>, Error> {
         let users = self.users.iter().map(|user| Row {
-            place: Place::User(user.id),
-            content: Ok(Content::User(user.clone())),
+            location: Location::User(user.id),
+            record: Ok(Record::User(user.clone())),
         });
         let prompts = self.prompts.iter().map(|record| Row {
-            place: Place::Prompt(record.prompt.id),
-            content: Ok(Content::Prompt(record.clone())),
+            location: Location::Prompt(record.prompt.id),
+            record: Ok(Record::Prompt(record.clone())),
         });
         let page: Vec<Row> = users.chain(prompts).skip(self.read).take(PAGE).collect();
         self.read += page.len();
@@ -129,24 +131,24 @@ impl Target {
     async fn run(&self, source: &mut Rows) -> Report {
         let import = self.import();
         let planned = import.check(source).await.unwrap();
-        let embedding = Embedding {
+        let embedders = Embedders {
             embedders: &self.embedders,
             model: self.engine.model_id(),
             dimension: self.engine.dimension(),
         };
-        let done = import.run(source, embedding, planned.new.prompts);
+        let done = import.run(source, embedders, planned.new.prompts);
         let done = done.await.unwrap();
         assert_eq!(done, planned, "what was done is what was planned");
         done
     }
 }
 
-fn counts(users: u64, prompts: u64) -> Counts {
-    Counts { users, prompts }
+fn counts(users: u64, prompts: u64) -> RowCounts {
+    RowCounts { users, prompts }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_import_that_is_cut_off_goes_on_and_doubles_nothing() {
+async fn interrupted_import_continues_and_doubles_nothing() {
     let target = Target::new();
     let users = (1..=7)
         .map(|id| user(id * 3, &format!("user{id}")))
@@ -165,16 +167,11 @@ async fn an_import_that_is_cut_off_goes_on_and_doubles_nothing() {
         let stop_at = committed() + operations;
         cut_off(target.run(&mut source), || committed() >= stop_at).await;
     }
-    let before = target
-        .store
-        .prompt_records(None, 9_999)
-        .await
-        .unwrap()
-        .len() as u64;
+    let before = prompt_records(&target.store).await.len() as u64;
     let report = target.run(&mut source).await;
     assert_eq!(report.new, counts(0, 1_500 - report.present.prompts));
     assert!((400..1_500).contains(&before) && report.present.prompts >= before);
-    let records = target.store.prompt_records(None, 9_999).await.unwrap();
+    let records = prompt_records(&target.store).await;
     let stored: Vec<Prompt> = records.iter().map(|record| record.prompt.clone()).collect();
     let given: Vec<Prompt> = source
         .prompts
@@ -200,14 +197,14 @@ async fn an_import_that_is_cut_off_goes_on_and_doubles_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_vector_made_by_import_is_the_one_that_posting_makes() {
+async fn import_makes_the_same_vector_as_a_post() {
     let app = crate::support::spawn_app(|_| {}).await;
     let alice = app.user("alice").await;
     let text = "How do I bake bread?";
     alice.prompt(text).await;
     let folder = app.stop().await;
     let store = embedded_store(&folder);
-    let posted = store.prompt_records(None, 1).await.unwrap().remove(0);
+    let posted = prompt_records(&store).await.remove(0);
     store.close().await;
     let target = Target::new();
     let mut damaged = prompt(2, 1, text);
@@ -222,23 +219,19 @@ async fn a_vector_made_by_import_is_the_one_that_posting_makes() {
         vec![prompt(1, 1, text), damaged, others],
     );
     target.run(&mut source).await;
-    for record in target.store.prompt_records(None, 9).await.unwrap() {
+    for record in prompt_records(&target.store).await {
         assert_eq!(record.vector, posted.vector);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_conflicts_with_the_store_is_told_and_the_rest_comes_in() {
+async fn conflicts_with_the_store_are_reported_and_the_rest_is_imported() {
     let target = Target::new();
     let store = &target.store;
-    store
-        .put_users(vec![user(1, "alice"), user(2, "bob")])
-        .await
-        .unwrap();
-    store
-        .put_prompts(vec![prompt(1, 1, "mine"), prompt(2, 2, "his")])
-        .await
-        .unwrap();
+    let users = [user(1, "alice"), user(2, "bob")];
+    put(store, Record::User, users).await.unwrap();
+    let prompts = [prompt(1, 1, "mine"), prompt(2, 2, "his")];
+    put(store, Record::Prompt, prompts).await.unwrap();
     let users = vec![
         user(1, "alice"),
         user(2, "carol"),
@@ -256,19 +249,19 @@ async fn what_conflicts_with_the_store_is_told_and_the_rest_comes_in() {
     let mut source = Rows::of(users, prompts);
     let report = target.run(&mut source).await;
     assert_eq!((report.new, report.present), (counts(1, 2), counts(1, 1)));
-    let faults: Vec<(Place, Problem)> = report
+    let faults: Vec<(Location, Problem)> = report
         .first_faults
         .iter()
-        .map(|Fault { place, problem }| (*place, problem.clone()))
+        .map(|Fault { location, problem }| (*location, problem.clone()))
         .collect();
     assert_eq!(
         faults,
         [
-            (Place::User(UserId(2)), Problem::IdTaken),
-            (Place::User(UserId(3)), Problem::NameTaken),
-            (Place::Prompt(PromptId(2)), Problem::IdTaken),
-            (Place::Prompt(PromptId(3)), Problem::NoOwner),
-            (Place::Prompt(PromptId(5)), Problem::NoOwner),
+            (Location::User(UserId(2)), Problem::IdTaken),
+            (Location::User(UserId(3)), Problem::NameTaken),
+            (Location::Prompt(PromptId(2)), Problem::IdTaken),
+            (Location::Prompt(PromptId(3)), Problem::NoOwner),
+            (Location::Prompt(PromptId(5)), Problem::NoOwner),
         ]
     );
     let names = store.list_users(None, 9).await.unwrap();
@@ -279,7 +272,7 @@ async fn what_conflicts_with_the_store_is_told_and_the_rest_comes_in() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_check_changes_nothing() {
+async fn check_changes_nothing() {
     let target = Target::new();
     let mut source = Rows::of(vec![user(1, "alice")], vec![prompt(1, 1, "x")]);
     source.last.user = UserId(9);
@@ -290,7 +283,7 @@ async fn a_check_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn odd_accounts_come_in_as_far_as_they_can() {
+async fn unusual_accounts_are_imported_as_far_as_possible() {
     let target = Target::new();
     let hashed = |id, name: &str, hash: &str| User {
         password_hash: hash.to_owned(),

@@ -1,13 +1,14 @@
-//! Leaving with one's data as JSON lines, and coming with them.
+//! Users and prompts as JSON lines: what `export` writes and `import` reads.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use prompt_service::domain::{PromptId, PromptStatus};
-use prompt_service::store::{AccountStore, BulkStore, PromptStore};
+use prompt_service::store::{AccountStore, PromptStore};
 use serde_json::{Value, json};
 
+use crate::store::bulk::prompt_records;
 use crate::support::{App, Folder, User, config_in, spawn_app, spawn_app_in};
 use crate::transfer::{command, embedded_store};
 
@@ -190,7 +191,7 @@ async fn a_file_written_by_hand_needs_few_fields() {
         .await
         .unwrap();
     let store = embedded_store(&folder);
-    let rows = store.prompt_records(None, 9).await.unwrap();
+    let rows = prompt_records(&store).await;
     assert_eq!(rows[0].prompt.status, PromptStatus::Completed);
     assert_eq!(rows[0].prompt.model, "unknown");
     assert_eq!(
@@ -221,12 +222,7 @@ async fn null_characters_of_answers_are_replaced() {
     let file = file_of(&folder, &lines);
     command(&config, &import(&file)).await.unwrap();
     let store = embedded_store(&folder);
-    let kept = store
-        .prompt_records(None, 9)
-        .await
-        .unwrap()
-        .remove(0)
-        .prompt;
+    let kept = prompt_records(&store).await.remove(0).prompt;
     assert_eq!(kept.response.as_deref(), Some("a\u{fffd}b"));
     assert_eq!(kept.model, "m\u{fffd}");
     store.close().await;

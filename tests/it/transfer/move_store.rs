@@ -1,10 +1,11 @@
 //! `move`: an embedded store becomes a PostgreSQL database, and everything is found there as before.
 
 use prompt_service::config::{Secret, StoreConfig};
-use prompt_service::domain::{PromptId, PromptRecord, UserId};
-use prompt_service::store::{BulkStore, PromptStore};
+use prompt_service::domain::{PromptId, PromptRecord, Record, UserId};
+use prompt_service::store::PromptStore;
 use serde_json::Value;
 
+use crate::store::bulk::{prompt_records, put};
 use crate::store::{completed, user};
 use crate::support::postgres::Database;
 use crate::support::{App, Folder, config_in, spawn_app_in};
@@ -80,7 +81,7 @@ async fn the_same_searches_find_the_same_after_a_move() {
     app.user("bob").await.prompt("rain again").await;
     let folder = app.stop().await;
     let store = embedded_store(&folder);
-    let pattern = store.prompt_records(None, 1).await.unwrap().remove(0);
+    let pattern = prompt_records(&store).await.remove(0);
     let dimension = pattern.vector.as_ref().unwrap().f16_bytes.len() / 2;
     let records: Vec<PromptRecord> = (3..=PROMPTS)
         .map(|id| {
@@ -92,7 +93,7 @@ async fn the_same_searches_find_the_same_after_a_move() {
             record
         })
         .collect();
-    store.put_prompts(records).await.unwrap();
+    put(&store, Record::Prompt, records).await.unwrap();
     store.close().await;
 
     let app = app_on_sqlite(folder).await;
