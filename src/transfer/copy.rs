@@ -1,8 +1,9 @@
 //! Making one store's contents another's, whole.
 //!
-//! Rows are copied by rising key, so what an interrupted run has left in the target is a beginning of
-//! the source. A new run reads the target through, continues after it if it is such a beginning, and
-//! refuses it otherwise. At the end both sides are read and compared row by row.
+//! Rows are copied by rising key, so an interrupted run leaves a beginning of the source in the
+//! target. A new run reads the target through. It continues after the target's last row if the
+//! target is such a beginning, and refuses the target otherwise. At the end both sides are read and
+//! compared row by row.
 
 use std::pin::pin;
 
@@ -21,15 +22,15 @@ struct Copy<'a> {
     meter: &'a Meter,
 }
 
-/// Copies everything from one store to the other and compares both. Nothing else may write to either
-/// meanwhile. Returns how many accounts and prompts both have then.
+/// Copies everything from one store to the other and compares both. Nothing else may write to
+/// either meanwhile. Returns how many accounts and prompts both have then.
 ///
-/// `dimension`: numbers in a vector of the model in use. Vectors of other lengths, which a change of
-/// model has left, are not copied: a PostgreSQL database has room for one length.
+/// `dimension`: numbers in a vector of the model in use. Vectors of other lengths, which a change
+/// of model has left, are not copied: a PostgreSQL database has room for one length.
 ///
 /// # Errors
-/// `Foreign` if the target holds other rows; `Differs` if a row is not the same on both sides at the
-/// end; those of the stores.
+/// `Foreign` if the target holds other rows; `Differs` if a row is not the same on both sides at
+/// the end; those of the stores.
 pub async fn copy(
     from: &dyn BulkStore,
     to: &dyn BulkStore,

@@ -13,9 +13,9 @@ use crate::store::BulkStore;
 
 /// Writes every account and prompt with an id up to `last`, by rising id. Returns how many.
 ///
-/// Beside a server, each page is of one moment, but not all pages are of the same moment. A row that
-/// is there from beginning to end is written once. A row that is deleted meanwhile may be written; a
-/// row that is made after `last` was read is not. Every prompt's owner is written.
+/// Beside a server, each page is of one moment, but not all pages are of the same moment. A row
+/// that is there from beginning to end is written once. A row that is deleted meanwhile may be
+/// written; a row that is made after `last` was read is not. Every prompt's owner is written.
 ///
 /// # Errors
 /// Those of the store and of the file.

@@ -57,8 +57,8 @@ pub struct Report {
     pub new: RowCounts,
     /// Rows that are in the store already, and are left as they are.
     pub present: RowCounts,
-    /// Accounts among the new ones whose password is hashed in a way unknown here: they are imported
-    /// without a password.
+    /// Accounts among the new ones whose password is hashed in a way unknown here: they are
+    /// imported without a password.
     pub lost_passwords: u64,
     /// Rows that cannot be imported.
     pub faults: u64,
@@ -95,8 +95,8 @@ impl Import<'_> {
         }
     }
 
-    /// Stores every sound row that is not in the store yet, with its vector. `new_prompts`: how many
-    /// there are, by [`check`](Self::check).
+    /// Stores every sound row that is not in the store yet, with its vector. `new_prompts`: how
+    /// many there are, by [`check`](Self::check).
     ///
     /// Rows are committed in batches, in the order of the source: interrupted at any moment, the
     /// same call continues with the first row that is missing.

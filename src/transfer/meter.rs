@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Counts the rows of one phase after another. Shared by reference between the work and its display.
+/// Counts the rows of one phase after another. The work and the display share it by reference.
 #[derive(Debug)]
 pub struct Meter {
     phase: Mutex<Phase>,

@@ -1,10 +1,10 @@
 //! Moving users and prompts whole, from one place to another. The operator's commands use this;
 //! requests do not.
 //!
-//! Each place gives or takes pages of [`Record`]s in the same order, and [`pipe`](pipe::pipe) moves
-//! the pages. [`import`] fills the store from a [`source`] and embeds the prompts on the way,
-//! [`export`](export()) writes the store's rows as [`json_lines`], [`copy`](copy()) makes one store's contents
-//! another's. Each can be interrupted at any moment and started again.
+//! Each place gives or takes pages of [`Record`]s in the same order, and `pipe` moves the pages.
+//! [`import`] fills the store from a [`source`] and embeds the prompts on the way,
+//! [`export`](export()) writes the store's rows as [`json_lines`], [`copy`](copy()) makes one
+//! store's contents another's. Each can be interrupted at any moment and started again.
 
 mod copy;
 mod export;
@@ -55,7 +55,8 @@ impl AddAssign for RowCounts {
     }
 }
 
-/// Why a move ended before its end. What it had written stays, and the same command continues there.
+/// Why a move ended before its end. What it had written stays, and the same command continues
+/// there.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A store failed.

@@ -43,7 +43,7 @@ impl ExclusiveStore {
         ))
     }
 
-    /// Opens an empty store in a temporary folder, which is removed with it: what a dry run works on
+    /// Opens an empty store in a temporary folder, which is removed with it. A dry run works on it
     /// where there is no store yet.
     ///
     /// # Errors

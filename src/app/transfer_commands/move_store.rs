@@ -17,8 +17,8 @@ use crate::transfer::{Meter, copy};
 /// Connections to the target: pages are copied one after another.
 const POOL: usize = 2;
 
-/// Copies the embedded store to a PostgreSQL database, whole, and compares both. All servers of both
-/// must be stopped; the source is left as it was.
+/// Copies the embedded store to a PostgreSQL database, whole, and compares both. All servers of
+/// both must be stopped; the source is left as it was.
 ///
 /// # Errors
 /// One line that says what is wrong. What was copied until then stays, and the same command

@@ -10,7 +10,8 @@ use super::Error;
 use crate::config::Secret;
 use crate::store::postgres::{UrlFault, driver};
 
-/// How long a server may take that somebody started a command for: one far away, or busy.
+/// How long the server may take. An operator waits for the command, and the server may be distant
+/// or busy.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Connects, encrypted as the address asks. The connection is served by a task that ends with the client.

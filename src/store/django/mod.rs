@@ -97,8 +97,8 @@ pub struct DjangoDatabase {
 }
 
 impl DjangoDatabase {
-    /// Connects and begins the transaction. `unknown_model`: the model that is stored with an answer
-    /// that is not the mock's; the old system did not keep it.
+    /// Connects and begins the transaction. `unknown_model`: the model that is stored with a
+    /// response that is not the mock's; the old system did not keep it.
     ///
     /// # Errors
     /// Any of [`Error`].
@@ -191,8 +191,8 @@ impl DjangoDatabase {
             .collect()
     }
 
-    /// The highest id in the table, or the last one that its sequence gave out, if that one is higher
-    /// and may be read.
+    /// The highest id in the table, or the last one that its sequence gave out, if that one is
+    /// higher and may be read.
     async fn last_id(&self, table: &'static str) -> Result<i64, Error> {
         let sql = format!("SELECT coalesce(max(id), 0)::bigint FROM {table}");
         let highest: i64 = self.client.query_one(&sql, &[]).await?.try_get(0)?;

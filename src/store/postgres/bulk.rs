@@ -11,10 +11,13 @@ use super::pool::{Arguments, Connection, LONG_PATIENCE};
 use super::prompts::prompt_from_row;
 use super::{PostgresStore, get, sql_limit};
 use crate::domain::{
-    FailureCode, KeyRecord, LastIds, ModelId, PromptId, PromptRecord, PromptStatus, Record,
-    RecordCursor, RevokedToken, Session, Timestamp, UpstreamDay, User, UserId, VectorRecord,
+    FailureCode, KeyRecord, LastIds, ModelId, Prompt, PromptId, PromptRecord, PromptStatus, Record,
+    RecordCursor, RevokedToken, Session, Timestamp, UpstreamDay, UserId, VectorRecord,
 };
 use crate::store::{AccountStore, BulkStore, Error};
+
+/// The table of accounts.
+const ACCOUNTS: &str = "account";
 
 const PROMPTS_AFTER: &str = "
     SELECT p.id, p.user_id, p.created_at, p.status, p.error, p.model, p.prompt, p.response,
@@ -94,18 +97,9 @@ const LAST_IDS: &str = "
                AS prompt_id";
 
 /// Raises a table's counter to an id; never lowers it. A transaction that fails does not undo it.
-macro_rules! raise {
-    ($table:literal) => {
-        concat!(
-            "SELECT setval(pg_get_serial_sequence('",
-            $table,
-            "', 'id'), $1)
-             WHERE $1 > coalesce(pg_sequence_last_value(pg_get_serial_sequence('",
-            $table,
-            "', 'id')::regclass), 0)"
-        )
-    };
-}
+const RAISE: &str = "
+    SELECT setval(pg_get_serial_sequence($1::text, 'id'), $2::bigint)
+    WHERE $2 > coalesce(pg_sequence_last_value(pg_get_serial_sequence($1, 'id')::regclass), 0)";
 
 fn prompt_record(row: &Row) -> Result<Record, Error> {
     let model: Option<&str> = get(row, "embedding_model")?;
@@ -173,9 +167,19 @@ fn halves(bytes: &[u8]) -> HalfVector {
     HalfVector::from(halves)
 }
 
-/// One value of each row: an array for `unnest`.
-fn column<'a, R, T>(rows: &'a [R], value: impl Fn(&'a R) -> T) -> Vec<T> {
-    rows.iter().map(value).collect()
+/// Writes rows by a statement whose arguments are columns: an array of values for each expression,
+/// and then the given columns. Sends nothing if there are no rows.
+macro_rules! put {
+    ($connection:ident, $sql:ident, $rows:ident, |$row:ident| $($value:expr),+
+     $(; and $($column:ident),+)?) => {
+        if !$rows.is_empty() {
+            let arguments: Arguments<'_> = &[
+                $(&$rows.iter().map(|$row| $value).collect::<Vec<_>>(),)+
+                $($(&$column,)+)?
+            ];
+            $connection.write($sql, arguments).await?;
+        }
+    };
 }
 
 /// The vectors of prompts, as columns: the prompts' ids, the models' numbers and the vectors.
@@ -230,10 +234,9 @@ impl BulkStore for PostgresStore {
 
     async fn raise_ids(&self, last: LastIds) -> Result<(), Error> {
         let mut connection = self.pool.connection(LONG_PATIENCE).await?;
-        connection.write(raise!("account"), &[&last.user.0]).await?;
-        connection
-            .write(raise!("prompt"), &[&last.prompt.0])
-            .await?;
+        for (table, last) in [(ACCOUNTS, last.user.0), ("prompt", last.prompt.0)] {
+            connection.write(RAISE, &[&table, &last]).await?;
+        }
         Ok(())
     }
 
@@ -283,135 +286,74 @@ impl BulkStore for PostgresStore {
                 Record::RevokedToken(token) => tokens.push(token),
             }
         }
+        prompts.iter_mut().for_each(PromptRecord::replace_nul);
         let mut connection = self.pool.connection(LONG_PATIENCE).await?;
-        // Before the transaction: the number of a new model is remembered, so it must not be undone.
-        let vectors = self.vectors_of(&mut connection, &prompts).await?;
+        // Before the transaction: a new model's number is remembered, so it must not be undone.
+        let (embedded, models, vectors) = self.vectors_of(&mut connection, &prompts).await?;
+        let prompts: Vec<&Prompt> = prompts.iter().map(|record| &record.prompt).collect();
+
         connection.begin().await?;
-        put_users(&mut connection, &users).await?;
-        put_prompts(&mut connection, prompts, vectors).await?;
-        put_keys(&mut connection, &keys).await?;
-        put_days(&mut connection, &days).await?;
-        put_sessions(&mut connection, &sessions).await?;
-        put_tokens(&mut connection, &tokens).await?;
+        if let Some(highest) = users.iter().map(|user| user.id.0).max() {
+            connection.write(RAISE, &[&ACCOUNTS, &highest]).await?;
+        }
+        if let Some(highest) = prompts.iter().map(|prompt| prompt.id.0).max() {
+            connection.write(RAISE, &[&"prompt", &highest]).await?;
+        }
+        put!(
+            connection,
+            PUT_USERS,
+            users,
+            |user| user.id.0,
+            user.username.as_str(),
+            user.email.as_str(),
+            user.password_hash.as_str(),
+            user.is_active,
+            user.tokens_valid_from.0,
+            user.created_at.0
+        );
+        put!(
+            connection, PUT_PROMPTS, prompts, |prompt|
+            prompt.id.0,
+            prompt.user_id.0,
+            prompt.created_at.0,
+            prompt.status.as_str(),
+            prompt.error.map(FailureCode::as_str),
+            prompt.call.duration_ms.map(i64::from),
+            prompt.call.prompt_tokens.map(i64::from),
+            prompt.call.completion_tokens.map(i64::from),
+            prompt.model.as_str(),
+            prompt.prompt.as_str(),
+            prompt.response.as_deref(),
+            prompt.call.finish_reason.as_deref();
+            and embedded, models, vectors
+        );
+        put!(
+            connection,
+            PUT_KEYS,
+            keys,
+            |key| key.user_id.0,
+            key.key_hash.as_slice(),
+            key.fingerprint.as_slice(),
+            key.prompt_id.0,
+            key.claimed_at.0
+        );
+        put!(connection, PUT_DAYS, days, |day| day.day, day.calls);
+        put!(
+            connection,
+            PUT_SESSIONS,
+            sessions,
+            |session| session.token_hash.as_slice(),
+            session.user_id.0,
+            session.created_at.0,
+            session.expires_at.0
+        );
+        put!(
+            connection,
+            PUT_TOKENS,
+            tokens,
+            |token| token.jti.as_bytes(),
+            token.expires_at.0
+        );
         connection.commit().await
     }
-}
-
-async fn put_users(connection: &mut Connection, users: &[User]) -> Result<(), Error> {
-    let ids = column(users, |user| user.id.0);
-    let Some(highest) = ids.iter().max() else {
-        return Ok(());
-    };
-    connection.write(raise!("account"), &[highest]).await?;
-    connection
-        .write(
-            PUT_USERS,
-            &[
-                &ids,
-                &column(users, |user| user.username.as_str()),
-                &column(users, |user| user.email.as_str()),
-                &column(users, |user| user.password_hash.as_str()),
-                &column(users, |user| user.is_active),
-                &column(users, |user| user.tokens_valid_from.0),
-                &column(users, |user| user.created_at.0),
-            ],
-        )
-        .await
-        .map(drop)
-}
-
-async fn put_prompts(
-    connection: &mut Connection,
-    mut records: Vec<PromptRecord>,
-    (embedded, models, vectors): Vectors,
-) -> Result<(), Error> {
-    records.iter_mut().for_each(PromptRecord::replace_nul);
-    let prompts = column(&records, |record| &record.prompt);
-    let ids = column(&prompts, |prompt| prompt.id.0);
-    let Some(highest) = ids.iter().max() else {
-        return Ok(());
-    };
-    connection.write(raise!("prompt"), &[highest]).await?;
-    connection
-        .write(
-            PUT_PROMPTS,
-            &[
-                &ids,
-                &column(&prompts, |prompt| prompt.user_id.0),
-                &column(&prompts, |prompt| prompt.created_at.0),
-                &column(&prompts, |prompt| prompt.status.as_str()),
-                &column(&prompts, |prompt| prompt.error.map(FailureCode::as_str)),
-                &column(&prompts, |prompt| prompt.call.duration_ms.map(i64::from)),
-                &column(&prompts, |prompt| prompt.call.prompt_tokens.map(i64::from)),
-                &column(&prompts, |prompt| {
-                    prompt.call.completion_tokens.map(i64::from)
-                }),
-                &column(&prompts, |prompt| prompt.model.as_str()),
-                &column(&prompts, |prompt| prompt.prompt.as_str()),
-                &column(&prompts, |prompt| prompt.response.as_deref()),
-                &column(&prompts, |prompt| prompt.call.finish_reason.as_deref()),
-                &embedded,
-                &models,
-                &vectors,
-            ],
-        )
-        .await
-        .map(drop)
-}
-
-async fn put_keys(connection: &mut Connection, keys: &[KeyRecord]) -> Result<(), Error> {
-    if keys.is_empty() {
-        return Ok(());
-    }
-    connection
-        .write(
-            PUT_KEYS,
-            &[
-                &column(keys, |key| key.user_id.0),
-                &column(keys, |key| key.key_hash.as_slice()),
-                &column(keys, |key| key.fingerprint.as_slice()),
-                &column(keys, |key| key.prompt_id.0),
-                &column(keys, |key| key.claimed_at.0),
-            ],
-        )
-        .await
-        .map(drop)
-}
-
-async fn put_days(connection: &mut Connection, days: &[UpstreamDay]) -> Result<(), Error> {
-    if days.is_empty() {
-        return Ok(());
-    }
-    let (numbers, calls) = (column(days, |day| day.day), column(days, |day| day.calls));
-    connection
-        .write(PUT_DAYS, &[&numbers, &calls])
-        .await
-        .map(drop)
-}
-
-async fn put_sessions(connection: &mut Connection, sessions: &[Session]) -> Result<(), Error> {
-    if sessions.is_empty() {
-        return Ok(());
-    }
-    connection
-        .write(
-            PUT_SESSIONS,
-            &[
-                &column(sessions, |session| session.token_hash.as_slice()),
-                &column(sessions, |session| session.user_id.0),
-                &column(sessions, |session| session.created_at.0),
-                &column(sessions, |session| session.expires_at.0),
-            ],
-        )
-        .await
-        .map(drop)
-}
-
-async fn put_tokens(connection: &mut Connection, tokens: &[RevokedToken]) -> Result<(), Error> {
-    if tokens.is_empty() {
-        return Ok(());
-    }
-    let ids = column(tokens, |token| token.jti.as_bytes());
-    let ends = column(tokens, |token| token.expires_at.0);
-    connection.write(PUT_TOKENS, &[&ids, &ends]).await.map(drop)
 }

@@ -9,8 +9,8 @@ use super::{Error, VERSION};
 use crate::domain::LastIds;
 use crate::transfer::{Location, Problem, Row};
 
-/// The longest line read: a prompt and a response of several MiB each. A file without line ends must
-/// not fill the memory.
+/// The longest line read: a prompt and a response of several MiB each. A file without line ends
+/// must not fill the memory.
 const MAX_LINE_BYTES: u64 = 64 << 20;
 
 /// The first bytes of a file compressed by gzip.
@@ -105,7 +105,8 @@ impl<F: Read + Seek> Reader<F> {
         }
     }
 
-    /// Reads up to the next line end, or as much as a line may have; `false` at the end of the file.
+    /// Reads up to the next line end, or as much as a line may have. `false` at the end of the
+    /// file.
     fn read_line(&mut self) -> Result<bool, Error> {
         self.buffer.clear();
         let mut limited = (&mut self.input).take(MAX_LINE_BYTES);

@@ -137,7 +137,7 @@ pub async fn rows_put_with_their_ids_are_read_back_whole(store: Store) {
     );
 }
 
-pub async fn a_vector_of_a_prompt_that_is_not_completed_is_not_put(store: Store) {
+pub async fn vector_of_a_prompt_that_is_not_completed_is_not_put(store: Store) {
     put(&*store, Record::User, [a_user(1, "alice")])
         .await
         .unwrap();
@@ -184,7 +184,7 @@ pub async fn raised_ids_are_not_given_out_and_never_fall(store: Store) {
     assert_eq!(store.last_ids().await.unwrap(), last(alice.0, made.id.0));
 }
 
-pub async fn putting_again_leaves_what_is_there(store: Store) {
+pub async fn putting_again_leaves_stored_rows(store: Store) {
     put(&*store, Record::User, [a_user(1, "alice")])
         .await
         .unwrap();
@@ -271,7 +271,7 @@ pub async fn prompts_without_an_owner_put_nothing(store: Store) {
     assert_eq!(prompt_records(&*store).await, []);
 }
 
-pub async fn a_bulk_vector_of_another_length_puts_nothing(store: Store) {
+pub async fn vector_of_another_length_puts_nothing(store: Store) {
     put(&*store, Record::User, [a_user(1, "alice")])
         .await
         .unwrap();
@@ -285,7 +285,7 @@ pub async fn a_bulk_vector_of_another_length_puts_nothing(store: Store) {
     assert_eq!(prompt_records(&*store).await, []);
 }
 
-pub async fn records_come_by_rising_id_in_pages_with_vectors_of_any_model(store: Store) {
+pub async fn prompts_are_listed_by_rising_id_in_pages_with_vectors_of_any_model(store: Store) {
     let alice = store.create_user(new_user("alice")).await.unwrap().id;
     let bob = store.create_user(new_user("bob")).await.unwrap().id;
     let mut ids = Vec::new();
@@ -317,7 +317,7 @@ pub async fn records_come_by_rising_id_in_pages_with_vectors_of_any_model(store:
     assert_eq!(page(Some(ids[2])).await, []);
 }
 
-pub async fn sessions_are_put_and_come_by_rising_hash_in_pages(store: Store) {
+pub async fn sessions_are_put_and_listed_by_rising_hash_in_pages(store: Store) {
     put(&*store, Record::User, [a_user(1, "alice")])
         .await
         .unwrap();
@@ -344,7 +344,7 @@ pub async fn sessions_are_put_and_come_by_rising_hash_in_pages(store: Store) {
     assert_eq!(page(None, 9).await.len(), 3);
 }
 
-pub async fn revoked_tokens_are_put_and_come_by_rising_bytes_in_pages(store: Store) {
+pub async fn revoked_tokens_are_put_and_listed_by_rising_bytes_in_pages(store: Store) {
     let tokens = ["é", "b", "B", "a b"].map(|jti| a_token(jti, 10));
     put(&*store, Record::RevokedToken, tokens).await.unwrap();
     let again = [a_token("b", 5), a_token("B", 20)];
@@ -367,7 +367,7 @@ fn a_key(user_id: i64, byte: u8, prompt_id: i64) -> KeyRecord {
     }
 }
 
-pub async fn keys_are_put_and_come_by_rising_user_and_hash_in_pages(store: Store) {
+pub async fn keys_are_put_and_listed_by_rising_user_and_hash_in_pages(store: Store) {
     let users = vec![a_user(1, "alice"), a_user(2, "bob")];
     put(&*store, Record::User, users).await.unwrap();
     let keys = [a_key(2, 0, 9), a_key(1, 0xff, 8), a_key(1, 1, 7)];
@@ -390,7 +390,7 @@ pub async fn keys_are_put_and_come_by_rising_user_and_hash_in_pages(store: Store
     assert_eq!(page(None, 9).await.len(), 3);
 }
 
-pub async fn a_key_that_was_put_is_known_with_its_prompt(store: Store) {
+pub async fn key_that_was_put_is_known_with_its_prompt(store: Store) {
     put(&*store, Record::User, [a_user(1, "alice")])
         .await
         .unwrap();
@@ -404,7 +404,7 @@ pub async fn a_key_that_was_put_is_known_with_its_prompt(store: Store) {
     assert_eq!(known.state, KeyState::Completed(record.prompt));
 }
 
-pub async fn days_counts_are_put_and_the_higher_one_stands(store: Store) {
+pub async fn counts_of_days_are_put_and_the_higher_one_is_kept(store: Store) {
     let a_day = |day, calls| UpstreamDay { day, calls };
     let days = vec![a_day(20_001, 5), a_day(20_000, 7)];
     put(&*store, Record::UpstreamDay, days).await.unwrap();

@@ -11,7 +11,7 @@ use crate::support::{Folder, config_in, spawn_app, spawn_app_in};
 use crate::transfer::{command, database_file};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backup_made_while_users_post_is_restored_with_all_that_was_acknowledged_before() {
+async fn backup_made_while_users_post_holds_everything_acknowledged_before() {
     let app = spawn_app(|_| {}).await;
     let alice = Arc::new(app.user("alice").await);
     let mut before = Vec::new();
@@ -45,14 +45,14 @@ async fn a_backup_made_while_users_post_is_restored_with_all_that_was_acknowledg
     assert_eq!(mode & 0o777, 0o600);
     assert_eq!(fs::read_dir(copies.path()).unwrap().count(), 1);
 
-    // As the guide has it: the copy and the key into an empty folder.
+    // As the guide describes: the copy and the key into an empty folder.
     let restored = Folder::new();
     fs::copy(&copy, database_file(&restored)).unwrap();
     let key = app.folder.path().join("secret.key");
     fs::copy(key, restored.path().join("secret.key")).unwrap();
     app.stop().await;
     let again = spawn_app_in(restored, |_| {}).await;
-    // A token given out before holds on, because the key came along.
+    // A token given out before is still valid, because the key was copied too.
     let client = again.client().with_bearer(&alice.access);
     let me = client.get("/api/auth/me/").send().await;
     assert_eq!(me.status, 200, "{me:?}");
@@ -69,7 +69,7 @@ async fn a_backup_made_while_users_post_is_restored_with_all_that_was_acknowledg
 }
 
 #[tokio::test]
-async fn a_backup_replaces_no_file() {
+async fn backup_replaces_no_file() {
     let app = spawn_app(|_| {}).await;
     let file = app.folder.path().join("mine");
     fs::write(&file, "precious").unwrap();
@@ -80,7 +80,7 @@ async fn a_backup_replaces_no_file() {
 }
 
 #[tokio::test]
-async fn without_a_store_there_is_nothing_to_copy_and_nothing_is_made() {
+async fn backup_and_export_without_a_store_fail_and_make_nothing() {
     let folder = Folder::new();
     let config = config_in(&folder.path().join("data"));
     let file = folder.path().join("copy");
@@ -94,7 +94,7 @@ async fn without_a_store_there_is_nothing_to_copy_and_nothing_is_made() {
 }
 
 #[tokio::test]
-async fn a_damaged_store_gives_no_backup() {
+async fn damaged_store_gives_no_backup() {
     let app = spawn_app(|_| {}).await;
     let alice = app.user("alice").await;
     for n in 0..30 {
@@ -102,7 +102,7 @@ async fn a_damaged_store_gives_no_backup() {
     }
     let folder = app.stop().await;
     let mut bytes = fs::read(database_file(&folder)).unwrap();
-    // Every page but the first two, so that whatever the copy reads is among it.
+    // Every page but the first two, so that the copy reads a damaged one.
     bytes[16_384..].fill(0xa5);
     fs::write(database_file(&folder), bytes).unwrap();
     let file = folder.path().join("copy");

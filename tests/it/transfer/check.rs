@@ -23,7 +23,7 @@ pub fn line<'a>(lines: &'a [String], part: &str) -> &'a str {
 }
 
 #[tokio::test]
-async fn an_empty_folder_is_fine_and_stays_empty() {
+async fn empty_folder_passes_the_check_and_stays_empty() {
     let folder = Folder::new();
     let data = folder.path().join("data");
     let (lines, error) = checked(Ok(config_in(&data)), false).await;
@@ -40,7 +40,7 @@ async fn an_empty_folder_is_fine_and_stays_empty() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_check_beside_a_server_counts_its_rows_and_names_the_address_in_use() {
+async fn check_beside_a_server_counts_its_rows_and_names_the_address_in_use() {
     let app = spawn_app(|_| {}).await;
     app.user("alice").await.prompt("hello").await;
     let mut config = config_in(app.folder.path());
@@ -56,7 +56,7 @@ async fn a_check_beside_a_server_counts_its_rows_and_names_the_address_in_use() 
 }
 
 #[tokio::test]
-async fn each_fault_is_told_and_counted() {
+async fn each_fault_is_reported_and_counted() {
     let folder = Folder::new();
     let mut config = config_in(folder.path());
     config.store = StoreConfig::Sqlite {
@@ -81,7 +81,7 @@ async fn each_fault_is_told_and_counted() {
 }
 
 #[tokio::test]
-async fn a_setting_that_cannot_be_used_is_the_one_fault() {
+async fn unusable_setting_is_the_only_fault() {
     let error = config::Error::new("SECRET_KEY", "too short");
     let (lines, error) = checked(Err(error), false).await;
     assert_eq!(lines, ["fault settings: SECRET_KEY: too short"]);

@@ -1,4 +1,5 @@
-//! Making one store's contents another's. The target here is SQLite too: a copy knows only the trait.
+//! Making one store's contents another's. The target here is SQLite too: a copy knows only the
+//! trait.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,7 +15,7 @@ use prompt_service::transfer::{Error, Meter, RowCounts, copy};
 use crate::store::bulk::{prompt_records, put};
 use crate::store::{completed, embedded, model, user, vector};
 use crate::support::Folder;
-use crate::transfer::{cut_off, embedded_store};
+use crate::transfer::{embedded_store, interrupted};
 
 /// Numbers in a vector of the model in use.
 const DIMENSION: usize = 4;
@@ -109,7 +110,7 @@ async fn interrupted_copy_continues_and_a_finished_one_is_only_compared() {
     let meter = Meter::new(Instant::now());
     // The users are the first operation, the first page of prompts is the second.
     let enough = || to.stats().committed_operations >= 2;
-    cut_off(copy(&from, &to, DIMENSION, &meter), enough).await;
+    interrupted(copy(&from, &to, DIMENSION, &meter), enough).await;
     copied(&from, &to).await.unwrap();
     let before = to.stats().committed_operations;
     copied(&from, &to).await.unwrap();
@@ -168,11 +169,11 @@ async fn running_call_arrives_as_failed() {
     let (from, to) = (embedded_store(&here), embedded_store(&there));
     let alice = user(&from, "alice").await.id;
     from.insert_prompt(completed(alice, "x")).await.unwrap();
-    let mut cut_off = prompt_records(&from).await.remove(0);
-    cut_off.prompt.id = PromptId(5);
-    cut_off.prompt.status = PromptStatus::Running;
-    cut_off.prompt.response = None;
-    put(&from, Record::Prompt, [cut_off]).await.unwrap();
+    let mut running = prompt_records(&from).await.remove(0);
+    running.prompt.id = PromptId(5);
+    running.prompt.status = PromptStatus::Running;
+    running.prompt.response = None;
+    put(&from, Record::Prompt, [running]).await.unwrap();
     copied(&from, &to).await.unwrap();
     copied(&from, &to).await.unwrap();
     let arrived = prompt_records(&to).await.remove(1).prompt;

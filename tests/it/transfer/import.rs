@@ -17,7 +17,7 @@ use prompt_service::transfer::{Error, Fault, Location, Meter, Problem, Row, RowC
 
 use crate::store::bulk::{prompt_records, put};
 use crate::support::Folder;
-use crate::transfer::{cut_off, embedded_store};
+use crate::transfer::{embedded_store, interrupted};
 
 const PAGE: usize = 100;
 
@@ -161,11 +161,12 @@ async fn interrupted_import_continues_and_doubles_nothing() {
         user: UserId(30),
         prompt: PromptId(5_000),
     };
-    // First the ids, the users and a batch of prompts; then the ids and batches of a hundred prompts each two.
+    // First the ids, the users and a batch of prompts; then the ids, and two batches for every
+    // hundred prompts.
     for operations in [3, 12] {
         let committed = || target.store.stats().committed_operations;
         let stop_at = committed() + operations;
-        cut_off(target.run(&mut source), || committed() >= stop_at).await;
+        interrupted(target.run(&mut source), || committed() >= stop_at).await;
     }
     let before = prompt_records(&target.store).await.len() as u64;
     let report = target.run(&mut source).await;

@@ -1,4 +1,4 @@
-//! What an import says of lines that it cannot take.
+//! What an import reports of lines that it cannot import.
 
 use std::fs;
 
@@ -8,7 +8,8 @@ use crate::transfer::command;
 const HEADER: &str = r#"{"type":"header","format":"prompt-service","version":1}"#;
 const AT: &str = r#""created_at":"2020-01-02T03:04:05Z""#;
 
-/// What an import of these bytes says, which must fail, in an empty folder, which must stay empty.
+/// The output of an import of these bytes, which must fail, in an empty folder, which must stay
+/// empty.
 async fn refusal(bytes: &[u8]) -> String {
     let (folder, outer) = (Folder::new(), Folder::new());
     let file = outer.path().join("in.jsonl");
@@ -23,7 +24,7 @@ async fn refusal(bytes: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn a_faulty_line_is_reported_by_its_number_and_its_field() {
+async fn faulty_line_is_reported_by_its_number_and_its_field() {
     let user = |rest: &str| format!(r#"{{"type":"user","id":2,"username":"kim",{AT}{rest}}}"#);
     let prompt = |rest: &str| format!(r#"{{"type":"prompt","id":1,"user_id":1,{AT}{rest}}}"#);
     let cases = [
@@ -146,7 +147,7 @@ async fn a_faulty_line_is_reported_by_its_number_and_its_field() {
 }
 
 #[tokio::test]
-async fn a_file_that_does_not_begin_with_a_header_is_refused_with_the_reason() {
+async fn file_without_a_header_is_refused_with_the_reason() {
     for (bytes, expected) in [
         (&b""[..], "the first line is not the header"),
         (b"id,username\n1,hunter2\n", "the first line is not the header"),
@@ -165,7 +166,7 @@ async fn a_file_that_does_not_begin_with_a_header_is_refused_with_the_reason() {
 }
 
 #[tokio::test]
-async fn a_byte_order_mark_and_windows_line_ends_are_passed_over() {
+async fn byte_order_mark_and_windows_line_ends_are_ignored() {
     let folder = Folder::new();
     let file = folder.path().join("in.jsonl");
     let user = format!(r#"{{"type":"user","id":1,"username":"eve",{AT}}}"#);

@@ -48,7 +48,7 @@ fn import(file: &std::path::Path) -> [&str; 2] {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_export_beside_a_server_has_every_row_and_no_secret() {
+async fn export_beside_a_server_has_every_row_and_no_secret() {
     let (app, alice) = furnished().await;
     let (file, lines) = exported(&app.folder, &[]).await;
     let mode = fs::metadata(&file).unwrap().permissions().mode();
@@ -85,7 +85,7 @@ async fn an_export_beside_a_server_has_every_row_and_no_secret() {
 }
 
 #[tokio::test]
-async fn an_export_to_standard_output_is_the_same_but_for_its_time() {
+async fn export_to_standard_output_differs_only_in_its_time() {
     let (app, _) = furnished().await;
     let (_, lines) = exported(&app.folder, &[]).await;
     let config = config_in(app.folder.path());
@@ -100,7 +100,7 @@ async fn an_export_to_standard_output_is_the_same_but_for_its_time() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_export_with_everything_makes_the_same_service_again() {
+async fn export_with_everything_restores_the_same_service() {
     let (app, alice) = furnished().await;
     let before = alice.all_prompts().await;
     let found = alice.search("baking bread at home", 2).await.json();
@@ -140,7 +140,7 @@ async fn an_export_with_everything_makes_the_same_service_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_hashes_and_vectors_an_account_has_no_password_and_searches_work() {
+async fn import_without_hashes_and_vectors_gives_no_password_and_searches_work() {
     let (app, alice) = furnished().await;
     let found = alice.similar("baking bread at home", 1).await;
     let (file, _) = exported(&app.folder, &[]).await;
@@ -175,7 +175,7 @@ fn file_of(folder: &Folder, lines: &[&str]) -> PathBuf {
 }
 
 #[tokio::test]
-async fn a_file_written_by_hand_needs_few_fields() {
+async fn file_written_by_hand_needs_few_fields() {
     let folder = Folder::new();
     let file = file_of(
         &folder,
@@ -207,7 +207,7 @@ async fn a_file_written_by_hand_needs_few_fields() {
 }
 
 #[tokio::test]
-async fn null_characters_of_answers_are_replaced() {
+async fn null_characters_of_responses_are_replaced() {
     let folder = Folder::new();
     let config = config_in(folder.path());
     let at = r#""created_at":"2020-01-02T03:04:05Z""#;
@@ -229,7 +229,7 @@ async fn null_characters_of_answers_are_replaced() {
 }
 
 #[tokio::test]
-async fn faulty_lines_are_named_by_number_never_quoted_and_import_nothing_unless_left_out() {
+async fn faulty_lines_are_named_by_number_and_prevent_the_import_unless_skipped() {
     let folder = Folder::new();
     let config = config_in(folder.path());
     let at = r#""created_at":"2020-01-02T03:04:05Z""#;
@@ -260,9 +260,9 @@ async fn faulty_lines_are_named_by_number_never_quoted_and_import_nothing_unless
     let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
     let file = file_of(&folder, &lines);
 
-    let told = command(&config, &import(&file)).await.unwrap_err();
-    assert!(!told.contains("hunter2"), "{told}");
-    let numbers: Vec<u64> = told
+    let output = command(&config, &import(&file)).await.unwrap_err();
+    assert!(!output.contains("hunter2"), "{output}");
+    let numbers: Vec<u64> = output
         .lines()
         .filter_map(|line| {
             line.strip_prefix("fault: line ")?
@@ -274,8 +274,8 @@ async fn faulty_lines_are_named_by_number_never_quoted_and_import_nothing_unless
         .collect();
     assert_eq!(numbers, [3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17]);
     assert!(
-        told.contains("14 rows cannot be imported; nothing was imported"),
-        "{told}"
+        output.contains("14 rows cannot be imported; nothing was imported"),
+        "{output}"
     );
     let store = embedded_store(&folder);
     assert_eq!(store.list_users(None, 9).await.unwrap(), []);
@@ -299,7 +299,7 @@ async fn faulty_lines_are_named_by_number_never_quoted_and_import_nothing_unless
 }
 
 #[tokio::test]
-async fn what_is_no_export_is_refused() {
+async fn file_that_is_not_an_export_is_refused() {
     let folder = Folder::new();
     let config = config_in(folder.path());
     for (lines, word) in [
@@ -323,7 +323,7 @@ async fn what_is_no_export_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_import_beside_a_server_is_refused() {
+async fn import_beside_a_server_is_refused() {
     let app = spawn_app(|_| {}).await;
     let file = file_of(&app.folder, &[HEADER]);
     let refused = command(&config_in(app.folder.path()), &import(&file)).await;
@@ -335,18 +335,18 @@ async fn an_import_beside_a_server_is_refused() {
 }
 
 #[tokio::test]
-async fn a_line_without_end_is_passed_over_in_bounded_memory() {
+async fn endless_line_is_skipped_in_bounded_memory() {
     let folder = Folder::new();
     let endless = "x".repeat(130 << 20);
     let user = r#"{"type":"user","id":1,"username":"eve","created_at":"2020-01-02T03:04:05Z"}"#;
     let file = file_of(&folder, &[HEADER, &endless, user]);
     drop(endless);
     let config = config_in(folder.path());
-    let told = command(&config, &import(&file)).await.unwrap_err();
+    let output = command(&config, &import(&file)).await.unwrap_err();
     assert!(
-        told.starts_with(
+        output.starts_with(
             "to import: 1 users, 0 prompts\nfault: line 2: it is longer than 64 MiB\n"
         ),
-        "{told}"
+        "{output}"
     );
 }

@@ -1,4 +1,4 @@
-//! Moving in, out and over, and looking before leaping: the operator's commands on whole stores.
+//! The operator's commands on whole stores: `backup`, `check`, `export`, `import` and `move`.
 
 mod backup;
 pub mod check;
@@ -31,25 +31,25 @@ pub fn embedded_store(folder: &Folder) -> SqliteStore {
     SqliteStore::open(&database_file(folder), OpenOptions::default()).unwrap()
 }
 
-/// Does a part of the work and drops the rest of it. What is `enough` is looked at before every step, in the same task, and so
-/// before the work can end unseen.
-pub async fn cut_off<T>(work: impl Future<Output = T>, enough: impl Fn() -> bool) {
+/// Does a part of the work and drops the rest of it. `enough` is called before every step, in the
+/// same task, and so before the work can end unnoticed.
+pub async fn interrupted<T>(work: impl Future<Output = T>, enough: impl Fn() -> bool) {
     let mut work = pin!(work);
     poll_fn(|context| {
         if enough() {
             return Poll::Ready(());
         }
         let is_under_way = work.as_mut().poll(context).is_pending();
-        assert!(is_under_way, "it was to be cut off");
+        assert!(is_under_way, "the work ended before it was interrupted");
         Poll::Pending
     })
     .await;
 }
 
-/// Carries out one command line as the program does: what it wrote to standard output, or its error.
+/// Runs one command line as the program does: what it wrote to standard output, or its error.
 pub async fn command(config: &Config, arguments: &[&str]) -> Result<String, String> {
     let line = std::iter::once("prompt-service").chain(arguments.iter().copied());
-    // The environment of whoever runs the tests is not part of them.
+    // The environment of the test run is not part of the tests.
     let command = Cli::command().mut_args(|arg| arg.env(clap::builder::Resettable::Reset));
     let matches = command.try_get_matches_from(line);
     let matches = matches.map_err(|error| error.to_string())?;

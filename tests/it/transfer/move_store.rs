@@ -1,4 +1,4 @@
-//! `move`: an embedded store becomes a PostgreSQL database, and everything is found there as before.
+//! `move`: an embedded store becomes a PostgreSQL database, and searches find the same there.
 
 use prompt_service::config::{Secret, StoreConfig};
 use prompt_service::domain::{PromptId, PromptRecord, Record, UserId};
@@ -65,7 +65,8 @@ async fn found(app: &App) -> Vec<Vec<(i64, f64)>> {
     all
 }
 
-/// One side rounds the query: prompts of nearly the same score may change places, also around the last place.
+/// One side rounds the query: prompts of nearly the same score may change places, also around the
+/// last place.
 fn same_but_for_rounding(ours: &[(i64, f64)], theirs: &[(i64, f64)]) {
     let last = theirs.last().unwrap();
     for (id, score) in ours {
@@ -75,7 +76,7 @@ fn same_but_for_rounding(ours: &[(i64, f64)], theirs: &[(i64, f64)]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_same_searches_find_the_same_after_a_move() {
+async fn searches_find_the_same_after_a_move() {
     let app = app_on_sqlite(Folder::new()).await;
     app.user("alice").await.prompt("a cup of tea").await;
     app.user("bob").await.prompt("rain again").await;
@@ -137,7 +138,7 @@ async fn the_same_searches_find_the_same_after_a_move() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_post_that_is_repeated_with_its_key_across_a_move_is_not_answered_anew() {
+async fn post_repeated_with_its_key_after_a_move_is_replayed() {
     let app = app_on_sqlite(Folder::new()).await;
     let alice = app.user("alice").await;
     let body = serde_json::json!({ "prompt": "hello" });
@@ -162,7 +163,7 @@ async fn a_post_that_is_repeated_with_its_key_across_a_move_is_not_answered_anew
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_with_rows_of_its_own_is_refused() {
+async fn database_with_other_rows_is_refused() {
     let (folder, database) = (Folder::new(), Database::migrated().await);
     let store = embedded_store(&folder);
     let alice = user(&store, "alice").await.id;
@@ -179,7 +180,7 @@ async fn a_database_with_rows_of_its_own_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn commands_on_a_postgres_store_export_import_and_name_pg_dump() {
+async fn export_and_import_work_on_postgres_and_backup_names_pg_dump() {
     let (folder, database) = (Folder::new(), Database::migrated().await);
     let app = app_on(&database).await;
     app.user("alice").await.prompt("hello").await;
