@@ -147,14 +147,15 @@ fn new_batches<'a>(
     pages.try_flatten()
 }
 
-fn in_batches(mut users: Vec<Record>) -> impl Iterator<Item = Vec<Record>> {
+fn in_batches(mut users: Vec<Record>) -> Vec<Vec<Record>> {
     let is_user = |record: &Record| matches!(record, Record::User(_));
     let prompts = users.split_off(users.partition_point(is_user));
+    let mut batches = Vec::from_iter((!users.is_empty()).then_some(users));
     let mut prompts = prompts.into_iter();
-    let prompts = std::iter::from_fn(move || Some(prompts.by_ref().take(BATCH).collect()));
-    let is_some = |batch: &Vec<Record>| !batch.is_empty();
-    let users = std::iter::once(users).filter(is_some);
-    users.chain(prompts.take_while(is_some))
+    while prompts.len() > 0 {
+        batches.push(prompts.by_ref().take(BATCH).collect());
+    }
+    batches
 }
 
 /// The batch with a vector of the model for each completed prompt. A prompt that the model fails on
