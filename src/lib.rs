@@ -21,7 +21,6 @@ pub mod user_permits;
 pub mod credentials;
 pub mod data_dir;
 pub mod embed;
-pub mod interchange;
 pub mod llm;
 pub mod realtime;
 pub mod search;
@@ -30,6 +29,7 @@ pub mod throttle;
 
 // Use cases over capabilities.
 pub mod services;
+pub mod transfer;
 
 // The way in, and the place where everything is wired.
 pub mod api;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use prompt_service::api::Documents;
-use prompt_service::app::{App, check, health_check, moving, secret_files, users};
+use prompt_service::app::{App, check, health_check, secret_files, transfer_commands, users};
 use prompt_service::cli::{Cli, Command, Output, Refusal};
 use prompt_service::config::{Config, LogFormat, Secrets, read_env_file};
 use prompt_service::telemetry;
@@ -87,10 +87,18 @@ fn run(cli: Cli, out: &mut Output) -> anyhow::Result<()> {
     }
     match command {
         Command::User(command) => runtime.block_on(users::run(command, &config, out)),
-        Command::Backup { file } => runtime.block_on(moving::backup(&file, &config, out)),
-        Command::Export(arguments) => runtime.block_on(moving::export(arguments, &config, out)),
-        Command::Move(arguments) => runtime.block_on(moving::carry(arguments, &config, out)),
-        Command::Import(arguments) => runtime.block_on(moving::import(arguments, &config, out)),
+        Command::Backup { file } => {
+            runtime.block_on(transfer_commands::backup(&file, &config, out))
+        }
+        Command::Export(arguments) => {
+            runtime.block_on(transfer_commands::export(arguments, &config, out))
+        }
+        Command::Move(arguments) => {
+            runtime.block_on(transfer_commands::move_store(arguments, &config, out))
+        }
+        Command::Import(arguments) => {
+            runtime.block_on(transfer_commands::import(arguments, &config, out))
+        }
         Command::Serve
         | Command::Openapi
         | Command::Health { .. }

@@ -6,11 +6,11 @@ pub mod check;
 mod check_upstream;
 pub mod health_check;
 mod listening;
-pub mod moving;
 mod preflight;
 pub mod secret_files;
 mod shared;
 mod store;
+pub mod transfer_commands;
 pub mod users;
 
 use std::net::SocketAddr;

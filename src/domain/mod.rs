@@ -15,6 +15,9 @@ pub use embedding::{Embedding, ModelId};
 pub use ids::{PromptId, UserId};
 pub use prompt::{CallDetails, FailureCode, Prompt, PromptStatus};
 pub use rate::{Rate, Rates};
-pub use record::{LastIds, PromptRecord, VectorRecord};
+pub use record::{
+    KeyRecord, LastIds, PromptRecord, Record, RecordCursor, RevokedToken, Session, UpstreamDay,
+    VectorRecord, without_nul,
+};
 pub use timestamp::Timestamp;
 pub use user::{CLOCK_TOLERANCE, CredentialState, User};

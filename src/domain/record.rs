@@ -1,20 +1,89 @@
-//! Rows whole, as they are carried from one place to another.
+//! Whole rows of a store, as they move from one place to another.
 
 use half::f16;
 
-use super::{ModelId, Prompt, PromptId, UserId};
+use super::{FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, User, UserId};
+
+/// A row of a store, with its id or its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// An account.
+    User(User),
+    /// A prompt, with its vector.
+    Prompt(PromptRecord),
+    /// An idempotency key.
+    Key(KeyRecord),
+    /// A day's count of calls of the upstream.
+    UpstreamDay(UpstreamDay),
+    /// A browser session.
+    Session(Session),
+    /// A refresh token that was revoked.
+    RevokedToken(RevokedToken),
+}
+
+/// A kind of row, and the key after which its rows are read; `None` is before the first row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RecordCursor {
+    /// Accounts, by rising id.
+    Users(Option<UserId>),
+    /// Prompts of all users, by rising id.
+    Prompts(Option<PromptId>),
+    /// Idempotency keys, by rising user and hash.
+    Keys(Option<(UserId, [u8; 32])>),
+    /// Counts of calls, by rising day.
+    UpstreamDays(Option<i64>),
+    /// Sessions, by rising hash.
+    Sessions(Option<[u8; 32]>),
+    /// Revoked tokens, by rising bytes of the `jti`.
+    RevokedTokens(Option<String>),
+}
+
+impl RecordCursor {
+    /// Before the first row of each kind. A row refers only to rows of the kinds before its own.
+    pub const STARTS: [Self; 6] = [
+        Self::Users(None),
+        Self::Prompts(None),
+        Self::Keys(None),
+        Self::UpstreamDays(None),
+        Self::Sessions(None),
+        Self::RevokedTokens(None),
+    ];
+}
+
+impl Record {
+    /// The id of an account or a prompt; other rows have none.
+    pub fn id(&self) -> Option<i64> {
+        match self {
+            Self::User(user) => Some(user.id.0),
+            Self::Prompt(record) => Some(record.prompt.id.0),
+            Self::Key(_) | Self::UpstreamDay(_) | Self::Session(_) | Self::RevokedToken(_) => None,
+        }
+    }
+
+    /// The cursor of the rows after this one.
+    pub fn cursor(&self) -> RecordCursor {
+        match self {
+            Self::User(user) => RecordCursor::Users(Some(user.id)),
+            Self::Prompt(record) => RecordCursor::Prompts(Some(record.prompt.id)),
+            Self::Key(key) => RecordCursor::Keys(Some((key.user_id, key.key_hash))),
+            Self::UpstreamDay(day) => RecordCursor::UpstreamDays(Some(day.day)),
+            Self::Session(session) => RecordCursor::Sessions(Some(session.token_hash)),
+            Self::RevokedToken(token) => RecordCursor::RevokedTokens(Some(token.jti.clone())),
+        }
+    }
+}
 
 /// A vector in its stored form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VectorRecord {
-    /// What made it.
+    /// The model that made it.
     pub model: ModelId,
     /// `[dimension]` IEEE 754 half-precision numbers, little-endian, 2 bytes each.
     pub f16_bytes: Vec<u8>,
 }
 
 impl VectorRecord {
-    /// Whether these are `dimension` numbers of unit length, as far as half precision tells.
+    /// Whether these are `dimension` numbers of unit length, as far as half precision shows it.
     pub fn is_unit(&self, dimension: usize) -> bool {
         let (halves, rest) = self.f16_bytes.as_chunks::<2>();
         let square = |half: &[u8; 2]| f16::from_le_bytes(*half).to_f32().powi(2);
@@ -32,6 +101,81 @@ pub struct PromptRecord {
     pub vector: Option<VectorRecord>,
 }
 
+impl PromptRecord {
+    /// Replaces NUL in the upstream's words, so that every store can keep them. The prompt itself
+    /// has no NUL: a post with one is refused.
+    pub fn replace_nul(&mut self) {
+        let words = self.prompt.response.iter_mut();
+        let words = words.chain([&mut self.prompt.model]);
+        for text in words.chain(&mut self.prompt.call.finish_reason) {
+            *text = without_nul(std::mem::take(text));
+        }
+    }
+
+    /// Ends a running call as the next server would end it: no process works on it any more.
+    pub fn interrupt(&mut self) {
+        if self.prompt.status == PromptStatus::Running {
+            self.prompt.status = PromptStatus::Failed;
+            self.prompt.error = Some(FailureCode::Interrupted);
+        }
+    }
+}
+
+/// The text with U+FFFD in place of NUL, which PostgreSQL cannot keep.
+pub fn without_nul(text: String) -> String {
+    if text.contains('\0') {
+        text.replace('\0', "\u{fffd}")
+    } else {
+        text
+    }
+}
+
+/// An idempotency key as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyRecord {
+    /// The user who sent it.
+    pub user_id: UserId,
+    /// SHA-256 of the key.
+    pub key_hash: [u8; 32],
+    /// SHA-256 of what its request meant.
+    pub fingerprint: [u8; 32],
+    /// The prompt behind it, which may be deleted.
+    pub prompt_id: PromptId,
+    /// When it was claimed, or last taken over.
+    pub claimed_at: Timestamp,
+}
+
+/// The calls of the upstream that were counted on a day.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UpstreamDay {
+    /// Days since 1970-01-01 UTC.
+    pub day: i64,
+    /// How many; not negative.
+    pub calls: i64,
+}
+
+/// A browser session. The cookie's secret is kept as its SHA-256 only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// SHA-256 of the cookie's 32 random bytes.
+    pub token_hash: [u8; 32],
+    /// The user whose session it is.
+    pub user_id: UserId,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// From this instant on it no longer counts.
+    pub expires_at: Timestamp,
+}
+
+/// A refresh token that is refused before its time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RevokedToken {
+    /// The token's `jti` claim, at most 255 bytes.
+    pub jti: String,
+    /// The token's `exp` claim: remembered until then.
+    pub expires_at: Timestamp,
+}
+
 /// The highest ids that were ever given out; 0 where none was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LastIds {
@@ -42,19 +186,23 @@ pub struct LastIds {
 }
 
 impl LastIds {
+    /// The highest id of the cursor's kind; `None` for a kind without ids.
+    pub fn of(self, kind: &RecordCursor) -> Option<i64> {
+        match kind {
+            RecordCursor::Users(_) => Some(self.user.0),
+            RecordCursor::Prompts(_) => Some(self.prompt.0),
+            RecordCursor::Keys(_)
+            | RecordCursor::UpstreamDays(_)
+            | RecordCursor::Sessions(_)
+            | RecordCursor::RevokedTokens(_) => None,
+        }
+    }
+
     /// No id was given out yet.
     pub const NONE: Self = Self {
         user: UserId(0),
         prompt: PromptId(0),
     };
-
-    /// The higher of both, each for itself.
-    pub fn max(self, other: Self) -> Self {
-        Self {
-            user: self.user.max(other.user),
-            prompt: self.prompt.max(other.prompt),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -72,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_unit_vector_is_told_from_others() {
+    fn unit_vector_is_recognised() {
         assert!(record(&[0.6, -0.8]).is_unit(2));
         assert!(!record(&[0.6, -0.8]).is_unit(3));
         assert!(!record(&[0.6, 0.6]).is_unit(2));

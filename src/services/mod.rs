@@ -2,7 +2,6 @@
 
 pub mod accounts;
 pub mod health;
-pub mod moving;
 pub mod prompts;
 pub mod purge;
 pub mod reembedding;

@@ -7,7 +7,7 @@
 
 mod bulk;
 mod calls;
-pub mod old_system;
+pub mod django;
 pub mod postgres;
 pub mod sqlite;
 
@@ -15,8 +15,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-pub use self::bulk::{BulkStore, KeyRecord, Put, UpstreamDay};
-use crate::domain::{Embedding, ModelId, Prompt, PromptId, Timestamp, User, UserId};
+pub use self::bulk::BulkStore;
+use crate::domain::{
+    Embedding, ModelId, Prompt, PromptId, RevokedToken, Session, Timestamp, User, UserId,
+};
 
 pub use self::calls::{
     Begun, CallOutcome, CallStore, ExpiredCall, Holder, KEY_LIFETIME, KeyClaim, KeyState, NewCall,
@@ -94,28 +96,6 @@ pub struct NewUser {
     pub password_hash: String,
     /// When it is made.
     pub created_at: Timestamp,
-}
-
-/// A browser session. The cookie's secret is kept as its SHA-256 only.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Session {
-    /// SHA-256 of the cookie's 32 random bytes.
-    pub token_hash: [u8; 32],
-    /// Whose it is.
-    pub user_id: UserId,
-    /// When it was made.
-    pub created_at: Timestamp,
-    /// From this instant on it no longer counts.
-    pub expires_at: Timestamp,
-}
-
-/// A refresh token that is refused before its time.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RevokedToken {
-    /// The token's `jti` claim, at most 255 bytes.
-    pub jti: String,
-    /// The token's `exp` claim: remembered until then.
-    pub expires_at: Timestamp,
 }
 
 /// Accounts, sessions and revoked tokens.

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use prompt_service::domain::{Timestamp, UserId};
+use prompt_service::domain::{
+    KeyRecord, Record, RecordCursor, RevokedToken, Session, Timestamp, UserId,
+};
 use prompt_service::services::purge::Purge;
-use prompt_service::store::{AccountStore, CallStore, KeyRecord, RevokedToken, Session};
+use prompt_service::store::{AccountStore, CallStore};
 
 use crate::store::{TestableStore, user};
 use crate::support::Folder;
@@ -69,7 +71,7 @@ impl Setting {
             prompt_id: prompt_service::domain::PromptId(1),
             claimed_at: end.minus(DAY),
         };
-        self.store.put_keys(vec![key]).await.unwrap();
+        self.store.put(vec![Record::Key(key)]).await.unwrap();
     }
 
     /// Whether all three are still stored; fails if only some are.
@@ -80,8 +82,11 @@ impl Setting {
             .is_token_revoked(&mark.to_string())
             .await
             .unwrap();
-        let keys = self.store.list_keys(None, 100).await.unwrap();
-        let has_key = keys.iter().any(|key| key.key_hash == [mark; 32]);
+        let keys = self.store.records(RecordCursor::Keys(None), 100);
+        let keys = keys.await.unwrap();
+        let is_it =
+            |record: &Record| matches!(record, Record::Key(key) if key.key_hash == [mark; 32]);
+        let has_key = keys.iter().any(is_it);
         assert_eq!([!sessions.is_empty(), has_key], [is_revoked; 2]);
         is_revoked
     }

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use prompt_service::config::{Config, CookieSecure};
 use prompt_service::credentials::SessionSecret;
-use prompt_service::domain::{Timestamp, UserId};
-use prompt_service::store::Session;
+use prompt_service::domain::{Session, Timestamp, UserId};
 use serde_json::json;
 
 use crate::support::{App, DEADLINE, PASSWORD, Request, Response, behind_proxy, spawn_app};

@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 use super::{Accounts, refused};
 use crate::credentials::tickets::{self, TICKET_LIFETIME};
 use crate::credentials::{Grant, SessionSecret, TokenType};
-use crate::domain::{CredentialState, Timestamp, User, UserId};
+use crate::domain::{CredentialState, Session, Timestamp, User, UserId};
 use crate::error::{Error, TokenProblem, Unauthenticated};
 use crate::realtime::Listener;
-use crate::store::Session;
 
 /// How often the account is checked while a long response is sent. With the two seconds for which
 /// accounts are cached this stays below the 5 seconds within which a change must take effect.

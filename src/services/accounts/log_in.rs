@@ -10,9 +10,8 @@ use super::{Accounts, refused};
 use crate::credentials::login_rate_limiter::LoginRefused;
 use crate::credentials::{LoginAttempt, SessionSecret, TokenType};
 use crate::domain::account::canonical_username;
-use crate::domain::{CLOCK_TOLERANCE, ClientNetwork, Timestamp, User};
+use crate::domain::{CLOCK_TOLERANCE, ClientNetwork, RevokedToken, Session, Timestamp, User};
 use crate::error::{Error, TokenProblem, Unauthenticated};
-use crate::store::{RevokedToken, Session};
 
 /// A login.
 pub struct LogIn {

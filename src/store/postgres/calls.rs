@@ -9,9 +9,9 @@ use tokio_postgres::Row;
 
 use super::error::Cause;
 use super::pool::{Arguments, Connection, LONG_PATIENCE, PATIENCE};
-use super::prompts::{check_quota, parse_status, prompt_from_row, without_nul};
+use super::prompts::{check_quota, parse_status, prompt_from_row};
 use super::{PostgresStore, get, sql_limit};
-use crate::domain::{FailureCode, Prompt, PromptId, Timestamp, UserId};
+use crate::domain::{FailureCode, Prompt, PromptId, Timestamp, UserId, without_nul};
 use crate::store::calls::{EXPIRED, StoredKey, micros};
 use crate::store::{
     Begun, CallOutcome, CallStore, Error, ExpiredCall, Holder, KEY_LIFETIME, KeyClaim, KeyState,

@@ -7,7 +7,6 @@
 
 mod accounts;
 mod bulk;
-mod bulk_calls;
 mod calls;
 mod error;
 mod hnsw;
@@ -174,9 +173,6 @@ async fn connect(url: &str) -> Result<(Connector, Client), OpenError> {
 }
 
 /// A column of a row. A value that does not fit its type is a defect.
-fn get<'a, T: FromSql<'a>>(
-    row: &'a Row,
-    column: impl RowIndex + std::fmt::Display,
-) -> Result<T, Error> {
+fn get<'a, T: FromSql<'a>>(row: &'a Row, column: impl RowIndex + fmt::Display) -> Result<T, Error> {
     row.try_get(column).map_err(|_| Cause::UnknownValue.into())
 }

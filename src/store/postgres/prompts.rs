@@ -87,15 +87,6 @@ pub(super) fn parse_status(word: &str) -> Result<PromptStatus, Error> {
     Ok(PromptStatus::parse(word).ok_or(Cause::UnknownValue)?)
 }
 
-/// The server's texts hold no NUL. A prompt has none; an upstream's words might.
-pub(super) fn without_nul(text: String) -> String {
-    if text.contains('\0') {
-        text.replace('\0', "\u{fffd}")
-    } else {
-        text
-    }
-}
-
 /// Whether the user keeps fewer prompts than that. Counts in the index by user, at most as far as
 /// needed.
 async fn has_room(

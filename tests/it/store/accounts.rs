@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prompt_service::domain::{Timestamp, UserId};
-use prompt_service::store::{Error, NewUser, RevokedToken, Session};
+use prompt_service::domain::{RevokedToken, Session, Timestamp, UserId};
+use prompt_service::store::{Error, NewUser};
 
 use crate::store::{TestableStore, new_user, user};
 

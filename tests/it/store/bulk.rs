@@ -3,18 +3,40 @@
 use std::sync::Arc;
 
 use prompt_service::domain::{
-    CallDetails, FailureCode, LastIds, Prompt, PromptId, PromptRecord, PromptStatus, Timestamp,
-    User, UserId, VectorRecord,
+    CallDetails, FailureCode, KeyRecord, LastIds, Prompt, PromptId, PromptRecord, PromptStatus,
+    Record, RecordCursor, RevokedToken, Session, Timestamp, UpstreamDay, User, UserId,
+    VectorRecord,
 };
-use prompt_service::store::{
-    Error, KeyClaim, KeyRecord, KeyState, Put, RevokedToken, Session, UpstreamDay,
-};
+use prompt_service::store::{BulkStore, Error, KeyClaim, KeyState};
 
 use crate::store::{
     InsertPrompt, TestableStore, completed, embedded, model, new_user, user, vector,
 };
 
 type Store = Arc<dyn TestableStore>;
+
+/// Puts rows of one kind.
+pub async fn put<R>(
+    store: &(impl BulkStore + ?Sized),
+    kind: fn(R) -> Record,
+    rows: impl IntoIterator<Item = R>,
+) -> Result<(), Error> {
+    store.put(rows.into_iter().map(kind).collect()).await
+}
+
+/// All prompts, by rising id.
+pub async fn prompt_records(store: &(impl BulkStore + ?Sized)) -> Vec<PromptRecord> {
+    let records = store.records(RecordCursor::Prompts(None), 9_999);
+    let records = records.await.unwrap().into_iter();
+    records.map(prompt_of).collect()
+}
+
+fn prompt_of(record: Record) -> PromptRecord {
+    let Record::Prompt(record) = record else {
+        panic!("not a prompt: {record:?}");
+    };
+    record
+}
 
 fn a_user(id: i64, username: &str) -> User {
     User {
@@ -91,8 +113,7 @@ fn a_token(jti: &str, expires_at: i64) -> RevokedToken {
 
 pub async fn rows_put_with_their_ids_are_read_back_whole(store: Store) {
     let users = vec![a_user(7, "alice"), a_user(3, "bob")];
-    let put = store.put_users(users.clone()).await.unwrap();
-    assert_eq!(put, [Put::Stored, Put::Stored]);
+    put(&*store, Record::User, users.clone()).await.unwrap();
     let listed = store.list_users(None, 9).await.unwrap();
     assert_eq!(listed, [users[1].clone(), users[0].clone()]);
 
@@ -105,9 +126,8 @@ pub async fn rows_put_with_their_ids_are_read_back_whole(store: Store) {
         running,
         a_prompt(40, 3, 2),
     ];
-    let put = store.put_prompts(rows.clone()).await.unwrap();
-    assert_eq!(put, [Put::Stored; 4]);
-    assert_eq!(store.prompt_records(None, 9).await.unwrap(), rows);
+    put(&*store, Record::Prompt, rows.clone()).await.unwrap();
+    assert_eq!(prompt_records(&*store).await, rows);
     let shown = store.prompt(UserId(7), PromptId(10)).await.unwrap();
     assert_eq!(shown.as_ref(), Some(&rows[0].prompt));
     let covered = store.coverage(&model("a"), None).await.unwrap();
@@ -119,21 +139,27 @@ pub async fn rows_put_with_their_ids_are_read_back_whole(store: Store) {
     );
 }
 
-pub async fn a_vector_of_a_prompt_that_is_not_completed_is_not_put(store: Store) {
-    store.put_users(vec![a_user(1, "alice")]).await.unwrap();
+pub async fn vector_of_a_prompt_that_is_not_completed_is_not_put(store: Store) {
+    put(&*store, Record::User, [a_user(1, "alice")])
+        .await
+        .unwrap();
     let failed = a_failed_prompt(1, 1);
     let given = PromptRecord {
         vector: a_prompt(1, 1, 1).vector,
         ..failed.clone()
     };
-    store.put_prompts(vec![given]).await.unwrap();
-    assert_eq!(store.prompt_records(None, 9).await.unwrap(), [failed]);
+    put(&*store, Record::Prompt, [given]).await.unwrap();
+    assert_eq!(prompt_records(&*store).await, [failed]);
 }
 
 pub async fn ids_given_out_after_a_put_are_above_it(store: Store) {
     assert_eq!(store.last_ids().await.unwrap(), LastIds::NONE);
-    store.put_users(vec![a_user(50, "alice")]).await.unwrap();
-    store.put_prompts(vec![a_prompt(900, 50, 1)]).await.unwrap();
+    put(&*store, Record::User, [a_user(50, "alice")])
+        .await
+        .unwrap();
+    put(&*store, Record::Prompt, [a_prompt(900, 50, 1)])
+        .await
+        .unwrap();
     assert_eq!(store.last_ids().await.unwrap(), last(50, 900));
     assert!(user(&*store, "bob").await.id > UserId(50));
     let made = store.insert_prompt(completed(UserId(50), "next")).await;
@@ -160,9 +186,13 @@ pub async fn raised_ids_are_not_given_out_and_never_fall(store: Store) {
     assert_eq!(store.last_ids().await.unwrap(), last(alice.0, made.id.0));
 }
 
-pub async fn putting_again_leaves_what_is_there(store: Store) {
-    store.put_users(vec![a_user(1, "alice")]).await.unwrap();
-    store.put_prompts(vec![a_prompt(1, 1, 1)]).await.unwrap();
+pub async fn putting_again_leaves_stored_rows(store: Store) {
+    put(&*store, Record::User, [a_user(1, "alice")])
+        .await
+        .unwrap();
+    put(&*store, Record::Prompt, [a_prompt(1, 1, 1)])
+        .await
+        .unwrap();
     let now = Timestamp(99);
     store.set_password(UserId(1), "$new", now).await.unwrap();
     let changed = PromptRecord {
@@ -172,33 +202,53 @@ pub async fn putting_again_leaves_what_is_there(store: Store) {
         },
         ..a_prompt(1, 1, 2)
     };
-    let users = vec![a_user(1, "alice"), a_user(2, "bob")];
-    let put = store.put_users(users).await.unwrap();
-    assert_eq!(put, [Put::Present, Put::Stored]);
-    let put = store.put_prompts(vec![changed, a_prompt(2, 2, 3)]).await;
-    assert_eq!(put.unwrap(), [Put::Present, Put::Stored]);
+    let users = [a_user(1, "alice"), a_user(2, "bob")];
+    put(&*store, Record::User, users).await.unwrap();
+    let prompts = [changed, a_prompt(2, 2, 3)];
+    put(&*store, Record::Prompt, prompts).await.unwrap();
     let alice = store.user(UserId(1)).await.unwrap().unwrap();
     assert_eq!(
         (alice.password_hash.as_str(), alice.tokens_valid_from),
         ("$new", now)
     );
-    let rows = store.prompt_records(None, 9).await.unwrap();
+    let rows = prompt_records(&*store).await;
     assert_eq!(rows, [a_prompt(1, 1, 1), a_prompt(2, 2, 3)]);
 }
 
-pub async fn what_is_anothers_is_told_and_changes_nothing(store: Store) {
+pub async fn rows_of_several_kinds_are_put_together_or_not_at_all(store: Store) {
+    let alice = Record::User(a_user(1, "alice"));
+    let of_nobody = Record::Prompt(a_prompt(2, 9, 1));
+    let refused = store.put(vec![alice.clone(), of_nobody]).await;
+    assert!(matches!(refused, Err(Error::Internal(_))), "{refused:?}");
+    assert_eq!(store.list_users(None, 9).await.unwrap(), []);
+    let all = vec![
+        alice,
+        Record::Prompt(a_prompt(2, 1, 1)),
+        Record::Key(a_key(1, 3, 2)),
+        Record::UpstreamDay(UpstreamDay { day: 7, calls: 8 }),
+        Record::Session(a_session(1, 1)),
+        Record::RevokedToken(a_token("a", 1)),
+    ];
+    store.put(all.clone()).await.unwrap();
+    let mut found = Vec::new();
+    for start in RecordCursor::STARTS {
+        found.extend(store.records(start, 9).await.unwrap());
+    }
+    assert_eq!(found, all);
+    for record in all {
+        assert_eq!(store.records(record.cursor(), 9).await.unwrap(), []);
+    }
+    assert_eq!(store.last_ids().await.unwrap(), last(1, 2));
+}
+
+pub async fn rows_of_another_id_or_name_are_left_out(store: Store) {
     let users = vec![a_user(1, "alice"), a_user(2, "bob")];
-    store.put_users(users.clone()).await.unwrap();
-    store.put_prompts(vec![a_prompt(1, 1, 1)]).await.unwrap();
-    let put = store
-        .put_users(vec![
-            a_user(1, "carol"),
-            a_user(3, "bob"),
-            a_user(4, "dave"),
-        ])
+    put(&*store, Record::User, users.clone()).await.unwrap();
+    put(&*store, Record::Prompt, [a_prompt(1, 1, 1)])
         .await
         .unwrap();
-    assert_eq!(put, [Put::Taken, Put::Taken, Put::Stored]);
+    let others = [a_user(1, "carol"), a_user(3, "bob"), a_user(4, "dave")];
+    put(&*store, Record::User, others).await.unwrap();
     let mut listed = users;
     listed.push(a_user(4, "dave"));
     assert_eq!(store.list_users(None, 9).await.unwrap(), listed);
@@ -208,33 +258,36 @@ pub async fn what_is_anothers_is_told_and_changes_nothing(store: Store) {
     later.prompt.created_at = Timestamp(5);
     let mut reworded = a_prompt(1, 1, 1);
     reworded.prompt.prompt.push('!');
-    let put = store.put_prompts(vec![others, later, reworded]).await;
-    assert_eq!(put.unwrap(), [Put::Taken; 3]);
-    let rows = store.prompt_records(None, 9).await.unwrap();
-    assert_eq!(rows, [a_prompt(1, 1, 1)]);
+    let others = [others, later, reworded];
+    put(&*store, Record::Prompt, others).await.unwrap();
+    assert_eq!(prompt_records(&*store).await, [a_prompt(1, 1, 1)]);
 }
 
 pub async fn prompts_without_an_owner_put_nothing(store: Store) {
-    store.put_users(vec![a_user(1, "alice")]).await.unwrap();
-    let put = store
-        .put_prompts(vec![a_prompt(1, 1, 1), a_prompt(2, 9, 1)])
-        .await;
-    assert!(matches!(put, Err(Error::Internal(_))), "{put:?}");
-    assert_eq!(store.prompt_records(None, 9).await.unwrap(), []);
+    put(&*store, Record::User, [a_user(1, "alice")])
+        .await
+        .unwrap();
+    let prompts = [a_prompt(1, 1, 1), a_prompt(2, 9, 1)];
+    let refused = put(&*store, Record::Prompt, prompts).await;
+    assert!(matches!(refused, Err(Error::Internal(_))), "{refused:?}");
+    assert_eq!(prompt_records(&*store).await, []);
 }
 
-pub async fn a_bulk_vector_of_another_length_puts_nothing(store: Store) {
-    store.put_users(vec![a_user(1, "alice")]).await.unwrap();
+pub async fn vector_of_another_length_puts_nothing(store: Store) {
+    put(&*store, Record::User, [a_user(1, "alice")])
+        .await
+        .unwrap();
     let mut longer = a_prompt(2, 1, 1);
     if let Some(vector) = &mut longer.vector {
         vector.f16_bytes.extend([0, 0]);
     }
-    let put = store.put_prompts(vec![a_prompt(1, 1, 1), longer]).await;
-    assert!(matches!(put, Err(Error::Internal(_))), "{put:?}");
-    assert_eq!(store.prompt_records(None, 9).await.unwrap(), []);
+    let prompts = [a_prompt(1, 1, 1), longer];
+    let refused = put(&*store, Record::Prompt, prompts).await;
+    assert!(matches!(refused, Err(Error::Internal(_))), "{refused:?}");
+    assert_eq!(prompt_records(&*store).await, []);
 }
 
-pub async fn records_come_by_rising_id_in_pages_with_vectors_of_any_model(store: Store) {
+pub async fn prompts_are_listed_by_rising_id_in_pages_with_vectors_of_any_model(store: Store) {
     let alice = store.create_user(new_user("alice")).await.unwrap().id;
     let bob = store.create_user(new_user("bob")).await.unwrap().id;
     let mut ids = Vec::new();
@@ -244,9 +297,15 @@ pub async fn records_come_by_rising_id_in_pages_with_vectors_of_any_model(store:
     }
     let replaced = vec![(ids[1], vector(9))];
     store.put_embeddings(&model("b"), replaced).await.unwrap();
-    let first = store.prompt_records(None, 2).await.unwrap();
-    let rest = store.prompt_records(Some(ids[1]), 2).await.unwrap();
-    let all: Vec<_> = first.iter().chain(&rest).collect();
+    let page = async |after| {
+        store
+            .records(RecordCursor::Prompts(after), 2)
+            .await
+            .unwrap()
+    };
+    let (first, rest) = (page(None).await, page(Some(ids[1])).await);
+    assert_eq!((first.len(), rest.len()), (2, 1));
+    let all: Vec<_> = first.into_iter().chain(rest).map(prompt_of).collect();
     let found: Vec<_> = all.iter().map(|record| record.prompt.id).collect();
     assert_eq!(found, ids);
     let vectors: Vec<_> = all.iter().map(|record| record.vector.clone()).collect();
@@ -257,39 +316,47 @@ pub async fn records_come_by_rising_id_in_pages_with_vectors_of_any_model(store:
         })
     });
     assert_eq!(vectors, expected);
-    let end = store.prompt_records(Some(ids[2]), 2).await.unwrap();
-    assert_eq!(end, []);
+    assert_eq!(page(Some(ids[2])).await, []);
 }
 
-pub async fn sessions_are_put_and_come_by_rising_hash_in_pages(store: Store) {
-    store.put_users(vec![a_user(1, "alice")]).await.unwrap();
-    let sessions = vec![a_session(0xff, 1), a_session(0, 1), a_session(0x80, 1)];
-    store.put_sessions(sessions.clone()).await.unwrap();
+pub async fn sessions_are_put_and_listed_by_rising_hash_in_pages(store: Store) {
+    put(&*store, Record::User, [a_user(1, "alice")])
+        .await
+        .unwrap();
+    let sessions = [a_session(0xff, 1), a_session(0, 1), a_session(0x80, 1)];
+    put(&*store, Record::Session, sessions).await.unwrap();
     let later = Session {
         expires_at: Timestamp(9),
         ..a_session(0, 1)
     };
-    store.put_sessions(vec![later]).await.unwrap();
-    let first = store.list_sessions(None, 2).await.unwrap();
-    assert_eq!(first, [a_session(0, 1), a_session(0x80, 1)]);
-    let rest = store.list_sessions(Some([0x80; 32]), 2).await.unwrap();
-    assert_eq!(rest, [a_session(0xff, 1)]);
-    let put = store
-        .put_sessions(vec![a_session(1, 1), a_session(2, 9)])
-        .await;
-    assert!(matches!(put, Err(Error::Internal(_))), "{put:?}");
-    assert_eq!(store.list_sessions(None, 9).await.unwrap().len(), 3);
+    put(&*store, Record::Session, [later]).await.unwrap();
+    let page = async |after, limit| {
+        store
+            .records(RecordCursor::Sessions(after), limit)
+            .await
+            .unwrap()
+    };
+    let first = [a_session(0, 1), a_session(0x80, 1)].map(Record::Session);
+    assert_eq!(page(None, 2).await, first);
+    let rest = [Record::Session(a_session(0xff, 1))];
+    assert_eq!(page(Some([0x80; 32]), 2).await, rest);
+    let sessions = [a_session(1, 1), a_session(2, 9)];
+    let refused = put(&*store, Record::Session, sessions).await;
+    assert!(matches!(refused, Err(Error::Internal(_))), "{refused:?}");
+    assert_eq!(page(None, 9).await.len(), 3);
 }
 
-pub async fn revoked_tokens_are_put_and_come_by_rising_bytes_in_pages(store: Store) {
+pub async fn revoked_tokens_are_put_and_listed_by_rising_bytes_in_pages(store: Store) {
     let tokens = ["é", "b", "B", "a b"].map(|jti| a_token(jti, 10));
-    store.put_revoked_tokens(tokens.to_vec()).await.unwrap();
-    let again = vec![a_token("b", 5), a_token("B", 20)];
-    store.put_revoked_tokens(again).await.unwrap();
-    let first = store.list_revoked_tokens(None, 2).await.unwrap();
-    assert_eq!(first, [a_token("B", 20), a_token("a b", 10)]);
-    let rest = store.list_revoked_tokens(Some("a b"), 9).await.unwrap();
-    assert_eq!(rest, [a_token("b", 10), a_token("é", 10)]);
+    put(&*store, Record::RevokedToken, tokens).await.unwrap();
+    let again = [a_token("b", 5), a_token("B", 20)];
+    put(&*store, Record::RevokedToken, again).await.unwrap();
+    let first = store.records(RecordCursor::RevokedTokens(None), 2);
+    let expected = [a_token("B", 20), a_token("a b", 10)].map(Record::RevokedToken);
+    assert_eq!(first.await.unwrap(), expected);
+    let rest = store.records(expected[1].cursor(), 9);
+    let expected = [a_token("b", 10), a_token("é", 10)].map(Record::RevokedToken);
+    assert_eq!(rest.await.unwrap(), expected);
 }
 
 fn a_key(user_id: i64, byte: u8, prompt_id: i64) -> KeyRecord {
@@ -302,27 +369,38 @@ fn a_key(user_id: i64, byte: u8, prompt_id: i64) -> KeyRecord {
     }
 }
 
-pub async fn keys_are_put_and_come_by_rising_user_and_hash_in_pages(store: Store) {
+pub async fn keys_are_put_and_listed_by_rising_user_and_hash_in_pages(store: Store) {
     let users = vec![a_user(1, "alice"), a_user(2, "bob")];
-    store.put_users(users).await.unwrap();
-    let keys = vec![a_key(2, 0, 9), a_key(1, 0xff, 8), a_key(1, 1, 7)];
-    store.put_keys(keys).await.unwrap();
-    // What is there is left alone.
-    store.put_keys(vec![a_key(1, 1, 99)]).await.unwrap();
-    let first = store.list_keys(None, 2).await.unwrap();
-    assert_eq!(first, [a_key(1, 1, 7), a_key(1, 0xff, 8)]);
+    put(&*store, Record::User, users).await.unwrap();
+    let keys = [a_key(2, 0, 9), a_key(1, 0xff, 8), a_key(1, 1, 7)];
+    put(&*store, Record::Key, keys).await.unwrap();
+    // A stored key stays as it is.
+    put(&*store, Record::Key, [a_key(1, 1, 99)]).await.unwrap();
+    let page = async |after, limit| {
+        store
+            .records(RecordCursor::Keys(after), limit)
+            .await
+            .unwrap()
+    };
+    let first = [a_key(1, 1, 7), a_key(1, 0xff, 8)].map(Record::Key);
+    assert_eq!(page(None, 2).await, first);
     let after = Some((UserId(1), [0xff; 32]));
-    assert_eq!(store.list_keys(after, 2).await.unwrap(), [a_key(2, 0, 9)]);
-    let put = store.put_keys(vec![a_key(1, 2, 1), a_key(9, 2, 1)]).await;
-    assert!(matches!(put, Err(Error::Internal(_))), "{put:?}");
-    assert_eq!(store.list_keys(None, 9).await.unwrap().len(), 3);
+    assert_eq!(page(after, 2).await, [Record::Key(a_key(2, 0, 9))]);
+    let keys = [a_key(1, 2, 1), a_key(9, 2, 1)];
+    let refused = put(&*store, Record::Key, keys).await;
+    assert!(matches!(refused, Err(Error::Internal(_))), "{refused:?}");
+    assert_eq!(page(None, 9).await.len(), 3);
 }
 
-pub async fn a_key_that_was_put_is_known_with_its_prompt(store: Store) {
-    store.put_users(vec![a_user(1, "alice")]).await.unwrap();
+pub async fn key_that_was_put_is_known_with_its_prompt(store: Store) {
+    put(&*store, Record::User, [a_user(1, "alice")])
+        .await
+        .unwrap();
     let record = a_prompt(5, 1, 1);
-    store.put_prompts(vec![record.clone()]).await.unwrap();
-    store.put_keys(vec![a_key(1, 3, 5)]).await.unwrap();
+    put(&*store, Record::Prompt, [record.clone()])
+        .await
+        .unwrap();
+    put(&*store, Record::Key, [a_key(1, 3, 5)]).await.unwrap();
     let claim = KeyClaim {
         key_hash: [3; 32],
         fingerprint: [7; 32],
@@ -331,15 +409,20 @@ pub async fn a_key_that_was_put_is_known_with_its_prompt(store: Store) {
     assert_eq!(state, Some(KeyState::Completed(record.prompt.id)));
 }
 
-pub async fn days_counts_are_put_and_the_higher_one_stands(store: Store) {
+pub async fn counts_of_days_are_put_and_the_higher_one_is_kept(store: Store) {
     let a_day = |day, calls| UpstreamDay { day, calls };
     let days = vec![a_day(20_001, 5), a_day(20_000, 7)];
-    store.put_upstream_days(days).await.unwrap();
-    let again = vec![a_day(20_000, 6), a_day(20_001, 9)];
-    store.put_upstream_days(again).await.unwrap();
-    let first = store.list_upstream_days(None, 1).await.unwrap();
-    assert_eq!(first, [a_day(20_000, 7)]);
-    let rest = store.list_upstream_days(Some(20_000), 9).await.unwrap();
-    assert_eq!(rest, [a_day(20_001, 9)]);
+    put(&*store, Record::UpstreamDay, days).await.unwrap();
+    let again = [a_day(20_000, 6), a_day(20_001, 9)];
+    put(&*store, Record::UpstreamDay, again).await.unwrap();
+    let page = async |after, limit| {
+        store
+            .records(RecordCursor::UpstreamDays(after), limit)
+            .await
+            .unwrap()
+    };
+    assert_eq!(page(None, 1).await, [Record::UpstreamDay(a_day(20_000, 7))]);
+    let rest = [Record::UpstreamDay(a_day(20_001, 9))];
+    assert_eq!(page(Some(20_000), 9).await, rest);
     assert!(!store.count_upstream_call(20_001, 9).await.unwrap());
 }

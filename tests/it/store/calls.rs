@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prompt_service::domain::{
-    CallDetails, Embedding, FailureCode, Prompt, PromptId, PromptStatus, Timestamp, UserId,
+    CallDetails, Embedding, FailureCode, KeyRecord, Prompt, PromptId, PromptStatus, Record,
+    Timestamp, UserId,
 };
 use prompt_service::store::{
-    Begun, CallOutcome, DeletedPrompt, Error, ExpiredCall, Holder, KeyClaim, KeyRecord, KeyState,
-    NewCall,
+    Begun, CallOutcome, DeletedPrompt, Error, ExpiredCall, Holder, KeyClaim, KeyState, NewCall,
 };
 
 use crate::store::{InsertPrompt, TestableStore, embedded, model, newest, user, vector};
@@ -459,7 +459,8 @@ pub async fn a_key_of_yesterday_is_free_before_it_is_purged(store: Store) {
         claimed_at: now.minus(age),
     };
     let keys = vec![key(2, DAY - MINUTE), key(3, DAY + MINUTE)];
-    store.put_keys(keys).await.unwrap();
+    let keys = keys.into_iter().map(Record::Key);
+    store.put(keys.collect()).await.unwrap();
     assert!(state(&*store, alice, claim(2, 9)).await.is_some());
     assert_eq!(state(&*store, alice, claim(3, 9)).await, None);
     // It may stand for another request now, and then does.

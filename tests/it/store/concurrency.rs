@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use prompt_service::domain::{Timestamp, UserId};
-use prompt_service::store::{Begun, Error, NewCall, Session};
+use prompt_service::domain::{Session, Timestamp, UserId};
+use prompt_service::store::{Begun, Error, NewCall};
 use tokio::task::JoinSet;
 
 use crate::store::calls::{answered, call, claim, holder, started};

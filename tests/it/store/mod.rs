@@ -72,20 +72,21 @@ macro_rules! conformance_suite {
                 upstream_calls_are_counted_by_day_up_to_the_limit;
             bulk:
                 rows_put_with_their_ids_are_read_back_whole,
-                a_vector_of_a_prompt_that_is_not_completed_is_not_put,
+                vector_of_a_prompt_that_is_not_completed_is_not_put,
                 ids_given_out_after_a_put_are_above_it,
+                rows_of_several_kinds_are_put_together_or_not_at_all,
                 the_ids_of_deleted_rows_count_as_given_out,
                 raised_ids_are_not_given_out_and_never_fall,
-                putting_again_leaves_what_is_there,
-                what_is_anothers_is_told_and_changes_nothing,
+                putting_again_leaves_stored_rows,
+                rows_of_another_id_or_name_are_left_out,
                 prompts_without_an_owner_put_nothing,
-                a_bulk_vector_of_another_length_puts_nothing,
-                records_come_by_rising_id_in_pages_with_vectors_of_any_model,
-                sessions_are_put_and_come_by_rising_hash_in_pages,
-                revoked_tokens_are_put_and_come_by_rising_bytes_in_pages,
-                keys_are_put_and_come_by_rising_user_and_hash_in_pages,
-                a_key_that_was_put_is_known_with_its_prompt,
-                days_counts_are_put_and_the_higher_one_stands;
+                vector_of_another_length_puts_nothing,
+                prompts_are_listed_by_rising_id_in_pages_with_vectors_of_any_model,
+                sessions_are_put_and_listed_by_rising_hash_in_pages,
+                revoked_tokens_are_put_and_listed_by_rising_bytes_in_pages,
+                keys_are_put_and_listed_by_rising_user_and_hash_in_pages,
+                key_that_was_put_is_known_with_its_prompt,
+                counts_of_days_are_put_and_the_higher_one_is_kept;
             concurrency:
                 racing_claims_of_one_key_have_one_winner,
                 racing_ends_of_one_call_have_one_winner,
@@ -110,7 +111,7 @@ macro_rules! conformance_suite {
 }
 
 mod accounts;
-mod bulk;
+pub mod bulk;
 mod calls;
 mod concurrency;
 mod model;

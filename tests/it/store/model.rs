@@ -4,11 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use prompt_service::domain::{
-    Embedding, ModelId, Prompt, PromptId, PromptStatus, Timestamp, User, UserId,
+    Embedding, ModelId, Prompt, PromptId, PromptStatus, RevokedToken, Session, Timestamp, User,
+    UserId,
 };
-use prompt_service::store::{
-    Coverage, DeletedPrompt, Error, RevokedToken, Session, Unembedded, VectorPage,
-};
+use prompt_service::store::{Coverage, DeletedPrompt, Error, Unembedded, VectorPage};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use tokio::runtime::Runtime;

@@ -2,7 +2,7 @@
 
 use prompt_service::config::Secret;
 use prompt_service::domain::UserId;
-use prompt_service::store::old_system::OldSystem;
+use prompt_service::store::django::DjangoDatabase;
 use prompt_service::store::postgres::{OpenError, OpenOptions, PostgresStore, inspect};
 use prompt_service::store::{AccountStore, PromptStore};
 use tokio_util::sync::CancellationToken;
@@ -250,7 +250,7 @@ async fn time_limits_of_the_role_do_not_end_the_reading_of_the_old_system() {
          ALTER ROLE ROLE_HERE SET idle_in_transaction_session_timeout = '700ms'",
     )
     .await;
-    let mut old = OldSystem::open(&Secret::new(url), "unknown".to_owned())
+    let mut old = DjangoDatabase::open(&Secret::new(url), "unknown".to_owned())
         .await
         .unwrap();
     let client = database.client().await;

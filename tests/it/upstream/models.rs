@@ -4,8 +4,8 @@ use prompt_service::config::{BaseUrl, UpstreamConfig};
 use serde_json::{Value, json};
 
 use super::service;
-use crate::moving::check::{checked, line};
 use crate::support::{Folder, Reply, Upstream, config_in};
+use crate::transfer::check::{checked, line};
 
 /// The line of `check` on an upstream, and whether the check fails. `must_be_right`: with
 /// `--upstream`.
