@@ -1,4 +1,4 @@
-"""The compose files: valid by the published schema, and whole in themselves."""
+"""The compose files: valid by the published schema, and complete."""
 
 import ipaddress
 import re
@@ -40,7 +40,7 @@ def test_whoever_is_waited_for_has_a_health_check():
     for name, service in whole.items():
         for other, how in service.get("depends_on", {}).items():
             if other == "secrets":
-                # It ends when it has made them.
+                # It ends when it has created them.
                 assert how == {"condition": "service_completed_successfully"} and whole[other]["restart"] == "no", name
                 continue
             assert how == {"condition": "service_healthy"}, name
@@ -59,7 +59,7 @@ def test_two_replicas_alike_stand_behind_the_proxy():
     assert services["replica-1"] == services["replica-2"]
     proxied = services["proxy"]["environment"]
     assert {proxied["REPLICA_1"], proxied["REPLICA_2"]} == {"replica-1:8000", "replica-2:8000"}
-    # The stores are out of the proxy's reach, and the metrics are on a port that it does not know.
+    # The proxy cannot reach the stores, and the metrics are on another port than the one it uses.
     assert "data" not in services["proxy"]["networks"] and everything()["networks"]["data"]["internal"] is True
     assert not services["replica-1"]["environment"]["METRICS_ADDR"].endswith(":8000")
 
@@ -70,10 +70,10 @@ def test_no_address_is_fixed_and_only_the_proxy_sends_requests_to_a_replica():
         assert "ipam" not in (network or {}), name
     for name, service in whole["services"].items():
         networks = service.get("networks", [])
-        # A list: with a mapping a service could ask for an address.
+        # A list, because with a mapping a service could request an address.
         assert isinstance(networks, list), name
-        # Private addresses are believed about who the client is, so nobody else may be where the
-        # replicas are.
+        # Private addresses are trusted about the client's address, so nobody else may be on the
+        # replicas' network.
         if "edge" in networks:
             assert name in ("proxy", "replica-1", "replica-2", "prometheus"), name
         assert ("ports" in service) == (name in ("proxy", "prometheus", "grafana")), name

@@ -1,4 +1,4 @@
-"""The Dockerfile: linted, and held to the project that it builds."""
+"""The Dockerfile: linted, and compared with the project that it builds."""
 
 import os
 import re
@@ -21,7 +21,7 @@ def instructions():
 
 
 def sent_to_the_builder():
-    """The paths that .dockerignore lets through."""
+    """The paths that .dockerignore allows."""
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
     assert lines[0] == "*" and all(line.startswith("!") for line in lines[1:]), "everything is left out but what is named"
     return [line[1:] for line in lines[1:]]
@@ -78,7 +78,7 @@ def test_the_image_runs_as_a_number_with_its_data_in_a_volume_and_nothing_else_i
     assert re.fullmatch(r"[1-9]\d+:[1-9]\d+", settings["USER"])
     assert settings["VOLUME"] == "/data"
     assert settings["ENTRYPOINT"] == '["/prompt-service"]'
-    # In the form that needs no shell.
+    # In the form without a shell.
     assert re.search(r'CMD \["/prompt-service", "health"\]', settings["HEALTHCHECK"])
     environment = dict(re.findall(r"([A-Z_]+)=(\S+)", settings["ENV"]))
     assert environment["BIND_ADDR"] == "0.0.0.0:8000" and environment["SHUTDOWN_DELAY"] == "5s"

@@ -1,4 +1,5 @@
-"""Hostile requests: a clear 4xx or a timely close, never a 5xx, never a hang, and the service is well afterwards."""
+"""Hostile requests: a clear 4xx or a close in time, never a 5xx, never a hang, and the service
+works afterwards."""
 
 import json
 import random
@@ -15,15 +16,15 @@ from running_service import THROTTLES_OFF
 
 MIB = 1 << 20
 
-# Seconds in which a request that was sent completely must be answered or closed.
+# Seconds in which a complete request must get a response or a close.
 PROMPT = 20
-# Seconds in which a connection that only trickles must be closed: above the service's own deadlines.
+# Seconds in which a connection that sends slowly must be closed: more than the service's deadlines.
 PATIENCE = 60
 
 
 @dataclass
 class Outcome:
-    """What came back over a socket."""
+    """The bytes that came back over a socket."""
 
     received: bytes
     closed: bool
@@ -33,7 +34,8 @@ class Outcome:
         return [int(found) for found in re.findall(rb"HTTP/1\.[01] (\d{3}) ", self.received)]
 
     def assert_refused(self, *expected):
-        """A 4xx (one of `expected`, if given), or a close without an answer where none is expected."""
+        """A 4xx (one of `expected`, if given), or a close without a response if none is expected.
+        """
         if not self.statuses:
             assert self.closed and not expected, "no answer and no close"
         for status in self.statuses:
@@ -41,9 +43,10 @@ class Outcome:
 
 
 def exchange(service, payload, deadline=PROMPT, half_close=False, until_closed=False):
-    """Sends bytes while reading, as long as the other side takes them; returns what came back until it closed or fell silent.
+    """Sends bytes and reads at the same time, as long as the other side takes them; returns the
+    bytes that came back until it closed or was silent.
 
-    With `until_closed` a silence is no end: for answers after which the other side must close.
+    With `until_closed` a silence is no end: for responses after which the other side must close.
     """
     received, sent, closed = bytearray(), 0, False
     end = time.monotonic() + deadline
@@ -54,7 +57,7 @@ def exchange(service, payload, deadline=PROMPT, half_close=False, until_closed=F
             if sent == len(payload) and half_close and not shut:
                 connection.shutdown(socket.SHUT_WR)
                 shut = True
-            # Once an answer has begun and everything is sent, a short silence is its end.
+            # When a response has begun and everything is sent, a short silence is its end.
             quiet = 1.0 if received and sent >= len(payload) and not until_closed else end - time.monotonic()
             readable, writable, _ = select.select([connection], [connection] if sent < len(payload) else [], [], max(0, quiet))
             if not readable and not writable:
@@ -67,7 +70,8 @@ def exchange(service, payload, deadline=PROMPT, half_close=False, until_closed=F
                 elif writable:
                     sent += connection.send(payload[sent : sent + 65536])
             except (BrokenPipeError, ConnectionResetError):
-                # The other side has stopped reading: what it said before that is still to be read.
+                # The other side has stopped reading. The bytes that it sent before can still be
+                # read.
                 sent = len(payload)
                 try:
                     received += connection.recv(65536)
@@ -89,7 +93,8 @@ def chunked(body, size=65536):
 
 
 class Trickle(threading.Thread):
-    """Sends a beginning, then one byte a second for as long as the other side keeps the connection."""
+    """Sends a beginning, then one byte a second for as long as the other side keeps the connection.
+    """
 
     def __init__(self, service, beginning, byte):
         super().__init__(daemon=True)
@@ -123,7 +128,7 @@ class Trickle(threading.Thread):
 def service(serve):
     with serve(**THROTTLES_OFF) as running:
         yield running
-        # All of it: the end alone would forget what the first tests did.
+        # All of the log: its end alone would not contain the first tests.
         assert "panicked" not in running.written("stdout") + running.stderr()
 
 
@@ -145,7 +150,7 @@ def token(owner):
 
 @pytest.fixture(scope="module", autouse=True)
 def trickles(service, token):
-    """Slow clients, which the last test looks at: they wait while the others run."""
+    """Slow clients for the last test: they wait while the other tests run."""
     head = f"POST {PROMPTS} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {token}\r\nContent-Type: application/json\r\n"
     started = {
         "header": Trickle(service, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", b"a"),
@@ -331,7 +336,8 @@ BROKEN = {
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_what_is_no_http_is_refused_or_closed(service, kind):
-    # Empty lines are allowed before a request, so only the end of the input shows that none follows.
+    # Empty lines are allowed before a request, so only the end of the input shows that none
+    # follows.
     exchange(service, BROKEN[kind], half_close=kind == "only line ends").assert_refused()
 
 
@@ -359,7 +365,7 @@ def test_a_body_that_nobody_reads_does_not_cost_the_connection(service, method, 
     whole = request(method, path, b"x" * 5000, **headers)
     with socket.create_connection(service.host_and_port, timeout=PROMPT) as connection:
         connection.sendall(whole[:-5000])
-        # The answer must not have closed the connection by the time the body is there.
+        # The response must not close the connection before the body is sent.
         readable, _, _ = select.select([connection], [], [], 0.2)
         assert not readable, "answered before the body was there"
         connection.sendall(whole[-5000:] + get("Connection: close"))
@@ -380,7 +386,8 @@ def test_a_body_that_was_announced_and_is_refused_need_not_be_sent(service):
 def test_two_ways_to_end_a_body_are_refused(service):
     hidden = b"GET /api/nope HTTP/1.1\r\nHost: localhost\r\n\r\n"
     head = f"POST {LOGIN} HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: {5 + len(hidden)}\r\nTransfer-Encoding: chunked\r\n\r\n"
-    # Whichever of the two counts, an empty body, a cut one and the request hidden behind are all errors.
+    # Whichever of the two lengths counts: an empty body, a cut body and the hidden request are all
+    # errors.
     exchange(service, head.encode() + b"0\r\n\r\n" + hidden).assert_refused()
 
 

@@ -1,4 +1,5 @@
-"""`check --upstream`, and addresses that people copy, against a server that has a list of models and one answer."""
+"""`check --upstream`, and addresses as people copy them, against a server with a list of models and
+one response."""
 
 import json
 import subprocess
@@ -73,7 +74,7 @@ def test_a_check_of_the_upstream_fails_for_a_wrong_address_key_or_model(upstream
         assert words in line, run.stdout
         assert (run.returncode == 0) == is_right == line.startswith("ok"), run.stdout
         assert KEY not in run.stdout + run.stderr and "sk-wrong" not in run.stdout + run.stderr
-        # A plain check only mentions it.
+        # Without the flag, the check only notes it.
         plain = check(tmp_path, **settings)
         assert plain.returncode == 0 and words in plain.stdout, plain.stdout
     assert not [asked for asked in upstream.asked if not asked.startswith("GET ")]

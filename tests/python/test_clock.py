@@ -40,7 +40,7 @@ def test_a_clock_that_is_ahead_for_one_start_makes_nothing_forgotten_or_last(tmp
     with Service(**settings, **wrong) as service, client(service) as http:
         assert http.post(PROMPTS, headers=user.auth, **post).status_code == 401, "by this clock the token has expired"
         wait_until(lambda: "what expired long ago was forgotten" in service.written("stdout"), 60, "the purge has been")
-        # By this clock it has expired; by the right one it has not.
+        # By this clock the token has expired; by the right clock it has not.
         assert http.post(LOGOUT, json={"refresh": ended_later}).status_code == 204
         early = http.post(LOGIN, json=credentials).json()
         service.stop()
@@ -55,7 +55,7 @@ def test_a_clock_that_is_ahead_for_one_start_makes_nothing_forgotten_or_last(tmp
         again = http.post(PROMPTS, headers={**user.auth, **keyed}, **post)
         assert (again.status_code, again.json()) == (201, first.json())
         assert again.headers["idempotent-replayed"] == "true"
-        # What the wrong clock gave is from the future.
+        # The token from the time of the wrong clock is from the future.
         assert refresh(early["refresh"]).json()["detail"] == "Token is invalid"
         assert http.get(ME, headers={"Authorization": f"Bearer {early['access']}"}).status_code == 401
         service.stop()

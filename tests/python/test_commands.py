@@ -1,4 +1,4 @@
-"""What the operator's commands do in the wrong folder, with what is wrong, and at the ends of pipes."""
+"""The operator's commands in a wrong folder, with wrong arguments, and with pipes."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def test_the_first_account_may_make_the_store_before_any_server_has_run(tmp_path
     assert (made.returncode, made.stdout, made.stderr) == (0, "created user 1\n", "")
     assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
     assert run("user", "list", folder=tmp_path).stdout == "1\talice\ta@b.c\tactive\n"
-    # The option is for the first account and does no harm to the next.
+    # The option is for the first account; it does no harm with the next.
     bob = run("user", "create", "bob", "--email", "b@b.c", "--init", folder=tmp_path, stdin=f"{PASSWORD}\n")
     assert bob.stdout == "created user 2\n", bob
     with Service(data_dir=tmp_path / "data", REGISTRATION="closed") as service:
@@ -102,7 +102,7 @@ def test_an_import_reads_standard_input_from_a_pipe_and_from_a_file(tmp_path):
     piped = run("import", "-", "--data-dir", "piped", folder=tmp_path, stdin=HEADER + USER)
     assert piped.stdout.startswith("to import: 1 users, 0 prompts\nimported 1 users, 0 prompts in "), piped
     (tmp_path / "in.jsonl").write_text("not a part of it\n" + HEADER + USER)
-    # The shell has read the first line; what is left is the import's.
+    # The shell has read the first line; the import reads the rest.
     shell = f"{{ read line; '{BINARY}' import - --data-dir file; }} <in.jsonl"
     from_file = subprocess.run(["sh", "-c", shell], cwd=tmp_path, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
     assert from_file.stdout.startswith("to import: 1 users, 0 prompts\nimported "), from_file
@@ -212,7 +212,7 @@ def test_check_beside_a_server_and_after_it_is_fine_and_leaves_no_trace():
         check = run("check", folder=service.folder, **environment)
         assert check.returncode == 0, check
         assert f"note  address: {service.address} is in use by the server that runs" in check.stdout.splitlines()
-        # Another folder, the same port: that server would be refused.
+        # Another folder and the same port: this server would be refused.
         other = run("check", folder=service.folder, **{**environment, "DATA_DIR": "other"})
         assert other.returncode == 1 and "fault address: BIND_ADDR: cannot listen" in other.stdout, other
         assert service.stop() == 0

@@ -1,4 +1,4 @@
-"""What the `.env` file of the working directory says, and what is said of one that cannot be used."""
+"""The `.env` file of the working directory: its settings, and the error for an unusable file."""
 
 import base64
 import hashlib
@@ -8,7 +8,7 @@ import pytest
 from conftest import client, make_user
 from running_service import THROTTLES_OFF, Service, refusal, run
 
-# Of the kind that Django's startproject makes.
+# Like the keys that Django's startproject generates.
 DJANGO_KEY = "django-insecure-4x$ab(9!&*^@-_=+#k%2$HOME${PATH}"
 
 

@@ -1,4 +1,5 @@
-"""The old system's database, made by Django, taken in by the release binary: killed half way, resumed, and its users at work."""
+"""The release binary imports the Django system's database: it is killed half way and resumed, and
+then its users work."""
 
 import os
 import resource
@@ -29,7 +30,7 @@ def server():
 @pytest.fixture(scope="module")
 def old_url(server):
     url = server.make_database(extension=False)
-    # In a process of its own: Django can be set up once a process.
+    # In a separate process: Django can be set up only once in a process.
     script = ROOT / "tests" / "tools" / "old_system.py"
     subprocess.run([sys.executable, script, url, str(USERS), str(ROWS)], check=True)
     return url
@@ -55,7 +56,7 @@ def run(data_dir, *arguments, **variables):
 
 
 def stored(data_dir):
-    """How many prompts the file holds, as far as another process sees."""
+    """The number of prompts in the file, as another process sees it."""
     try:
         with sqlite3.connect(f"file:{data_dir}/prompt-service.sqlite3?mode=ro", uri=True) as file:
             return file.execute("SELECT count(*) FROM prompt").fetchone()[0]
@@ -65,10 +66,10 @@ def stored(data_dir):
 
 @pytest.fixture(scope="module")
 def moved_in(old_url, tmp_path_factory):
-    """A data folder with everything imported, in two goes."""
+    """A data folder with everything imported, in two runs."""
     data_dir = tmp_path_factory.mktemp("moved-in")
-    # The system kills it amid a write, by a signal that it does not know of, once a file is that long: always at the same row, however
-    # quick the machine is and whoever looks when.
+    # The system kills the import during a write, with a signal, when a file has this length. So it
+    # always ends at the same row, whatever the speed of the machine.
     first = command(data_dir, "import", "--from-env", "OLD", OLD=old_url, longest_file=4 << 20)
     _, err = first.communicate(timeout=DEADLINE)
     assert first.returncode == -signal.SIGXFSZ, err
@@ -123,7 +124,7 @@ def test_an_old_password_logs_in_and_the_old_prompts_are_found_and_new_ids_follo
             assert [row["id"] for row in found] == [sought]
             assert found[0]["score"] > 0.999
         posted = http.post(PROMPTS, json={"prompt": "after the move"}, headers=auth)
-        # The old sequence had given out one more than there are rows.
+        # The Django system's sequence had given out one more id than there are rows.
         assert posted.json()["id"] == ROWS + 2
 
 

@@ -1,5 +1,4 @@
-"""A test that misses something on its machine is skipped aloud, or fails where the run says that
-it must not."""
+"""A test without its tool is skipped with a message, or fails if the run expects the tool."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What Prometheus' own linter says about /metrics, while the service works."""
+"""Prometheus' linter on /metrics, while the service works."""
 
 import subprocess
 import threading
@@ -17,7 +17,7 @@ def promtool():
 
 
 def traffic(http, user):
-    """Every kind of answer that a label could come from: good, refused, unknown."""
+    """Every kind of response that a label could come from: good, refused, unknown."""
     post_prompt(http, user, "measure me", websocket=True)
     http.get(SIMILAR, params={"q": "measure"}, headers=user.auth)
     http.get(SIMILAR, params={"q": "measure", "k": "0"}, headers=user.auth)

@@ -1,4 +1,4 @@
-"""How the service starts on Postgres and Redis, and what it says when it cannot."""
+"""Starts of the service on Postgres and Redis, and the errors of starts that fail."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from running_service import THROTTLES_OFF, Service, run, wait_until
 from servers import TIED, Postgres, Redis, free_port
 from websockets.sync.client import connect
 
-# Seconds in which a service that cannot start must have said so.
+# Seconds in which a service that cannot start must report it.
 PATIENCE = 30
 
 
@@ -33,7 +33,7 @@ def redis():
 
 @pytest.fixture
 def make():
-    """A maker of services that keep nothing of their own, not yet started."""
+    """A maker of services without local data, not yet started."""
     made = []
 
     def make(**settings):
@@ -48,7 +48,8 @@ def make():
 
 
 def assert_refuses_to_start(service, setting, *said, secret=()):
-    """The process ends by itself, with an error status and one line that names the setting and gives no secret away."""
+    """The process ends by itself, with an error status and one line that names the setting and
+    contains no secret."""
     service.launch()
     status = service.wait(PATIENCE)
     assert status > 0, f"ended with {status}\n{service.output()}"
@@ -68,7 +69,7 @@ def test_replicas_that_start_together_on_an_empty_database_migrate_it_once(postg
                 assert_healthy(http)
             assert not (replica.folder / "data").exists(), "nothing is kept beside Postgres"
             assert replica.stop() == 0
-        # The server's ends of them go when it gets to it.
+        # The server closes its ends of them after a while.
         wait_until(lambda: cluster.connections() == 0, 30, "no connection is left")
 
 
@@ -108,9 +109,9 @@ def test_one_server_runs_on_postgres_alone_and_a_second_is_refused_until_it_is_g
         assert created.status_code == 201, created.text
         assert_refuses_to_start(make(DATABASE_URL=url), "DATABASE_URL", "REDIS_URL", secret=[postgres.password])
         assert_healthy(http)
-        # Not even given a chance to let go of its lock.
+        # The process cannot even release its lock.
         first.kill()
-        # The server notices when it gets to it, and the next one waits for 3 s only.
+        # The server notices after a while, and the next process waits for 3 s only.
         wait_until(lambda: postgres.connections(database_of(url)) == 0, 30, "the server knows that it is gone")
         second = make(DATABASE_URL=url, SECRET_KEY=key)
         with second, client(second) as http:
@@ -140,7 +141,7 @@ def test_replicas_without_a_common_key_are_refused(postgres, redis, make):
 
 @contextmanager
 def silent_server():
-    """A port that takes connections and never says anything."""
+    """A port that accepts connections and never sends anything."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         taken = []
 

@@ -1,4 +1,4 @@
-"""A replica dies in mid-call: another one ends its calls, and answers what is repeated."""
+"""A replica dies during calls: another replica ends its calls, and serves the repeated posts."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -54,7 +54,7 @@ def test_a_replica_killed_in_mid_call_leaves_one_row_for_each_post(cluster, upst
     with client(other) as http:
         user = make_user(http)
         with Listener(other, user) as listener:
-            # The last pieces wait, so that everything is in flight.
+            # The last pieces wait, so that all calls are running.
             upstream.hold()
             posts = Posts(dying, user)
             texts = (*posts.keyed, *posts.streamed)

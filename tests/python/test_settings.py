@@ -7,7 +7,8 @@ import httpx
 import pytest
 from running_service import BINARY, ROOT, Service, refusal, run
 
-# Secrets have no flag, so the help text's list of flags does not have them; each may also be given as NAME_FILE.
+# Secrets have no flag, so the help text's list of flags does not have them; each may also be given
+# as NAME_FILE.
 SECRETS = {"DATABASE_URL", "REDIS_URL", "SECRET_KEY", "SECRET_KEY_FALLBACKS", "OPENAI_API_KEY"}
 
 

@@ -1,4 +1,5 @@
-"""djangorestframework-simplejwt and the service stand in for each other when they share a key."""
+"""djangorestframework-simplejwt and the service accept each other's tokens when they share a key.
+"""
 
 import sqlite3
 from datetime import timedelta

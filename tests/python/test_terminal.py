@@ -1,4 +1,4 @@
-"""What a person sees at a terminal: the log of a start, the help, progress."""
+"""The output at a terminal: the log of a start, the help, progress."""
 
 import json
 import re

@@ -1,4 +1,5 @@
-"""The release binary before an upstream over TLS: whom it trusts, where its key goes, and what a bad setting says."""
+"""The release binary with an upstream over TLS: which certificates it trusts, where it sends its
+key, and the errors of bad settings."""
 
 import http.server
 import json
@@ -15,7 +16,7 @@ KEY = "sk-a-key-that-nobody-may-see"
 
 
 class Upstream(http.server.ThreadingHTTPServer):
-    """Answers every prompt with the same words, over TLS, and keeps what it was sent."""
+    """Responds to every prompt with the same words, over TLS, and keeps the requests."""
 
     daemon_threads = True
 
@@ -31,7 +32,8 @@ class Upstream(http.server.ThreadingHTTPServer):
         return f"https://{host}:{self.server_address[1]}/v1"
 
     def handle_error(self, request, client_address):
-        """A client that does not trust the certificate leaves in mid-handshake; that is the test, not an error."""
+        """A client that does not trust the certificate ends the handshake; that is the test, not an
+        error."""
 
 
 class Answer(http.server.BaseHTTPRequestHandler):
@@ -95,7 +97,7 @@ def test_a_trusted_upstream_answers_over_one_kept_connection(folder, upstream):
 
 @pytest.mark.parametrize(("host", "trusted"), [("localhost", "other.pem"), ("127.0.0.1", "authority.pem")])
 def test_an_upstream_that_is_not_trusted_gets_nothing(folder, upstream, host, trusted):
-    # Signed by another authority; or by the right one, for another name.
+    # Signed by another authority, or by the right authority for another name.
     settings = {"OPENAI_BASE_URL": upstream.url(host), "OPENAI_API_KEY": KEY, "OPENAI_MAX_RETRIES": "0", "SSL_CERT_FILE": str(folder / trusted)}
     with Service(**THROTTLES_OFF, **settings) as service, client(service) as http:
         answer = post_prompt(http, make_user(http), "hello")
