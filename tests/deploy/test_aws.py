@@ -112,7 +112,7 @@ def stacks(aws):
     return made
 
 
-def test_cfn_lint_has_nothing_to_say():
+def test_cfn_lint_finds_nothing():
     run(tool("cfn-lint"), "--regions", REGION, "--", *(f"deploy/aws/{name}.yaml" for name in NAMES))
 
 
@@ -265,7 +265,7 @@ def test_the_database_is_encrypted_backed_up_and_protected(aws, stacks):
     assert database["DBSubnetGroup"]["VpcId"] == stacks["base"]["Vpc"]
 
 
-def test_the_cache_is_made_by_its_interface_with_tls_and_a_password(aws, stacks):
+def test_the_cache_is_created_through_its_api_with_tls_and_a_password(aws, stacks):
     cache = aws("elasticache")
     exported = exports(aws)
     token = aws("secretsmanager").get_secret_value(SecretId=stacks["secrets"]["CacheToken"])["SecretString"]
@@ -285,7 +285,7 @@ def test_the_cache_is_made_by_its_interface_with_tls_and_a_password(aws, stacks)
     assert made["AutomaticFailover"] in ("enabled", "enabling") and properties["NumCacheClusters"] == 2
 
 
-def test_every_alarm_is_accepted_and_tells_the_topic(aws, stacks):
+def test_every_alarm_is_accepted_and_notifies_the_topic(aws, stacks):
     cloudwatch, exported = aws("cloudwatch"), exports(aws)
     expected = 0
     for name in ("data", "service"):

@@ -54,7 +54,7 @@ def test_every_service_is_hardened():
         assert service["security_opt"] == ["no-new-privileges:true"], name
 
 
-def test_two_replicas_alike_stand_behind_the_proxy():
+def test_two_equal_replicas_are_behind_the_proxy():
     services = everything()["services"]
     assert services["replica-1"] == services["replica-2"]
     proxied = services["proxy"]["environment"]
@@ -81,12 +81,12 @@ def test_no_address_is_fixed_and_only_the_proxy_sends_requests_to_a_replica():
     assert all(ipaddress.ip_network(network).is_private for network in trusted)
 
 
-def test_the_machine_itself_can_be_reached_by_a_name():
+def test_the_host_machine_can_be_reached_by_a_name():
     for name in ("replica-1", "replica-2"):
         assert everything()["services"][name]["extra_hosts"] == ["host.docker.internal:host-gateway"], name
 
 
-def test_what_needs_a_secret_waits_until_it_is_made():
+def test_services_that_need_a_secret_wait_until_it_is_generated():
     for name, service in everything()["services"].items():
         reads = any(volume.startswith("secrets:") for volume in service.get("volumes", []))
         if name != "secrets":
@@ -99,7 +99,7 @@ def test_replicas_have_time_to_stop():
     assert int(everything()["services"]["replica-1"]["stop_grace_period"].rstrip("s")) > 5 + 30
 
 
-def test_nothing_has_to_be_set():
+def test_no_setting_is_required():
     for name in FILES:
         # $$ is a dollar sign for the container.
         for variable, default in re.findall(r"(?<!\$)\$\{([A-Z_0-9]+)(.*?)\}", (ROOT / name).read_text()):
@@ -109,7 +109,7 @@ def test_nothing_has_to_be_set():
             assert file == {"path": ".env", "required": False}, name
 
 
-def test_the_example_file_names_what_is_not_a_setting_and_sets_nothing():
+def test_the_docker_example_file_names_only_other_variables_and_sets_nothing():
     example = (ROOT / ".env.docker.example").read_text()
     assert not re.findall(r"^[A-Z]", example, re.MULTILINE)
     named = set(re.findall(r"^# ([A-Z_]+)=", example, re.MULTILINE))
@@ -125,7 +125,7 @@ def test_every_setting_of_a_replica_is_one_that_the_example_file_explains():
     assert {name.removesuffix("_FILE") for name in given} <= explained
 
 
-def test_each_replica_is_scraped_by_itself():
+def test_each_replica_is_scraped_separately():
     config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
     [job] = config["scrape_configs"]
     [static] = job["static_configs"]

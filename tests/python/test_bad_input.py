@@ -192,7 +192,7 @@ def test_deep_nesting_is_a_400(http, owner, body):
         assert_json_error(answer)
 
 
-def test_deep_nesting_in_a_field_that_nobody_asks_for_is_ignored(http, owner):
+def test_deep_nesting_in_an_unknown_field_is_ignored(http, owner):
     answer = send_json(http, owner, b'{"prompt": "x", "ignored": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")
     assert answer.status_code == 201, answer.text
 
@@ -224,7 +224,7 @@ def test_a_big_body_without_credentials_is_401_before_it_is_read(service):
         b'{"prompt": Infinity}', b'{"prompt": 0x10}', b'{"prompt": "x"', b'{"prompt": "\n"}', b"nul", b"{}" * 1000,
     ],
 )
-def test_text_that_is_no_text_is_a_400(http, owner, body):
+def test_text_with_invalid_characters_is_a_400(http, owner, body):
     answer = send_json(http, owner, body)
     assert answer.status_code == 400, answer.text
     assert_json_error(answer)
@@ -232,7 +232,7 @@ def test_text_that_is_no_text_is_a_400(http, owner, body):
 
 @pytest.mark.parametrize("field", ["username", "email", "password"])
 @pytest.mark.parametrize("text", ["a\\u0000b", "\\ud800"])
-def test_text_that_is_no_text_is_a_400_in_each_account_field(http, field, text):
+def test_text_with_invalid_characters_is_a_400_in_each_account_field(http, field, text):
     body = {"username": "bad-text", "email": "bad@example.com", "password": "Str0ng-enough-9x"}
     raw = json.dumps({**body, field: "@"}).replace('"@"', f'"{text}"').encode()
     answer = http.post(REGISTER, content=raw, headers={"Content-Type": "application/json"})
@@ -254,7 +254,7 @@ def test_a_huge_or_odd_k_is_a_field_error(http, owner, k):
 
 
 @pytest.mark.parametrize("query", ["q=%ff%fe", "q=%00", "q=a%00b", "q=%ed%a0%80", "q=%", "q=%zz", "q", "&&&==&q", "q=a&q=b", "k=1&k=2&q=a", "q=" + "%20" * 3000], ids=lambda query: query[:20])
-def test_an_odd_query_string_is_answered_or_refused(http, owner, query):
+def test_an_odd_query_string_gets_a_result_or_a_400(http, owner, query):
     answer = http.get(f"{SIMILAR}?{query}", headers=owner.auth)
     assert answer.status_code in (200, 400), answer.text
 
@@ -335,13 +335,13 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_what_is_no_http_is_refused_or_closed(service, kind):
+def test_bytes_that_are_no_http_are_refused_or_closed(service, kind):
     # Empty lines are allowed before a request, so only the end of the input shows that none
     # follows.
     exchange(service, BROKEN[kind], half_close=kind == "only line ends").assert_refused()
 
 
-def test_garbage_behind_a_good_request_is_refused_after_its_answer(service):
+def test_garbage_after_a_good_request_is_refused_after_its_response(service):
     outcome = exchange(service, get() + b"\x00\x01garbage\r\n\r\n", until_closed=True)
     assert outcome.statuses[:1] == [200]
     assert outcome.closed and all(400 <= status < 500 for status in outcome.statuses[1:])
@@ -383,7 +383,7 @@ def test_a_body_that_was_announced_and_is_refused_need_not_be_sent(service):
     assert outcome.closed and b"connection: close" in outcome.received.lower()
 
 
-def test_two_ways_to_end_a_body_are_refused(service):
+def test_a_body_with_two_lengths_is_refused(service):
     hidden = b"GET /api/nope HTTP/1.1\r\nHost: localhost\r\n\r\n"
     head = f"POST {LOGIN} HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: {5 + len(hidden)}\r\nTransfer-Encoding: chunked\r\n\r\n"
     # Whichever of the two lengths counts: an empty body, a cut body and the hidden request are all

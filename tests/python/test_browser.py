@@ -31,7 +31,7 @@ def test_elements_are_found_by_role_and_name_and_used(page):
     assert page.get("textbox", "Word").evaluate("e => e.value") == "new"
 
 
-def test_what_a_page_builds_later_is_waited_for(page):
+def test_actions_wait_for_elements_that_a_page_builds_later(page):
     show(page, """<script>
         setTimeout(() => document.body.insertAdjacentHTML("beforeend", "<button onclick='this.textContent = `Done`'>Later</button>"), 300);
     </script>""")

@@ -91,7 +91,7 @@ def test_the_address_of_an_endpoint_works_as_a_base_url(upstream):
 
 
 @embedded
-def test_the_log_of_a_refused_attempt_says_what_was_asked_and_what_the_upstream_said(upstream):
+def test_the_log_of_a_refused_attempt_has_the_url_and_the_upstreams_message(upstream):
     settings = {"OPENAI_BASE_URL": address(upstream, "/wrong"), "OPENAI_API_KEY": KEY}
     with Service(REGISTRATION="open", PROMPT_THROTTLE="off", **settings) as service, client(service) as http:
         assert post_prompt(http, make_user(http), "hello").status_code == 502

@@ -65,7 +65,7 @@ def test_the_command_of_redis_starts_it_with_its_password_and_keeps_what_it_has(
         process.wait()
 
 
-def test_the_health_check_of_postgres_tells_that_nobody_is_there():
+def test_the_health_check_of_postgres_fails_without_a_server():
     # Other tests show that it succeeds with a running Postgres. This test shows that the command is
     # right.
     programs = found("postgres")["bin"]

@@ -136,7 +136,7 @@ def haproxy():
     return machine.tool("haproxy")
 
 
-def test_a_fresh_clone_comes_up_without_any_file_and_serves_a_session(haproxy, tmp_path):
+def test_a_fresh_clone_starts_without_any_file_and_serves_a_session(haproxy, tmp_path):
     assert compose.filled_in(SERVICES["proxy"]["ports"][0], {}) == "127.0.0.1:8000:8080"
     with Stack(tmp_path, haproxy, PROMPT_THROTTLE="off") as stack, stack.client() as http:
         assert_healthy(http)
@@ -162,7 +162,7 @@ def test_a_fresh_clone_comes_up_without_any_file_and_serves_a_session(haproxy, t
         assert {name: stack.secret(name) for name in SECRETS} == secrets
 
 
-def test_what_env_sets_reaches_the_service_and_its_secrets_win(haproxy, tmp_path):
+def test_settings_of_env_reach_the_service_and_its_secrets_win(haproxy, tmp_path):
     given = {
         "SECRET_KEY": "a key of the operator's own, long enough", "POSTGRES_PASSWORD": "p@ss: word/100%", "REDIS_PASSWORD": 'a "quoted" \\ one',
         "PROMPT_THROTTLE": "7/day", "ACCESS_TOKEN_LIFETIME": "9m", "PUBLISH": "0.0.0.0:8123",
@@ -202,7 +202,7 @@ def test_every_setting_of_env_reaches_every_replica():
     assert in_files <= compose.environment(SERVICES["secrets"], dotenv).keys()
 
 
-def test_an_upstream_on_the_machine_itself_may_be_named():
+def test_an_upstream_on_the_host_machine_can_be_named():
     # As docker-compose.yml and the documents say, over plain HTTP.
     with Service(OPENAI_BASE_URL="http://host.docker.internal:11434/v1", OPENAI_MODEL="llama3.2") as service:
         assert service.get("/readyz") == 200

@@ -120,7 +120,7 @@ def test_the_service_runs_in_the_image_on_a_read_only_root_as_its_own_user(image
     assert (image / "data" / "prompt-service.sqlite3").stat().st_mode & 0o077 == 0
 
 
-def test_the_health_check_is_the_one_of_the_dockerfile_and_tells_well_from_gone():
+def test_the_health_check_of_the_dockerfile_succeeds_only_with_a_running_service():
     [words] = re.findall(r"^HEALTHCHECK .*CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)
     command = [str(BINARY), *json.loads(words)[1:]]
     with Service() as service:
@@ -133,7 +133,7 @@ def test_the_health_check_is_the_one_of_the_dockerfile_and_tells_well_from_gone(
         assert checked.returncode != 0 and checked.stderr.startswith("error: no answer from ") and checked.stderr.count("\n") == 1
 
 
-def test_a_service_that_was_told_to_stop_is_alive_and_not_ready():
+def test_a_stopping_service_is_alive_and_not_ready():
     with Service(SHUTDOWN_DELAY="30s") as service, client(service) as http:
         environment = {"BIND_ADDR": service.address}
         service.process.terminate()

@@ -228,7 +228,7 @@ def test_with_a_certificate_the_proxy_speaks_tls_and_the_cookie_is_secure(haprox
         assert "Secure" not in answer.headers["set-cookie"]
 
 
-def test_no_request_is_lost_while_a_replica_is_stopped_and_sockets_are_told(haproxy, tmp_path):
+def test_no_request_is_lost_while_a_replica_is_stopped_and_its_sockets_close_with_1001(haproxy, tmp_path):
     with ExitStack() as stack:
         first, second = (stack.enter_context(Service(SHUTDOWN_DELAY="5s", **THROTTLES_OFF)) for _ in range(2))
         proxy = stack.enter_context(Proxy(haproxy, [first, second], tmp_path / "log"))
@@ -279,7 +279,7 @@ def test_without_a_ready_replica_clients_hear_the_service_itself(haproxy, tmp_pa
         wait_until(lambda: post_prompt(http, user, "hello").status_code == 201, 60, "prompts are answered again")
 
 
-def test_what_the_proxy_says_itself_is_json(haproxy, tmp_path):
+def test_the_proxys_own_responses_are_json(haproxy, tmp_path):
     with ExitStack() as stack:
         service = stack.enter_context(Service(**THROTTLES_OFF))
         proxy = stack.enter_context(one_replica(haproxy, tmp_path / "log", service))

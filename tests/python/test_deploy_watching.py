@@ -106,7 +106,7 @@ def test_every_query_names_metrics_that_the_service_has(families):
     assert all(metrics_of(expression) for expression in queries())
 
 
-def test_counters_are_asked_for_their_rate_and_gauges_are_not(families):
+def test_queries_use_the_rate_of_counters_and_not_of_gauges(families):
     for expression in queries():
         for name in metrics_of(expression):
             if families.get(name) == "counter":
@@ -169,7 +169,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("alert", "name", "values", "raised"), CASES)
-def test_an_alert_is_raised_by_what_it_is_about(promtool, tmp_path, alert, name, values, raised):
+def test_each_alert_is_raised_by_its_condition(promtool, tmp_path, alert, name, values, raised):
     minutes = int(values.rsplit("x", 1)[1])
     (tmp_path / "alerts.yml").write_text((PROMETHEUS / "alerts.yml").read_text())
     # promtool needs every label and annotation of a raised alert, so a rule without them is

@@ -85,7 +85,7 @@ def assert_sound(disk, tmp_path):
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
-def test_a_disk_filled_by_posts_is_told_and_deletes_make_room_for_posts(disk, tmp_path):
+def test_a_disk_filled_by_posts_is_reported_and_deletes_make_room_for_posts(disk, tmp_path):
     with running(disk) as (service, http):
         user, leaving = make_user(http), make_user(http)
         stored = fill(http, user)
@@ -142,7 +142,7 @@ def test_a_process_killed_on_a_full_disk_starts_again_and_deletes(disk, tmp_path
     assert_sound(disk, tmp_path)
 
 
-def test_a_disk_filled_by_others_is_told_without_a_post_and_is_well_once_they_leave(disk, tmp_path):
+def test_a_disk_filled_by_another_program_is_reported_without_a_post_and_recovers(disk, tmp_path):
     with running(disk) as (service, http):
         user = make_user(http)
         stored = [post_prompt(http, user, text(number)).json()["id"] for number in range(30)]

@@ -91,7 +91,7 @@ def test_a_dry_run_says_what_would_be_done_and_imports_nothing(old_url, tmp_path
     assert stored(tmp_path) == 0
 
 
-def test_every_row_is_there_once_as_it_was(moved_in):
+def test_every_row_is_imported_once_and_unchanged(moved_in):
     with sqlite3.connect(moved_in / "prompt-service.sqlite3") as file:
         rows = file.execute(
             "SELECT p.id, p.user_id, prompt, response, model, status, created_at, count(e.f16)"
@@ -136,7 +136,7 @@ def test_an_import_that_is_done_finds_nothing_to_do(moved_in, old_url):
     print(f"{ROWS} rows were found to be here in {time.monotonic() - began:.2f} s")
 
 
-def test_conflicts_are_told_and_nothing_is_imported_unless_they_are_left_out(old_url, tmp_path):
+def test_conflicts_are_reported_and_nothing_is_imported_unless_they_are_left_out(old_url, tmp_path):
     lines = [
         '{"type":"header","format":"prompt-service","version":1}',
         '{"type":"user","id":7,"username":"someone","created_at":"2020-01-01T00:00:00Z"}',
@@ -159,7 +159,7 @@ def test_conflicts_are_told_and_nothing_is_imported_unless_they_are_left_out(old
     (lambda url: url.rsplit(":", 1)[0] + ":1/x", "cannot be reached"),
     (lambda url: url.replace("@", "x@", 1), "refuses the user or the password"),
 ])
-def test_an_address_that_does_not_work_is_told_without_being_shown(old_url, tmp_path, break_url, complaint):
+def test_an_address_that_does_not_work_is_reported_without_being_shown(old_url, tmp_path, break_url, complaint):
     broken = break_url(old_url)
     status, out, err = run(tmp_path, "import", "--from", broken)
     assert status == 1
@@ -175,7 +175,7 @@ def test_another_database_is_recognised_as_such(server, tmp_path):
     assert "auth_user and prompts_prompt" in err
 
 
-def test_a_reader_without_rights_to_the_sequences_can_import(server, old_url, tmp_path):
+def test_a_role_without_rights_to_the_sequences_can_import(server, old_url, tmp_path):
     database = old_url.rsplit("/", 1)[1]
     role, word = f"r{secrets.token_hex(4)}", secrets.token_hex(8)
     server.psql(f"CREATE ROLE {role} LOGIN PASSWORD '{word}'; GRANT SELECT ON auth_user TO {role}", database)

@@ -98,7 +98,7 @@ def test_a_streamed_answer(proxy):
     ("model", "key", "error_type", "status"),
     [("mocked", "sk-wrong", "400", 502), ("unknown", MASTER_KEY, "400", 502), ("limited", MASTER_KEY, "429", 503), ("failing", MASTER_KEY, "500", 502)],
 )
-def test_a_failure_is_told_without_the_proxys_words(proxy, model, key, error_type, status):
+def test_a_failure_is_reported_without_the_proxys_error_text(proxy, model, key, error_type, status):
     with service_before(proxy, model, key) as service, client(service) as http:
         answer = post_prompt(http, make_user(http), "What is the answer?")
         [line] = [line for line in service.log() if line.get("upstream") == "primary"]

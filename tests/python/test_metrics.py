@@ -31,7 +31,7 @@ def traffic(http, user):
     http.post(PROMPTS, content=b"{", headers={**user.auth, "Content-Type": "application/json"})
 
 
-def test_promtool_has_nothing_to_say_about_the_metrics_under_traffic(service, http, promtool):
+def test_promtool_finds_nothing_in_the_metrics_under_traffic(service, http, promtool):
     user = make_user(http)
     failures = []
 

@@ -39,7 +39,7 @@ def test_the_secret_key_is_changed_without_logging_anybody_out():
             assert again.post(REFRESH, json={"refresh": user.refresh}).status_code == 401
 
 
-def test_a_folder_put_back_is_the_state_it_was_copied_in():
+def test_a_restored_copy_of_the_folder_has_the_copied_state():
     with Service(**THROTTLES_OFF) as service:
         with client(service) as http:
             user = make_user(http)

@@ -68,7 +68,7 @@ def behind_prefix(service, prefix="/some/prompts"):
 
 @pytest.mark.parametrize("width", [1280, 400])
 @pytest.mark.parametrize("path", PAGES)
-def test_a_page_asks_no_other_host_and_logs_no_error(page, service, path, width):
+def test_a_page_requests_no_other_host_and_logs_no_error(page, service, path, width):
     page.resize(width, 900)
     page.open(service.url + path)
     page.wait_for_text(SHOWN.get(path.rstrip("/") or "/", ""))
@@ -164,7 +164,7 @@ def test_every_page_works_behind_a_path_prefix(page, service, path):
                 assert link.startswith(f"{url}/"), link
 
 
-def test_a_wrong_password_is_told_in_the_dialog_and_a_right_one_then_works(page, service):
+def test_the_dialog_shows_a_wrong_password_and_then_accepts_the_right_one(page, service):
     with client(service) as http:
         user = make_user(http)
     page.open(f"{service.url}/docs")

@@ -182,7 +182,7 @@ def change_password(cluster, http, user):
 
 
 @pytest.mark.parametrize("end", [log_out, disable, change_password])
-def test_what_ends_a_refresh_token_ends_it_on_every_replica(cluster, each, end):
+def test_an_ended_refresh_token_is_ended_on_every_replica(cluster, each, end):
     user = make_user(each[0])
     for http in each:
         assert http.post(REFRESH, json={"refresh": user.refresh}).status_code == 200
@@ -194,7 +194,7 @@ def test_what_ends_a_refresh_token_ends_it_on_every_replica(cluster, each, end):
 
 
 @pytest.mark.parametrize("end", [disable, change_password])
-def test_what_ends_an_accounts_credentials_closes_its_sockets_on_every_replica(cluster, each, end):
+def test_ending_an_accounts_credentials_closes_its_sockets_on_every_replica(cluster, each, end):
     user = make_user(each[0])
     with ExitStack() as stack:
         listeners = [stack.enter_context(Listener(replica, f"?token={user.access}")) for replica in cluster.replicas]

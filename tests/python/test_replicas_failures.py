@@ -272,7 +272,7 @@ def test_without_redis_tickets_are_refused_and_sockets_that_may_have_missed_some
 
 @pytest.mark.parametrize("again", ROUNDS)
 @pytest.mark.parametrize("kind", ["killed", "drained"])
-def test_the_end_and_return_of_a_replica_cost_nobody_else_anything(cluster, users, kind, again):
+def test_the_stop_and_return_of_a_replica_do_not_affect_other_requests(cluster, users, kind, again):
     leaving = cluster.replicas[1]
     port = leaving.host_and_port[1]
     with Clients(cluster, users, count=USERS) as clients:

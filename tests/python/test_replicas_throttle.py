@@ -127,13 +127,13 @@ def new_user(cluster):
         return make_user(http)
 
 
-def test_a_race_without_a_number_of_places_lasts_as_long_as_it_was_told_to(cluster):
+def test_a_race_without_a_number_of_places_lasts_for_the_given_time(cluster):
     answers = race(cluster, new_user(cluster), seconds=2)
     lasted = max(received for _, _, received in answers) - min(sent for _, sent, _ in answers)
     assert lasted > 1.5
 
 
-def test_a_race_in_which_nothing_was_asked_fails_for_that_reason(cluster):
+def test_a_race_without_requests_fails_for_that_reason(cluster):
     with pytest.raises(AssertionError, match="no client sent a request"):
         race(cluster, new_user(cluster), seconds=0)
 

@@ -26,7 +26,7 @@ def cluster(upstream):
         yield running
 
 
-def test_what_one_replica_answers_is_read_whole_on_the_other(cluster, upstream):
+def test_a_response_of_one_replica_is_readable_whole_on_the_other(cluster, upstream):
     one, other = cluster.replicas
     with client(one) as here, client(other) as there:
         user = make_user(here)
@@ -49,7 +49,7 @@ def test_what_one_replica_answers_is_read_whole_on_the_other(cluster, upstream):
             assert end[-1] == ends[0][-1] and end[-1][0] == "completed"
 
 
-def test_a_replica_killed_in_mid_call_leaves_one_row_for_each_post(cluster, upstream):
+def test_a_replica_killed_during_calls_leaves_one_row_for_each_post(cluster, upstream):
     dying, other = cluster.replicas
     with client(other) as http:
         user = make_user(http)

@@ -29,7 +29,7 @@ def test_a_validator_accepts_the_schema(http):
 @pytest.mark.parametrize(
     ("query", "accept"), [("?format=yaml", "*/*"), ("", "application/yaml"), ("", "application/vnd.oai.openapi")]
 )
-def test_the_yaml_form_says_the_same(http, query, accept):
+def test_the_yaml_form_has_the_same_content(http, query, accept):
     answer = http.get("/schema" + query, headers={"Accept": accept})
     assert answer.status_code == 200
     assert "yaml" in answer.headers["content-type"] or "openapi" in answer.headers["content-type"]

@@ -128,7 +128,7 @@ def told(text, secrets):
 
 @pytest.mark.parametrize("form", ["json", "pretty"])
 @pytest.mark.parametrize("level", ["info", "debug", "trace"])
-def test_nothing_secret_is_logged_measured_or_answered(serve, form, level):
+def test_no_secret_is_in_logs_metrics_or_responses(serve, form, level):
     with serve(LOG_FORMAT=form, RUST_LOG=level, **THROTTLES_OFF) as service, client(service) as http:
         secrets, errors = exercise(service, http)
         metrics = http.get("/metrics").text

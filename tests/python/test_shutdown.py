@@ -26,7 +26,7 @@ def test_a_signal_ends_the_service_with_status_0(number):
         assert service.wait() == 0
 
 
-def test_readyz_turns_503_at_once_while_requests_are_still_served_for_the_delay():
+def test_readyz_is_503_at_once_while_requests_are_still_served_for_the_delay():
     # Long enough for all of this on a busy machine.
     with Service(SHUTDOWN_DELAY="15s", **THROTTLES_OFF) as service, client(service) as http:
         user = make_user(http)
@@ -120,7 +120,7 @@ def refused():
         service.close()
 
 
-def test_a_second_server_on_the_same_folder_is_refused_and_the_first_goes_on(refused):
+def test_a_second_server_on_the_same_folder_is_refused_and_the_first_still_works(refused):
     with Service() as service:
         assert_refuses_to_start(refused(data_dir=service.data_dir), str(service.data_dir))
         assert service.get("/readyz") == 200
@@ -208,7 +208,7 @@ def test_a_folder_that_cannot_be_made_is_refused(refused):
     assert_refuses_to_start(refused(data_dir="/proc/prompt-service"), "/proc/prompt-service")
 
 
-def test_a_file_in_the_folders_place_is_refused(refused):
+def test_a_file_with_the_folders_name_is_refused(refused):
     with tempfile.NamedTemporaryFile() as file:
         assert_refuses_to_start(refused(data_dir=file.name), file.name)
 

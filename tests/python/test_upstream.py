@@ -81,7 +81,7 @@ def upstream(folder):
     server.server_close()
 
 
-def test_a_trusted_upstream_answers_over_one_kept_connection(folder, upstream):
+def test_a_trusted_upstream_is_asked_over_one_kept_connection(folder, upstream):
     settings = {"OPENAI_BASE_URL": upstream.url("localhost"), "OPENAI_API_KEY": KEY, "SSL_CERT_FILE": str(folder / "authority.pem"), "RUST_LOG": "trace"}
     with Service(**THROTTLES_OFF, **settings) as service, client(service) as http:
         user = make_user(http)
@@ -127,7 +127,7 @@ def start_error(**settings):
         ("REGISTRATION", {"OPENAI_API_KEY": KEY, "BIND_ADDR": "0.0.0.0:0"}),
     ],
 )
-def test_a_setting_that_cannot_be_used_is_told_by_name(name, settings):
+def test_an_invalid_setting_is_reported_by_name(name, settings):
     line = start_error(**settings)
     assert line.startswith(f"error: {name}: ")
     assert KEY not in line
@@ -139,7 +139,7 @@ def test_without_anybody_to_trust_the_start_says_so(tmp_path):
     assert "SSL_CERT_FILE" in line
 
 
-def test_the_fallbacks_key_may_come_from_a_file_and_goes_to_the_fallback_alone(folder, upstream, tmp_path):
+def test_the_fallbacks_key_can_come_from_a_file_and_goes_only_to_the_fallback(folder, upstream, tmp_path):
     (tmp_path / "key").write_text("sk-fallback\n")
     fallback = [{"model": "spare", "base_url": upstream.url("localhost"), "api_key_env": "SPARE_KEY"}]
     settings = {

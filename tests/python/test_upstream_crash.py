@@ -91,7 +91,7 @@ def assert_found(http, user, row):
     assert row["id"] in [found["id"] for found in answer.json()["results"]], row
 
 
-def test_what_clients_killed_in_mid_stream_asked_for_is_answered_stored_and_announced():
+def test_calls_of_clients_killed_during_a_stream_are_completed_stored_and_announced():
     count = 12
     with Upstream() as upstream, Service(**SETTINGS, OPENAI_BASE_URL=upstream.url) as service, client(service) as http:
         user = make_user(http)
@@ -179,7 +179,7 @@ class Posts:
         return answer.json(), "idempotent-replayed" in answer.headers
 
 
-def test_a_service_killed_in_mid_call_leaves_one_row_for_each_post_and_calls_at_most_once_more():
+def test_a_service_killed_during_calls_leaves_one_row_for_each_post_and_calls_at_most_once_more():
     pauses = random.Random(4)
     total = Counter()
     with Upstream(seconds=0.4) as upstream, Service(**SETTINGS, OPENAI_BASE_URL=upstream.url) as first:
