@@ -40,7 +40,7 @@ def test_a_clock_ahead_for_one_start_forgets_no_revocation_and_no_key(tmp_path, 
     with Service(**settings, **wrong) as service, client(service) as http:
         assert http.post(PROMPTS, headers=user.auth, **post).status_code == 401, "by this clock the token has expired"
         wait_until(lambda: "what expired long ago was forgotten" in service.written("stdout"), 60, "the purge has been")
-        # By this clock the token has expired; by the right clock it has not.
+        # By this clock it has expired; by the right one it has not.
         assert http.post(LOGOUT, json={"refresh": ended_later}).status_code == 204
         early = http.post(LOGIN, json=credentials).json()
         service.stop()
