@@ -1,8 +1,9 @@
-# Everything that is run on this code, by people and by CI. `make` alone lists it.
+# All commands for this code, for people and for CI. `make` without a target lists them.
 
 PYTHON ?= python3
 CARGO ?= cargo
-# The release profile throughout, also for lints and documentation: dependencies, build scripts and macros are then built once.
+# The release profile everywhere, also for lints and documentation, so that dependencies, build scripts
+# and macros are built only once.
 PROFILE := --release --locked
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 VENV := $(TARGET)/venv/bin/python
@@ -14,7 +15,7 @@ KILL_ROUNDS ?= 50
 FAULT_ROUNDS ?= 10
 FUZZ_SECONDS ?= 60
 FUZZ ?=
-# Suites that know a service by its address alone, and so run on replicas' stores as they are.
+# Suites that need only the address of a service, and so run unchanged on replicas.
 SAME_ON_REPLICAS := $(addprefix tests/python/test_,recorded_errors.py simplejwt.py metrics.py schema.py secrecy.py undisturbed.py attacks_logins.py)
 
 .PHONY: help run build fmt check test test-rust test-service soak fuzz bench bench-engine bench-search bench-store bench-streams bench-service test-servers python-env test-deploy python-env-deploy test-litellm test-replicas bench-replicas bench-import bench-move python-env-litellm
@@ -32,16 +33,17 @@ fmt: ## format the Rust code
 	$(CARGO) fmt
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml
 
-check: ## formatting, lints, documentation: what needs no running service
+check: ## formatting, lints, documentation: all that needs no running service
 	$(CARGO) fmt --check
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy $(PROFILE) --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --no-deps --document-private-items
 	$(PYTHON) tests/tools/check_documents.py
 
-test: test-rust test-service test-replicas test-deploy ## all tests: Rust's, the release binary from outside, several of them, what they are deployed with
+test: test-rust test-service test-replicas test-deploy ## all tests: Rust's, the release binary from outside, several replicas, the deployment files
 
-# Most of these tests wait more than they compute: four at a time on two cores take three fifths of the time of two.
+# Most of these tests wait more than they compute: on two cores, four tests at a time take three fifths
+# of the time that two at a time take.
 test-rust: export RUST_TEST_THREADS := $(shell echo $$((2 * $$(nproc))))
 test-rust: test-servers ## unit and integration tests, those over HTTP on SQLite and again on PostgreSQL
 	$(CARGO) test $(PROFILE) --lib --bins
@@ -56,13 +58,13 @@ test-replicas: build python-env ## several replicas on a Postgres and a Redis th
 	SERVICE_KIND=replica $(PYTEST) $(SAME_ON_REPLICAS)
 	POSTGRES_KIND=postgres18 $(PYTEST) tests/python/test_replicas_upstream.py
 
-test-litellm: build python-env python-env-litellm ## the release binary before LiteLLM's proxy, an upstream that nobody here wrote
+test-litellm: build python-env python-env-litellm ## the release binary with LiteLLM's proxy as its upstream
 	LITELLM=$(VENV_LITELLM) $(PYTEST) tests/python/test_litellm.py
 
-test-deploy: python-env-deploy ## image, compose files, workflows and AWS templates: linters, schemas, and stacks made on a stand-in of AWS
+test-deploy: python-env-deploy ## image, compose files, workflows and AWS templates: linters, schemas, and stacks created on a stand-in of AWS
 	$(VENV_DEPLOY) -m pytest -c tests/deploy/pytest.ini --rootdir tests/deploy tests/deploy
 
-soak: build python-env ## kill -9 under load and in mid-call KILL_ROUNDS (50) times each, failing servers FAULT_ROUNDS (10) times, a throttle race of 2 minutes, attacks in full
+soak: build python-env ## kill -9 under load and during calls KILL_ROUNDS (50) times each, failing servers FAULT_ROUNDS (10) times, a throttle race of 2 minutes, attacks in full
 	KILL_ROUNDS=$(KILL_ROUNDS) $(PYTEST) -s tests/python/test_kill.py tests/python/test_upstream_crash.py
 	THROTTLE_RACE=120 $(PYTEST) -s tests/python/test_replicas_throttle.py
 	FAULT_ROUNDS=$(FAULT_ROUNDS) $(PYTEST) -s tests/python/test_replicas_failures.py
@@ -71,7 +73,7 @@ soak: build python-env ## kill -9 under load and in mid-call KILL_ROUNDS (50) ti
 fuzz: ## fuzz each target for FUZZ_SECONDS (60), or those that FUZZ names; needs a nightly toolchain
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTHON) fuzz/run.py $(FUZZ)
 
-bench: bench-engine bench-search bench-store bench-streams bench-service bench-replicas ## every measurement: engine, search, store, streams, service, replicas, each beside its peer
+bench: bench-engine bench-search bench-store bench-streams bench-service bench-replicas ## every measurement: engine, search, store, streams, service, replicas, beside what each is compared with
 
 bench-engine: ## the model alone, beside ONNX Runtime's int8 (fetches it)
 	benches/engine.sh
@@ -85,19 +87,19 @@ bench-store: ## inserts, reads and sweeps of the SQLite store
 bench-streams: ## 512 paced streams at once and single calls, through the service and directly (BENCH=--short: seconds)
 	$(CARGO) bench --locked --bench streams -- $(BENCH)
 
-bench-service: build python-env ## the release binary under load, beside the system it replaces (BENCH=--short: only see that it works)
+bench-service: build python-env ## the release binary under load, beside the system it replaces (BENCH=--short: only checks that it works)
 	$(VENV) benches/service.py $(BENCH)
 
 test-servers:
 	@$(PYTHON) tests/tools/test_servers.py postgres postgres18 redis >/dev/null
 
-bench-replicas: build python-env ## one and two replicas on a Postgres, and searches among 1,000,000 rows in it (BENCH=--short: only see that it works)
+bench-replicas: build python-env ## one and two replicas on a Postgres, and searches among 1,000,000 rows in it (BENCH=--short: only checks that it works)
 	$(VENV) benches/replicas.py $(BENCH)
 
-bench-import: build python-env ## moving in 100,000 prompts of the old system, killed half way (BENCH=--short: only see that it works)
+bench-import: build python-env ## import of 100,000 prompts of the Django system, killed half way (BENCH=--short: only checks that it works)
 	$(VENV) benches/import.py $(BENCH)
 
-bench-move: build python-env ## moving 100,000 prompts to PostgreSQL, killed on its way, and searches on both sides (BENCH=--short: only see that it works)
+bench-move: build python-env ## move of 100,000 prompts to PostgreSQL, killed half way, and searches on both sides (BENCH=--short: only checks that it works)
 	$(VENV) benches/move.py $(BENCH)
 
 python-env:

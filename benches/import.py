@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Measures moving in: the old system's database, made by Django, taken in by the release binary, which is killed half way.
+"""Measures an import: the release binary imports the Django system's database and is killed half
+way.
 
     make bench-import                    1,000 users, 100,000 prompts
-    make bench-import BENCH=--short      a fiftieth of that: to see that the harness works
+    make bench-import BENCH=--short      a fiftieth of that: checks only that the harness works
 
-Prints a table, and an old account's login at the end.
+Prints a table, and at the end the time of a login with an imported account.
 """
 
 import argparse

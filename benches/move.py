@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Measures a move: an embedded store carried to PostgreSQL by the release binary, killed on its way and begun again.
+"""Measures a move: the release binary moves an embedded store to PostgreSQL, is killed half way,
+and starts again.
 
     make bench-move                    1,000 users, 100,000 prompts
-    make bench-move BENCH=--short      a fiftieth of that: to see that the harness works
+    make bench-move BENCH=--short      a fiftieth of that: checks only that the harness works
 
-The vectors are made up; what is found near a query is compared on both sides, prompt by prompt. Prints a table.
+The vectors are synthetic. The results of searches are compared on both sides, prompt by prompt.
+Prints a table.
 """
 
 import argparse
@@ -91,7 +93,7 @@ def write_lines(folder, users, prompts):
 
 
 def found(data_dir, users, **settings):
-    """What a few users find, by user and query: ids with scores."""
+    """The search results of a few users, by user and query: ids with scores."""
     results = {}
     with Service(data_dir=data_dir, secret_key=KEY, **settings) as service, httpx.Client(base_url=service.url, timeout=60) as http:
         for n in range(1, min(users, ASKING) + 1):
@@ -104,8 +106,9 @@ def found(data_dir, users, **settings):
 
 
 def compare(before, after):
-    """How many searches found the same in the same order, and the largest difference of a score; ends the program where more than
-    rounding tells the two sides apart: prompts of nearly the same score may change places, also around the last place."""
+    """How many searches found the same prompts in the same order, and the largest difference of a
+    score. Ends the program if the sides differ by more than rounding. Rounding may swap prompts of
+    nearly the same score, also around the last place."""
     same, largest = 0, 0
     for key, theirs in before.items():
         ours = after[key]
@@ -140,7 +143,7 @@ def main():
                 try:
                     [[count]] = server.query("SELECT count(*) FROM prompt", name)
                 except RuntimeError:
-                    # The table is not there yet.
+                    # The table does not exist yet.
                     return 0
                 return int(count)
 

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Loads replicas on one Postgres and one Redis with wrk, beside the embedded service on the same machine in the same run.
+"""Loads replicas on one Postgres and one Redis with wrk, beside the embedded service on the same
+machine in the same run.
 
     make bench-replicas                    all cases, about ten minutes
-    make bench-replicas BENCH=--short      the same cases with few rows, seconds each: to see that the harness works, not to quote
+    make bench-replicas BENCH=--short      the same cases with few rows, seconds each: checks only that the harness works
 
-Posts a second of one and of two replicas, and how long own-scope searches and posts take among 1,000,000 stored prompts. Postgres
-keeps its promises here (fsync on), as SQLite does. Everything shares the machine: replicas, Postgres, Redis and the load generator, so two
-replicas can be no faster than the cores are; ratios are what to read. Prints a table and writes it to target/bench/replicas.md.
+Measures posts a second of one and of two replicas, and the time of own-scope searches and posts
+with 1,000,000 stored prompts. Postgres runs with fsync, like SQLite. Replicas, Postgres, Redis and
+the load generator share the machine, so two replicas cannot be faster than its cores: read the
+ratios. Prints a table and writes it to target/bench/replicas.md.
 """
 
 import argparse
@@ -31,9 +33,9 @@ from replicas import Cluster  # isort: skip
 from running_service import THROTTLES_OFF, Service  # isort: skip
 from servers import Postgres, Redis  # isort: skip
 
-# Who searches, and how many of the stored prompts are that user's.
+# The users who search, and how many prompts each has.
 OWNERS = {"few": 10, "some": 1_000, "many": 10_000}
-# Prompts of each of the other users: copies of the ones that were posted.
+# Prompts of each other user: copies of the posted ones.
 EACH = 1_000
 
 
@@ -93,7 +95,8 @@ class Load:
         return pair["access"]
 
     def wrk(self, case, connections, seconds):
-        """One wrk for each address at once, each with its share of the connections; their rates add up."""
+        """Runs one wrk for each address at the same time, each with a part of the connections;
+        their rates are added."""
         share = connections // len(self.addresses)
         running = [
             subprocess.Popen(
@@ -109,7 +112,7 @@ class Load:
             if int(figures["non2xx"]) or int(figures["socket_errors"]):
                 raise SystemExit(f"{case}: requests failed:\n{text}")
             parts.append(figures)
-        # The slower address tells: nobody knows which one serves the next request.
+        # The slower address counts: any of them may serve the next request.
         return Figures(sum(float(part["rps"]) for part in parts), *(max(float(part[name]) for part in parts) for name in ("p50", "p99")))
 
     def run(self, case, connections):
@@ -145,7 +148,8 @@ class InPostgres:
         )
 
     def copy(self, source, where, limit):
-        # Prompt by prompt, so that the rows of a user lie apart from each other, as if all had posted at the same time.
+        # Prompt by prompt, so that rows of one user are not adjacent, as if all users had posted at
+        # the same time.
         self.run(
             f"""
             WITH source AS (
@@ -177,7 +181,7 @@ class InPostgres:
 
 
 class InSqlite:
-    """The same in the embedded service's file."""
+    """Does the same in the embedded service's file."""
 
     def __init__(self, service):
         [path] = service.database_files()

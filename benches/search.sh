@@ -1,6 +1,7 @@
 #!/bin/sh
-# Measures similarity search beside FAISS. Arguments are passed on: --short for some 20 seconds, --vectors FILE.
-# The Python packages go into a virtual environment under target/; PYTHON names another interpreter that has faiss and numpy.
+# Measures similarity search beside FAISS. Arguments are passed on: --short (about 20 seconds),
+# --vectors FILE. The Python packages go into a virtual environment under target/. PYTHON can name
+# another interpreter that has faiss and numpy.
 set -eu
 cd "$(dirname "$0")/.."
 if [ -z "${PYTHON:-}" ]; then

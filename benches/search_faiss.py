@@ -2,7 +2,8 @@
 
     search_faiss.py FOLDER ROWS K
 
-FOLDER holds rows.f32 and queries.f32: little-endian, [n][384]. Prints a line for each query: its seconds, then the rows found.
+FOLDER holds rows.f32 and queries.f32: little-endian, [n][384]. Prints a line for each query: its
+seconds, then the rows found.
 """
 
 import sys
@@ -12,7 +13,7 @@ import faiss
 import numpy as np
 
 DIMENSION = 384
-# A query of a million rows takes some 60 ms: 200 of them say enough about the median.
+# A query over a million rows takes about 60 ms: 200 queries are enough for the median.
 MOST_ROWS_SCANNED = 200_000_000
 
 

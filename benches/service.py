@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Loads the release binary with wrk and a WebSocket client, and compares it with the system it replaces.
+"""Loads the release binary with wrk and a WebSocket client, and compares it with the system it
+replaces.
 
     make bench-service                    all cases, about seven minutes
-    make bench-service BENCH=--short      the same cases, seconds each: to see that the harness works, not to quote
+    make bench-service BENCH=--short      the same cases, seconds each: checks only that the harness works
 
-The load scripts are those of benches/load, with which the old system was measured: one wrk thread, a closed loop, keep-alive,
-four users, throttles off, the mock LLM, every text new. The load generator shares the machine with the service, as it did then.
-Prints a table and writes it to target/bench/service.md.
+The load scripts are those of benches/load, which also measured the Django system: one wrk thread, a
+closed loop, keep-alive, four users, throttles off, the mock LLM, every text new. The load generator
+shares the machine with the service, as in the earlier measurement. Prints a table and writes it to
+target/bench/service.md.
 """
 
 import argparse
@@ -33,11 +35,11 @@ import debian_tools  # noqa: E402
 from running_service import BINARY, TARGET, THROTTLES_OFF, Service  # noqa: E402
 
 LOAD = ROOT / "benches" / "load"
-# That of the user whom fill_http.py registers.
+# The password of the user that fill_http.py registers.
 FILLERS_PASSWORD = "Str0ng-enough-9x"
 
-# The Django system's measured figures, the best of its variants for each case, on 2 virtual cores (AMD EPYC) shared with the
-# load generator as here: requests/s, p50 and p99 in ms.
+# The Django system's measured figures, the best of its variants for each case, on 2 virtual cores
+# (AMD EPYC) shared with the load generator as here: requests/s, p50 and p99 in ms.
 OLD_REQUESTS = {
     ("login", 16, 1_000): (8.0, 1812, 2535),
     ("login", 1, 1_000): (4.4, 216, 277),
@@ -49,13 +51,14 @@ OLD_REQUESTS = {
     ("throttled", 16, 1_000): (211, 72, 169),
     ("similar", 16, 100_000): (49.7, 306, 587),
     ("similar", 1, 100_000): (28.2, 34.4, 57.3),
-    # The old system had no other scope: one index over everybody's prompts.
+    # The Django system had only this scope: one index over all users' prompts.
     ("own", 16, 100_000): (49.7, 306, 587),
     ("own", 1, 100_000): (28.2, 34.4, 57.3),
     ("short", 1, 100_000): (28.2, 34.4, 57.3),
     ("prompts", 16, 100_000): (37.5, 407, 883),
 }
-# The same system's other figures: MiB, seconds, and milliseconds from a prompt being sent to its event on a socket.
+# The same system's other figures: MiB, seconds, and milliseconds from a prompt being sent to its
+# event on a socket.
 OLD_OTHERS = {
     "idle memory, MiB": 949,
     "memory under load, MiB": 1080,
@@ -69,7 +72,7 @@ OLD_OTHERS = {
     "event to the middle socket, ms": 80,
     "event to the last socket, ms": 98,
 }
-# What the service has promised to reach.
+# The promised targets.
 TARGETS = {
     ("unauthorized", 16, 1_000): "40x",
     ("login", 16, 1_000): "5x",
@@ -117,7 +120,7 @@ class Report:
     others: dict = field(default_factory=dict)
     # Texts a second that the engine alone embeds on the same cores.
     engine: float = 0.0
-    # Texts that the service did not have to embed: with every text new there are none.
+    # Texts that the service did not have to embed. Every text is new, so there should be none.
     saved: int = 0
     hashing: str = ""
 
@@ -138,7 +141,8 @@ def output_of(command, **environment):
 
 
 def start(data_dir, secret_key, **settings):
-    # In the old system a search saw everybody's prompts, so each of the four users searches all that are stored here, too.
+    # In the Django system a search saw the prompts of all users, so here each of the four users
+    # searches all stored prompts too.
     return Service(data_dir=data_dir, secret_key=secret_key, **{**THROTTLES_OFF, "SIMILAR_SCOPE": "shared", **settings})
 
 
@@ -159,7 +163,8 @@ class Load:
         self.environment = {"BASE_URL": service.url, "SESSION_DIR": str(self.folder)}
         texts = output_of([sys.executable, LOAD / "gen_prompts.py", 5000])
         (self.folder / "prompts.txt").write_text(texts)
-        # What comes before the audience ("Explain black holes"): with the number that makes it new, some 20 tokens.
+        # The part before the audience ("Explain black holes"). With the number that makes the text
+        # new, it has about 20 tokens.
         (self.folder / "short.txt").write_text("".join(f"{text.partition(' for ')[0]}\n" for text in texts.splitlines()))
 
     def wrk(self, case, connections, seconds):
@@ -177,7 +182,8 @@ class Load:
         )
 
     def log_in(self, case):
-        """Writes the tokens that a case is to use: of four new users, or of the one that has the stored prompts."""
+        """Writes the tokens for a case: of four new users, or of the user with the stored prompts.
+        """
         if case not in ("own", "short"):
             output_of([sys.executable, LOAD / "session.py", 1 if case == "throttled" else 4], **self.environment)
             return
@@ -239,7 +245,8 @@ def cold_start(report, name, data_dir, secret_key, length):
 
 
 def multiply_prompts(database, wanted):
-    """Copies the stored prompts and their vectors until there are as many as wanted: an exact search costs the same whatever they hold."""
+    """Copies the stored prompts and their vectors until there are enough. The cost of an exact
+    search does not depend on their content."""
     with sqlite3.connect(database) as connection:
         columns = ", ".join(row[1] for row in connection.execute("PRAGMA table_info(prompt)") if row[1] != "id")
         while True:
@@ -256,10 +263,12 @@ def multiply_prompts(database, wanted):
 
 
 def engine_alone(report, folder, length):
-    """What the engine alone makes of such texts on all cores: the ceiling of posts and searches."""
+    """How many such texts the engine alone embeds on all cores: the upper limit of posts and
+    searches."""
     prompts = output_of([sys.executable, LOAD / "gen_prompts.py", 5000]).splitlines()
     file = folder / "texts.txt"
-    # As wrk.lua sends them, with a nonce as long as `Load.wrk` sets: it is a third of a text's tokens.
+    # Like the texts of wrk.lua, with a nonce of the length that `Load.wrk` sets: it is a third of a
+    # text's tokens.
     nonce = f"{time.time_ns():x}"
     file.write_text("".join(f"{prompt} #{nonce}-{number}\n" for number, prompt in enumerate(prompts, 1)))
     text = output_of(["cargo", "bench", "--quiet", "--locked", "--bench", "engine", "--", "texts", file, length.measure], CARGO_TERM_QUIET="true")
@@ -268,7 +277,8 @@ def engine_alone(report, folder, length):
 
 
 def seed(folder, key):
-    """A data folder with one user who has 1,000 prompts, and another in which that user has 100,000."""
+    """A data folder with one user who has 1,000 prompts, and another in which that user has
+    100,000."""
     with start(folder / "seed", key) as service:
         output_of([sys.executable, LOAD / "fill_http.py", 1_000, 10_000], BASE_URL=service.url)
         stop(service)
@@ -327,7 +337,8 @@ def with_100_000_prompts(report, folder, key, length):
 
 
 def with_1_000_000_prompts(report, folder, key):
-    """All vectors in memory after searches of all of them: the store's hundred thousand, ten times over."""
+    """All vectors in memory after searches of all of them: the store's hundred thousand, ten times
+    over."""
     data_dir = folder / "100000"
     [database] = data_dir.glob("*.sqlite3")
     multiply_prompts(database, 1_000_000)

@@ -4,9 +4,9 @@
     python3 fuzz/run.py                     all targets
     python3 fuzz/run.py tokens web_socket   some of them
 
-Needs a nightly toolchain of Rust beside the stable one, and installs none. cargo-fuzz itself is
-installed into the target folder. What a run finds of new inputs stays there, too; inputs that fail
-are put into fuzz/artifacts, and the exit status is 1 then. Standard library only.
+Needs a nightly toolchain of Rust beside the stable one, and does not install it. cargo-fuzz is
+installed into the target folder. New inputs that a run finds stay there too. Failing inputs are put
+into fuzz/artifacts, and the exit status is then 1. Standard library only.
 """
 
 import os
@@ -23,12 +23,12 @@ CARGO_FUZZ_VERSION = "0.13.2"
 CARGO_FUZZ = TARGET / "tools" / f"cargo-fuzz-{CARGO_FUZZ_VERSION}"
 BUILT = TARGET / "fuzz"
 ARTIFACTS = FUZZ / "artifacts"
-# An input that takes longer, in seconds, or more memory, in MiB, is a find. The slowest one of the
-# corpora takes some milliseconds, but libFuzzer counts the time in which a busy machine does not
-# run it.
+# An input that takes more seconds, or more MiB of memory, is a finding. The slowest input of the
+# corpora takes some milliseconds, but libFuzzer also counts the time in which a busy machine does
+# not run the target.
 INPUT_SECONDS = 60
 INPUT_MEMORY = 2048
-# What libFuzzer takes to start and to stop, in seconds, beyond the time that it is given.
+# Seconds that libFuzzer needs to start and to stop, beyond the time of the run.
 LEEWAY = 120
 
 
@@ -41,7 +41,7 @@ def output(*command):
 
 
 def nightly_host():
-    """The triple of this machine, as the nightly toolchain calls it."""
+    """The target triple of this machine, as the nightly toolchain names it."""
     version = output("rustup", "run", "nightly", "rustc", "-vV")
     if version is None:
         sys.exit("fuzz: there is no nightly toolchain of Rust; install one with `rustup toolchain install nightly --profile minimal`")
@@ -55,7 +55,8 @@ def install_cargo_fuzz():
 
 
 def build(host):
-    # More units than cargo-fuzz's one: half the time to build, for a few per cent of the speed.
+    # More code generation units than cargo-fuzz's one: half the build time, for a few per cent of
+    # the speed.
     command = [CARGO_FUZZ / "bin" / "cargo-fuzz", "build", "--codegen-units", "16", "--target", host]
     environment = {**os.environ, "RUSTUP_TOOLCHAIN": "nightly", "CARGO_TARGET_DIR": str(BUILT)}
     if subprocess.run(command, cwd=ROOT, env=environment).returncode != 0:
@@ -67,7 +68,7 @@ def artifacts(name):
 
 
 def run(name, host, seconds):
-    """Runs one target. Returns how many inputs it tried, in how many seconds, and its new finds."""
+    """Runs one target. Returns the number of inputs it tried, the seconds, and the new findings."""
     found, logs = BUILT / "corpus" / name, BUILT / "logs"
     for folder in (found, logs, ARTIFACTS / name):
         folder.mkdir(parents=True, exist_ok=True)

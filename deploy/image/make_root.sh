@@ -1,9 +1,9 @@
 #!/bin/sh
-# Puts together the root file system that a binary needs, and no more.
+# Builds the smallest root file system that a binary needs.
 #
 #   make_root.sh BINARY FOLDER      makes FOLDER/root and FOLDER/data
 #
-# The libraries are the ones that the dynamic linker itself names, so a new dependency cannot be forgotten.
+# The dynamic linker itself names the libraries, so a new dependency cannot be forgotten.
 set -eu
 
 binary=$1
@@ -22,13 +22,14 @@ case $libraries in
 esac
 echo "$libraries" | sed -n 's/^[^/]*\(\/[^ ]*\).*/\1/p' | while read -r library; do
     mkdir -p "$root$(dirname "$library")"
-    # The file itself in place of a link to it.
+    # The file itself, not a link to it.
     cp -L "$library" "$root$library"
 done
 
 cp -L /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
 
-# Which packages these files are of, where scanners for known weaknesses look in images without a package manager.
+# The packages of these files, in the place where scanners look for known weaknesses in images without a
+# package manager.
 if command -v dpkg-query >/dev/null; then
     mkdir -p "$root/var/lib/dpkg/status.d"
     cp -L /etc/os-release "$root/etc/"
@@ -39,8 +40,9 @@ if command -v dpkg-query >/dev/null; then
         dpkg-query --status "$package" >"$root/var/lib/dpkg/status.d/$package"
     done
 fi
-# Without it the C library asks name servers first and, told that there is no such name, does not look into /etc/hosts.
+# Without this file the C library asks name servers first. If they do not know a name, it does not look
+# into /etc/hosts.
 echo "hosts: files dns" >"$root/etc/nsswitch.conf"
-# Names for the numbers that files show; nobody can log in.
+# Names for the numeric owners of files; nobody can log in.
 echo "prompt:x:65532:65532::/data:/prompt-service" >"$root/etc/passwd"
 echo "prompt:x:65532:" >"$root/etc/group"

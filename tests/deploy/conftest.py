@@ -1,4 +1,5 @@
-"""What the tests of the deployment files share. They need neither the binary nor a container engine nor an AWS account."""
+"""Shared code of the tests of the deployment files. They need no binary, no container engine and no
+AWS account."""
 
 import subprocess
 import sys
@@ -6,13 +7,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Says at the end what was skipped.
+# Prints at the end which tests were skipped.
 pytest_plugins = ["machine"]
 
 
 def tool(name):
     """Path of a program that the tests' environment installed."""
-    # Beside the interpreter, or, where packages are in a plain folder, in that one.
+    # Beside the interpreter, or in the folder of the packages if that is a plain folder.
     for folder in (Path(sys.executable).parent, Path(__file__).parent, *map(Path, sys.path)):
         for path in (folder / name, folder / "bin" / name):
             if path.is_file():

@@ -1,4 +1,5 @@
-"""CloudFormation templates as data: read with their short forms, and their values worked out as far as a test knows them."""
+"""CloudFormation templates as data: reads their short forms, and computes their values as far as a
+test knows them."""
 
 import re
 
@@ -40,7 +41,8 @@ def resources(name, kind):
 
 
 class Values:
-    """Works out the values of one template: its parameters' defaults, exports of other stacks, names of resources that were made."""
+    """Computes the values of one template from its parameters' defaults, exports of other stacks,
+    and names of created resources."""
 
     def __init__(self, template, stack, exports, made=None):
         self.template = template
@@ -50,7 +52,7 @@ class Values:
         self.known |= made or {}
 
     def name(self, key):
-        # A resource or attribute that this test has not made goes by its name.
+        # A resource or attribute that this test has not created is represented by its name.
         return self.known.get(key, key.replace(".", "-"))
 
     def sub(self, text):

@@ -1,9 +1,12 @@
-"""The AWS templates: what AWS' own linter and security rules say, and the stacks they make on a stand-in of AWS.
+"""The AWS templates: checked by AWS' linter and security rules, and created as stacks on a stand-in
+of AWS.
 
-The stand-in, moto, runs on loopback. Of some types it can make resources, though not from a template: alarms, secrets, the cache, scaling, the
-log's filter. Those are made by their own interfaces, with the template's properties worked out, so that they are held to the interface's own
-rules all the same. What it has in neither way: the policy of the bucket of access logs, the e-mail subscription, GitHub's OIDC provider, and
-references to secrets inside properties. docs/DEPLOYMENT.md says what is left for a real account.
+The stand-in, moto, runs on loopback. It cannot create some types of resources from a template, but
+through their API: alarms, secrets, the cache, scaling, the log's filter. The tests create those
+through the API, with the computed properties of the template, so that the rules of the API check
+them. moto does not have at all: the policy of the bucket of access logs, the e-mail subscription,
+GitHub's OIDC provider, and references to secrets inside properties. docs/DEPLOYMENT.md says what is
+left for a real account.
 """
 
 import ast
@@ -21,9 +24,9 @@ from templates import NAMES, REGION, Values
 # Changes to a template for moto alone, each with its reason.
 FOR_MOTO = {
     "data": [
-        # Gives an object in place of the group's name.
+        # moto returns an object instead of the group's name.
         ("      DBParameterGroupName: !Ref DatabaseParameters\n", ""),
-        # Has no secrets here that could be exported.
+        # There are no secrets here to export.
         (templates.text("data")[templates.text("data").index("\nOutputs:\n") :], "\n"),
     ],
 }
@@ -31,7 +34,7 @@ FOR_MOTO = {
 
 @pytest.fixture(scope="module")
 def aws():
-    """Makes clients of a stand-in of AWS, empty at first."""
+    """Makes clients for a new, empty stand-in of AWS."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -67,11 +70,11 @@ def exports(aws):
 
 
 def make_secrets(aws):
-    """The secrets of data.yaml by their own interface; their addresses as another stack's exports."""
+    """Creates the secrets of data.yaml through their API; another stack exports their addresses."""
     manager, made = aws("secretsmanager"), {}
     values = Values(templates.load("data"), "prompt-data", exports(aws), {"Database.Endpoint.Port": "5432", "Cache.PrimaryEndPoint.Port": "6379"})
     secrets = templates.resources("data", "AWS::SecretsManager::Secret")
-    # Those that are generated first, because the others hold them.
+    # The generated ones first, because the others contain them.
     for name, secret in sorted(secrets.items(), key=lambda item: "SecretString" in item[1]["Properties"]):
         properties = values.of(secret["Properties"])
         if "GenerateSecretString" in properties:
@@ -100,7 +103,7 @@ def stacks(aws):
     made["data"] = make_stack(aws, "prompt-data", for_moto("data"))
     made["secrets"] = make_secrets(aws)
     certificate = aws("acm").request_certificate(DomainName="prompts.example.com")["CertificateArn"]
-    # moto can keep a parameter in an update only if it was given before: all of them are.
+    # moto keeps a parameter in an update only if it was set before, so all are set.
     given = {key: str(item["Default"]) for key, item in templates.load("service")["Parameters"].items() if "Default" in item}
     made["service"] = make_stack(
         aws, "prompt-service", for_moto("service"), **{**given, "ImageTag": "0123abc", "CertificateArn": certificate}
@@ -109,7 +112,7 @@ def stacks(aws):
     return made
 
 
-def test_cfn_lint_has_nothing_to_say():
+def test_cfn_lint_finds_nothing():
     run(tool("cfn-lint"), "--regions", REGION, "--", *(f"deploy/aws/{name}.yaml" for name in NAMES))
 
 
@@ -149,7 +152,8 @@ def test_tasks_and_data_are_in_private_networks_and_only_the_balancer_is_reached
     ec2 = aws("ec2")
     subnets = {kind: stacks["base"][f"{kind}Subnets"].split(",") for kind in ("Public", "Private", "Data")}
 
-    # moto forgets which table is whose when a template says so: that is read from the template, the routes from what was made.
+    # moto loses the association of tables that a template sets. So the test reads associations from
+    # the template, and routes from the created resources.
     pairs = [item["Properties"] for item in templates.resources("base", "AWS::EC2::SubnetRouteTableAssociation").values()]
     table_of = {pair["SubnetId"]["Ref"]: pair["RouteTableId"]["Ref"] for pair in pairs}
     physical = {
@@ -188,7 +192,7 @@ def test_the_balancer_speaks_tls_redirects_and_keeps_sockets_open(aws, stacks):
     listeners = {item["Port"]: item for item in elb.describe_listeners(LoadBalancerArn=balancer["LoadBalancerArn"])["Listeners"]}
     assert listeners[443]["Protocol"] == "HTTPS" and "TLS13" in listeners[443]["SslPolicy"]
     assert listeners[80]["DefaultActions"][0]["RedirectConfig"]["Protocol"] == "HTTPS"
-    # moto's templates leave the attributes out; its interface takes them.
+    # moto drops the attributes of a template; its API accepts them.
     properties = templates.load("service")["Resources"]["Balancer"]["Properties"]
     attributes = Values(templates.load("service"), "prompt-service", exports(aws)).of(properties["LoadBalancerAttributes"])
     bucket = [name["Name"] for name in aws("s3").list_buckets()["Buckets"] if "accesslogs" in name["Name"]][0]
@@ -223,7 +227,7 @@ def test_the_task_runs_the_image_as_compose_does_with_its_secrets_and_time_to_st
         "SECRET_KEY": stacks["secrets"]["SecretKey"], "SECRET_KEY_FALLBACKS": stacks["secrets"]["SecretKeyFallbacks"],
         "DATABASE_URL": stacks["secrets"]["DatabaseUrl"], "REDIS_URL": stacks["secrets"]["CacheUrl"],
     }
-    # The proxy's networks, which alone are believed about the client's address.
+    # The proxy's networks: only they are trusted about the client's address.
     networks = [item["CidrBlock"] for item in aws("ec2").describe_subnets(SubnetIds=stacks["base"]["PublicSubnets"].split(","))["Subnets"]]
     assert sorted(settings["TRUSTED_PROXIES"].split(",")) == sorted(networks)
 
@@ -232,10 +236,11 @@ def test_the_service_rolls_back_by_itself_and_has_no_public_address(aws, stacks)
     ecs = aws("ecs")
     [service] = ecs.describe_services(cluster=stacks["service"]["Cluster"], services=[stacks["service"]["ServiceArn"]])["services"]
     assert service["status"] == "ACTIVE"
-    # moto keeps no more of it.
+    # moto stores nothing else of it.
     properties = templates.load("service")["Resources"]["Service"]["Properties"]
     assert properties["LaunchType"] == "FARGATE"
-    # Scaling has the number of tasks, from two on; one here would undo it at every release.
+    # Scaling decides the number of tasks, at least two. A number here would reset it at every
+    # release.
     assert "DesiredCount" not in properties and templates.load("service")["Parameters"]["MinTasks"]["Default"] == 2
     assert properties["DeploymentConfiguration"]["DeploymentCircuitBreaker"] == {"Enable": True, "Rollback": True}
     assert properties["NetworkConfiguration"]["AwsvpcConfiguration"]["AssignPublicIp"] == "DISABLED"
@@ -254,13 +259,13 @@ def test_the_database_is_encrypted_backed_up_and_protected(aws, stacks):
     [database] = aws("rds").describe_db_instances()["DBInstances"]
     assert database["Engine"] == "postgres" and database["StorageEncrypted"] and not database["PubliclyAccessible"]
     assert database["BackupRetentionPeriod"] >= 7
-    # moto takes these for false when they come from a parameter.
+    # moto reads these as false if they come from a parameter.
     properties = Values(templates.load("data"), "prompt-data", exports(aws)).of(templates.load("data")["Resources"]["Database"]["Properties"])
     assert properties["MultiAZ"] == "true" and properties["DeletionProtection"] == "true"
     assert database["DBSubnetGroup"]["VpcId"] == stacks["base"]["Vpc"]
 
 
-def test_the_cache_is_made_by_its_interface_with_tls_and_a_password(aws, stacks):
+def test_the_cache_is_created_through_its_api_with_tls_and_a_password(aws, stacks):
     cache = aws("elasticache")
     exported = exports(aws)
     token = aws("secretsmanager").get_secret_value(SecretId=stacks["secrets"]["CacheToken"])["SecretString"]
@@ -276,11 +281,11 @@ def test_the_cache_is_made_by_its_interface_with_tls_and_a_password(aws, stacks)
     cache.create_replication_group(ReplicationGroupId="prompt-cache", **{**properties, "AuthToken": token})
     [made] = cache.describe_replication_groups()["ReplicationGroups"]
     assert made["TransitEncryptionEnabled"] and made["AtRestEncryptionEnabled"] and made["AuthTokenEnabled"]
-    # moto makes one node, whatever it is asked for.
+    # moto always creates one node.
     assert made["AutomaticFailover"] in ("enabled", "enabling") and properties["NumCacheClusters"] == 2
 
 
-def test_every_alarm_is_accepted_and_tells_the_topic(aws, stacks):
+def test_every_alarm_is_accepted_and_notifies_the_topic(aws, stacks):
     cloudwatch, exported = aws("cloudwatch"), exports(aws)
     expected = 0
     for name in ("data", "service"):
@@ -326,7 +331,7 @@ def test_logs_are_kept_encrypted_for_a_set_time_and_errors_in_them_are_counted(a
     groups = {group["logGroupName"]: group for group in logs.describe_log_groups()["logGroups"]}
     for name in ("/prompt-service/service", "/prompt-base/network"):
         assert groups[name]["retentionInDays"] >= 365
-    # moto's templates leave the key out.
+    # moto drops the key of a template.
     for name in ("base", "service"):
         for group in templates.resources(name, "AWS::Logs::LogGroup").values():
             assert group["Properties"]["KmsKeyId"]
@@ -342,7 +347,7 @@ def test_logs_are_kept_encrypted_for_a_set_time_and_errors_in_them_are_counted(a
     for name, wanted in templates.resources("service", "AWS::Logs::MetricFilter").items():
         logs.put_metric_filter(filterName=name, **in_the_interfaces_case(values.of(wanted["Properties"])))
     made = logs.describe_metric_filters(logGroupName="/prompt-service/service")["metricFilters"]
-    # As the service writes it.
+    # In the form in which the service writes it.
     assert {item["filterName"]: item["filterPattern"] for item in made} == {
         "ErrorLines": '{ $.level = "ERROR" }', "RedisAwayLines": '{ $.message = "Redis is away*" }',
     }
@@ -360,7 +365,7 @@ def test_images_are_scanned_encrypted_and_never_replaced(aws, stacks):
     [repository] = aws("ecr").describe_repositories()["repositories"]
     assert repository["repositoryUri"] == stacks["base"]["RepositoryUri"]
     assert repository["imageTagMutability"] == "IMMUTABLE"
-    # moto keeps these two with the template's capitals or not at all.
+    # moto stores these two with the template's capital letters, or not at all.
     properties = templates.load("base")["Resources"]["Repository"]["Properties"]
     assert properties["ImageScanningConfiguration"] == {"ScanOnPush": True}
     assert properties["EncryptionConfiguration"]["EncryptionType"] == "KMS"
@@ -370,7 +375,7 @@ def policies(aws, role_arn):
     iam, role = aws("iam"), role_arn.rsplit("/", 1)[1]
     for name in iam.list_role_policies(RoleName=role)["PolicyNames"]:
         document = iam.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"]
-        # From a template, moto keeps a policy as Python writes it.
+        # moto stores a template's policy in Python's notation.
         yield from (ast.literal_eval(document) if isinstance(document, str) else document)["Statement"]
 
 
@@ -382,7 +387,7 @@ def test_roles_may_do_only_what_they_need(aws, stacks):
             actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
             assert not [action for action in actions if "*" in action], statement
             if statement["Resource"] == "*":
-                # These have no resource by AWS' own list of actions.
+                # By AWS' own list of actions these have no resource.
                 assert set(actions) <= nowhere, statement
     readable = [s for s in policies(aws, stacks["service"]["ExecutionRole"]) if s["Action"] == "secretsmanager:GetSecretValue"]
     listed = {arn for arn in readable[0]["Resource"] if arn}
@@ -410,7 +415,8 @@ def test_a_new_image_is_rolled_out_by_an_update_that_changes_nothing_else(aws, s
     [stack] = cloudformation.describe_stacks(StackName="prompt-service")["Stacks"]
     assert stack["StackStatus"] == "UPDATE_COMPLETE"
     assert {"ParameterKey": "ImageTag", "ParameterValue": "4567def"} in stack["Parameters"]
-    # A revision of its own for the new image. moto keeps its containers only when they are made, not when they are changed.
+    # A new revision for the new image. moto stores containers only when they are created, not when
+    # they are changed.
     [definition] = aws("ecs").list_task_definitions(familyPrefix="prompt-service")["taskDefinitionArns"]
     assert definition.endswith("/prompt-service:2")
     [balancer] = aws("elbv2").describe_load_balancers()["LoadBalancers"]

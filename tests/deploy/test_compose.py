@@ -1,4 +1,4 @@
-"""The compose files: valid by the published schema, and whole in themselves."""
+"""The compose files: valid by the published schema, and complete."""
 
 import ipaddress
 import re
@@ -40,7 +40,7 @@ def test_whoever_is_waited_for_has_a_health_check():
     for name, service in whole.items():
         for other, how in service.get("depends_on", {}).items():
             if other == "secrets":
-                # It ends when it has made them.
+                # It ends when it has created them.
                 assert how == {"condition": "service_completed_successfully"} and whole[other]["restart"] == "no", name
                 continue
             assert how == {"condition": "service_healthy"}, name
@@ -54,12 +54,12 @@ def test_every_service_is_hardened():
         assert service["security_opt"] == ["no-new-privileges:true"], name
 
 
-def test_two_replicas_alike_stand_behind_the_proxy():
+def test_two_equal_replicas_are_behind_the_proxy():
     services = everything()["services"]
     assert services["replica-1"] == services["replica-2"]
     proxied = services["proxy"]["environment"]
     assert {proxied["REPLICA_1"], proxied["REPLICA_2"]} == {"replica-1:8000", "replica-2:8000"}
-    # The stores are out of the proxy's reach, and the metrics are on a port that it does not know.
+    # The proxy cannot reach the stores, and the metrics are on another port than the one it uses.
     assert "data" not in services["proxy"]["networks"] and everything()["networks"]["data"]["internal"] is True
     assert not services["replica-1"]["environment"]["METRICS_ADDR"].endswith(":8000")
 
@@ -70,10 +70,10 @@ def test_no_address_is_fixed_and_only_the_proxy_sends_requests_to_a_replica():
         assert "ipam" not in (network or {}), name
     for name, service in whole["services"].items():
         networks = service.get("networks", [])
-        # A list: with a mapping a service could ask for an address.
+        # A list, because with a mapping a service could request an address.
         assert isinstance(networks, list), name
-        # Private addresses are believed about who the client is, so nobody else may be where the
-        # replicas are.
+        # Private addresses are trusted about the client's address, so nobody else may be on the
+        # replicas' network.
         if "edge" in networks:
             assert name in ("proxy", "replica-1", "replica-2", "prometheus"), name
         assert ("ports" in service) == (name in ("proxy", "prometheus", "grafana")), name
@@ -81,12 +81,12 @@ def test_no_address_is_fixed_and_only_the_proxy_sends_requests_to_a_replica():
     assert all(ipaddress.ip_network(network).is_private for network in trusted)
 
 
-def test_the_machine_itself_can_be_reached_by_a_name():
+def test_the_host_machine_can_be_reached_by_a_name():
     for name in ("replica-1", "replica-2"):
         assert everything()["services"][name]["extra_hosts"] == ["host.docker.internal:host-gateway"], name
 
 
-def test_what_needs_a_secret_waits_until_it_is_made():
+def test_services_that_need_a_secret_wait_until_it_is_generated():
     for name, service in everything()["services"].items():
         reads = any(volume.startswith("secrets:") for volume in service.get("volumes", []))
         if name != "secrets":
@@ -99,7 +99,7 @@ def test_replicas_have_time_to_stop():
     assert int(everything()["services"]["replica-1"]["stop_grace_period"].rstrip("s")) > 5 + 30
 
 
-def test_nothing_has_to_be_set():
+def test_no_setting_is_required():
     for name in FILES:
         # $$ is a dollar sign for the container.
         for variable, default in re.findall(r"(?<!\$)\$\{([A-Z_0-9]+)(.*?)\}", (ROOT / name).read_text()):
@@ -109,7 +109,7 @@ def test_nothing_has_to_be_set():
             assert file == {"path": ".env", "required": False}, name
 
 
-def test_the_example_file_names_what_is_not_a_setting_and_sets_nothing():
+def test_the_docker_example_file_names_only_other_variables_and_sets_nothing():
     example = (ROOT / ".env.docker.example").read_text()
     assert not re.findall(r"^[A-Z]", example, re.MULTILINE)
     named = set(re.findall(r"^# ([A-Z_]+)=", example, re.MULTILINE))
@@ -125,7 +125,7 @@ def test_every_setting_of_a_replica_is_one_that_the_example_file_explains():
     assert {name.removesuffix("_FILE") for name in given} <= explained
 
 
-def test_each_replica_is_scraped_by_itself():
+def test_each_replica_is_scraped_separately():
     config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
     [job] = config["scrape_configs"]
     [static] = job["static_configs"]

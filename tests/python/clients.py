@@ -1,4 +1,4 @@
-"""Clients that work without pause while something goes wrong, and everything that they were told."""
+"""Clients that work without pause while something fails, and all responses that they got."""
 
 import itertools
 import random
@@ -12,19 +12,19 @@ import httpx
 from conftest import PROMPTS, SIMILAR, client, list_prompts, post_prompt
 from running_service import wait_until
 
-# Words for texts that differ enough for each to be its own nearest.
+# Words for texts that differ so much that each text is nearest to itself.
 SUBJECTS = "bread chess lisbon soil jazz tax planets nursing engines rivers verbs glaciers looms tides beetles bridges".split()
 
-# In every text that they post, so that a log can be searched for prompts.
+# Part of every posted text, so that a log can be searched for prompts.
 MARK = "x9prompt7q"
 
-# What a request is, and the status of its success.
+# Each kind of request, and the status of its success.
 KINDS = {"post": 201, "search": 200, "list": 200}
 
 
 @dataclass
 class Answer:
-    """One request and what became of it. Times are time.monotonic's."""
+    """One request and its result. Times are of time.monotonic."""
 
     kind: str
     user: str
@@ -32,7 +32,7 @@ class Answer:
     received: float
     # None: the connection broke.
     status: int | None
-    # The port of the replica that answered.
+    # The port of the replica that responded.
     served_by: int | None
     retry_after: str | None
     body: object
@@ -52,12 +52,13 @@ class Answer:
 
 
 class Clients:
-    """Posts, searches and lists in turn, each client for one of the users, until the end of the block.
+    """Posts, searches and lists in turn, each client for one of the users, until the end of the
+    block.
 
-    Every answer is kept; `check` says whether all of them were allowed.
+    Every response is kept; `check` fails if one of them is not allowed.
     """
 
-    # Seconds after which an answer counts as hung: above every deadline of the service's own.
+    # Seconds after which a request counts as hung: more than every deadline of the service.
     DEADLINE = 15
 
     def __init__(self, cluster, users, count=6, pause=0.02):
@@ -84,7 +85,7 @@ class Clients:
     def guarded(self, number):
         try:
             with client(self.cluster) as http:
-                # Beyond the deadline, so that a hang is told as one.
+                # More than the deadline, so that a hang is reported as a hang.
                 http.timeout = httpx.Timeout(2 * self.DEADLINE)
                 self.work(http, number)
         except BaseException as error:
@@ -93,14 +94,14 @@ class Clients:
 
     def work(self, http, number):
         user = self.users[number % len(self.users)]
-        # Across runs, too, no text may come twice.
+        # No text may come twice, also in different runs.
         chosen = random.Random(f"{number} {time.time_ns()}")
         for turn, kind in enumerate(itertools.cycle(("post", "search", "post", "list"))):
             if self.stopping.is_set():
                 return
             text = f"{MARK} {' '.join(chosen.choices(SUBJECTS, k=5))} {number}-{turn}-{chosen.randrange(1 << 40):x}"
             self.request(http, user, kind, text)
-            # A client's manners: it is what happens meanwhile that counts, not how much.
+            # A pause, as clients make: the kinds of requests matter here, not their number.
             self.stopping.wait(self.pause)
 
     def request(self, http, user, kind, text):
@@ -127,11 +128,11 @@ class Clients:
         )
 
     def since(self, moment):
-        """The answers to requests that were sent after a moment."""
+        """The responses to requests that were sent after a moment."""
         return [answer for answer in list(self.answers) if answer.sent >= moment]
 
     def wait_for_more(self, count, deadline=30, among=lambda answer: True):
-        """Waits until so many requests that are sent from now on are answered."""
+        """Waits until that many requests, sent from now on, have responses."""
         now = time.monotonic()
         wait_until(
             lambda: sum(map(among, self.since(now))) >= count, deadline,
@@ -139,9 +140,9 @@ class Clients:
         )
 
     def demand(self, user, more_than, deadline):
-        """Posts for a user over many connections at once, until more than so many were wanted within one second.
-
-        The clients wait for their answers, so what they want in a second is the machine's to say; this is not.
+        """Posts for a user over many connections at once, until more than that many posts were sent
+        within one second. The clients wait for responses, so their rate depends on the machine;
+        this number does not.
         """
         with client(self.cluster) as http, ThreadPoolExecutor(2 * more_than) as pool:
             http.timeout = httpx.Timeout(2 * self.DEADLINE)
@@ -154,7 +155,8 @@ class Clients:
             wait_until(burst, deadline, f"more than {more_than} posts of one user within a second", interval=0)
 
     def wait_for_success(self, since, deadline):
-        """Waits until a request of every kind that was sent after a moment has succeeded, on whichever replica."""
+        """Waits until a request of every kind that was sent after a moment has succeeded, on
+        whichever replica."""
 
         def missing():
             return KINDS.keys() - {answer.kind for answer in self.since(since) if answer.is_success}
@@ -162,7 +164,8 @@ class Clients:
         wait_until(lambda: not missing(), deadline, lambda: f"a success of every kind; missing yet: {missing()}")
 
     def wait_for_recovery(self, returned, seconds):
-        """Waits until every replica has done every kind of request again; fails when that takes longer than `seconds`."""
+        """Waits until every replica has done every kind of request again; fails when that takes
+        longer than `seconds`."""
         wanted = {(replica.host_and_port[1], kind) for replica in self.cluster.replicas for kind in KINDS}
 
         def missing():
@@ -174,7 +177,8 @@ class Clients:
         return Counter(answer.status for answer in self.answers)
 
     def check(self, allowed=(200, 201, 429, 503)):
-        """Every answer is one that the contract allows, in time, and says when to come back where it is a refusal."""
+        """Every response is one that the contract allows, comes in time, and has `Retry-After` if
+        it is a refusal."""
         for answer in self.answers:
             assert answer.status in allowed, str(answer)
             assert answer.received - answer.sent < self.DEADLINE, str(answer)
@@ -197,7 +201,8 @@ class Clients:
             assert not lost, f"{len(lost)} of {len(acknowledged)} acknowledged prompts are missing: {lost[:3]}"
 
     def most_within(self, user, window, until=float("inf"), wanted=False):
-        """The most of a user's posts that were certainly accepted within one window: sent and acknowledged inside of it.
+        """The most of a user's posts that were certainly accepted within one window: sent and
+        acknowledged inside of it.
 
         With `wanted`, of all that the user sent, accepted or not.
         """
@@ -208,7 +213,8 @@ class Clients:
         )
         most = 0
         for first, (start, _) in enumerate(posts):
-            # Only those near it are looked at: this is asked again and again while the clients need the time.
+            # Only the posts near it are examined, because this runs often while the clients need
+            # the processor.
             near = itertools.takewhile(lambda post: post[0] < start + window, itertools.islice(posts, first, None))
             most = max(most, sum(received < start + window for _, received in near))
         return most

@@ -1,4 +1,5 @@
-"""Fixtures of the tests that run the release binary from outside, as an operator and a client would."""
+"""Fixtures of the tests that run the release binary from outside, as an operator and a client
+would."""
 
 import itertools
 import json
@@ -17,10 +18,11 @@ from replicas import Cluster
 from running_service import ROOT, THROTTLES_OFF, Service
 from servers import Postgres, Redis
 
-# What `serve` starts: the service as it is without any setting, or "replica": one that keeps everything in Postgres and Redis.
+# What `serve` starts: the service without any setting, or "replica", which keeps everything in
+# Postgres and Redis.
 KIND = os.environ.get("SERVICE_KIND", "embedded")
 
-# Says at the end what was skipped.
+# Prints at the end which tests were skipped.
 pytest_plugins = ["machine"]
 
 PASSWORD = "Str0ng-enough-9x"
@@ -46,7 +48,7 @@ class User:
 
 
 def client(service):
-    """An HTTP client of a service, for `with`. Redirects are failures: every route answers where it is asked."""
+    """An HTTP client of a service, for `with`. Redirects are failures: no route redirects."""
     return httpx.Client(base_url=service.url, timeout=60, follow_redirects=False)
 
 
@@ -78,7 +80,7 @@ def list_prompts(http, user):
 
 
 def assert_healthy(http):
-    """The service answers, and a new user can store a prompt and find it."""
+    """The service works: a new user can store a prompt and find it."""
     assert http.get("/healthz").status_code == 200
     assert http.get("/readyz").status_code == 200
     user = make_user(http)
@@ -97,13 +99,14 @@ def assert_json_error(response):
     return body
 
 
-# Marks a test that opens the SQLite file, or whose subject does not depend on where things are kept.
+# Marks a test that opens the SQLite file, or whose subject does not depend on the store.
 embedded = pytest.mark.skipif(KIND != "embedded", reason="it is about the embedded kind alone")
 
 
 def run_contract_suite(service):
-    """Runs the black-box contract suite against a service; returns the line that sums it up."""
-    # A process of its own: the suite reads the service's address from the environment and has its own conftest.
+    """Runs the black-box contract suite against a service; returns its summary line."""
+    # In a separate process: the suite reads the service's address from the environment and has its
+    # own conftest.
     path = os.pathsep.join(filter(None, [str(ROOT / "tests" / "tools"), os.environ.get("PYTHONPATH")]))
     address = {"BASE_URL": service.url, "WS_URL": service.ws_url, "SECRET_KEY": service.secret_key}
     run = subprocess.run(
@@ -118,7 +121,7 @@ def run_contract_suite(service):
 
 @pytest.fixture(scope="session")
 def serve():
-    """Starts a service of the kind that is tested, for `with serve(**settings) as service`."""
+    """Starts a service of the tested kind, for `with serve(**settings) as service`."""
     if KIND == "embedded":
         yield Service
         return
@@ -126,7 +129,8 @@ def serve():
 
         @contextmanager
         def serve_replica(**settings):
-            # A Redis each: what is counted there by user must not be another database's user's.
+            # Each service has its own Redis: user ids repeat in other databases, and Redis counts
+            # by user id.
             with Redis() as redis, Cluster(1, postgres, redis, **settings) as cluster:
                 yield cluster.replicas[0]
 
@@ -135,7 +139,7 @@ def serve():
 
 @pytest.fixture(scope="session")
 def service(serve):
-    """A service without throttles, shared by the tests that do not disturb it."""
+    """A service without throttles, shared by tests that change nothing for the others."""
     with serve(**THROTTLES_OFF) as running:
         yield running
 
@@ -153,7 +157,7 @@ def user(http):
 
 @pytest.fixture(scope="session")
 def browser(pytestconfig):
-    """A browser for all tests; each opens pages of its own in it."""
+    """A browser for all tests; each test opens new pages in it."""
     try:
         executable()
     except debian_tools.Unavailable as reason:

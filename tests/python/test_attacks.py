@@ -1,7 +1,8 @@
 """Attacks on the service's connections and memory, each with an honest user beside it.
 
-The honest user's requests stay under MEDIAN at the median, and none of them fails. ATTACK_SCALE sets how large the attacks are
-(0.1; `make soak` says 1: 2,000 connections that send half a body, 100 that read nothing).
+The median time of the honest user's requests stays under MEDIAN, and none of them fails.
+ATTACK_SCALE sets the size of the attacks (0.1; with `make soak` 1: 2,000 connections that send half
+a body, 100 that read nothing).
 """
 
 import os
@@ -22,13 +23,13 @@ pytestmark = embedded
 SCALE = float(os.environ.get("ATTACK_SCALE", "0.1"))
 MIB = 1 << 20
 
-# Seconds that the honest user's requests may take at the median.
+# Largest median time of the honest user's requests, in seconds.
 MEDIAN = 0.25
-# Bytes that the whole process may hold while it is attacked.
+# Largest memory of the process during an attack, in bytes.
 MEMORY = 400 * MIB
-# The same with every connection in use: a machine of 512 MiB survives it.
+# The same with every connection in use: less than a machine of 512 MiB has.
 MEMORY_OF_ALL = 480 * MIB
-# Requests that the honest user makes at least during an attack.
+# The honest user makes at least this number of requests during an attack.
 ROUNDS = 12
 
 # The attackers' addresses. The honest user comes from 127.0.0.1, as some of the attackers do.
@@ -43,7 +44,8 @@ def service():
 
 @pytest.fixture(scope="module")
 def attacker(service):
-    """A user with a hundred prompts of the greatest length, of control characters, which take six times as much in JSON."""
+    """A user with a hundred prompts of the greatest length, of control characters, which take six
+    times as much in JSON."""
     with client(service) as http:
         user = make_user(http)
         for number in range(100):
@@ -60,7 +62,7 @@ def memory(service, name):
 
 
 class HonestUser:
-    """A user that goes about its business in a thread, and notes how long each request takes and what fails."""
+    """A user that works in a thread, and records the time and the failure of each request."""
 
     def __init__(self, service):
         self.service = service
@@ -95,7 +97,7 @@ class HonestUser:
 
 @contextmanager
 def undisturbed(service, what):
-    """An honest user beside what happens in the block, who must not notice it."""
+    """An honest user who works during the block and must not notice it."""
     honest = HonestUser(service)
     honest.thread.start()
     try:
@@ -125,7 +127,7 @@ class Connections:
             connection.close()
 
     def add(self, payload=b"", receive_buffer=None):
-        """Opens one and sends `payload`, as far as the other side takes it at once."""
+        """Opens a connection and sends the part of `payload` that the other side takes at once."""
         connection = socket.socket()
         self.open.append(connection)
         if receive_buffer:
@@ -137,7 +139,7 @@ class Connections:
         return connection
 
     def send(self, connection, payload):
-        """Sends all of it; stops where the other side has closed, or takes nothing for a second."""
+        """Sends all of it; stops if the other side has closed or takes nothing for a second."""
         poll = select.poll()
         poll.register(connection, select.POLLOUT)
         while payload:
@@ -149,7 +151,7 @@ class Connections:
                 return
 
     def closed(self):
-        """How many the other side has closed so far. Reads nothing of what it sent."""
+        """How many connections the other side has closed so far. Reads none of its data."""
         poll = select.poll()
         for connection in self.open:
             poll.register(connection, select.POLLRDHUP)
@@ -169,7 +171,8 @@ def scaled(number):
 
 @pytest.fixture(scope="module", autouse=True)
 def idle(service):
-    """A connection that is kept from the beginning of the module, and idle since its first answer."""
+    """A connection that is open since the beginning of the module, and idle since its first
+    response."""
     with Connections(service, "127.0.0.1") as connections:
         connection = connections.add(head("GET", "/healthz"))
         connection.setblocking(True)
@@ -178,7 +181,7 @@ def idle(service):
         yield connection, time.monotonic()
 
 
-def test_as_many_silent_connections_as_may_be_keep_nobody_out():
+def test_as_many_silent_connections_as_allowed_delay_nobody():
     bound = scaled(2000)
     with Service(**THROTTLES_OFF, MAX_CONNECTIONS=str(bound)) as service, Connections(service, "127.0.0.1") as silent:
         for _ in range(bound):
@@ -189,7 +192,7 @@ def test_as_many_silent_connections_as_may_be_keep_nobody_out():
         assert silent.closed() > 0
 
 
-def test_half_heads_and_dripping_heads_keep_nobody_out(service):
+def test_half_heads_and_slow_heads_delay_nobody(service):
     with Connections(service, ELSEWHERE) as slow, undisturbed(service, "half heads"):
         for number in range(scaled(1000)):
             slow.add(b"GET / HTTP/1.1\r\nHost: test\r\nX-Filler: " + b"x" * (60_000 if number % 2 else 10))
@@ -197,7 +200,7 @@ def test_half_heads_and_dripping_heads_keep_nobody_out(service):
             slow.send(connection, b"x")
 
 
-def test_half_bodies_hold_little_memory_and_keep_nobody_out(service, attacker):
+def test_half_bodies_hold_little_memory_and_delay_nobody(service, attacker):
     body = b'{"prompt": "' + b"x" * 524_000
     count = scaled(2000)
     with ExitStack() as stack:
@@ -211,7 +214,7 @@ def test_half_bodies_hold_little_memory_and_keep_nobody_out(service, attacker):
         assert memory(service, "VmHWM") < MEMORY
 
 
-def test_half_requests_of_four_networks_up_to_every_bound_leave_room_to_log_in():
+def test_half_requests_of_four_networks_at_every_limit_leave_room_to_log_in():
     bound = scaled(10_000)
     settings = {**THROTTLES_OFF, "MAX_CONNECTIONS": str(bound), "REQUEST_MEMORY": f"{max(int(128 * SCALE), 16)}MiB"}
     of_each = bound // 4 - 10
@@ -233,7 +236,7 @@ def test_half_requests_of_four_networks_up_to_every_bound_leave_room_to_log_in()
         assert memory(service, "VmHWM") < MEMORY_OF_ALL
 
 
-def test_answers_that_nobody_reads_hold_little_memory_and_keep_nobody_out(service, attacker):
+def test_unread_responses_hold_little_memory_and_delay_nobody(service, attacker):
     paths = [f"{SIMILAR}?q=anything&k=100", f"{PROMPTS}?limit=100", f"{PROMPTS}/1"]
     count = scaled(300)
     with Connections(service, "127.0.0.1") as unread, undisturbed(service, f"{count} answers that nobody reads"):
@@ -242,7 +245,7 @@ def test_answers_that_nobody_reads_hold_little_memory_and_keep_nobody_out(servic
     assert memory(service, "VmHWM") < MEMORY
 
 
-def test_many_lists_of_one_user_do_not_hold_up_another(service, attacker):
+def test_many_lists_of_one_user_do_not_delay_another_user(service, attacker):
     is_over = threading.Event()
     answered = []
 
@@ -295,7 +298,7 @@ def test_wide_bodies_do_not_hold_up_others(service, attacker):
     assert statuses <= {400, 413}, statuses
 
 
-def test_a_reader_at_six_kilobytes_a_second_is_closed_and_a_decent_one_served(service, attacker):
+def test_a_reader_at_six_kilobytes_a_second_is_closed_and_a_faster_one_is_served(service, attacker):
     path = f"{SIMILAR}?q=anything&k=100"
     decent = {}
 
@@ -339,5 +342,5 @@ def test_a_kept_connection_is_answered_after_more_than_thirty_seconds(idle):
     assert b" 200 " in connection.recv(65536)
 
 
-def test_all_memory_is_given_back(service):
+def test_all_memory_is_released(service):
     wait_until(lambda: service.metric("request_memory_bytes") == 0.0, 60, "nothing is held any more")

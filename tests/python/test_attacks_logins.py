@@ -1,4 +1,5 @@
-"""Attacks on logins and sessions, each with an honest user beside it: from an address of its own, whose requests are quick and never fail."""
+"""Attacks on logins and sessions. Beside each, an honest user at another address makes requests,
+which are quick and never fail."""
 
 import asyncio
 import json
@@ -15,15 +16,15 @@ from running_service import THROTTLES_OFF
 
 LOGOUT = "/api/auth/logout/"
 
-# Where the honest user is, and the attackers. All of 127.0.0.0/8 is this machine.
+# The addresses of the honest user and the attackers. All of 127.0.0.0/8 is this machine.
 HONEST = "127.0.0.99"
 ATTACKERS = [f"127.0.1.{n}" for n in range(1, 4)]
-# An address that the service takes for a proxy, and what it says of IPv6 clients behind it.
+# An address that the service trusts as a proxy, and the IPv6 clients that it reports.
 PROXY = "127.0.2.1"
 
-# Seconds that half of the honest user's requests may take at most.
+# Largest median time of the honest user's requests, in seconds.
 QUICK = 0.25
-# Requests that the honest user makes at least, however short the attack is.
+# The honest user makes at least this number of requests, however short the attack is.
 ENOUGH = 12
 
 
@@ -34,14 +35,15 @@ def service(serve):
 
 
 def client_at(service, address):
-    """An HTTP client at a local address of its own."""
+    """An HTTP client at a local address."""
     transport = httpx.HTTPTransport(local_address=address)
     return httpx.Client(base_url=service.url, transport=transport, timeout=60)
 
 
 @contextmanager
 def undisturbed(service):
-    """An honest user who logs in, lists and refreshes for as long as the block lasts. Gives the list of what its logins take."""
+    """An honest user who logs in, lists and refreshes during the block. Yields the list of the
+    times of its logins."""
     over, requests, logins = threading.Event(), [], []
     with client_at(service, HONEST) as http:
         user = make_user(http)
@@ -93,7 +95,7 @@ async def connect(service, address):
 
 
 async def send(service, address, request):
-    """Sends a request from an address and returns the status of the answer."""
+    """Sends a request from an address and returns the status of the response."""
     reader, writer = await connect(service, address)
     try:
         writer.write(request)
@@ -105,7 +107,7 @@ async def send(service, address, request):
 
 
 async def send_and_hang_up(service, address, request):
-    """Sends a request and closes the connection when the service has had time to begin with it."""
+    """Sends a request and closes the connection after the service has had time to begin."""
     _, writer = await connect(service, address)
     writer.write(request)
     await writer.drain()
@@ -114,7 +116,7 @@ async def send_and_hang_up(service, address, request):
 
 
 async def all_at_once(sending, at_once=100):
-    """Runs the coroutines, so many at a time; returns their results."""
+    """Runs the coroutines, a given number at a time; returns their results."""
     places = asyncio.Semaphore(at_once)
 
     async def one(coroutine):
@@ -133,12 +135,12 @@ def test_wrong_passwords_from_three_addresses_hold_up_nobody_elsewhere(service):
         began = time.monotonic()
         burst = [send(service, address, login(service, f"name{n}")) for n in range(100) for address in ATTACKERS]
         statuses = asyncio.run(all_at_once(burst, 300))
-        # For its length the burst alone may be refused.
+        # While the burst lasts, only the burst may be refused.
         assert set(statuses) <= {401, 503}, statuses
         took = time.monotonic() - began
-    # A login elsewhere waits for its turn, and not for the burst.
+    # A login from another address waits for its turn, not for the burst.
     assert statistics.median(logins) < took / 8, (took, logins)
-    # The failures of each address are counted, and are used up by a hundred.
+    # The failures of each address are counted; the limit is a hundred.
     for address in ATTACKERS:
         more = [send(service, address, login(service, f"more{n}")) for n in range(100)]
         assert 429 in asyncio.run(all_at_once(more, 20))
@@ -152,7 +154,7 @@ def test_wrong_logins_whose_client_hangs_up_end_in_429(service):
         assert status_of(service, address, login(service, name)) == 429
 
 
-def test_right_logins_whose_client_hangs_up_lock_nobody_out(service):
+def test_right_logins_whose_client_disconnects_lock_nobody_out(service):
     address = "127.0.3.2"
     with client_at(service, address) as http:
         user = make_user(http)
@@ -162,7 +164,7 @@ def test_right_logins_whose_client_hangs_up_lock_nobody_out(service):
         assert status_of(service, address, right) == 200
 
 
-def test_registrations_whose_client_hangs_up_hold_up_nobody_else(service):
+def test_registrations_whose_client_disconnects_delay_nobody_else(service):
     def registration():
         name = "r" + uuid.uuid4().hex[:14]
         return post(service, REGISTER, json.dumps({"username": name, "email": "a@b.c", "password": PASSWORD}))
@@ -186,7 +188,7 @@ def test_changing_between_the_networks_of_an_ipv6_site_ends_in_429(service):
     assert status_of(service, PROXY, elsewhere) == 401
 
 
-def test_cookies_of_every_form_hide_no_session_and_hold_up_nobody(service):
+def test_cookies_of_every_form_hide_no_session_and_delay_nobody(service):
     address = "127.0.3.3"
     with client_at(service, address) as http:
         user = make_user(http)

@@ -1,4 +1,5 @@
-"""Hostile requests: a clear 4xx or a timely close, never a 5xx, never a hang, and the service is well afterwards."""
+"""Hostile requests: a clear 4xx or a close in time, never a 5xx, never a hang, and the service
+works afterwards."""
 
 import json
 import random
@@ -15,15 +16,15 @@ from running_service import THROTTLES_OFF
 
 MIB = 1 << 20
 
-# Seconds in which a request that was sent completely must be answered or closed.
+# Seconds in which a complete request must get a response or a close.
 PROMPT = 20
-# Seconds in which a connection that only trickles must be closed: above the service's own deadlines.
+# Seconds in which a connection that sends slowly must be closed: more than the service's deadlines.
 PATIENCE = 60
 
 
 @dataclass
 class Outcome:
-    """What came back over a socket."""
+    """The bytes that came back over a socket."""
 
     received: bytes
     closed: bool
@@ -33,7 +34,8 @@ class Outcome:
         return [int(found) for found in re.findall(rb"HTTP/1\.[01] (\d{3}) ", self.received)]
 
     def assert_refused(self, *expected):
-        """A 4xx (one of `expected`, if given), or a close without an answer where none is expected."""
+        """A 4xx (one of `expected`, if given), or a close without a response if none is expected.
+        """
         if not self.statuses:
             assert self.closed and not expected, "no answer and no close"
         for status in self.statuses:
@@ -41,9 +43,10 @@ class Outcome:
 
 
 def exchange(service, payload, deadline=PROMPT, half_close=False, until_closed=False):
-    """Sends bytes while reading, as long as the other side takes them; returns what came back until it closed or fell silent.
+    """Sends bytes and reads at the same time, as long as the other side takes them; returns the
+    bytes that came back until it closed or was silent.
 
-    With `until_closed` a silence is no end: for answers after which the other side must close.
+    With `until_closed` a silence is no end: for responses after which the other side must close.
     """
     received, sent, closed = bytearray(), 0, False
     end = time.monotonic() + deadline
@@ -54,7 +57,7 @@ def exchange(service, payload, deadline=PROMPT, half_close=False, until_closed=F
             if sent == len(payload) and half_close and not shut:
                 connection.shutdown(socket.SHUT_WR)
                 shut = True
-            # Once an answer has begun and everything is sent, a short silence is its end.
+            # When a response has begun and everything is sent, a short silence is its end.
             quiet = 1.0 if received and sent >= len(payload) and not until_closed else end - time.monotonic()
             readable, writable, _ = select.select([connection], [connection] if sent < len(payload) else [], [], max(0, quiet))
             if not readable and not writable:
@@ -67,7 +70,8 @@ def exchange(service, payload, deadline=PROMPT, half_close=False, until_closed=F
                 elif writable:
                     sent += connection.send(payload[sent : sent + 65536])
             except (BrokenPipeError, ConnectionResetError):
-                # The other side has stopped reading: what it said before that is still to be read.
+                # The other side has stopped reading. The bytes that it sent before can still be
+                # read.
                 sent = len(payload)
                 try:
                     received += connection.recv(65536)
@@ -89,7 +93,8 @@ def chunked(body, size=65536):
 
 
 class Trickle(threading.Thread):
-    """Sends a beginning, then one byte a second for as long as the other side keeps the connection."""
+    """Sends a beginning, then one byte a second for as long as the other side keeps the connection.
+    """
 
     def __init__(self, service, beginning, byte):
         super().__init__(daemon=True)
@@ -123,7 +128,7 @@ class Trickle(threading.Thread):
 def service(serve):
     with serve(**THROTTLES_OFF) as running:
         yield running
-        # All of it: the end alone would forget what the first tests did.
+        # All of the log: its end alone would not contain the first tests.
         assert "panicked" not in running.written("stdout") + running.stderr()
 
 
@@ -145,7 +150,7 @@ def token(owner):
 
 @pytest.fixture(scope="module", autouse=True)
 def trickles(service, token):
-    """Slow clients, which the last test looks at: they wait while the others run."""
+    """Slow clients for the last test: they wait while the other tests run."""
     head = f"POST {PROMPTS} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {token}\r\nContent-Type: application/json\r\n"
     started = {
         "header": Trickle(service, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", b"a"),
@@ -187,7 +192,7 @@ def test_deep_nesting_is_a_400(http, owner, body):
         assert_json_error(answer)
 
 
-def test_deep_nesting_in_a_field_that_nobody_asks_for_is_ignored(http, owner):
+def test_deep_nesting_in_an_unknown_field_is_ignored(http, owner):
     answer = send_json(http, owner, b'{"prompt": "x", "ignored": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")
     assert answer.status_code == 201, answer.text
 
@@ -219,7 +224,7 @@ def test_a_big_body_without_credentials_is_401_before_it_is_read(service):
         b'{"prompt": Infinity}', b'{"prompt": 0x10}', b'{"prompt": "x"', b'{"prompt": "\n"}', b"nul", b"{}" * 1000,
     ],
 )
-def test_text_that_is_no_text_is_a_400(http, owner, body):
+def test_text_with_invalid_characters_is_a_400(http, owner, body):
     answer = send_json(http, owner, body)
     assert answer.status_code == 400, answer.text
     assert_json_error(answer)
@@ -227,7 +232,7 @@ def test_text_that_is_no_text_is_a_400(http, owner, body):
 
 @pytest.mark.parametrize("field", ["username", "email", "password"])
 @pytest.mark.parametrize("text", ["a\\u0000b", "\\ud800"])
-def test_text_that_is_no_text_is_a_400_in_each_account_field(http, field, text):
+def test_text_with_invalid_characters_is_a_400_in_each_account_field(http, field, text):
     body = {"username": "bad-text", "email": "bad@example.com", "password": "Str0ng-enough-9x"}
     raw = json.dumps({**body, field: "@"}).replace('"@"', f'"{text}"').encode()
     answer = http.post(REGISTER, content=raw, headers={"Content-Type": "application/json"})
@@ -249,7 +254,7 @@ def test_a_huge_or_odd_k_is_a_field_error(http, owner, k):
 
 
 @pytest.mark.parametrize("query", ["q=%ff%fe", "q=%00", "q=a%00b", "q=%ed%a0%80", "q=%", "q=%zz", "q", "&&&==&q", "q=a&q=b", "k=1&k=2&q=a", "q=" + "%20" * 3000], ids=lambda query: query[:20])
-def test_an_odd_query_string_is_answered_or_refused(http, owner, query):
+def test_an_odd_query_string_gets_a_result_or_a_400(http, owner, query):
     answer = http.get(f"{SIMILAR}?{query}", headers=owner.auth)
     assert answer.status_code in (200, 400), answer.text
 
@@ -330,12 +335,13 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_what_is_no_http_is_refused_or_closed(service, kind):
-    # Empty lines are allowed before a request, so only the end of the input shows that none follows.
+def test_bytes_that_are_no_http_are_refused_or_closed(service, kind):
+    # Empty lines are allowed before a request, so only the end of the input shows that none
+    # follows.
     exchange(service, BROKEN[kind], half_close=kind == "only line ends").assert_refused()
 
 
-def test_garbage_behind_a_good_request_is_refused_after_its_answer(service):
+def test_garbage_after_a_good_request_is_refused_after_its_response(service):
     outcome = exchange(service, get() + b"\x00\x01garbage\r\n\r\n", until_closed=True)
     assert outcome.statuses[:1] == [200]
     assert outcome.closed and all(400 <= status < 500 for status in outcome.statuses[1:])
@@ -359,7 +365,7 @@ def test_a_body_that_nobody_reads_does_not_cost_the_connection(service, method, 
     whole = request(method, path, b"x" * 5000, **headers)
     with socket.create_connection(service.host_and_port, timeout=PROMPT) as connection:
         connection.sendall(whole[:-5000])
-        # The answer must not have closed the connection by the time the body is there.
+        # The response must not close the connection before the body is sent.
         readable, _, _ = select.select([connection], [], [], 0.2)
         assert not readable, "answered before the body was there"
         connection.sendall(whole[-5000:] + get("Connection: close"))
@@ -377,10 +383,11 @@ def test_a_body_that_was_announced_and_is_refused_need_not_be_sent(service):
     assert outcome.closed and b"connection: close" in outcome.received.lower()
 
 
-def test_two_ways_to_end_a_body_are_refused(service):
+def test_a_body_with_two_lengths_is_refused(service):
     hidden = b"GET /api/nope HTTP/1.1\r\nHost: localhost\r\n\r\n"
     head = f"POST {LOGIN} HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: {5 + len(hidden)}\r\nTransfer-Encoding: chunked\r\n\r\n"
-    # Whichever of the two counts, an empty body, a cut one and the request hidden behind are all errors.
+    # Whichever of the two lengths counts: an empty body, a cut body and the hidden request are all
+    # errors.
     exchange(service, head.encode() + b"0\r\n\r\n" + hidden).assert_refused()
 
 

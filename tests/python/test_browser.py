@@ -1,5 +1,5 @@
-"""The browser that the pages are tested in: it finds and uses elements, and it notices what a
-page does wrong."""
+"""The browser of the page tests: it finds and uses elements, and it reports the errors of a page.
+"""
 
 import urllib.parse
 
@@ -31,7 +31,7 @@ def test_elements_are_found_by_role_and_name_and_used(page):
     assert page.get("textbox", "Word").evaluate("e => e.value") == "new"
 
 
-def test_what_a_page_builds_later_is_waited_for(page):
+def test_actions_wait_for_elements_that_a_page_builds_later(page):
     show(page, """<script>
         setTimeout(() => document.body.insertAdjacentHTML("beforeend", "<button onclick='this.textContent = `Done`'>Later</button>"), 300);
     </script>""")
@@ -51,7 +51,7 @@ def test_errors_and_other_hosts_are_noticed_also_those_of_a_worker(page):
     for part in ("logged 1", "Error: thrown", "picture.example", "in the worker"):
         wait_until(lambda part=part: any(part in error for error in page.errors()), 60, lambda part=part: f"{part} is in {page.errors()}")
     assert {"picture.example", "worker.example"} <= page.hosts()
-    # Another page knows nothing of this one's.
+    # Pages do not share their storage.
     with page.browser.page() as another:
         show(another, "<p>well")
         assert another.errors() == [] and another.hosts() == set()

@@ -1,4 +1,5 @@
-"""`check --upstream`, and addresses that people copy, against a server that has a list of models and one answer."""
+"""`check --upstream`, and addresses as people copy them, against a server with a list of models and
+one response."""
 
 import json
 import subprocess
@@ -73,7 +74,7 @@ def test_a_check_of_the_upstream_fails_for_a_wrong_address_key_or_model(upstream
         assert words in line, run.stdout
         assert (run.returncode == 0) == is_right == line.startswith("ok"), run.stdout
         assert KEY not in run.stdout + run.stderr and "sk-wrong" not in run.stdout + run.stderr
-        # A plain check only mentions it.
+        # Without the flag, the check only notes it.
         plain = check(tmp_path, **settings)
         assert plain.returncode == 0 and words in plain.stdout, plain.stdout
     assert not [asked for asked in upstream.asked if not asked.startswith("GET ")]
@@ -90,7 +91,7 @@ def test_the_address_of_an_endpoint_works_as_a_base_url(upstream):
 
 
 @embedded
-def test_the_log_of_a_refused_attempt_says_what_was_asked_and_what_the_upstream_said(upstream):
+def test_the_log_of_a_refused_attempt_has_the_url_and_the_upstreams_message(upstream):
     settings = {"OPENAI_BASE_URL": address(upstream, "/wrong"), "OPENAI_API_KEY": KEY}
     with Service(REGISTRATION="open", PROMPT_THROTTLE="off", **settings) as service, client(service) as http:
         assert post_prompt(http, make_user(http), "hello").status_code == 502

@@ -1,4 +1,4 @@
-"""The sessions of docs/CLIENTS.md, run as they stand there with the tools they name."""
+"""The sessions of docs/CLIENTS.md, run unchanged with the tools they name."""
 
 import contextlib
 import json
@@ -17,11 +17,11 @@ import python_env
 from conftest import client, make_user
 from running_service import ROOT, Service, wait_until
 
-# Seconds. Each session takes one or two; the rest is room for a machine that is busy with other things.
+# Seconds. Each session takes one or two; the rest is for a busy machine.
 DEADLINE = 60
 
-# What each session registers: a name that is new in each run. The second form is what the test of
-# taken names puts in its place.
+# The name that each session registers, new in each run. The second form replaces it in the test of
+# taken names.
 NAMES = {
     "curl": ("alice-$(date +%s)-$RANDOM", "alice"),
     "Python": ('f"alice-{secrets.token_hex(4)}"', '"alice"'),
@@ -42,7 +42,7 @@ def blocks(heading):
 
 
 def for_service(text, service):
-    """A block with the address of a running service in place of the published one."""
+    """A block with the address of a running service instead of the published one."""
     host, port = service.host_and_port
     assert "localhost:8000" in text
     return text.replace("localhost:8000", f"{host}:{port}")
@@ -69,7 +69,8 @@ def run(command, cwd, env=None):
 
 
 def by_label(lines):
-    """Lines such as `posted {"id": 1}` as a dictionary of lists: what follows the label, read as JSON or Python where it is that."""
+    """Lines such as `posted {"id": 1}` as a dictionary of lists: the part after the label, read as
+    JSON or Python if possible."""
     found = {}
     for line in lines:
         label, rest = re.fullmatch(r"(told to wait|logged out|\w+) (.*)", line).groups()
@@ -84,14 +85,15 @@ def throttled_posts(service):
 
 
 def assert_waited(service, first, second):
-    """The second post was refused and repeated. On a machine so slow that a second went by between the posts, nothing was to be waited for."""
+    """The second post was refused and repeated. On a slow machine, on which a second passed between
+    the posts, there was no wait."""
     apart = datetime.fromisoformat(second) - datetime.fromisoformat(first)
     assert throttled_posts(service) >= 1 or apart.total_seconds() > 0.9, f"posts {apart} apart, and none was throttled"
 
 
 @pytest.fixture
 def fresh():
-    """A service on its default settings, throttles included, with nobody in it."""
+    """A service with default settings, throttles included, and no users."""
     with Service() as running:
         yield running
 
@@ -100,7 +102,7 @@ def curl_session(service, cwd):
     """Runs the curl session; returns the JSON that it prints, and the text after that."""
     [(_, script)] = blocks("curl")
     script = "\n".join(["set -euo pipefail", for_service(script, service), 'echo "$TICKET"'])
-    # Answers have no newline at their end, so one follows the other.
+    # Responses have no newline at their end, so they follow each other directly.
     printed = "\n".join(run(["bash", "-c", script], cwd, environment(debian_tools.path("curl").parent)))
     answers, rest = [], printed
     while rest.startswith("{"):
@@ -125,7 +127,8 @@ def test_the_curl_session_registers_posts_finds_deletes_and_logs_out(fresh, tmp_
 
 @contextlib.contextmanager
 def terminal(script, output, cwd, env):
-    """Runs a script as if a person sat before it: its input stays open. Ends it, and what it started, at the end."""
+    """Runs a script as at a terminal: its input stays open. Stops it and its child processes at the
+    end."""
     with open(output, "wb") as out:
         process = subprocess.Popen(
             ["bash", "-c", script], cwd=cwd, env=env, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
@@ -141,11 +144,11 @@ def terminal(script, output, cwd, env):
 
 def test_wscat_shows_the_event_of_a_post_from_another_terminal(service, http, tmp_path):
     (_, with_ticket), (_, post), (_, with_header) = blocks("wscat")
-    # Before the ticket, which holds for 30 s: fetching them may take longer.
+    # Before the ticket, which is valid for 30 s: fetching may take longer.
     tools = node_tools.folder(), debian_tools.path("curl").parent
     user = make_user(http)
     ticket = http.post("/api/auth/ws-ticket/", headers=user.auth).json()["ticket"]
-    # Offline: npx is to run the version that is installed there, and no other.
+    # Offline: npx must run the version that is installed there.
     env = environment(*tools, TICKET=ticket, ACCESS=user.access, npm_config_offline="true")
     for number, script in enumerate((with_ticket, with_header)):
         output = tmp_path / f"wscat{number}"
@@ -173,7 +176,8 @@ def test_wscat_shows_the_event_of_a_post_from_another_terminal(service, http, tm
 
 
 def check_session(lines, service, read):
-    """What the Python and the JavaScript session print, which is the same but for how each writes an object."""
+    """The output of the Python and the JavaScript session. It differs only in the notation of
+    objects."""
     printed = by_label(lines)
     registered = read(printed["registered"][0])
     name = registered.pop("username")
@@ -226,7 +230,7 @@ def test_every_session_can_be_run_again_on_the_same_service(fresh, tmp_path):
 
 def test_a_session_whose_name_is_taken_says_so_in_one_line(fresh, tmp_path):
     with client(fresh) as http:
-        # The password of the sessions is not this one, so nothing after the registration succeeds.
+        # The sessions have another password, so nothing after the registration succeeds.
         made = http.post("/api/auth/register/", json={"username": "alice", "email": "a@b.c", "password": "another-one-9x"})
         assert made.status_code == 201
     commands = {"curl": ["bash", "-e"], "Python": [sys.executable], "JavaScript": [node_tools.folder() / "node"]}
@@ -255,13 +259,14 @@ def test_no_command_of_the_documents_asks_before_it_fetches_a_package():
 
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory):
-    """A folder with the client that the page's command generates, and the service it was generated from.
+    """A folder with the client that the page's command generates, and the service it was generated
+    from.
 
-    Its throttle lets one post through and refuses the next, however long after.
+    Its throttle lets one post through and refuses the next, also after a while.
     """
     folder = tmp_path_factory.mktemp("generated")
     (_, command), _ = blocks("A generated client")
-    # Where the test environment is a plain folder, its commands are in there.
+    # If the test environment is a plain folder, its commands are in it.
     env = environment(Path(sys.executable).parent, python_env.VENV / "site" / "bin")
     with Service(PROMPT_THROTTLE="1/min") as running:
         printed = run(["bash", "-c", for_service(command, running)], folder, env)
@@ -277,7 +282,7 @@ def test_a_generated_client_works_with_typed_answers_and_errors(generated):
     [registered] = printed.pop("registered")
     assert re.fullmatch(rf"1 {NAME.pattern} a@b\.c", registered), registered
     [throttled] = printed.pop("throttled")
-    # A minute, less the time between the two posts.
+    # A minute minus the time between the two posts.
     assert re.fullmatch(r"429 (60|[1-5]?[0-9])", throttled), throttled
     assert printed == {
         "posted": [f"1 mock [mock] You said: {BREAD} UTC"],

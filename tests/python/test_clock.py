@@ -17,7 +17,7 @@ def ahead_by(seconds):
 
 
 @pytest.mark.parametrize("ahead", [2 * DAY, 400 * DAY], ids=["two days", "over a year"])
-def test_a_clock_that_is_ahead_for_one_start_makes_nothing_forgotten_or_last(tmp_path, ahead):
+def test_a_clock_ahead_for_one_start_forgets_no_revocation_and_no_key(tmp_path, ahead):
     settings = {
         "data_dir": tmp_path / "data", "secret_key": "k" * 64, **THROTTLES_OFF,
         "RUST_LOG": "info,prompt_service=debug", "ACCESS_TOKEN_LIFETIME": "1h",
@@ -55,7 +55,7 @@ def test_a_clock_that_is_ahead_for_one_start_makes_nothing_forgotten_or_last(tmp
         again = http.post(PROMPTS, headers={**user.auth, **keyed}, **post)
         assert (again.status_code, again.json()) == (201, first.json())
         assert again.headers["idempotent-replayed"] == "true"
-        # What the wrong clock gave is from the future.
+        # The token from the time of the wrong clock is from the future.
         assert refresh(early["refresh"]).json()["detail"] == "Token is invalid"
         assert http.get(ME, headers={"Authorization": f"Bearer {early['access']}"}).status_code == 401
         service.stop()

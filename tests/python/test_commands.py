@@ -1,4 +1,4 @@
-"""What the operator's commands do in the wrong folder, with what is wrong, and at the ends of pipes."""
+"""The operator's commands in a wrong folder, with wrong arguments, and with pipes."""
 
 import json
 import os
@@ -23,7 +23,7 @@ NEED_A_STORE = [
 
 @pytest.mark.parametrize("arguments", NEED_A_STORE, ids=" ".join)
 @pytest.mark.parametrize("place", ["nothing", "an empty data folder", "a store elsewhere"])
-def test_a_command_where_there_is_no_store_is_refused_and_makes_nothing(tmp_path, arguments, place):
+def test_a_command_without_a_store_is_refused_and_creates_nothing(tmp_path, arguments, place):
     variables = {}
     if place == "an empty data folder":
         (tmp_path / "data").mkdir()
@@ -38,7 +38,7 @@ def test_a_command_where_there_is_no_store_is_refused_and_makes_nothing(tmp_path
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_the_first_account_may_make_the_store_before_any_server_has_run(tmp_path):
+def test_the_first_account_can_create_the_store_before_any_server_has_run(tmp_path):
     refused = run(*CREATE, "--init", folder=tmp_path, stdin="short\n")
     assert "password: " in refusal(refused)
     assert list(tmp_path.iterdir()) == [], "an account that cannot be made makes no store"
@@ -46,7 +46,7 @@ def test_the_first_account_may_make_the_store_before_any_server_has_run(tmp_path
     assert (made.returncode, made.stdout, made.stderr) == (0, "created user 1\n", "")
     assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
     assert run("user", "list", folder=tmp_path).stdout == "1\talice\ta@b.c\tactive\n"
-    # The option is for the first account and does no harm to the next.
+    # The option is for the first account; it does no harm with the next.
     bob = run("user", "create", "bob", "--email", "b@b.c", "--init", folder=tmp_path, stdin=f"{PASSWORD}\n")
     assert bob.stdout == "created user 2\n", bob
     with Service(data_dir=tmp_path / "data", REGISTRATION="closed") as service:
@@ -102,7 +102,7 @@ def test_an_import_reads_standard_input_from_a_pipe_and_from_a_file(tmp_path):
     piped = run("import", "-", "--data-dir", "piped", folder=tmp_path, stdin=HEADER + USER)
     assert piped.stdout.startswith("to import: 1 users, 0 prompts\nimported 1 users, 0 prompts in "), piped
     (tmp_path / "in.jsonl").write_text("not a part of it\n" + HEADER + USER)
-    # The shell has read the first line; what is left is the import's.
+    # The shell has read the first line; the import reads the rest.
     shell = f"{{ read line; '{BINARY}' import - --data-dir file; }} <in.jsonl"
     from_file = subprocess.run(["sh", "-c", shell], cwd=tmp_path, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
     assert from_file.stdout.startswith("to import: 1 users, 0 prompts\nimported "), from_file
@@ -122,7 +122,7 @@ def store(tmp_path_factory):
 
 @pytest.mark.parametrize("arguments", [("openapi",), ("--help",), ("user", "create", "--help"), ("user", "list"), ("export",), ("check",)], ids=" ".join)
 @pytest.mark.parametrize("reads", [0, 1])
-def test_a_reader_that_leaves_ends_a_command_quietly(store, arguments, reads):
+def test_a_command_whose_output_pipe_closes_ends_quietly(store, arguments, reads):
     environment = {"PATH": os.environ["PATH"], "BIND_ADDR": "127.0.0.1:0"}
     process = subprocess.Popen([BINARY, *arguments], cwd=store, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.read(reads)
@@ -132,7 +132,7 @@ def test_a_reader_that_leaves_ends_a_command_quietly(store, arguments, reads):
     process.stderr.close()
 
 
-def test_an_import_whose_reader_leaves_is_done_all_the_same(tmp_path):
+def test_an_import_whose_output_pipe_closes_is_completed(tmp_path):
     (tmp_path / "in.jsonl").write_text(HEADER + USER)
     subprocess.run(["sh", "-c", f"'{BINARY}' import in.jsonl | true"], cwd=tmp_path, env={"PATH": os.environ["PATH"]}, check=True)
     assert run("user", "list", folder=tmp_path).stdout.startswith("1\teve\t")
@@ -143,7 +143,7 @@ def test_a_backup_is_a_file(store):
     assert not (store / "-").exists()
 
 
-def test_an_address_put_in_a_names_place_is_not_shown(tmp_path):
+def test_an_address_instead_of_a_variables_name_is_not_shown(tmp_path):
     secret = "postgres://u:hunter2@127.0.0.1/x"
     for flag in ("--from-env", "--from-file"):
         line = refusal(run("import", flag, secret, folder=tmp_path))
@@ -173,7 +173,7 @@ REFUSED_BY_A_START = {
 
 
 @pytest.mark.parametrize("problem", REFUSED_BY_A_START)
-def test_check_refuses_what_a_start_refuses_and_neither_makes_anything(tmp_path, problem):
+def test_check_refuses_what_a_start_refuses_and_neither_creates_anything(tmp_path, problem):
     variables, setting = REFUSED_BY_A_START[problem]
     (tmp_path / "file").write_text("no database " * 99)
     (tmp_path / "keyed").mkdir()
@@ -189,7 +189,7 @@ def test_check_refuses_what_a_start_refuses_and_neither_makes_anything(tmp_path,
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_port_in_use_is_refused_with_the_repair_and_nothing_is_made(tmp_path):
+def test_a_port_in_use_is_refused_with_the_fix_and_nothing_is_created(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = "127.0.0.1:%d" % taken.getsockname()[1]
         for setting in ("BIND_ADDR", "METRICS_ADDR"):
@@ -206,13 +206,13 @@ def files(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_check_beside_a_server_and_after_it_is_fine_and_leaves_no_trace():
+def test_check_beside_a_running_server_and_after_it_succeeds_and_changes_nothing():
     with Service() as service:
         environment = {**service.environment, "BIND_ADDR": service.address}
         check = run("check", folder=service.folder, **environment)
         assert check.returncode == 0, check
         assert f"note  address: {service.address} is in use by the server that runs" in check.stdout.splitlines()
-        # Another folder, the same port: that server would be refused.
+        # Another folder and the same port: this server would be refused.
         other = run("check", folder=service.folder, **{**environment, "DATA_DIR": "other"})
         assert other.returncode == 1 and "fault address: BIND_ADDR: cannot listen" in other.stdout, other
         assert service.stop() == 0

@@ -1,5 +1,5 @@
-"""The black-box contract suite against a service with the default throttle: what `pytest` in the
-project's folder runs."""
+"""The black-box contract suite against a service with the default throttle, as `pytest` in the
+project's folder runs it."""
 
 import os
 import subprocess

@@ -1,4 +1,5 @@
-"""The commands of the compose files, run as they stand there, without containers: Redis', Prometheus', and their health checks."""
+"""The commands of the compose files, run unchanged without containers: those of Redis and
+Prometheus, and their health checks."""
 
 import json
 import os
@@ -33,7 +34,8 @@ def test_the_command_of_redis_starts_it_with_its_password_and_keeps_what_it_has(
     server = tool("redis-server")
     service = COMPOSE["docker-compose.yml"]["redis"]
     port = free_port()
-    # As compose hands it on: a dollar sign is written twice there. The image's folder and port are its own.
+    # As compose passes it on: the file writes a dollar sign twice. The folder and port are
+    # replaced.
     shell, flags, script = (part.replace("$$", "$") for part in service["command"])
     script = script.replace("--dir /data", f"--dir {tmp_path} --port {port}").replace("/secrets", str(tmp_path))
     assert str(tmp_path) in script
@@ -51,20 +53,21 @@ def test_the_command_of_redis_starts_it_with_its_password_and_keeps_what_it_has(
         # Nobody can read the password from the command line.
         assert PASSWORD not in Path(f"/proc/{process.pid}/cmdline").read_text()
         assert "+OK" in ask_redis(port, f"AUTH {PASSWORD}", "SET kept yes")
-        # Counters are refused rather than thrown away when memory is full.
+        # When memory is full, writes are refused and no counter is removed.
         assert "noeviction" in ask_redis(port, f"AUTH {PASSWORD}", "CONFIG GET maxmemory-policy")
         process.terminate()
         assert process.wait(30) == 0
         process = started()
-        # It answers before it has read what it kept.
+        # Redis replies before it has read its data.
         wait_until(lambda: "yes" in ask_redis(port, f"AUTH {PASSWORD}", "GET kept"), 30, "what was kept is there again")
     finally:
         process.kill()
         process.wait()
 
 
-def test_the_health_check_of_postgres_tells_that_nobody_is_there():
-    # That it says yes to a server that is there is seen wherever a test starts Postgres; here, that the words are right.
+def test_the_health_check_of_postgres_fails_without_a_server():
+    # Other tests show that it succeeds with a running Postgres. This test shows that the command is
+    # right.
     programs = found("postgres")["bin"]
     words = COMPOSE["docker-compose.yml"]["postgres"]["healthcheck"]["test"]
     assert words[0] == "CMD"
@@ -104,7 +107,7 @@ def test_prometheus_started_as_in_compose_scrapes_the_replicas_and_answers_every
                 return result.json()["data"]["result"] if result.status_code == 200 else []
 
             wait_until(lambda: any(item["value"][1] == "1" for item in answer('up{job="prompt-service"}')), 60, "the service is scraped")
-            # Not on the public port, once they have a listener of their own.
+            # Not on the public port, because they have a separate listener.
             assert http.get("/metrics").status_code == 404
 
             def busy():
@@ -119,7 +122,7 @@ def test_prometheus_started_as_in_compose_scrapes_the_replicas_and_answers_every
                     query = target["expr"].replace("$__rate_interval", "10s").replace("$instance", ".*")
                     if not answer(query):
                         empty.append(panel["title"])
-            # Nothing of these kinds happened: nobody was refused, no request failed, no socket was closed.
+            # These did not happen: no refusal, no failed request, no closed socket.
             assert set(empty) <= {"Refused", "Server errors", "Sockets closed by the service", "Not computed"}
             assert len(prometheus.get("/api/v1/rules").json()["data"]["groups"][0]["rules"]) > 10
             prometheus.close()

@@ -17,19 +17,19 @@ from websockets.sync.client import connect
 
 SERVICES = compose.services()
 CONFIG = ROOT / "deploy/haproxy/haproxy.cfg"
-# What a volume holds is there at the next start.
+# The content of a volume is there at the next start.
 SECRETS = ["DATABASE_URL", "GRAFANA_PASSWORD", "POSTGRES_PASSWORD", "REDIS_PASSWORD", "REDIS_URL", "SECRET_KEY"]
 
 
 class Redis(Server):
-    """The command of the service `redis`, with its folders and its port elsewhere."""
+    """The command of the service `redis`, with other folders and another port."""
 
     name = "redis"
 
     def __init__(self, secrets):
         super().__init__()
         self.secrets = secrets
-        # The file names a program of the image, found on PATH.
+        # The file names a program of the image, which is on PATH.
         (self.folder / "redis-server").symlink_to(found("redis")["server"])
 
     def command(self):
@@ -42,8 +42,8 @@ class Redis(Server):
 
 
 class Stack:
-    """Everything that `docker-compose up` starts, when .env holds `dotenv`. `volumes` is the
-    folder of what lasts."""
+    """Everything that `docker-compose up` starts, with `dotenv` as .env. `volumes` is the folder of
+    the volumes."""
 
     def __init__(self, volumes, haproxy, **dotenv):
         self.volumes, self.haproxy, self.dotenv = volumes, haproxy, dotenv
@@ -57,7 +57,7 @@ class Stack:
             self.make_secrets()
             self.postgres = self.stack.enter_context(self.make_postgres())
             self.redis = self.stack.enter_context(Redis(self.secrets))
-            # The addresses that the files name, where they are here.
+            # The addresses of the files, and the addresses here.
             self.moved = {
                 "@postgres:5432": f"@127.0.0.1:{self.postgres.port}", "@redis:6379": f"@127.0.0.1:{self.redis.port}",
             }
@@ -71,8 +71,8 @@ class Stack:
         self.stack.close()
 
     def make_secrets(self, moved=()):
-        """What the service `secrets` does. The addresses in its command become those of the
-        servers here."""
+        """Does the work of the service `secrets`. The addresses in its command are replaced by
+        those of the servers here."""
         words = compose.command(SERVICES["secrets"])
         for name, here in dict(moved).items():
             words = [word.replace(name, here) for word in words]
@@ -84,8 +84,8 @@ class Stack:
         return (self.secrets / name).read_text()
 
     def make_postgres(self):
-        """What the image does with its variables: a superuser of that name and password, and a
-        database."""
+        """Does what the image does with its variables: creates a superuser of that name and
+        password, and a database."""
         given = compose.environment(SERVICES["postgres"], self.dotenv)
         postgres = Postgres()
         postgres.OWNER = given["POSTGRES_USER"]
@@ -102,9 +102,9 @@ class Stack:
         self.metrics_addr = f"127.0.0.1:{free_port()}"
         replica.environment = {
             **{name: value.replace("/secrets", str(self.secrets)) for name, value in given.items()},
-            # A port of their own: here they share an address.
+            # Different ports, because here they share an address.
             "BIND_ADDR": "127.0.0.1:0", "METRICS_ADDR": self.metrics_addr, "DATA_DIR": str(replica.data_dir),
-            # The proxy is not on a network of its own here.
+            # Here the proxy is not on a separate network.
             "TRUSTED_PROXIES": given["TRUSTED_PROXIES"] + ",127.0.0.1/32",
         }
         return replica
@@ -136,7 +136,7 @@ def haproxy():
     return machine.tool("haproxy")
 
 
-def test_a_fresh_clone_comes_up_without_any_file_and_serves_a_session(haproxy, tmp_path):
+def test_a_fresh_clone_starts_without_any_file_and_serves_a_session(haproxy, tmp_path):
     assert compose.filled_in(SERVICES["proxy"]["ports"][0], {}) == "127.0.0.1:8000:8080"
     with Stack(tmp_path, haproxy, PROMPT_THROTTLE="off") as stack, stack.client() as http:
         assert_healthy(http)
@@ -153,16 +153,16 @@ def test_a_fresh_clone_comes_up_without_any_file_and_serves_a_session(haproxy, t
         assert sorted(path.name for path in stack.secrets.iterdir()) == SECRETS
         secrets = {name: stack.secret(name) for name in SECRETS}
         assert len(set(secrets.values())) == len(SECRETS)
-        # Whoever reads a container's log learns none of them.
+        # A container's log contains none of them.
         written = "".join(replica.written(stream) for replica in stack.replicas for stream in ("stdout", "stderr"))
         written += stack.redis.log() + stack.postgres.log() + stack.log.read_text()
         assert not [name for name, secret in secrets.items() if secret in written]
-        # Another `up` on the same volumes makes nothing anew.
+        # Another `up` on the same volumes generates nothing again.
         stack.make_secrets(stack.moved)
         assert {name: stack.secret(name) for name in SECRETS} == secrets
 
 
-def test_what_env_sets_reaches_the_service_and_its_secrets_win(haproxy, tmp_path):
+def test_settings_of_env_reach_the_service_and_its_secrets_win(haproxy, tmp_path):
     given = {
         "SECRET_KEY": "a key of the operator's own, long enough", "POSTGRES_PASSWORD": "p@ss: word/100%", "REDIS_PASSWORD": 'a "quoted" \\ one',
         "PROMPT_THROTTLE": "7/day", "ACCESS_TOKEN_LIFETIME": "9m", "PUBLISH": "0.0.0.0:8123",
@@ -173,7 +173,7 @@ def test_what_env_sets_reaches_the_service_and_its_secrets_win(haproxy, tmp_path
         user = make_user(http)
         created = post_prompt(http, user, "as the operator wants it")
         assert created.status_code == 201 and created.headers["ratelimit-policy"].endswith('q=7;w=86400')
-        # By the operator's key.
+        # Signed with the operator's key.
         with Service(secret_key=given["SECRET_KEY"]) as another:
             refused = httpx.get(f"{another.url}/api/auth/me/", headers=user.auth).json()
             assert refused["code"] == "user_not_found"
@@ -185,10 +185,10 @@ def test_what_env_sets_reaches_the_service_and_its_secrets_win(haproxy, tmp_path
 
 
 def test_every_setting_of_env_reaches_every_replica():
-    # A test of the service's compares this list with its settings.
+    # Another test compares this list with the service's settings.
     settings = set(re.findall(r"^# ?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
     assert {"SYSTEM_PROMPT", "PROMPT_THROTTLE", "OPENAI_FALLBACK"} < settings and len(settings) > 30
-    # What the containers' own addresses and folders are is for the file to say.
+    # The file decides the containers' addresses and folders.
     fixed = {"BIND_ADDR", "DATA_DIR", "METRICS_ADDR", "TRUSTED_PROXIES"}
     in_files = {"DATABASE_URL", "REDIS_URL", "SECRET_KEY"}
     dotenv = {name: f"the value of {name}" for name in settings | {"A_KEY_THAT_OPENAI_FALLBACK_NAMES"}}
@@ -202,7 +202,7 @@ def test_every_setting_of_env_reaches_every_replica():
     assert in_files <= compose.environment(SERVICES["secrets"], dotenv).keys()
 
 
-def test_an_upstream_on_the_machine_itself_may_be_named():
-    # As docker-compose.yml and the documents say it, over plain HTTP.
+def test_an_upstream_on_the_host_machine_can_be_named():
+    # As docker-compose.yml and the documents say, over plain HTTP.
     with Service(OPENAI_BASE_URL="http://host.docker.internal:11434/v1", OPENAI_MODEL="llama3.2") as service:
         assert service.get("/readyz") == 200

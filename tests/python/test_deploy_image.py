@@ -1,4 +1,5 @@
-"""The image without a container engine: its root file system, put together as the Dockerfile does it, and what runs in it."""
+"""The image without a container engine: its root file system, built as the Dockerfile does, and the
+service in it."""
 
 import json
 import os
@@ -14,12 +15,12 @@ from conftest import assert_healthy, client
 from running_service import BINARY, ROOT, THROTTLES_OFF, Service, wait_until
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
-# What the image sets, but for the address: a free port here.
+# The variables of the image, except the address: a free port here.
 IMAGE_ENVIRONMENT = dict(re.findall(r"\b([A-Z_]+)=(\S+)", re.search(r"^ENV ((?:.*\\\n)*.*)$", DOCKERFILE, re.MULTILINE)[1]))
 USER = re.search(r"^USER (\d+:\d+)$", DOCKERFILE, re.MULTILINE)[1]
 
-# In name spaces of its own: the root read-only, /data on it writable, then the program as the image's user. Root may become that user;
-# anybody else is root in a name space of users, and stays it.
+# In new namespaces: the root is read-only and /data on it writable; then the program runs as the
+# image's user. Root can become that user; another user is root in a user namespace, and stays root.
 AS_ROOT = ("unshare", "--mount")
 AS_ANYBODY = ("unshare", "--user", "--map-root-user", "--mount")
 CONTAIN = (
@@ -38,13 +39,14 @@ def image(tmp_path_factory):
 
 
 def needed(path):
-    """The libraries that a file names, as the linker that made it wrote them down."""
+    """The libraries that a file needs, as its linker recorded them."""
     listed = subprocess.run(["readelf", "--dynamic", path], capture_output=True, text=True, check=True).stdout
     return set(re.findall(r"\(NEEDED\).*\[(.+)\]", listed))
 
 
 def contained(image, *command):
-    """What runs a command in the image, as subprocess takes it; skips where the system does not allow name spaces."""
+    """The arguments for subprocess that run a command in the image; skips if the system does not
+    allow namespaces."""
     root = os.geteuid() == 0
     prefix = [*(AS_ROOT if root else AS_ANYBODY), "sh", "-c", CONTAIN, "sh"]
     if root:
@@ -85,7 +87,7 @@ def test_the_image_says_which_packages_its_files_are_of_so_that_it_can_be_scanne
 
 def test_the_image_is_small(image):
     size = sum(path.stat().st_size for path in (image / "root").rglob("*") if path.is_file())
-    # The binary, whose model is 23 MB of it, and a few megabytes of C library.
+    # The binary, of which the model is 23 MB, and a few megabytes of C library.
     assert size < BINARY.stat().st_size + 10_000_000
 
 
@@ -114,11 +116,11 @@ def test_the_service_runs_in_the_image_on_a_read_only_root_as_its_own_user(image
     finally:
         process.terminate()
         assert process.wait(60) == 0, log.read_text()
-    # What it kept is in the volume, and for its owner alone.
+    # Its data are in the volume, and readable for its owner only.
     assert (image / "data" / "prompt-service.sqlite3").stat().st_mode & 0o077 == 0
 
 
-def test_the_health_check_is_the_one_of_the_dockerfile_and_tells_well_from_gone():
+def test_the_health_check_of_the_dockerfile_succeeds_only_with_a_running_service():
     [words] = re.findall(r"^HEALTHCHECK .*CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)
     command = [str(BINARY), *json.loads(words)[1:]]
     with Service() as service:
@@ -131,7 +133,7 @@ def test_the_health_check_is_the_one_of_the_dockerfile_and_tells_well_from_gone(
         assert checked.returncode != 0 and checked.stderr.startswith("error: no answer from ") and checked.stderr.count("\n") == 1
 
 
-def test_a_service_that_was_told_to_stop_is_alive_and_not_ready():
+def test_a_stopping_service_is_alive_and_not_ready():
     with Service(SHUTDOWN_DELAY="30s") as service, client(service) as http:
         environment = {"BIND_ADDR": service.address}
         service.process.terminate()

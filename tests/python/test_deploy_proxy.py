@@ -1,4 +1,5 @@
-"""Two replicas behind the proxy of docker-compose.yml, with its configuration as it is: requests, sockets, addresses, TLS, stopping."""
+"""Two replicas behind the proxy of docker-compose.yml, with its unchanged configuration: requests,
+sockets, addresses, TLS, stopping."""
 
 import os
 import signal
@@ -27,7 +28,7 @@ def haproxy():
 
 
 class Proxy:
-    """The proxy before two addresses, started with the configuration that the container gets."""
+    """The proxy before two addresses, started with the configuration of the container."""
 
     def __init__(self, haproxy, replicas, log, **settings):
         self.port = free_port()
@@ -58,7 +59,7 @@ class Proxy:
 
 @pytest.fixture(scope="module")
 def replicas():
-    # A data folder each: in this test they share nothing, so an answer tells which one gave it.
+    # Each has its own data folder: they share nothing, so a response shows which replica sent it.
     with ExitStack() as stack:
         yield [stack.enter_context(Service(TRUSTED_PROXIES="127.0.0.1/32", **THROTTLES_OFF)) for _ in range(2)]
 
@@ -72,7 +73,7 @@ def proxy(haproxy, replicas, tmp_path_factory):
 
 
 def one_replica(haproxy, log, service, **settings):
-    """A proxy both of whose places are the same replica."""
+    """A proxy whose two replicas are the same."""
     return Proxy(haproxy, [service, service], log, **settings)
 
 
@@ -91,7 +92,7 @@ def requests_seen(service):
 
 def test_both_replicas_get_requests(proxy, replicas):
     def ask(_):
-        # A connection each, as clients of their own.
+        # A new connection each, like different clients.
         return httpx.get(f"{proxy.url}/").status_code
 
     def both():
@@ -113,12 +114,13 @@ def test_a_session_with_a_socket_goes_through_the_proxy(haproxy, tmp_path):
                 created = post_prompt(http, user, "through the proxy", websocket=True)
                 assert created.status_code == 201
                 assert "through the proxy" in ws.recv(timeout=30)
-        # Tokens may be in the query of a socket's address.
+        # The query of a socket's URL may have a token.
         assert user.access not in (tmp_path / "log").read_text()
 
 
 def test_a_client_cannot_forge_its_address(haproxy, tmp_path):
-    # Registrations and guesses at passwords are counted by address: whoever could forge one could go on for ever.
+    # Registrations and failed logins are counted by address: a client that could forge its address
+    # would have no limit.
     with Service(TRUSTED_PROXIES="127.0.0.1/32", REGISTER_THROTTLE="3/day") as service, one_replica(haproxy, tmp_path / "log", service) as proxy:
         with httpx.Client(base_url=proxy.url, timeout=60) as http:
             wait_until(lambda: proxy.answers(http), 60, "the proxy reaches the replica")
@@ -130,7 +132,7 @@ def test_a_client_cannot_forge_its_address(haproxy, tmp_path):
                 account = {"username": f"somebody{number}", "email": "a@b.c", "password": PASSWORD}
                 statuses.append(http.post(REGISTER, json=account, headers=forged).status_code)
             assert statuses == [201, 201, 201, 429, 429]
-        # A service that trusts nobody is as safe without a proxy.
+        # A service that trusts no proxy is as safe without one.
     with Service(REGISTER_THROTTLE="1/day") as service, httpx.Client(base_url=service.url, timeout=60) as http:
         for number, expected in ((1, 201), (2, 429)):
             account = {"username": f"somebody{number}", "email": "a@b.c", "password": PASSWORD}
@@ -139,12 +141,12 @@ def test_a_client_cannot_forge_its_address(haproxy, tmp_path):
 
 
 def test_the_service_behind_the_proxy_tells_clients_apart(haproxy, tmp_path):
-    # The other half: what the proxy says is believed, so that one client's throttle is not everybody's.
+    # The other half: the proxy's addresses are trusted, so that clients do not share a throttle.
     with Service(TRUSTED_PROXIES="127.0.0.1/32", REGISTER_THROTTLE="1/day") as service:
         with one_replica(haproxy, tmp_path / "log", service, PROXY_BIND="0.0.0.0:" + str(port := free_port())) as proxy:
             proxy.url = f"http://127.0.0.1:{port}"
             statuses = []
-            # Loopback has many addresses, each of which is another client to the proxy.
+            # Loopback has many addresses; for the proxy each is another client.
             for number in (2, 3):
                 transport = httpx.HTTPTransport(local_address=f"127.0.0.{number}")
                 with httpx.Client(base_url=proxy.url, timeout=60, transport=transport) as http:
@@ -156,7 +158,7 @@ def test_the_service_behind_the_proxy_tells_clients_apart(haproxy, tmp_path):
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    """A certificate of this machine, and the file of certificate and key that the proxy takes."""
+    """A certificate of this machine, and the file of certificate and key for the proxy."""
     tmp_path = tmp_path_factory.mktemp("tls")
     key, certificate, both = tmp_path / "key.pem", tmp_path / "certificate.pem", tmp_path / "both.pem"
     subprocess.run(
@@ -176,13 +178,13 @@ def test_plain_http_is_redirected_to_the_port_of_tls(haproxy, tmp_path, certific
     with Service(**THROTTLES_OFF) as service, one_replica(haproxy, tmp_path / "log", service, **settings) as proxy:
         with httpx.Client(base_url=f"https://127.0.0.1:{port}", timeout=60, verify=trust) as http:
             wait_until(lambda: proxy.answers(http), 60, "the proxy reaches the replica")
-        # Method and body go along: the answer is the service's own.
+        # The redirection keeps method and body: the response is the service's.
         with httpx.Client(base_url=proxy.url, timeout=60, verify=trust, follow_redirects=True) as http:
             answer = http.post(f"{LOGIN}?next=%2Fdocs&x=1", json={})
             assert answer.status_code == 400 and answer.json()["username"]
             assert str(answer.url) == f"https://127.0.0.1:{port}{LOGIN}?next=%2Fdocs&x=1"
             assert [each.status_code for each in answer.history] == [308]
-        # By whatever name and port the client asked for.
+        # For every name and port that the client asks for.
         for asked, name in (
             ("prompts.example", "prompts.example"), ("prompts.example:8080", "prompts.example"), ("[::1]:8080", "[::1]"), ("127.0.0.1", "127.0.0.1"),
         ):
@@ -217,7 +219,7 @@ def test_with_a_certificate_the_proxy_speaks_tls_and_the_cookie_is_secure(haprox
             assert "Secure" in answer.headers["set-cookie"] and answer.headers["strict-transport-security"]
             with connect(f"wss://127.0.0.1:{port}{SOCKET}?token={user.access}", ssl=trust) as ws:
                 assert "WebSocket connected" in ws.recv(timeout=30)
-        # A client of the service itself that merely says it came by TLS is not believed by a service that trusts nobody.
+        # A service that trusts no proxy does not trust a direct client that claims to use TLS.
     with Service(**THROTTLES_OFF) as service, httpx.Client(base_url=service.url, timeout=60) as http:
         user = make_user(http)
         answer = http.post(
@@ -226,7 +228,7 @@ def test_with_a_certificate_the_proxy_speaks_tls_and_the_cookie_is_secure(haprox
         assert "Secure" not in answer.headers["set-cookie"]
 
 
-def test_no_request_is_lost_while_a_replica_is_stopped_and_sockets_are_told(haproxy, tmp_path):
+def test_no_request_is_lost_while_a_replica_is_stopped_and_its_sockets_close_with_1001(haproxy, tmp_path):
     with ExitStack() as stack:
         first, second = (stack.enter_context(Service(SHUTDOWN_DELAY="5s", **THROTTLES_OFF)) for _ in range(2))
         proxy = stack.enter_context(Proxy(haproxy, [first, second], tmp_path / "log"))
@@ -240,7 +242,7 @@ def test_no_request_is_lost_while_a_replica_is_stopped_and_sockets_are_told(hapr
         statuses = set()
         while first.process.poll() is None:
             statuses.add(httpx.get(f"{proxy.url}/").status_code)
-        # And for a while after it is gone.
+        # And for a while after it has stopped.
         end = time.monotonic() + 2
         while time.monotonic() < end:
             statuses.add(httpx.get(f"{proxy.url}/").status_code)
@@ -263,7 +265,8 @@ def test_without_a_ready_replica_clients_hear_the_service_itself(haproxy, tmp_pa
         wait_until(lambda: service.get("/readyz") == 503, 60, "the replica is not ready")
 
         def heard():
-            # The service's own, which has a request's id, before and after the proxy has noticed.
+            # The service's own response, which has a request id, before and after the proxy has
+            # noticed.
             answer = post_prompt(http, user, "hello")
             assert answer.status_code == 503 and answer.headers["retry-after"] and answer.headers["x-request-id"], answer.text
             assert_json_error(answer)
@@ -276,7 +279,7 @@ def test_without_a_ready_replica_clients_hear_the_service_itself(haproxy, tmp_pa
         wait_until(lambda: post_prompt(http, user, "hello").status_code == 201, 60, "prompts are answered again")
 
 
-def test_what_the_proxy_says_itself_is_json(haproxy, tmp_path):
+def test_the_proxys_own_responses_are_json(haproxy, tmp_path):
     with ExitStack() as stack:
         service = stack.enter_context(Service(**THROTTLES_OFF))
         proxy = stack.enter_context(one_replica(haproxy, tmp_path / "log", service))
@@ -285,7 +288,8 @@ def test_what_the_proxy_says_itself_is_json(haproxy, tmp_path):
         service.process.kill()
 
         def ask():
-            # A connection each: one that has been in use to a replica that died is closed without an answer, as HTTP has it.
+            # A new connection each: a connection to a replica that died is closed without a
+            # response, as HTTP says.
             return httpx.get(f"{proxy.url}{PROMPTS}", timeout=60)
 
         wait_until(lambda: ask().status_code == 503, 60, "the proxy finds nobody")

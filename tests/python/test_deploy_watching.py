@@ -1,4 +1,5 @@
-"""Prometheus' configuration, its alerts, the dashboard and the runbook: valid, and about metrics that the service has."""
+"""Prometheus' configuration, its alerts, the dashboard and the runbook: valid, and about metrics
+that the service has."""
 
 import json
 import re
@@ -17,13 +18,14 @@ DASHBOARD = json.loads((ROOT / "deploy/grafana/dashboards/prompt-service.json").
 RUNBOOK = (ROOT / "docs/OPERATIONS.md").read_text()
 ALERTS = [rule for group in yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
 
-# What is in a query and no metric: functions, words, labels (they stand before a comparison) and variables are told apart below.
+# Words in a query that are no metrics. Functions, labels (they stand before a comparison) and
+# variables are recognised below.
 WORDS = {
     "and", "by", "changes", "count", "delta", "histogram_quantile", "instance", "le", "min", "or", "rate", "sum", "vector", "label_values",
     "route", "status", "throttle", "reason", "code", "backend", "kind", "purpose", "scope", "how", "version", "model", "error_type",
     "gen_ai_request_model", "gen_ai_token_type", "unless", "on", "max", "increase",
 }
-# Prometheus' own.
+# Metrics of Prometheus itself.
 SYNTHETIC = {"up"}
 
 
@@ -34,7 +36,7 @@ def promtool():
 
 @pytest.fixture(scope="module")
 def families():
-    """Name and kind of every metric that a service shows once each thing has happened that it counts."""
+    """Name and kind of every metric of a service, after every counted event has happened once."""
     with Service(PROMPT_THROTTLE="1/day", REGISTER_THROTTLE="1/day") as service, client(service) as http:
         user = make_user(http)
         assert post_prompt(http, user, "watch me").status_code == 201
@@ -47,7 +49,7 @@ def families():
         assert http.get("/readyz").status_code == 200
         with connect(f"{service.ws_url}{SOCKET}?token={user.access}") as socket:
             socket.recv(timeout=30)
-            # Too long a frame: the service closes the socket.
+            # The frame is too long, so the service closes the socket.
             socket.send("x" * 70_000)
             with pytest.raises(ConnectionClosed):
                 while True:
@@ -57,7 +59,8 @@ def families():
 
 
 def metrics_of(expression):
-    """The names in a PromQL expression that are metrics: what is left without texts, label matchers, numbers and known words."""
+    """The metrics in a PromQL expression: the names without texts, label matchers, numbers and
+    known words."""
     bare = re.sub(r'"[^"]*"', "", expression)
     bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]|\$\w+", " ", bare)
     return {name for name in re.findall(r"[a-z_][a-z0-9_]*", bare) if name not in WORDS}
@@ -103,7 +106,7 @@ def test_every_query_names_metrics_that_the_service_has(families):
     assert all(metrics_of(expression) for expression in queries())
 
 
-def test_counters_are_asked_for_their_rate_and_gauges_are_not(families):
+def test_queries_use_the_rate_of_counters_and_not_of_gauges(families):
     for expression in queries():
         for name in metrics_of(expression):
             if families.get(name) == "counter":
@@ -142,7 +145,7 @@ def test_the_runbook_says_what_every_metric_means(families):
     assert set(families) - explained == set()
 
 
-# Each: what Prometheus has seen, minute by minute, and the alert that it must raise, or nothing of the kind.
+# Each case: the samples of each minute, and whether the alert must be raised.
 CASES = [
     ("ReplicaDown", 'up{job="prompt-service", instance="a"}', "0x10", True),
     ("ReplicaDown", 'up{job="prompt-service", instance="a"}', "1x10", False),
@@ -166,10 +169,11 @@ CASES = [
 
 
 @pytest.mark.parametrize(("alert", "name", "values", "raised"), CASES)
-def test_an_alert_is_raised_by_what_it_is_about(promtool, tmp_path, alert, name, values, raised):
+def test_each_alert_is_raised_by_its_condition(promtool, tmp_path, alert, name, values, raised):
     minutes = int(values.rsplit("x", 1)[1])
     (tmp_path / "alerts.yml").write_text((PROMETHEUS / "alerts.yml").read_text())
-    # promtool wants every label and annotation of an alert that is raised: one of a rule without them is compared in their place.
+    # promtool needs every label and annotation of a raised alert, so a rule without them is
+    # compared instead.
     rules = yaml.safe_load((tmp_path / "alerts.yml").read_text())
     [rule] = [rule for rule in ALERTS if rule["alert"] == alert]
     rules["groups"][0]["rules"] = [{"alert": alert, "expr": f"count({rule['expr']}) > 0", "for": rule.get("for", "0s")}]

@@ -1,4 +1,4 @@
-"""What the `.env` file of the working directory says, and what is said of one that cannot be used."""
+"""The `.env` file of the working directory: its settings, and the error for an unusable file."""
 
 import base64
 import hashlib
@@ -8,7 +8,7 @@ import pytest
 from conftest import client, make_user
 from running_service import THROTTLES_OFF, Service, refusal, run
 
-# Of the kind that Django's startproject makes.
+# Like the keys that Django's startproject generates.
 DJANGO_KEY = "django-insecure-4x$ab(9!&*^@-_=+#k%2$HOME${PATH}"
 
 
@@ -40,7 +40,7 @@ def write(folder, text, mode=0o600):
         "\ufeffSECRET_KEY={}\r", "# the key\n\nSECRET_KEY={}\nOTHER=1",
     ],
 )
-def test_tokens_are_signed_with_the_very_key_that_the_file_holds(service, line):
+def test_tokens_are_signed_with_exactly_the_key_in_the_file(service, line):
     write(service.folder, line.format(DJANGO_KEY) + "\n")
     with client(service.start()) as http:
         token = make_user(http).access
@@ -79,7 +79,7 @@ def test_a_line_that_cannot_be_read_is_refused_by_its_number_and_not_quoted(tmp_
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o664, 0o666, 0o777])
-def test_a_file_that_others_can_write_is_refused_with_the_repair(tmp_path, mode):
+def test_a_file_that_others_can_write_is_refused_with_the_fix(tmp_path, mode):
     write(tmp_path, "REGISTRATION=open\n", mode)
     for arguments in ([], ["check"], ["user", "list"], ["openapi"]):
         line = refusal(run(*arguments, folder=tmp_path))
@@ -87,7 +87,7 @@ def test_a_file_that_others_can_write_is_refused_with_the_repair(tmp_path, mode)
 
 
 @pytest.mark.parametrize("mode", [0o400, 0o600, 0o644, 0o755])
-def test_a_file_that_its_owner_alone_can_write_is_read(tmp_path, mode):
+def test_a_file_that_only_its_owner_can_write_is_read(tmp_path, mode):
     write(tmp_path, "REGISTRATION=perhaps\n", mode)
     assert refusal(run("openapi", folder=tmp_path)).startswith("error: REGISTRATION: ")
 
@@ -104,7 +104,7 @@ MISSPELT = {"OPENAI_BASEURL": "OPENAI_BASE_URL", "PROMT_THROTTLE": "PROMPT_THROT
 
 
 @pytest.mark.parametrize("place", ["environment", "file"])
-def test_a_name_that_is_close_to_a_settings_is_named_with_it(service, place):
+def test_a_misspelt_setting_is_reported_with_the_right_name(service, place):
     if place == "file":
         write(service.folder, "".join(f"{name}=hunter2\n" for name in MISSPELT))
     else:
@@ -121,7 +121,7 @@ def test_a_name_that_is_close_to_a_settings_is_named_with_it(service, place):
     assert "hunter2" not in service.output() + check.stdout + users.stderr
 
 
-def test_a_variable_of_another_program_and_the_key_of_a_fallback_are_not_named(tmp_path):
+def test_variables_of_other_programs_and_keys_of_fallbacks_cause_no_warning(tmp_path):
     fallback = '[{"model": "m", "base_url": "http://127.0.0.1:1/v1", "api_key_env": "OPENAI_API_KEYS"}]'
     write(tmp_path, f"POSTGRES_PASSWORD=x\nOPENAI_API_KEYS=x\nOPENAI_API_KEY=y\nOPENAI_FALLBACK={fallback}\n")
     check = run("check", folder=tmp_path, BIND_ADDR="127.0.0.1:0", LOG_LEVEL="debug", PORT="5000")

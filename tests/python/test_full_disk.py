@@ -1,4 +1,4 @@
-"""What works while the disk of the embedded store is full, and that it ends by itself."""
+"""The service while the disk of the embedded store is full, and its recovery."""
 
 import shutil
 import sqlite3
@@ -36,7 +36,7 @@ def running(disk, **settings):
 
 
 def text(number):
-    # Few words, so that vectors are made quickly.
+    # Few words, so that embedding is quick.
     return f"filling {number} " + "x" * 12_000
 
 
@@ -85,13 +85,13 @@ def assert_sound(disk, tmp_path):
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
-def test_a_disk_filled_by_posts_is_told_and_deletes_make_room_for_posts(disk, tmp_path):
+def test_a_disk_filled_by_posts_is_reported_and_deletes_make_room_for_posts(disk, tmp_path):
     with running(disk) as (service, http):
         user, leaving = make_user(http), make_user(http)
         stored = fill(http, user)
         assert_full(service, http)
 
-        # What needs no room goes on.
+        # Operations that need no room still work.
         assert {item["id"] for item in list_prompts(http, user)} == set(stored)
         found = http.get(SIMILAR, params={"q": "filling"}, headers=user.auth)
         assert found.status_code == 200, found.text
@@ -99,7 +99,7 @@ def test_a_disk_filled_by_posts_is_told_and_deletes_make_room_for_posts(disk, tm
         assert out.status_code < 300, out.text
         assert http.post(REFRESH, json={"refresh": leaving.refresh}).status_code == 401
 
-        # Several rounds: each takes the reserve and makes it again.
+        # Several rounds: each uses the reserve and restores it.
         for _ in range(3):
             gone, stored = stored[:12], stored[12:]
             assert [delete(http, user, number) for number in gone] == [204] * len(gone)
@@ -109,7 +109,7 @@ def test_a_disk_filled_by_posts_is_told_and_deletes_make_room_for_posts(disk, tm
             stored += more
             assert_full(service, http)
         assert {item["id"] for item in list_prompts(http, user)} == set(stored)
-        # To the last: nothing is stuck for want of room.
+        # Until the last one: no operation waits for room for ever.
         assert [delete(http, user, number) for number in stored] == [204] * len(stored)
         assert_ready(service, http)
         assert post_prompt(http, user, text(0)).status_code == 201
@@ -142,7 +142,7 @@ def test_a_process_killed_on_a_full_disk_starts_again_and_deletes(disk, tmp_path
     assert_sound(disk, tmp_path)
 
 
-def test_a_disk_filled_by_others_is_told_without_a_post_and_is_well_once_they_leave(disk, tmp_path):
+def test_a_disk_filled_by_another_program_is_reported_without_a_post_and_recovers(disk, tmp_path):
     with running(disk) as (service, http):
         user = make_user(http)
         stored = [post_prompt(http, user, text(number)).json()["id"] for number in range(30)]
@@ -153,7 +153,7 @@ def test_a_disk_filled_by_others_is_told_without_a_post_and_is_well_once_they_le
         disk.fill()
         assert delete(http, user, stored[10]) == 204
         disk.make_room()
-        # Nobody writes: it must find out by itself.
+        # Nobody writes, so the service must notice by itself.
         assert_ready(service, http)
         assert post_prompt(http, user, text(0)).status_code == 201
         assert [item["id"] for item in list_prompts(http, user)][1:] == stored[:10:-1]

@@ -1,4 +1,5 @@
-"""The old system's database, made by Django, taken in by the release binary: killed half way, resumed, and its users at work."""
+"""The release binary imports the Django system's database: it is killed half way and resumed, and
+then its users work."""
 
 import os
 import resource
@@ -29,7 +30,7 @@ def server():
 @pytest.fixture(scope="module")
 def old_url(server):
     url = server.make_database(extension=False)
-    # In a process of its own: Django can be set up once a process.
+    # In a separate process: Django can be set up only once in a process.
     script = ROOT / "tests" / "tools" / "old_system.py"
     subprocess.run([sys.executable, script, url, str(USERS), str(ROWS)], check=True)
     return url
@@ -55,7 +56,7 @@ def run(data_dir, *arguments, **variables):
 
 
 def stored(data_dir):
-    """How many prompts the file holds, as far as another process sees."""
+    """The number of prompts in the file, as another process sees it."""
     try:
         with sqlite3.connect(f"file:{data_dir}/prompt-service.sqlite3?mode=ro", uri=True) as file:
             return file.execute("SELECT count(*) FROM prompt").fetchone()[0]
@@ -65,10 +66,10 @@ def stored(data_dir):
 
 @pytest.fixture(scope="module")
 def moved_in(old_url, tmp_path_factory):
-    """A data folder with everything imported, in two goes."""
+    """A data folder with everything imported, in two runs."""
     data_dir = tmp_path_factory.mktemp("moved-in")
-    # The system kills it amid a write, by a signal that it does not know of, once a file is that long: always at the same row, however
-    # quick the machine is and whoever looks when.
+    # The system kills the import during a write, with a signal, when a file has this length. So it
+    # always ends at the same row, whatever the speed of the machine.
     first = command(data_dir, "import", "--from-env", "OLD", OLD=old_url, longest_file=4 << 20)
     _, err = first.communicate(timeout=DEADLINE)
     assert first.returncode == -signal.SIGXFSZ, err
@@ -90,7 +91,7 @@ def test_a_dry_run_says_what_would_be_done_and_imports_nothing(old_url, tmp_path
     assert stored(tmp_path) == 0
 
 
-def test_every_row_is_there_once_as_it_was(moved_in):
+def test_every_row_is_imported_once_and_unchanged(moved_in):
     with sqlite3.connect(moved_in / "prompt-service.sqlite3") as file:
         rows = file.execute(
             "SELECT p.id, p.user_id, prompt, response, model, status, created_at, count(e.embedding)"
@@ -123,7 +124,7 @@ def test_an_old_password_logs_in_and_the_old_prompts_are_found_and_new_ids_follo
             assert [row["id"] for row in found] == [sought]
             assert found[0]["score"] > 0.999
         posted = http.post(PROMPTS, json={"prompt": "after the move"}, headers=auth)
-        # The old sequence had given out one more than there are rows.
+        # The Django system's sequence had given out one more id than there are rows.
         assert posted.json()["id"] == ROWS + 2
 
 
@@ -135,7 +136,7 @@ def test_an_import_that_is_done_finds_nothing_to_do(moved_in, old_url):
     print(f"{ROWS} rows were found to be here in {time.monotonic() - began:.2f} s")
 
 
-def test_conflicts_are_told_and_nothing_is_imported_unless_they_are_left_out(old_url, tmp_path):
+def test_conflicts_are_reported_and_nothing_is_imported_unless_they_are_left_out(old_url, tmp_path):
     lines = [
         '{"type":"header","format":"prompt-service","version":1}',
         '{"type":"user","id":7,"username":"someone","created_at":"2020-01-01T00:00:00Z"}',
@@ -158,7 +159,7 @@ def test_conflicts_are_told_and_nothing_is_imported_unless_they_are_left_out(old
     (lambda url: url.rsplit(":", 1)[0] + ":1/x", "cannot be reached"),
     (lambda url: url.replace("@", "x@", 1), "refuses the user or the password"),
 ])
-def test_an_address_that_does_not_work_is_told_without_being_shown(old_url, tmp_path, break_url, complaint):
+def test_an_address_that_does_not_work_is_reported_without_being_shown(old_url, tmp_path, break_url, complaint):
     broken = break_url(old_url)
     status, out, err = run(tmp_path, "import", "--from", broken)
     assert status == 1
@@ -174,7 +175,7 @@ def test_another_database_is_recognised_as_such(server, tmp_path):
     assert "auth_user and prompts_prompt" in err
 
 
-def test_a_reader_without_rights_to_the_sequences_can_import(server, old_url, tmp_path):
+def test_a_role_without_rights_to_the_sequences_can_import(server, old_url, tmp_path):
     database = old_url.rsplit("/", 1)[1]
     role, word = f"r{secrets.token_hex(4)}", secrets.token_hex(8)
     server.psql(f"CREATE ROLE {role} LOGIN PASSWORD '{word}'; GRANT SELECT ON auth_user TO {role}", database)

@@ -1,4 +1,5 @@
-"""`kill -9` while clients post: what was acknowledged is there, and the next start needs no repair.
+"""`kill -9` while clients post: every acknowledged prompt is stored, and the next start needs no
+repair.
 
 KILL_ROUNDS sets how often (5; `make soak` says 50).
 """
@@ -22,12 +23,13 @@ CLIENTS = 16
 USERS = 4
 ROUNDS = int(os.environ.get("KILL_ROUNDS", "5"))
 
-# Words for texts that are all different and far enough apart for each to be its own nearest.
+# Words for texts that differ so much that each text is nearest to itself.
 SUBJECTS = "bread chess lisbon soil jazz tax planets nursing engines rivers verbs glaciers looms tides beetles bridges".split()
 
 
 class Posting:
-    """Clients that post without pause until the service is gone, and the prompts that it acknowledged to each user."""
+    """Clients that post without pause until the service is killed, and the prompts that it
+    acknowledged to each user."""
 
     def __init__(self, service, users, round_number):
         self.acknowledged = {user.username: {} for user in users}
@@ -52,7 +54,8 @@ class Posting:
                 if answer.status_code == 201:
                     self.acknowledged[user.username][answer.json()["id"]] = text
                 elif answer.status_code == 503:
-                    # Overload is a proper answer to 16 hungry clients; the pause is the client's manners.
+                    # Overload is an allowed response to 16 clients without pause; the client then
+                    # waits a little.
                     time.sleep(0.01)
                 else:
                     self.refused.append(answer.text)
@@ -68,7 +71,7 @@ class Posting:
 
 
 def assert_intact(service):
-    """The database passes SQLite's own check in the state in which the end of the process left it."""
+    """The database passes SQLite's check in the state that the killed process left."""
     with tempfile.TemporaryDirectory() as folder:
         # A copy, because opening the database is already a recovery.
         copy = Path(shutil.copytree(service.data_dir, Path(folder) / "copy"))
@@ -80,9 +83,10 @@ def assert_intact(service):
 
 
 def assert_started_without_repair(service, http):
-    """The start took no longer than on an empty folder would, by a wide margin, and found nothing to complain about."""
+    """The start took about as long as on an empty folder, with a wide margin, and logged no
+    problem."""
     [seconds] = re.findall(r"^startup_duration_seconds (\S+)$", http.get("/metrics").text, re.MULTILINE)
-    # A fraction of a second, whatever the kill left; the rest is for a machine that is busy with other things.
+    # A fraction of a second, whatever the kill left; the rest is for a busy machine.
     assert float(seconds) < 30, seconds
     complaints = [line for line in service.log() if line.get("level") in ("WARN", "ERROR") and "mock" not in line["message"]]
     assert not complaints, service.output()
@@ -122,7 +126,8 @@ def test_an_acknowledged_prompt_survives_kill_9_and_is_found_by_search():
             with Service(data_dir=first.data_dir, secret_key=first.secret_key, **settings) as service:
                 posting = Posting(service, users, number)
                 wait_until(lambda: posting.count() >= CLIENTS, 60, "the first prompts are acknowledged")
-                # Not to wait for a result: the kill shall fall at a random moment of the work.
+                # This does not wait for a result: the kill must come at a random moment of the
+                # work.
                 time.sleep(pauses.uniform(0.0, 0.4))
                 service.kill()
                 posting.join()

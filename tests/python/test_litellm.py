@@ -1,6 +1,6 @@
-"""The release binary before an upstream that nobody here wrote: LiteLLM's proxy, which makes answers up by `mock_response`.
-
-Its packages are many, so it has an environment of its own: `make test-litellm`. LITELLM names that environment's interpreter.
+"""The release binary with LiteLLM's proxy as its upstream, whose responses come from
+`mock_response`. The proxy has many packages, so it has a separate environment: `make test-litellm`.
+LITELLM names the interpreter of that environment.
 """
 
 import json
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not LITELLM, reason="make test-litellm runs thes
 
 MASTER_KEY = "sk-litellm-master"
 ANSWER = "Forty-two, said the proxy, and not a token less."
-# Seconds. The proxy loads a great many modules.
+# Seconds. The proxy loads many modules.
 START_DEADLINE = 180
 CONFIG = {
     "model_list": [
@@ -98,7 +98,7 @@ def test_a_streamed_answer(proxy):
     ("model", "key", "error_type", "status"),
     [("mocked", "sk-wrong", "400", 502), ("unknown", MASTER_KEY, "400", 502), ("limited", MASTER_KEY, "429", 503), ("failing", MASTER_KEY, "500", 502)],
 )
-def test_a_failure_is_told_without_the_proxys_words(proxy, model, key, error_type, status):
+def test_a_failure_is_reported_without_the_proxys_error_text(proxy, model, key, error_type, status):
     with service_before(proxy, model, key) as service, client(service) as http:
         answer = post_prompt(http, make_user(http), "What is the answer?")
         [line] = [line for line in service.log() if line.get("upstream") == "primary"]

@@ -1,5 +1,4 @@
-"""A test that misses something on its machine is skipped aloud, or fails where the run says that
-it must not."""
+"""A test without its tool is skipped with a message, or fails if the run expects the tool."""
 
 import os
 import subprocess
@@ -37,7 +36,7 @@ def run(tmp_path):
     return run
 
 
-def test_what_was_skipped_is_told_before_the_last_line(run):
+def test_skipped_tests_are_listed_before_the_last_line(run):
     done = run("")
     lines = done.stdout.splitlines()
     assert done.returncode == 0 and lines[-1].startswith("1 passed, 2 skipped")
@@ -48,7 +47,7 @@ def test_what_was_skipped_is_told_before_the_last_line(run):
     assert "skipped: nothing" in run("", "-k", "runs").stdout
 
 
-def test_what_is_expected_must_not_be_missing(run):
+def test_an_expected_tool_must_not_be_missing(run):
     done = run("haproxy, promtool")
     assert done.returncode == 1 and "1 failed, 1 passed, 1 skipped" in done.stdout
     assert "EXPECT_TOOLS names it, but haproxy is missing: there is no apt-get here" in done.stdout

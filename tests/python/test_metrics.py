@@ -1,4 +1,4 @@
-"""What Prometheus' own linter says about /metrics, while the service works."""
+"""Prometheus' linter on /metrics, while the service works."""
 
 import subprocess
 import threading
@@ -17,7 +17,7 @@ def promtool():
 
 
 def traffic(http, user):
-    """Every kind of answer that a label could come from: good, refused, unknown."""
+    """Every kind of response that a label could come from: good, refused, unknown."""
     post_prompt(http, user, "measure me", websocket=True)
     http.get(SIMILAR, params={"q": "measure"}, headers=user.auth)
     http.get(SIMILAR, params={"q": "measure", "k": "0"}, headers=user.auth)
@@ -31,7 +31,7 @@ def traffic(http, user):
     http.post(PROMPTS, content=b"{", headers={**user.auth, "Content-Type": "application/json"})
 
 
-def test_promtool_has_nothing_to_say_about_the_metrics_under_traffic(service, http, promtool):
+def test_promtool_finds_nothing_in_the_metrics_under_traffic(service, http, promtool):
     user = make_user(http)
     failures = []
 

@@ -1,4 +1,4 @@
-"""What docs/OPERATIONS.md tells an operator to do, done."""
+"""The procedures of docs/OPERATIONS.md, carried out."""
 
 import secrets
 import shutil
@@ -16,7 +16,8 @@ def test_the_secret_key_is_changed_without_logging_anybody_out():
         session = http.post(LOGIN, json={"username": user.username, "password": PASSWORD, "session": True}).cookies["session"]
         folder = shutil.copytree(service.data_dir, service.folder / "kept") if service.stop() == 0 else None
 
-        # Every replica learns the new key first, to verify with; then signs with it; the old one stays as long as a refresh token holds.
+        # First every replica gets the new key to verify with, then to sign with. The old key stays
+        # as long as a refresh token is valid.
         steps = [(OLD, NEW), (NEW, OLD)]
         later = None
         for key, fallback in steps:
@@ -26,19 +27,19 @@ def test_the_secret_key_is_changed_without_logging_anybody_out():
                 assert renewed.status_code == 200
                 later = {"Authorization": f"Bearer {renewed.json()['access']}"}
                 assert again.get(ME, headers=later).status_code == 200
-                # A cookie is no signed token: it does not depend on the key at all.
+                # A session cookie is not signed, so it does not depend on the key.
                 with connect(f"{changed.ws_url}{SOCKET}", additional_headers={"Cookie": f"session={session}"}, origin=changed.url) as ws:
                     assert "WebSocket connected" in ws.recv(timeout=30)
                 assert changed.stop() == 0
 
-        # The fallback is taken away: what the new key signed holds, what the old one did is over.
+        # The fallback is removed: tokens of the new key are valid, tokens of the old key are not.
         with Service(data_dir=folder, secret_key=NEW, **THROTTLES_OFF) as changed, client(changed) as again:
             assert again.get(ME, headers=later).status_code == 200
             assert again.get(ME, headers=user.auth).status_code == 401
             assert again.post(REFRESH, json={"refresh": user.refresh}).status_code == 401
 
 
-def test_a_folder_put_back_is_the_state_it_was_copied_in():
+def test_a_restored_copy_of_the_folder_has_the_copied_state():
     with Service(**THROTTLES_OFF) as service:
         with client(service) as http:
             user = make_user(http)

@@ -1,5 +1,5 @@
-"""The service's pages in a real browser: a whole session in Swagger UI, and nothing asked of any
-other host."""
+"""The service's pages in a real browser: a whole session in Swagger UI, and no request to another
+host."""
 
 import contextlib
 import http.client
@@ -15,13 +15,13 @@ pytestmark = embedded
 
 PAGES = ["/", "/docs", "/docs/", "/redoc", "/redoc/", "/schema", "/schema/", "/healthz", "/metrics", "/nowhere"]
 
-# What each page shows once its scripts have built it.
+# What each page shows when its scripts have built it.
 SHOWN = {"/": "Prompt Service", "/docs": "Post a prompt", "/redoc": "Post a prompt", "/schema": '"openapi": "3.1.0"', "/nowhere": "Not found."}
 
 
 class Prefixed(BaseHTTPRequestHandler):
     """A proxy that serves a service under a path, as `location /prompts/ { proxy_pass …/; }` of
-    nginx does: it takes the path off."""
+    nginx does: it removes the path."""
 
     protocol_version = "HTTP/1.1"
 
@@ -68,7 +68,7 @@ def behind_prefix(service, prefix="/some/prompts"):
 
 @pytest.mark.parametrize("width", [1280, 400])
 @pytest.mark.parametrize("path", PAGES)
-def test_a_page_asks_no_other_host_and_logs_no_error(page, service, path, width):
+def test_a_page_requests_no_other_host_and_logs_no_error(page, service, path, width):
     page.resize(width, 900)
     page.open(service.url + path)
     page.wait_for_text(SHOWN.get(path.rstrip("/") or "/", ""))
@@ -76,13 +76,14 @@ def test_a_page_asks_no_other_host_and_logs_no_error(page, service, path, width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing is beyond the edge of the window"
     errors = page.errors()
     if path == "/nowhere":
-        # The console shows each answer that is an error, the page's own too.
+        # The console shows each response that is an error, also that of the page itself.
         errors = [error for error in errors if "status of 404" not in error]
     assert errors == []
 
 
 def operation(page, name):
-    """Opens an operation of Swagger UI and makes its fields writable; returns what closes it."""
+    """Opens an operation of Swagger UI and makes its fields writable; returns the element that
+    closes it."""
     arrow = page.get("button", name).click()
     page.get("button", "Try it out").click()
     return arrow
@@ -111,22 +112,22 @@ def log_in(page, name, password):
 
 
 def session(page, url, name):
-    """What a newcomer does: registers, logs in through "Authorize", posts a prompt and finds it."""
+    """A new user registers, logs in through "Authorize", posts a prompt and finds it."""
     page.open(f"{url}/docs")
     opened = operation(page, "post /api/auth/register/")
     account = {"username": name, "email": "a@b.c", "password": PASSWORD}
-    # The one field without a name that is open: the request's body.
+    # The only open field without a name: the request's body.
     page.get("textbox", "").fill(json.dumps(account))
     assert execute(page, 201)["username"] == name
     opened.click()
 
     log_in(page, name, PASSWORD)
     page.get("button", "Remove authorization").wait()
-    # The cross of the dialog, which has no name either.
+    # The cross of the dialog has no name either.
     page.evaluate("document.querySelector('.close-modal').click()")
 
     opened = operation(page, "post /api/prompts")
-    # As it is offered: the example body, and the media type that is chosen already.
+    # The defaults: the example body, and the selected media type.
     posted = execute(page, 201)
     assert posted["response"] == f"[mock] You said: {posted['prompt']}"
     opened.click()
@@ -141,7 +142,7 @@ def test_a_newcomer_registers_logs_in_posts_and_searches_in_swagger_ui(page):
     with Service() as service:
         session(page, service.url, "alice")
         assert page.errors() == [] and page.hosts() == {service.address}
-        # Nothing that could be stolen later is left in the browser.
+        # The browser stores no credential that could be stolen later.
         assert page.evaluate("localStorage.length + sessionStorage.length + document.cookie.length") == 0
 
 
@@ -163,7 +164,7 @@ def test_every_page_works_behind_a_path_prefix(page, service, path):
                 assert link.startswith(f"{url}/"), link
 
 
-def test_a_wrong_password_is_told_in_the_dialog_and_a_right_one_then_works(page, service):
+def test_the_dialog_shows_a_wrong_password_and_then_accepts_the_right_one(page, service):
     with client(service) as http:
         user = make_user(http)
     page.open(f"{service.url}/docs")
@@ -181,7 +182,7 @@ def test_authorize_offers_a_token_and_the_login_and_opens_on_the_login(page, ser
     offered = page.evaluate("[...document.querySelectorAll('.auth-container h4')].map(each => each.innerText.trim().replace(/\\s+/g, ' '))")
     assert offered == ["bearer (http, Bearer)", "login (OAuth2, password)"]
     assert page.evaluate("document.activeElement.id") == "oauth_username"
-    # What OAuth 2 has and this service has not is not shown.
+    # Parts of OAuth 2 that this service does not have are not shown.
     for field in ("client_id:", "client_secret:"):
         assert page.get("textbox", field).count() == 0
     # The other way: a token, and Enter.

@@ -1,4 +1,5 @@
-"""The published session, command by command, on a service without any setting but its address and folder."""
+"""The session of the README, command by command, on a service with no settings but its address and
+folder."""
 
 import json
 import os
@@ -51,7 +52,7 @@ def test_the_published_curl_session_and_a_socket_that_receives_the_event(fresh):
     assert found["query"] == "hello"
     [result] = found["results"]
     assert result["id"] == posted["id"]
-    # Near, and not the same text: what an embedding says and a comparison of letters would not.
+    # Near, but not the same text: an embedding finds this, a comparison of letters would not.
     assert 0.5 < result["score"] < 0.99
 
 
@@ -65,7 +66,7 @@ def test_every_curl_command_of_the_readme_succeeds(fresh, tmp_path):
     script = script.replace("http://127.0.0.1:8000", fresh.url).replace("curl ", "curl --fail-with-body -sS ")
     folder = debian_tools.path("curl").parent
     environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
-    # In a folder of its own: the commands may keep what they got in files.
+    # In a separate folder: the commands may write files.
     run = subprocess.run(["bash", "-c", script], env=environment, cwd=tmp_path, text=True, capture_output=True)
     assert run.returncode == 0, f"{shlex.join(commands)}\n{run.stdout}\n{run.stderr}"
     assert "hello world" in run.stdout

@@ -1,7 +1,8 @@
 """Every request that the replaced system answered with a 4xx gets the same status and keys here.
 
-A table of the record of that system. Where the service's contract differs, the row follows the contract and says so.
-Human wording is not compared, apart from the `detail` texts that the contract quotes.
+A table of that system's recorded responses. If the service's contract differs, the row follows the
+contract and says so. Texts for people are not compared, except the `detail` texts that the contract
+quotes.
 """
 
 import json
@@ -23,7 +24,8 @@ FULL_TOKEN_ERROR = {"detail", "code", "messages"}
 
 @dataclass
 class Case:
-    """One request and what its answer must be. `body` is sent as JSON unless it is bytes; `token` makes the credential."""
+    """One request and the required response. `body` is sent as JSON unless it is bytes; `token`
+    makes the credential."""
 
     name: str
     method: str
@@ -102,14 +104,14 @@ LOGIN_CASES = [
     Case("login: malformed JSON", "POST", LOGIN, 400, DETAIL, b"{"),
     Case("login: wrong content type", "POST", LOGIN, 415, DETAIL, b"{}", "text/plain"),
     Case("login: GET", "GET", LOGIN, 405, DETAIL),
-    # The record has a redirect here: the contract answers with and without the slash.
+    # The record has a redirect here; in the contract the route works with and without the slash.
     Case("login: without the slash, missing fields", "POST", "/api/auth/login", 400, {"username", "password"}, {}),
     Case("register: without the slash, empty object", "POST", "/api/auth/register", 400, {"username", "email", "password"}, {}),
 ]
 
 
 def refresh(name, token):
-    """A refresh token that does not hold; the token is made for the body."""
+    """An invalid refresh token; the token is made for the body."""
     return Case(f"refresh: {name}", "POST", REFRESH, 401, {"detail", "code"}, token, code="token_not_valid")
 
 
@@ -123,7 +125,7 @@ REFRESH_CASES = [
     Case("refresh: missing", "POST", REFRESH, 400, {"refresh"}, {}),
     Case("refresh: blank", "POST", REFRESH, 400, {"refresh"}, {"refresh": ""}),
     Case("refresh: null", "POST", REFRESH, 400, {"refresh"}, {"refresh": None}),
-    # The record has a 500 here, a defect of that system.
+    # The record has a 500 here, a bug of that system.
     Case("refresh: deleted account", "POST", REFRESH, 401, DETAIL, minted("refresh", user_id="999999999")),
     Case("refresh: malformed JSON", "POST", REFRESH, 400, DETAIL, b"{"),
     Case("refresh: GET", "GET", REFRESH, 405, DETAIL),
@@ -285,7 +287,7 @@ def test_a_second_prompt_within_a_second_is_429_and_an_invalid_one_counts(serve)
             assert http.post(PROMPTS, json={}, headers=user.auth).status_code == 400
             answer = post_prompt(http, user, "at once again")
             if answer.status_code == 201:
-                # Right if the machine took a second for it; then another user tries.
+                # This is correct if the machine took a second; then another user tries.
                 assert time.monotonic() - began >= 1
                 return None
             return answer

@@ -1,4 +1,4 @@
-"""The black-box contract suite, against two replicas that answer in turn."""
+"""The black-box contract suite, against two replicas that get the requests in turn."""
 
 import re
 
@@ -15,7 +15,7 @@ def cluster():
 
 
 def answered(replica, route):
-    """How many requests of a route a replica has answered."""
+    """How many requests of a route a replica has served."""
     metrics = replica.ask("/metrics")[1]
     counts = re.findall(rf'^http_requests_total{{[^}}]*route="{re.escape(route)}"[^}}]*}} (\d+)', metrics, re.MULTILINE)
     return sum(map(int, counts))

@@ -1,4 +1,4 @@
-"""Sockets, tickets and ended credentials over replicas: what happens on one is known on the others."""
+"""Sockets, tickets and ended credentials over replicas: all replicas know what happens on one."""
 
 import itertools
 import json
@@ -19,9 +19,10 @@ from websockets.sync.client import connect
 
 LOGOUT, TICKET = "/api/auth/logout/", "/api/auth/ws-ticket/"
 EVENTS = 1_000
-# Events that may be on their way to a socket: a reader that is further behind is cut off, and these share one slow process.
+# Events that may be on their way to a socket. A reader that is further behind is closed, and these
+# readers share one slow process.
 AHEAD = 30
-# Seconds in which an ended credential must be ended everywhere.
+# Seconds in which an ended credential must end on all replicas.
 SOON = 5
 
 
@@ -39,7 +40,7 @@ def each(cluster):
 
 
 class Listener:
-    """A socket whose events are read as they come."""
+    """A socket whose events are read when they come."""
 
     def __init__(self, replica, query):
         self.stack = ExitStack()
@@ -86,7 +87,7 @@ def test_a_thousand_events_reach_the_other_replicas_sockets_once_each_while_a_th
         posted.append(answer.json()["id"])
 
     def post_all():
-        # Until the third is back, however quick the posts are and however slow the starts.
+        # Until the third replica is back, whatever the speed of posts and starts.
         while len(posted) < EVENTS or not restarted.is_set():
             post(next(numbers))
 
@@ -95,7 +96,7 @@ def test_a_thousand_events_reach_the_other_replicas_sockets_once_each_while_a_th
         pool = stack.enter_context(ThreadPoolExecutor(4))
         results = [pool.submit(post_all) for _ in range(4)]
         try:
-            # Once in good order and once without any, amid the events.
+            # Once with a normal stop and once with a kill, while events are sent.
             wait_until(lambda: len(posted) > EVENTS // 5, 60, "the first events are posted")
             assert restarting.stop() == 0
             restarting.start()
@@ -105,7 +106,7 @@ def test_a_thousand_events_reach_the_other_replicas_sockets_once_each_while_a_th
             restarted.set()
         for result in results:
             result.result()
-        # Whatever is sent twice is here before the last.
+        # A doubled event would arrive before the last event.
         last = post_prompt(http, user, "the last event", websocket=True).json()["id"]
         for listener in listeners:
             wait_until(lambda: last in listener.ids, 30, lambda: f"the last event arrives; {len(listener.ids)} of {len(posted)} have, closed with {listener.closed_with}")
@@ -160,7 +161,7 @@ def test_failed_logins_count_over_all_replicas(each):
 
 
 def operate(cluster, *arguments, typed=""):
-    """Runs one of the operator's commands as on a machine of its own: it knows the database and nothing else."""
+    """Runs one of the operator's commands as on another machine: it knows only the database."""
     run = subprocess.run(
         [BINARY, "user", *arguments], input=typed, text=True, capture_output=True, timeout=60,
         env={"DATABASE_URL": cluster.database_url}, cwd=cluster.redis.folder,
@@ -181,7 +182,7 @@ def change_password(cluster, http, user):
 
 
 @pytest.mark.parametrize("end", [log_out, disable, change_password])
-def test_what_ends_a_refresh_token_ends_it_on_every_replica(cluster, each, end):
+def test_an_ended_refresh_token_is_ended_on_every_replica(cluster, each, end):
     user = make_user(each[0])
     for http in each:
         assert http.post(REFRESH, json={"refresh": user.refresh}).status_code == 200
@@ -193,7 +194,7 @@ def test_what_ends_a_refresh_token_ends_it_on_every_replica(cluster, each, end):
 
 
 @pytest.mark.parametrize("end", [disable, change_password])
-def test_what_ends_an_accounts_credentials_closes_its_sockets_on_every_replica(cluster, each, end):
+def test_ending_an_accounts_credentials_closes_its_sockets_on_every_replica(cluster, each, end):
     user = make_user(each[0])
     with ExitStack() as stack:
         listeners = [stack.enter_context(Listener(replica, f"?token={user.access}")) for replica in cluster.replicas]

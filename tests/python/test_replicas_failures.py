@@ -1,4 +1,5 @@
-"""Postgres, Redis and replicas fail in turn while clients work: allowed answers only, quick recovery, nothing lost, nothing left behind.
+"""Postgres, Redis and replicas fail in turn while clients work: only allowed responses, quick
+recovery, nothing lost, no leftovers.
 
 FAULT_ROUNDS sets how often (1; `make soak` says 10).
 """
@@ -21,17 +22,20 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 TICKET = "/api/auth/ws-ticket/"
-# Posts a second of one user: low, so that a throttle that is off would show, while eight users are load enough.
+# Posts a second of one user: low, so that a missing throttle would show; eight users are enough
+# load.
 LIMIT, USERS, REPLICAS = 2, 8, 3
 ROUNDS = range(int(os.environ.get("FAULT_ROUNDS", "1")))
-# The same while Redis is away: each replica keeps the limit by itself, and in the window of the change Redis's count comes on top.
+# The same while Redis is unavailable: each replica keeps the limit alone, and in the window of the
+# change Redis's count is added.
 MOST = LIMIT * (REPLICAS + 1)
-# Seconds from the return of a server to everything going well again: 5 where nothing else runs (`make soak`), more where other work may
-# hold every process up for a moment.
+# Seconds from the return of a server until everything works again: 5 if nothing else runs (`make
+# soak`), more if other work may delay every process.
 RECOVERY = 5 if "FAULT_ROUNDS" in os.environ else 30
-# Seconds in which readiness and metrics must tell of a server that is away.
+# Seconds in which readiness and metrics must report an unavailable server.
 NOTICE = 30
-# What a replica may hold open beyond what it held before: scrapes, health checks and clients of this moment.
+# How many more files a replica may have open than before: scrapes, health checks and clients of
+# this moment.
 SLACK = 12
 
 
@@ -39,9 +43,11 @@ SLACK = 12
 def cluster():
     settings = {
         "PROMPT_THROTTLE": f"{LIMIT}/s", "REGISTER_THROTTLE": "off", "ACCESS_TOKEN_LIFETIME": "1h",
-        # As in the image: time for the balancer to see that a replica is leaving, also on a machine that stops it for a moment.
+        # As in the image: time for the balancer to notice that a replica is stopping, also on a
+        # busy machine.
         "SHUTDOWN_DELAY": "5s",
-        # So few that a pool which is full is within SLACK of one that is nearly empty: how full it gets is up to the load.
+        # So few that a full pool differs from a nearly empty one by at most SLACK: the load decides
+        # how full it gets.
         "DATABASE_POOL_SIZE": "5",
     }
     with Postgres() as postgres, Redis() as redis, Cluster(REPLICAS, postgres, redis, faulty=True, **settings) as running:
@@ -56,7 +62,7 @@ def users(cluster):
 
 @dataclass
 class Held:
-    """What the replicas held at one time."""
+    """The open files and connections of the replicas at one time."""
 
     files: list = field(default_factory=list)
     threads: list = field(default_factory=list)
@@ -77,7 +83,8 @@ class Held:
 
 @pytest.fixture(scope="module")
 def before(cluster, users):
-    """What the replicas hold after good days: pools and caches are filled by then."""
+    """The open files and connections of the replicas after some normal work, when pools and caches
+    are filled."""
     with Clients(cluster, users) as clients:
         clients.wait_for_more(200)
     clients.check()
@@ -87,12 +94,12 @@ def before(cluster, users):
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind(cluster, before):
     yield
-    # Idle connections of the clients that have left are closed in their own time.
+    # Idle connections of clients that have left are closed after a while.
     wait_until(lambda: Held.by(cluster).is_like(before), 30, lambda: f"{before} again; now {Held.by(cluster)}", interval=0.2)
 
 
 def restarted(server):
-    # As after a crash: Postgres recovers from its log, Redis has forgotten everything.
+    # As after a crash: Postgres recovers from its log, and Redis has lost everything.
     server.stop(signal.SIGQUIT if isinstance(server, Postgres) else signal.SIGKILL)
     server.start()
 
@@ -103,22 +110,24 @@ FAULTS = {
     "paused": lambda server, link: (server.pause, server.resume),
     "stalled on the way": lambda server, link: (lambda: link.tell("stall"), lambda: link.tell("pass")),
     "cut off": lambda server, link: (lambda: link.tell("cut"), lambda: link.tell("pass")),
-    # Each way, so a question and its answer take twice as long.
+    # In each direction, so a request and its reply take twice as long.
     "slow": lambda server, link: (lambda: link.tell("delay 0.4"), lambda: link.tell("pass")),
 }
-# Those that readiness and metrics must tell. A restart may be over before anybody looks; what is slow is not away.
+# The faults that readiness and metrics must report. A restart may be over before a check, and a
+# slow server is not unavailable.
 TELLING = {"stopped", "paused", "stalled on the way", "cut off"}
 
 
 def tells(replica, part, status, word, up):
-    """Whether a replica's readiness and metrics say this of a part, and its health that the process is well."""
+    """Whether a replica's readiness and metrics report this state of a part, and its health that
+    the process is alive."""
     assert replica.get("/healthz") == 200
     answer, body = replica.ask("/readyz")
     return (answer, json.loads(body)["parts"][part], replica.metric(f'backend_up{{backend="{part}"}}')) == (status, word, up)
 
 
 def tells_of(replica, part):
-    # Without Redis a replica goes on by itself, and must not be taken from behind its balancer.
+    # Without Redis a replica works alone, and the balancer must not remove it.
     return tells(replica, part, 503 if part == "store" else 200, "down", 0)
 
 
@@ -127,25 +136,26 @@ def tells_nothing_of(replica, part):
 
 
 def wait_for_all(cluster, condition, deadline, what):
-    """Waits for something of every replica."""
+    """Waits until a condition holds for every replica."""
     with ThreadPoolExecutor(len(cluster.replicas)) as pool:
         list(pool.map(lambda replica: wait_until(lambda: condition(replica), deadline, what, interval=0.05), cluster.replicas))
 
 
 def decided_alone(cluster):
-    """How often replicas have kept the posts' limit by themselves so far, each for itself."""
+    """How often each replica has decided the limit of posts alone so far."""
     return sum(replica.metric('degraded_limit_decisions_total{limit="prompts"}') or 0 for replica in cluster.replicas)
 
 
 def go_through(cluster, users, part, kind):
-    """The clients, with their answers over a fault; the moment at which it began; and whether until then Redis decided everything."""
+    """The clients with their responses during a fault, the moment at which it began, and whether
+    Redis decided everything until then."""
     server, link = {"store": (cluster.postgres, cluster.postgres_link), "redis": (cluster.redis, cluster.redis_link)}[part]
     begin, end = FAULTS[kind](server, link)
     alone = decided_alone(cluster)
     with Clients(cluster, users, count=USERS) as clients:
         clients.wait_for_more(50)
         began = time.monotonic()
-        # A machine that stands still for a second takes Redis away, too.
+        # If the machine stands still for a second, Redis counts as unavailable, too.
         is_common = decided_alone(cluster) == alone
         begin()
         try:
@@ -153,13 +163,14 @@ def go_through(cluster, users, part, kind):
                 wait_for_all(cluster, lambda replica: tells_of(replica, part), NOTICE, f"{part} is told as down")
                 if part == "redis":
                     clients.demand(users[0], more_than=MOST, deadline=60)
-            # Only what is asked from here on is certainly asked during the fault.
+            # Only requests from here on are certainly sent during the fault.
             faulty = time.monotonic()
             if kind != "restarted":
-                # Everybody is answered, whatever the answer.
+                # Every request gets a response.
                 clients.wait_for_more(2 * USERS, deadline=60)
                 if part == "redis":
-                    # And everything goes on. Most posts are refused on good days too, so that one may take a while to get through.
+                    # And everything works. The throttle refuses most posts also without a fault, so
+                    # it may take a while until one is accepted.
                     clients.wait_for_success(faulty, deadline=60)
         finally:
             end()
@@ -188,7 +199,7 @@ def test_a_failing_postgres_is_503_at_worst_and_nothing_acknowledged_is_lost(clu
 def test_a_failing_redis_stops_neither_prompts_nor_searches_nor_throttles(cluster, users, kind, again):
     clients, began, is_common = go_through(cluster, users, "redis", kind)
     for answer in clients.answers:
-        # Only too much work at once is a reason, as on good days.
+        # The only allowed reason is too much work at once, as without a fault.
         assert answer.status != 503 or answer.code == "overloaded", str(answer)
     for user in users:
         assert clients.most_within(user, 1.0) <= MOST
@@ -196,7 +207,8 @@ def test_a_failing_redis_stops_neither_prompts_nor_searches_nor_throttles(cluste
 
 
 def opened(stack, replica, user):
-    """A socket of the user that has been greeted, closed with the stack; None where the service refuses it for now."""
+    """A socket of the user after its welcome message, closed with the stack; None if the service
+    refuses it for now."""
     try:
         socket = stack.enter_context(connect(f"{replica.ws_url}{SOCKET}?token={user.access}"))
     except InvalidStatus as refused:
@@ -226,7 +238,8 @@ def test_without_redis_tickets_are_refused_and_sockets_that_may_have_missed_some
             while True:
                 socket.recv(timeout=RECOVERY)
         assert closed.value.rcvd is not None and closed.value.rcvd.code == 1012
-        # The client's part: it opens another, and from then on hears of everything on every replica.
+        # The client's part: it opens another socket, and from then on gets every event of every
+        # replica.
         again = wait_until(lambda: opened(stack, listening, user), returned + RECOVERY - time.monotonic(), "sockets are let in")
         left = returned + RECOVERY - time.monotonic()
         wait_for_all(cluster, lambda replica: tells_nothing_of(replica, "redis"), left, "redis is told as up")
@@ -242,12 +255,13 @@ def test_without_redis_tickets_are_refused_and_sockets_that_may_have_missed_some
                 assert answer.status_code == 201, answer.text
                 posted.append(answer.json()["id"])
                 try:
-                    # A socket that was opened anew may still be told of the post before.
+                    # A new socket may still get the event of the post before.
                     while (heard := json.loads(again.recv(timeout=30))["data"]["id"]) != posted[-1]:
                         assert heard in posted
                 except ConnectionClosed as closed:
-                    # The replica that was posted to may have come back last: only then does it tell that something was missed, and
-                    # closes who was let in before. That client opens another, too.
+                    # The replica of the post may have come back last. Only then it reports that an
+                    # event was missed, and closes sockets that were opened before. Their clients
+                    # open another socket, too.
                     assert closed.rcvd is not None and closed.rcvd.code == 1012
                     again = wait_until(lambda: opened(stack, listening, user), 30, "sockets are let in")
                     return False
@@ -258,7 +272,7 @@ def test_without_redis_tickets_are_refused_and_sockets_that_may_have_missed_some
 
 @pytest.mark.parametrize("again", ROUNDS)
 @pytest.mark.parametrize("kind", ["killed", "drained"])
-def test_the_end_and_return_of_a_replica_cost_nobody_else_anything(cluster, users, kind, again):
+def test_the_stop_and_return_of_a_replica_do_not_affect_other_requests(cluster, users, kind, again):
     leaving = cluster.replicas[1]
     port = leaving.host_and_port[1]
     with Clients(cluster, users, count=USERS) as clients:
@@ -274,7 +288,7 @@ def test_the_end_and_return_of_a_replica_cost_nobody_else_anything(cluster, user
         clients.wait_for_more(10, among=lambda answer: answer.served_by == port and answer.is_success)
     broken = [answer for answer in clients.answers if answer.status is None]
     if kind == "killed":
-        # At most the one request that each client had open there at that moment.
+        # At most one request of each client: the one that was open there at that moment.
         assert len(broken) <= USERS, len(broken)
         for answer in broken:
             assert answer.sent <= gone, str(answer)
@@ -290,7 +304,7 @@ def test_no_log_of_all_this_holds_a_secret_a_prompt_or_a_panic(cluster, users):
             place = written.find(secret)
             assert place < 0, written[max(0, place - 300) : place + 60]
         assert "panicked" not in written
-    # Of the replicas that were there all the time. The mock's warning at the start is none of an outage.
+    # Of the replicas that ran all the time. The mock's warning at the start is not about an outage.
     cluster.redis.stop()
     try:
         wait_for_all(

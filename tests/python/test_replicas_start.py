@@ -1,4 +1,4 @@
-"""How the service starts on Postgres and Redis, and what it says when it cannot."""
+"""Starts of the service on Postgres and Redis, and the errors of starts that fail."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from running_service import THROTTLES_OFF, Service, run, wait_until
 from servers import TIED, Postgres, Redis, free_port
 from websockets.sync.client import connect
 
-# Seconds in which a service that cannot start must have said so.
+# Seconds in which a service that cannot start must report it.
 PATIENCE = 30
 
 
@@ -33,7 +33,7 @@ def redis():
 
 @pytest.fixture
 def make():
-    """A maker of services that keep nothing of their own, not yet started."""
+    """A maker of services without local data, not yet started."""
     made = []
 
     def make(**settings):
@@ -48,7 +48,8 @@ def make():
 
 
 def assert_refuses_to_start(service, setting, *said, secret=()):
-    """The process ends by itself, with an error status and one line that names the setting and gives no secret away."""
+    """The process ends by itself, with an error status and one line that names the setting and
+    contains no secret."""
     service.launch()
     status = service.wait(PATIENCE)
     assert status > 0, f"ended with {status}\n{service.output()}"
@@ -68,7 +69,7 @@ def test_replicas_that_start_together_on_an_empty_database_migrate_it_once(postg
                 assert_healthy(http)
             assert not (replica.folder / "data").exists(), "nothing is kept beside Postgres"
             assert replica.stop() == 0
-        # The server's ends of them go when it gets to it.
+        # The server closes its ends of them after a while.
         wait_until(lambda: cluster.connections() == 0, 30, "no connection is left")
 
 
@@ -90,7 +91,7 @@ def test_replicas_work_on_a_newer_redis(postgres):
             events.recv(timeout=10)
 
 
-def test_the_service_makes_the_extension_itself_where_it_may(postgres, make):
+def test_the_service_creates_the_extension_itself_if_it_has_the_right(postgres, make):
     name = f"d{secrets.token_hex(6)}"
     postgres.psql(f"CREATE DATABASE {name}")
     service = make(DATABASE_URL=postgres.url(name))
@@ -98,7 +99,7 @@ def test_the_service_makes_the_extension_itself_where_it_may(postgres, make):
         assert_healthy(http)
 
 
-def test_one_server_runs_on_postgres_alone_and_a_second_is_refused_until_it_is_gone(postgres, make):
+def test_one_server_runs_on_postgres_alone_and_a_second_is_refused_until_it_stops(postgres, make):
     url = postgres.make_database()
     key = secrets.token_hex(32)
     first = make(DATABASE_URL=url, SECRET_KEY=key)
@@ -108,9 +109,9 @@ def test_one_server_runs_on_postgres_alone_and_a_second_is_refused_until_it_is_g
         assert created.status_code == 201, created.text
         assert_refuses_to_start(make(DATABASE_URL=url), "DATABASE_URL", "REDIS_URL", secret=[postgres.password])
         assert_healthy(http)
-        # Not even given a chance to let go of its lock.
+        # The process cannot even release its lock.
         first.kill()
-        # The server notices when it gets to it, and the next one waits for 3 s only.
+        # The server notices after a while, and the next process waits for 3 s only.
         wait_until(lambda: postgres.connections(database_of(url)) == 0, 30, "the server knows that it is gone")
         second = make(DATABASE_URL=url, SECRET_KEY=key)
         with second, client(second) as http:
@@ -118,7 +119,7 @@ def test_one_server_runs_on_postgres_alone_and_a_second_is_refused_until_it_is_g
             assert second.stop() == 0
 
 
-def test_replicas_do_not_join_a_server_without_redis_nor_it_them(postgres, redis, make):
+def test_replicas_and_a_server_without_redis_refuse_to_run_together(postgres, redis, make):
     url = postgres.make_database()
     with make(DATABASE_URL=url) as alone:
         assert_refuses_to_start(make(DATABASE_URL=url, REDIS_URL=redis.url), "DATABASE_URL", "REDIS_URL", secret=[postgres.password])
@@ -140,7 +141,7 @@ def test_replicas_without_a_common_key_are_refused(postgres, redis, make):
 
 @contextmanager
 def silent_server():
-    """A port that takes connections and never says anything."""
+    """A port that accepts connections and never sends anything."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         taken = []
 
@@ -185,12 +186,12 @@ def test_a_database_url_that_leads_nowhere_is_refused_in_one_line_without_its_pa
         assert_refuses_to_start(make(DATABASE_URL=url), "DATABASE_URL", secret=[postgres.password, "hunter2"])
 
 
-def test_a_database_without_pgvector_is_refused_with_the_mend(postgres, make):
+def test_a_database_without_pgvector_is_refused_with_the_fix(postgres, make):
     url = postgres.make_database(extension=False)
     assert_refuses_to_start(make(DATABASE_URL=url), "DATABASE_URL", "CREATE EXTENSION vector", secret=[postgres.password])
 
 
-def test_a_standby_is_refused_with_the_repair(make):
+def test_a_standby_is_refused_with_the_fix(make):
     with Postgres() as postgres:
         url = postgres.make_database()
         with make(DATABASE_URL=url) as service:
@@ -233,7 +234,7 @@ def test_secrets_can_come_from_files(postgres, redis, make, tmp_path):
 
 
 @pytest.mark.parametrize("level", ["debug", "trace"])
-def test_no_log_gives_a_servers_password_away_even_when_the_servers_fail(make, level):
+def test_no_log_contains_a_servers_password_even_when_the_servers_fail(make, level):
     with Postgres() as postgres, Redis() as redis:
         url = postgres.make_database()
         service = make(DATABASE_URL=url, REDIS_URL=redis.url, RUST_LOG=level)
@@ -255,7 +256,7 @@ def test_no_log_gives_a_servers_password_away_even_when_the_servers_fail(make, l
         assert place < 0, told[max(0, place - 300) : place + 60]
 
 
-def test_postgres_of_root_runs_as_somebody_else(postgres):
+def test_postgres_started_by_root_runs_as_another_user(postgres):
     if os.geteuid() != 0:
         machine.missing("root", "only root can be somebody else")
     assert os.stat(f"/proc/{postgres.process.pid}").st_uid != 0

@@ -1,6 +1,6 @@
-"""One user's clients race against three replicas whose clocks disagree; Redis's clock judges.
-
-THROTTLE_RACE says for how many seconds, and under the default rates (`make soak`: 120); unset, it is short and under rates to suit.
+"""One user's clients race against three replicas whose clocks disagree; Redis's clock decides.
+THROTTLE_RACE sets the seconds, with the default rates (`make soak`: 120). If it is unset, the race
+is short, with suitable rates.
 """
 
 import itertools
@@ -22,14 +22,14 @@ from running_service import wait_until
 from servers import Postgres, Redis
 
 RACE = int(os.environ.get("THROTTLE_RACE", "0"))
-# Rates, each a limit and a window in seconds, and for how long the clients race: so long, or until they have used up what one window of
-# the longest rate takes, which must not end before.
+# The rates (limit, window in seconds), and the time of the race in seconds. The race ends earlier
+# when the clients have used up one window of the longest rate, which must not end before that.
 THROTTLE, RATES, SECONDS = ("1/s,10/min", [(1, 1), (10, 60)], RACE) if RACE else ("3/s,24/min", [(3, 1), (24, 60)], 50)
 CLIENTS = 64
 SKEWS = (-5, 0, 5)
 
-# Seconds within which one of so many hungry clients takes a place that has become free, on a machine that is busy with all of this and
-# with nothing else.
+# Seconds in which one of so many waiting clients takes a free place, on a machine that runs only
+# this test.
 HUNGRY = 0.5
 
 
@@ -45,7 +45,7 @@ def cluster():
 
 
 def clock_of(replica):
-    """A replica's wall time, by the timestamps that it puts on answers."""
+    """A replica's wall time, by the timestamps of its responses."""
     with client(replica) as http:
         user = make_user(http)
         created = http.post(PROMPTS, json={"prompt": "what time is it"}, headers=user.auth)
@@ -86,7 +86,7 @@ def race(cluster, user, seconds, places=None):
         finally:
             over.set()
     for each in clients:
-        # Raises what ended a client early, which would otherwise only make the race smaller.
+        # Raises the error of a client that ended early; otherwise the race would only be smaller.
         each.result()
     assert answers, "no client sent a request, so the race shows nothing"
     return answers
@@ -95,7 +95,7 @@ def race(cluster, user, seconds, places=None):
 def accepted_by_redis(record, user):
     """When Redis took a request of the user into its windows, in seconds by Redis's clock.
 
-    From the server's own record of its commands: each begins with the server's time.
+    From the server's record of its commands, each with the server's time.
     """
     key = '"[^"]*throttle[^"]*' + re.escape(f"{{{user.id}}}") + '"'
     times = []
@@ -103,7 +103,8 @@ def accepted_by_redis(record, user):
         found = re.match(rf'\+(\d+\.\d+) \[\d+ lua\] "(?i:zadd)" {key} "(\d+)"', line.decode())
         if found:
             at, score = float(found[1]), int(found[2]) / 1e6
-            # The score is what later windows are counted by: it must be Redis's time, and no replica's.
+            # The score is what later windows are counted by: it must be Redis's time, and no
+            # replica's.
             assert abs(at - score) < 0.5, line
             times.append(score)
     return times
@@ -126,13 +127,13 @@ def new_user(cluster):
         return make_user(http)
 
 
-def test_a_race_without_a_number_of_places_lasts_as_long_as_it_was_told_to(cluster):
+def test_a_race_without_a_number_of_places_lasts_for_the_given_time(cluster):
     answers = race(cluster, new_user(cluster), seconds=2)
     lasted = max(received for _, _, received in answers) - min(sent for _, sent, _ in answers)
     assert lasted > 1.5
 
 
-def test_a_race_in_which_nothing_was_asked_fails_for_that_reason(cluster):
+def test_a_race_without_requests_fails_for_that_reason(cluster):
     with pytest.raises(AssertionError, match="no client sent a request"):
         race(cluster, new_user(cluster), seconds=0)
 
@@ -153,17 +154,18 @@ def test_racing_clients_get_neither_more_nor_less_than_the_limits_by_redis_clock
     for moment in times:
         for count, (limit, window) in zip(in_windows(times, moment), RATES):
             assert count <= limit, f"{count} within {window} s before {moment}"
-    # The same without Redis's word, as far as the clients' own watches can tell: sent and answered within one window.
+    # The same by the clients' clocks, without Redis: sent and answered within one window.
     for limit, window in RATES:
         for begin, _ in accepted:
             certain = sum(begin <= sent and received < begin + window for sent, received in accepted)
             assert certain <= limit, f"{certain} within {window} s after {begin}"
 
-    # Never fewer: whoever was refused had at every moment of its request a full window to blame.
+    # Never fewer: for each refused request, some window was full at every moment of the request.
     for status, sent, received in answers:
         if status == 429:
             moments = [sent, *times[bisect_right(times, sent) : bisect_right(times, received)]]
-            # Between two acceptances windows only empty, so they are fullest at these moments.
+            # Between two acceptances entries only leave the windows, so windows are fullest at
+            # these moments.
             blamed = any(count >= limit for moment in moments for count, (limit, _) in zip(in_windows(times, moment), RATES))
             assert blamed, f"refused between {sent} and {received} though no window was full"
     first = min(sent for _, sent, _ in answers)

@@ -1,4 +1,4 @@
-"""A replica dies in mid-call: another one ends its calls, and answers what is repeated."""
+"""A replica dies during calls: another replica ends its calls, and serves the repeated posts."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +26,7 @@ def cluster(upstream):
         yield running
 
 
-def test_what_one_replica_answers_is_read_whole_on_the_other(cluster, upstream):
+def test_a_response_of_one_replica_is_readable_whole_on_the_other(cluster, upstream):
     one, other = cluster.replicas
     with client(one) as here, client(other) as there:
         user = make_user(here)
@@ -49,12 +49,12 @@ def test_what_one_replica_answers_is_read_whole_on_the_other(cluster, upstream):
             assert end[-1] == ends[0][-1] and end[-1][0] == "completed"
 
 
-def test_a_replica_killed_in_mid_call_leaves_one_row_for_each_post(cluster, upstream):
+def test_a_replica_killed_during_calls_leaves_one_row_for_each_post(cluster, upstream):
     dying, other = cluster.replicas
     with client(other) as http:
         user = make_user(http)
         with Listener(other, user) as listener:
-            # The last pieces wait, so that everything is in flight.
+            # The last pieces wait, so that all calls are running.
             upstream.hold()
             posts = Posts(dying, user)
             texts = (*posts.keyed, *posts.streamed)

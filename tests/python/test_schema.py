@@ -1,4 +1,4 @@
-"""The published schema is valid, and the service answers as it says, whatever is sent."""
+"""The published schema is valid, and the service responds as it says, whatever a client sends."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from running_service import THROTTLES_OFF
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 HOOKS = Path(__file__).with_name("schemathesis_hooks.py")
 
-# Seconds for one run, far above what it takes.
+# Seconds for one run, much more than it needs.
 LIMIT = 1200
 
 
@@ -29,7 +29,7 @@ def test_a_validator_accepts_the_schema(http):
 @pytest.mark.parametrize(
     ("query", "accept"), [("?format=yaml", "*/*"), ("", "application/yaml"), ("", "application/vnd.oai.openapi")]
 )
-def test_the_yaml_form_says_the_same(http, query, accept):
+def test_the_yaml_form_has_the_same_content(http, query, accept):
     answer = http.get("/schema" + query, headers={"Accept": accept})
     assert answer.status_code == 200
     assert "yaml" in answer.headers["content-type"] or "openapi" in answer.headers["content-type"]
@@ -74,7 +74,8 @@ def test_the_pages_load_only_what_this_service_serves(http, page):
 def run_schemathesis(service, *arguments):
     run = subprocess.run(
         [
-            # No --checks: all are on by default, and naming them here would overrule the configuration's exceptions.
+            # No --checks: all are on by default, and naming them here would overrule the
+            # configuration's exceptions.
             sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run", "--phases", "examples,coverage,fuzzing,stateful",
             *arguments, f"{service.url}/schema",
         ],
@@ -91,7 +92,7 @@ def run_schemathesis(service, *arguments):
     [
         pytest.param(THROTTLES_OFF, True, id="with a token", marks=embedded),
         pytest.param(THROTTLES_OFF, False, id="without a token", marks=embedded),
-        # The defaults: 429 is an answer like any other, and must be documented.
+        # The defaults: 429 is a response like the others, and must be documented.
         pytest.param({}, True, id="with a token and the throttles on"),
     ],
 )

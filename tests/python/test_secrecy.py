@@ -1,4 +1,5 @@
-"""No log line, metric or error answer repeats a password, a token, a ticket or a prompt, at whatever level the log is."""
+"""No log line, metric or error response contains a password, a token, a ticket or a prompt, at any
+log level."""
 
 import json
 import socket
@@ -14,13 +15,13 @@ JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 MULTIPART = {"Content-Type": "multipart/form-data; boundary=B"}
 
-# In everything here that must not be repeated.
+# Part of every secret here.
 MARK = "x9secret7q"
 LOGOUT, TICKET = "/api/auth/logout/", "/api/auth/ws-ticket/"
 
 
 def open_websocket(service, query="", **options):
-    """Opens a socket and sends what it may not repeat; a refusal is fine too."""
+    """Opens a socket and sends secrets; a refusal is fine too."""
     try:
         with connect(f"{service.ws_url}{SOCKET}{query}", **options) as events:
             events.recv(timeout=10)
@@ -34,7 +35,8 @@ def open_websocket(service, query="", **options):
 
 
 def exercise(service, http):
-    """Sends each secret wherever a client can put one, well-formed and malformed; returns the secrets and the error answers."""
+    """Sends each secret in every place where a client can put it, well-formed and malformed;
+    returns the secrets and the error responses."""
     user = make_user(http)
     password = f"{MARK}-Password-1"
     errors = []
@@ -66,7 +68,7 @@ def exercise(service, http):
     access, refresh = pair.json()["access"], pair.json()["refresh"]
     auth = {"Authorization": f"Bearer {access}"}
 
-    # Tokens, where they belong and where they do not.
+    # Tokens, in their places and in other places.
     send("POST", REFRESH, json={"refresh": refresh})
     for token in (f"{refresh}x", access, f"{MARK}.{MARK}.{MARK}", MARK):
         send("POST", REFRESH, json={"refresh": token})
@@ -116,7 +118,7 @@ def exercise(service, http):
 
 
 def told(text, secrets):
-    """The first of the secrets that the text holds, with what surrounds it."""
+    """The first secret in the text, with the text around it."""
     for secret in secrets:
         place = text.find(secret)
         if place >= 0:
@@ -126,7 +128,7 @@ def told(text, secrets):
 
 @pytest.mark.parametrize("form", ["json", "pretty"])
 @pytest.mark.parametrize("level", ["info", "debug", "trace"])
-def test_nothing_secret_is_logged_measured_or_answered(serve, form, level):
+def test_no_secret_is_in_logs_metrics_or_responses(serve, form, level):
     with serve(LOG_FORMAT=form, RUST_LOG=level, **THROTTLES_OFF) as service, client(service) as http:
         secrets, errors = exercise(service, http)
         metrics = http.get("/metrics").text

@@ -7,7 +7,8 @@ import httpx
 import pytest
 from running_service import BINARY, ROOT, Service, refusal, run
 
-# Secrets have no flag, so the help text's list of flags does not have them; each may also be given as NAME_FILE.
+# Secrets have no flag, so the help text's list of flags does not have them; each may also be given
+# as NAME_FILE.
 SECRETS = {"DATABASE_URL", "REDIS_URL", "SECRET_KEY", "SECRET_KEY_FALLBACKS", "OPENAI_API_KEY"}
 
 
@@ -58,7 +59,7 @@ def test_the_example_file_works_as_it_is():
         service.close()
 
 
-def test_a_setting_in_the_env_file_counts_and_the_environment_wins():
+def test_a_setting_in_the_env_file_is_used_and_the_environment_wins():
     service = Service(PROMPT_THROTTLE="off")
     try:
         (service.folder / ".env").write_text("REGISTRATION=closed\nPROMPT_THROTTLE=nonsense\n")
@@ -94,7 +95,7 @@ def test_a_secrets_file_that_holds_more_than_the_secret_is_refused(tmp_path, nam
     assert [found.name for found in tmp_path.iterdir()] == ["secret"]
 
 
-def test_one_line_end_after_a_key_in_a_file_is_taken_off(tmp_path):
+def test_one_line_end_after_a_key_in_a_file_is_removed(tmp_path):
     key = "k" * 64
     (tmp_path / "key").write_text(f"{key}\n")
     with Service(secret_key=key) as service, httpx.Client(base_url=service.url) as http:
@@ -152,6 +153,6 @@ def test_a_setting_without_effect_is_named_at_the_start_with_what_it_needs(setti
         assert f"note  settings: {warnings[0]}" in check.stdout.splitlines()
 
 
-def test_settings_that_have_an_effect_are_not_warned_of():
+def test_settings_that_have_an_effect_cause_no_warning():
     with Service(OPENAI_MODEL="llama3.2", OPENAI_BASE_URL="http://127.0.0.1:1/v1", SYSTEM_PROMPT="Be brief.", SEARCH_MEMORY="1GiB") as service:
         assert [line for line in service.log() if line["level"] == "WARN"] == [], service.output()

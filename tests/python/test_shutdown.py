@@ -1,4 +1,4 @@
-"""How the service ends, and what it says when it cannot start."""
+"""Stops of the service, and the errors of starts that fail."""
 
 import json
 import os
@@ -26,8 +26,8 @@ def test_a_signal_ends_the_service_with_status_0(number):
         assert service.wait() == 0
 
 
-def test_readyz_turns_503_at_once_while_requests_are_still_served_for_the_delay():
-    # Long enough for all of this on a machine that holds it up for a while.
+def test_readyz_is_503_at_once_while_requests_are_still_served_for_the_delay():
+    # Long enough for all of this on a busy machine.
     with Service(SHUTDOWN_DELAY="15s", **THROTTLES_OFF) as service, client(service) as http:
         user = make_user(http)
         service.signal(signal.SIGTERM)
@@ -49,7 +49,7 @@ def test_a_request_in_flight_is_finished_and_stored():
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         with socket.create_connection(service.host_and_port, timeout=30) as connection:
-            # The service asks for the rest once it has begun on the request.
+            # The service asks for the rest of the body when it has begun the request.
             connection.sendall(head.replace("\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n").encode())
             assert connection.recv(1000).startswith(b"HTTP/1.1 100")
             service.signal(signal.SIGTERM)
@@ -95,7 +95,8 @@ def test_open_sockets_are_closed_with_1001():
 
 
 def assert_refuses_to_start(service, *said):
-    """The process ends by itself, with an error status and one line that holds each of the words."""
+    """The process ends by itself, with an error status and one line that holds each of the words.
+    """
     service.launch()
     status = service.wait(30)
     assert status > 0, f"ended with {status}\n{service.output()}"
@@ -119,7 +120,7 @@ def refused():
         service.close()
 
 
-def test_a_second_server_on_the_same_folder_is_refused_and_the_first_goes_on(refused):
+def test_a_second_server_on_the_same_folder_is_refused_and_the_first_still_works(refused):
     with Service() as service:
         assert_refuses_to_start(refused(data_dir=service.data_dir), str(service.data_dir))
         assert service.get("/readyz") == 200
@@ -176,7 +177,8 @@ def test_a_broken_model_folder_is_refused(refused, tmp_path, broken):
 
 @pytest.fixture
 def ordinary_user():
-    """What Popen needs to run the service as a user whom file modes bind, which root is not; and a binary it can reach."""
+    """Popen's options to run the service as a user for whom file modes hold (not root), and a
+    binary that this user can reach."""
     if os.geteuid() != 0:
         yield {}
         return
@@ -202,11 +204,11 @@ def test_a_folder_that_cannot_be_written_is_refused(refused, ordinary_user):
 
 
 def test_a_folder_that_cannot_be_made_is_refused(refused):
-    # Not even root can make a folder there.
+    # Not even root can create a folder there.
     assert_refuses_to_start(refused(data_dir="/proc/prompt-service"), "/proc/prompt-service")
 
 
-def test_a_file_in_the_folders_place_is_refused(refused):
+def test_a_file_with_the_folders_name_is_refused(refused):
     with tempfile.NamedTemporaryFile() as file:
         assert_refuses_to_start(refused(data_dir=file.name), file.name)
 
@@ -256,14 +258,15 @@ def test_a_broken_key_file_is_refused_and_left_as_it_is(refused, tmp_path, key):
     assert (tmp_path / "secret.key").read_bytes() == key
 
 
-# The process must survive the signal that a file's size limit sends, to see the error that a full disk gives.
+# The process must survive the signal of a file size limit, to get an error as from a full disk.
 IGNORE_SIZE_SIGNAL = (
     "/usr/bin/env", "python3", "-c",
     "import os, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])",
 )
 
 
-# A file system of its own, seen by this process alone, which any user may have where the kernel lets users make namespaces.
+# A separate file system that only this process sees. Every user can create one if the kernel allows
+# user namespaces.
 SMALL_FILE_SYSTEM = (
     "unshare", "--user", "--map-root-user", "--mount", "sh", "-c",
     'mount -t tmpfs -o size=8m,mode=0700 none "$DATA_DIR" && exec "$0" "$@"',
@@ -271,7 +274,8 @@ SMALL_FILE_SYSTEM = (
 
 
 class FileSizeLimit:
-    """No file of the service can grow: every write fails as on a full disk, though with another error."""
+    """No file of the service can grow: every write fails as on a full disk, though with another
+    error."""
 
     def __init__(self, folder):
         self.service = Service(data_dir=folder, command=IGNORE_SIZE_SIGNAL, **THROTTLES_OFF)
@@ -288,13 +292,13 @@ class FileSizeLimit:
 
 
 class FullFileSystem:
-    """The service's data are on a small file system, which a large file of somebody else's fills."""
+    """The service's data are on a small file system, which another program's large file fills."""
 
     def __init__(self, folder):
         self.service = Service(data_dir=folder, command=SMALL_FILE_SYSTEM, **THROTTLES_OFF)
 
     def fill(self):
-        # Held open, the folder outlives the process, and its file system with it.
+        # While the folder is open, it and its file system outlive the process.
         self.held = os.open(f"/proc/{self.service.pid}/root{self.service.data_dir}", os.O_RDONLY | os.O_DIRECTORY)
         with open(self.ballast, "wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
             while True:
@@ -337,7 +341,7 @@ def test_a_full_disk_is_a_5xx_and_the_service_recovers_once_there_is_room(tmp_pa
         assert isinstance(full.json()["detail"], str)
         for word in ("SQL", "sqlite", "disk"):
             assert word not in full.text
-        # Reading goes on, and nothing hangs.
+        # Reading still works, and nothing hangs.
         assert http.get("/healthz").status_code == 200
         assert {item["id"] for item in list_prompts(http, user)} >= set(stored)
         # A row this small may still fit.

@@ -1,4 +1,5 @@
-"""djangorestframework-simplejwt and the service stand in for each other when they share a key."""
+"""djangorestframework-simplejwt and the service accept each other's tokens when they share a key.
+"""
 
 import sqlite3
 from datetime import timedelta
@@ -140,5 +141,5 @@ def test_a_hash_made_by_django_logs_in_and_is_replaced(iterations):
         assert stored.startswith("$argon2id$"), stored.split("$")[:2]
 
 
-def test_djangos_default_hash_is_of_the_kind_we_read():
+def test_djangos_default_hash_has_the_kind_that_the_service_reads():
     assert make_password("x").startswith("pbkdf2_sha256$")

@@ -1,4 +1,4 @@
-"""What a person sees at a terminal: the log of a start, the help, progress."""
+"""The output at a terminal: the log of a start, the help, progress."""
 
 import json
 import re
@@ -97,7 +97,7 @@ def test_the_last_line_of_a_start_is_the_address_to_open(tmp_path, bind, columns
         assert terminal.end() == 0
 
 
-def test_the_log_of_a_terminal_is_for_people_and_coloured(tmp_path):
+def test_the_log_on_a_terminal_is_pretty_and_coloured(tmp_path):
     with start(tmp_path) as terminal:
         terminal.wait_for("open http://")
         assert "\x1b[33m WARN\x1b[0m prompts are answered by the built-in mock" in terminal.text
@@ -106,7 +106,7 @@ def test_the_log_of_a_terminal_is_for_people_and_coloured(tmp_path):
 
 
 @pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {"CLICOLOR": "0"}], ids=str)
-def test_a_terminal_without_colours_or_whose_user_wants_none_gets_none(tmp_path, variables):
+def test_a_terminal_without_colours_or_with_colours_switched_off_gets_none(tmp_path, variables):
     with start(tmp_path, **variables) as terminal:
         terminal.wait_for("open http://")
         assert not ESCAPE.search(terminal.text), terminal.text

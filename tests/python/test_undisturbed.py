@@ -1,4 +1,4 @@
-"""Password hashing is heavy, and must not hold up anything else."""
+"""Password hashing is expensive, and must not delay other requests."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +17,7 @@ def test_fifty_logins_at_once_leave_health_checks_and_posts_working(service, htt
 
     def login(number):
         with client(service) as mine:
-            # Hashing gets what the others leave of the cores.
+            # Hashing gets the processor time that other work leaves.
             mine.timeout = 300
             start.wait()
             return mine.post(LOGIN, json={"username": users[number % 2].username, "password": PASSWORD})
@@ -37,11 +37,11 @@ def test_fifty_logins_at_once_leave_health_checks_and_posts_working(service, htt
         try:
             logins = list(pool.map(login, range(LOGINS)))
         finally:
-            # Otherwise a login that fails leaves the others at work for ever.
+            # Otherwise, after a failed login, the other tasks would never end.
             busy.clear()
         assert set(health.result()) == {200}
         assert set(posts.result()) == {201}
-    # The queue of hashes is bounded: beyond it, a login is told at once to come back later.
+    # The queue of hashes is bounded: beyond it, a login gets 503 with `Retry-After` at once.
     statuses = [answer.status_code for answer in logins]
     assert set(statuses) <= {200, 503} and 200 in statuses, statuses
     for answer in logins:

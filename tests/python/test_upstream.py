@@ -1,4 +1,5 @@
-"""The release binary before an upstream over TLS: whom it trusts, where its key goes, and what a bad setting says."""
+"""The release binary with an upstream over TLS: which certificates it trusts, where it sends its
+key, and the errors of bad settings."""
 
 import http.server
 import json
@@ -15,7 +16,7 @@ KEY = "sk-a-key-that-nobody-may-see"
 
 
 class Upstream(http.server.ThreadingHTTPServer):
-    """Answers every prompt with the same words, over TLS, and keeps what it was sent."""
+    """Responds to every prompt with the same words, over TLS, and keeps the requests."""
 
     daemon_threads = True
 
@@ -31,7 +32,8 @@ class Upstream(http.server.ThreadingHTTPServer):
         return f"https://{host}:{self.server_address[1]}/v1"
 
     def handle_error(self, request, client_address):
-        """A client that does not trust the certificate leaves in mid-handshake; that is the test, not an error."""
+        """A client that does not trust the certificate ends the handshake; that is the test, not an
+        error."""
 
 
 class Answer(http.server.BaseHTTPRequestHandler):
@@ -79,7 +81,7 @@ def upstream(folder):
     server.server_close()
 
 
-def test_a_trusted_upstream_answers_over_one_kept_connection(folder, upstream):
+def test_a_trusted_upstream_is_asked_over_one_kept_connection(folder, upstream):
     settings = {"OPENAI_BASE_URL": upstream.url("localhost"), "OPENAI_API_KEY": KEY, "SSL_CERT_FILE": str(folder / "authority.pem"), "RUST_LOG": "trace"}
     with Service(**THROTTLES_OFF, **settings) as service, client(service) as http:
         user = make_user(http)
@@ -95,7 +97,7 @@ def test_a_trusted_upstream_answers_over_one_kept_connection(folder, upstream):
 
 @pytest.mark.parametrize(("host", "trusted"), [("localhost", "other.pem"), ("127.0.0.1", "authority.pem")])
 def test_an_upstream_that_is_not_trusted_gets_nothing(folder, upstream, host, trusted):
-    # Signed by another authority; or by the right one, for another name.
+    # Signed by another authority, or by the right authority for another name.
     settings = {"OPENAI_BASE_URL": upstream.url(host), "OPENAI_API_KEY": KEY, "OPENAI_MAX_RETRIES": "0", "SSL_CERT_FILE": str(folder / trusted)}
     with Service(**THROTTLES_OFF, **settings) as service, client(service) as http:
         answer = post_prompt(http, make_user(http), "hello")
@@ -125,7 +127,7 @@ def start_error(**settings):
         ("REGISTRATION", {"OPENAI_API_KEY": KEY, "BIND_ADDR": "0.0.0.0:0"}),
     ],
 )
-def test_a_setting_that_cannot_be_used_is_told_by_name(name, settings):
+def test_an_invalid_setting_is_reported_by_name(name, settings):
     line = start_error(**settings)
     assert line.startswith(f"error: {name}: ")
     assert KEY not in line
@@ -137,7 +139,7 @@ def test_without_anybody_to_trust_the_start_says_so(tmp_path):
     assert "SSL_CERT_FILE" in line
 
 
-def test_the_fallbacks_key_may_come_from_a_file_and_goes_to_the_fallback_alone(folder, upstream, tmp_path):
+def test_the_fallbacks_key_can_come_from_a_file_and_goes_only_to_the_fallback(folder, upstream, tmp_path):
     (tmp_path / "key").write_text("sk-fallback\n")
     fallback = [{"model": "spare", "base_url": upstream.url("localhost"), "api_key_env": "SPARE_KEY"}]
     settings = {

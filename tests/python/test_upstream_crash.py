@@ -1,4 +1,5 @@
-"""Clients, the service and the upstream die in mid-call: rows, calls and events are counted, none is lost and none is doubled.
+"""Clients, the service and the upstream die during calls. The tests count rows, calls and events:
+none is lost, none is doubled.
 
 KILL_ROUNDS sets how often the service is killed (2; `make soak` says 50).
 """
@@ -25,14 +26,15 @@ from websockets.sync.client import connect
 pytestmark = embedded
 
 ROUNDS = int(os.environ.get("KILL_ROUNDS", "2"))
-# Seconds: room for a machine that is busy with other things.
+# Seconds: enough for a busy machine.
 DEADLINE = 60
-# The lease outlasts a pause of a few seconds, which a busy machine may give any process: no call of a living one is to lapse.
+# The lease is longer than a pause of a few seconds, which a busy machine may cause: no call of a
+# living process may expire.
 SETTINGS = {**THROTTLES_OFF, "CALL_LEASE": "6s", "ACCESS_TOKEN_LIFETIME": "1d"}
 
 
 class Listener:
-    """A user's socket; counts the ends of prompts that it is told, by event and id."""
+    """A user's socket; counts the last events of prompts, by event and id."""
 
     def __init__(self, service, user):
         self.ends = Counter()
@@ -59,7 +61,7 @@ class Listener:
             return
 
     def told(self, name):
-        # A copy, because events come meanwhile.
+        # A copy, because events arrive at the same time.
         return Counter({id: count for (event, id), count in dict(self.ends).items() if event == name})
 
 
@@ -89,7 +91,7 @@ def assert_found(http, user, row):
     assert row["id"] in [found["id"] for found in answer.json()["results"]], row
 
 
-def test_what_clients_killed_in_mid_stream_asked_for_is_answered_stored_and_announced():
+def test_calls_of_clients_killed_during_a_stream_are_completed_stored_and_announced():
     count = 12
     with Upstream() as upstream, Service(**SETTINGS, OPENAI_BASE_URL=upstream.url) as service, client(service) as http:
         user = make_user(http)
@@ -122,14 +124,15 @@ def test_what_clients_killed_in_mid_stream_asked_for_is_answered_stored_and_anno
 
 
 class Posts:
-    """Posts in flight while the service is killed: with a key (whole and streamed), and streamed without one."""
+    """Posts in flight while the service is killed: with a key (whole and streamed), and streamed
+    without a key."""
 
     KEYED, STREAMED = 12, 6
 
     def __init__(self, service, user):
         self.service, self.user = service, user
         self.keyed = {new_text("keyed"): number % 2 == 0 for number in range(self.KEYED)}
-        # The id that a stream began with, if it got so far, and how it ended.
+        # The id at the start of a stream, if it came, and the stream's end.
         self.streamed = {new_text("streamed"): None for _ in range(self.STREAMED)}
         self.ended, self.acknowledged = {}, {}
         self.pool = ThreadPoolExecutor(self.KEYED + self.STREAMED)
@@ -164,7 +167,7 @@ class Posts:
             future.result()
 
     def repeat(self, http, text):
-        """Repeats a post with its key until it is answered; whether it was a replay."""
+        """Repeats a post with its key until it gets 201; returns whether it was a replay."""
         body = {"prompt": text, "websocket": True}
 
         def answered():
@@ -176,7 +179,7 @@ class Posts:
         return answer.json(), "idempotent-replayed" in answer.headers
 
 
-def test_a_service_killed_in_mid_call_leaves_one_row_for_each_post_and_calls_at_most_once_more():
+def test_a_service_killed_during_calls_leaves_one_row_for_each_post_and_calls_at_most_once_more():
     pauses = random.Random(4)
     total = Counter()
     with Upstream(seconds=0.4) as upstream, Service(**SETTINGS, OPENAI_BASE_URL=upstream.url) as first:
@@ -188,14 +191,16 @@ def test_a_service_killed_in_mid_call_leaves_one_row_for_each_post_and_calls_at_
             with Service(**settings) as service:
                 with Listener(service, user) as before:
                     posts = Posts(service, user)
-                    # Not to wait for a result: some are answered by then and some are not.
+                    # This does not wait for a result: by then some posts have responses and some
+                    # have not.
                     kinds = (posts.keyed, posts.streamed)
                     wait_until(lambda: all(any(upstream.asked[text] for text in kind) for kind in kinds), DEADLINE, "a call of each kind arrives")
                     time.sleep(pauses.uniform(0.0, 0.6))
                     service.kill()
                     posts.join()
             with Service(**settings) as service, client(service) as http, Listener(service, user) as after:
-                # A start that takes longer than the lease ends calls before anybody listens: these may have been told to nobody.
+                # A start that takes longer than the lease ends calls before a socket is open, so
+                # their events may reach nobody.
                 unheard = {row["id"] for row in list_prompts(http, user) if row["status"] == "failed"}
                 with ThreadPoolExecutor(Posts.KEYED) as pool:
                     repeated = dict(zip(posts.keyed, pool.map(lambda text: posts.repeat(http, text), posts.keyed)))
@@ -219,10 +224,11 @@ def test_a_service_killed_in_mid_call_leaves_one_row_for_each_post_and_calls_at_
                     if text in posts.acknowledged:
                         assert rows[text]["response"] == posts.acknowledged[text]["response"]
                     elif text in rows:
-                        # Failed by its lapse, or stored in the moment before the kill.
+                        # Failed because it expired, or stored in the moment before the kill.
                         assert (rows[text]["status"], rows[text]["error"]) in (("failed", "interrupted"), ("completed", None))
                 assert len(known) == len([id for id in known if id in {row["id"] for row in rows.values()}])
-                # An event that was due when the process died went with it; otherwise each end is told once.
+                # An event that was not yet sent when the process died is lost; otherwise each end
+                # is sent once.
                 again = [rows[text]["id"] for text in posts.keyed if not repeated[text][1]]
                 failed = [rows[text]["id"] for text in posts.streamed if text in rows and rows[text]["status"] == "failed"]
                 wait_until(
@@ -230,7 +236,8 @@ def test_a_service_killed_in_mid_call_leaves_one_row_for_each_post_and_calls_at_
                     DEADLINE, lambda: f"the ends are told: {after.ends}",
                 )
                 ends = before.ends + after.ends
-                # A call that lapsed before it was repeated was told as failed first, which it had; never an outcome twice.
+                # For a call that expired before its repetition, the first event is a failure, which
+                # is correct. No outcome is sent twice.
                 assert not [end for end, count in ends.items() if count > 1], ends
                 total["rows"] += sum(text in rows for text in (*posts.keyed, *posts.streamed))
                 total["calls"] += sum(upstream.asked[text] for text in (*posts.keyed, *posts.streamed))
@@ -249,7 +256,7 @@ def test_an_upstream_restarted_under_load_loses_and_doubles_nothing():
         user = make_user(http)
         answered = {}
 
-        # Copies, because others count meanwhile.
+        # Copies, because other threads count at the same time.
         def calls():
             return sum(dict(upstream.asked).values())
 
@@ -276,14 +283,14 @@ def test_an_upstream_restarted_under_load_loses_and_doubles_nothing():
                         if status == 201:
                             answered[text] = data
                         else:
-                            # A client's manners.
+                            # A pause, as clients make.
                             time.sleep(0.25)
 
         with Listener(service, user) as listener, ThreadPoolExecutor(clients) as pool:
             futures = [pool.submit(post_all, number) for number in range(clients)]
             for part in (1, 2):
                 wait_until(lambda: len(answered) >= part * clients * each // 3, DEADLINE, "a third of the answers")
-                # Otherwise all could be answered by the time that it stops.
+                # Otherwise all posts could have responses before the upstream stops.
                 upstream.hold()
                 asked = calls()
                 wait_until(lambda: calls() > asked, DEADLINE, "another call is in flight")
@@ -305,7 +312,8 @@ def test_an_upstream_restarted_under_load_loses_and_doubles_nothing():
             assert listener.told("prompt_failed") == Counter(row["id"] for row in failed)
             told_failed = sum(count for status, count in statuses.items() if status not in (201, "completed"))
             assert told_failed == len(failed)
-            # An answer may break on its way here after it was written; nobody is asked again after one that arrived.
+            # A response may be lost on its way after it was written. After a response that arrived,
+            # the upstream is not asked again.
             assert all(upstream.answered[text] >= 1 for text in answered)
             assert sum(upstream.answered.values()) <= len(completed) + len(failed)
             for row in completed[:: max(1, len(completed) // 8)]:

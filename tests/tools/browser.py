@@ -7,9 +7,9 @@
         page.wait_for_text("hello world")
         assert page.errors() == []
 
-Elements are found as a person with a screen reader finds them: by their role and their
-accessible name. Everything that is asked of an element is tried again until it works or
-`DEADLINE` is over, because pages build their elements while they run. Needs `websockets`.
+Elements are found by their role and accessible name, as with a screen reader. Every action on an
+element is repeated until it works or `DEADLINE` has passed, because pages build their elements
+while they run. Needs `websockets`.
 """
 
 import base64
@@ -29,25 +29,23 @@ from running_service import wait_until
 from started import Started
 from websockets.sync.client import connect
 
-# Names under which a Chromium may be installed. The first that is there is taken; else Debian's is
-# fetched.
+# Names of an installed Chromium. The first one that exists is used; otherwise Debian's is fetched.
 INSTALLED = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome")
 FETCHED = "chromium-headless-shell"
 
-# Root needs --no-sandbox; the rest keeps the browser from asking anybody for anything on its own
-# account.
+# Root needs --no-sandbox. The other options keep the browser from making requests by itself.
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage", "--no-first-run", "--no-default-browser-check",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions", "--mute-audio",
     "--hide-scrollbars", "--remote-debugging-port=0",
-    # No name is resolved, so a page that asks another host cannot reach it, and is seen to try.
+    # No name is resolved. A request of a page to another host fails, and the test sees it.
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 )
 
-# Seconds. A page takes one or two; the rest is room for a machine that is busy with other things.
+# Seconds. A page takes one or two; the rest is for a busy machine.
 DEADLINE = 60
 
-# Fonts, where the system has no configuration of them: those that were fetched with the browser.
+# Fonts that were fetched with the browser, if the system has no font configuration.
 FONTS = """<?xml version="1.0"?>
 <!DOCTYPE fontconfig SYSTEM "urn:fontconfig:fonts.dtd">
 <fontconfig><dir>/usr/share/fonts</dir><dir>{fonts}</dir><cachedir>{cache}</cachedir></fontconfig>
@@ -66,8 +64,8 @@ def executable():
 
 
 def plain(name):
-    """A name without what only matters to the breaking of lines: zero-width spaces, and more
-    than one blank."""
+    """A name without characters that only affect line breaks: zero-width spaces, and repeated
+    blanks."""
     return " ".join(name.replace("\u200b", "").split())
 
 
@@ -76,7 +74,7 @@ class DevToolsError(Exception):
 
 
 class Browser(Started):
-    """One browser process. Each page has a profile of its own, as if a new person opened it."""
+    """One browser process. Each page has a new profile, like that of a new user."""
 
     def __init__(self):
         self.folder = Path(tempfile.mkdtemp(prefix="prompt-service-browser-"))
@@ -127,7 +125,7 @@ class Browser(Started):
         return number
 
     def call(self, method, session=None, **parameters):
-        """Sends a command and returns its result. Events that come before it are handed to their
+        """Sends a command and returns its result. Events that come before the result go to their
         pages."""
         number = self.send(method, session, **parameters)
         while True:
@@ -142,7 +140,7 @@ class Browser(Started):
 
     @contextmanager
     def page(self, width=1280, height=1400):
-        """A new page with a profile of its own, for `with`; closed at its end."""
+        """A new page with a new profile, for `with`; closed at the end."""
         context = self.call("Target.createBrowserContext")["browserContextId"]
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -156,7 +154,7 @@ class Browser(Started):
 
 
 class Page:
-    """A page, with all that it logged and asked for since it was opened."""
+    """A page, with all its log entries and requests since it was opened."""
 
     def __init__(self, browser, session):
         self.browser = browser
@@ -167,8 +165,8 @@ class Page:
         return self.browser.call(method, self.session, **parameters)
 
     def watch(self, session):
-        """Has the browser tell what the page, or a worker of it, logs and asks for. A worker
-        waits until this is in force."""
+        """Makes the browser report the log entries and requests of the page, or of one of its
+        workers. A worker waits until this is active."""
         for domain in ("Runtime", "Log", "Network"):
             self.browser.send(f"{domain}.enable", session)
         self.browser.send("Target.setAutoAttach", session, autoAttach=True, waitForDebuggerOnStart=True, flatten=True)
@@ -198,22 +196,22 @@ class Page:
         return self
 
     def evaluate(self, script):
-        """The value of a JavaScript expression in the page, or of what its promise comes to."""
+        """The value of a JavaScript expression in the page, or of its promise."""
         result = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in result:
             raise DevToolsError(result["exceptionDetails"].get("exception", {}).get("description", str(result)))
         return result["result"].get("value")
 
     def text(self):
-        """What is written on the page, as far as it is shown."""
+        """The visible text of the page."""
         return self.evaluate("document.body.innerText")
 
     def wait_for_text(self, text):
         wait_until(lambda: text in self.text(), DEADLINE, lambda: f"{text!r} is shown; this is:\n{self.text()}", interval=0.05)
 
     def get(self, role, name, within=None):
-        """The element of that role and accessible name, below another one if `within` names it.
-        Nothing is looked for yet."""
+        """The element with that role and accessible name, inside another one if `within` names it.
+        It is searched later."""
         return Element(self, role, name, within)
 
     def press(self, key):
@@ -224,7 +222,7 @@ class Page:
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **(text if kind == "keyDown" else {}))
 
     def screenshot(self, path):
-        """Writes a picture of the whole page, also of what does not fit into the window."""
+        """Writes a picture of the whole page, also of the part outside the window."""
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
         picture = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip={**size, "scale": 1})
         Path(path).write_bytes(base64.b64decode(picture["data"]))
@@ -235,13 +233,13 @@ class Page:
         return [parameters["request"]["url"] for method, parameters in self.events if method == "Network.requestWillBeSent"]
 
     def hosts(self):
-        """Every host and port that the page asked. What a page holds itself (data:, blob:) has
-        none."""
+        """Every host and port that the page requested. Addresses inside the page (data:, blob:)
+        have none."""
         return {parts.netloc for url in self.requests() if (parts := urllib.parse.urlsplit(url)).scheme not in ("data", "blob", "about")}
 
     def errors(self):
-        """Everything that the console shows as an error: uncaught exceptions, what was logged as
-        one, what could not be loaded."""
+        """Everything that the console shows as an error: uncaught exceptions, logged errors, failed
+        loads."""
         self.evaluate("0")
         found = []
         for method, parameters in self.events:
@@ -256,8 +254,7 @@ class Page:
 
 
 class Element:
-    """What has a role and an accessible name on a page; looked for anew each time something is
-    asked of it."""
+    """An element with a role and an accessible name on a page; searched again for each action."""
 
     def __init__(self, page, role, name, within):
         self.page = page
@@ -279,7 +276,7 @@ class Element:
         return len(self.nodes())
 
     def attempt(self, action):
-        """Carries out `action` on the element, which must be the only one of its kind; again
+        """Carries out `action` on the element, which must be the only one of its kind; repeats
         until it works."""
         problem = "it is not there"
 
@@ -318,7 +315,7 @@ class Element:
         return self
 
     def fill(self, text):
-        """Types a text in place of what is there."""
+        """Replaces the content by a text."""
         def type_in(node):
             self.page.call("DOM.focus", backendNodeId=node)
             self.page.call("Input.dispatchKeyEvent", type="keyDown", commands=["selectAll"])

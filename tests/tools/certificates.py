@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Makes the certificates of a test of TLS, with openssl, which is fetched where it is not installed.
+"""Makes the certificates of a TLS test with openssl, which is fetched if it is not installed.
 
     python3 tests/tools/certificates.py FOLDER
 
-Of two authorities, `authority.pem` and `other.pem`, the first has signed `server.pem`, made out to `localhost` alone; `own.pem`, for
-the same name, is self-signed and calls itself an authority, as openssl makes them; `unnamed.pem`, self-signed too, has no
-name but a common name. Each has its key beside it, as `….key`.
+There are two authorities, `authority.pem` and `other.pem`. The first has signed `server.pem`, which
+is valid for `localhost` only. `own.pem`, for the same name, is self-signed and marked as an
+authority, as openssl does. `unnamed.pem` is self-signed too and has only a common name. Each has
+its key beside it, as `….key`.
 """
 
 import subprocess

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Checks what no compiler reads: links between the project's documents, files that they name,
+"""Checks files that no compiler reads: links between the project's documents, files that they name,
 checksums of vendored files, syntax of Python files.
 
-Prints what is wrong and fails, or prints one line. Standard library only.
+Prints the problems and fails, or prints one line. Standard library only.
 """
 
 import ast
@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-# Folders that hold what is built or run, not what the project is.
+# Folders with built files and data, not with sources.
 NOT_OURS = {".git", ".venv", "__pycache__", "data", "target"}
 
 
@@ -26,7 +26,7 @@ def project_files(suffix):
 
 
 def headings(text):
-    """The anchors that a Markdown file offers, as they are made from its headings."""
+    """The anchors of a Markdown file, as they are made from its headings."""
     anchors = set()
     for heading in re.findall(r"^#+\s+(.*?)\s*$", text, re.MULTILINE):
         plain = re.sub(r"[`*]|\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
@@ -49,7 +49,7 @@ def broken_links():
 
 
 def missing_files():
-    """Files that a document names in code style, such as `docs/STREAMING.md`, and that are nowhere
+    """Files that a document names in code style, such as `docs/STREAMING.md`, but that do not exist
     in the project."""
     names = re.compile(r"`([\w.-]+(?:/[\w.-]+)*\.(?:cfg|html|js|json|md|py|rs|sh|sql|toml|txt|ya?ml))`")
     known = ["/" + path.relative_to(ROOT).as_posix() for path in project_files("")]

@@ -1,5 +1,5 @@
-"""What Docker Compose makes of docker-compose.yml, as far as the tests need it to run the same
-without containers. Needs PyYAML."""
+"""Reads docker-compose.yml like Docker Compose, as far as the tests need it to run the same without
+containers. Needs PyYAML."""
 
 import re
 
@@ -26,8 +26,8 @@ def filled_in(text, variables):
 
 
 def environment(service, dotenv):
-    """The variables that a container of the service gets, when `.env` holds `dotenv`; what the
-    service itself names wins."""
+    """The variables of a container of the service, with `dotenv` as `.env`; variables that the
+    service itself names win."""
     given = dict(dotenv) if {"path": ".env", "required": False} in service.get("env_file", []) else {}
     return given | {name: filled_in(str(value), dotenv) for name, value in service.get("environment", {}).items()}
 

@@ -1,7 +1,8 @@
-"""A plugin of pytest for the contract suite, which is kept as it came: paces its spaced posts from answer to answer.
+"""A plugin of pytest for the contract suite, which is kept unchanged: it spaces the suite's posts
+from response to response.
 
-The suite sends them by a timetable. One that a busy machine delays by more than the timetable's slack, a seventh of a second, comes too
-close before the next, and the throttle refuses that, rightly.
+The suite sends them at fixed times. If a busy machine delays a post by more than a seventh of a
+second, it comes too close to the next one, and the throttle correctly refuses that.
 """
 
 import time
@@ -11,7 +12,8 @@ def spaced(post_prompt, user, count, pause=1.15):
     statuses = []
     for number in range(count):
         statuses.append(post_prompt(user, f"n{number}").status_code)
-        # Counted before it was answered, so at least as long before the next is.
+        # The post was counted before its response, so the time to the next one is at least this
+        # long.
         time.sleep(pause)
     return statuses
 

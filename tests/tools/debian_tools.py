@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Finds or fetches tools that Debian and Ubuntu package, without root and without changing the system.
+"""Finds or fetches tools that Debian and Ubuntu package, without root and without changing the
+system.
 
     python3 tests/tools/debian_tools.py promtool wrk     prints a path for each
 
-A tool on PATH is used as it is. Otherwise its package, with the libraries that are missing here, is downloaded by
-`apt-get download` and unpacked into target/tools, and a small script there starts it with those libraries.
-Standard library only.
+A tool on PATH is used as it is. Otherwise its package, with the libraries that are missing here, is
+downloaded by `apt-get download` and unpacked into target/tools, and a small script there starts it
+with those libraries. Standard library only.
 """
 
 import os
@@ -22,11 +23,10 @@ HOME = TARGET / "tools"
 UNPACKED = HOME / "root"
 APT = HOME / "apt"
 
-# Tool: its package, and whether the packages that this one depends on are needed to run the tool. Prometheus depends on
-# web assets and an account for its daemon; its programs themselves are one file each.
+# Tool: its package, and whether the tool needs the dependencies of the package. Prometheus depends
+# on web assets and an account for its daemon, but each of its programs is one file.
 PACKAGES = {
-    # Debian's Chromium without a window: less than half of what the package `chromium` brings
-    # along.
+    # Debian's Chromium without a window: less than half of the size of the package `chromium`.
     "chromium-headless-shell": ("chromium-headless-shell", True),
     "curl": ("curl", True),
     "haproxy": ("haproxy", True),
@@ -37,7 +37,7 @@ PACKAGES = {
     "wrk": ("wrk", True),
 }
 
-# Where the program is in its package, if not in a folder of programs. What is there is a script
+# The program's path in its package, if it is not in a folder of programs: there is only a script
 # that starts /usr/lib/….
 EXECUTABLES = {"chromium-headless-shell": "lib/chromium/chromium-headless-shell"}
 
@@ -50,13 +50,14 @@ class Unavailable(Exception):
 
 
 def apt(tool, *arguments, own_lists, cwd=None):
-    """Runs an apt tool with caches of our own, so that it neither needs root nor touches the system's."""
+    """Runs an apt tool with separate caches, so that it needs no root and does not change those of
+    the system."""
     for folder in ("cache/archives/partial", "lists/partial"):
         (APT / folder).mkdir(parents=True, exist_ok=True)
     options = {
         "Dir::Cache": APT / "cache",
         "Debug::NoLocking": "1",
-        # As root, apt would hand downloads to an account that may not write here.
+        # As root, apt would let another account download, which cannot write here.
         "APT::Sandbox::User": "root",
         "Acquire::Retries": "3",
     }
@@ -77,7 +78,7 @@ def missing_packages(package, own_lists):
 
 
 def download(package, with_dependencies, own_lists):
-    """Downloads and unpacks; returns apt's complaint, or nothing when it worked."""
+    """Downloads and unpacks; returns apt's error, or nothing if it worked."""
     names = missing_packages(package, own_lists) if with_dependencies else [package]
     folder = HOME / "packages"
     shutil.rmtree(folder, ignore_errors=True)
@@ -101,7 +102,8 @@ def fetch(tool, package, with_dependencies):
     print(f"fetching {tool} (package {package}) into {HOME}", file=sys.stderr)
     complaint = download(package, with_dependencies, own_lists=False)
     if complaint:
-        # Containers are often shipped without apt's lists, and old lists name files that the mirrors have replaced.
+        # Containers often have no apt lists, and old lists name files that the mirrors have
+        # replaced.
         updated = apt("apt-get", "update", own_lists=True)
         complaint = download(package, with_dependencies, own_lists=True)
         if complaint:
@@ -114,7 +116,8 @@ def library_folders():
 
 
 def path(tool):
-    """Path of an executable `tool`. Raises Unavailable where there is neither the tool nor apt, RuntimeError when fetching fails."""
+    """Path of an executable `tool`. Raises Unavailable where there is neither the tool nor apt,
+    RuntimeError when fetching fails."""
     installed = shutil.which(tool)
     if installed:
         return Path(installed)
@@ -149,8 +152,8 @@ def library(name):
 
 
 def wrong_clock(seconds):
-    """The environment in which a process sees wall time that far off; its monotonic clock goes right, as on a machine whose
-    time is set wrong. Raises as `path` does."""
+    """The environment in which a process sees wrong wall time, by this offset. Its monotonic clock
+    is right, as on a machine whose time is set wrong. Raises as `path` does."""
     return {
         "LD_PRELOAD": str(library("libfaketime.so.1")), "FAKETIME": f"{seconds:+d}s",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1",

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""A TCP proxy that misbehaves on demand, to stand between a service and its Postgres or Redis.
+"""A TCP proxy that causes faults on demand, between a service and its Postgres or Redis.
 
-    python3 tests/tools/fault_proxy.py PORT       prints the port that it listens on, then obeys lines of its standard input
+    python3 tests/tools/fault_proxy.py PORT       prints its port, then reads commands from its standard input
 
-Lines, each answered by `ok`: `pass` (as if it were not there), `delay SECONDS` (every piece of data, in each direction, arrives that
-much later, in order), `stall` (connections are taken and nothing arrives), `cut` (every connection is reset, and so are new
-ones). What `stall` held back arrives after `pass`. The proxy ends with its standard input. Standard library only.
+The commands, each confirmed by `ok`: `pass` (no fault), `delay SECONDS` (all data, in each
+direction, arrive that much later, in order), `stall` (connections are accepted and nothing
+arrives), `cut` (every connection is reset, also new ones). Data that `stall` held back arrive after
+`pass`. The proxy ends with its standard input. Standard library only.
 """
 
 import asyncio
@@ -39,7 +40,7 @@ class Fault:
 
 
 async def one_way(fault, reader, writer):
-    """Passes data on in order, each piece after its delay; reading goes on meanwhile."""
+    """Passes data on in order, each piece after its delay, and reads at the same time."""
     loop = asyncio.get_running_loop()
     pieces = asyncio.Queue(64)
 
@@ -51,7 +52,7 @@ async def one_way(fault, reader, writer):
     async def write():
         while True:
             due, data = await pieces.get()
-            # Neither waits where there is no fault.
+            # Without a fault, neither of them waits.
             await asyncio.sleep(max(0.0, due - loop.time()))
             await fault.flowing.wait()
             if not data:
@@ -94,7 +95,7 @@ async def main(port):
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         fault.become(*line.split())
         print("ok", flush=True)
-    # At once: open connections are nobody's any more.
+    # At once: nobody uses the open connections any more.
     os._exit(0)
 
 

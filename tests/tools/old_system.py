@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Makes the database of the Django system that this service replaces, by Django itself: its tables, its hashes, its rows.
+"""Creates a database of the Django system that this service replaces, with Django itself: tables,
+hashes, rows.
 
     old_system.py DATABASE_URL USERS PROMPTS
 
-The database must be empty. Every account's password is `password(n)`; those of the first HASHED_FULLY cost what Django makes them
-cost, and the others' a thousandth, because a thousand of them would take minutes.
+The database must be empty. Every account's password is `password(n)`; the first HASHED_FULLY are
+hashed with Django's number of iterations, and the others with a thousandth of it, because a
+thousand full hashes would take minutes.
 """
 
 import datetime
@@ -34,7 +36,8 @@ def password(n):
 
 
 def text(n):
-    """The n-th prompt: mostly an ordinary one, now and then something odd that the old system took too."""
+    """The n-th prompt: usually an ordinary one, sometimes an odd one that the Django system
+    accepted too."""
     odd = {3: "  white space around it \n", 5: "Ação, 日本語 e 🦀", 7: "line\nbreaks\r\nand\ttabs", 11: "x" * 20_000}
     return odd.get(n, gen_prompts.prompt(n))
 
@@ -104,7 +107,8 @@ def make_users(count):
 
 
 def make_prompts(count, users):
-    """By COPY, which takes a second where the model's way takes a minute. Ids count from 1, and one at the end is given out in vain."""
+    """With COPY, which takes a second where Django's models take a minute. Ids count from 1; after
+    the last row, one more id is given out and not used."""
     from django.db import connection
 
     with connection.cursor() as cursor, cursor.copy("COPY prompts_prompt (user_id, prompt, response, created_at) FROM STDIN") as copy:

@@ -5,8 +5,8 @@
     python3 tests/tools/python_env.py deploy    target/venv-deploy, from tests/requirements-deploy.txt
     python3 tests/tools/python_env.py litellm   target/venv-litellm, from tests/requirements-litellm.txt
 
-Standard library only, so any Python 3.11 or newer can run it. An environment that was made from the same
-requirements by the same Python is left alone, which takes a few milliseconds.
+Standard library only, so any Python 3.11 or newer can run it. If the requirements and the Python
+have not changed, nothing is done, which takes a few milliseconds.
 """
 
 import hashlib
@@ -17,7 +17,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Which of the environments: none, or the name of one that is apart because its packages are many and disagree with the others.
+# Which environment: none, or the name of a separate one, whose many packages conflict with the
+# others.
 SUFFIX = "".join(f"-{name}" for name in sys.argv[1:])
 REQUIREMENTS = ROOT / "tests" / f"requirements{SUFFIX}.txt"
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve()
@@ -25,8 +26,8 @@ VENV = TARGET / f"venv{SUFFIX}"
 INTERPRETER = VENV / "bin" / "python"
 STAMP = VENV / "stamp"
 
-# Where the `venv` module cannot bootstrap pip (Debian and Ubuntu package it apart), the packages go to a plain
-# folder, and this stands in for the interpreter.
+# If the `venv` module cannot install pip (Debian and Ubuntu package it separately), the packages go
+# to a plain folder, and this script is used as the interpreter.
 WRAPPER = """#!/bin/sh
 PYTHONPATH="{site}${{PYTHONPATH:+:$PYTHONPATH}}"
 export PYTHONPATH
@@ -35,13 +36,14 @@ exec "{python}" "$@"
 
 
 def wanted():
-    """What an up-to-date environment's stamp says."""
+    """The content of the stamp of an up-to-date environment."""
     digest = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
     return f"{digest} {sys.version_info.major}.{sys.version_info.minor} {VENV}\n"
 
 
 def run(*command):
-    """Runs a command; its output goes to standard error, because standard output is the answer."""
+    """Runs a command; its output goes to standard error, because standard output is for the result.
+    """
     return subprocess.run([str(part) for part in command], stdout=sys.stderr).returncode == 0
 
 
@@ -53,7 +55,7 @@ def install():
     options = ["--quiet", "--disable-pip-version-check", "--no-input", "--requirement", REQUIREMENTS]
     made = subprocess.run([sys.executable, "-m", "venv", VENV], capture_output=True, text=True)
     if made.returncode == 0:
-        # As root, pip warns about an environment it takes for the system's; this one is private.
+        # As root, pip warns as if this were the system's environment; it is a private one.
         return run(INTERPRETER, "-m", "pip", "install", "--root-user-action=ignore", *options)
     say("the venv module cannot make an environment here; installing into a plain folder instead")
     shutil.rmtree(VENV, ignore_errors=True)
@@ -67,7 +69,8 @@ def install():
 
 
 def ensure():
-    """Returns the interpreter's path, making the environment first if it is missing or out of date."""
+    """Returns the interpreter's path, and first creates the environment if it is missing or out of
+    date."""
     if STAMP.is_file() and STAMP.read_text() == wanted():
         return INTERPRETER
     say(f"making the Python environment {VENV}")

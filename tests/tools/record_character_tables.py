@@ -4,9 +4,10 @@
     python3 -m venv .venv && .venv/bin/pip install tokenizers==0.23.3
     .venv/bin/python tests/tools/record_character_tables.py > src/embed/tokenizer/character_tables.rs
 
-The reference mixes Unicode versions: its general categories are older than its lower-casing. Instead of guessing which
-table is how old, this asks it about every code point, so the two agree by construction. Values (what a character
-decomposes to, its combining class) are not recorded: Unicode promises that they never change once given.
+The reference mixes Unicode versions: its general categories are older than its lower-casing.
+Instead of guessing the version of each table, this script asks the reference about every code
+point, so the two agree by construction. Values (decompositions, combining classes) are not
+recorded: Unicode guarantees that they never change.
 """
 
 from tokenizers import __version__, normalizers, pre_tokenizers
@@ -33,7 +34,7 @@ def is_dropped(text):
 
 
 def is_stripped_mark(text):
-    # A character that decomposes is never met after decomposition.
+    # A character that decomposes never occurs after decomposition.
     return NFD.normalize_str(text) == text and STRIP.normalize_str(text) == ""
 
 
@@ -46,7 +47,8 @@ def is_decomposed(text):
 
 
 def is_reordered(text):
-    # Next to marks of class 1 (overlay), 232 (above right) and 240 (the highest), one of which any other class moves across.
+    # Next to marks of class 1 (overlay), 232 (above right) and 240 (the highest), one of which any
+    # other class moves across.
     moved = (text + "\u0334", "\u0315" + text, "\u0345" + text)
     return not (is_decomposed(text) or is_stripped_mark(text)) and any(map(is_decomposed, moved))
 

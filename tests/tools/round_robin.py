@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
-"""A reverse proxy that gives each request to the next of several servers, as a load balancer in front of replicas does.
+"""A reverse proxy that gives each request to the next of several servers, as a load balancer in
+front of replicas does.
 
-    python3 tests/tools/round_robin.py        prints the port that it listens on, then obeys lines of its standard input
+    python3 tests/tools/round_robin.py        prints its port, then reads commands from its standard input
 
-A line `{"backends": [8001, 8002]}` sets the ports on 127.0.0.1 that requests go to; `ok` answers it. The proxy ends with its
-standard input. What it promises to the tests:
+A line `{"backends": [8001, 8002]}` sets the ports on 127.0.0.1 that get the requests; the reply is
+`ok`. The proxy ends with its standard input. It guarantees to the tests:
 
 - Requests go to those backends whose /readyz says 200, in turn; to all of them where none does.
-- A backend that refuses the connection is passed over. A request that was sent is never sent again.
-- A backend that ends amid an answer ends the client's connection amid it, too. The one answer of the proxy's own is 502, when every
-  backend refuses the connection.
-- WebSockets are passed on as bytes. `X-Forwarded-For` is added; answers carry the backend's port as `X-Served-By`.
+- A backend that refuses the connection is skipped. A request that was sent is never sent again.
+- If a backend ends during a response, the client's connection ends too. The proxy's only own
+  response is 502, when every backend refuses the connection.
+- WebSockets are passed on as bytes. `X-Forwarded-For` is added; answers carry the backend's port as
+  `X-Served-By`.
 
 Standard library only.
 """
@@ -23,9 +25,9 @@ import re
 import sys
 
 HOST = "127.0.0.1"
-# Seconds between two looks at a backend's /readyz, and until a look is given up.
+# Seconds between two checks of a backend's /readyz, and the timeout of a check.
 LOOK_EVERY, LOOK_DEADLINE = 0.1, 3
-# Seconds that the rest of a request may take after its answer.
+# Seconds that the rest of a request may take after its response.
 PATIENCE = 1
 CHUNK = 1 << 16
 LONGEST_HEAD = 1 << 17
@@ -67,10 +69,11 @@ class Backends:
             writer.close()
 
     async def connect(self):
-        """A connection to the next backend that takes one, with its port; None when none does."""
+        """A connection to the next backend that accepts one, with its port; None if no backend
+        does."""
         usable = [port for port in self.ports if self.ready.get(port)] or self.ports
         self.turn += 1
-        # Others take their turns while this one waits.
+        # Other requests continue while this one waits.
         turn = self.turn
         for number in range(len(usable)):
             port = usable[(turn + number) % len(usable)]
@@ -120,7 +123,7 @@ async def pass_on_chunks(reader, writer):
 
 
 async def pass_on_body(head, reader, writer):
-    """Copies a request's body, however its end is told."""
+    """Copies a request's body, whichever way its end is marked."""
     if header(head, b"Transfer-Encoding") == b"chunked":
         await pass_on_chunks(reader, writer)
     else:
@@ -142,7 +145,7 @@ async def both_ways(client, backend):
 
 
 async def pass_on_answer(method, port, reader, writer):
-    """Passes the answer on; true when the client's connection can carry another request."""
+    """Passes the response on; true if the client's connection can carry another request."""
     while True:
         head = await reader.readuntil(b"\r\n\r\n")
         status = int(head.split(b" ", 2)[1])
@@ -169,7 +172,7 @@ async def pass_on_answer(method, port, reader, writer):
 
 
 async def exchange(backends, head, client):
-    """Answers one request; true when the client's connection can carry another."""
+    """Serves one request; true if the client's connection can carry another."""
     connected = await backends.connect()
     if connected is None:
         client[1].write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
@@ -183,7 +186,7 @@ async def exchange(backends, head, client):
     rest = b"X-Forwarded-For: %s\r\n%s" % (here if hops is None else hops + b", " + here, without(rest, b"X-Forwarded-For"))
     upgrade = header(rest, b"Upgrade") is not None
     if not upgrade:
-        # One connection a request: the next one is another backend's.
+        # One connection for each request, because the next request goes to another backend.
         rest = b"Connection: close\r\n" + without(rest, b"Connection")
     try:
         backend[1].write(first + b"\r\n" + rest)
@@ -193,7 +196,8 @@ async def exchange(backends, head, client):
             if upgrade and not reusable:
                 await sending
                 await both_ways(client, backend)
-            # An answer that came before the whole request was read leaves the rest of the request in the way.
+            # If a response comes before the whole request was read, the rest of the request is
+            # still on the connection.
             await asyncio.wait([sending], timeout=PATIENCE)
             return reusable and sending.done() and sending.exception() is None
         finally:
@@ -214,7 +218,8 @@ async def serve(backends, reader, writer):
                 break
         writer.close()
     except (OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-        # The client shall see a broken connection, not an end that looks like the answer's.
+        # The client must see a broken connection, not an end that looks like the end of the
+        # response.
         writer.transport.abort()
 
 
@@ -226,7 +231,7 @@ async def main():
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         backends.set(json.loads(line)["backends"])
         print("ok", flush=True)
-    # At once: open connections are nobody's any more.
+    # At once: nobody uses the open connections any more.
     os._exit(0)
 
 

@@ -20,10 +20,10 @@ ROOT = Path(__file__).resolve().parents[2]
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve()
 BINARY = Path(os.environ.get("PROMPT_SERVICE_BINARY", TARGET / "release" / "prompt-service"))
 
-# The service reads these from the caller's environment; everything else of it would make runs differ.
+# The service gets these variables from the caller's environment; others would make runs differ.
 KEPT = ("PATH", "HOME", "TMPDIR", "LANG", "TZ", "LD_LIBRARY_PATH")
 
-# Seconds. Start takes a fraction of one; the rest is room for a machine that is busy with other things.
+# Seconds. A start takes a fraction of one; the rest is for a busy machine.
 START_DEADLINE = 60
 STOP_DEADLINE = 60
 
@@ -31,9 +31,10 @@ THROTTLES_OFF = {"PROMPT_THROTTLE": "off", "REGISTER_THROTTLE": "off"}
 
 
 def wait_until(condition, deadline, what, interval=0.01):
-    """Returns the first true answer of `condition`; fails when there is none within `deadline` seconds.
+    """Returns the first true result of `condition`; fails if there is none within `deadline`
+    seconds.
 
-    `what` tells what was waited for: a text, or what makes one of the state at the end.
+    `what` describes the condition: a text, or a function that makes one from the last state.
     """
     end = time.monotonic() + deadline
     while True:
@@ -46,7 +47,8 @@ def wait_until(condition, deadline, what, interval=0.01):
 
 
 def run(*arguments, folder, stdin="", timeout=START_DEADLINE, **variables):
-    """Runs one command of the binary to its end, in that working directory and with these variables alone."""
+    """Runs one command of the binary to its end, in that working directory and with only these
+    variables."""
     environment = {name: os.environ[name] for name in KEPT if name in os.environ}
     return subprocess.run(
         [str(BINARY), *arguments], cwd=folder, env=environment | variables, input=stdin, text=True, capture_output=True, timeout=timeout,
@@ -54,21 +56,21 @@ def run(*arguments, folder, stdin="", timeout=START_DEADLINE, **variables):
 
 
 def refusal(process):
-    """The one line in which a command that failed says why."""
+    """The one error line of a failed command."""
     assert process.returncode > 0, process
     [line] = process.stderr.splitlines()
     return line
 
 
 class Service(Started):
-    """One server process on a port of its own choice.
+    """One server process on a port that it chooses.
 
         with Service(PROMPT_THROTTLE="off") as service:
             urlopen(service.url + "/healthz")
 
-    Settings are environment variables. Without `data_dir` the service gets a new one, deleted by `close`; a second
-    Service on the same `data_dir` is a restart. `command` goes before the binary's path. `process_options` are
-    subprocess.Popen's.
+    Settings are environment variables. Without `data_dir` the service gets a new one, deleted by
+    `close`; a second Service on the same `data_dir` is a restart. `command` goes before the
+    binary's path. `process_options` are subprocess.Popen's.
     """
 
     def __init__(self, data_dir=None, secret_key=None, command=(), binary=None, process_options=None, **settings):
@@ -87,7 +89,8 @@ class Service(Started):
         """Starts the process without waiting for anything."""
         if not Path(self.command[-1]).is_file():
             raise FileNotFoundError(f"{self.command[-1]} is missing: run `cargo build --release` first")
-        # A file, not a pipe: nobody has to read along, and a full pipe cannot stop the service. A second launch adds to it.
+        # A file, not a pipe: nobody has to read it, and a full pipe cannot stop the service. A
+        # second launch appends to it.
         with open(self.folder / "stdout", "ab") as out, open(self.folder / "stderr", "ab") as err:
             options = {"cwd": self.folder, **self.process_options}
             self.process = subprocess.Popen(
@@ -97,11 +100,11 @@ class Service(Started):
         return self
 
     def start(self):
-        """Starts the process and returns once it says that it is ready."""
+        """Starts the process and returns when it reports that it is ready."""
         return self.launch().wait_until_ready()
 
     def wait_until_ready(self):
-        """Returns once the launched process says that it is ready."""
+        """Returns when the launched process reports that it is ready."""
         try:
             self.address = wait_until(self.listening, START_DEADLINE, "the service logs its address")
             wait_until(lambda: self.get("/readyz") == 200, START_DEADLINE, "/readyz answers 200")
@@ -110,7 +113,7 @@ class Service(Started):
         return self
 
     def listening(self):
-        """The address of the log line that announces it last, if one has been written."""
+        """The address in the last log line that announces it, if there is one."""
         if self.process.poll() is not None:
             raise AssertionError(f"the service ended at once with status {self.process.returncode}")
         for line in reversed(self.log()):
@@ -132,14 +135,14 @@ class Service(Started):
         return lines
 
     def written(self, stream):
-        """All that the process wrote to `stdout` or `stderr` so far."""
+        """All output of the process on `stdout` or `stderr` so far."""
         return (self.folder / stream).read_text(errors="replace")
 
     def stderr(self):
         return self.written("stderr")
 
     def output(self):
-        """The end of what the process wrote, for a failure message."""
+        """The end of the process's output, for a failure message."""
         parts = []
         for name in ("stdout", "stderr"):
             parts.append(f"--- {name} of {self.command[-1]} ---\n{self.written(name)[-6000:]}")
@@ -163,7 +166,7 @@ class Service(Started):
         return self.process.pid
 
     def ask(self, path):
-        """The status and the text of a GET's answer; both None when nothing answers."""
+        """The status and the text of the response to a GET; both None without a response."""
         try:
             with urllib.request.urlopen(self.url + path, timeout=10) as answer:
                 return answer.status, answer.read().decode()
@@ -173,11 +176,12 @@ class Service(Started):
             return None, None
 
     def get(self, path):
-        """The status of a GET, or None when nothing answers."""
+        """The status of a GET, or None without a response."""
         return self.ask(path)[0]
 
     def metric(self, series):
-        """The value of one series of /metrics, written as there (`backend_up{backend="store"}`); None where there is none."""
+        """The value of one series of /metrics, in its notation (`backend_up{backend="store"}`);
+        None if it does not exist."""
         found = re.search(rf"^{re.escape(series)} (\S+)$", self.ask("/metrics")[1] or "", re.MULTILINE)
         return found and float(found[1])
 
@@ -185,7 +189,8 @@ class Service(Started):
         self.process.send_signal(number)
 
     def wait(self, deadline=STOP_DEADLINE):
-        """Waits for the end and returns the exit status (negative: the signal that ended it)."""
+        """Waits for the end of the process and returns its exit status (negative: the signal that
+        ended it)."""
         try:
             return self.process.wait(deadline)
         except subprocess.TimeoutExpired:
@@ -197,12 +202,12 @@ class Service(Started):
         return self.wait()
 
     def kill(self):
-        """Ends the process without giving it a chance to do anything."""
+        """Kills the process at once."""
         self.process.kill()
         self.process.wait()
 
     def close(self):
-        """Ends the process whatever state it is in, and deletes the temporary folder."""
+        """Ends the process in whatever state it is, and deletes the temporary folder."""
         if self.process and self.process.poll() is None:
             self.signal(signal.SIGTERM)
             try:
@@ -212,7 +217,8 @@ class Service(Started):
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def limit_file_size(self, size_bytes):
-        """Lets the process write no file beyond this size, or any (None). The signal must have been ignored at its start."""
+        """Lets the process write no file beyond this size, or any (None). The signal must have been
+        ignored at its start."""
         limit = resource.RLIM_INFINITY if size_bytes is None else size_bytes
         resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 

@@ -1,4 +1,5 @@
-"""An upstream of the chat-completions protocol that counts what it is asked and can be held up, stopped and started. Standard library only."""
+"""An upstream with the chat-completions protocol. It counts its requests, and can be held, stopped
+and started. Standard library only."""
 
 import asyncio
 import json
@@ -6,23 +7,25 @@ import threading
 from collections import Counter
 
 HOST = "127.0.0.1"
-# Pieces of each streamed answer.
+# Pieces of each streamed response.
 PIECES = 8
 
 
 def answer_to(prompt):
-    """The one answer that a prompt gets, whenever it is asked."""
+    """The response to a prompt, always the same."""
     return " ".join(f"{number}:{prompt}" for number in range(PIECES))
 
 
 class Upstream:
-    """Answers in a thread of its own, each answer over `seconds`; streamed ones in pieces.
+    """Responds in a separate thread; each response takes `seconds`, and streamed ones come in
+    pieces.
 
         with Upstream(seconds=0.2) as upstream:
             Service(OPENAI_BASE_URL=upstream.url)
 
-    `asked` and `answered` count calls by prompt: those that came, and those whose answer was written to its end. After `hold`, answers
-    stop before their last piece until `release`. `stop` breaks every connection; `start` listens again at the same address.
+    `asked` and `answered` count calls by prompt: those that came, and those whose response was
+    written to its end. After `hold`, responses stop before their last piece until `release`. `stop`
+    breaks every connection; `start` listens again at the same address.
     """
 
     def __init__(self, seconds=0.0):
@@ -84,7 +87,7 @@ class Upstream:
             while True:
                 await self.answer_one(reader, writer)
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            # Either side may leave in the middle; that is what this is for.
+            # Each side may close the connection at any time; the tests are about that.
             writer.transport.abort()
         finally:
             self.tasks.discard(task)

@@ -1,7 +1,8 @@
-"""Starts real Postgres and Redis servers for a test or a benchmark, and stops, stalls and restarts them. Standard library only.
+"""Starts real Postgres and Redis servers for a test or a benchmark, and stops, stalls and restarts
+them. Standard library only.
 
-A server is a child process in a temporary folder on a free port of 127.0.0.1, with a password of its own. It ends with the
-process that started it, however that one ends.
+A server is a child process in a temporary folder on a free port of 127.0.0.1, with its own
+password. It ends when the process that started it ends, in whatever way.
 """
 
 import json
@@ -22,15 +23,16 @@ from started import Started
 
 TOOLS = Path(__file__).resolve().parent
 
-# Seconds. Both start within one; the rest is room for a machine that is busy with other things.
+# Seconds. Both start within one; the rest is for a busy machine.
 START_DEADLINE = 60
 STOP_DEADLINE = 30
 
-# Whoever starts a process through this takes it along, also when killed.
+# A process that is started through this ends with its parent, also if the parent is killed.
 TIED = ("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()
 
 
-# Below those that Linux gives to whoever asks for any port, or connects: a server that is stopped for a while finds its own again.
+# Below the ports that Linux chooses for listeners and connections, so a server that was stopped for
+# a while gets its port again.
 PORTS = range(20_000, 32_000)
 given_ports = set()
 
@@ -46,7 +48,8 @@ def free_port():
 
 
 def found(server):
-    """What tests/tools/test_servers.py says of a server's programs, which it fetches if they are not here yet."""
+    """The output of tests/tools/test_servers.py for a server's programs, which it fetches if they
+    are missing."""
     run = subprocess.run([sys.executable, str(TOOLS / "test_servers.py"), server], text=True, stdout=subprocess.PIPE)
     if run.returncode != 0:
         raise RuntimeError(f"tests/tools/test_servers.py found no {server}")
@@ -66,10 +69,10 @@ def descendants(pid):
 
 
 class Server(Started):
-    """One server process; subclasses know its command and how it says that it is ready."""
+    """One server process; subclasses know its command and its sign of readiness."""
 
     name = "server"
-    # What Popen needs beyond the command.
+    # Further arguments of Popen.
     options = {}
     stop_signal = signal.SIGTERM
 
@@ -80,7 +83,8 @@ class Server(Started):
         self.process = None
 
     def start(self):
-        """Starts the process on the same port and folder as before, and returns once it answers."""
+        """Starts the process on the same port and folder as before, and returns when it responds.
+        """
         self.launch()
         try:
             wait_until(self.is_ready, START_DEADLINE, f"{self.name} answers")
@@ -102,12 +106,12 @@ class Server(Started):
         return self.answers()
 
     def log(self):
-        """All that the process wrote."""
+        """All output of the process."""
         path = self.folder / "log"
         return path.read_text(errors="replace") if path.exists() else ""
 
     def output(self):
-        """The end of what the process wrote, for a failure message."""
+        """The end of the process's output, for a failure message."""
         return f"--- log of {self.name} ---\n{self.log()[-4000:]}"
 
     def signal_all(self, number):
@@ -119,7 +123,8 @@ class Server(Started):
                 continue
 
     def pause(self):
-        """Stalls the server: connections stay open, the kernel takes new ones, nobody answers."""
+        """Stalls the server: connections stay open, the kernel accepts new ones, and the server
+        does not respond."""
         self.signal_all(signal.SIGSTOP)
 
     def resume(self):
@@ -134,7 +139,7 @@ class Server(Started):
             raise AssertionError(f"{self.name} did not end within {STOP_DEADLINE} s\n{self.output()}") from None
 
     def close(self):
-        """Ends the process whatever state it is in, and deletes its folder."""
+        """Ends the process in whatever state it is, and deletes its folder."""
         if self.process and self.process.poll() is None:
             self.resume()
             self.signal_all(signal.SIGKILL)
@@ -143,14 +148,16 @@ class Server(Started):
 
 
 class Postgres(Server):
-    """A Postgres server with pgvector at hand, and one role and database for each service that asks for one.
+    """A Postgres server with pgvector, and a role and a database for each service that requests
+    one.
 
-    `durable` keeps fsync on: tests do without, because no test here cuts the power. POSTGRES_KIND names another server of
-    test_servers.py for all of them: `postgres18`.
+    `durable` keeps fsync on. Tests run without it, because no test here cuts the power.
+    POSTGRES_KIND names another server of test_servers.py for all of them: `postgres18`.
     """
 
     name = "postgres"
-    # "Fast": connections are ended. "Smart", which is SIGTERM, would wait for clients that never leave.
+    # "Fast": connections are ended. "Smart", which is SIGTERM, would wait for clients that never
+    # leave.
     stop_signal = signal.SIGINT
     OWNER = "postgres"
 
@@ -164,7 +171,7 @@ class Postgres(Server):
             "dynamic_shared_memory_type": "mmap", "shared_buffers": "64MB",
             **({} if durable else {"fsync": "off", "full_page_writes": "off"}), **settings,
         }
-        # Root gives the server, which would refuse to run as root, to somebody else.
+        # Postgres refuses to run as root, so root runs it as another user.
         self.uid = installation["uid"]
         if self.uid is not None:
             self.options = {"user": self.uid, "group": self.uid, "extra_groups": []}
@@ -211,11 +218,12 @@ class Postgres(Server):
         return run
 
     def query(self, sql, database="postgres"):
-        """The rows of a query's answer, as lists of texts."""
+        """The rows of a query's result, as lists of texts."""
         return [line.split("|") for line in self.psql(sql, database).stdout.splitlines()]
 
     def make_database(self, extension=True):
-        """A new database with a role of its own, which owns it and is nothing special; returns its DATABASE_URL."""
+        """A new database with a new role, which owns it and has no special rights; returns its
+        DATABASE_URL."""
         name = f"d{secrets.token_hex(6)}"
         # CREATE DATABASE allows no other statement beside it in a transaction.
         self.psql(f"CREATE ROLE {name} LOGIN PASSWORD '{self.password}'")
@@ -234,7 +242,8 @@ class Postgres(Server):
 
 
 class Redis(Server):
-    """A Redis server that keeps nothing on disk: a restart forgets everything. `kind` is one that test_servers.py knows."""
+    """A Redis server without files: a restart loses everything. `kind` is one that test_servers.py
+    knows."""
 
     name = "redis"
 
@@ -271,7 +280,8 @@ class Redis(Server):
 
     @contextmanager
     def monitored(self):
-        """Within the block, collects what MONITOR says: the lines of all commands that the server runs, each with its time."""
+        """Within the block, collects the output of MONITOR: the lines of all commands that the
+        server runs, each with its time."""
         lines = []
         with self.connect() as connection:
             connection.sendall(resp("MONITOR"))
@@ -281,7 +291,7 @@ class Redis(Server):
             reader = threading.Thread(target=lambda: lines.extend(iter(stream.readline, b"")))
             reader.start()
             yield lines
-            # The server answers what it was asked last after everything that it ran before.
+            # The server replies to the last command after it has run everything before.
             with self.connect() as last:
                 last.sendall(resp("ECHO", "the end"))
                 last.recv(100)

@@ -1,4 +1,5 @@
-"""A file system of a few MiB for the data of a service, which tests can fill. Standard library only."""
+"""A file system of a few MiB for the data of a service, which tests can fill. Standard library
+only."""
 
 import os
 import subprocess
@@ -8,14 +9,14 @@ from running_service import Service
 
 
 class Unavailable(Exception):
-    """This system does not let its users mount file systems of their own."""
+    """This system does not allow its users to mount file systems."""
 
 
 class SmallDisk:
-    """An empty folder that is a file system of its own for the services started on it.
+    """An empty folder that is a separate file system for the services started on it.
 
-    Only they see it, in a namespace, which any user may make where the kernel lets users make some.
-    It lasts until `close`, so that a service can be killed and started again.
+    Only they see it, in a namespace, which every user can create if the kernel allows user
+    namespaces. It lasts until `close`, so that a service can be killed and started again.
     """
 
     def __init__(self, folder, size="8m"):
@@ -29,7 +30,7 @@ class SmallDisk:
         if self.holder.stdout.readline() != b"mounted\n":
             self.close()
             raise Unavailable
-        # The same folder, as processes outside see it.
+        # The same folder, as seen by processes outside.
         self.outside = Path(f"/proc/{self.holder.pid}/root{folder}")
 
     def __enter__(self):
@@ -44,7 +45,7 @@ class SmallDisk:
         return Service(data_dir=self.folder, command=enter, **settings)
 
     def fill(self):
-        """Takes all the room there is with a file of somebody else's."""
+        """Fills the file system with another program's file."""
         try:
             with open(self.outside / "ballast", "ab", buffering=0) as file:
                 while True:

@@ -1,8 +1,9 @@
-"""What is started on entering a `with` block, and closed on leaving it."""
+"""Objects that start at the beginning of a `with` block, and close at its end."""
 
 
 class Started:
-    """Has `start`, which returns what the block works with, and `close`, which may come at any point of a start."""
+    """Has `start`, which returns the object for the block, and `close`, which may be called at any
+    point of a start."""
 
     def __enter__(self):
         try:

@@ -1,4 +1,4 @@
-"""Runs the binary on a terminal of a given width, as a person sees it. Standard library only."""
+"""Runs the binary on a terminal of a given width. Standard library only."""
 
 import fcntl
 import os
@@ -32,7 +32,7 @@ class Terminal:
         self.reader.start()
 
     def _read(self):
-        # The end of the terminal's other side is an error here.
+        # When the other side of the terminal ends, reading is an error.
         try:
             while piece := os.read(self.ours, 65536):
                 self.raw += piece
@@ -51,12 +51,12 @@ class Terminal:
 
     @property
     def text(self):
-        """All that was shown so far, with its colours."""
+        """All output so far, with its colours."""
         return self.raw.decode(errors="replace").replace("\r\n", "\n")
 
     @property
     def lines(self):
-        """The lines without colours. What was drawn over stands as a line of its own."""
+        """The lines without colours. Text that was overwritten is a separate line."""
         return re.split("[\r\n]+", ESCAPE.sub("", self.text).strip("\r\n"))
 
     def wait_for(self, words):

