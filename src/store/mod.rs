@@ -24,38 +24,11 @@ pub use self::calls::{
     Begun, CallOutcome, CallStore, ExpiredCall, Holder, KEY_LIFETIME, KeyClaim, KeyState, NewCall,
 };
 
-/// The columns of a prompt's row, the same in both schemas; with `"p."` those of the table `p`.
+/// The columns of a prompt's row, the same in both schemas.
 macro_rules! prompt_columns {
     () => {
-        prompt_columns!("")
-    };
-    ($table:literal) => {
-        concat!(
-            $table,
-            "id, ",
-            $table,
-            "user_id, ",
-            $table,
-            "created_at, ",
-            $table,
-            "status, ",
-            $table,
-            "error, ",
-            $table,
-            "model, ",
-            $table,
-            "prompt, ",
-            $table,
-            "response, ",
-            $table,
-            "llm_duration_ms, ",
-            $table,
-            "prompt_tokens, ",
-            $table,
-            "completion_tokens, ",
-            $table,
-            "finish_reason"
-        )
+        "id, user_id, created_at, status, error, model, prompt, response, llm_duration_ms, \
+         prompt_tokens, completion_tokens, finish_reason"
     };
 }
 pub(crate) use prompt_columns;

@@ -120,18 +120,20 @@ const SETTLE: &str = concat!(
 /// SKIP LOCKED, so this cannot deadlock with a transaction that settles or renews a call. The lock
 /// reads the lease again, so a lease that was renewed meanwhile stays valid.
 const EXPIRE: &str = concat!(
-    "WITH expired AS (
+    "WITH over AS (
          SELECT p.id FROM running_call r JOIN prompt p ON p.id = r.prompt_id WHERE r.lease_until <= ",
     clock!(),
     " AND r.prompt_id <> ALL ($3) ORDER BY r.lease_until LIMIT $1 FOR UPDATE OF p, r SKIP LOCKED
      ), released AS (
-         DELETE FROM running_call r USING expired WHERE r.prompt_id = expired.id
+         DELETE FROM running_call r USING over WHERE r.prompt_id = over.id
          RETURNING r.prompt_id, r.announce
+     ), expired AS (
+         UPDATE prompt p SET status = 'failed', error = $2 FROM released
+         WHERE p.id = released.prompt_id RETURNING p.*, released.announce
      )
-     UPDATE prompt p SET status = 'failed', error = $2 FROM released WHERE p.id = released.prompt_id
-     RETURNING ",
-    prompt_columns!("p."),
-    ", released.announce"
+     SELECT announce, ",
+    prompt_columns!(),
+    " FROM expired"
 );
 
 fn stored_key(row: &Row) -> Result<StoredKey, Error> {
