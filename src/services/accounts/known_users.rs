@@ -15,7 +15,7 @@ const MAX_AGE: Duration = Duration::from_secs(2);
 /// outdated.
 const CAPACITY: usize = 10_000;
 
-/// Accounts by id, each at most [`MAX_AGE`] old. A missing account is not cached: it is rare, and
+/// Accounts by id, each at most two seconds old. A missing account is not cached: it is rare, and
 /// the account may be created.
 #[derive(Default)]
 pub struct KnownUsers {
