@@ -13,7 +13,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::error::{ApiError, ErrorResponse, INVALID_CREDENTIALS, THROTTLED};
-use super::extract::{Body, ClientAddress, Fields, Form};
+use super::extract::{Body, ClientAddress, form};
 use super::page_origin::{PageOrigin, require_allowed_page, wants_secure_cookie};
 use super::session_cookie::{self, session_cookies};
 use super::state::AppState;
@@ -68,19 +68,11 @@ pub struct RegisterRequest {
 /// other rules.
 type RawText = Result<String, &'static str>;
 
-impl Form for RegisterRequest {
-    const FIELDS: &'static [&'static str] = &["username", "email", "password"];
-}
-
-impl RegisterRequest {
-    fn read(fields: &mut Fields) -> Self {
-        Self {
-            username: fields.raw_text("username"),
-            email: fields.raw_text("email"),
-            password: fields.raw_text("password"),
-        }
-    }
-}
+form!(RegisterRequest {
+    username: raw_text,
+    email: raw_text,
+    password: raw_text
+});
 
 /// An account.
 #[derive(Serialize, ToSchema)]
@@ -110,19 +102,11 @@ pub struct LogInRequest {
     session: bool,
 }
 
-impl Form for LogInRequest {
-    const FIELDS: &'static [&'static str] = &["username", "password", "session"];
-}
-
-impl LogInRequest {
-    fn read(fields: &mut Fields) -> Self {
-        Self {
-            username: fields.text("username").unwrap_or_default(),
-            password: fields.text("password").unwrap_or_default(),
-            session: fields.flag("session"),
-        }
-    }
-}
+form!(LogInRequest {
+    username: text,
+    password: text,
+    session: flag
+});
 
 /// The tokens of a login.
 #[derive(Serialize, ToSchema)]
@@ -140,17 +124,7 @@ pub struct RefreshRequest {
     refresh: String,
 }
 
-impl Form for RefreshRequest {
-    const FIELDS: &'static [&'static str] = &["refresh"];
-}
-
-impl RefreshRequest {
-    fn read(fields: &mut Fields) -> Self {
-        Self {
-            refresh: fields.text("refresh").unwrap_or_default(),
-        }
-    }
-}
+form!(RefreshRequest { refresh: text });
 
 /// A new access token.
 #[derive(Serialize, ToSchema)]
@@ -166,17 +140,9 @@ pub struct LogOutRequest {
     refresh: Option<String>,
 }
 
-impl Form for LogOutRequest {
-    const FIELDS: &'static [&'static str] = &["refresh"];
-}
-
-impl LogOutRequest {
-    fn read(fields: &mut Fields) -> Self {
-        Self {
-            refresh: fields.optional_text("refresh"),
-        }
-    }
-}
+form!(LogOutRequest {
+    refresh: optional_text
+});
 
 /// A ticket for one WebSocket.
 #[derive(Serialize, ToSchema)]

@@ -9,7 +9,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::error::{ApiError, ErrorResponse, THROTTLED};
-use super::extract::{Body, ClientAddress, Fields, Form};
+use super::extract::{Body, ClientAddress, form};
 use super::state::AppState;
 use crate::domain::ClientNetwork;
 use crate::error::{Error, Unauthenticated};
@@ -39,20 +39,11 @@ pub struct TokenRequest {
     password: String,
 }
 
-impl Form for TokenRequest {
-    const FIELDS: &[&str] = &["grant_type", "username", "password"];
-}
-
-impl TokenRequest {
-    fn read(fields: &mut Fields) -> Self {
-        let mut text = |name| fields.text(name).unwrap_or_default();
-        Self {
-            grant_type: text("grant_type"),
-            username: text("username"),
-            password: text("password"),
-        }
-    }
-}
+form!(TokenRequest {
+    grant_type: text,
+    username: text,
+    password: text
+});
 
 /// An access token, as OAuth 2 has it.
 #[derive(Serialize, ToSchema)]

@@ -1,5 +1,5 @@
-//! Accounts: registering, logging in and out, what ends what, and how slowly passwords may be
-//! guessed.
+//! Accounts: registering, logging in and out, the changes that end credentials, and the limits on
+//! guessing passwords.
 
 use std::time::Duration;
 
@@ -14,13 +14,13 @@ use crate::support::{
     App, Folder, PASSWORD, Response, User, behind_proxy, spawn_app, spawn_app_in,
 };
 
-/// What a refresh answers.
+/// The response to a refresh.
 async fn refresh(app: &App, token: &str) -> Response {
     let body = json!({ "refresh": token });
     app.post("/api/auth/refresh/").json(&body).send().await
 }
 
-/// The status that an access token gets.
+/// The status of a request with an access token.
 async fn me(app: &App, access: &str) -> u16 {
     app.get("/api/auth/me/").bearer(access).send().await.status
 }
@@ -389,8 +389,8 @@ async fn logins_in_flight_during_a_change_of_password_give_no_lasting_credential
     let app = spawn_app(behind_proxy).await;
     let user = app.user("alice").await;
     let store = app.folder.store().await;
-    // More logins than there are threads to hash them, each from an address of its own, so that
-    // none waits for another's outcome.
+    // More logins than threads that hash passwords. Each comes from another address, so that none
+    // waits for the outcome of another.
     let mut logins = JoinSet::new();
     for n in 0..24 {
         let body = json!({ "username": "alice", "password": PASSWORD, "session": true });
@@ -404,8 +404,8 @@ async fn logins_in_flight_during_a_change_of_password_give_no_lasting_credential
     let mut answers = vec![logins.join_next().await.unwrap().unwrap()];
     let hash =
         "$argon2id$v=19$m=19456,t=2,p=1$c2FsdHNhbHRzYWx0c2FsdA$c29tZXRoaW5nIGVsc2UsIG5vdCBpdA";
-    // Twice, as the operator's command does it: a login may read the account between the first
-    // one's time and its commit.
+    // The change is made twice, like in the operator's command: a login may read the account
+    // between the time and the commit of the first change.
     for _ in 0..2 {
         let changed = store.set_password(UserId(user.id), hash, Timestamp::now());
         assert!(changed.await.unwrap());
@@ -434,7 +434,7 @@ async fn logins_in_flight_during_a_change_of_password_give_no_lasting_credential
 async fn refresh_reads_the_account_from_the_store() {
     let app = spawn_app(|_| ()).await;
     let user = app.user("alice").await;
-    // From here on the account is remembered for a while.
+    // From here on the account is cached for a while.
     assert_eq!(me(&app, &user.access).await, 200);
     let store = app.folder.store().await;
     let changed = store.set_password(UserId(user.id), "$argon2id$", Timestamp::now());
@@ -454,7 +454,7 @@ async fn after_ten_failures_of_a_name_from_one_address_even_the_right_password_m
         login.header("x-forwarded-for", address).send().await
     };
     let (here, there) = ("198.51.100.1", "198.51.100.2");
-    // What is no guess is not counted: fields that break the rules, and refreshing.
+    // Fields that break the rules, and refreshing, are no guesses and are not counted.
     for _ in 0..15 {
         assert_eq!(login("alice", "", here).await.status, 400);
         assert_eq!(refresh(&app, "garbage").await.status, 401);
@@ -480,7 +480,7 @@ async fn after_ten_failures_of_a_name_from_one_address_even_the_right_password_m
         200,
         "another name"
     );
-    // What a client writes in front of what the proxy saw changes nothing.
+    // Entries of the client in front of the proxy's entry change nothing.
     let forged = login("alice", PASSWORD, &format!("{there}, {here}")).await;
     assert_eq!(forged.status, 429);
     let failures = app.metric("login_failures_total{reason=\"wrong\"}").await;
@@ -595,7 +595,7 @@ async fn tokens_and_sessions_outlive_a_restart_with_the_generated_key() {
     assert!(opens_socket(&app, &session).await);
 }
 
-/// As Django 4.2 writes it for [`PASSWORD`], with fewer iterations.
+/// The hash that Django 4.2 makes of [`PASSWORD`], with fewer iterations.
 const DJANGO_HASH: &str =
     "pbkdf2_sha256$1200$saltsaltsalt$Dx82Y3BLml5fY84Ls2N9wXwolASVfsbjd1ODng3ZN9I=";
 

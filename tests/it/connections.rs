@@ -1,5 +1,5 @@
-//! Connections that keep others out: silent ones, unfinished requests, and answers that nobody
-//! reads.
+//! Connections that could keep others out: silent ones, unfinished requests, and responses that are
+//! not read.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -29,7 +29,7 @@ async fn half_sent(app: &App) -> TcpStream {
 async fn is_closed(stream: &mut TcpStream) {
     let mut rest = Vec::new();
     let reading = stream.read_to_end(&mut rest);
-    // A reset is an end too.
+    // A reset ends the connection too.
     let _ = tokio::time::timeout(DEADLINE, reading)
         .await
         .expect("the connection is closed");
@@ -132,7 +132,7 @@ async fn head_with_a_long_query_is_read_and_an_endless_one_is_refused() {
     assert_eq!(alice.all_prompts().await, Vec::<serde_json::Value>::new());
 }
 
-/// Text that takes six times as many bytes as JSON: the longest answers for what is stored.
+/// Text that takes six times as many bytes as JSON, for the longest possible responses.
 fn control_characters(count: usize) -> String {
     "\u{1}".repeat(count)
 }
@@ -147,7 +147,7 @@ async fn with_large_prompts(app: &App, name: &str, count: usize) -> User {
     user
 }
 
-/// A connection that has asked for `path` and reads nothing of the answer.
+/// A connection that has requested `path` and reads nothing of the response.
 async fn unread(app: &App, user: &User, path: &str) -> TcpStream {
     let mut stream = silent(app).await;
     let request = format!(
@@ -295,7 +295,7 @@ async fn large_bodies_of_account_routes_and_forms_with_many_fields_are_refused()
         answer.json()["detail"],
         "The form has more than 1000 fields."
     );
-    // Names that nobody asks for are passed over, however many they are.
+    // Unknown names are skipped, however many there are.
     let names: String = (0..40_000).map(|n| format!("\"n{n}\": {{}}, ")).collect();
     let body = format!("{{{names}\"prompt\": \"first\", \"\\u0070rompt\": \"last\"}}");
     let answer = alice
@@ -330,7 +330,7 @@ async fn answer_arriving_from_the_upstream_counts_as_memory_in_flight() {
     let body = serde_json::json!({ "prompt": "Why?", "stream": true });
     let mut stream = alice.post("/api/prompts/").json(&body).open().await;
     let held = async || app.metric("request_memory_bytes").await.unwrap() as usize;
-    // The text is held by the reader of the answer, and for those who read it.
+    // The text takes memory at the reader of the upstream, and in the stream to the clients.
     eventually!(held().await >= 2 * PIECE);
     begun.open();
     eventually!(held().await >= 4 * PIECE);

@@ -1,4 +1,4 @@
-//! What operators see: metrics, health, and the log.
+//! Metrics, health and the log.
 
 use std::collections::BTreeSet;
 
@@ -170,7 +170,7 @@ async fn metrics_listener_works_while_all_connections_are_taken() {
         config.server.max_connections = 1;
     })
     .await;
-    // The client keeps its connection, and with it the only place.
+    // The client keeps its connection, which is the only one allowed.
     assert_eq!(app.get("/healthz").send().await.status, 200);
     assert!(app.metric("http_connections").await.is_some());
     assert_eq!(app.get("/healthz").send().await.status, 200);

@@ -39,7 +39,7 @@ async fn name_and_password_return_only_an_access_token() {
     let access = token["access_token"].as_str().unwrap();
     let me = app.get("/api/auth/me/").bearer(access).send().await;
     assert_eq!((me.status, &me.json()["id"]), (200, &json!(user.id)));
-    // The other way to log in stays as it is.
+    // The other route for logins is not changed by this.
     let login = app.try_login("alice", PASSWORD).await.json();
     let keys: Vec<&String> = login.as_object().unwrap().keys().collect();
     assert_eq!(keys, ["access", "refresh"]);
@@ -81,7 +81,7 @@ async fn errors_have_the_codes_of_oauth() {
     }
     let missing = ask(&app, "grant_type=password&username=alice").await.json();
     assert_eq!(missing["detail"], "password: This field is required.");
-    // What is no form at all is refused as everywhere.
+    // A body that is no form is refused like on other routes.
     let text = app.post("/api/auth/token/").body("text/plain", "hello");
     assert_eq!(text.send().await.status, 415);
 }

@@ -1,5 +1,5 @@
-//! The API's description: it is the committed one, it has every route, and every route in it is
-//! guarded as the table says.
+//! The API's description: it is the committed one, it has every route, and every route asks for the
+//! credentials that the table below says.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,21 +14,21 @@ use serde_json::{Value, json};
 
 use crate::support::{Client, Response, User, spawn_app};
 
-/// What an operation asks of its caller.
+/// The credentials that an operation asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Access {
-    /// Nothing: credentials are not even looked at.
+    /// None: credentials are ignored.
     Open,
-    /// An access token in `Authorization`, and no other way.
+    /// An access token in `Authorization`, and nothing else.
     Bearer,
-    /// The same, and the object is the caller's own: another's does not exist.
+    /// The same, and the object must be the caller's own. Another user's object returns 404.
     Owner,
     /// A WebSocket, with a choice of credentials.
     Socket,
 }
 
-/// Every operation, what it asks of its caller, and what it answers to one who has that and sends
-/// nothing else.
+/// Every operation, its credentials, and the status of a request with those credentials and nothing
+/// else.
 const OPERATIONS: &[(&str, &str, Access, u16)] = &[
     ("get", "/", Access::Open, 200),
     ("get", "/api/auth/me/", Access::Bearer, 200),
@@ -49,7 +49,7 @@ const OPERATIONS: &[(&str, &str, Access, u16)] = &[
     ("post", "/api/auth/token/", Access::Open, 400),
     ("post", "/api/auth/ws-ticket/", Access::Bearer, 201),
     ("post", "/api/prompts", Access::Bearer, 400),
-    // Last: it removes what the others ask for.
+    // Last, because it deletes the prompt that the others ask for.
     ("delete", "/api/prompts/{id}", Access::Owner, 204),
 ];
 
@@ -122,8 +122,8 @@ fn the_document_asks_for_the_credentials_that_the_table_says() {
             .collect();
         let expected: &[&str] = match access {
             Access::Open => &[],
-            // A token, or the login form that gets one. What a socket takes besides is described
-            // as its parameters.
+            // A token, or the login form that gets one. Other credentials of a socket are
+            // described as its parameters.
             Access::Bearer | Access::Owner | Access::Socket => &["bearer", "login"],
         };
         let expected: BTreeSet<&str> = expected.iter().copied().collect();
@@ -132,8 +132,8 @@ fn the_document_asks_for_the_credentials_that_the_table_says() {
 }
 
 /// The routers are built by `routes!`, which takes a handler's path and description together, so a
-/// handler that is served is described. This holds that there is no other way in, but for the files
-/// behind the pages.
+/// handler that is served is described. This test checks that only the files behind the pages are
+/// served in another way.
 #[test]
 fn no_route_is_served_without_being_described() {
     let mut handlers = 0;

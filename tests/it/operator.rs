@@ -1,5 +1,5 @@
-//! The program itself, as an operator runs it: settings it takes and refuses, and commands beside a
-//! running service.
+//! The program as an operator runs it: settings that it accepts and refuses, and commands while a
+//! service runs.
 
 use std::ffi::OsStr;
 use std::io::Write;
@@ -22,7 +22,7 @@ fn program(folder: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// What it writes to standard error, having failed.
+/// The standard error of a failed program.
 fn complaint(output: &Output) -> String {
     assert!(!output.status.success(), "{output:?}");
     String::from_utf8(output.stderr.clone()).unwrap()
@@ -103,7 +103,7 @@ async fn one_server_uses_a_database_file_whatever_its_data_folder() {
     spawn_app_in(Folder::new(), at_same_file).await;
 }
 
-/// `user set-password alice` beside the app, waiting for the password.
+/// `user set-password alice` while the app runs, waiting for the password.
 async fn set_password(app: &App) -> Child {
     let mut command = program(app.folder.path(), &["user", "set-password", "alice"]);
     match app.folder.store_config().await {
@@ -122,8 +122,8 @@ async fn credentials_given_while_the_operator_types_a_new_password_end_too() {
     let app = spawn_app(|_| ()).await;
     app.user("alice").await;
     let mut command = set_password(&app).await;
-    // The operator takes a while; what is given meanwhile is dated a second later than the
-    // command's start at least.
+    // The operator takes a while to type. Credentials given meanwhile are dated at least a second
+    // later than the command's start.
     tokio::time::sleep(Duration::from_millis(1500)).await;
     let (access, refresh) = app.login("alice").await;
     let mut typed = command.stdin.take().unwrap();

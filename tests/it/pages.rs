@@ -1,4 +1,4 @@
-//! Pages, files and schema, and what HTTP expects of every route: slashes, methods, negotiation,
+//! Pages, files and schema, and the rules of HTTP on every route: slashes, methods, negotiation,
 //! other origins.
 
 use hyper::Method;
@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 
 use crate::support::{Response, spawn_app};
 
-/// What a browser accepts.
+/// The `Accept` header of a browser.
 const BROWSER: &str = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8";
 
 /// The path that a relative link leads to from a page of the service. A link that begins with a
@@ -239,12 +239,12 @@ async fn errors_are_json_and_checked_in_order() {
     };
     let (stranger, known) = (app.client(), &user.client);
     for (client, method, path, accept, status) in [
-        // No such path, before all else.
+        // An unknown path is checked first.
         (stranger, "GET", "/nowhere", "*/*", 404),
         (stranger, "PUT", "/api/nowhere/", "text/html", 404),
         (known, "GET", "/api/prompts/similar/more/", "*/*", 404),
         (stranger, "GET", "//", "application/json", 200),
-        // A client that takes no JSON, before who it is.
+        // Content negotiation is checked before the credentials.
         (stranger, "GET", "/api/prompts/", "text/html", 406),
         (stranger, "PUT", "/api/auth/login/", "text/html", 406),
         (
@@ -254,7 +254,7 @@ async fn errors_are_json_and_checked_in_order() {
             "application/xml;q=0.9, application/json;q=0",
             406,
         ),
-        // Who it is, before the method.
+        // The credentials are checked before the method.
         (stranger, "PUT", "/api/prompts/", "*/*", 401),
         (stranger, "DELETE", "/api/auth/me/", "*/*", 401),
         (stranger, "OPTIONS", "/api/prompts/", "*/*", 401),

@@ -1,11 +1,12 @@
-//! Clients behind trusted proxies: who is told apart from whom.
+//! Clients behind trusted proxies: which of them count as different.
 
 use prompt_service::config::Config;
 use serde_json::json;
 
 use crate::support::{App, behind_proxy, spawn_app};
 
-/// One registration an hour for each client, so that the second shows who counts as the same.
+/// One registration an hour for each client: a second one is refused if it counts as the same
+/// client.
 fn one_registration(config: &mut Config) {
     behind_proxy(config);
     config.accounts.register_throttle = "1/h".parse().unwrap();
@@ -46,7 +47,7 @@ async fn invalid_bytes_do_not_hide_the_hops_to_their_right() {
     assert!(is_first(&app, &[b"198.51.100.1, gr\xc3\xb6\xc3\x9fe, 198.51.100.2"]).await);
     assert!(is_first(&app, &[b"\xff\xff", b"198.51.100.3"]).await);
     assert!(!is_first(&app, &[b"198.51.100.3"]).await);
-    // The proxy could not tell whom it spoke to: whatever stands left of that is not believed.
+    // The proxy could not name its client: entries to the left of its own are not trusted.
     assert!(is_first(&app, &[b"198.51.100.4, \xff"]).await);
     assert!(!is_first(&app, &[b"198.51.100.5, \xff"]).await);
 }

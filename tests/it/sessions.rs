@@ -1,4 +1,5 @@
-//! The session cookie: among other cookies, from which pages, for what, and how many.
+//! The session cookie: among other cookies, from pages of other origins, its routes, and the limit
+//! on sessions.
 
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ async fn socket(app: &App, cookie: &[u8]) -> u16 {
     request.open().await.status
 }
 
-/// What a refresh without a body answers to a page of the service.
+/// The response to a refresh without a body from a page of the service.
 async fn refresh(app: &App, cookie: &[u8]) -> Response {
     let request = app.post(REFRESH).header("origin", &own(app));
     request.header_bytes("cookie", cookie).send().await
@@ -99,7 +100,7 @@ async fn first_valid_session_counts_and_logging_out_ends_all() {
     };
     let both = format!("session=stale; session={of_alice}; session={of_bob}");
     assert_eq!(id_behind(&both).await, alice.id);
-    // What only this host can have set goes first.
+    // The cookie that only this host can have set comes first.
     let tossed = format!("session={of_alice}; __Host-session={of_bob}");
     assert_eq!(id_behind(&tossed).await, bob.id);
 
@@ -218,7 +219,7 @@ async fn refresh_token_in_the_body_takes_precedence_over_the_cookie() {
             (400, json!({ "refresh": [message] }))
         );
     }
-    // Without a cookie an empty body is what it always was, wherever it comes from.
+    // Without a cookie an empty body is refused, whatever the origin.
     for request in [
         app.post(REFRESH),
         app.post(REFRESH).header("origin", &own(&app)),
@@ -245,7 +246,7 @@ async fn login_with_session_from_a_foreign_page_is_refused_and_not_counted() {
         assert_eq!(answer.header("set-cookie"), None);
         assert!(answer.json()["detail"].is_string());
     }
-    // However it is asked for, and however wrong the password is.
+    // In every form of the request, and with a wrong password too.
     let name = "alice";
     let form = format!("username={name}&password=guess&session=on");
     let part = |field: &str, value: &str| {
@@ -323,7 +324,7 @@ async fn over_tls_the_cookie_has_the_host_prefix_and_pages_are_https() {
         let opened = app.socket(SOCKET, &headers).await;
         assert_eq!(opened.is_ok(), status == 200, "{proto} {origin}");
     }
-    // A cookie from before the move to TLS is still one.
+    // A cookie from before the move to TLS is still accepted.
     let old = stored_session(&app, alice.id, Timestamp::now()).await;
     let request = app.post(REFRESH).header("x-forwarded-proto", "https");
     let request = request.header("cookie", &format!("session={old}"));
@@ -381,7 +382,7 @@ async fn a_session_beyond_the_limit_ends_the_oldest_and_its_sockets() {
     let headers = [("cookie", cookie.as_str()), ("origin", &own(&app))];
     let mut oldest = app.socket(SOCKET, &headers).await.unwrap();
     let (third, _) = app.login_session("alice").await;
-    // A socket that stays open is pinged for ever.
+    // Pings show that the socket is still open.
     let closed = tokio::time::timeout(DEADLINE, oldest.close_code()).await;
     assert_eq!(closed.unwrap(), 4401);
     for (session, status) in [(&first, 401), (&second, 200), (&third, 200), (&of_bob, 200)] {

@@ -1,4 +1,4 @@
-//! How often a user may post.
+//! The throttle of posts.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ async fn exactly_the_rate_is_let_through_when_many_clients_race() {
         let user = app.user("alice").await;
         let mut clients = JoinSet::new();
         for n in 0..32 {
-            // Each with a connection of its own.
+            // Each has its own connection.
             let client = Client::new(app.addr).with_bearer(&user.access);
             clients.spawn(async move {
                 let body = serde_json::json!({ "prompt": format!("client {n}") });
@@ -52,8 +52,8 @@ async fn the_default_is_one_a_second_and_ten_a_minute() {
         Some("\"second\";q=1;w=1, \"minute\";q=10;w=60")
     );
     assert_eq!(first.header("ratelimit"), Some("\"second\";r=0;t=1"));
-    // A second one within the second is refused. Until there is one, none may be kept waiting for
-    // the minute.
+    // A second post within the second is refused. Before that, no post may be refused by the rate
+    // of the minute.
     let app = spawn_app(rates("1/s")).await;
     let user = app.user("alice").await;
     let mut answers = Vec::new();
@@ -67,7 +67,7 @@ async fn the_default_is_one_a_second_and_ten_a_minute() {
         refused.json(),
         serde_json::json!({ "detail": "Request was throttled. Expected available in 1 second." })
     );
-    // The wait that the answer asks for, not one for a result.
+    // The wait of `Retry-After`: this sleep does not wait for a result.
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(
         user.try_prompt("after the wait").await.status,
@@ -91,7 +91,7 @@ async fn request_refused_by_one_rate_is_not_counted_by_another() {
         }
         accepted > 1 && refused > 20
     });
-    // When the second has passed, the day is the tighter one.
+    // After the second, the rate of the day is the tighter one.
     let standing = async || {
         let answer = user.get("/api/prompts/").send().await;
         answer.header("ratelimit").unwrap().to_owned()
@@ -144,7 +144,7 @@ async fn only_posts_of_one_user_are_counted() {
         assert_eq!(alice.delete("/api/prompts/1/").send().await.status, 404);
         assert_eq!(app.post("/api/prompts/").send().await.status, 401);
     }
-    // Counted before it is looked at.
+    // A post is counted before it is checked.
     let bad = alice
         .post("/api/prompts/")
         .body("application/json", "{")

@@ -14,7 +14,7 @@ use crate::support::{App, Response, config_in, spawn_app};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Carries out one of the operator's commands beside the running service.
+/// Runs one of the operator's commands while the service runs.
 async fn operator(app: &App, command: UserCommand) {
     let mut config = config_in(app.folder.path());
     config.store = app.folder.store_config().await;
@@ -45,7 +45,7 @@ fn message(answer: &Response) -> Value {
     answer.json()["messages"][0]["message"].clone()
 }
 
-/// Whether the token is remembered as logged out.
+/// Whether the token is stored as logged out.
 async fn is_revoked(app: &App, token: &str) -> bool {
     let payload = token.split('.').nth(1).unwrap();
     let payload = URL_SAFE_NO_PAD.decode(payload).unwrap();
@@ -103,14 +103,14 @@ async fn disabling_and_enabling_ends_tokens_dated_slightly_ahead() {
         },
     )
     .await;
-    // What was known of the account is believed for a moment.
+    // The account is cached for a moment.
     eventually!(me(&app, &access).await.status == 401);
     assert_eq!(message(&me(&app, &access).await), "Token is revoked");
     assert_eq!(
         refresh(&app, &token).await.json()["detail"],
         "Token is revoked"
     );
-    // What is given from now on counts at once.
+    // Credentials given from now on are valid at once.
     let (access, token) = app.login("alice").await;
     assert_eq!(me(&app, &access).await.status, 200);
     assert_eq!(refresh(&app, &token).await.status, 200);
@@ -128,7 +128,7 @@ async fn credentials_given_right_after_a_change_are_valid_at_once() {
     let app = spawn_app(|_| ()).await;
     let alice = app.user("alice").await;
     for _ in 0..3 {
-        // From here on the account is remembered as it was before the change.
+        // From here on the account is cached as it was before the change.
         me(&app, &alice.access).await;
         for command in [
             UserCommand::Disable {
@@ -172,15 +172,15 @@ async fn an_account_changed_by_a_clock_far_ahead_can_still_log_in() {
 async fn token_logged_out_while_the_clock_is_wrong_stays_revoked() {
     let app = spawn_app(|_| ()).await;
     let alice = app.user("alice").await;
-    // By a clock that is two days ahead a token of today has expired.
+    // For a clock that is two days ahead, a token of today has expired.
     let over = app.token(TokenType::Refresh, alice.id, in_seconds(-172_800), HOUR);
-    // By one that is two days behind it is from the future.
+    // For a clock that is two days behind, it is from the future.
     let to_come = app.token(TokenType::Refresh, alice.id, in_seconds(172_800), HOUR);
     for token in [&over, &to_come] {
         log_out(&app, token).await;
         assert!(is_revoked(&app, token).await);
     }
-    // An access token cannot be logged out, and what is not ours is not remembered.
+    // An access token cannot be logged out, and tokens of others are not stored.
     let access = app.token(TokenType::Access, alice.id, in_seconds(0), HOUR);
     log_out(&app, &access).await;
     assert!(!is_revoked(&app, &access).await);

@@ -39,6 +39,25 @@ pub trait Form: Send {
     const MAX_BYTES: usize = SMALL_BODY_BYTES;
 }
 
+/// Declares how a request's struct is read from a body: which of [`Fields`]' methods reads each
+/// field, and the most bytes of the body if it may be large. After `read`, [`Fields::check`] reports
+/// the fields that broke a rule.
+macro_rules! form {
+    ($request:ident { $($field:ident: $read:ident),+ } $(, max_bytes: $max_bytes:expr)?) => {
+        impl $crate::api::extract::Form for $request {
+            const FIELDS: &'static [&'static str] = &[$(stringify!($field)),+];
+            $(const MAX_BYTES: usize = $max_bytes;)?
+        }
+
+        impl $request {
+            fn read(fields: &mut $crate::api::extract::Fields) -> Self {
+                Self { $($field: fields.$read(stringify!($field)),)+ }
+            }
+        }
+    };
+}
+pub(crate) use form;
+
 /// A request's fields, from JSON, a form or multipart. An empty body has none.
 pub struct Body<F> {
     /// Those of the route's fields that came.

@@ -9,6 +9,7 @@ mod query;
 mod root;
 
 pub use address::{ClientAddress, Peer, is_tls};
+pub(crate) use body::form;
 pub use body::{Body, Form, drain};
 pub use fields::Fields;
 pub use owner::RequestOwner;

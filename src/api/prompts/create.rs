@@ -9,7 +9,7 @@ use super::{CreatedPromptResponse, check_length, json_bytes, stream};
 use crate::api::authenticate::Admitted;
 use crate::api::content_negotiation::wants_stream;
 use crate::api::error::{ApiError, ErrorResponse, FailedPromptResponse, THROTTLED};
-use crate::api::extract::{Body, Fields, Form};
+use crate::api::extract::{Body, form};
 use crate::api::json_response::json_response;
 use crate::api::request_log::UpstreamTime;
 use crate::api::state::AppState;
@@ -44,20 +44,7 @@ pub struct CreatePromptRequest {
     stream: Option<bool>,
 }
 
-impl Form for CreatePromptRequest {
-    const FIELDS: &'static [&'static str] = &["prompt", "websocket", "stream"];
-    const MAX_BYTES: usize = 1 << 20;
-}
-
-impl CreatePromptRequest {
-    fn read(fields: &mut Fields) -> Self {
-        Self {
-            prompt: fields.text("prompt").unwrap_or_default(),
-            websocket: fields.flag("websocket"),
-            stream: fields.optional_flag("stream"),
-        }
-    }
-}
+form!(CreatePromptRequest { prompt: text, websocket: flag, stream: optional_flag }, max_bytes: 1 << 20);
 
 /// Post a prompt
 ///

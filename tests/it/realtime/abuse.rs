@@ -1,4 +1,4 @@
-//! Clients that do what no client should: on one socket, and without harm to the others.
+//! Clients that misbehave on a socket, without harm to other clients.
 
 use futures_util::SinkExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -11,7 +11,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use super::{PATH, announce, assert_next, assert_open, close_code, open};
 use crate::support::{App, DEADLINE, Socket, spawn_app};
 
-/// The longest message that is taken, in bytes.
+/// The longest message that is accepted, in bytes.
 const MAX_MESSAGE: usize = 64 << 10;
 
 fn frame(opcode: OpCode, payload: &[u8], is_last: bool) -> Message {
@@ -33,7 +33,7 @@ async fn a_message_over_64_kib_closes_the_socket_with_a_reason() {
     assert_open(&mut longest, &alice).await;
     for length in [MAX_MESSAGE + 1, 1 << 20, 8 << 20] {
         let mut socket = open(&app, &alice.access).await;
-        // The client may be told while it is still sending.
+        // The close frame may come while the client is still sending.
         let _ = socket
             .stream()
             .send(Message::text("x".repeat(length)))
@@ -64,8 +64,8 @@ async fn client_that_sends_too_much_gets_a_close_frame() {
     stream.write_all(b"\x81\xff").await.unwrap();
     stream.write_u64(length).await.unwrap();
     let masked = vec![0; 4 + usize::try_from(length).unwrap()];
-    // To close with data unread would break the connection, and on some systems lose what was sent
-    // before.
+    // Closing with unread data would reset the connection, and on some systems lose the data that
+    // was sent before.
     timeout(DEADLINE, stream.write_all(&masked))
         .await
         .expect("all is read")
@@ -119,7 +119,7 @@ async fn what_is_no_websocket_frame_closes_the_socket_with_1002() {
     }
 }
 
-/// A socket of a client that takes in as little as it can before it stops reading.
+/// A socket of a client with the smallest possible receive buffer.
 async fn open_narrow(app: &App, access: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
@@ -175,8 +175,8 @@ async fn a_reader_too_slow_is_closed_with_1013_and_disturbs_nobody() {
     let closed = "websockets_closed_total{code=\"1013\"}";
     let mut events = Vec::new();
     while app.metric(closed).await.is_none() {
-        // What the kernel holds between the two, and a queue of 64; with more than that unread,
-        // something grows without end.
+        // The kernel's buffers on both sides, and a queue of 64. If more than that can be unread,
+        // some buffer is unbounded.
         assert!(events.len() < 400, "the reader was never found too slow");
         let event = announce(&alice, &prompt).await;
         assert_next(&mut other, &event).await;
@@ -184,8 +184,8 @@ async fn a_reader_too_slow_is_closed_with_1013_and_disturbs_nobody() {
     }
     assert_eq!(app.metric("websockets_open").await, Some(1.0));
 
-    // It wakes up: what it gets is the beginning of the story, whole and in order, and then the
-    // reason why there is no more.
+    // It reads again: it gets the first events, complete and in order, and then the reason for the
+    // close.
     let (_, hello) = read_message(&mut slow).await;
     assert!(hello.starts_with(b"{\"message\": \"WebSocket connected\""));
     let mut read = 0;
@@ -193,8 +193,7 @@ async fn a_reader_too_slow_is_closed_with_1013_and_disturbs_nobody() {
         match read_message(&mut slow).await {
             (true, payload) => break u16::from_be_bytes([payload[0], payload[1]]),
             (false, text) => {
-                // The last may have been cut off by the close frame, and is then not taken for a
-                // message.
+                // The close frame may have cut off the last event, which is then no message.
                 assert!(text == events[read].as_bytes(), "event {read}");
                 read += 1;
             }
@@ -207,11 +206,11 @@ async fn a_reader_too_slow_is_closed_with_1013_and_disturbs_nobody() {
 
 #[tokio::test]
 async fn pongs_for_a_client_that_never_reads_are_bounded() {
-    // What the service asks by itself would stand between its answers.
+    // Pings of the service itself would come between its pongs.
     let app = spawn_app(|config| config.server.socket_timings.ping_every = 2 * DEADLINE).await;
     let alice = app.user("alice").await;
     let mut stream = open_narrow(&app, &alice.access).await;
-    // 32 MiB of pings; the kernel holds a few of the answers. A client's frame is masked, here with
+    // 32 MiB of pings; the kernel buffers a few of the pongs. A client's frame is masked, here with
     // zeros.
     let ping = [&[0x89, 0x80 | 125, 0, 0, 0, 0][..], &[b'x'; 125]].concat();
     let batch = ping.repeat(1000);
@@ -222,7 +221,7 @@ async fn pongs_for_a_client_that_never_reads_are_bounded() {
             .expect("the service reads on")
             .unwrap();
     }
-    // The last of them is answered, as the standard asks, but not all.
+    // The service replies to the last ping, as the standard requires, but not to all.
     let last = [&[0x89, 0x80 | 4, 0, 0, 0, 0][..], b"last"].concat();
     stream.write_all(&last).await.unwrap();
     read_message(&mut stream).await;

@@ -9,7 +9,7 @@ use tokio_tungstenite::tungstenite::Message;
 use super::{announce, assert_next, open, open_by_cookie, open_with, ticket};
 use crate::support::{Socket, spawn_app};
 
-/// The next text on the socket, as it came.
+/// The next text on the socket, unparsed.
 async fn next_text(socket: &mut Socket) -> String {
     loop {
         match socket.next().await {
@@ -60,7 +60,8 @@ async fn an_event_is_the_created_prompt_on_every_socket_of_its_user_and_on_no_ot
         );
         assert_eq!(data["prompt"], prompt);
     }
-    // The first that Bob gets is his own, so none of hers went to him; and the other way round.
+    // The first event that Bob gets is his own, so none of hers went to him. The same holds for
+    // her.
     let event = announce(&bob, "mine").await;
     assert_next(&mut bobs, &event).await;
     let event = announce(&alice, "hers again").await;
@@ -102,7 +103,7 @@ async fn events_arrive_in_the_order_of_the_answers_and_all_sockets_agree_on_it()
             assert_next(socket, event).await;
         }
     }
-    // At once: in any order, but in the same everywhere, each once.
+    // Posted at once: in any order, but in the same order on every socket, and each once.
     let mut posts = JoinSet::new();
     for i in 0..20 {
         let client = alice.client.clone();
@@ -150,8 +151,7 @@ async fn frames_of_unknown_kind_are_ignored_and_pings_answered() {
     socket.send(Message::Pong(vec![1].into())).await;
     for payload in [&b""[..], b"are you there", &[0xff; 125]] {
         socket.send(Message::Ping(payload.to_vec().into())).await;
-        // The answer to the ping is the first to come since, so the frames before it were answered
-        // with nothing.
+        // The pong is the first message since, so there was no reply to the frames before it.
         assert_eq!(
             socket.next().await,
             Some(Message::Pong(payload.to_vec().into()))
@@ -166,7 +166,7 @@ async fn the_largest_event_arrives_whole() {
     let app = spawn_app(|_| {}).await;
     let alice = app.user("alice").await;
     let mut socket = open(&app, &alice.access).await;
-    // Letters of two, three and four bytes, so that no length of a frame fits between all of them.
+    // Letters of two, three and four bytes, so that frames of any length split some letter.
     let prompt: String = "é東👩x".chars().cycle().take(32_000).collect();
     let event = announce(&alice, &prompt).await;
     assert!(event.len() > 128 << 10);

@@ -1,4 +1,4 @@
-//! Who may open a socket.
+//! The handshake of a socket and its credentials.
 
 use std::time::Duration;
 
@@ -126,7 +126,8 @@ async fn first_credential_decides_even_if_a_later_one_is_valid() {
                 _ => alice.access.clone(),
             });
         }
-        // Of the kinds from `first` on, that one bad and the others good; then the other way round.
+        // Of the kinds from `first` on, first only that one is invalid, then only that one is
+        // valid.
         let mixed = |first_is_good: bool| -> Vec<(&str, &str)> {
             (first..KINDS.len())
                 .map(|i| {
@@ -166,15 +167,15 @@ async fn invalid_token_is_refused_before_the_upgrade() {
         ("unknown user", &unknown),
     ] {
         for kind in KINDS {
-            // `Bearer` with nothing behind it is no credential that a client library sends; the
-            // header's own tests have it.
+            // Client libraries do not send `Bearer` without a token; the tests of the header have
+            // this case.
             if !(token.is_empty() && kind == "header") {
                 let what = format!("{what} as {kind}");
                 assert_refused(connect(&app, &[(kind, token)]).await, 401, &what);
             }
         }
     }
-    // What was known of the account may be believed for a moment longer.
+    // The cached account may be used for a moment longer.
     eventually!(match connect(&app, &[("query", &gone.access)]).await {
         Err(answer) => answer.status == 401,
         Ok(_) => false,
@@ -298,7 +299,7 @@ async fn failed_handshakes_leave_nothing_behind() {
         let cookie = format!("session={session}");
         let headers = [("cookie", cookie.as_str()), ("origin", "null")];
         assert_refused(app.socket(PATH, &headers).await, 403, "other origin");
-        // Good credentials from a client that is gone before the answer.
+        // Valid credentials from a client that disconnects before the response.
         let mut stream = TcpStream::connect(app.addr).await.unwrap();
         let request = format!(
             "GET {PATH}?token={} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
@@ -323,7 +324,7 @@ async fn failed_handshakes_leave_nothing_behind() {
     let event = super::announce(&alice, "for both").await;
     super::assert_next(&mut first, &event).await;
     super::assert_next(&mut again, &event).await;
-    // Clients that vanish without a word.
+    // Clients that disconnect without a close frame.
     drop((first, again, bobs));
     eventually!(app.metric("websockets_open").await == Some(0.0));
 }

@@ -12,8 +12,8 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use super::{assert_open, close_code, open, open_by_cookie, open_with, ticket};
 use crate::support::{App, DEADLINE, Socket, User, spawn_app};
 
-/// How long what ends in a test lasts: several handshakes, also on a machine that has little time
-/// for them.
+/// The lifetime of credentials that expire in a test: long enough for several handshakes, also on a
+/// slow machine.
 const SHORT: Duration = Duration::from_secs(20);
 
 /// An access token of this user, made now.
@@ -21,7 +21,7 @@ fn token(app: &App, user: &User, lifetime: Duration) -> String {
     app.token(TokenType::Access, user.id, Timestamp::now(), lifetime)
 }
 
-/// What the service answers to a new access token.
+/// The reply of the service to a new access token.
 async fn renew(socket: &mut Socket, access: &str) -> String {
     let frame = json!({ "type": "auth", "token": access });
     socket.send_text(&frame.to_string()).await;
@@ -40,8 +40,8 @@ async fn client_is_pinged_and_stays_while_it_replies() {
     .await;
     let alice = app.user("alice").await;
     let mut socket = open(&app, &alice.access).await;
-    // The client library answers pings while it reads. So many of them take longer than silence may
-    // last.
+    // The client library replies to pings while it reads. So many pings take longer than a client
+    // may be silent.
     for _ in 0..48 {
         let message = socket.next().await;
         assert!(matches!(message, Some(Message::Ping(_))), "{message:?}");
@@ -58,7 +58,7 @@ async fn a_silent_client_is_closed() {
     })
     .await;
     let alice = app.user("alice").await;
-    // A socket that is not read from answers no pings.
+    // A socket that is not read from does not reply to pings.
     let mut silent = open(&app, &alice.access).await;
     let closed = "websockets_closed_total{code=\"1011\"}";
     eventually!(app.metric(closed).await == Some(1.0));
@@ -149,7 +149,7 @@ async fn a_newer_token_of_the_same_user_extends_a_socket() {
     assert_eq!(renew(&mut extended, &long).await, "extended");
     assert_eq!(close_code(&mut other).await, 4401);
     assert_open(&mut extended, &alice).await;
-    // A token that ends sooner takes nothing away.
+    // A token that expires sooner does not shorten the socket's life.
     let shorter = token(&app, &alice, SHORT - Duration::from_secs(1));
     assert_eq!(renew(&mut extended, &shorter).await, "extended");
     let mut until_shorter_ends = open(&app, &shorter).await;
@@ -173,7 +173,7 @@ async fn no_other_token_extends_a_socket() {
         assert_eq!(renew(&mut socket, refused).await, "refused");
     }
     let mut bobs = open(&app, &bob.access).await;
-    // Still Alice's, and still for as long as before.
+    // The socket is still Alice's, with the same expiry as before.
     let event = super::announce(&alice, "hers").await;
     super::assert_next(&mut socket, &event).await;
     assert_open(&mut bobs, &bob).await;
@@ -188,8 +188,8 @@ async fn logging_out_closes_the_sockets_of_that_session_alone() {
     let (kept, _) = app.login_session("alice").await;
     let mut by_ended = open_by_cookie(&app, &ended).await;
     let mut renewed = open_by_cookie(&app, &ended).await;
-    // A token that ends sooner than the session does not take its place: else a logout would no
-    // longer reach this socket.
+    // A token that expires before the session does not replace it: otherwise a logout would not
+    // close this socket.
     assert_eq!(renew(&mut renewed, &alice.access).await, "extended");
     let mut by_kept = open_by_cookie(&app, &kept).await;
     let mut by_token = open(&app, &alice.access).await;
@@ -268,7 +268,7 @@ async fn stopping_closes_every_socket_with_a_reason() {
             sockets.push(open(&app, &user.access).await);
         }
     }
-    // Nobody reads on this one; it does not hold up the stop.
+    // This socket is not read from. It must not delay the stop.
     let _stuck = open(&app, &alice.access).await;
     app.begin_stop();
     for socket in &mut sockets {

@@ -44,14 +44,14 @@ async fn close_code(socket: &mut Socket) -> u16 {
         .expect("the socket closes in time")
 }
 
-/// A ticket bought with this access token.
+/// A ticket for this access token.
 async fn ticket(app: &App, access: &str) -> String {
     let answer = app.post("/api/auth/ws-ticket/").bearer(access).send().await;
     assert_eq!(answer.status, 201, "{answer:?}");
     answer.json()["ticket"].as_str().unwrap().to_owned()
 }
 
-/// Posts a prompt of which the sockets are told: the event they must get, as its text.
+/// Posts a prompt with `websocket`, and returns the text of the event that the sockets must get.
 async fn announce(user: &User, prompt: &str) -> String {
     let body = json!({ "prompt": prompt, "websocket": true });
     let answer = user.post("/api/prompts/").json(&body).send().await;
@@ -59,7 +59,7 @@ async fn announce(user: &User, prompt: &str) -> String {
     event_of(&answer.text())
 }
 
-/// The event that tells of a 201 with this body.
+/// The event for a 201 with this body.
 fn event_of(body: &str) -> String {
     format!(r#"{{"type":"prompt.message","event":"prompt_completed","data":{body}}}"#)
 }
@@ -71,7 +71,7 @@ async fn assert_next(socket: &mut Socket, event: &str) {
     assert_eq!(socket.next_json().await, event);
 }
 
-/// Asserts that the socket is open and receives, by an event of its own.
+/// Asserts that the socket is open and receives events.
 async fn assert_open(socket: &mut Socket, user: &User) {
     let event = announce(user, "still there").await;
     assert_next(socket, &event).await;
