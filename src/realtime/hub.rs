@@ -62,7 +62,7 @@ pub struct Listener {
     pub session: Option<[u8; 32]>,
 }
 
-struct Socket {
+struct HubSocket {
     listener: Listener,
     events: mpsc::Sender<Arc<str>>,
     /// Bytes of the events in the queue.
@@ -70,7 +70,7 @@ struct Socket {
     close: watch::Sender<Option<CloseReason>>,
 }
 
-impl Socket {
+impl HubSocket {
     /// Puts an event into the queue. If there is no room for it, the socket is marked to be closed.
     fn put(&self, event: &Arc<str>) -> bool {
         let before = self.queued.fetch_add(event.len(), Ordering::Relaxed);
@@ -86,16 +86,16 @@ impl Socket {
 }
 
 #[derive(Default)]
-struct Sockets {
+struct SocketTable {
     next_key: u64,
-    by_user: HashMap<UserId, HashMap<u64, Socket>>,
+    by_user: HashMap<UserId, HashMap<u64, HubSocket>>,
     open: usize,
 }
 
 /// All open sockets of this process.
 #[derive(Default)]
 pub struct Hub {
-    sockets: Mutex<Sockets>,
+    sockets: Mutex<SocketTable>,
 }
 
 /// One socket's subscription to the hub. Dropping it removes the socket.
@@ -129,7 +129,7 @@ impl Hub {
         }
         of_user.insert(
             key,
-            Socket {
+            HubSocket {
                 listener,
                 events,
                 queued: Arc::clone(&queued),
