@@ -65,7 +65,7 @@ pub struct App {
     connections: Arc<Connections>,
     state: AppState,
     store: Store,
-    place: Option<ServerLock>,
+    server_lock: Option<ServerLock>,
     llm: Arc<llm::Client>,
     embedder: Arc<Embedder>,
     similarity: Arc<dyn Similarity>,
@@ -100,7 +100,7 @@ impl App {
         let locks = store::lock_files(&config.store)?;
         let store = Store::open(&config.store, Some(engine.dimension())).await?;
         // Without Redis nothing keeps limits and events of several servers together.
-        let place = store.lock_server(config.redis.is_some()).await?;
+        let server_lock = store.lock_server(config.redis.is_some()).await?;
         let key = match &config.accounts.secret_key {
             Some(key) => key.clone(),
             None => DataDir::open(config.store.data_dir())?.secret_key()?,
@@ -240,7 +240,7 @@ impl App {
             connections,
             state,
             store,
-            place,
+            server_lock,
             llm,
             embedder,
             similarity,
@@ -372,14 +372,14 @@ impl App {
         Ok(())
     }
 
-    /// Keeps this server's role at the store. The returned token is cancelled if another server has
-    /// taken the store.
+    /// Keeps this server's lock of the store. The returned token is cancelled if a server has taken
+    /// it that this one cannot be beside.
     fn hold_store(&mut self, lifecycle: &Lifecycle) -> CancellationToken {
         let ousted = CancellationToken::new();
-        if let Some(place) = self.place.take() {
+        if let Some(lock) = self.server_lock.take() {
             let (stop, lost) = (lifecycle.stopping.clone(), ousted.clone());
             lifecycle.tasks.spawn(async move {
-                if !place.hold(stop).await {
+                if !lock.hold(stop).await {
                     lost.cancel();
                 }
             });

@@ -70,11 +70,11 @@ impl Store {
         })
     }
 
-    /// Takes this server's place at a store that several could use: alone, or, if they share a Redis, among replicas. Answers
-    /// what holds it.
+    /// Locks a store that several servers could use: for this server alone, or, if they share a
+    /// Redis, together with other replicas. Returns the lock.
     ///
     /// # Errors
-    /// One line that says who is there already.
+    /// One line that names the server that has the lock.
     pub async fn lock_server(&self, shares_redis: bool) -> anyhow::Result<Option<ServerLock>> {
         Ok(match &self.kind {
             // The locks of its files have seen to it.

@@ -16,3 +16,8 @@ pub use passwords::{Verified, is_known_hash};
 pub use sessions::SessionSecret;
 pub use tickets::{Grant, LocalTickets, RedisTickets, Tickets};
 pub use tokens::{Claims, Keys, TokenError, TokenId, TokenType};
+
+/// Lower-case hexadecimal digits.
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -62,7 +62,7 @@ pub struct Listener {
     pub session: Option<[u8; 32]>,
 }
 
-struct Socket {
+struct HubSocket {
     listener: Listener,
     events: mpsc::Sender<Arc<str>>,
     /// Bytes of the events in the queue.
@@ -70,7 +70,7 @@ struct Socket {
     close: watch::Sender<Option<CloseReason>>,
 }
 
-impl Socket {
+impl HubSocket {
     /// Puts an event into the queue. If there is no room for it, the socket is marked to be closed.
     fn put(&self, event: &Arc<str>) -> bool {
         let before = self.queued.fetch_add(event.len(), Ordering::Relaxed);
@@ -86,16 +86,15 @@ impl Socket {
 }
 
 #[derive(Default)]
-struct Sockets {
+struct SocketTable {
     next_key: u64,
-    by_user: HashMap<UserId, HashMap<u64, Socket>>,
-    open: usize,
+    by_user: HashMap<UserId, HashMap<u64, HubSocket>>,
 }
 
 /// All open sockets of this process.
 #[derive(Default)]
 pub struct Hub {
-    sockets: Mutex<Sockets>,
+    sockets: Mutex<SocketTable>,
 }
 
 /// One socket's subscription to the hub. Dropping it removes the socket.
@@ -129,7 +128,7 @@ impl Hub {
         }
         of_user.insert(
             key,
-            Socket {
+            HubSocket {
                 listener,
                 events,
                 queued: Arc::clone(&queued),
@@ -137,7 +136,6 @@ impl Hub {
             },
         );
         sockets.next_key += 1;
-        sockets.open += 1;
         Ok(Subscription {
             hub: Arc::clone(self),
             user_id: listener.user_id,
@@ -206,11 +204,6 @@ impl Hub {
             .map(|socket| socket.listener)
             .collect()
     }
-
-    /// How many sockets are open.
-    pub fn open(&self) -> usize {
-        self.sockets.lock().open
-    }
 }
 
 impl Subscription {
@@ -254,11 +247,10 @@ impl Drop for Subscription {
     fn drop(&mut self) {
         let mut sockets = self.hub.sockets.lock();
         if let Some(of_user) = sockets.by_user.get_mut(&self.user_id) {
-            let removed = of_user.remove(&self.key).is_some();
+            of_user.remove(&self.key);
             if of_user.is_empty() {
                 sockets.by_user.remove(&self.user_id);
             }
-            sockets.open -= usize::from(removed);
         }
     }
 }
@@ -330,12 +322,12 @@ mod tests {
         let one = hub.subscribe(ALICE, 1).unwrap();
         assert!(hub.subscribe(ALICE, 1).is_err());
         let bob = hub.subscribe(BOB, 1).unwrap();
-        assert_eq!(hub.open(), 2);
+        assert_eq!(hub.listeners().len(), 2);
         drop(one);
-        assert_eq!(hub.open(), 1);
+        assert_eq!(hub.listeners().len(), 1);
         let again = hub.subscribe(ALICE, 1).unwrap();
         drop((again, bob));
-        assert_eq!(hub.open(), 0);
+        assert_eq!(hub.listeners().len(), 0);
         assert!(hub.sockets.lock().by_user.is_empty());
     }
 

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::manager::{ConnectError, ConnectionManager};
-pub use self::script::{CLOCK, Script, timed};
+pub use self::script::{CLOCK, Script, micros, timed};
 use crate::telemetry::Metrics;
 
 /// How long a reply that has arrived at the socket may take to reach the task that waits for it.

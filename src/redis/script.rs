@@ -1,8 +1,11 @@
 //! Lua scripts. Redis runs nothing else while a script runs, so several steps become one.
 
+use std::time::Duration;
+
 use redis::ScriptInvocation;
 
-/// A Lua script. Scripts that need the time begin with a line that reads Redis's own clock, so that no replica's clock matters.
+/// A Lua script. Scripts that need the time begin with a line that reads Redis's own clock, so that
+/// no replica's clock matters.
 pub struct Script(redis::Script);
 
 /// The line with which such scripts begin: seconds, and microseconds within the second, as texts.
@@ -26,8 +29,14 @@ impl Script {
     }
 }
 
-/// The text of a script that takes the time from `clock`: from [`CLOCK`], except in tests that set the time.
+/// The text of a script that takes the time from `clock`: from [`CLOCK`], except in tests that set
+/// the time.
 pub fn timed(clock: &str, text: &str) -> String {
     // Doubles hold whole microseconds exactly for the next 200 years.
     format!("{clock}local now = tonumber(clock[1]) * 1000000 + tonumber(clock[2])\n{text}")
+}
+
+/// A duration as scripts take it: in microseconds.
+pub fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

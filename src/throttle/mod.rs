@@ -58,12 +58,6 @@ impl ThrottleDecision {
         self.retry_after.is_none()
     }
 
-    /// The value of `Retry-After`: whole seconds, rounded up, so that a retry after that time
-    /// succeeds. `None` if allowed.
-    pub fn retry_after_seconds(&self) -> Option<u64> {
-        self.retry_after.map(seconds_rounded_up)
-    }
-
     /// The rate with the smallest share of its limit left; if several have the same share, the one
     /// with the longer window. `None` without rates.
     pub fn tightest(&self) -> Option<&RateStatus> {
@@ -139,23 +133,19 @@ mod tests {
     }
 
     #[test]
-    fn both_headers_of_a_refused_request_say_when_to_retry() {
+    fn header_of_a_refused_request_says_when_to_retry() {
         let refused = decision("1/s,10/min", &[(0, 300), (0, 41_100)], Some(41_100));
         assert!(!refused.is_allowed());
-        assert_eq!(refused.retry_after_seconds(), Some(42));
         assert_eq!(refused.ratelimit().unwrap(), r#""minute";r=0;t=42"#);
     }
 
     #[test]
-    fn whole_seconds_are_not_rounded_further() {
-        assert_eq!(
-            decision("1/s", &[(0, 1)], Some(1000)).retry_after_seconds(),
-            Some(1)
-        );
-        assert_eq!(
-            decision("1/s", &[(0, 1)], Some(1)).retry_after_seconds(),
-            Some(1)
-        );
+    fn whole_seconds_are_not_rounded_up() {
+        for (retry_after_ms, seconds) in [(1, 1), (999, 1), (1000, 1), (1001, 2)] {
+            let refused = decision("1/s", &[(0, 1000)], Some(retry_after_ms));
+            let header = format!("\"second\";r=0;t={seconds}");
+            assert_eq!(refused.ratelimit().unwrap(), header);
+        }
     }
 
     #[test]

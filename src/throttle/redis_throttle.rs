@@ -9,7 +9,7 @@ use async_trait::async_trait;
 
 use super::{RateStatus, SlidingWindows, Throttle, ThrottleDecision};
 use crate::domain::Rates;
-use crate::redis::{Connection, Error, Script};
+use crate::redis::{Connection, Error, Script, micros};
 use crate::telemetry::Metrics;
 
 /// The script that decides over all rates in one step, and reads their state. It begins where `now`
@@ -125,10 +125,6 @@ fn parse_decision(rates: &Rates, take: bool, answer: &[u64]) -> Option<ThrottleD
     };
     // A refusal without a time to wait would count as allowed.
     (!take || allowed || retry_after.is_some()).then_some(ThrottleDecision { retry_after, rates })
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[async_trait]

@@ -54,12 +54,12 @@ trait HashJob: Send {
     fn finish(self: Box<Self>, workspace: Option<&mut Workspace>);
 }
 
-struct Call<T, F> {
+struct HashCall<T, F> {
     work: F,
     reply: oneshot::Sender<Result<T, Error>>,
 }
 
-impl<T: Send, F> HashJob for Call<T, F>
+impl<T: Send, F> HashJob for HashCall<T, F>
 where
     F: FnOnce(&mut Workspace) -> Result<T, Error> + Send,
 {
@@ -163,7 +163,7 @@ impl HashPool {
         work: impl FnOnce(&mut Workspace) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let (reply, result) = oneshot::channel();
-        let call = Box::new(Call { work, reply });
+        let call = Box::new(HashCall { work, reply });
         let refused = self.queue.add(|jobs| {
             if jobs.is_full() {
                 // Callers that have left must not keep others out.

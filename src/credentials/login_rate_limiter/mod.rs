@@ -142,12 +142,6 @@ impl LocalLoginRateLimiter {
         })
     }
 
-    /// Sites that are remembered at the moment, at most 10,000 besides those with attempts in
-    /// flight.
-    pub fn tracked_sites(&self) -> usize {
-        self.table.lock().sites.len()
-    }
-
     fn wait_slot(
         self: &Arc<Self>,
         table: &mut SiteTable,

@@ -1,7 +1,6 @@
 //! Failed logins counted over several replicas, in Redis and on its clock.
 
 use std::collections::hash_map::RandomState;
-use std::fmt::Write;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,8 +14,9 @@ use super::{
     LocalLoginRateLimiter, LoginAttempt, LoginRateLimiter, LoginRefused, MAX_FAILURES_OF_CLIENT,
     MAX_FAILURES_OF_NAME, MAX_FAILURES_OF_SITE, WINDOW,
 };
+use crate::credentials::hex;
 use crate::domain::ClientNetwork;
-use crate::redis::{Connection, Error, Script};
+use crate::redis::{Connection, Error, Script, micros};
 use crate::telemetry::Metrics;
 
 /// KEYS: a site's failures, scored by their time, and its attempts in flight, scored by the time
@@ -245,12 +245,5 @@ impl Drop for SharedAttempt {
 /// 128 bits of the name's SHA-256, so that Redis does not hold people's names.
 fn name_hash(name: &str) -> String {
     let digest: [u8; 32] = Sha256::digest(name).into();
-    digest[..16].iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+    hex(&digest[..16])
 }

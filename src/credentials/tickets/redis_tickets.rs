@@ -1,10 +1,13 @@
 //! Tickets that any replica accepts, in Redis and on its clock.
 
 use async_trait::async_trait;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::{
     Error, Grant, MAX_TICKETS_PER_USER, TICKET_CHARS, TICKET_LIFETIME, Tickets, hash, make,
 };
+use crate::credentials::hex;
 use crate::domain::{Timestamp, UserId};
 use crate::redis::{Connection, Script};
 
@@ -85,7 +88,7 @@ impl Tickets for RedisTickets {
         };
         let key = self.key(user);
         let mut call = self.take.on(&key);
-        call.arg(hex(ticket));
+        call.arg(hex(&hash(ticket)));
         let taken: Option<String> = self
             .redis
             .run("ticket_take", self.redis.patience(), &call)
@@ -102,23 +105,12 @@ fn unavailable(error: crate::redis::Error) -> Error {
 /// The user whose id the ticket begins with. Only Redis knows whether it is one of that user's
 /// tickets.
 fn user_of(ticket: &str) -> Option<UserId> {
-    use base64::Engine;
     if ticket.len() != TICKET_CHARS {
         return None;
     }
-    let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD
-        .decode(ticket)
-        .ok()?;
+    let bytes = URL_SAFE_NO_PAD.decode(ticket).ok()?;
     let id = bytes.first_chunk::<8>()?;
     Some(UserId(i64::from_be_bytes(*id)))
-}
-
-fn hex(ticket: &str) -> String {
-    use std::fmt::Write;
-    hash(ticket).iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// What Redis holds of a ticket: its hash, when its access token was issued if that is known, and
@@ -127,7 +119,7 @@ fn encode(ticket: &str, grant: Grant) -> String {
     let issued_at = grant
         .issued_at
         .map_or_else(|| "-".into(), |at| at.0.to_string());
-    format!("{} {issued_at} {}", hex(ticket), grant.expires_at.0)
+    format!("{} {issued_at} {}", hex(&hash(ticket)), grant.expires_at.0)
 }
 
 fn decode(user_id: UserId, kept: &str) -> Option<Grant> {

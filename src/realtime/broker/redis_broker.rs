@@ -187,13 +187,13 @@ impl BrokerState {
     /// A message from any replica.
     fn take(&self, message: &[u8]) {
         match decode(message) {
-            Some(Message::Event(user, event)) => {
+            Some(ChannelMessage::Event(user, event)) => {
                 if self.hub.has_sockets(user) {
                     let reached = self.hub.publish(user, &event.into());
                     self.metrics.websocket_events.inc_by(reached as u64);
                 }
             }
-            Some(Message::Missed(missed)) => self.close(&missed),
+            Some(ChannelMessage::Missed(missed)) => self.close(&missed),
             // It comes from another version of this service, or from another program. It may have
             // been an event.
             None => {
@@ -286,21 +286,21 @@ impl BrokerState {
     }
 }
 
-enum Message<'a> {
+enum ChannelMessage<'a> {
     Event(UserId, &'a str),
     Missed(Missed),
 }
 
-fn decode(message: &[u8]) -> Option<Message<'_>> {
+fn decode(message: &[u8]) -> Option<ChannelMessage<'_>> {
     let (user, event) = std::str::from_utf8(message).ok()?.split_once('\n')?;
     if user.is_empty() && event.is_empty() {
-        return Some(Message::Missed(Missed::Everybody));
+        return Some(ChannelMessage::Missed(Missed::Everybody));
     }
     let user = UserId(user.parse().ok()?);
     Some(if event.is_empty() {
-        Message::Missed(Missed::Users([user].into()))
+        ChannelMessage::Missed(Missed::Users([user].into()))
     } else {
-        Message::Event(user, event)
+        ChannelMessage::Event(user, event)
     })
 }
 
@@ -313,11 +313,11 @@ mod tests {
         let event = decode(b"7\n{\"a\":\"b\\n\"}");
         assert!(matches!(
             event,
-            Some(Message::Event(UserId(7), "{\"a\":\"b\\n\"}"))
+            Some(ChannelMessage::Event(UserId(7), "{\"a\":\"b\\n\"}"))
         ));
         let missed = |message: &[u8]| match decode(message) {
-            Some(Message::Missed(missed)) => Some(missed),
-            Some(Message::Event(..)) | None => None,
+            Some(ChannelMessage::Missed(missed)) => Some(missed),
+            Some(ChannelMessage::Event(..)) | None => None,
         };
         assert_eq!(missed(b"7\n"), Some(Missed::Users([UserId(7)].into())));
         assert_eq!(missed(b"\n"), Some(Missed::Everybody));

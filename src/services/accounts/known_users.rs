@@ -18,7 +18,7 @@ const MAX_AGE: Duration = Duration::from_secs(2);
 /// outdated.
 const CAPACITY: usize = 10_000;
 
-/// Accounts by id, each read at most [`MAX_AGE`] ago. A missing account is not remembered: it is
+/// Accounts by id, each read at most two seconds ago. A missing account is not remembered: it is
 /// rare, and the account may be created.
 #[derive(Default)]
 pub struct KnownUsers {

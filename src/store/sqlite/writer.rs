@@ -109,7 +109,7 @@ where
 }
 
 /// A request to the writer's thread.
-pub(super) enum Command {
+pub(super) enum WriterCommand {
     /// Write.
     Run(Box<dyn Operation>),
     /// Find out whether a prompt could be stored now.
@@ -134,7 +134,7 @@ pub(super) struct WriterStatus {
 
 /// The sending end of the queue.
 pub(super) struct Writer {
-    queue: mpsc::Sender<Command>,
+    queue: mpsc::Sender<WriterCommand>,
     status: Arc<WriterStatus>,
     reserve: Reserve,
     thread: ThreadGroup,
@@ -166,7 +166,7 @@ impl Writer {
             let work = work.take().ok_or(Error::from(Closed))?;
             work(connection)
         });
-        self.send(Command::Run(operation), answer).await?
+        self.send(WriterCommand::Run(operation), answer).await?
     }
 
     /// Does the same for work that must succeed on a full disk too, because it frees room or ends a
@@ -177,7 +177,7 @@ impl Writer {
         F: FnMut(&Connection) -> Result<T, Failure> + Send + 'static,
     {
         let (operation, answer) = operation(true, work);
-        self.send(Command::Run(operation), answer).await?
+        self.send(WriterCommand::Run(operation), answer).await?
     }
 
     /// Whether a prompt could be stored now. Tries to write only if an earlier write or the free
@@ -188,10 +188,14 @@ impl Writer {
             return Ok(true);
         }
         let (reply, answer) = oneshot::channel();
-        self.send(Command::Probe(reply), answer).await
+        self.send(WriterCommand::Probe(reply), answer).await
     }
 
-    async fn send<T>(&self, command: Command, answer: oneshot::Receiver<T>) -> Result<T, Error> {
+    async fn send<T>(
+        &self,
+        command: WriterCommand,
+        answer: oneshot::Receiver<T>,
+    ) -> Result<T, Error> {
         self.queue.send(command).await.map_err(|_| Closed)?;
         Ok(answer.await.map_err(|_| Closed)?)
     }
@@ -200,7 +204,7 @@ impl Writer {
     /// has ended.
     pub async fn close(&self) {
         // This fails if the queue is closed already.
-        let _ = self.queue.send(Command::Close).await;
+        let _ = self.queue.send(WriterCommand::Close).await;
         self.thread.joined().await;
     }
 

@@ -17,7 +17,7 @@ use super::checkpoint::{Checkpointer, pages};
 use super::connection::{Database, PAGE_SIZE};
 use super::error::{NotCommitted, cannot_write};
 use super::reserve::Reserve;
-use super::writer::{Command, MAX_BATCH, Operation, Ran, WriterStatus, operation};
+use super::writer::{MAX_BATCH, Operation, Ran, WriterCommand, WriterStatus, operation};
 
 /// Bytes of the text that a probe stores twice, in a table and in its index: together as much as
 /// nearly every prompt.
@@ -72,16 +72,16 @@ impl WriterThread {
     }
 
     /// Writes what is queued until the queue is closed.
-    pub fn run_until_closed(mut self, mut queue: mpsc::Receiver<Command>) {
+    pub fn run_until_closed(mut self, mut queue: mpsc::Receiver<WriterCommand>) {
         let mut commands = Vec::with_capacity(MAX_BATCH);
         let mut batch = Vec::with_capacity(MAX_BATCH);
         let mut probes = Vec::new();
         while queue.blocking_recv_many(&mut commands, MAX_BATCH) > 0 {
             for command in commands.drain(..) {
                 match command {
-                    Command::Run(operation) => batch.push(operation),
-                    Command::Probe(reply) => probes.push(reply),
-                    Command::Close => queue.close(),
+                    WriterCommand::Run(operation) => batch.push(operation),
+                    WriterCommand::Probe(reply) => probes.push(reply),
+                    WriterCommand::Close => queue.close(),
                 }
             }
             while !batch.is_empty() {
@@ -247,7 +247,7 @@ impl WriterThread {
         connection: Connection,
         batch: &mut [Box<dyn Operation>],
     ) -> (usize, rusqlite::Result<()>) {
-        let bounds = Bounds {
+        let bounds = TransactionBounds {
             max_pages: self.is_short.then(|| match &batch {
                 [operation] if operation.is_vital() => self.database.max_pages.unwrap_or(u32::MAX),
                 _ => PRESENT_SIZE,
@@ -284,7 +284,7 @@ impl WriterThread {
 const PRESENT_SIZE: u32 = 1;
 
 /// How far a transaction may extend the database file.
-struct Bounds {
+struct TransactionBounds {
     /// The most pages that the file may have; `None` leaves the connection's bound.
     max_pages: Option<u32>,
     /// Pages of growth after which further operations are left to the next transaction.
@@ -296,7 +296,7 @@ struct Bounds {
 fn transact(
     connection: &Connection,
     batch: &mut [Box<dyn Operation>],
-    bounds: Bounds,
+    bounds: TransactionBounds,
 ) -> (usize, rusqlite::Result<()>) {
     let mut ran = 0;
     let outcome = (|| {

@@ -81,7 +81,7 @@ impl<K: Copy + Ord + Hash> SlidingWindows<K> {
         let mut decision = self.decide(requests, now);
         if decision.is_allowed() {
             requests.push_back(now);
-            decision = self.after_request(requests, now);
+            decision.rates = self.states(requests, now);
             if let Some(last) = last {
                 shard.by_last.remove(&(last, key));
             }
@@ -103,15 +103,6 @@ impl<K: Copy + Ord + Hash> SlidingWindows<K> {
         }
     }
 
-    /// Keys remembered at the moment: those active within the longest window, and some that have
-    /// not been removed yet.
-    pub fn tracked_keys(&self) -> usize {
-        self.shards
-            .iter()
-            .map(|shard| shard.lock().requests.len())
-            .sum()
-    }
-
     /// The state of the rates, and how long a request has to wait for those that are used up.
     fn decide(&self, requests: &VecDeque<Nanos>, now: Nanos) -> ThrottleDecision {
         let rates = self.states(requests, now);
@@ -124,14 +115,6 @@ impl<K: Copy + Ord + Hash> SlidingWindows<K> {
             .map(|state| state.reset_after)
             .max();
         ThrottleDecision { retry_after, rates }
-    }
-
-    /// The decision on a request that was allowed and is in `requests` now.
-    fn after_request(&self, requests: &VecDeque<Nanos>, now: Nanos) -> ThrottleDecision {
-        ThrottleDecision {
-            retry_after: None,
-            rates: self.states(requests, now),
-        }
     }
 
     fn states(&self, requests: &VecDeque<Nanos>, now: Nanos) -> Vec<RateStatus> {
