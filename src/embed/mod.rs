@@ -25,10 +25,10 @@ use std::io;
 use std::path::PathBuf;
 
 pub use background::BackgroundEmbedder;
-pub use engine::Engine;
+pub use engine::{Encode, Engine};
 pub use kernel::Kernel;
 pub use model::{Model, Scratch};
-pub use pipeline::{Class, Embedder, Encode, Permit, Settings};
+pub use pipeline::{Class, Embedder, Permit, Settings};
 
 /// Why a model cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -5,7 +5,7 @@ use super::quantise::QuantisedRows;
 use super::simd::{IntTileRow, LANES, Op, Simd};
 
 /// Where output channel `c` of row `r` goes: `(c / group) * group_stride + c % group + r *
-/// row_stride`, all in numbers. Row-major output has one group; attention wants each head's rows
+/// row_stride`, all in numbers. Row-major output has one group; attention needs each head's rows
 /// together.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {

@@ -138,7 +138,7 @@ proptest! {
         let activation = |row, input| byte(row, input, 1) as u8;
         let weight = |channel, input| byte(channel, input, 2) as u8 as i8;
         let sums = naive_product((rows, inputs, outputs), 3, activation, weight);
-        // Each group's rows together, as attention wants them. Whole numbers below 2^24: exact,
+        // Each group's rows together, as attention needs them. Whole numbers below 2^24: exact,
         // fused or not.
         let layout = Layout { group: LANES * group, group_stride: LANES * group * rows, row_stride: LANES * group };
         let before: Vec<f32> = (0..rows * outputs).map(|at| at as f32).collect();

@@ -20,6 +20,7 @@ pub use self::admission::Permit;
 use self::admission::TextAdmission;
 use self::cache::QueryCache;
 use self::queue::{TextQueue, Ticket, Waiter};
+use super::engine::Encode;
 use crate::domain::{Embedding, UserId};
 use crate::telemetry::Metrics;
 
@@ -48,21 +49,6 @@ pub enum Error {
     /// The model failed on this text, which is a defect. Other texts are not affected.
     #[error("the text could not be embedded")]
     Failed,
-}
-
-/// A tokenizer and a model, as the workers use them. Several threads call it at once.
-pub trait Encode: Send + Sync + 'static {
-    /// A worker's memory, created on its thread and kept between batches.
-    type Scratch;
-
-    /// Creates a worker's memory.
-    fn scratch(&self) -> Self::Scratch;
-
-    /// The ids of a text, cut to the length that the model takes.
-    fn tokenize(&self, text: &str) -> Vec<u32>;
-
-    /// One vector for each text, in their order. A text's vector does not depend on its neighbours.
-    fn embed(&self, batch: &[&[u32]], scratch: &mut Self::Scratch) -> Vec<Embedding>;
 }
 
 /// The sizes of a pipeline.

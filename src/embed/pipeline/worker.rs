@@ -5,8 +5,9 @@ use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use super::queue::{EmbedJob, TextBatch};
-use super::{Class, Encode, Error, Pipeline};
+use super::{Class, Error, Pipeline};
 use crate::domain::Embedding;
+use crate::embed::engine::Encode;
 
 /// A text of a batch as ids, by the number of its job.
 type Encoded = (u64, Vec<u32>);

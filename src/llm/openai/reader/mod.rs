@@ -61,7 +61,7 @@ pub struct Received {
 pub enum End {
     /// In order.
     Orderly,
-    /// It broke off, fell silent or went on for too long.
+    /// It was cut off, stopped coming or took too long.
     Cut,
 }
 
