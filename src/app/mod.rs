@@ -111,9 +111,9 @@ impl App {
 
         let model = engine.model_id().clone();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let settings = embed::Settings {
+        let settings = embed::EmbedderSettings {
             workers: cores,
-            ..embed::Settings::default()
+            ..embed::EmbedderSettings::default()
         };
         let embedder = Arc::new(Embedder::start(
             Arc::clone(&engine),

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use prompt_service::domain::{Embedding, PromptId, UserId};
 use prompt_service::embed::{BackgroundEmbedder, Encode};
-use prompt_service::search::{Error, Hit, Similarity, Status};
+use prompt_service::search::{Error, Hit, IndexStatus, Similarity};
 use prompt_service::services::reembedding::{Progress, Reembedding};
 use prompt_service::telemetry::Metrics;
 use tokio_util::sync::CancellationToken;
@@ -49,8 +49,8 @@ impl Similarity for InsertedIds {
 
     fn invalidate(&self, _: UserId) {}
 
-    fn status(&self) -> Status {
-        Status::default()
+    fn status(&self) -> IndexStatus {
+        IndexStatus::default()
     }
 
     async fn prepare(&self, _: CancellationToken) {}

@@ -74,10 +74,10 @@ pub fn presentable(message: &str, prompts: &[&str], key: Option<&str>) -> String
     let (prompts, key) = texts.split_at(prompts.len());
     let prompts = prompts
         .iter()
-        .map(|prompt| Secret::new(prompt, shortest_word(prompt)));
+        .map(|prompt| SecretText::new(prompt, shortest_word(prompt)));
     // OpenAI shows the beginning and the end of a refused key.
-    let key = key.iter().map(|key| Secret::new(key, 2));
-    let secrets: Vec<Secret<'_>> = prompts.chain(key).collect();
+    let key = key.iter().map(|key| SecretText::new(key, 2));
+    let secrets: Vec<SecretText<'_>> = prompts.chain(key).collect();
 
     // Characters that are not shown must not part a word either.
     let line = message.replace(['\n', '\r', '\t'], " ");
@@ -112,14 +112,14 @@ fn shortest_word(prompt: &str) -> usize {
 }
 
 /// Something that may not be logged, in lower case.
-struct Secret<'a> {
+struct SecretText<'a> {
     text: &'a str,
     words: HashSet<&'a str>,
     /// Words that are shorter, and have no digit, may be shown.
     shortest_word: usize,
 }
 
-impl<'a> Secret<'a> {
+impl<'a> SecretText<'a> {
     fn new(text: &'a str, shortest_word: usize) -> Self {
         let words = text.split(|c| !is_of_word(c));
         Self {

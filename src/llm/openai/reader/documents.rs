@@ -67,7 +67,7 @@ pub enum Origin {
 ///
 /// Items go to a sink. It returns whether the item has a choice, or an error that ends the reading.
 #[derive(Debug)]
-pub struct Documents {
+pub struct BodySplitter {
     /// Bytes that a line and an incomplete object may have together.
     limit: usize,
     /// The line that has begun, without the blanks before it.
@@ -82,7 +82,7 @@ pub struct Documents {
     after_cr: bool,
 }
 
-impl Documents {
+impl BodySplitter {
     /// For one body whose objects have at most `limit` bytes.
     pub fn new(limit: usize) -> Self {
         Self {

@@ -26,7 +26,7 @@ pub struct Object<'a, const N: usize> {
 }
 
 /// Iterates over the members of an object, up to the first that is not JSON.
-pub struct Members<'a> {
+pub struct ObjectMembers<'a> {
     rest: &'a [u8],
     /// The bytes after the closing bracket, once the iteration has reached it.
     after: Option<&'a [u8]>,
@@ -130,8 +130,8 @@ impl<'a> Value<'a> {
     }
 
     /// Its members, if it is an object: each key as it is written between its quotes.
-    pub fn members(self) -> Members<'a> {
-        Members {
+    pub fn members(self) -> ObjectMembers<'a> {
+        ObjectMembers {
             rest: self.0.strip_prefix(b"{").unwrap_or_default(),
             after: None,
         }
@@ -190,7 +190,7 @@ fn place_of(key: &[u8], names: &[&str]) -> Option<usize> {
     place(key)
 }
 
-impl<'a> Iterator for Members<'a> {
+impl<'a> Iterator for ObjectMembers<'a> {
     type Item = (&'a [u8], Value<'a>);
 
     fn next(&mut self) -> Option<Self::Item> {

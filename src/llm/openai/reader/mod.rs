@@ -14,7 +14,7 @@ mod nesting;
 mod text;
 
 use self::choice::Choice;
-use self::documents::{Document, Documents, Item, Origin};
+use self::documents::{BodySplitter, Document, Item, Origin};
 use self::error_object::reports_error;
 pub use self::json::Value;
 use super::fault::FaultKind;
@@ -32,7 +32,7 @@ const BODY_PER_TEXT: usize = 512;
 
 /// What an upstream answered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Answer {
+pub struct UpstreamAnswer {
     /// The text, without NUL.
     pub text: String,
     /// The model, as the upstream names it.
@@ -58,7 +58,7 @@ pub struct Received {
 
 /// How a body came to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum BodyEnd {
     /// In order.
     Orderly,
     /// It was cut off, stopped coming or took too long.
@@ -67,8 +67,8 @@ pub enum End {
 
 /// Reads one body.
 #[derive(Debug)]
-pub struct Reader {
-    documents: Documents,
+pub struct AnswerReader {
+    documents: BodySplitter,
     gathered: Gathered,
     /// Bytes that the body may still have.
     room: usize,
@@ -98,11 +98,11 @@ struct Gathered {
     received: Received,
 }
 
-impl Reader {
+impl AnswerReader {
     /// For one body with at most `most_text` bytes of text.
     pub fn new(most_text: usize) -> Self {
         Self {
-            documents: Documents::new(most_text * JSON_PER_TEXT + JSON_AROUND),
+            documents: BodySplitter::new(most_text * JSON_PER_TEXT + JSON_AROUND),
             gathered: Gathered {
                 most_text,
                 ..Gathered::default()
@@ -184,7 +184,7 @@ impl Reader {
     /// # Errors
     /// `Truncated` if the answer has begun and not ended, `Malformed` if there is none, or the
     /// error of [`Self::feed`].
-    pub fn finish(&mut self, end: End) -> Result<(Answer, String), FaultKind> {
+    pub fn finish(&mut self, end: BodyEnd) -> Result<(UpstreamAnswer, String), FaultKind> {
         let gathered = &mut self.gathered;
         // An error of the sink is kept in `failed`; other errors are not possible here.
         let _ = self.documents.finish(&mut |item| gathered.take(item));
@@ -238,7 +238,7 @@ impl Gathered {
     ) -> Result<bool, FaultKind> {
         let [choices, usage, model, error, kind] = document.object.members;
         if !document.object.is_readable {
-            // Incomplete objects are counted by `Documents`.
+            // Incomplete objects are counted by `BodySplitter`.
             self.skipped += u64::from(origin.is_some());
             return Ok(false);
         }
@@ -357,7 +357,7 @@ impl Gathered {
         }
     }
 
-    fn finish(&mut self, end: End) -> Result<Answer, FaultKind> {
+    fn finish(&mut self, end: BodyEnd) -> Result<UpstreamAnswer, FaultKind> {
         if let Some(kind) = self.failed {
             return Err(kind);
         }
@@ -372,7 +372,9 @@ impl Gathered {
         let is_whole = self.objects == 1
             && match (self.origin, choice.came_as_deltas()) {
                 (Some(Origin::Plain), false) => true,
-                (Some(Origin::Plain), true) | (Some(Origin::Event), false) => end == End::Orderly,
+                (Some(Origin::Plain), true) | (Some(Origin::Event), false) => {
+                    end == BodyEnd::Orderly
+                }
                 (Some(Origin::Event), true) | (None, _) => false,
             };
         if choice.reason.is_none() && !((self.is_done || is_whole) && choice.has_content) {
@@ -381,7 +383,7 @@ impl Gathered {
                 false => FaultKind::Malformed,
             });
         }
-        Ok(Answer {
+        Ok(UpstreamAnswer {
             text: choice.text.finish(),
             model: self.model.take(),
             finish_reason: choice.reason,
