@@ -190,7 +190,7 @@ class InSqlite:
     def others(self, count):
         self.connection.execute(
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
-            " INSERT INTO user (username, email, password_hash, is_active, tokens_valid_from, created_at)"
+            " INSERT INTO account (username, email, password_hash, is_active, tokens_valid_from, created_at)"
             " SELECT 'other-' || i, 'o@example.com', '', 1, 0, 0 FROM n", (count,),
         )
 
@@ -201,7 +201,7 @@ class InSqlite:
             "CREATE TEMP TABLE wanted AS WITH RECURSIVE turn(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM turn WHERE (i + 1) * :each < :limit),"
             " source AS (SELECT row_number() OVER (ORDER BY id) AS number, id FROM prompt WHERE user_id = :source)"
             " SELECT s.id AS source_id, u.id AS owner, (SELECT max(id) FROM prompt) + row_number() OVER (ORDER BY turn.i, s.number, u.id) AS new_id"
-            f" FROM turn JOIN source s ON turn.i * :each + s.number <= :limit JOIN (SELECT id FROM user WHERE {where}) u",
+            f" FROM turn JOIN source s ON turn.i * :each + s.number <= :limit JOIN (SELECT id FROM account WHERE {where}) u",
             {"source": source, "limit": limit, "each": EACH},
         )
         run(
@@ -209,8 +209,8 @@ class InSqlite:
             " SELECT new_id, owner, created_at, status, model, prompt, response FROM wanted JOIN prompt ON id = source_id"
         )
         run(
-            "INSERT INTO prompt_embedding (user_id, prompt_id, model_id, f16)"
-            " SELECT owner, new_id, model_id, f16 FROM wanted JOIN prompt_embedding ON prompt_id = source_id AND user_id = ?", (source,),
+            "INSERT INTO prompt_embedding (user_id, prompt_id, model_id, embedding)"
+            " SELECT owner, new_id, model_id, embedding FROM wanted JOIN prompt_embedding ON prompt_id = source_id AND user_id = ?", (source,),
         )
         run("DROP TABLE wanted")
         run("COMMIT")

@@ -183,7 +183,7 @@ class Load:
             return
         [database] = self.service.database_files()
         connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
-        [(owner,)] = connection.execute("SELECT username FROM user ORDER BY id LIMIT 1")
+        [(owner,)] = connection.execute("SELECT username FROM account ORDER BY id LIMIT 1")
         connection.close()
         credentials = json.dumps({"username": owner, "password": FILLERS_PASSWORD}).encode()
         request = urllib.request.Request(f"{self.service.url}/api/auth/login/", credentials, {"Content-Type": "application/json"})
@@ -249,8 +249,8 @@ def multiply_prompts(database, wanted):
             part = {"offset": last, "until": min(last, wanted - stored)}
             connection.execute(f"INSERT INTO prompt (id, {columns}) SELECT id + :offset, {columns} FROM prompt WHERE id <= :until", part)
             connection.execute(
-                "INSERT INTO prompt_embedding (user_id, prompt_id, model_id, f16)"
-                " SELECT user_id, prompt_id + :offset, model_id, f16 FROM prompt_embedding WHERE prompt_id <= :until", part,
+                "INSERT INTO prompt_embedding (user_id, prompt_id, model_id, embedding)"
+                " SELECT user_id, prompt_id + :offset, model_id, embedding FROM prompt_embedding WHERE prompt_id <= :until", part,
             )
     connection.close()
 
@@ -296,7 +296,7 @@ def with_1_000_prompts(report, folder, key, length):
         report.saved = sum(map(int, saved))
         [database] = service.database_files()
         connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
-        [(stored_hash,)] = connection.execute("SELECT password_hash FROM user LIMIT 1")
+        [(stored_hash,)] = connection.execute("SELECT password_hash FROM account LIMIT 1")
         connection.close()
         report.hashing = " ".join(stored_hash.split("$")[1:4])
         stop(service)

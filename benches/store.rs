@@ -6,11 +6,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
-use prompt_service::domain::{Embedding, ModelId, PromptId, PromptStatus, Timestamp, UserId};
+use prompt_service::domain::{Embedding, ModelId, PromptId, Timestamp, UserId};
 use prompt_service::store::sqlite::{OpenOptions, SqliteStore};
-use prompt_service::store::{AccountStore, NewPrompt, NewUser, PromptStore};
+use prompt_service::store::{
+    AccountStore, Begun, CallOutcome, CallStore, Holder, NewCall, NewUser, PromptStore,
+};
 use tokio::task::JoinSet;
 
 const DIMENSION: usize = 384;
@@ -38,22 +41,33 @@ fn vector(mark: usize) -> Embedding {
     )
 }
 
-fn new_prompt(user_id: UserId, embedding: Option<(ModelId, Embedding)>) -> NewPrompt {
-    NewPrompt {
+/// What a post writes: the running row under its lease, then the outcome. Two commits.
+async fn post(store: &SqliteStore, user_id: UserId, embedding: Option<(ModelId, Embedding)>) {
+    static CALLS: AtomicI64 = AtomicI64::new(0);
+    let holder = Holder {
+        replica: [1; 16],
+        call: CALLS.fetch_add(1, Ordering::Relaxed),
+    };
+    let call = NewCall {
         user_id,
         prompt: "How do I keep a commit from waiting for the disk? ".repeat(4),
-        response: Some("Let several writes share it. ".repeat(20)),
         model: "mock".to_owned(),
-        status: PromptStatus::Completed,
-        error: None,
-        finish_reason: None,
         created_at: Timestamp(1),
-        llm_duration_ms: Some(1),
-        prompt_tokens: Some(1),
-        completion_tokens: Some(1),
-        embedding,
+        announce: false,
+        key: None,
+        holder,
+        lease: Duration::from_secs(60),
         max_prompts: None,
-    }
+    };
+    let Ok(Begun::Started(prompt)) = store.begin_call(call).await else {
+        panic!("the call begins");
+    };
+    let outcome = CallOutcome {
+        embedding,
+        ..CallOutcome::completed("Let several writes share it. ".repeat(20), "mock")
+    };
+    let settled = store.settle_call(prompt.id, holder, outcome).await;
+    settled.expect("the call is settled");
 }
 
 fn row(what: &str, figure: String) {
@@ -96,7 +110,7 @@ async fn run(folder: &Path) {
         users.push(store.create_user(user).await.expect("a new name").id);
     }
     for callers in [1, 16, 64, 256] {
-        inserts(&store, &users, &model, callers).await;
+        posts(&store, &users, &model, callers).await;
     }
     fill(&store, &users, &model).await;
     reads(&store, &users, &model).await;
@@ -129,7 +143,7 @@ fn disk(folder: &Path) {
     );
 }
 
-async fn inserts(store: &Arc<SqliteStore>, users: &[UserId], model: &ModelId, callers: usize) {
+async fn posts(store: &Arc<SqliteStore>, users: &[UserId], model: &ModelId, callers: usize) {
     let until = Duration::from_secs(3);
     let before = store.stats();
     let began = Instant::now();
@@ -143,9 +157,9 @@ async fn inserts(store: &Arc<SqliteStore>, users: &[UserId], model: &ModelId, ca
         tasks.spawn(async move {
             let mut durations = Vec::new();
             while began.elapsed() < until {
-                let new = new_prompt(user, Some((model.clone(), vector(caller))));
+                let embedding = Some((model.clone(), vector(caller)));
                 let began = Instant::now();
-                store.insert_prompt(new).await.expect("the insert succeeds");
+                post(&store, user, embedding).await;
                 durations.push(began.elapsed());
             }
             durations
@@ -157,7 +171,7 @@ async fn inserts(store: &Arc<SqliteStore>, users: &[UserId], model: &ModelId, ca
     let batches = after.committed_batches - before.committed_batches;
     let size = (after.committed_operations - before.committed_operations) as f64 / batches as f64;
     row(
-        &format!("inserts, {callers} callers, {size:.1} a commit"),
+        &format!("posts, {callers} callers, {size:.1} a commit"),
         format!("{rate:.0} /s"),
     );
     let (p50, p99) = (
@@ -184,10 +198,7 @@ async fn fill(store: &Arc<SqliteStore>, users: &[UserId], model: &ModelId) {
         let missing = ROWS.saturating_sub(present) / 256;
         tasks.spawn(async move {
             for _ in 0..missing {
-                store
-                    .insert_prompt(new_prompt(user, None))
-                    .await
-                    .expect("the insert succeeds");
+                post(&store, user, None).await;
             }
         });
     }
@@ -273,7 +284,7 @@ async fn hand_off(path: &Path) {
     let connection = Arc::new(std::sync::Mutex::new(connection));
     let read = |connection: &rusqlite::Connection, id: i64| {
         connection
-            .prepare_cached("SELECT username FROM user WHERE id = ?1")
+            .prepare_cached("SELECT username FROM account WHERE id = ?1")
             .and_then(|mut statement| statement.query_row([id], |row| row.get::<_, String>(0)))
             .expect("the user exists")
     };

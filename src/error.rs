@@ -1,6 +1,7 @@
-//! The transport-free error: what a use case answers when it cannot do as asked.
+//! The transport-free error: why a use case cannot do what it is asked.
 //!
-//! Capabilities have errors of their own that become these; `api` alone turns these into status codes.
+//! Capabilities have errors of their own, which become these. Only `api` turns these into status
+//! codes.
 
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ pub enum Error {
     /// The request as a whole cannot be used; the text says why and never quotes the input.
     #[error("invalid request: {0}")]
     InvalidRequest(&'static str),
-    /// The caller has not shown who it is.
+    /// The caller is not authenticated.
     #[error("unauthenticated")]
     Unauthenticated(Unauthenticated),
     /// The caller is known, or need not be, and may not do this.
@@ -35,13 +36,13 @@ pub enum Error {
     /// Too many requests; the wait after which one succeeds.
     #[error("rate limited")]
     RateLimited(Duration),
-    /// The service is at its limit of work waiting; when to try again.
+    /// Too much work is waiting already; when to try again.
     #[error("overloaded")]
     Overloaded(Duration),
     /// The prompt was taken and has no answer; it is kept.
     #[error("the prompt failed: {}", .0.code.as_str())]
     Failed(FailedPrompt),
-    /// The request's idempotency key stands in its way.
+    /// The request cannot be served because of its idempotency key.
     #[error("idempotency key: {0:?}")]
     IdempotencyKey(KeyProblem),
     /// The user keeps as many prompts as the operator allows; deleting some helps.
@@ -50,7 +51,7 @@ pub enum Error {
     /// The prompt was deleted while it was being answered.
     #[error("deleted meanwhile")]
     Deleted,
-    /// Something this service stands on is away; trying again later helps.
+    /// A dependency of this service is unavailable; trying again later helps.
     #[error("unavailable")]
     Unavailable(#[source] Source),
     /// A defect.
@@ -72,9 +73,9 @@ pub struct FailedPrompt {
 }
 
 impl FailedPrompt {
-    /// What a stored prompt tells of its failure.
+    /// The failure of a stored prompt.
     pub fn of(prompt: &Prompt) -> Self {
-        // A failed prompt has a code; one without was written by nothing of ours.
+        // Every failed prompt has a code, unless another program has written its row.
         let code = prompt.error.unwrap_or(FailureCode::Internal);
         Self {
             id: prompt.id,
@@ -96,32 +97,32 @@ pub enum KeyProblem {
     Deleted,
 }
 
-/// Why a caller counts as unknown.
+/// Why a caller is not authenticated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unauthenticated {
-    /// No credentials, or of a kind not taken here.
+    /// No credentials, or of a kind that the route does not accept.
     NotProvided,
     /// An `Authorization: Bearer` header that is not two words.
     MalformedHeader,
-    /// An access token that does not hold; why.
+    /// An invalid access token; why.
     AccessToken(TokenProblem),
-    /// A refresh token that does not hold; why.
+    /// An invalid refresh token; why.
     RefreshToken(TokenProblem),
     /// A valid access token without a usable `user_id`.
     NoUserId,
-    /// The token's account is gone.
+    /// The token's account was deleted.
     UserNotFound,
     /// The token's account is disabled.
     UserInactive,
-    /// The refresh token's account is gone or disabled.
+    /// The refresh token's account was deleted or disabled.
     RefreshUserInactive,
     /// Wrong name or password, or a disabled account.
     WrongCredentials,
-    /// A session cookie or ticket that does not hold.
+    /// An invalid session cookie or ticket.
     SpentCredential,
 }
 
-/// What is wrong with a token.
+/// The problem of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenProblem {
     /// Malformed, of another algorithm, or not signed by a key of ours.
@@ -132,11 +133,11 @@ pub enum TokenProblem {
     NoExpiry,
     /// No `token_type` claim.
     NoType,
-    /// Of another type than asked for.
+    /// Of another type than expected.
     WrongType,
     /// No `jti` claim.
     NoId,
-    /// Ended before its time: logged out, or the password changed.
+    /// Ended before it expired: logged out, or the password changed.
     Revoked,
 }
 
@@ -151,7 +152,7 @@ impl Error {
         Self::Unavailable(source.into())
     }
 
-    /// At the limit of work waiting, which clears in about a second.
+    /// Too much work is waiting. It is done in about a second.
     pub fn overloaded() -> Self {
         Self::Overloaded(Duration::from_secs(1))
     }
@@ -163,7 +164,7 @@ impl Error {
 }
 
 impl From<Exhausted> for Error {
-    /// Memory becomes free within seconds, when answers have been read.
+    /// Memory becomes free within seconds, when clients have read their responses.
     fn from(_: Exhausted) -> Self {
         Self::overloaded()
     }

@@ -2,8 +2,9 @@
 //! another user's one.
 
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 use crate::turns::Turns;
@@ -77,9 +78,7 @@ impl<K: Eq + Hash + Clone> FairSemaphore<K> {
     }
 
     fn lock(&self) -> MutexGuard<'_, SemaphoreState<K>> {
-        // Nothing panics between two changes that belong together, so a poisoned lock guards sound
-        // counters.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

@@ -1,4 +1,5 @@
-//! The `prompt-service` program: reads the settings, then serves or carries out an operator's command.
+//! The `prompt-service` program: reads the settings, then serves or carries out an operator's
+//! command.
 
 use std::io::Write;
 use std::path::Path;
@@ -13,7 +14,7 @@ use prompt_service::telemetry;
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
-    // The working directory's alone: its parents may be writable for others.
+    // Only that of the working directory: others may be able to write to its parents.
     match read_env_file(Path::new(".env")) {
         Ok(variables) => add_variables(variables),
         Err(error) => return fail(&error.into()),
@@ -80,7 +81,7 @@ fn run(cli: Cli, out: &mut Output) -> anyhow::Result<()> {
     let config = config?;
     if !matches!(command, Command::Serve) {
         for sentence in &config.misspelt {
-            // Whoever has closed standard error wants no warnings.
+            // If standard error is closed, the warnings are lost, which is no reason to fail.
             let _ = writeln!(std::io::stderr(), "warning: {sentence}");
         }
     }

@@ -1,43 +1,43 @@
-//! The account of memory that requests in flight hold: bodies on their way in, answers on their way
-//! out.
+//! Accounts for the memory that requests in flight hold: request bodies and responses.
 //!
-//! What is new is refused when the account is full. What was paid for is always let in, and then
-//! new work is refused for as long as the account is over its limit.
+//! New work is refused when the budget is used up. Work that was paid for is always let in, and
+//! then new work is refused for as long as more is held than the budget allows.
 //!
-//! One who holds much cannot shut out those who hold little: three quarters of the account are for
-//! everybody, of which one user gets half at most, and so does one client network for requests
-//! without a user. The last quarter is only for those who hold next to nothing, and half of it for
+//! An owner who holds much cannot shut out owners who hold little. Three quarters of the budget are
+//! for everybody. One user gets half of that at most, and so does one client network for requests
+//! without a user. The last quarter is only for owners who hold next to nothing, and half of it for
 //! those of one network.
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::domain::{ClientNetwork, UserId};
 
-/// Who holds no more than this, in bytes, is let into the last quarter of the account: an ordinary
-/// request or two.
+/// An owner who holds no more than this, in bytes, may use the last quarter of the budget: an
+/// ordinary request or two.
 const LITTLE: usize = 256 << 10;
 
-/// The account is full, for everybody or for the owner that asks.
+/// The budget is used up, for everybody or for this owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("requests in flight hold as much memory as they may")]
 pub struct Exhausted;
 
-/// On whose behalf memory is held. Either part may be unknown: nobody has logged in yet, or a proxy
-/// stands between.
+/// Who memory is held for. Either part may be unknown: the request has no user yet, or comes
+/// through a proxy that hides the network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Owner {
-    /// The user who is signed in.
+    /// The authenticated user.
     pub user: Option<UserId>,
     /// Where the request comes from.
     pub network: Option<ClientNetwork>,
 }
 
 impl Owner {
-    /// A user, wherever the request comes from.
+    /// A user, from any network.
     pub fn user(user: UserId) -> Self {
         Self {
             user: Some(user),
@@ -50,21 +50,21 @@ impl Owner {
 #[derive(Debug)]
 pub struct MemoryBudget {
     most: usize,
-    held: Mutex<Held>,
-    /// Rings when bytes are given back.
+    held: Mutex<HeldBytes>,
+    /// Notified when bytes are released.
     freed: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Held {
+struct HeldBytes {
     all: usize,
     users: HashMap<UserId, usize>,
     networks: HashMap<ClientNetwork, usize>,
 }
 
-/// Bytes held in the account, given back when this is dropped.
+/// Bytes held in the budget. Dropping this releases them.
 #[derive(Debug)]
-#[must_use = "what is dropped at once holds nothing"]
+#[must_use = "a reservation that is dropped at once holds nothing"]
 pub struct Reservation {
     budget: Arc<MemoryBudget>,
     owner: Owner,
@@ -72,7 +72,7 @@ pub struct Reservation {
 }
 
 impl MemoryBudget {
-    /// An account of `most` bytes.
+    /// A budget of `most` bytes.
     pub fn new(most: usize) -> Arc<Self> {
         Arc::new(Self {
             most,
@@ -84,28 +84,28 @@ impl MemoryBudget {
     /// Holds `bytes` for `owner`.
     ///
     /// # Errors
-    /// [`Exhausted`] if the account, or the owner's part of it, has no room for them.
+    /// [`Exhausted`] if the budget, or the owner's part of it, has no room for them.
     pub fn reserve(self: &Arc<Self>, owner: Owner, bytes: usize) -> Result<Reservation, Exhausted> {
         let mut reservation = self.nothing(owner);
         reservation.try_grow(bytes)?;
         Ok(reservation)
     }
 
-    /// Holds `bytes` for `owner` whether there is room or not: for what was paid for and must not
-    /// be thrown away.
+    /// Holds `bytes` for `owner` whether there is room or not: for work that was paid for and must
+    /// not be lost.
     pub fn hold(self: &Arc<Self>, owner: Owner, bytes: usize) -> Reservation {
         let mut reservation = self.nothing(owner);
         reservation.grow(bytes);
         reservation
     }
 
-    /// Waits until there is room, then holds `bytes` for `owner`. Who waits must hold nothing, or
-    /// two of them may wait for each other. Whoever wants more than may ever be had gets it when
-    /// nothing else is held of it. Cancel safe.
+    /// Waits until there is room, then holds `bytes` for `owner`. The caller must hold nothing
+    /// else, or two callers may wait for each other. A caller that asks for more than one user may
+    /// ever hold waits until that much fits, and then holds all it asked for. Cancel safe.
     pub async fn reserve_when_free(self: &Arc<Self>, owner: Owner, bytes: usize) -> Reservation {
         let bytes_that_fit = bytes.min(self.most_of_user());
         loop {
-            // Registered before the look, so that nothing given back in between is missed.
+            // Registered before the attempt, so that no release in between is missed.
             let freed = self.freed.notified();
             if let Ok(mut reservation) = self.reserve(owner, bytes_that_fit) {
                 reservation.resize(bytes);
@@ -115,12 +115,12 @@ impl MemoryBudget {
         }
     }
 
-    /// Bytes held just now.
+    /// Bytes held at the moment.
     pub fn held(&self) -> usize {
-        self.lock().all
+        self.held.lock().all
     }
 
-    /// What everybody may hold together but for those who hold little.
+    /// What all owners may hold together, except those who hold little.
     fn most_of_many(&self) -> usize {
         self.most / 4 * 3
     }
@@ -130,7 +130,7 @@ impl MemoryBudget {
     }
 
     /// Whether `owner` may hold `more` bytes.
-    fn has_room(&self, held: &Held, owner: Owner, more: usize) -> bool {
+    fn has_room(&self, held: &HeldBytes, owner: Owner, more: usize) -> bool {
         let of_user = of(&held.users, owner.user) + more;
         let of_network = of(&held.networks, owner.network) + more;
         let is_little = match owner.user {
@@ -153,21 +153,15 @@ impl MemoryBudget {
             bytes: 0,
         }
     }
-
-    fn lock(&self) -> MutexGuard<'_, Held> {
-        // Nothing panics between two changes that belong together, so a poisoned lock guards sound
-        // counters.
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Reservation {
     /// Holds `more` bytes.
     ///
     /// # Errors
-    /// [`Exhausted`] if there is no room for them; what was held before is held still.
+    /// [`Exhausted`] if there is no room for them; what was held before is still held.
     pub fn try_grow(&mut self, more: usize) -> Result<(), Exhausted> {
-        let mut held = self.budget.lock();
+        let mut held = self.budget.held.lock();
         if !self.budget.has_room(&held, self.owner, more) {
             return Err(Exhausted);
         }
@@ -176,10 +170,10 @@ impl Reservation {
         Ok(())
     }
 
-    /// Holds `bytes` from now on, fewer or more than before.
+    /// Changes the reservation to `bytes`.
     ///
     /// # Errors
-    /// [`Exhausted`] if there is no room for more; what was held before is held still.
+    /// [`Exhausted`] if there is no room for more; what was held before is still held.
     pub fn try_resize(&mut self, bytes: usize) -> Result<(), Exhausted> {
         if bytes > self.bytes {
             self.try_grow(bytes - self.bytes)
@@ -191,16 +185,19 @@ impl Reservation {
 
     /// Holds `more` bytes whether there is room or not; see [`MemoryBudget::hold`].
     pub fn grow(&mut self, more: usize) {
-        self.budget.lock().add(self.owner, more);
+        self.budget.held.lock().add(self.owner, more);
         self.bytes += more;
     }
 
-    /// Holds `bytes` from now on, fewer or more than before, whether there is room or not.
+    /// Changes the reservation to `bytes`, whether there is room or not.
     pub fn resize(&mut self, bytes: usize) {
         if bytes >= self.bytes {
             self.grow(bytes - self.bytes);
         } else {
-            self.budget.lock().remove(self.owner, self.bytes - bytes);
+            self.budget
+                .held
+                .lock()
+                .remove(self.owner, self.bytes - bytes);
             self.bytes = bytes;
             self.budget.freed.notify_waiters();
         }
@@ -215,7 +212,7 @@ impl Drop for Reservation {
     }
 }
 
-impl Held {
+impl HeldBytes {
     fn add(&mut self, owner: Owner, bytes: usize) {
         self.all += bytes;
         if let Some(user) = owner.user {
@@ -276,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_refused_and_what_is_dropped_makes_room() {
+    fn reservation_that_does_not_fit_is_refused_until_another_is_dropped() {
         let budget = MemoryBudget::new(8 * MIB);
         let alice = budget.reserve(Owner::user(ALICE), 3 * MIB).unwrap();
         let bob = budget.reserve(Owner::user(BOB), 3 * MIB).unwrap();
@@ -286,11 +283,11 @@ mod tests {
         let nobody = budget.reserve(Owner::default(), 3 * MIB).unwrap();
         drop((bob, nobody));
         assert_eq!(budget.held(), 0);
-        assert!(budget.lock().users.is_empty() && budget.lock().networks.is_empty());
+        assert!(budget.held.lock().users.is_empty() && budget.held.lock().networks.is_empty());
     }
 
     #[test]
-    fn no_user_holds_more_than_half_of_what_is_for_everybody() {
+    fn one_user_holds_at_most_half_of_what_everybody_may_hold() {
         let budget = MemoryBudget::new(8 * MIB);
         let mut alice = budget.reserve(from_home(ALICE), 2 * MIB).unwrap();
         assert_eq!(alice.try_grow(MIB + 1), Err(Exhausted));
@@ -301,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn who_holds_little_is_let_in_when_what_is_for_everybody_is_used_up() {
+    fn small_reservation_fits_when_three_quarters_are_used_up() {
         let budget = MemoryBudget::new(8 * MIB);
         let _alice = budget.reserve(from_home(ALICE), 3 * MIB).unwrap();
         let _bob = budget.reserve(from_home(BOB), 3 * MIB).unwrap();
@@ -319,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_without_users_leaves_room_to_those_who_log_in_elsewhere() {
+    fn networks_without_users_leave_room_for_small_reservations_of_others() {
         let budget = MemoryBudget::new(8 * MIB);
         let from = |number| Owner {
             user: None,
@@ -332,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_paid_for_is_held_beyond_the_limit_and_keeps_new_work_out() {
+    fn paid_work_is_held_beyond_the_budget_and_keeps_new_work_out() {
         let budget = MemoryBudget::new(8 * MIB);
         let mut paid = budget.hold(Owner::user(ALICE), 7 * MIB);
         paid.grow(2 * MIB);
@@ -344,7 +341,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_is_let_in_when_there_is_room() {
+    async fn waiting_reservation_is_made_when_there_is_room() {
         let budget = MemoryBudget::new(8 * MIB);
         let first = budget.reserve(Owner::user(ALICE), 3 * MIB).unwrap();
         let mut waiting = Box::pin(budget.reserve_when_free(Owner::user(ALICE), MIB));

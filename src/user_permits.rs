@@ -2,8 +2,10 @@
 //! all.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::domain::UserId;
 
@@ -87,16 +89,13 @@ impl UserPermits {
             if left.is_zero() {
                 return false;
             }
-            let waited = self.all_returned.wait_timeout(in_use, left);
-            in_use = waited.unwrap_or_else(PoisonError::into_inner).0;
+            self.all_returned.wait_for(&mut in_use, left);
         }
         true
     }
 
     fn lock(&self) -> MutexGuard<'_, InUse> {
-        // No code panics between two changes that belong together, so the counts are right even
-        // behind a poisoned lock.
-        self.in_use.lock().unwrap_or_else(PoisonError::into_inner)
+        self.in_use.lock()
     }
 }
 

@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use half::f16;
 use prompt_service::domain::{Embedding, ModelId, Prompt, PromptId, UserId};
 use prompt_service::store::{
-    Access, Claim, Coverage, DeletedPrompt, Error, NewPrompt, PromptPage, PromptStore, PromptsRead,
-    Stats, Unembedded, VectorCursor, VectorPage,
+    Access, Claim, Coverage, DeletedPrompt, Error, PromptPage, PromptStore, PromptsRead, Stats,
+    Unembedded, VectorCursor, VectorPage,
 };
 
 pub const DIMENSION: usize = 384;
@@ -306,10 +306,6 @@ impl PromptStore for Rows {
             None => vec![0x21; rows.len() * 2 * DIMENSION],
         };
         Ok(VectorPage { ids, f16_bytes })
-    }
-
-    async fn insert_prompt(&self, _: NewPrompt) -> Result<Prompt, Error> {
-        unreachable!("an index only reads vectors")
     }
 
     async fn has_room(&self, _: UserId, _: u32) -> Result<bool, Error> {

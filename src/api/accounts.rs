@@ -12,8 +12,8 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::error::ApiError;
-use super::extract::{Body, ClientAddress, Form};
+use super::error::{ApiError, ErrorResponse, INVALID_CREDENTIALS, THROTTLED};
+use super::extract::{Body, ClientAddress, Fields, Form};
 use super::page_origin::{PageOrigin, require_allowed_page, wants_secure_cookie};
 use super::session_cookie::{self, session_cookies};
 use super::state::AppState;
@@ -30,7 +30,7 @@ pub fn open_router() -> OpenApiRouter<AppState> {
         .routes(routes!(log_out))
 }
 
-/// The routes that do.
+/// The routes that need one.
 pub fn known_router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(issue_ticket))
@@ -39,32 +39,47 @@ pub fn known_router() -> OpenApiRouter<AppState> {
 
 /// A new account.
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "describes a body that is read field by field")]
 pub struct RegisterRequest {
     /// Letters, digits and @.+-_ only; unique; upper and lower case differ.
     #[schema(
+        value_type = String,
         min_length = 1,
         max_length = 150,
         pattern = r"^[\w.@+-]+$",
         example = "alice"
     )]
-    username: String,
+    username: RawText,
     /// Need not be unique.
-    #[schema(max_length = 254, format = "email", example = "a@b.c")]
-    email: String,
+    #[schema(value_type = String, max_length = 254, format = "email", example = "a@b.c")]
+    email: RawText,
     /// Not all digits, not common, not like the username.
     #[schema(
+        value_type = String,
         min_length = 8,
         max_length = 1024,
         pattern = r"^[^\x00]*[^0-9\x00][^\x00]*$",
         format = "password",
         example = "secret123"
     )]
-    password: String,
+    password: RawText,
 }
+
+/// A field as it was received, or the message that says why it is no text. The service checks its
+/// other rules.
+type RawText = Result<String, &'static str>;
 
 impl Form for RegisterRequest {
     const FIELDS: &'static [&'static str] = &["username", "email", "password"];
+}
+
+impl RegisterRequest {
+    fn read(fields: &mut Fields) -> Self {
+        Self {
+            username: fields.raw_text("username"),
+            email: fields.raw_text("email"),
+            password: fields.raw_text("password"),
+        }
+    }
 }
 
 /// An account.
@@ -80,7 +95,6 @@ pub struct UserResponse {
 
 /// Name and password.
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "describes a body that is read field by field")]
 pub struct LogInRequest {
     #[schema(min_length = 1, pattern = r"^[^\x00]*$", example = "alice")]
     username: String,
@@ -100,7 +114,17 @@ impl Form for LogInRequest {
     const FIELDS: &'static [&'static str] = &["username", "password", "session"];
 }
 
-/// What a login gives.
+impl LogInRequest {
+    fn read(fields: &mut Fields) -> Self {
+        Self {
+            username: fields.text("username").unwrap_or_default(),
+            password: fields.text("password").unwrap_or_default(),
+            session: fields.flag("session"),
+        }
+    }
+}
+
+/// The tokens of a login.
 #[derive(Serialize, ToSchema)]
 pub struct TokenPairResponse {
     /// Gives new access tokens until it expires.
@@ -111,7 +135,6 @@ pub struct TokenPairResponse {
 
 /// A refresh token.
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "describes a body that is read field by field")]
 pub struct RefreshRequest {
     #[schema(min_length = 1, pattern = r"^[^\x00]*$")]
     refresh: String,
@@ -121,15 +144,22 @@ impl Form for RefreshRequest {
     const FIELDS: &'static [&'static str] = &["refresh"];
 }
 
+impl RefreshRequest {
+    fn read(fields: &mut Fields) -> Self {
+        Self {
+            refresh: fields.text("refresh").unwrap_or_default(),
+        }
+    }
+}
+
 /// A new access token.
 #[derive(Serialize, ToSchema)]
 pub struct AccessTokenResponse {
     access: String,
 }
 
-/// What to end.
+/// The credential to end.
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "describes a body that is read field by field")]
 pub struct LogOutRequest {
     /// The refresh token to end.
     #[schema(pattern = r"^[^\x00]*$")]
@@ -140,12 +170,20 @@ impl Form for LogOutRequest {
     const FIELDS: &'static [&'static str] = &["refresh"];
 }
 
-/// A pass for one WebSocket.
+impl LogOutRequest {
+    fn read(fields: &mut Fields) -> Self {
+        Self {
+            refresh: fields.optional_text("refresh"),
+        }
+    }
+}
+
+/// A ticket for one WebSocket.
 #[derive(Serialize, ToSchema)]
 pub struct TicketResponse {
     /// Used as `?ticket=`, once.
     ticket: String,
-    /// Seconds until it lapses.
+    /// Seconds until it expires.
     #[schema(example = 30)]
     expires_in: u64,
 }
@@ -156,25 +194,26 @@ pub struct TicketResponse {
 #[utoipa::path(
     post, path = "/api/auth/register", tag = "accounts", operation_id = "register", security(()),
     request_body(content = RegisterRequest, content_type = "application/json"),
-    responses((status = 201, description = "The account was made.", body = UserResponse)),
+    responses(
+        (status = 201, description = "The account was made.", body = UserResponse),
+        (status = 403, description = "Registration is closed.", body = ErrorResponse),
+        (status = 429, description = THROTTLED, body = ErrorResponse),
+    ),
 )]
 async fn register(
     State(state): State<AppState>,
     RegisterAdmitted(network): RegisterAdmitted,
     Body { mut fields, .. }: Body<RegisterRequest>,
 ) -> Result<Response, ApiError> {
-    let user = state
-        .accounts
-        .register(
-            Registration {
-                username: fields.raw_text("username"),
-                email: fields.raw_text("email"),
-                password: fields.raw_text("password"),
-                network,
-            },
-            Timestamp::now(),
-        )
-        .await?;
+    let request = RegisterRequest::read(&mut fields);
+    let registration = Registration {
+        username: request.username,
+        email: request.email,
+        password: request.password,
+        network,
+    };
+    let registering = state.accounts.register(registration, Timestamp::now());
+    let user = registering.await?;
     let body = UserResponse {
         id: user.id.0,
         username: user.username,
@@ -185,7 +224,7 @@ async fn register(
 
 /// Log in
 ///
-/// Gives a refresh and an access token, and the session cookie if asked for. The cookie is called
+/// Returns a refresh and an access token, and sets the session cookie if asked for. The cookie is called
 /// `session`, over TLS `__Host-session`; a page of another origin may not ask for it. After ten
 /// failures in a minute for one name from one address, further tries are refused for a while.
 #[utoipa::path(
@@ -199,10 +238,12 @@ async fn register(
                 description = "The session cookie, if it was asked for."
             )),
         ),
+        (status = 401, description = INVALID_CREDENTIALS, body = ErrorResponse),
         (
             status = 403, description = "A page of another origin asked for a session.",
-            body = super::openapi::ErrorResponse,
+            body = ErrorResponse,
         ),
+        (status = 429, description = THROTTLED, body = ErrorResponse),
     ),
 )]
 async fn log_in(
@@ -211,24 +252,20 @@ async fn log_in(
     parts: Parts,
     Body { mut fields, .. }: Body<LogInRequest>,
 ) -> Result<Response, ApiError> {
-    let (username, password) = (fields.text("username"), fields.text("password"));
-    let wants_session = fields.flag("session");
-    // Another site could otherwise log its visitors in to an account of its own.
-    if wants_session && PageOrigin::of(&parts, &state.server) == PageOrigin::Foreign {
+    let request = LogInRequest::read(&mut fields);
+    // Another site could otherwise log its visitors in to an account that it controls.
+    if request.session && PageOrigin::of(&parts, &state.server) == PageOrigin::Foreign {
         let detail = "A page of this Origin may not ask for a session.";
         return Err(Error::Forbidden(detail).into());
     }
     fields.check()?;
-    let (Some(username), Some(password)) = (username, password) else {
-        return Err(Error::InvalidRequest("The body could not be read.").into());
-    };
-    let request = LogIn {
-        username,
-        password,
-        wants_session,
+    let login = LogIn {
+        username: request.username,
+        password: request.password,
+        wants_session: request.session,
         network: ClientNetwork::from(address),
     };
-    let pair = state.accounts.log_in(request).await?;
+    let pair = state.accounts.log_in(login).await?;
     let mut response = Json(TokenPairResponse {
         refresh: pair.refresh,
         access: pair.access,
@@ -244,7 +281,7 @@ async fn log_in(
 
 /// Refresh
 ///
-/// Gives a new access token. The refresh token stays as it is. Pages of this service and of allowed
+/// Returns a new access token. The refresh token stays valid. Pages of this service and of allowed
 /// origins may leave the body out: the session cookie then takes its place, and the page needs to
 /// keep no token where scripts can read it.
 #[utoipa::path(
@@ -254,10 +291,11 @@ async fn log_in(
     request_body(content = RefreshRequest, content_type = "application/json"),
     responses(
         (status = 200, description = "The new access token.", body = AccessTokenResponse),
+        (status = 401, description = INVALID_CREDENTIALS, body = ErrorResponse),
         (
             status = 403,
             description = "The session cookie came without `Origin`, or from a page of another origin.",
-            body = super::openapi::ErrorResponse,
+            body = ErrorResponse,
         ),
     ),
 )]
@@ -268,10 +306,9 @@ async fn refresh(
 ) -> Result<Response, ApiError> {
     let (cookies, now) = (session_cookies(&parts.headers), Timestamp::now());
     let access = if cookies.is_empty() || fields.has("refresh") {
-        let token = fields.text("refresh");
+        let request = RefreshRequest::read(&mut fields);
         fields.check()?;
-        let token = token.unwrap_or_default();
-        state.accounts.refresh(&token, now).await?
+        state.accounts.refresh(&request.refresh, now).await?
     } else {
         let access = state.accounts.refresh_by_session(&cookies, now).await?;
         require_allowed_page(&parts, &state.server)?;
@@ -300,10 +337,11 @@ async fn log_out(
     parts: Parts,
     Body { mut fields, .. }: Body<LogOutRequest>,
 ) -> Result<Response, ApiError> {
-    let token = fields.optional_text("refresh");
+    let request = LogOutRequest::read(&mut fields);
     fields.check()?;
     let cookies = session_cookies(&parts.headers);
-    state.accounts.log_out(token.as_deref(), &cookies).await?;
+    let token = request.refresh.as_deref();
+    state.accounts.log_out(token, &cookies).await?;
     let mut response = StatusCode::NO_CONTENT.into_response();
     if !cookies.is_empty() {
         let is_secure = wants_secure_cookie(&parts, &state.server);
@@ -314,7 +352,8 @@ async fn log_out(
 
 /// WebSocket ticket
 ///
-/// Gives a pass for one WebSocket, good once and for 30 seconds: it keeps the access token out of addresses and logs.
+/// Returns a ticket for one WebSocket, valid once and for 30 seconds. It keeps the access token out
+/// of addresses and logs.
 #[utoipa::path(
     post, path = "/api/auth/ws-ticket", tag = "accounts", operation_id = "issue_ticket", security(("bearer" = [])),
     responses((status = 201, description = "The ticket.", body = TicketResponse)),

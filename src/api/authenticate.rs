@@ -1,4 +1,4 @@
-//! Who calls: bearer tokens, and the throttle's word on every answer to a known user.
+//! Authentication by bearer token, and the rate limit headers on each response to a known user.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -11,21 +11,18 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::error::ApiError;
+use super::request_log::record_user;
 use super::state::AppState;
 use crate::domain::{Timestamp, UserId};
 use crate::error::{Error, Unauthenticated};
 use crate::services::accounts::Caller;
-use crate::throttle::Verdict;
+use crate::throttle::ThrottleDecision;
 
-/// Left in an answer's extensions for the log.
-#[derive(Clone, Copy, Debug)]
-pub struct KnownUser(pub UserId);
-
-/// Where the throttle's verdict on this request is put, for the headers of its answer.
+/// Holds the throttle's verdict on this request, for the headers of its response.
 #[derive(Clone, Default)]
-struct VerdictSlot(Arc<OnceLock<Verdict>>);
+struct VerdictSlot(Arc<OnceLock<ThrottleDecision>>);
 
-/// Lets only requests with a good access token through, and gives their handlers the [`Caller`].
+/// Lets only requests with a valid access token through, and gives their handlers the [`Caller`].
 pub async fn authenticate(
     State(state): State<AppState>,
     mut request: Request,
@@ -36,6 +33,7 @@ pub async fn authenticate(
         Err(error) => return ApiError::from(error).into_response(),
     };
     let user_id = caller.user_id();
+    record_user(user_id);
     let slot = VerdictSlot::default();
     request.extensions_mut().insert(slot.clone());
     request.extensions_mut().insert(caller);
@@ -48,11 +46,10 @@ pub async fn authenticate(
         };
         (response, verdict)
     } else {
-        // Only posts are counted, so the look at a shared throttle need not wait for the answer.
+        // Only posts are counted, so the state of the throttle can be read while the handler runs.
         tokio::join!(next.run(request), peek)
     };
-    response.extensions_mut().insert(KnownUser(user_id));
-    state_rates(
+    apply_headers(
         response.headers_mut(),
         state.prompt_policy.as_ref(),
         &verdict,
@@ -63,7 +60,8 @@ pub async fn authenticate(
 /// The caller behind an `Authorization: Bearer` header.
 ///
 /// # Errors
-/// `Unauthenticated` as SimpleJWT words it: another scheme counts as none, and the scheme's case matters.
+/// `Unauthenticated` as in SimpleJWT: another scheme counts as no token, and the scheme's case
+/// matters.
 pub async fn bearer_caller(state: &AppState, headers: &HeaderMap) -> Result<Caller, Error> {
     let token = bearer_token(headers)?.ok_or(Unauthenticated::NotProvided)?;
     state.accounts.authenticate(token, Timestamp::now()).await
@@ -72,12 +70,12 @@ pub async fn bearer_caller(state: &AppState, headers: &HeaderMap) -> Result<Call
 /// The token of an `Authorization: Bearer` header, or `None` if there is no such header.
 ///
 /// # Errors
-/// `MalformedHeader` if what follows `Bearer` is not one word.
+/// `MalformedHeader` if `Bearer` is not followed by exactly one word.
 pub fn bearer_token(headers: &HeaderMap) -> Result<Option<&str>, Unauthenticated> {
     let Some(value) = headers.get(AUTHORIZATION) else {
         return Ok(None);
     };
-    // A header of other bytes than visible ASCII holds no token of ours.
+    // A header with other bytes than visible ASCII has no token of this service.
     let Ok(value) = value.to_str() else {
         return Ok(None);
     };
@@ -91,41 +89,42 @@ pub fn bearer_token(headers: &HeaderMap) -> Result<Option<&str>, Unauthenticated
     }
 }
 
-/// What an answer to a known user says of it, where no [`authenticate`] sees to that.
-pub struct Standing {
-    user_id: UserId,
+/// How much of the prompt rates a user has left, for a response that does not pass through
+/// [`authenticate`].
+pub struct RateLimitStatus {
     policy: Option<HeaderValue>,
-    verdict: Verdict,
+    verdict: ThrottleDecision,
 }
 
-impl Standing {
-    /// How the user stands now; nothing is counted.
+impl RateLimitStatus {
+    /// The user's status now. This counts no request.
     pub async fn of(state: &AppState, user_id: UserId) -> Self {
-        let throttle = &state.prompt_throttle;
         Self {
-            user_id,
             policy: state.prompt_policy.clone(),
-            verdict: throttle.peek(user_id, Instant::now()).await,
+            verdict: state.prompt_throttle.peek(user_id, Instant::now()).await,
         }
     }
 
-    /// Says so.
-    pub fn state_on(self, response: &mut Response) {
-        response.extensions_mut().insert(KnownUser(self.user_id));
-        state_rates(response.headers_mut(), self.policy.as_ref(), &self.verdict);
+    /// Adds the headers of the rates to the response.
+    pub fn apply_headers(self, response: &mut Response) {
+        apply_headers(response.headers_mut(), self.policy.as_ref(), &self.verdict);
     }
 }
 
-/// Says how much of the throttle is left, as draft-ietf-httpapi-ratelimit-headers has it.
-fn state_rates(headers: &mut HeaderMap, policy: Option<&HeaderValue>, verdict: &Verdict) {
+/// Adds what is left of the rates, as in draft-ietf-httpapi-ratelimit-headers.
+fn apply_headers(
+    headers: &mut HeaderMap,
+    policy: Option<&HeaderValue>,
+    verdict: &ThrottleDecision,
+) {
     if let Some(policy) = policy {
         headers.insert(HeaderName::from_static("ratelimit-policy"), policy.clone());
     }
-    if let Some(standing) = verdict
+    if let Some(left) = verdict
         .ratelimit()
         .and_then(|value| HeaderValue::from_str(&value).ok())
     {
-        headers.insert(HeaderName::from_static("ratelimit"), standing);
+        headers.insert(HeaderName::from_static("ratelimit"), left);
     }
 }
 
@@ -133,13 +132,14 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
-        // Absent only where a route forgot the layer: refused, never let through.
+        // Absent only if a route was built without the layer. It is refused then.
         let caller = parts.extensions.get::<Self>().cloned();
         caller.ok_or_else(|| Error::from(Unauthenticated::NotProvided).into())
     }
 }
 
-/// Proof that the throttle let this request through. Taking it counts the request, so it comes before the body.
+/// Proof that the throttle let this request through. Extracting it counts the request, so it comes
+/// before the body.
 pub struct Admitted;
 
 impl FromRequestParts<AppState> for Admitted {
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn the_scheme_is_case_sensitive_and_another_counts_as_none() {
+    fn scheme_is_case_sensitive_and_another_scheme_counts_as_no_token() {
         assert_eq!(token("Bearer a.b.c"), Ok(Some("a.b.c".to_owned())));
         assert_eq!(token("Bearer  a.b.c "), Ok(Some("a.b.c".to_owned())));
         for none in ["bearer a.b.c", "Basic YTpi", "", "Bearera"] {
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn one_word_must_follow() {
+    fn exactly_one_word_must_follow_the_scheme() {
         for bad in ["Bearer", "Bearer a b"] {
             assert_eq!(token(bad), Err(Unauthenticated::MalformedHeader), "{bad:?}");
         }

@@ -1,4 +1,5 @@
-//! Cross-origin rules: what pages of other origins may do, and the answers to their browsers' preflights.
+//! Cross-origin rules: what pages of other origins may do, and the responses to the preflight
+//! requests of their browsers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,10 +11,11 @@ use axum::response::Response;
 use tower::{Layer, ServiceExt};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-/// How long a browser may remember the answer to a preflight.
+/// How long a browser may cache the response to a preflight request.
 const MAX_AGE: Duration = Duration::from_secs(600);
 
-/// The rules for the listed origins; nothing is said to others, whose browsers then refuse by themselves. Cheap to clone.
+/// The rules for the listed origins. Responses to other origins have none of the headers, so their
+/// browsers refuse. Cheap to clone.
 #[derive(Clone)]
 pub struct CrossOrigin {
     origins: Arc<[HeaderValue]>,
@@ -61,7 +63,8 @@ impl CrossOrigin {
         Some(Self { origins, layer })
     }
 
-    /// Whether a browser asks, for a page that may, what it may send (Fetch standard, CORS-preflight request).
+    /// Whether this is a preflight request for a page of a listed origin (Fetch standard,
+    /// CORS-preflight request).
     fn is_preflight(&self, request: &Request) -> bool {
         let headers = request.headers();
         request.method() == Method::OPTIONS
@@ -72,8 +75,9 @@ impl CrossOrigin {
     }
 }
 
-/// Answers preflights, and adds to other answers what their pages may read. An `OPTIONS` that is no preflight of a listed origin takes the
-/// way of every request: the layer would answer it 200 whatever the path, and without credentials.
+/// Responds to preflight requests, and adds the headers of the rules to other responses. An
+/// `OPTIONS` request that is no preflight of a listed origin is routed like any other request: the
+/// layer would return 200 for it on any path, without credentials.
 pub async fn cross_origin(
     State(rules): State<CrossOrigin>,
     request: Request,

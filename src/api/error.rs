@@ -5,14 +5,16 @@ use std::time::Duration;
 use axum::http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
 
-use crate::domain::FailureCode;
+use crate::domain::{FailureCode, PromptId};
 use crate::error::{
     Error, FailedPrompt, FieldErrors, KeyProblem, Source, TokenProblem, Unauthenticated,
 };
 
-/// What a client that is told to come back later should wait when nothing better is known.
+/// The `Retry-After` of a response that asks to try again when no better time is known.
 const LATER: Duration = Duration::from_secs(1);
 
 /// An error on its way to a client.
@@ -24,6 +26,66 @@ pub struct ApiError {
     closes: bool,
     source: Option<Source>,
 }
+
+/// An error that concerns the request as a whole.
+#[derive(Serialize, ToSchema)]
+pub struct ErrorResponse {
+    /// For humans; may change.
+    detail: String,
+    /// For programs; stays. Absent where the status says enough.
+    code: Option<String>,
+}
+
+/// The description of every 401.
+pub const INVALID_CREDENTIALS: &str = "No valid credentials.";
+
+/// The description of every 429.
+pub const THROTTLED: &str = "Too many. `Retry-After` says when one succeeds.";
+
+/// Errors by field: a list of messages each.
+#[derive(Serialize, ToSchema)]
+pub struct FieldErrorsResponse(std::collections::HashMap<String, Vec<String>>);
+
+/// A prompt that was taken and has no answer. It is kept.
+#[derive(Serialize, ToSchema)]
+pub struct FailedPromptResponse {
+    /// For humans; may change.
+    #[schema(example = "The upstream did not answer in time.")]
+    detail: &'static str,
+    /// For programs; stays.
+    #[schema(example = "upstream_timeout")]
+    code: &'static str,
+    /// The prompt's id.
+    #[schema(example = 1)]
+    id: i64,
+}
+
+impl From<&FailedPrompt> for FailedPromptResponse {
+    fn from(failed: &FailedPrompt) -> Self {
+        Self {
+            detail: failed.detail,
+            code: failed.code.as_str(),
+            id: failed.id.0,
+        }
+    }
+}
+
+impl FailedPromptResponse {
+    /// The same for a prompt that was deleted while the upstream was answering it.
+    pub fn deleted(id: PromptId) -> Self {
+        Self {
+            detail: DELETED.0,
+            code: DELETED.1,
+            id: id.0,
+        }
+    }
+}
+
+/// The detail and code of a prompt that was deleted before its answer was stored.
+const DELETED: (&str, &str) = (
+    "The prompt was deleted while it was being answered.",
+    "prompt_deleted",
+);
 
 /// The cause of a 5xx, left in the response's extensions for the one log line about it.
 #[derive(Clone, Debug)]
@@ -54,7 +116,7 @@ impl ApiError {
         self
     }
 
-    /// 400 as OAuth 2 has it (RFC 6749, section 5.2), with the `detail` that every error has.
+    /// 400 in the form of OAuth 2 (RFC 6749, section 5.2), with the `detail` that every error has.
     pub fn oauth(code: &'static str, detail: &str) -> Self {
         let body = json!({ "detail": detail, "error": code, "error_description": detail });
         Self::new(StatusCode::BAD_REQUEST, body)
@@ -115,18 +177,14 @@ impl From<Error> for ApiError {
                 "overloaded",
             )
             .later(wait),
-            Error::Failed(failed) => failed_prompt(failed),
+            Error::Failed(failed) => failed_prompt(&failed),
             Error::IdempotencyKey(problem) => key_problem(problem),
             Error::QuotaExceeded => Self::coded(
                 StatusCode::FORBIDDEN,
                 "You keep as many prompts as this service allows. Delete some to post again.",
                 "quota_exceeded",
             ),
-            Error::Deleted => Self::coded(
-                StatusCode::GONE,
-                "The prompt was deleted while it was being answered.",
-                "prompt_deleted",
-            ),
+            Error::Deleted => Self::coded(StatusCode::GONE, DELETED.0, DELETED.1),
             Error::Unavailable(source) => Self {
                 source: Some(source),
                 ..Self::coded(
@@ -144,7 +202,7 @@ impl From<Error> for ApiError {
     }
 }
 
-fn failed_prompt(failed: FailedPrompt) -> ApiError {
+fn failed_prompt(failed: &FailedPrompt) -> ApiError {
     let status = match failed.code {
         FailureCode::UpstreamFailed | FailureCode::Interrupted => StatusCode::BAD_GATEWAY,
         FailureCode::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
@@ -153,10 +211,7 @@ fn failed_prompt(failed: FailedPrompt) -> ApiError {
         }
         FailureCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
     };
-    let error = ApiError::new(
-        status,
-        json!({ "detail": failed.detail, "code": failed.code.as_str(), "id": failed.id.0 }),
-    );
+    let error = ApiError::new(status, json!(FailedPromptResponse::from(failed)));
     match failed.retry_after {
         Some(wait) => error.later(wait),
         None if status == StatusCode::SERVICE_UNAVAILABLE => error.later(LATER),
@@ -298,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_about_one_field_are_told_together() {
+    fn messages_about_one_field_are_one_list() {
         let fields = vec![
             ("username", vec!["a".into()]),
             ("email", vec!["b".into()]),
@@ -311,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_is_kept_for_the_log_and_not_sent() {
+    fn cause_of_an_internal_error_is_kept_for_the_log_and_not_sent() {
         let response = ApiError::from(Error::internal("SELECT secret")).into_response();
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
         assert!(response.extensions().get::<Cause>().is_some());

@@ -49,7 +49,8 @@ pub struct ReadinessResponse {
 
 /// Alive
 ///
-/// The process is up. Says nothing of what it stands on, so that an orchestrator does not restart it for another's outage.
+/// The process is up. Its dependencies are not checked, so that an orchestrator does not restart it
+/// for their outage.
 #[utoipa::path(
     get, path = "/healthz", tag = "operation", operation_id = "healthz", security(()),
     responses((status = 200, description = "Alive.", body = HealthResponse)),
@@ -60,9 +61,9 @@ async fn healthz() -> Json<HealthResponse> {
 
 /// Ready
 ///
-/// Whether to send requests here: 503 while starting, while a part is down that nothing works
-/// without, while the store cannot take prompts, and from the moment the service is told to stop.
-/// Redis is no such part: a replica without it goes on by itself, and only says `down`.
+/// Whether to send requests here: 503 while the service starts, while a part is down that
+/// everything needs, while the store cannot take prompts, and from the moment the service begins to
+/// stop. Redis is not such a part: a replica without it goes on by itself and only reports `down`.
 #[utoipa::path(
     get, path = "/readyz", tag = "operation", operation_id = "readyz", security(()),
     responses(

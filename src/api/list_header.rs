@@ -59,13 +59,13 @@ mod tests {
     }
 
     #[test]
-    fn an_item_that_is_no_text_hides_no_other() {
+    fn item_that_is_no_text_does_not_hide_the_others() {
         let headers = headers(&[b"a, gr\xf6\xdfe, b"]);
         assert_eq!(words(&headers, &CONNECTION).collect::<Vec<_>>(), ["a", "b"]);
     }
 
     #[test]
-    fn blanks_alone_are_nothing() {
+    fn trimming_blanks_alone_leaves_nothing() {
         assert_eq!(trim(b" \t "), b"");
         assert_eq!(trim(b"\t a b "), b"a b");
     }

@@ -1,4 +1,4 @@
-//! `/api/auth/token/`: the password grant of OAuth 2, for tools that get a token by it, such as
+//! `/api/auth/token/`: the password grant of OAuth 2, for tools that use it to get a token, such as
 //! "Authorize" in Swagger UI.
 
 use axum::Json;
@@ -8,14 +8,14 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::error::ApiError;
-use super::extract::{Body, ClientAddress, Form};
+use super::error::{ApiError, ErrorResponse, THROTTLED};
+use super::extract::{Body, ClientAddress, Fields, Form};
 use super::state::AppState;
 use crate::domain::ClientNetwork;
 use crate::error::{Error, Unauthenticated};
 use crate::services::accounts::LogIn;
 
-/// The only grant that there is.
+/// The only supported grant.
 const PASSWORD_GRANT: &str = "password";
 
 /// The routes of this resource.
@@ -25,7 +25,6 @@ pub fn router() -> OpenApiRouter<AppState> {
 
 /// Name and password, as OAuth 2 has them.
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "describes a body that is read field by field")]
 pub struct TokenRequest {
     #[schema(pattern = "^password$", example = "password")]
     grant_type: String,
@@ -42,6 +41,17 @@ pub struct TokenRequest {
 
 impl Form for TokenRequest {
     const FIELDS: &[&str] = &["grant_type", "username", "password"];
+}
+
+impl TokenRequest {
+    fn read(fields: &mut Fields) -> Self {
+        let mut text = |name| fields.text(name).unwrap_or_default();
+        Self {
+            grant_type: text("grant_type"),
+            username: text("username"),
+            password: text("password"),
+        }
+    }
 }
 
 /// An access token, as OAuth 2 has it.
@@ -78,6 +88,7 @@ pub struct TokenErrorResponse {
     responses(
         (status = 200, description = "The token.", body = TokenResponse),
         (status = 400, description = "Name and password do not match, or the request breaks the rules.", body = TokenErrorResponse),
+        (status = 429, description = THROTTLED, body = ErrorResponse),
     ),
 )]
 async fn get_token(
@@ -85,23 +96,19 @@ async fn get_token(
     ClientAddress(address): ClientAddress,
     Body { mut fields, .. }: Body<TokenRequest>,
 ) -> Result<Json<TokenResponse>, ApiError> {
-    let grant_type = fields.text("grant_type");
-    let (username, password) = (fields.text("username"), fields.text("password"));
-    if grant_type
-        .as_deref()
-        .is_some_and(|name| name != PASSWORD_GRANT)
-    {
+    let request = TokenRequest::read(&mut fields);
+    if !["", PASSWORD_GRANT].contains(&request.grant_type.as_str()) {
         let detail = "The only grant_type is password.";
         return Err(ApiError::oauth("unsupported_grant_type", detail));
     }
     fields.check().map_err(invalid_request)?;
-    let request = LogIn {
-        username: username.unwrap_or_default(),
-        password: password.unwrap_or_default(),
+    let login = LogIn {
+        username: request.username,
+        password: request.password,
         wants_session: false,
         network: ClientNetwork::from(address),
     };
-    let tokens = state.accounts.log_in(request).await.map_err(refused)?;
+    let tokens = state.accounts.log_in(login).await.map_err(refused)?;
     Ok(Json(TokenResponse {
         access_token: tokens.access,
         token_type: "Bearer",
@@ -109,7 +116,7 @@ async fn get_token(
     }))
 }
 
-/// Fields that break their rules, in one text: OAuth 2 has no errors by field.
+/// Joins the errors of all fields to one text: OAuth 2 has no errors by field.
 fn invalid_request(error: Error) -> ApiError {
     let Error::InvalidFields(fields) = error else {
         return error.into();
@@ -121,8 +128,8 @@ fn invalid_request(error: Error) -> ApiError {
     ApiError::oauth("invalid_request", &each.join(" "))
 }
 
-/// OAuth 2 says 400 where a login says 401: the body tells what was wrong, and no `Authorization`
-/// header would help.
+/// Where a login returns 401, OAuth 2 requires 400: the body has the reason, and an `Authorization`
+/// header would not help.
 fn refused(error: Error) -> ApiError {
     let is_wrong = matches!(
         error,

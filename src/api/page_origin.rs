@@ -1,5 +1,5 @@
-//! Which pages may use the session cookie. A browser sends the cookie along whatever page asks, and
-//! names that page's origin, which scripts cannot change.
+//! Which pages may use the session cookie. A browser sends the cookie with requests of any page,
+//! and names the page's origin in `Origin`, which scripts cannot change.
 
 use axum::http::HeaderMap;
 use axum::http::header::{HOST, ORIGIN};
@@ -38,7 +38,7 @@ impl PageOrigin {
         let Some(origin) = named.next() else {
             return Self::Absent;
         };
-        // A browser sends one. Of several nobody can say which one is the page's.
+        // A browser sends one. With several, it is not known which one is the page's.
         let (Ok(origin), None) = (origin.to_str(), named.next()) else {
             return Self::Foreign;
         };
@@ -54,7 +54,8 @@ impl PageOrigin {
     }
 }
 
-/// Refuses a request that stands on the session cookie alone unless it comes from an allowed page.
+/// Refuses a request that is authenticated by the session cookie alone, unless it comes from an
+/// allowed page.
 ///
 /// # Errors
 /// `Forbidden`, also if the request does not say where it comes from.
@@ -67,8 +68,8 @@ pub fn require_allowed_page(parts: &Parts, server: &ServerConfig) -> Result<(), 
     }
 }
 
-/// Whether the client speaks TLS, by the word of a trusted proxy or of the operator: a service
-/// whose cookies are always `Secure` is reached by TLS only.
+/// Whether the client uses TLS. A trusted proxy says so, or the operator: `COOKIE_SECURE=always`
+/// means that all clients use it.
 fn spoke_tls(parts: &Parts, server: &ServerConfig) -> bool {
     server.cookie_secure == CookieSecure::Always || is_tls(parts, &server.trusted_proxies)
 }
@@ -150,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_without_the_header_names_none() {
+    fn request_without_origin_is_absent() {
         let host = [("host", "chat.example")];
         assert_eq!(named("https", &host), PageOrigin::Absent);
     }

@@ -1,4 +1,5 @@
-//! What a browser sees: the front page, Swagger UI, ReDoc, the schema. All of it is carried by the binary.
+//! Pages for browsers: the front page, Swagger UI, ReDoc, the schema. The binary contains all of
+//! them.
 
 use axum::extract::State;
 use axum::http::header::{
@@ -7,18 +8,18 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
+use bytes::Bytes;
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::accept::{VARY_ACCEPT, quality};
-use super::error::ApiError;
+use super::content_negotiation::{VARY_ACCEPT, quality};
+use super::error::{ApiError, ErrorResponse};
 use super::extract::{Query, Root};
-use super::state::AppState;
 
-/// What the pages may load: what this binary serves, and nothing from elsewhere. Swagger UI and ReDoc style their elements
-/// in place, ReDoc builds its search worker from a blob, and both hold small images as data.
+/// The pages may load only files of this service. Swagger UI and ReDoc style their elements in
+/// place, ReDoc builds its search worker from a blob, and both have small images as data URLs.
 const PAGE_POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self' data:; \
      connect-src 'self'; worker-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -51,8 +52,18 @@ assets! {
     ("swagger-ui.css", "vendor/swagger-ui.css", STYLE),
 }
 
+/// The API's description, ready to send.
+#[derive(Clone, Debug)]
+pub struct Documents {
+    /// As JSON, indented, with a newline at the end: byte for byte the committed `openapi.json`.
+    pub json: Bytes,
+    /// The same for a reader at `/schema/`, from where the relative address of the routes is
+    /// another one.
+    pub above: Bytes,
+}
+
 /// The pages that are part of the API's description.
-pub fn router() -> OpenApiRouter<AppState> {
+pub fn router() -> OpenApiRouter<Documents> {
     OpenApiRouter::new()
         .routes(routes!(front_page))
         .routes(routes!(schema))
@@ -60,8 +71,8 @@ pub fn router() -> OpenApiRouter<AppState> {
         .routes(routes!(redoc))
 }
 
-/// The files behind the pages, which are not.
-pub fn assets_router() -> Router<AppState> {
+/// The files behind the pages, which are not part of it.
+pub fn assets_router<S: Clone + Send + Sync + 'static>() -> Router<S> {
     ASSETS
         .iter()
         .fold(Router::new(), |router, (name, kind, content)| {
@@ -150,11 +161,11 @@ async fn front_page(root: Root, headers: HeaderMap) -> Response {
             status = 200, description = "The description.", content((serde_json::Value = "application/json"), (String = "application/yaml")),
             headers(("Content-Disposition" = String, description = "The name under which to save it.")),
         ),
-        (status = 404, description = "There is no such format.", body = super::openapi::ErrorResponse),
+        (status = 404, description = "There is no such format.", body = ErrorResponse),
     ),
 )]
 async fn schema(
-    State(state): State<AppState>,
+    State(documents): State<Documents>,
     root: Root,
     headers: HeaderMap,
     query: Query,
@@ -177,18 +188,23 @@ async fn schema(
         Some(_) => return ApiError::plain(StatusCode::NOT_FOUND, "Not found.").into_response(),
         None => prefers_yaml(),
     };
-    let (json, yaml) = state.documents.seen_from(root);
-    let (kind, name, text) = if wants_yaml {
-        ("application/yaml", YAML_NAME, yaml)
+    // The YAML is the JSON: each JSON document is one of YAML 1.2, and parsers of YAML 1.1 read
+    // these too, since all texts are quoted.
+    let text = match root {
+        Root::Here => documents.json,
+        Root::Above => documents.above,
+    };
+    let (kind, name) = if wants_yaml {
+        ("application/yaml", YAML_NAME)
     } else {
-        ("application/json", JSON_NAME, json)
+        ("application/json", JSON_NAME)
     };
     let mut response = (
         [
             (CONTENT_TYPE, HeaderValue::from_static(kind)),
             (CONTENT_DISPOSITION, name),
         ],
-        text.clone(),
+        text,
     )
         .into_response();
     response.headers_mut().insert(VARY, VARY_ACCEPT);

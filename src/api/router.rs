@@ -1,8 +1,10 @@
-//! Which layers a request passes on its way to a handler, outermost first: unread bodies,
-//! observation, connections beyond the bounds, a missing host, panics, cross-origin rules, then on
-//! `/api` content negotiation and, where a token is needed, authentication. A path or method that
-//! does not exist is answered at its place in that order: 404 before all else, 405 only to those
-//! who may know.
+//! The layers around the handlers, outermost first: unread bodies, the request log, connections
+//! beyond the bounds, a missing host, panics, cross-origin rules, then on `/api` content
+//! negotiation and, where a token is needed, authentication. An unknown path returns 404 before
+//! content negotiation and authentication; a method that the path does not have returns 405 after
+//! them.
+
+use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::Request;
@@ -10,33 +12,45 @@ use axum::http::{Method, StatusCode, Version, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
+use utoipa_axum::router::OpenApiRouter;
 
-use super::accept::require_json;
 use super::authenticate::authenticate;
+use super::content_negotiation::{Streams, require_acceptable};
 use super::cross_origin::{CrossOrigin, cross_origin};
+use super::drain_body::drain_unread;
 use super::error::ApiError;
-use super::observe::observe;
+use super::pages::Documents;
+use super::request_log::log_request;
 use super::server::Slot;
 use super::state::AppState;
-use super::unread::read_rest;
 use super::{accounts, health, oauth, pages, prompts, ws};
 use crate::error::Error;
 
+/// The routes of the API that need an access token.
+pub fn known_routes() -> OpenApiRouter<AppState> {
+    accounts::known_router().merge(prompts::router())
+}
+
+/// The routes of the API that need none.
+pub fn open_routes() -> OpenApiRouter<AppState> {
+    accounts::open_router().merge(oauth::router())
+}
+
 /// All routes of the main listener; `/metrics` among them unless it has a listener of its own.
-pub fn router(state: &AppState) -> Router {
-    let known = Router::from(accounts::known_router().merge(prompts::router()))
+pub fn router(state: &AppState, documents: Documents) -> Router {
+    let (known, known_description) = known_routes().split_for_parts();
+    let (open, description) = open_routes().split_for_parts();
+    let streams = Streams::described_in(&description.merge_from(known_description));
+    let known = known
         .method_not_allowed_fallback(method_not_allowed)
         .route_layer(from_fn_with_state(state.clone(), authenticate));
-    let api = Router::from(accounts::open_router().merge(oauth::router()))
+    let api = open
         .method_not_allowed_fallback(method_not_allowed)
         .merge(known)
-        .route_layer(from_fn(require_json));
-    let mut rest = Router::from(
-        ws::router()
-            .merge(health::health_router())
-            .merge(pages::router()),
-    )
-    .merge(pages::assets_router());
+        .route_layer(from_fn_with_state(streams, require_acceptable));
+    let mut rest = Router::from(ws::router().merge(health::health_router()))
+        .merge(Router::from(pages::router()).with_state(documents))
+        .merge(pages::assets_router());
     if state.server.metrics_addr.is_none() {
         rest = rest.merge(Router::from(health::metrics_router()));
     }
@@ -64,12 +78,12 @@ fn finish(routes: Router<AppState>, state: &AppState) -> Router {
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn(require_host))
         .layer(from_fn(health_checks_beyond_bounds))
-        .layer(from_fn_with_state(state.clone(), observe))
-        .layer(from_fn(read_rest))
+        .layer(from_fn_with_state(Arc::clone(&state.metrics), log_request))
+        .layer(from_fn(drain_unread))
         .with_state(state.clone())
 }
 
-/// Refuses requests on connections beyond the bounds, but for those that watch the service.
+/// Refuses requests on connections beyond the bounds, except health checks and metrics.
 async fn health_checks_beyond_bounds(request: Request, next: Next) -> Response {
     let is_beyond = request
         .extensions()
@@ -83,7 +97,7 @@ async fn health_checks_beyond_bounds(request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// Refuses a request of HTTP/1.1 without a host, which is malformed (RFC 9112, section 3.2).
+/// Refuses an HTTP/1.1 request without a host: it is malformed (RFC 9112, section 3.2).
 async fn require_host(request: Request, next: Next) -> Response {
     if request.version() == Version::HTTP_11 && !request.headers().contains_key(header::HOST) {
         return ApiError::bad_request("The Host header is missing.")
@@ -93,7 +107,8 @@ async fn require_host(request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-/// Answers `OPTIONS`, and refuses the other methods that a path does not have. The router adds `Allow` to both.
+/// Returns 200 for `OPTIONS`, and 405 for the other methods that a path does not have. The router
+/// adds `Allow` to both.
 async fn method_not_allowed(method: Method) -> Response {
     if method == Method::OPTIONS {
         StatusCode::OK.into_response()
@@ -106,7 +121,7 @@ async fn not_found() -> Response {
     ApiError::plain(StatusCode::NOT_FOUND, "Not found.").into_response()
 }
 
-/// The panic's message may hold anything and is not repeated; where it happened is on standard error.
+/// The panic itself was logged with its place when it happened (`telemetry`).
 fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
     ApiError::plain(StatusCode::INTERNAL_SERVER_ERROR, "Internal server error.").into_response()
 }

@@ -1,9 +1,9 @@
 //! The session cookie: how it is found among others, set and cleared.
 //!
-//! Over TLS its name has the prefix `__Host-`. A browser then takes it from this very host only, so
+//! Over TLS its name has the prefix `__Host-`. A browser then accepts it from this host only, so
 //! that a page of a neighbouring domain cannot set it. Without TLS the prefix is not allowed. A
-//! browser may hold both cookies after a service has moved to TLS, and several of one name where
-//! other pages of the domain set them; all of them are looked at.
+//! browser may have both cookies after a service has moved to TLS, and several of one name if other
+//! pages of the domain set them; all of them are tried.
 
 use axum::http::header::{COOKIE, SET_COOKIE};
 use axum::http::{HeaderMap, HeaderValue};
@@ -50,7 +50,7 @@ pub fn set(headers: &mut HeaderMap, secret: &str, max_age: u64, is_secure: bool)
 /// Takes the cookies of both names back from the browser.
 pub fn clear(headers: &mut HeaderMap, is_secure: bool) {
     headers.append(SET_COOKIE, cookie(PLAIN_NAME, "", 0, is_secure));
-    // A browser takes no cookie of this name without `Secure`, not even to delete it.
+    // A browser refuses a cookie of this name without `Secure`, even to delete it.
     headers.append(SET_COOKIE, cookie(TLS_NAME, "", 0, true));
 }
 
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn every_session_counts_those_of_this_host_alone_first() {
+    fn all_session_cookies_are_found_those_of_this_host_first() {
         assert_eq!(
             found(&[
                 b"session=a; __Host-session=b; session=",

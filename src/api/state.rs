@@ -1,4 +1,4 @@
-//! What handlers work with.
+//! The state that handlers share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,7 +7,6 @@ use axum::http::HeaderValue;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::openapi::Documents;
 use crate::config::ServerConfig;
 use crate::domain::{ClientSite, UserId};
 use crate::fair_semaphore::FairSemaphore;
@@ -23,7 +22,7 @@ use crate::throttle::Throttle;
 /// Everything that handlers share. Cheap to clone.
 pub type AppState = Arc<State>;
 
-/// The use cases and settings behind the routes.
+/// The use cases and settings that the routes use.
 pub struct State {
     /// Listening, limits, starting and stopping.
     pub server: ServerConfig,
@@ -33,29 +32,27 @@ pub struct State {
     pub prompts: Prompts,
     /// Finding by meaning.
     pub searches: Arc<Searches>,
-    /// Whether the parts are well.
+    /// Readiness of the dependencies.
     pub health: Arc<Health>,
     /// The open sockets.
     pub hub: Arc<Hub>,
-    /// Where sockets get their events from.
+    /// Delivers events to the sockets.
     pub broker: Arc<dyn Broker>,
     /// Counts the posts of each user.
     pub prompt_throttle: Arc<dyn Throttle<UserId>>,
-    /// The rates behind it as a header's value; `None` if it is off.
+    /// The throttle's rates as a header's value; `None` if the throttle is off.
     pub prompt_policy: Option<HeaderValue>,
-    /// The account of what requests in flight hold.
+    /// The memory budget of requests in flight.
     pub memory: Arc<MemoryBudget>,
-    /// Who reads prompts from the store; users take turns.
+    /// Permits for reading prompts from the store; users take turns.
     pub reads: Arc<FairSemaphore<UserId>>,
     /// Counts the registrations of each client site.
     pub register_throttle: Arc<dyn Throttle<ClientSite>>,
     /// The longest prompt or query, in characters.
     pub max_prompt_chars: usize,
-    /// Counts.
+    /// The metrics.
     pub metrics: Arc<Metrics>,
-    /// The API's description, ready to send.
-    pub documents: Documents,
-    /// How the service is told to stop.
+    /// Whether and how the service stops.
     pub lifecycle: Lifecycle,
 }
 
@@ -63,7 +60,8 @@ pub struct State {
 #[derive(Clone, Debug, Default)]
 pub struct Lifecycle {
     draining: Arc<AtomicBool>,
-    /// Cancelled when the listener closes: from then on a request that waits for something far off only holds up the end.
+    /// Cancelled when the listener closes. From then on a request must not wait for a distant
+    /// event: it would only delay the stop.
     pub closing: CancellationToken,
     /// Cancelled when sockets and background tasks must end.
     pub stopping: CancellationToken,
@@ -72,12 +70,12 @@ pub struct Lifecycle {
 }
 
 impl Lifecycle {
-    /// From now on the service is not ready for new clients.
+    /// Begins the stop: from now on the service is not ready for new clients.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Release);
     }
 
-    /// Whether the service was told to stop.
+    /// Whether the stop has begun.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
     }

@@ -1,4 +1,4 @@
-//! What goes on beside the requests, until the service stops.
+//! Periodic background work, until the service stops.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -14,12 +14,12 @@ use crate::services::health::{STORE_CHECK_EVERY, StoreHealth};
 use crate::services::purge::Purge;
 use crate::services::sockets;
 
-/// How often open sockets are held against the accounts and sessions behind them; the contract allows 5 s.
+/// How often the accounts and sessions of open sockets are checked; the contract allows 5 s.
 const SOCKET_CHECK_EVERY: Duration = Duration::from_secs(2);
-/// How often expired sessions, revoked tokens and old idempotency keys are forgotten. They are refused anyway; this is for room.
+/// How often expired sessions, revoked tokens and old idempotency keys are deleted. They are
+/// refused anyway; deleting them saves space.
 const PURGE_EVERY: Duration = Duration::from_secs(600);
-
-/// How often upstreams are asked whether their models end soon; they say so months before.
+/// How often upstreams are asked whether their models end soon. They announce it months before.
 const MODEL_CHECK_EVERY: Duration = Duration::from_secs(86_400);
 
 impl App {
@@ -48,7 +48,7 @@ impl App {
         tasks.spawn(async move {
             let mut store = StoreHealth::Ok;
             while ticks.next().await {
-                // A store that stands still must not hold up the stop.
+                // A store that does not respond must not delay the stop.
                 tokio::select! {
                     () = stop.cancelled() => break,
                     now = health.watch_store(store) => store = now,
@@ -62,7 +62,7 @@ impl App {
         tasks.spawn(async move {
             while ticks.next().await {
                 let purged = purge.step(Timestamp::now(), Instant::now()).await;
-                warn_if_failed(purged, "what has expired could not be forgotten");
+                warn_if_failed(purged, "expired credentials and keys could not be deleted");
             }
         });
 
@@ -71,7 +71,7 @@ impl App {
         let stop = stopping.clone();
         tasks.spawn(async move {
             while ticks.next().await {
-                // An upstream that does not answer must not hold up the stop.
+                // An upstream that does not respond must not delay the stop.
                 tokio::select! {
                     () = stop.cancelled() => break,
                     () = check_upstream::warn_of_endings(&llm) => {}
@@ -84,13 +84,13 @@ impl App {
         tasks.spawn(async move {
             while ticks.next().await {
                 let tended = prompts.tend_leases().await;
-                warn_if_failed(tended, "the leases of running calls could not be tended");
+                warn_if_failed(tended, "the leases of running calls could not be renewed");
             }
         });
     }
 }
 
-/// The times at which something is to be done again; the first is now.
+/// Periodic ticks, the first of them now.
 struct Ticks {
     interval: Interval,
     stop: CancellationToken,

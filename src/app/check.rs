@@ -1,4 +1,4 @@
-//! The operator's command that takes the steps of a start, and goes no further.
+//! The operator's command that checks everything a start needs, and starts nothing.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -11,9 +11,10 @@ use crate::config::{self, Config, StoreConfig};
 use crate::store::{postgres, sqlite};
 use crate::telemetry::Metrics;
 
-/// Takes each step and writes a line on it to `out`: `ok`, `note` (worth knowing; a start is not
-/// hindered) or `fault`, the step, what was found. Upstreams are asked for their lists of models.
-/// `upstream_must_be_right`: one that would not answer prompts is a fault, not only a note.
+/// Takes each step and writes a line about it to `out`: `ok`, `note` (worth knowing, but a start
+/// would succeed) or `fault`, the name of the step, and the finding. Upstreams are asked for their
+/// lists of models. `upstream_must_be_right`: an upstream that cannot serve prompts is a fault, not
+/// only a note.
 ///
 /// # Errors
 /// How many faults there are, if there are any.
@@ -29,7 +30,7 @@ pub async fn run(
             bail!("1 fault; the rest was not looked at");
         }
     };
-    // The status reports faults whether or not anybody reads the lines.
+    // The exit status reports faults even if nobody reads the lines.
     let _ = writeln!(out, "ok    settings: each can be used");
     for sentence in config.misspelt.iter().chain(&config.unused) {
         let _ = writeln!(out, "note  settings: {sentence}");
@@ -52,8 +53,8 @@ pub async fn run(
                 Ok(Some(Finding::Note(text))) => ("note ", text),
                 Ok(Some(Finding::InUse { text, refusal })) => {
                     let is_port = matches!(step, Step::Address | Step::MetricsAddress);
-                    // What holds the folder is this store's server. What holds a port may be
-                    // anything.
+                    // The lock on the folder belongs to this store's server. A port may belong to
+                    // any program.
                     is_served = is_served || !is_port || is_replica(&config).await;
                     match (is_served, is_port) {
                         (true, false) => ("ok   ", text),
@@ -83,7 +84,8 @@ pub async fn run(
     }
 }
 
-/// What the store holds. A start does not ask: to count takes longer the more there is.
+/// The number of the store's rows. A start does not count them: counting takes longer the more
+/// there are.
 async fn rows(config: &StoreConfig) -> anyhow::Result<String> {
     Ok(match config {
         StoreConfig::Sqlite { path, .. } => {
@@ -97,8 +99,8 @@ async fn rows(config: &StoreConfig) -> anyhow::Result<String> {
     })
 }
 
-/// Whether a server listens on `BIND_ADDR` that may be one of this store's: servers on one
-/// PostgreSQL database hold no lock on a folder that would show it.
+/// Whether a server listens on `BIND_ADDR` that may belong to this store. Servers on one PostgreSQL
+/// database have no lock on a folder that would show it.
 async fn is_replica(config: &Config) -> bool {
     let StoreConfig::Postgres { .. } = config.store else {
         return false;

@@ -1,5 +1,5 @@
-//! Whether the upstreams are where they are said to be, take their keys and have their models. Asks
-//! for their lists of models, which costs nothing.
+//! Checks that the upstreams can be reached, accept their keys and have their models. It asks for
+//! their lists of models, which costs nothing.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,11 +9,11 @@ use super::preflight::Finding;
 use crate::config::UpstreamConfig;
 use crate::llm;
 
-/// How long before a model ends one had better know of it.
+/// How long before a model ends the operator is warned.
 const NOTICE: Duration = Duration::from_secs(90 * 86_400);
 
-/// A finding for each upstream of `client`. `must_be_right`: what stands in the way of an answer is
-/// an error, not only worth knowing.
+/// A finding for each upstream of `client`. `must_be_right`: a problem that prevents answers is an
+/// error, not only worth knowing.
 pub(super) async fn findings(
     client: &llm::Client,
     upstream: &UpstreamConfig,
@@ -34,7 +34,7 @@ pub(super) async fn findings(
         .collect()
 }
 
-/// What was found, and whether it is as it should be. `None`: it is, for a while.
+/// The finding in words, and whether the upstream is usable; `None` if it is, but not for long.
 fn finding(check: &llm::UpstreamCheck, upstream: &UpstreamConfig) -> (Option<bool>, String) {
     let model = &check.model;
     let has_key = upstream.endpoints[check.index].api_key.is_some();
@@ -113,7 +113,7 @@ fn ending(shutdown: Option<SystemTime>) -> Option<String> {
     Some(day)
 }
 
-/// Says in the log which of the configured models end soon.
+/// Logs which of the configured models end soon.
 pub(super) async fn warn_of_endings(client: &llm::Client) {
     for check in client.check_models().await {
         if let llm::ModelFinding::HasModel { shutdown, .. } = check.finding

@@ -1,5 +1,5 @@
-//! The operator's question to a running service: one request to its own port. What a container's health check runs, so that the
-//! image needs no other program.
+//! The health check of a running service: one request to its own port. Containers run it as their
+//! health check, so that the image needs no other program.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -7,16 +7,18 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
-/// How long connecting, and each read and write, may take. `/readyz` gives a store two seconds, so this is a little more.
+/// How long connecting, and each read and write, may take. `/readyz` gives the store two seconds,
+/// so this is a little more.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// `HTTP/1.1 200`: the part of the answer that decides.
+/// The length of `HTTP/1.1 200`, the part of the response that decides.
 const STATUS_LINE_BYTES: usize = 12;
 
-/// Asks the service that listens on `bind_addr` on this machine whether it is alive, or with `ready` whether it is ready.
-/// Blocks for a few seconds at most; reads no other setting, so it works beside whatever the server was started with.
+/// Asks the service that listens on `bind_addr` on this machine whether it is alive, or with
+/// `ready` whether it is ready. Blocks for a few seconds at most. It uses no other setting, so it
+/// works whatever settings the server was started with.
 ///
 /// # Errors
-/// One line: no fixed port, nobody there, or an answer other than 200.
+/// One line: no fixed port, no server, or a response other than 200.
 pub fn run(bind_addr: SocketAddr, ready: bool) -> anyhow::Result<()> {
     ensure!(
         bind_addr.port() != 0,
@@ -33,16 +35,17 @@ pub fn run(bind_addr: SocketAddr, ready: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The first bytes of the answer: its protocol and status, if it is one.
+/// The first bytes of the response: its protocol and status.
 fn ask(address: SocketAddr, path: &str) -> std::io::Result<String> {
     let mut connection = TcpStream::connect_timeout(&address, PATIENCE)?;
     connection.set_read_timeout(Some(PATIENCE))?;
     connection.set_write_timeout(Some(PATIENCE))?;
-    // In one piece: a server may answer, and hang up, after the first that it reads.
+    // In one write: a server may respond and disconnect after the first bytes that it reads.
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     connection.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
-    // To the end, though the status is all that counts: a server whose answer is cut off would log a broken connection.
+    // Read to the end, although only the status counts: otherwise the server would log a broken
+    // connection.
     connection.take(64 * 1024).read_to_end(&mut answer)?;
     answer.truncate(STATUS_LINE_BYTES);
     Ok(String::from_utf8_lossy(&answer).into_owned())
@@ -80,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn a_200_is_well_and_readiness_is_asked_for_by_its_own_path() {
+    fn status_200_is_healthy_and_readiness_has_its_own_path() {
         for (ready, path) in [(false, "/healthz"), (true, "/readyz")] {
             let (address, server) = answering(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}");
             run(address, ready).unwrap();
@@ -110,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_there_and_no_port_are_errors() {
+    fn missing_server_and_missing_port_are_errors() {
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = free.local_addr().unwrap();
         drop(free);

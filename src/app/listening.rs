@@ -1,4 +1,4 @@
-//! Addresses: taken early, listened on late.
+//! Listening addresses: bound early, listened on late.
 
 use std::io;
 use std::net::SocketAddr;
@@ -8,11 +8,12 @@ use tokio::net::{TcpListener, TcpSocket};
 
 use super::preflight::Finding;
 
-/// Connections that the kernel keeps while none is accepted, as Tokio's own listeners have it.
+/// Connections that the kernel queues until they are accepted; the same as in Tokio's own
+/// listeners.
 const BACKLOG: u32 = 1024;
 
-/// Takes an address without listening there, so that no client is kept waiting by a start that goes
-/// on for long or fails.
+/// Binds an address without listening on it, so that no client has to wait for a start that takes
+/// long or fails.
 pub(super) fn bind(
     setting: &'static str,
     address: SocketAddr,
@@ -35,13 +36,13 @@ fn try_bind(address: SocketAddr) -> io::Result<TcpSocket> {
         SocketAddr::V4(_) => TcpSocket::new_v4(),
         SocketAddr::V6(_) => TcpSocket::new_v6(),
     }?;
-    // A port whose last connections have ended just now counts as free.
+    // A port whose last connections have just ended counts as free.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     Ok(socket)
 }
 
-/// Why an address cannot be listened on, with the repair.
+/// Why an address cannot be listened on, and how to fix it.
 fn cannot_listen(setting: &'static str, address: SocketAddr, error: &io::Error) -> anyhow::Error {
     #[expect(
         clippy::wildcard_enum_match_arm,

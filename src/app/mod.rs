@@ -1,5 +1,5 @@
-//! The composition root: builds every part from the configuration, wires them, serves, and takes them down in order.
-//! The only place that knows which implementation stands behind each seam.
+//! The composition root: builds and wires all parts from the configuration, serves, and stops the
+//! parts in order. Only this module knows the implementation behind each trait.
 
 mod background;
 pub mod check;
@@ -26,7 +26,7 @@ use self::listening::listen;
 use self::preflight::{Preflight, Ready, connection_room};
 use self::shared::Shared;
 use self::store::Store;
-use crate::api::{self, AppState, Bounds, Connections, Documents, Lifecycle, Limits};
+use crate::api::{self, AppState, Bounds, Connections, Documents, Lifecycle, ServerDeps};
 use crate::config::Config;
 use crate::credentials::{HashPool, Keys};
 use crate::data_dir::{self, DataDir};
@@ -37,23 +37,25 @@ use crate::memory_budget::MemoryBudget;
 use crate::realtime::Hub;
 use crate::redis;
 use crate::search::Similarity;
-use crate::services::accounts::{self, Accounts};
+use crate::services::accounts::{Accounts, KnownUsers};
 use crate::services::health::{Health, StoreHealth};
 use crate::services::prompts::{self, Prompts};
 use crate::services::reembedding::{Progress, Reembedding};
 use crate::services::search::Searches;
-use crate::store::postgres::Place;
+use crate::store::postgres::ServerLock;
 use crate::telemetry::Metrics;
 
-/// Logins that may wait for a thread: about two seconds of hashing on two cores, after which a client had better come back.
+/// Logins that may wait for a thread: about two seconds of hashing on two cores. A client that
+/// would wait longer is refused.
 const LOGIN_QUEUE: usize = 256;
-/// Prompts that are read from the store and written as JSON at once: enough to keep a store's
-/// readers busy, and few enough that one user's large answers do not hold up another's small one.
+/// Requests that read prompts from the store and write them as JSON at once: enough to keep the
+/// store's readers busy, and few enough that large responses to one user do not delay a small one
+/// to another.
 const READS_AT_ONCE: usize = 16;
-/// Requests that may wait for their turn to read, of all users.
+/// Requests of all users that may wait for their turn to read.
 const READS_WAITING: usize = 4096;
-/// Connections to the metrics' own listener at once: scrapers and health checks are few. Apart from `MAX_CONNECTIONS`, so that the
-/// metrics can be read when that is used up, which is when they are wanted.
+/// Connections to the metrics' own listener at once: scrapers and health checks are few. They do
+/// not count towards `MAX_CONNECTIONS`, so that the metrics can be read when that limit is reached.
 const METRICS_CONNECTIONS: usize = 32;
 
 /// A built service that listens and does not serve yet.
@@ -63,18 +65,19 @@ pub struct App {
     connections: Arc<Connections>,
     state: AppState,
     store: Store,
-    place: Option<Place>,
+    place: Option<ServerLock>,
     llm: Arc<llm::Client>,
     embedder: Arc<Embedder>,
     similarity: Arc<dyn Similarity>,
     reembedding: Reembedding,
-    redis: Option<redis::Keeper>,
-    _locks: Vec<data_dir::Lock>,
+    redis: Option<redis::ConnectionManager>,
+    _locks: Vec<data_dir::FileLock>,
 }
 
 impl App {
-    /// Builds everything. What can refuse a start comes first (`preflight`), then what makes
-    /// files: the data folder and its lock, the store, the key. The service listens at the end.
+    /// Builds everything. First come the checks that can refuse a start (`preflight`), then the
+    /// steps that make files: the data folder and its lock, the store, the key. Listening comes
+    /// last.
     ///
     /// # Errors
     /// One line that names the setting at fault and the repair.
@@ -97,7 +100,7 @@ impl App {
         let locks = store::lock_files(&config.store)?;
         let store = Store::open(&config.store, Some(engine.dimension())).await?;
         // Without Redis nothing keeps limits and events of several servers together.
-        let place = store.take_place(config.redis.is_some()).await?;
+        let place = store.lock_server(config.redis.is_some()).await?;
         let key = match &config.accounts.secret_key {
             Some(key) => key.clone(),
             None => DataDir::open(config.store.data_dir())?.secret_key()?,
@@ -139,22 +142,23 @@ impl App {
         let hub = Arc::new(Hub::default());
         let hash_pool = HashPool::start(cores, LOGIN_QUEUE)?;
         let shared = Shared::build(&config, redis, &hub, &metrics, started).await?;
-        let (link, keeper) = shared.redis.unzip();
-        let accounts = Arc::new(Accounts::new(accounts::Dependencies {
+        let (connection, manager) = shared.redis.unzip();
+        let accounts = Arc::new(Accounts {
             store: Arc::clone(&store.accounts),
             hash_pool,
-            guesses: shared.guesses,
+            login_limiter: shared.login_limiter,
             tickets: shared.tickets,
             keys,
+            known: KnownUsers::default(),
             config: config.accounts.clone(),
             metrics: Arc::clone(&metrics),
             tasks: lifecycle.tasks.clone(),
-        }));
+        });
         let mut replica = [0; 16];
         getrandom::fill(&mut replica).context("the system's source of randomness")?;
         let memory = MemoryBudget::new(config.server.request_memory);
         let reads = FairSemaphore::new(READS_AT_ONCE, READS_WAITING);
-        let prompts = Prompts::new(prompts::Parts {
+        let prompts = Prompts::new(prompts::Deps {
             store: Arc::clone(&prompt_store),
             call_store: Arc::clone(&store.calls),
             replica,
@@ -166,7 +170,7 @@ impl App {
             calls: config.calls,
             memory: Arc::clone(&memory),
             broker: Arc::clone(&shared.broker),
-            encoders: api::EVENT_ENCODERS,
+            encode: api::encode_event,
             metrics: Arc::clone(&metrics),
             tasks: lifecycle.tasks.clone(),
         });
@@ -185,12 +189,12 @@ impl App {
             store: prompt_store,
             embedder: Arc::clone(&embedder),
             similarity: Arc::clone(&similarity),
-            redis_up: link.as_ref().map(redis::Link::watch),
+            redis_up: connection.as_ref().map(redis::Connection::watch),
             model_name: model.to_string(),
             metrics: Arc::clone(&metrics),
         });
 
-        // It was opened and read just now.
+        // The store was opened and read just now.
         health.set_store(StoreHealth::Ok);
 
         let listener = listen("BIND_ADDR", socket)?;
@@ -228,7 +232,6 @@ impl App {
             reads,
             max_prompt_chars: config.max_prompt_chars,
             metrics,
-            documents: Documents::make(),
             lifecycle,
         });
         let app = Self {
@@ -242,7 +245,7 @@ impl App {
             embedder,
             similarity,
             reembedding,
-            redis: keeper,
+            redis: manager,
             _locks: locks,
         };
         app.log_start()?;
@@ -252,7 +255,7 @@ impl App {
     /// Where the service listens.
     ///
     /// # Errors
-    /// If the system does not say.
+    /// If the system does not report it.
     pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
         self.listener.local_addr()
     }
@@ -260,7 +263,7 @@ impl App {
     /// The address that a browser on this machine opens.
     ///
     /// # Errors
-    /// If the system does not say where the service listens.
+    /// If the system does not report where the service listens.
     pub fn url(&self) -> std::io::Result<String> {
         let address = health_check::reachable(self.local_addr()?);
         Ok(format!("http://{address}"))
@@ -269,7 +272,7 @@ impl App {
     /// Where the metrics' own listener listens, if there is one.
     ///
     /// # Errors
-    /// If the system does not say.
+    /// If the system does not report it.
     pub fn metrics_addr(&self) -> std::io::Result<Option<SocketAddr>> {
         self.metrics_listener
             .as_ref()
@@ -277,11 +280,12 @@ impl App {
             .transpose()
     }
 
-    /// Serves until `shutdown` resolves, then stops in order: not ready, a while of still accepting, listener closed,
-    /// requests in flight finished, sockets told, background work ended, everything flushed.
+    /// Serves until `shutdown` resolves, then stops in order: readiness off, some time in which new
+    /// requests are still accepted, listener closed, requests in flight finished, sockets closed,
+    /// background work ended, everything flushed.
     ///
     /// # Errors
-    /// If the system does not say where it listens; if another server took the store.
+    /// If the system does not report where it listens; if another server took the store.
     pub async fn serve(mut self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
         let lifecycle = self.state.lifecycle.clone();
         let prompts = self.state.prompts.clone();
@@ -290,7 +294,7 @@ impl App {
 
         let closing = lifecycle.closing.clone();
         let server = &self.state.server;
-        let limits = Limits {
+        let deps = ServerDeps {
             connections: Arc::clone(&self.connections),
             memory: Arc::clone(&self.state.memory),
             grace: server.shutdown_grace,
@@ -313,26 +317,27 @@ impl App {
             most_of_network: METRICS_CONNECTIONS,
             proxies: Vec::new(),
         };
-        let metrics_limits = Limits {
+        let metrics_deps = ServerDeps {
             connections: Connections::new(
                 metrics_bounds,
                 self.state.metrics.http_connections.clone(),
             ),
-            ..limits.clone()
+            ..deps.clone()
         };
         let main = api::serve(
             self.listener,
-            api::router(&self.state),
-            limits,
+            api::router(&self.state, Documents::make()),
+            deps,
             closing.clone(),
         );
-        // The metrics are served until the very end: a scrape in the last seconds tells how the stop went.
+        // The metrics are served until the end: a scrape in the last seconds shows how the stop
+        // went.
         let metrics_closing = CancellationToken::new();
         let metrics_server = self.metrics_listener.map(|listener| {
             api::serve(
                 listener,
                 api::metrics_router(&self.state),
-                metrics_limits,
+                metrics_deps,
                 metrics_closing.clone(),
             )
         });
@@ -343,7 +348,7 @@ impl App {
         };
         let main = async {
             let ((), deadline) = tokio::join!(main, told);
-            // Calls whose callers hung up have no connection that was waited for.
+            // Closing the connections does not wait for calls whose callers have disconnected.
             prompts.finish_calls(deadline).await;
             lifecycle.stopping.cancel();
             lifecycle.tasks.close();
@@ -367,7 +372,8 @@ impl App {
         Ok(())
     }
 
-    /// Holds this server's place at the store. The answer is cancelled if a server has come that it cannot be beside.
+    /// Keeps this server's role at the store. The returned token is cancelled if another server has
+    /// taken the store.
     fn hold_store(&mut self, lifecycle: &Lifecycle) -> CancellationToken {
         let ousted = CancellationToken::new();
         if let Some(place) = self.place.take() {
@@ -397,7 +403,8 @@ impl App {
     }
 }
 
-/// The setting, or what the system's limit on open files leaves room for, if that is less.
+/// The setting, or the number of connections that the system's limit on open files allows, if that
+/// is less.
 fn connection_limit(wanted: usize) -> usize {
     let room = connection_room();
     if room < wanted {

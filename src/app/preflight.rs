@@ -1,4 +1,4 @@
-//! What can refuse a start, looked at before a start makes anything.
+//! The checks that can refuse a start. They run before a start makes anything.
 //!
 //! A start and `check` go through the same steps: a start ends at the first that fails, `check`
 //! reports each. No step makes a file, a folder, a key or a table that stays.
@@ -11,10 +11,10 @@ use anyhow::{Context, ensure};
 use tokio::net::TcpSocket;
 
 use crate::config::{Config, StoreConfig, UpstreamConfig};
-use crate::data_dir::{self, DataDir, Found};
+use crate::data_dir::{self, DataDir, FolderState};
 use crate::embed::{Encode, Engine};
 use crate::llm;
-use crate::redis::{Keeper, Link};
+use crate::redis::{Connection, ConnectionManager};
 use crate::store::postgres::{self, DatabaseState};
 use crate::store::sqlite::{self, FileState};
 use crate::telemetry::Metrics;
@@ -25,15 +25,15 @@ use super::listening::bind;
 /// spare.
 const OTHER_FILES: u64 = 128;
 
-/// What a step has found.
+/// The result of a step.
 pub(super) enum Finding {
     /// All is well.
     Fine(String),
     /// Worth knowing; a start is not hindered.
     Note(String),
-    /// All is well, and a server uses it: a second one is refused.
+    /// All is well, but a running server uses it: a second one is refused.
     InUse {
-        /// For a check beside that server.
+        /// The finding for a check while that server runs.
         text: String,
         /// For the second server: one line that names the setting and the repair.
         refusal: anyhow::Error,
@@ -69,7 +69,7 @@ impl Step {
         Self::Connections,
     ];
 
-    /// What an operator calls it.
+    /// The step's name, for operators.
     pub fn name(self) -> &'static str {
         match self {
             Self::DataFolder => "data folder",
@@ -85,21 +85,21 @@ impl Step {
     }
 }
 
-/// The steps, and what those taken so far have opened for the start.
+/// The steps, and the resources that those taken so far have opened for the start.
 pub(super) struct Preflight<'a> {
     config: &'a Config,
     metrics: Arc<Metrics>,
     engine: Option<Arc<Engine>>,
-    redis: Option<(Link, Keeper)>,
+    redis: Option<(Connection, ConnectionManager)>,
     llm: Option<llm::Client>,
     socket: Option<TcpSocket>,
     metrics_socket: Option<TcpSocket>,
 }
 
-/// What a start goes on with.
+/// The results of the steps, for the rest of the start.
 pub(super) struct Ready {
     pub engine: Arc<Engine>,
-    pub redis: Option<(Link, Keeper)>,
+    pub redis: Option<(Connection, ConnectionManager)>,
     pub llm: llm::Client,
     /// Bound, and not listening yet: clients are refused until the service can serve them.
     pub socket: TcpSocket,
@@ -176,10 +176,10 @@ impl<'a> Preflight<'a> {
             return Ok(Finding::Fine(text.to_owned()));
         }
         let path = self.config.store.data_dir();
-        let Found {
+        let FolderState {
             is_there,
             is_in_use,
-        } = DataDir::look(path)?;
+        } = DataDir::inspect(path)?;
         let shown = path.display();
         Ok(if is_sqlite && is_in_use {
             Finding::InUse {
@@ -253,7 +253,7 @@ impl<'a> Preflight<'a> {
         let text = match &self.config.redis {
             None => "none is set: this is the only server",
             Some(redis) => {
-                let connected = Link::connect(redis, Arc::clone(&self.metrics)).await;
+                let connected = Connection::connect(redis, Arc::clone(&self.metrics)).await;
                 self.redis = Some(connected.context("REDIS_URL")?);
                 "it answers and can be written to"
             }
@@ -279,10 +279,10 @@ impl<'a> Preflight<'a> {
         self.llm.as_ref()
     }
 
-    /// Closes what the steps have opened.
+    /// Closes the resources that the steps have opened.
     pub async fn close(self) {
-        if let Some((_, keeper)) = self.redis {
-            keeper.close().await;
+        if let Some((_, manager)) = self.redis {
+            manager.close().await;
         }
     }
 }

@@ -12,16 +12,16 @@ use anyhow::{Context, anyhow, bail, ensure};
 
 use crate::config::{FileError, Secret};
 
-/// Readable for everybody who gets to the folder: the containers that share it run as different
-/// users. Whoever cannot see the volume cannot see the files.
+/// Readable for all users, because the containers that share the folder run as different users.
+/// Only those containers have the volume.
 const MODE: u32 = 0o444;
-/// As many as a key needs to be as hard to guess as SHA-256 is to break.
+/// 256 bits of randomness, as strong as SHA-256.
 const SECRET_BYTES: usize = 32;
 
-/// Writes each of `files` into `folder`. A file is a `NAME`, and holds what the variable of that
-/// name says, else what the file holds already, else a new random secret (64 hex digits). Or it is
-/// a `NAME=FORM`, and holds what the variable says, else the form, in which `{OTHER}` stands for an
-/// earlier one of the secrets, percent-encoded as a part of an address.
+/// Writes each of `files` into `folder`. A file given as `NAME` gets the value of the variable of
+/// that name, else keeps its present value, else gets a new random secret (64 hex digits). A file
+/// given as `NAME=FORM` gets the value of the variable, else the form, in which `{OTHER}` stands
+/// for an earlier one of the secrets, percent-encoded as a part of an address.
 ///
 /// # Errors
 /// One line: a name, a form or a value that cannot be used, or a folder that cannot be written. The
@@ -69,7 +69,7 @@ fn is_variable(name: &str) -> bool {
             .all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
 }
 
-/// What the environment says; an empty variable counts as unset, as everywhere.
+/// The value in the environment; an empty variable counts as unset, as everywhere.
 fn given(
     name: &str,
     variable: impl Fn(&str) -> Option<OsString>,
@@ -85,7 +85,7 @@ fn given(
     }
 }
 
-/// What a file holds, as the server reads it; `None` if there is none, or an empty one.
+/// The value in a file, as the server reads it; `None` if the file is missing or empty.
 fn written(path: &Path) -> Result<Option<String>, FileError> {
     match fs::metadata(path) {
         Ok(found) if found.is_file() && found.len() == 0 => return Ok(None),
@@ -103,7 +103,7 @@ fn random() -> anyhow::Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// The form with the secrets in it; the name of one that is not there otherwise.
+/// The form with the secrets filled in; as an error, the name of one that does not exist.
 fn filled(form: &str, secrets: &HashMap<&str, String>) -> Result<String, String> {
     let mut rest = form;
     let mut filled = String::new();
@@ -118,7 +118,8 @@ fn filled(form: &str, secrets: &HashMap<&str, String>) -> Result<String, String>
     Ok(filled)
 }
 
-/// RFC 3986, section 2.3: what is not unreserved may mean something in an address.
+/// Encodes all characters that are not unreserved (RFC 3986, section 2.3), because they may have a
+/// meaning in an address.
 fn percent_encoded(text: &str) -> String {
     let mut encoded = String::new();
     for byte in text.bytes() {
@@ -134,7 +135,7 @@ fn percent_encoded(text: &str) -> String {
 /// Puts the value into the file, whole or not at all: a container may read it at any moment.
 fn write(folder: &Path, name: &str, value: &str) -> io::Result<()> {
     let draft = folder.join(format!(".{name}.draft"));
-    // What a killed process left would stand in the way.
+    // A file that a killed process left would make the rename fail.
     match fs::remove_file(&draft) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -178,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_made_once_and_forms_are_filled() {
+    fn missing_secrets_are_made_once_and_forms_are_filled() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
         make(folder, &FILES, &[]).unwrap();
@@ -242,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_process_left_is_made_anew() {
+    fn file_that_a_killed_process_left_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("PASSWORD"), "").unwrap();
         let draft = folder.path().join(".SECRET_KEY.draft");
@@ -254,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_is_refused_without_its_value() {
+    fn unusable_names_forms_and_values_are_refused_without_the_value() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
         for (files, given, said) in [

@@ -6,10 +6,13 @@ use std::time::Instant;
 use anyhow::Context;
 
 use crate::config::Config;
-use crate::credentials::{GuessLimit, Guesses, LocalTickets, RedisGuesses, RedisTickets, Tickets};
+use crate::credentials::{
+    LocalLoginRateLimiter, LocalTickets, LoginRateLimiter, RedisLoginRateLimiter, RedisTickets,
+    Tickets,
+};
 use crate::domain::{ClientSite, UserId};
 use crate::realtime::{Broker, Hub, LocalBroker, RedisBroker};
-use crate::redis::{Keeper, Link};
+use crate::redis::{Connection, ConnectionManager};
 use crate::telemetry::Metrics;
 use crate::throttle::{RedisThrottle, SlidingWindows, Throttle};
 
@@ -17,11 +20,11 @@ use crate::throttle::{RedisThrottle, SlidingWindows, Throttle};
 pub struct Shared {
     pub prompt_throttle: Arc<dyn Throttle<UserId>>,
     pub register_throttle: Arc<dyn Throttle<ClientSite>>,
-    pub guesses: Arc<dyn GuessLimit>,
+    pub login_limiter: Arc<dyn LoginRateLimiter>,
     pub tickets: Arc<dyn Tickets>,
     pub broker: Arc<dyn Broker>,
     /// The link behind them, and what keeps it up.
-    pub redis: Option<(Link, Keeper)>,
+    pub redis: Option<(Connection, ConnectionManager)>,
 }
 
 impl Shared {
@@ -32,7 +35,7 @@ impl Shared {
     /// One line that names the setting, if Redis cannot be used.
     pub async fn build(
         config: &Config,
-        redis: Option<(Link, Keeper)>,
+        redis: Option<(Connection, ConnectionManager)>,
         hub: &Arc<Hub>,
         metrics: &Arc<Metrics>,
         started: Instant,
@@ -40,40 +43,40 @@ impl Shared {
         let prompt_rates = config.prompt_throttle.clone();
         let register_rates = config.accounts.register_throttle.clone();
         let (hub, metrics) = (Arc::clone(hub), Arc::clone(metrics));
-        let Some((link, keeper)) = redis else {
+        let Some((connection, manager)) = redis else {
             return Ok(Self {
                 prompt_throttle: Arc::new(SlidingWindows::new(prompt_rates, started)),
                 register_throttle: Arc::new(SlidingWindows::new(register_rates, started)),
-                guesses: Guesses::new(started),
+                login_limiter: LocalLoginRateLimiter::new(started),
                 tickets: Arc::new(LocalTickets::default()),
                 broker: Arc::new(LocalBroker::new(hub, metrics)),
                 redis: None,
             });
         };
         let prompt_throttle = RedisThrottle::new(
-            link.clone(),
+            connection.clone(),
             "prompts",
             prompt_rates,
             started,
             Arc::clone(&metrics),
         );
         let register_throttle = RedisThrottle::new(
-            link.clone(),
+            connection.clone(),
             "register",
             register_rates,
             started,
             Arc::clone(&metrics),
         );
-        let broker = RedisBroker::start(link.clone(), hub, Arc::clone(&metrics))
+        let broker = RedisBroker::start(connection.clone(), hub, Arc::clone(&metrics))
             .await
             .context("REDIS_URL: events cannot be subscribed to")?;
         Ok(Self {
             prompt_throttle: Arc::new(prompt_throttle),
             register_throttle: Arc::new(register_throttle),
-            guesses: RedisGuesses::new(link.clone(), started, metrics),
-            tickets: Arc::new(RedisTickets::new(link.clone())),
+            login_limiter: RedisLoginRateLimiter::new(connection.clone(), started, metrics),
+            tickets: Arc::new(RedisTickets::new(connection.clone())),
             broker: Arc::new(broker),
-            redis: Some((link, keeper)),
+            redis: Some((connection, manager)),
         })
     }
 }

@@ -11,7 +11,7 @@ use crate::config::{SearchConfig, StoreConfig};
 use crate::data_dir::{self, DataDir};
 use crate::embed::Engine;
 use crate::search::{self, PostgresSimilarity, Similarity, SlabIndex, SlabOptions};
-use crate::store::postgres::{self, Place, PostgresStore};
+use crate::store::postgres::{self, PostgresStore, ServerLock};
 use crate::store::sqlite::{self, FileState, SqliteStore};
 use crate::store::{AccountStore, BulkStore, CallStore, PromptStore};
 
@@ -75,12 +75,12 @@ impl Store {
     ///
     /// # Errors
     /// One line that says who is there already.
-    pub async fn take_place(&self, shares_redis: bool) -> anyhow::Result<Option<Place>> {
+    pub async fn lock_server(&self, shares_redis: bool) -> anyhow::Result<Option<ServerLock>> {
         Ok(match &self.kind {
             // The locks of its files have seen to it.
             StoreKind::Sqlite(_) => None,
-            StoreKind::Postgres(store) if shares_redis => Some(store.be_a_replica().await?),
-            StoreKind::Postgres(store) => Some(store.be_alone().await?),
+            StoreKind::Postgres(store) if shares_redis => Some(store.lock_shared().await?),
+            StoreKind::Postgres(store) => Some(store.lock_exclusive().await?),
         })
     }
 
@@ -190,7 +190,7 @@ fn open_sqlite(path: &Path) -> anyhow::Result<SqliteStore> {
 ///
 /// # Errors
 /// One line that names the folder or the file and the repair.
-pub(super) fn lock_files(config: &StoreConfig) -> anyhow::Result<Vec<data_dir::Lock>> {
+pub(super) fn lock_files(config: &StoreConfig) -> anyhow::Result<Vec<data_dir::FileLock>> {
     Ok(match config {
         StoreConfig::Sqlite { data_dir, path } => {
             let folder = DataDir::open(data_dir)?.lock()?;

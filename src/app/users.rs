@@ -1,4 +1,4 @@
-//! The operator's commands on accounts. They work on the store directly, beside a running server.
+//! The operator's commands on accounts. They work on the store directly, also while a server runs.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, IsTerminal, Write};
@@ -23,7 +23,7 @@ const LIST_PAGE: usize = 500;
 /// Carries out one command and writes its result to `out`.
 ///
 /// # Errors
-/// One line that says what is wrong.
+/// One line that names the problem.
 pub async fn run(
     command: UserCommand,
     config: &Config,
@@ -84,7 +84,7 @@ async fn create(arguments: &CreateUserArgs, config: &Config) -> anyhow::Result<U
         let found = store::find(&config.store).await;
         found.map_err(|error| anyhow!("{error:#}; {hint}"))?;
     }
-    // First, so that what is wrong with the account leaves no new store behind.
+    // First, so that an invalid account leaves no new store behind.
     let new = new_user(arguments).await?;
     if config.store.is_in_data_dir() {
         DataDir::open(config.store.data_dir())?;
@@ -154,8 +154,8 @@ async fn set_password(
     .await
 }
 
-/// Makes a change that ends what the account was given, so that nothing outlives it. `change` takes
-/// the time from which on new tokens are valid.
+/// Makes a change that ends all credentials of the account. `change` takes the time from which new
+/// tokens are valid.
 ///
 /// A login that read the account just before the change was committed may be dated after the
 /// change's own time, and would outlive it. Therefore the change is made twice: the second time is
@@ -224,8 +224,8 @@ async fn hash(password: &str) -> anyhow::Result<String> {
     Ok(pool.hash(password.to_owned(), operator).await?)
 }
 
-/// The environment variable or the first line of the file that is named, else one line of standard input; typed unseen if that
-/// is a terminal.
+/// Reads the environment variable or the first line of the file that `place` names, else one line
+/// of standard input. On a terminal the input is not shown.
 fn read_secret(prompt: &str, place: &SecretPlace) -> anyhow::Result<String> {
     let line = if let Some(name) = &place.password_env {
         std::env::var(name)
@@ -241,7 +241,7 @@ fn read_secret(prompt: &str, place: &SecretPlace) -> anyhow::Result<String> {
     };
     let secret = trimmed(&line);
     ensure!(!secret.is_empty(), "no password was given");
-    // Some shells and editors write one before the text. As a part of the password it would keep
+    // Some shells and editors write one before the text. As a part of the password it would lock
     // its owner out.
     ensure!(
         !secret.starts_with('\u{feff}'),

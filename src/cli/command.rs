@@ -1,9 +1,9 @@
-//! The command line as it is parsed, and what the help of each command shows of it: its own
-//! options, and the settings that it needs.
+//! The command line as it is parsed, and the part of it that the help of each command shows: the
+//! command's own options, and the settings that it needs.
 //!
-//! Every command takes every setting, wherever it stands on the line, because one `.env` and one
-//! set of flags serve the server and the operator's commands alike. Forty options that `user list`
-//! takes and does not need would hide the few that it has, so its help leaves them out.
+//! Every command accepts every setting, at any place of the line, because the server and the
+//! operator's commands share one `.env` and one set of flags. The help of a command leaves out the
+//! settings that it does not need: forty of them would hide the few options of `user list`.
 
 use std::ffi::OsStr;
 use std::io::{IsTerminal, stderr, stdout};
@@ -58,7 +58,7 @@ the server: see prompt-service --help.";
 pub(super) fn command() -> Command {
     let is_empty = |name: &OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
     let root = Cli::command().mut_args(|arg| {
-        // The text of a setting stands below its name: names are up to forty columns long.
+        // The text of a setting is below its name, because names are up to forty columns long.
         let is_setting = arg.is_global_set();
         let arg = arg.next_line_help(is_setting);
         if arg.get_env().is_some_and(is_empty) {
@@ -76,7 +76,7 @@ pub(super) fn command() -> Command {
         let hidden = settings
             .iter()
             .filter(|arg| !shown.contains(&arg.get_id().as_str()));
-        // A command's own argument takes the place of the program's of the same name.
+        // A command's own argument replaces the program's argument of the same name.
         root.mut_subcommand(name, |command| {
             let command = command.args(hidden.map(|arg| arg.clone().hide(true)));
             if shown.contains(&"data_dir") {

@@ -1,9 +1,9 @@
-//! Standard output, and whether anybody reads it.
+//! Standard output, and whether its reader has closed it.
 
 use std::io::{self, ErrorKind, Stdout, Write};
 
-/// Standard output. Remembers whether its reader has left, as `head` does once it has enough: that
-/// is no failure, and not worth a message.
+/// Standard output. Remembers whether its reader has closed it, as `head` does: that is no failure
+/// and needs no message.
 #[derive(Debug)]
 pub struct Output {
     stdout: Stdout,
@@ -20,7 +20,7 @@ impl Default for Output {
 }
 
 impl Output {
-    /// Whether a write has failed because nobody reads any more.
+    /// Whether a write has failed because the reader has closed the pipe.
     pub fn reader_left(&self) -> bool {
         self.reader_left
     }

@@ -1,4 +1,4 @@
-//! What is wrong with a command line, in the words of the settings.
+//! Errors of the command line, in terms of the settings.
 
 use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -6,13 +6,12 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use super::Cli;
 use crate::config::secret_meant;
 
-/// Why there is nothing to carry out.
+/// Why no command is run.
 #[derive(Debug)]
 pub enum Refusal {
     /// A setting cannot be used: one line that names it and quotes nothing of its value.
     Setting(String),
-    /// Help, the version, or a command line that makes no sense. Clap's own words suit each of
-    /// them.
+    /// Help, the version, or an invalid command line. Clap's own text is used for each.
     Usage(clap::Error),
 }
 
@@ -25,7 +24,7 @@ impl From<clap::Error> for Refusal {
     }
 }
 
-/// What is wrong with a setting, in one line that begins with its name and leaves its value out;
+/// The problem with a setting, in one line that begins with its name and leaves its value out;
 /// `None` if the error is about anything else.
 fn setting_problem(error: &clap::Error) -> Option<String> {
     let Some(ContextValue::String(shown)) = error.get(ContextKind::InvalidArg) else {
@@ -81,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_value_is_told_by_the_settings_name_in_one_line() {
+    fn invalid_value_is_reported_in_one_line_with_the_name_of_the_setting() {
         for (flag, value, name) in [
             ("--bind-addr", "nonsense", "BIND_ADDR"),
             ("--similar-scope", "mine", "SIMILAR_SCOPE"),
@@ -98,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn an_example_or_the_choices_are_told() {
+    fn error_shows_an_example_or_the_choices() {
         assert!(
             problem(&["--bind-addr", "x"])
                 .unwrap()
@@ -158,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn other_mistakes_keep_claps_words() {
+    fn other_errors_keep_the_text_of_clap() {
         assert_eq!(problem(&["--no-such-flag"]), None);
         assert_eq!(problem(&["--help"]), None);
         assert_eq!(problem(&["user", "create", "alice"]), None);

@@ -1,12 +1,12 @@
-//! Where an upstream may be: https anywhere, plain http only where the network is one's own.
+//! The address of an upstream: https anywhere, plain http only in the operator's own network.
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use hyper::Uri;
 use hyper::http::uri::Scheme;
 
-/// What the addresses of endpoints end in. People copy such an address whole, and mean what comes
-/// before.
+/// The ends of the addresses of endpoints. People copy such an address whole, and mean the part
+/// before this.
 const ENDPOINTS: [&str; 5] = [
     "/chat/completions",
     "/completions",
@@ -15,7 +15,8 @@ const ENDPOINTS: [&str; 5] = [
     "/models",
 ];
 
-/// The address of an upstream, checked: a scheme, a host, perhaps a port and a path; no user info, no query.
+/// The address of an upstream, checked: a scheme, a host, perhaps a port and a path; no user info,
+/// no query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BaseUrl {
     /// Without a slash at the end.
@@ -30,12 +31,12 @@ impl BaseUrl {
     /// off.
     ///
     /// # Errors
-    /// What is wrong with it, in words that quote nothing of it.
+    /// The problem, in words that quote nothing of the address.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         let text = text.trim_end_matches('/');
         let base = ENDPOINTS.iter().find_map(|end| text.strip_suffix(end));
         let base = base.map(|base| base.trim_end_matches('/'));
-        // Not the host, if that is called so.
+        // Not from the host, even if it has such a name.
         let text = base.filter(|base| base.contains("://")).unwrap_or(text);
         let uri: Uri = text
             .parse()
@@ -94,8 +95,8 @@ impl BaseUrl {
     }
 }
 
-/// Whether packets to the address stay on this machine or in the operator's own network: loopback, RFC 1918, RFC 4193.
-/// Link-local addresses are left out: clouds serve credentials there.
+/// Whether packets to the address stay on this machine or in the operator's own network: loopback,
+/// RFC 1918, RFC 4193. Link-local addresses do not count: clouds serve credentials there.
 pub fn is_private(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(address) => is_private_v4(address),
@@ -112,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn https_goes_anywhere_and_http_stays_at_home() {
+    fn https_is_allowed_anywhere_and_http_only_in_private_networks() {
         for good in [
             "https://api.openai.com/v1",
             "https://203.0.113.7:8443",
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn the_address_of_an_endpoint_stands_for_what_comes_before_it() {
+    fn path_of_an_endpoint_is_taken_off_the_address() {
         for end in [
             "",
             "/",

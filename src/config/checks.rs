@@ -6,10 +6,11 @@ use std::time::Duration;
 use super::{ByteSize, Error, RedisConfig, Secret, Secrets, Settings, StoreConfig, sqlite_url};
 use crate::domain::rate::{RateError, Rates};
 
-/// HS256 wants a key as long as its digest (RFC 7518, section 3.2).
+/// HS256 requires a key as long as its digest (RFC 7518, section 3.2).
 const MIN_KEY_BYTES: usize = 32;
 
-/// Keys that only verify must be as long as the one that signs: either forges tokens for who guesses it.
+/// Keys that only verify must be as long as the one that signs: whoever guesses either key can
+/// forge tokens.
 pub(super) fn keys(secrets: &Secrets) -> Result<(), Error> {
     let signing = secrets.secret_key.iter().map(|key| ("SECRET_KEY", key));
     let verifying = secrets.secret_key_fallbacks.iter();
@@ -27,7 +28,8 @@ pub(super) fn keys(secrets: &Secrets) -> Result<(), Error> {
     Ok(())
 }
 
-/// Who can register can spend: with a real upstream, and where others can reach the service, that is the operator's decision.
+/// Everybody who can register can spend money at a real upstream. If others can reach the service,
+/// the operator must decide about that.
 pub(super) fn registration(settings: &Settings) -> Result<(), Error> {
     if settings.registration.is_none() && !settings.bind_addr.ip().is_loopback() {
         return Err(Error::new(
@@ -56,7 +58,7 @@ pub(super) fn metrics_addr(settings: &Settings) -> Result<Option<SocketAddr>, Er
     Ok(metrics)
 }
 
-/// Replicas that share counts but not accounts, or not the key, would be one service in name only.
+/// Replicas that share counts but not the accounts, or not the key, would not be one service.
 pub(super) fn redis(settings: &Settings, secrets: &Secrets) -> Result<Option<RedisConfig>, Error> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || ":_.-".contains(c);
     let prefix = settings.redis_prefix.clone();
@@ -132,7 +134,7 @@ pub(super) fn rates(setting: &'static str, text: &str) -> Result<Rates, Error> {
         .map_err(|error: RateError| Error::new(setting, error.to_string()))
 }
 
-/// Token claims count whole seconds, so a lifetime under one would be none.
+/// Token claims count whole seconds, so a lifetime of less than one would be zero.
 pub(super) fn lifetime(
     setting: &'static str,
     value: humantime::Duration,
@@ -144,7 +146,8 @@ pub(super) fn lifetime(
     Ok(value)
 }
 
-/// Shorter ones would run out by a slow commit; longer ones would keep a repeated post waiting for longer than anybody does.
+/// A shorter lease would expire during a slow commit. After a crash, a longer one would make a
+/// repeated post wait for longer than clients do.
 pub(super) fn call_lease(value: humantime::Duration) -> Result<Duration, Error> {
     let value = Duration::from(value);
     if value < Duration::from_secs(2) || value > Duration::from_secs(3600) {

@@ -13,7 +13,7 @@ use std::path::Path;
 
 /// The mode bits that let others than the owner write to a file.
 const OTHERS_MAY_WRITE: u32 = 0o022;
-/// The longest file that is read, in bytes: some hundred times what all settings take.
+/// The longest file that is read, in bytes: some hundred times the length of all settings.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// Why a `.env` file is refused: one line that names the file, the line in it, and the repair.
@@ -36,7 +36,7 @@ pub enum EnvFileError {
     Line {
         /// Its number, from 1.
         line: usize,
-        /// What is wrong, and the repair.
+        /// The problem, and how to fix it.
         problem: String,
     },
 }

@@ -1,22 +1,24 @@
-//! `OPENAI_FALLBACK`: the upstreams to ask when the first fails, and which key may go where.
+//! `OPENAI_FALLBACK`: the upstreams to ask when the first fails, and the origin that each key may
+//! be sent to.
 
 use std::str::FromStr;
 
 use serde::Deserialize;
 
-use super::upstream::{checked_key, checked_model};
-use super::{BaseUrl, Endpoint, Error, Secret, names};
+use super::endpoint::{Endpoint, checked_key, checked_model};
+use super::{BaseUrl, Error, Secret, names};
 
 const SETTING: &str = "OPENAI_FALLBACK";
 /// The first upstream's key.
 const FIRST_KEY: &str = "OPENAI_API_KEY";
+
 /// One entry of `OPENAI_FALLBACK`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fallback {
     /// The model that is asked.
     pub model: String,
-    /// Where.
+    /// Its address.
     pub base_url: String,
     /// The variable that holds the key; none sends no `Authorization`.
     pub api_key_env: Option<String>,
@@ -33,7 +35,7 @@ impl FromStr for Fallbacks {
         if text.trim().is_empty() {
             return Ok(Self::default());
         }
-        // The parser's own message may quote the text, in which somebody may have put a key after all.
+        // The parser's own message may quote the text, and somebody may have put a key into it.
         let list: Vec<Fallback> = serde_json::from_str(text).map_err(
             |_| r#"must be a JSON list of {"model": "…", "base_url": "…", "api_key_env": "NAME"}"#,
         )?;
@@ -50,7 +52,8 @@ impl FromStr for Fallbacks {
 
 /// Checks the fallbacks of an upstream at `first`, and gives each the key that it names.
 ///
-/// A key is its variable's, and goes to one origin: that of the entries that name it; `OPENAI_API_KEY` to the first upstream's.
+/// The key of a variable goes to one origin: that of the entries that name the variable.
+/// `OPENAI_API_KEY` goes to the first upstream's origin.
 ///
 /// # Errors
 /// The first entry that cannot be used.
@@ -101,7 +104,8 @@ fn is_taken(name: &str) -> bool {
     names::variables().iter().any(|known| known == name)
 }
 
-/// A name that a shell could set, in capitals: a key put in its place by mistake hardly ever is one.
+/// A name that a shell could set, in capitals. A key that was put in its place by mistake hardly
+/// ever looks like that.
 fn is_variable_name(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_uppercase() || c == '_')
         && name

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
-/// What is logged: a level, or pairs of a target and its level.
+/// The filter of log lines: a level, or pairs of a target and its level.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LogFilter(pub Targets);
 
@@ -13,7 +13,7 @@ impl FromStr for LogFilter {
 
     /// Reads directives such as `info` or `warn,prompt_service=debug`.
     ///
-    /// The crate's own reader takes a misspelt level for a target, and an empty text for `error`.
+    /// The crate's own parser reads a misspelled level as a target, and an empty text as `error`.
     /// Both are refused here.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let problem = "must be a level such as info, or target=level pairs";
@@ -23,7 +23,7 @@ impl FromStr for LogFilter {
         for directive in directives.filter(|directive| !directive.is_empty()) {
             is_empty = false;
             targets = match directive.split_once('=') {
-                // A bracket would begin a filter by spans. This service has none.
+                // A bracket would begin a filter by spans, which `Targets` has not.
                 Some((target, level)) if !target.trim().is_empty() && !target.contains('[') => {
                     targets.with_target(target.trim(), self::level(level).ok_or(problem)?)
                 }

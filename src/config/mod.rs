@@ -1,10 +1,12 @@
-//! Configuration: what may be set, and the checked tree that the rest of the program is built from.
+//! Configuration: the settings, and the checked tree from which the rest of the program is built.
 //!
-//! [`Settings`] declares every setting once, with its flag, variable, default and help text; [`Config::load`] turns the
-//! settings and the secrets into plain structs, one section a capability, in which nothing is left to check.
+//! [`Settings`] declares every setting once, with its flag, variable, default and help text.
+//! [`Config::load`] turns settings and secrets into plain structs, one section for each capability.
+//! Nothing in them needs a further check.
 
 mod base_url;
 mod checks;
+mod endpoint;
 pub(crate) mod env_file;
 mod fallback;
 mod log_filter;
@@ -23,6 +25,7 @@ use ipnet::IpNet;
 
 pub use base_url::{BaseUrl, is_private};
 pub use checks::normal_origin;
+pub use endpoint::Endpoint;
 pub use env_file::{EnvFileError, read_env_file};
 pub use fallback::{Fallback, Fallbacks};
 pub use log_filter::LogFilter;
@@ -32,11 +35,11 @@ pub use settings::{
     ByteSize, CookieSecure, Given, LogFormat, OnClientDisconnect, Registration, Settings,
     SimilarScope,
 };
-pub use upstream::{Endpoint, UpstreamConfig, UpstreamSettings};
+pub use upstream::{UpstreamConfig, UpstreamSettings};
 
 use crate::domain::rate::Rates;
 
-/// A setting that cannot be used: names it and says what it takes, never its value.
+/// A setting that cannot be used. The text names the setting and what it accepts, never its value.
 #[derive(Debug, thiserror::Error)]
 #[error("{setting}: {problem}")]
 pub struct Error {
@@ -54,14 +57,14 @@ impl Error {
     }
 }
 
-/// Everything the service is told from outside, checked.
+/// All settings and secrets, checked.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Listening, limits, starting and stopping.
     pub server: ServerConfig,
     /// Where the data live.
     pub store: StoreConfig,
-    /// What replicas share; `None` means there is one.
+    /// The Redis that replicas share; `None` if there is only one process.
     pub redis: Option<RedisConfig>,
     /// Keys and lifetimes of tokens, registration.
     pub accounts: AccountsConfig,
@@ -69,9 +72,9 @@ pub struct Config {
     pub prompt_throttle: Rates,
     /// How calls of the upstream are bounded and ended.
     pub calls: CallsConfig,
-    /// What a similarity search may see and hold.
+    /// The scope and memory of similarity searches.
     pub search: SearchConfig,
-    /// The LLM that answers; `None` is the built-in mock.
+    /// The upstream LLM; `None` is the built-in mock.
     pub upstream: Option<UpstreamConfig>,
     /// A sentence-transformers folder in place of the bundled model.
     pub embedding_model_dir: Option<PathBuf>,
@@ -79,7 +82,7 @@ pub struct Config {
     pub max_prompt_chars: usize,
     /// A sentence for each variable that is no setting and looks like one.
     pub misspelt: Vec<String>,
-    /// A sentence for each setting that has no effect beside the others.
+    /// A sentence for each setting that has no effect together with the others.
     pub unused: Vec<String>,
 }
 
@@ -88,9 +91,9 @@ pub struct Config {
 pub struct ServerConfig {
     /// Where the service listens; port 0 picks one.
     pub bind_addr: SocketAddr,
-    /// A listener of its own for `/metrics`, if set.
+    /// A separate listener for `/metrics`, if set.
     pub metrics_addr: Option<SocketAddr>,
-    /// Proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed.
+    /// Proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are trusted.
     pub trusted_proxies: Vec<IpNet>,
     /// Origins that browsers elsewhere may call from.
     pub cors_allowed_origins: Vec<String>,
@@ -104,24 +107,26 @@ pub struct ServerConfig {
     pub max_connections_per_network: usize,
     /// Memory for request bodies and answers in flight, in bytes.
     pub request_memory: usize,
-    /// When sockets are asked for a sign of life, and given up.
+    /// When sockets are pinged, and when they count as lost.
     pub socket_timings: SocketTimings,
-    /// How long a stream of an answer may be silent before it says that it lives. No setting: clients rely on the figure.
+    /// How long a streamed answer may be silent before a heartbeat is sent. No setting: clients
+    /// rely on the figure.
     pub stream_heartbeat: Duration,
-    /// How long the service goes on accepting after it was told to stop.
+    /// How long the service goes on accepting requests after the stop began.
     pub shutdown_delay: Duration,
     /// How long requests in flight may take to finish after that.
     pub shutdown_grace: Duration,
 }
 
-/// When open sockets are asked for a sign of life, and given up. No setting: clients rely on the figures.
+/// When open sockets are pinged, and when they count as lost. No setting: clients rely on the
+/// figures.
 #[derive(Clone, Copy, Debug)]
 pub struct SocketTimings {
     /// How often a ping is sent.
     pub ping_every: Duration,
     /// How long a peer may be silent.
     pub silence: Duration,
-    /// How long a peer may take to answer a close frame, and to read it if it is behind.
+    /// How long a peer may take to reply to a close frame, and to read it if it is behind.
     pub closing: Duration,
 }
 
@@ -176,20 +181,21 @@ impl StoreConfig {
     }
 }
 
-/// What replicas share.
+/// The Redis that replicas share.
 #[derive(Clone, Debug)]
 pub struct RedisConfig {
     /// `redis://…` or `rediss://…`.
     pub url: Secret,
-    /// What the names of all keys and channels begin with.
+    /// The prefix of all keys and channels.
     pub prefix: String,
-    /// How long a command may take that something depends on. No setting: clients rely on the figure.
+    /// How long a command may take whose result a request needs. No setting: clients rely on the
+    /// figure.
     pub patience: Duration,
 }
 
 impl RedisConfig {
-    /// Redis answers in well under a millisecond; a whole second also covers a machine with no time for this process, which is
-    /// no reason to give up what the replicas have in common.
+    /// Redis responds in well under a millisecond. A whole second also covers a machine that has no
+    /// time for this process, which is no reason to stop sharing limits and events.
     pub const PATIENCE: Duration = Duration::from_secs(1);
 }
 
@@ -200,9 +206,9 @@ pub struct AccountsConfig {
     pub secret_key: Option<Secret>,
     /// Keys that only verify.
     pub secret_key_fallbacks: Vec<Secret>,
-    /// How long an access token holds.
+    /// The lifetime of an access token.
     pub access_token_lifetime: Duration,
-    /// How long a refresh token and a session hold.
+    /// The lifetime of a refresh token and a session.
     pub refresh_token_lifetime: Duration,
     /// Sessions that one user may have; one more ends the oldest.
     pub max_sessions_per_user: usize,
@@ -219,13 +225,13 @@ pub struct CallsConfig {
     pub daily_limit: Option<u64>,
     /// Prompts that one user may keep; `None` is no limit.
     pub max_prompts_per_user: Option<u32>,
-    /// What becomes of a call whose caller hangs up.
+    /// Whether a call goes on whose caller disconnects.
     pub on_client_disconnect: OnClientDisconnect,
-    /// How long a call counts as running without a word from its process.
+    /// How long a call counts as running without a sign of life from its process.
     pub lease: Duration,
 }
 
-/// What a similarity search may see and hold.
+/// The scope and memory of similarity searches.
 #[derive(Clone, Copy, Debug)]
 pub struct SearchConfig {
     /// Whose prompts a caller finds.

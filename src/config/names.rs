@@ -1,4 +1,4 @@
-//! The names of all settings, and which of them a misspelt variable is likely to mean.
+//! The names of all settings, and the search for the setting that a misspelled variable means.
 
 use clap::Args;
 
@@ -66,8 +66,8 @@ pub(super) fn misspelt_variables(settings: &Settings) -> Vec<String> {
     misspelt(variables.filter(|name| !is_key(name)))
 }
 
-/// A sentence for each of `names` that is no setting and looks like one. Other names are not ours
-/// to judge: an environment holds the variables of every program.
+/// A sentence for each of `names` that is no setting and looks like one. Other names are ignored:
+/// an environment has variables of many programs.
 fn misspelt<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     let known = variables();
     let mut sentences: Vec<String> = names

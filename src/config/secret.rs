@@ -23,11 +23,11 @@ impl Secret {
 
     /// Reads a file that holds the value, and perhaps one line feed after it.
     ///
-    /// Whatever else an editor or a shell leaves in such a file is refused. As a part of the value
-    /// it would make another key of it, without a word to the operator.
+    /// Anything else that an editor or a shell leaves in such a file is refused. As a part of the
+    /// value it would silently change the key.
     ///
     /// # Errors
-    /// `Unreadable`; `Flaw` if the file holds something beside the value.
+    /// `Unreadable`; `Flaw` if the file has more than the value.
     pub fn read_file(path: &Path) -> Result<Self, FileError> {
         let mut bytes = Vec::new();
         File::open(path)?
@@ -50,19 +50,19 @@ impl Secret {
     }
 }
 
-/// Why a file gives no secret. The text completes a sentence that begins with the file, and quotes
-/// nothing of it.
+/// Why a file has no usable secret. The text completes a sentence that begins with the file's name,
+/// and quotes nothing of the file.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// The file cannot be read.
     #[error("cannot be read: {}", .0.kind())]
     Unreadable(#[from] io::Error),
-    /// The file holds something beside the value, or no value.
+    /// The file has more than the value, or no value.
     #[error("{0}")]
     Flaw(&'static str),
 }
 
-/// What a secret's text has in it that cannot be meant as a part of the secret.
+/// A flaw of a secret's text: something that cannot be meant as a part of the secret.
 fn flaw(text: &str) -> Option<&'static str> {
     if text.is_empty() {
         Some("is empty")
@@ -89,7 +89,8 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The settings that are secrets. Each is read from `NAME`, or from the file that `NAME_FILE` names.
+/// The settings that are secrets. Each is read from `NAME`, or from the file that `NAME_FILE`
+/// names.
 #[derive(Clone, Debug, Default)]
 pub struct Secrets {
     /// `DATABASE_URL`.
@@ -133,7 +134,8 @@ impl Secrets {
     /// Reads the keys that `fallbacks` name, those that are set.
     ///
     /// # Errors
-    /// A key given in both ways, one that is no text, or a file that cannot be read; the name in the message is the setting's.
+    /// A key given in both ways, one that is no text, or a file that cannot be read. The message
+    /// names the setting.
     pub fn read_fallback_keys(
         &mut self,
         fallbacks: &Fallbacks,
@@ -159,7 +161,8 @@ fn read_one(
     value_or_file(name, name, variable)
 }
 
-/// The secret in the variable `name`, or in the file that its `_FILE` form names; errors speak of `setting`.
+/// The secret in the variable `name`, or in the file that its `_FILE` form names. Errors name
+/// `setting`.
 fn value_or_file(
     setting: &'static str,
     name: &str,
@@ -219,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_editor_leaves_beside_a_secret_is_refused_and_named() {
+    fn text_that_an_editor_adds_to_a_secret_is_refused_and_named() {
         for (bytes, expected) in [
             (&b"hunter2\r\n"[..], "CRLF"),
             (b"hunter2\r", "CRLF"),
@@ -246,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variables_value_is_held_to_the_same() {
+    fn value_of_a_variable_is_checked_like_a_file() {
         for value in ["hunter2\n", "hunter2 ", " hunter2", "hunter2\r"] {
             let error = read(&[("SECRET_KEY", value)]).unwrap_err().to_string();
             assert!(error.starts_with("SECRET_KEY: its value "), "{error}");
@@ -269,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_that_is_no_text_is_refused_by_name_and_not_taken_for_unset() {
+    fn secret_that_is_no_text_is_refused_and_does_not_count_as_unset() {
         use std::os::unix::ffi::OsStringExt;
         let bytes = || OsString::from_vec(b"hunter2 \xff".to_vec());
         for setting in ["SECRET_KEY", "DATABASE_URL", "SECRET_KEY_FALLBACKS"] {

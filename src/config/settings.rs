@@ -1,4 +1,5 @@
-//! The settings as an operator gives them: one field each, with its flag, variable, default and help text.
+//! The settings as an operator gives them: one field each, with its flag, variable, default and
+//! help text.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -121,7 +122,7 @@ pub struct Given {
 }
 
 // The groups of settings in the help, in the order of their first fields. A field without a heading
-// of its own is a limit.
+// is a limit.
 const LISTENING: &str = "Listening";
 const DATA: &str = "Data";
 const ACCOUNTS: &str = "Accounts";
@@ -179,7 +180,8 @@ pub struct Settings {
     #[arg(long, env, value_delimiter = ',', value_parser = network, value_name = "NETWORKS", help_heading = LISTENING, global = true)]
     pub trusted_proxies: Vec<IpNet>,
 
-    /// Posts that go to the upstream a UTC day, over all users and replicas; retries and fallbacks do not count [default: no limit]
+    /// Posts that go to the upstream a UTC day, over all users and replicas; retries and fallbacks
+    /// do not count [default: no limit]
     #[arg(long, env, value_name = "N", global = true)]
     pub upstream_daily_limit: Option<u64>,
 
@@ -188,11 +190,13 @@ pub struct Settings {
     #[arg(long, env, default_value = "finish", value_name = "finish|cancel", hide_possible_values = true, help_heading = PROMPTS, global = true)]
     pub on_client_disconnect: OnClientDisconnect,
 
-    /// How long a call counts as running without a word from its process: after that, a process that died has failed it
+    /// How long a call counts as running without a word from its process: after that, a process
+    /// that died has failed it
     #[arg(long, env, default_value = "60s", value_name = "TIME", help_heading = PROMPTS, global = true)]
     pub call_lease: humantime::Duration,
 
-    /// Posted prompts for each user: rates such as 1/s,10/min (s, min, h, day; up to 10000 each), or off
+    /// Posted prompts for each user: rates such as 1/s,10/min (s, min, h, day; up to 10000 each),
+    /// or off
     #[arg(long, env, default_value = "1/s,10/min", value_name = "RATES", help_heading = PROMPTS, global = true)]
     pub prompt_throttle: String,
 
@@ -205,7 +209,8 @@ pub struct Settings {
     #[arg(long, env, default_value = "own", value_name = "own|shared", hide_possible_values = true, help_heading = SEARCH, global = true)]
     pub similar_scope: SimilarScope,
 
-    /// Memory for vectors (512MiB, 2GiB): in own scope the least recently searched users' are let go beyond it
+    /// Memory for vectors (512MiB, 2GiB): in own scope the least recently searched users' are let
+    /// go beyond it
     #[arg(long, env, default_value = "1GiB", value_name = "SIZE", help_heading = SEARCH, global = true)]
     pub search_memory: ByteSize,
 

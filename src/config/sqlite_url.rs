@@ -6,7 +6,7 @@ use std::path::PathBuf;
 /// `///absolute/path`. Percent-encoded characters are decoded, as in every URL.
 ///
 /// # Errors
-/// What is wrong and what would be right, in words that quote nothing of it.
+/// The problem and the right form, in words that quote nothing of the URL.
 pub(super) fn path(rest: &str) -> Result<PathBuf, &'static str> {
     if rest.ends_with(":memory:") {
         return Err(
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn what_names_no_file_is_refused_with_the_right_form() {
+    fn url_that_names_no_file_is_refused_with_the_right_form() {
         for (rest, expected) in [
             ("", "sqlite:///absolute/path"),
             ("a.db", "sqlite:///absolute/path"),

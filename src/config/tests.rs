@@ -1,4 +1,4 @@
-//! What settings become, and what is refused.
+//! The configuration that settings give, and settings that are refused.
 
 use clap::Parser;
 
@@ -16,7 +16,7 @@ fn load(flags: &[&str], secrets: Secrets) -> Result<Config, Error> {
 }
 
 #[test]
-fn nothing_set_is_the_embedded_default() {
+fn without_settings_the_defaults_of_the_embedded_store_apply() {
     let config = load(&[], Secrets::default()).unwrap();
     assert_eq!(config.server.bind_addr, "127.0.0.1:8000".parse().unwrap());
     assert_eq!(
@@ -111,7 +111,7 @@ fn redis_needs_a_common_store_and_a_common_key() {
 }
 
 #[test]
-fn registration_is_a_decision_where_it_spends_money() {
+fn open_registration_must_be_explicit_with_a_paid_upstream() {
     let secrets = || Secrets {
         openai_api_key: Some(Secret::new("sk-x")),
         ..Secrets::default()

@@ -1,4 +1,4 @@
-//! Settings that are set and have no effect beside the others.
+//! Settings that are set and have no effect together with the others.
 
 use super::{Settings, SimilarScope, StoreConfig};
 

@@ -1,16 +1,18 @@
-//! The upstream that answers prompts: its settings, and what the client is built from.
+//! The upstream that answers prompts: its settings, and the checked configuration of its client.
 
 use std::time::Duration;
 
 use clap::Args;
 
+use super::endpoint::{Endpoint, checked_key, checked_model};
 use super::fallback::{self, Fallbacks};
 use super::{BaseUrl, ByteSize, Error, Secret};
 
 /// The settings of the upstream that are no secrets.
 #[derive(Args, Clone, Debug)]
 pub struct UpstreamSettings {
-    /// Address of an OpenAI-compatible upstream, https or private [default: OpenAI's if there is a key, else a mock answers]
+    /// Address of an OpenAI-compatible upstream, https or private [default: OpenAI's if there is a
+    /// key, else a mock answers]
     #[arg(long, env, value_name = "URL", global = true)]
     pub openai_base_url: Option<String>,
 
@@ -68,17 +70,18 @@ pub struct UpstreamSettings {
     #[arg(long, env, default_value = "1MiB", value_name = "SIZE", global = true)]
     pub openai_max_response_bytes: ByteSize,
 
-    /// Upstreams to ask when the first fails, in order: [{"model": "…", "base_url": "https://…", "api_key_env": "NAME"}, …]
+    /// Upstreams to ask when the first fails, in order: [{"model": "…", "base_url": "https://…",
+    /// "api_key_env": "NAME"}, …]
     #[arg(long, env, value_name = "JSON", global = true)]
     pub openai_fallback: Option<Fallbacks>,
 }
 
-/// A real upstream and how it is asked. Without one, the mock answers.
+/// A real upstream and the limits of its calls. Without one, the built-in mock answers.
 #[derive(Clone, Debug)]
 pub struct UpstreamConfig {
-    /// Who is asked, in order; never empty.
+    /// The endpoints, in the order in which they are asked; never empty.
     pub endpoints: Vec<Endpoint>,
-    /// What the model is told before each prompt.
+    /// The system prompt, sent before each prompt.
     pub system_prompt: Option<String>,
     /// Most tokens of an answer.
     pub max_tokens: Option<u32>,
@@ -100,17 +103,6 @@ pub struct UpstreamConfig {
     pub max_in_flight: usize,
     /// Longest answer, in bytes of its text.
     pub max_response_bytes: usize,
-}
-
-/// One upstream: a model somewhere.
-#[derive(Clone, Debug)]
-pub struct Endpoint {
-    /// The model that is asked.
-    pub model: String,
-    /// Where.
-    pub base_url: BaseUrl,
-    /// The key that goes there and nowhere else.
-    pub api_key: Option<Secret>,
 }
 
 /// Checks the settings of the upstream; `None` means the mock.
@@ -173,35 +165,10 @@ pub(super) fn checked(
     }))
 }
 
-/// Where a key alone leads.
+/// The address that is used if only a key is set.
 const OPENAI: &str = "https://api.openai.com/v1";
 /// Text that is stored in one row and sent in one event.
 const MOST_RESPONSE_BYTES: u64 = 64 << 20;
-
-/// A model's name ends up in metrics and in each row.
-pub(super) fn checked_model(setting: &'static str, name: &str) -> Result<String, Error> {
-    if name.is_empty() || name.len() > 200 || name.chars().any(char::is_control) {
-        return Err(Error::new(
-            setting,
-            "a model's name has 1 to 200 bytes, without control characters",
-        ));
-    }
-    Ok(name.to_owned())
-}
-
-/// A key travels in a header, so it must be able to.
-pub(super) fn checked_key(
-    setting: &'static str,
-    key: Option<Secret>,
-) -> Result<Option<Secret>, Error> {
-    match &key {
-        Some(key) if !key.expose().bytes().all(|byte| byte.is_ascii_graphic()) => Err(Error::new(
-            setting,
-            "a key has visible ASCII characters only: is there a blank or a line break in it?",
-        )),
-        Some(_) | None => Ok(key),
-    }
-}
 
 fn timeout(setting: &'static str, value: humantime::Duration) -> Result<Duration, Error> {
     let value = Duration::from(value);
@@ -282,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_is_told_by_name_without_its_value() {
+    fn unusable_setting_is_named_without_its_value() {
         for (flags, key) in [
             (&["--openai-base-url", "http://8.8.8.8/hunter2"][..], None),
             (&["--openai-temperature", "2.5"], Some("x")),

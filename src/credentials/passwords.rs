@@ -1,6 +1,7 @@
 //! Password hashes: Argon2id for our own, PBKDF2 as Django stores it for imported accounts.
 //!
-//! Hashing takes tens of milliseconds and 19 MiB, so only the threads of [`HashPool`](super::HashPool) do it.
+//! Hashing takes tens of milliseconds and 19 MiB, so only the threads of
+//! [`HashPool`](super::HashPool) do it.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -12,7 +13,8 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
-/// KiB of memory, passes and lanes of a new hash: the least that the contract, and OWASP's list of 2024, ask for.
+/// KiB of memory, passes and lanes of a new hash: the least that the contract, and OWASP's list of
+/// 2024, ask for.
 const MEMORY_KIB: u32 = 19_456;
 const PASSES: u32 = 2;
 const LANES: u32 = 1;
@@ -21,22 +23,23 @@ const HASH_BYTES: usize = 32;
 /// Bytes of a new salt.
 pub const SALT_BYTES: usize = 16;
 
-/// What a stored hash may ask of a thread at most, so that one odd row cannot hold it for minutes: some seconds either way.
-/// Django 5.2 itself uses 1,000,000 iterations.
+/// The most work that a stored hash may ask of a thread, so that one unusual row cannot occupy it
+/// for minutes: some seconds in either case. Django 5.2 itself uses 1,000,000 iterations.
 const MAX_PBKDF2_ITERATIONS: u32 = 10_000_000;
 const MAX_MEMORY_KIB: u32 = 256 * 1024;
 const MAX_PASSES: u32 = 16;
 const MAX_LANES: u32 = 16;
 
-/// Stands in for the salt of an account that does not exist.
+/// Used in place of the salt of an account that does not exist.
 const NOBODYS_SALT: [u8; SALT_BYTES] = *b"no account's own";
 
-/// What a password turned out to be.
+/// The result of comparing a password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verified {
-    /// It is the account's.
+    /// The password is the account's.
     pub ok: bool,
-    /// It is, but the hash is of another kind or strength than new ones: store a new one.
+    /// The password is right, but its hash has another algorithm or other costs than new ones:
+    /// store a new hash.
     pub needs_rehash: bool,
 }
 
@@ -47,13 +50,13 @@ impl Verified {
     };
 }
 
-/// A stored hash is of no kind known here, or asks for more work than allowed.
+/// A stored hash has an unknown form, or asks for more work than allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the stored password hash is malformed")]
 pub struct MalformedHash;
 
-/// The memory that Argon2 works in, kept from one hash to the next: the system takes longer to hand out 19 MiB of
-/// cleared pages than is worth doing a hundred times a second.
+/// The memory that Argon2 works in, kept from one hash to the next: at a hundred hashes a second,
+/// it would cost too much to have the system clear 19 MiB of pages for each.
 #[derive(Default)]
 pub(super) struct Workspace {
     blocks: Vec<Block>,
@@ -62,7 +65,7 @@ pub(super) struct Workspace {
 }
 
 impl Workspace {
-    /// Holds nothing yet, and will add what it holds to the count.
+    /// Holds nothing yet; adds what it holds later to the count.
     pub(super) fn counted_in(held_bytes: &Arc<AtomicUsize>) -> Self {
         Self {
             blocks: Vec::new(),
@@ -74,7 +77,7 @@ impl Workspace {
         self.blocks.capacity() == 0
     }
 
-    /// Gives the memory back.
+    /// Frees the memory.
     pub(super) fn free(&mut self) {
         let freed = std::mem::take(&mut self.blocks).capacity() * Block::SIZE;
         self.held_bytes.fetch_sub(freed, Ordering::Relaxed);
@@ -117,13 +120,14 @@ pub(super) fn hash(password: &str, salt: [u8; SALT_BYTES], workspace: &mut Works
     format!("$argon2id$v=19$m={MEMORY_KIB},t={PASSES},p={LANES}${salt}${hash}")
 }
 
-/// Whether a stored hash is of a kind that passwords can be compared with: for hashes that come from elsewhere.
+/// Whether passwords can be compared with a stored hash: for hashes that come from elsewhere.
 pub fn is_known_hash(stored: &str) -> bool {
     parse_argon2id(stored).is_ok() || parse_pbkdf2(stored).is_ok()
 }
 
-/// Compares a password with a stored hash. `None` stands for an account that does not exist, and a hash that starts with `!`
-/// for one that has no password (Django marks them so): both cost what a hash of our own costs, and are never right.
+/// Compares a password with a stored hash. `None` stands for an account that does not exist, and a
+/// hash that starts with `!` for one without a password (Django marks them so). Both are always
+/// wrong, and cost as much time as one of our own hashes.
 pub(super) fn verify(
     password: &str,
     stored: Option<&str>,
@@ -230,7 +234,8 @@ fn parse_costs(text: &str) -> Option<[u32; 3]> {
     parts.next().is_none().then_some(costs)
 }
 
-/// Django's form: `pbkdf2_sha256$iterations$salt$hash`, the salt as text and the hash in padded base64. Answers these three.
+/// Django's form: `pbkdf2_sha256$iterations$salt$hash`, the salt as text and the hash in padded
+/// base64. Returns these three.
 fn parse_pbkdf2(stored: &str) -> Result<(u32, &str, Vec<u8>), MalformedHash> {
     let mut parts = stored
         .strip_prefix("pbkdf2_sha256$")
@@ -308,8 +313,9 @@ mod tests {
     }
 
     #[test]
-    fn argon2id_hash_made_elsewhere_with_other_costs_is_verified_and_renewed() {
-        // argon2-cffi 25.1: PasswordHasher(2, 64, 2, 24, 16).hash("secret123", salt=b"0123456789abcdef").
+    fn argon2id_hash_with_other_costs_is_verified_and_needs_a_rehash() {
+        // argon2-cffi 25.1: PasswordHasher(2, 64, 2, 24, 16).hash("secret123",
+        // salt=b"0123456789abcdef").
         let stored =
             "$argon2id$v=19$m=64,t=2,p=2$MDEyMzQ1Njc4OWFiY2RlZg$Paqcb6b03I1lT1Mgb8ghtOeqPbNV3rEH";
         assert_eq!(verified("secret123", stored), Ok(RIGHT_BUT_OLD));
@@ -317,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn django_hash_is_verified_and_renewed() {
+    fn django_hash_is_verified_and_needs_a_rehash() {
         // Django 5.2: make_password("secret123", salt="NaCl", hasher) with 1,000 iterations.
         let stored = "pbkdf2_sha256$1000$NaCl$0MSd5KkeNflhVp8jkOSFG8Gmzvd/WJE5ghwSLcAfQro=";
         assert_eq!(verified("secret123", stored), Ok(RIGHT_BUT_OLD));
@@ -325,13 +331,13 @@ mod tests {
     }
 
     #[test]
-    fn nobodys_password_and_an_unusable_one_are_always_wrong() {
+    fn password_of_a_missing_account_and_unusable_password_are_always_wrong() {
         let mut workspace = Workspace::default();
         assert_eq!(
             verify("secret123", None, &mut workspace),
             Ok(Verified::WRONG)
         );
-        // The work was done in full, as for an account of ours.
+        // The work was done in full, as for an existing account.
         assert!(workspace.held_bytes.load(Ordering::Relaxed) >= 19_456 * 1024);
         let mut workspace = Workspace::default();
         assert_eq!(

@@ -6,7 +6,8 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest, Sha256};
 
-/// 32 random bytes that stand for a session. Whoever has them is its user, so only the browser keeps them.
+/// 32 random bytes that stand for a session. Whoever has them can act as the user, so only the
+/// browser keeps them.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SessionSecret([u8; 32]);
 
@@ -18,7 +19,8 @@ impl SessionSecret {
         Ok(Self(bytes))
     }
 
-    /// Reads a cookie's value; `None` if it is not what [`cookie_value`](Self::cookie_value) writes.
+    /// Reads a cookie's value; `None` if it is not what [`cookie_value`](Self::cookie_value)
+    /// writes.
     pub fn from_cookie(value: &[u8]) -> Option<Self> {
         // 43 letters hold 32 bytes; longer texts are not decoded at all.
         if value.len() != 43 {
@@ -33,7 +35,8 @@ impl SessionSecret {
         URL_SAFE_NO_PAD.encode(self.0)
     }
 
-    /// What the store keeps: SHA-256 of the bytes. Plain and unsalted is enough for 256 random bits.
+    /// What the store keeps: SHA-256 of the bytes. Plain and unsalted is enough for 256 random
+    /// bits.
     pub fn hash(&self) -> [u8; 32] {
         Sha256::digest(self.0).into()
     }

@@ -1,4 +1,5 @@
-//! Locks between servers on one machine: a lock file each for the folder and for the database file.
+//! Locks between servers on one machine: one lock file for the folder and one for the database
+//! file.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
@@ -7,31 +8,31 @@ use std::path::{Path, PathBuf};
 
 use super::{DataDir, Error};
 
-/// Holds the folder, or a database file, for one server. Released when dropped, or by the kernel
-/// when the process ends in any way.
+/// A lock of the folder or of a database file, held by one server. Released when dropped, or by the
+/// kernel when the process ends in any way.
 #[derive(Debug)]
-pub struct Lock {
+pub struct FileLock {
     file: File,
 }
 
-impl Drop for Lock {
+impl Drop for FileLock {
     fn drop(&mut self) {
-        // Closing the file is not enough: a child process that is about to become another program
-        // holds it open for a moment.
+        // Closing the file is not enough: a child process between fork and exec holds it open for a
+        // moment.
         let _ = self.file.unlock();
     }
 }
 
 impl DataDir {
-    /// Takes the folder for this server.
+    /// Locks the folder for this server.
     ///
     /// # Errors
-    /// `InUse` if another process has it; `Folder`.
-    pub fn lock(&self) -> Result<Lock, Error> {
+    /// `InUse` if another process has locked it; `Folder`.
+    pub fn lock(&self) -> Result<FileLock, Error> {
         let file = open_lock(&self.path.join("lock"))
             .map_err(self.failed("its lock file cannot be written"))?;
         match file.try_lock() {
-            Ok(()) => Ok(Lock { file }),
+            Ok(()) => Ok(FileLock { file }),
             Err(TryLockError::WouldBlock) => Err(Error::InUse(self.path.clone())),
             Err(TryLockError::Error(error)) => {
                 Err(self.failed("its lock file cannot be locked")(error))
@@ -40,26 +41,26 @@ impl DataDir {
     }
 }
 
-/// Takes an SQLite file for this server, whatever its data folder: by a lock file beside it, named
-/// `….lock`. The file itself must not be opened for this, since closing it again would release
+/// Locks an SQLite file for this server, whatever its data folder, by a lock file beside it, named
+/// `….lock`. The file itself must not be opened for this, because closing it again would release
 /// SQLite's own locks.
 ///
 /// # Errors
-/// `DatabaseInUse` if another process has it; `DatabaseLock`.
-pub fn lock_database(path: &Path) -> Result<Lock, Error> {
+/// `DatabaseInUse` if another process has locked it; `DatabaseLock`.
+pub fn lock_database(path: &Path) -> Result<FileLock, Error> {
     let failed = |source| Error::DatabaseLock {
         path: path.to_owned(),
         source,
     };
     let file = open_lock(&database_lock(path)).map_err(failed)?;
     match file.try_lock() {
-        Ok(()) => Ok(Lock { file }),
+        Ok(()) => Ok(FileLock { file }),
         Err(TryLockError::WouldBlock) => Err(Error::DatabaseInUse(path.to_owned())),
         Err(TryLockError::Error(error)) => Err(failed(error)),
     }
 }
 
-/// Whether a server holds the SQLite file.
+/// Whether a server has locked the SQLite file.
 ///
 /// # Errors
 /// `DatabaseLock`.
@@ -71,7 +72,8 @@ pub fn is_database_in_use(path: &Path) -> Result<bool, Error> {
 }
 
 fn database_lock(path: &Path) -> PathBuf {
-    // One file has one lock, by whatever way it is named. One that does not exist yet is no link.
+    // One file has one lock, whatever name or link it is opened by. A file that does not exist yet
+    // is not a link.
     let mut name = fs::canonicalize(path)
         .unwrap_or_else(|_| path.to_owned())
         .into_os_string();
@@ -79,7 +81,7 @@ fn database_lock(path: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Whether somebody holds a lock file, which is left missing if it is.
+/// Whether a process holds the lock file. A missing file is not created.
 pub(super) fn is_held(path: &Path) -> io::Result<bool> {
     let file = match OpenOptions::new().write(true).open(path) {
         Ok(file) => file,
@@ -88,7 +90,7 @@ pub(super) fn is_held(path: &Path) -> io::Result<bool> {
     };
     match file.try_lock() {
         Ok(()) => {
-            drop(Lock { file });
+            drop(FileLock { file });
             Ok(false)
         }
         Err(TryLockError::WouldBlock) => Ok(true),
@@ -112,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_server_holds_a_database_file_by_whatever_name() {
+    fn one_server_locks_a_database_file_under_all_its_names() {
         let outer = tempfile::tempdir().unwrap();
         let (file, link) = (outer.path().join("a.db"), outer.path().join("link.db"));
         std::os::unix::fs::symlink(&file, &link).unwrap();
@@ -126,7 +128,7 @@ mod tests {
         assert!(!is_database_in_use(&outer.path().join("b.db")).unwrap());
         assert!(
             !outer.path().join("b.db.lock").exists(),
-            "a look makes no lock"
+            "inspecting creates no lock file"
         );
         assert!(lock_database(&outer.path().join("b.db")).is_ok());
         let lock = fs::metadata(outer.path().join("a.db.lock")).unwrap();
@@ -138,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn one_server_holds_the_folder_until_it_lets_go() {
+    fn one_server_locks_the_folder_until_it_unlocks_it() {
         let outer = tempfile::tempdir().unwrap();
         let folder = DataDir::open(outer.path()).unwrap();
         let held = folder.lock().unwrap();

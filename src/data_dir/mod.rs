@@ -1,22 +1,22 @@
-//! The data folder: made for its owner only, held by one server at a time, keeper of the generated
+//! The data folder: private to its owner, locked by one server at a time. It holds the generated
 //! key.
 
+mod inspect;
 mod lock;
-mod look;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-pub use self::lock::{Lock, is_database_in_use, lock_database};
-pub use self::look::{Found, try_file_beside};
+pub use self::inspect::{FolderState, try_file_beside};
+pub use self::lock::{FileLock, is_database_in_use, lock_database};
 use crate::config::{FileError, Secret};
 
 /// Why the folder cannot be used: one line that says so, with the repair.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The folder cannot be made or written to.
+    /// The folder cannot be created or written to.
     #[error("DATA_DIR: {}: {what}; make the folder writable for this user or set DATA_DIR to another", .path.display())]
     Folder {
         /// The folder.
@@ -27,13 +27,13 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// Another server holds it.
+    /// Another server has locked it.
     #[error("DATA_DIR: {}: another prompt-service is using this folder; stop it or set DATA_DIR to another", .0.display())]
     InUse(PathBuf),
-    /// Another server holds the database file, though not this folder.
+    /// Another server has locked the database file, though not this folder.
     #[error("DATABASE_URL: {}: another prompt-service is using this file; stop it or name another file", .0.display())]
     DatabaseInUse(PathBuf),
-    /// The lock file of the database file cannot be made or opened.
+    /// The lock file of the database file cannot be created or opened.
     #[error("DATABASE_URL: {}: the lock file beside it cannot be made or opened; see that its folder exists and is writable for this user, and that a lock file which is there is this user's", .path.display())]
     DatabaseLock {
         /// The database file.
@@ -42,7 +42,7 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The key file does not hold a key and nothing else.
+    /// The key file holds something other than a key.
     #[error(
         "DATA_DIR: {}: secret.key {what}; restore it, or remove it to have a new one made (every token ends then)",
         .path.display()
@@ -55,14 +55,14 @@ pub enum Error {
     },
 }
 
-/// The folder, made if it was missing.
+/// The folder, created if it was missing.
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
 }
 
 impl DataDir {
-    /// Opens the folder, making it with mode 0700 if it is missing.
+    /// Opens the folder, creating it with mode 0700 if it is missing.
     ///
     /// # Errors
     /// `Folder`.
@@ -75,7 +75,7 @@ impl DataDir {
         Ok(folder)
     }
 
-    /// Whether a folder, which may be missing, holds a sound key.
+    /// Whether a folder, which may be missing, holds a valid key.
     ///
     /// # Errors
     /// `BadKey`; `Folder` if the key cannot be read.
@@ -86,7 +86,8 @@ impl DataDir {
         Ok(folder.read_key(&path.join("secret.key"))?.is_some())
     }
 
-    /// The key kept in `secret.key`, made at random (64 hex digits, mode 0600) if there is none.
+    /// The key in `secret.key`. If there is none, a random one is created (64 hex digits, mode
+    /// 0600).
     ///
     /// # Errors
     /// `BadKey`; `Folder`.
@@ -95,8 +96,8 @@ impl DataDir {
         if let Some(key) = self.read_key(&path)? {
             return Ok(key);
         }
-        // Written whole under another name and then linked: a crash leaves no half of a key, and of
-        // two processes that make one at once the first to link wins.
+        // Written completely under another name and then linked: a crash leaves no partial key, and
+        // of two processes that create one at once the first to link wins.
         let mut bytes = [0; 32];
         getrandom::fill(&mut bytes)
             .map_err(|_| self.failed("no randomness to make a key")(io::ErrorKind::Other.into()))?;
@@ -172,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_folder_and_its_key_are_for_the_owner_only() {
+    fn new_folder_and_its_key_are_private_to_the_owner() {
         let (_outer, folder) = folder();
         folder.secret_key().unwrap();
         assert_eq!(mode(&folder.path), 0o700);
@@ -185,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_made_once_and_read_without_its_newline() {
+    fn key_is_created_once_and_read_without_its_newline() {
         let (_outer, folder) = folder();
         let key = folder.secret_key().unwrap();
         assert_eq!(key.expose().len(), 64);
@@ -194,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_key_is_refused_not_replaced() {
+    fn broken_key_is_refused_and_not_replaced() {
         let (_outer, folder) = folder();
         fs::write(folder.path.join("secret.key"), "short").unwrap();
         assert!(matches!(folder.secret_key(), Err(Error::BadKey { .. })));

@@ -1,14 +1,14 @@
-//! Who is counted as one client when nobody has logged in.
+//! Which addresses count as one client before anybody has logged in.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The part of a client's address that limits are counted by: all of an IPv4 address, the first 64
-/// bits of an IPv6 address. A customer is given a /64 at least, so counting by full addresses would
+/// bits of an IPv6 address. A customer is given at least a /64, so counting by full addresses would
 /// let one machine be 2^64 clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ClientNetwork {
-    /// The address of an IPv4 client, also of one that came as `::ffff:a.b.c.d`.
+    /// The address of an IPv4 client, also if it is written `::ffff:a.b.c.d`.
     V4(u32),
     /// The network half of an IPv6 client's address.
     V6(u64),
@@ -24,9 +24,9 @@ impl ClientNetwork {
     }
 }
 
-/// The largest part of the address space that one client may be given to itself: an IPv4 address,
-/// an IPv6 /48 (RFC 6177), which holds 65,536 networks. What a client could multiply by changing
-/// its network is bounded by the site too.
+/// The largest part of the address space that one client may have: an IPv4 address, or an IPv6 /48
+/// (RFC 6177), which holds 65,536 networks. Limits by site bound what a client gains by changing
+/// its network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ClientSite {
     /// The address of an IPv4 client.
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn networks_show_their_prefix() {
+    fn networks_are_displayed_with_their_prefix() {
         assert_eq!(network("2001:db8:1:2::1").to_string(), "2001:db8:1:2::/64");
         assert_eq!(
             network("2001:db8:1:2::1").site().to_string(),

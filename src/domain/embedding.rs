@@ -6,7 +6,8 @@ use std::sync::Arc;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-/// Names the model, weights and arithmetic that made a vector. Vectors of different ids must not be compared.
+/// Names the model, the weights and the arithmetic that made a vector. Vectors of different models
+/// must not be compared.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ModelId(pub Arc<str>);
 
@@ -16,8 +17,8 @@ impl fmt::Display for ModelId {
     }
 }
 
-/// A sentence embedding: `[dimension]` numbers of unit length, so that a dot product is the cosine similarity.
-/// Cheap to clone.
+/// A sentence embedding: `[dimension]` numbers of unit length, so that a dot product is the cosine
+/// similarity. Cheap to clone.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Embedding(pub Arc<[f32]>);
 

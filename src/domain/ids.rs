@@ -1,4 +1,4 @@
-//! Row identifiers, one type each so that they cannot be swapped.
+//! Row identifiers. Each has its own type, so that they cannot be confused.
 
 use std::fmt;
 

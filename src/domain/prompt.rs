@@ -2,31 +2,32 @@
 
 use super::{PromptId, Timestamp, UserId};
 
-/// How far a prompt has come.
+/// The state of a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PromptStatus {
     /// The upstream is still answering.
     Running,
-    /// Answered, stored and searchable.
+    /// Answered, stored and found by search.
     Completed,
-    /// The upstream failed; kept, never found by search.
+    /// Failed; kept, and never found by search.
     Failed,
 }
 
-/// Why a prompt failed: the `code` of its error answer.
+/// Why a prompt failed: the `code` of its error response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FailureCode {
-    /// The upstream answered with an error or with nonsense (502).
+    /// The upstream answered with an error or with an unusable response (502).
     UpstreamFailed,
-    /// The upstream refuses, its breaker is open, or a limit of ours is reached (503).
+    /// The upstream refuses, its circuit breaker is open, or one of our limits is reached (503).
     UpstreamUnavailable,
     /// The upstream did not answer in time (504).
     UpstreamTimeout,
-    /// Its caller went away, where the operator wants such calls broken off, or the service stopped.
+    /// Its caller disconnected, if the operator wants such calls to be cancelled; or the service
+    /// stopped.
     Cancelled,
     /// The process of the service that ran the call ended before the answer was stored (502).
     Interrupted,
-    /// A defect of the service's own (500).
+    /// A defect of the service (500).
     Internal,
 }
 
@@ -61,7 +62,7 @@ impl FailureCode {
         }
     }
 
-    /// What is told of a failure of which nothing more is known than its code.
+    /// The message to clients for a failure of which only the code is known.
     pub fn detail(self) -> &'static str {
         match self {
             Self::UpstreamFailed => "The upstream failed to answer.",
@@ -101,23 +102,23 @@ pub struct Prompt {
     pub response: Option<String>,
     /// The model that answers, as its upstream names it; `mock` for the built-in one.
     pub model: String,
-    /// How far it has come.
+    /// Its state.
     pub status: PromptStatus,
     /// Why it failed; present exactly when failed.
     pub error: Option<FailureCode>,
     /// When the post was accepted.
     pub created_at: Timestamp,
-    /// What is known of the call that answered it.
+    /// Details of the call that answered it.
     pub call: CallDetails,
 }
 
-/// What is known of the call that answered a prompt: each part only where the upstream said it, or
-/// the service measured it.
+/// Details of the call that answered a prompt. Each part is present only if the upstream reported
+/// it, or the service measured it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CallDetails {
-    /// Why the answer ended where it did, in the upstream's word.
+    /// Why the answer ended, in the upstream's word.
     pub finish_reason: Option<String>,
-    /// Tokens of the question as the upstream counted them.
+    /// Tokens of the prompt as the upstream counted them.
     pub prompt_tokens: Option<u32>,
     /// Tokens of the answer as the upstream counted them.
     pub completion_tokens: Option<u32>,

@@ -1,10 +1,12 @@
-//! How often something may be done: Django REST framework's rate syntax, any number of rates at once.
+//! Rates in Django REST framework's syntax: how often something may be done. Any number of rates
+//! can hold at once.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// Requests that a rate may allow in its window. A throttle remembers as many instants a key, 8 bytes each.
+/// The most requests that a rate may allow in its window. A throttle remembers that many instants
+/// for a key, 8 bytes each.
 pub const MAX_LIMIT: u32 = 10_000;
 
 /// The length of a rate's window.
@@ -68,7 +70,7 @@ impl Rate {
     }
 }
 
-/// Rates that hold together, by rising window, one a window. Empty means no limit.
+/// Rates that all hold at once, by rising window, one for each window. Empty means no limit.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Rates(Vec<Rate>);
 
@@ -83,7 +85,8 @@ impl Rates {
         self.0.last().map(|rate| rate.window())
     }
 
-    /// The value of the `RateLimit-Policy` header, such as `"second";q=1;w=1, "minute";q=10;w=60`; `None` without rates.
+    /// The value of the `RateLimit-Policy` header, such as `"second";q=1;w=1, "minute";q=10;w=60`;
+    /// `None` without rates.
     pub fn policy(&self) -> Option<String> {
         let policies: Vec<_> = self
             .0
@@ -97,15 +100,15 @@ impl Rates {
     }
 }
 
-/// What is wrong with a list of rates. Quotes the part at fault: rates are no secret.
+/// What is wrong with a list of rates. Quotes the wrong part, because rates are not secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RateError {
-    /// A part is no `number/unit`.
+    /// A part is not of the form `number/unit`.
     #[error(
         "`{0}` is no rate: write a number, a slash and `s`, `min`, `h` or `day`, or `off` alone"
     )]
     Syntax(String),
-    /// The number is none, or out of its range.
+    /// The number is out of its range.
     #[error("`{0}` is out of range: a rate allows 1 to {MAX_LIMIT} requests")]
     Limit(String),
 }
@@ -113,7 +116,8 @@ pub enum RateError {
 impl FromStr for Rates {
     type Err = RateError;
 
-    /// Reads `off`, or rates separated by commas: `1/s,10/min`. Of several rates of one window the strictest is kept.
+    /// Parses `off`, or rates separated by commas: `1/s,10/min`. Of several rates with the same
+    /// window the strictest is kept.
     fn from_str(text: &str) -> Result<Self, RateError> {
         if text.trim() == "off" {
             return Ok(Self::default());
@@ -167,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn every_spelling_of_a_unit_is_read() {
+    fn every_spelling_of_a_unit_is_parsed() {
         for (spellings, name) in [
             (["s", "sec", "second"].as_slice(), "second"),
             (&["m", "min", "minute"], "minute"),
@@ -207,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_rates_are_refused_with_the_part_at_fault() {
+    fn malformed_rate_is_refused_and_quoted() {
         for (text, part) in [
             ("", ""),
             ("10", "10"),
@@ -239,14 +243,14 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_text_is_read_or_refused_without_a_panic(text: String) {
+        fn any_text_is_parsed_or_refused_without_a_panic(text: String) {
             if let Ok(rates) = text.parse::<Rates>() {
                 proptest::prop_assert_eq!(rates.to_string().parse(), Ok(rates));
             }
         }
 
         #[test]
-        fn sound_lists_survive_being_shown(parts in proptest::collection::vec((1..=MAX_LIMIT, "s|min|h|day"), 1..9)) {
+        fn displayed_rates_are_parsed_to_the_same_rates(parts in proptest::collection::vec((1..=MAX_LIMIT, "s|min|h|day"), 1..9)) {
             let text = parts.iter().map(|(limit, unit)| format!("{limit}/{unit}")).collect::<Vec<_>>().join(",");
             let rates: Rates = text.parse().unwrap();
             for (limit, unit) in parts {

@@ -1,4 +1,4 @@
-//! Points in time as they are stored and shown.
+//! Points in time as they are stored and displayed.
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub struct Timestamp(pub i64);
 
 impl Timestamp {
-    /// The present by the system's clock. Only the outermost layers call this; the rest takes time as an argument.
+    /// The present by the system's clock. Only the outermost layers call this; the others take the
+    /// time as an argument.
     pub fn now() -> Self {
         SystemTime::now().into()
     }
@@ -71,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shows_microseconds_even_when_zero() {
+    fn microseconds_are_displayed_even_if_zero() {
         assert_eq!(
             Timestamp(1_795_381_729_297_687).to_string(),
             "2026-11-22T21:08:49.297687Z"
@@ -83,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_begins_at_or_after_the_instant() {
+    fn next_whole_second_is_not_before_the_instant() {
         assert_eq!(Timestamp(10_000_001).second_from(), Timestamp(11_000_000));
         assert_eq!(Timestamp(10_000_000).second_from(), Timestamp(10_000_000));
         assert_eq!(Timestamp(0).second_from(), Timestamp(0));

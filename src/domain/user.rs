@@ -5,20 +5,20 @@ use std::time::Duration;
 
 use super::{Timestamp, UserId};
 
-/// How far the clocks may differ that credentials are dated and judged by: those of replicas, of
-/// the machine on which the operator's commands run, and of services that sign with the same key.
-/// Clocks that are kept by NTP differ by milliseconds. A credential is refused until its date is no
-/// further ahead than this.
+/// How far clocks may differ that date and check credentials: those of replicas, of the machine on
+/// which the operator's commands run, and of services that sign with the same key. Clocks that are
+/// kept by NTP differ by milliseconds. A credential is refused until its date is no further in the
+/// future than this.
 pub const CLOCK_TOLERANCE: Duration = Duration::from_secs(3);
 
-/// What the date of a credential says about it.
+/// What the date of a credential means for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CredentialState {
-    /// The credential counts.
+    /// The credential is valid.
     Current,
-    /// It was given before a change that ended all earlier ones.
+    /// It was issued before a change that ended all earlier ones.
     Ended,
-    /// It is dated later than anything that could have been given by now.
+    /// Its date is later than that of any credential that can have been issued by now.
     FromTheFuture,
 }
 
@@ -31,37 +31,40 @@ pub struct User {
     pub username: String,
     /// As given at registration; need not be unique.
     pub email: String,
-    /// A PHC string (`$argon2id$…`) or an imported Django hash (`pbkdf2_sha256$…`). Never leaves the process.
+    /// A PHC string (`$argon2id$…`) or an imported Django hash (`pbkdf2_sha256$…`). Never leaves
+    /// the process.
     pub password_hash: String,
-    /// A disabled account can neither log in nor use what it was given before.
+    /// A disabled account can neither log in nor use its earlier credentials.
     pub is_active: bool,
-    /// Tokens and sessions issued before this instant are refused: set when the password changes or the account is disabled.
+    /// Tokens and sessions issued before this instant are refused: set when the password changes or
+    /// the account is disabled.
     pub tokens_valid_from: Timestamp,
-    /// When the account was made.
+    /// When the account was created.
     pub created_at: Timestamp,
 }
 
 impl User {
-    /// The date of a token that is given by this state of the account, which was read no earlier than `asked`.
+    /// The date for a token of this state of the account, which was read no earlier than `asked`.
     ///
-    /// It is no later than `asked`, so that a change which the reading missed ends the token, but for one that follows a change within
-    /// a second: a token says only the second it was made in, and must not look older than the change it follows.
+    /// The date is `asked` at the latest, so that a change which the reading missed ends the token.
+    /// The exception is a token issued within a second after a change: a token states only the
+    /// second of its issue, and must not look older than the change before it.
     pub fn token_date(&self, asked: Timestamp) -> Timestamp {
         asked.max(self.tokens_valid_from.second_from())
     }
 
-    /// The `tokens_valid_from` of a change made at `now`. It ends every token that this state of
-    /// the account has given, also by a clock that is ahead of `now` by [`CLOCK_TOLERANCE`].
+    /// The `tokens_valid_from` of a change made at `now`. It ends every token that was issued for
+    /// this state of the account, also by a clock that is ahead of `now` by [`CLOCK_TOLERANCE`].
     pub fn end_of_tokens(&self, now: Timestamp) -> Timestamp {
         let latest = self.token_date(now.plus(CLOCK_TOLERANCE));
         latest.plus(Duration::from_micros(1))
     }
 
-    /// Whether a token or session dated `issued_at` counts at `now`.
+    /// Whether a token or session dated `issued_at` is valid at `now`.
     ///
-    /// A credential from the future would outlive the next change of password. What is too far
-    /// ahead is told by the date that a token would have now: after a change that is a few seconds
-    /// ahead of the clock, and after a change made by a wrong clock any time.
+    /// A credential from the future would stay valid after the next change of password. How far
+    /// ahead is too far is measured from the date that a token would get now: after a change that
+    /// is a few seconds ahead of the clock, and after a change at any time made by a wrong clock.
     pub fn credential_state(&self, issued_at: Timestamp, now: Timestamp) -> CredentialState {
         if issued_at < self.tokens_valid_from {
             CredentialState::Ended
@@ -100,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_made_right_after_a_change_is_not_older_than_it() {
+    fn token_issued_right_after_a_change_is_not_older_than_the_change() {
         let changed = user(10_400_000);
         assert_eq!(
             changed.token_date(Timestamp(10_500_000)),
@@ -113,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_ends_also_the_tokens_made_right_after_the_change_before() {
+    fn change_also_ends_tokens_issued_right_after_the_previous_change() {
         let changed = user(10_400_000);
         let token = changed.token_date(Timestamp(10_500_000));
         assert!(token < changed.end_of_tokens(Timestamp(10_600_000)));
@@ -123,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_ends_the_tokens_of_clocks_that_are_a_little_ahead() {
+    fn change_ends_tokens_of_clocks_that_are_a_little_ahead() {
         let now = Timestamp(20_000_000);
         let before = user(10_400_000);
         let ahead = before.token_date(now.plus(CLOCK_TOLERANCE));
@@ -142,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_after_a_change_counts_at_once_on_every_clock() {
+    fn token_issued_after_a_change_is_valid_at_once_on_every_clock() {
         let now = Timestamp(20_300_000);
         let changed = user(user(0).end_of_tokens(now).0);
         let behind = Timestamp(now.0 - 3_000_000);
@@ -159,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_from_the_future_does_not_count_until_it_could_have_been_given() {
+    fn token_from_the_future_is_not_valid_until_it_could_have_been_issued() {
         let now = Timestamp(20_000_000);
         let account = user(0);
         let in_seconds =
@@ -171,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_made_by_a_clock_far_ahead_locks_nobody_out() {
+    fn change_made_by_a_clock_far_ahead_locks_nobody_out() {
         let now = Timestamp(20_000_000);
         let changed = user(now.plus(Duration::from_secs(172_800)).0);
         let token = changed.token_date(now);

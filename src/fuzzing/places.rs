@@ -5,24 +5,26 @@ use crate::api::extract::Query;
 use crate::api::prompts::{decode_cursor, encode_cursor};
 use crate::domain::{PromptId, UserId};
 use crate::memory_budget::{MemoryBudget, Owner};
-use crate::services::prompts::live::{End, Event, Live, Place, Reader};
+use crate::services::prompts::stream::{
+    ResponseStream, StreamEnd, StreamEvent, StreamOffset, StreamReader,
+};
 
-/// Where a client goes on reading. The first line serves as the cursor of a list, as a query, and
-/// as the `Last-Event-ID` of a stream. The rest is the text that the stream has.
+/// Where a client resumes reading. The first line is used as the cursor of a list, as a query, and
+/// as the `Last-Event-ID` of a stream. The rest is the text of the stream.
 ///
-/// Only what this service writes is a cursor or a place. A stream goes on from each of its places
-/// with what follows there, and from a place in another text it begins anew.
+/// Only what this service writes is accepted as a cursor or an offset. A stream resumes from each
+/// of its offsets with the text after it, and starts again from an offset into another text.
 pub fn places(data: &[u8]) {
     let (line, text) = first_line(data);
     if let Ok(line) = std::str::from_utf8(line) {
         cursors(line);
     }
-    let place = std::str::from_utf8(line).ok().and_then(|line| {
-        let place = line.parse::<Place>().ok()?;
-        assert_eq!(place.to_string(), line);
-        Some(place)
+    let offset = std::str::from_utf8(line).ok().and_then(|line| {
+        let offset = line.parse::<StreamOffset>().ok()?;
+        assert_eq!(offset.to_string(), line);
+        Some(offset)
     });
-    stream(&String::from_utf8_lossy(text), place);
+    stream(&String::from_utf8_lossy(text), offset);
 }
 
 fn cursors(line: &str) {
@@ -39,62 +41,65 @@ fn cursors(line: &str) {
     }
 }
 
-fn stream(text: &str, foreign: Option<Place>) {
+fn stream(text: &str, foreign: Option<StreamOffset>) {
     let memory = MemoryBudget::new(16 << 20).hold(Owner::default(), 0);
-    let live = Live::new(UserId(1), PromptId(1), memory);
-    let mut places = Vec::new();
-    // It is read while it is written, then once more as a whole.
-    let mut along = live.read(None);
+    let stream = ResponseStream::new(UserId(1), PromptId(1), memory);
+    let mut offsets = Vec::new();
+    // Read while the text arrives, then once more as a whole.
+    let mut reader_along = stream.read(None);
     let middle = text.floor_char_boundary(text.len() / 2);
     for half in [&text[..middle], &text[middle..]] {
-        live.push(half);
-        while let Some(Some(event)) = along.next().now_or_never() {
-            assert!(matches!(event, Event::Started(_) | Event::Delta(_)));
-            places.push(along.place());
+        stream.push(half);
+        while let Some(Some(event)) = reader_along.next().now_or_never() {
+            assert!(matches!(
+                event,
+                StreamEvent::Started(_) | StreamEvent::Delta(_)
+            ));
+            offsets.push(reader_along.offset());
         }
     }
-    assert_eq!(along.place().bytes(), text.len());
-    live.end(End::Deleted);
-    drop(live);
-    assert_eq!(rest(along), (false, String::new()));
-    for place in places {
-        let written = place.to_string().parse::<Place>();
-        assert_eq!(written, Ok(place));
+    assert_eq!(reader_along.offset().bytes(), text.len());
+    stream.end(StreamEnd::Deleted(PromptId(1)));
+    drop(stream);
+    assert_eq!(rest(reader_along), (false, String::new()));
+    for offset in offsets {
+        let written = offset.to_string().parse::<StreamOffset>();
+        assert_eq!(written, Ok(offset));
         assert_eq!(
-            resume(text, place),
-            (false, text[place.bytes()..].to_owned())
+            resume(text, offset),
+            (false, text[offset.bytes()..].to_owned())
         );
     }
-    if let Some(place) = foreign {
-        let (is_anew, rest) = resume(text, place);
-        let expected = if is_anew {
+    if let Some(offset) = foreign {
+        let (is_restarted, rest) = resume(text, offset);
+        let expected = if is_restarted {
             text
         } else {
-            text.get(place.bytes()..)
-                .expect("a place that was taken is one")
+            text.get(offset.bytes()..)
+                .expect("an accepted offset lies in the text")
         };
         assert_eq!(rest, expected);
     }
 }
 
-/// What a client reads of a finished text from `place` on, and whether it is told to begin anew.
-fn resume(text: &str, place: Place) -> (bool, String) {
+/// What a client reads of a text from `offset` on, and whether the text starts again.
+fn resume(text: &str, offset: StreamOffset) -> (bool, String) {
     let memory = MemoryBudget::new(16 << 20).hold(Owner::default(), 0);
-    let live = Live::new(UserId(1), PromptId(1), memory);
-    live.push(text);
-    let reader = live.read(Some(place));
+    let stream = ResponseStream::new(UserId(1), PromptId(1), memory);
+    stream.push(text);
+    let reader = stream.read(Some(offset));
     rest(reader)
 }
 
-/// All that a reader reads without waiting: whether it begins anew, and its text.
-fn rest(mut reader: Reader) -> (bool, String) {
-    let (mut is_anew, mut text) = (false, String::new());
+/// All that a reader returns without waiting: whether the text starts again, and the text.
+fn rest(mut reader: StreamReader) -> (bool, String) {
+    let (mut is_restarted, mut text) = (false, String::new());
     while let Some(Some(event)) = reader.next().now_or_never() {
         match event {
-            Event::Started(_) => is_anew = true,
-            Event::Delta(piece) => text.push_str(&piece),
-            Event::Completed(_) | Event::Failed(_) | Event::Deleted(_) => break,
+            StreamEvent::Started(_) => is_restarted = true,
+            StreamEvent::Delta(piece) => text.push_str(&piece),
+            StreamEvent::Ended(_) => break,
         }
     }
-    (is_anew, text)
+    (is_restarted, text)
 }

@@ -19,7 +19,7 @@ impl Form for AnyForm {
     const MAX_BYTES: usize = 4 << 10;
 }
 
-/// What was read: the fields, or the status of the refusal.
+/// The fields that were read, or the status of the refusal.
 #[derive(Debug, PartialEq, Eq)]
 struct Read {
     texts: Vec<Result<String, &'static str>>,
@@ -31,7 +31,7 @@ const BOUNDARY: &str = "----fuzzing-boundary";
 
 /// The body of a request. The first byte cuts it, the first line is its content type.
 ///
-/// Where a body is cut makes no difference. A refusal is a 4xx, and no memory stays held. JSON is
+/// The cuts of a body make no difference. A refusal is a 4xx, and no memory stays reserved. JSON is
 /// read as a JSON parser reads it. The same texts are read from all three kinds of bodies.
 pub fn request_bodies(data: &[u8]) {
     let [cuts, rest @ ..] = data else {
@@ -113,7 +113,7 @@ fn compare_with_parser(read: &Result<Read, u16>, body: &[u8]) {
     }
 }
 
-/// Sends what was read in each kind of body.
+/// Sends the same fields in each kind of body.
 fn send_again(read: &Read) {
     let fields: Vec<(&str, &str)> = ["prompt", "username"]
         .into_iter()

@@ -25,7 +25,7 @@ const ALLOWED: &str = "https://app.example";
 
 /// The head of a request, one header a line.
 ///
-/// Lines of one name are one list. What a client writes to the left of its proxy's entry changes
+/// Lines of one name are one list. Entries of the client to the left of its proxy's entry change
 /// nothing. A cookie that this service set is found again. A page of another host is foreign.
 pub fn request_heads(data: &[u8]) {
     let headers = read_head(data);

@@ -8,16 +8,16 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role};
 use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 
 use super::{block_on, pieces};
-use crate::api::ws::connection::{Connection, Step};
+use crate::api::ws::connection::{Connection, ConnectionEvent};
 
 /// Bytes that fit between the two ends: more than either side ever sends here.
 const ROOM: usize = 1 << 20;
 /// The most bytes that a client sends here.
 const MOST_SENT: usize = 128 << 10;
-/// The largest message that the service takes.
+/// The largest message that the service accepts.
 const MOST_MESSAGE: usize = 64 << 10;
 
-/// What a client sends on an open socket. The first byte cuts it.
+/// The bytes that a client sends on an open socket. The first byte cuts them.
 ///
 /// Where it is cut makes no difference. No message is larger than the bound. Whatever comes, the
 /// service itself speaks WebSocket as the standard has it, and closes.
@@ -33,7 +33,7 @@ pub fn web_socket(data: &[u8]) {
     assert_eq!(whole, in_pieces, "cut and whole");
 }
 
-/// What the service hears: the messages, and why no more came.
+/// The messages that the service received, and why no more came.
 fn listen(pieces: &[&[u8]]) -> Vec<String> {
     let (mut client, server) = duplex(ROOM);
     let mut connection = at_once(Connection::new(server));
@@ -62,12 +62,13 @@ fn at_once<F: Future>(future: F) -> F::Output {
     future.now_or_never().expect("there is nothing to wait for")
 }
 
-/// Takes all that has come. Answers texts, as the service does. Returns whether more may come.
+/// Handles all messages that came. Replies to texts, as the service does. Returns whether more may
+/// come.
 fn step(connection: &mut Connection<DuplexStream>, heard: &mut Vec<String>) -> bool {
     while let Some(step) = connection.step().now_or_never() {
         let message = match step {
-            Ok(Step::Sent) => continue,
-            Ok(Step::Received(message)) => message,
+            Ok(ConnectionEvent::Sent) => continue,
+            Ok(ConnectionEvent::Received(message)) => message,
             Err(error) => Some(Err(error)),
         };
         match message {
@@ -94,7 +95,7 @@ fn step(connection: &mut Connection<DuplexStream>, heard: &mut Vec<String>) -> b
     true
 }
 
-/// Reads what the service sent, as a client.
+/// Reads as a client what the service sent.
 fn hear_out(client: DuplexStream) {
     let mut client = block_on(WebSocketStream::from_raw_socket(client, Role::Client, None));
     while let Some(message) = block_on(client.next()) {

@@ -1,31 +1,34 @@
 //! The hub: which sockets are open, and a bounded queue for each.
 //!
-//! An event is encoded once and shared by all queues. A queue that is full marks its socket as lagging and takes nothing
-//! more: the socket is closed with a reason, so that its client knows to read the list again. Nothing is skipped silently.
+//! An event is encoded once and shared by all queues. A full queue marks its socket as lagging and
+//! takes no more events: the socket is closed with a reason, so that its client knows to read the
+//! list again. No event is skipped silently.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
 use crate::domain::{Timestamp, UserId};
 
-/// Events that may wait for one socket. A client that answers its pings drains this in a blink; one that does not is cut
-/// off before it costs memory. The texts themselves are shared among the sockets of a user.
+/// Events that may wait for one socket. A client that replies to its pings takes them at once; one
+/// that does not is closed before it costs memory. The texts themselves are shared among the
+/// sockets of a user.
 const QUEUE_EVENTS: usize = 64;
-/// Bytes that may wait for one socket, unless a single event has more. A socket that reads nothing
-/// is closed after 90 s, in which its user may be told of many long answers.
+/// Bytes that may wait for one socket, except that a single event may have more. A socket that
+/// reads nothing is closed after 90 s; its user may be sent many long answers in that time.
 const QUEUE_BYTES: usize = 1 << 20;
 
 /// Why the service closes a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseReason {
-    /// The credential behind it ended: expired, logged out, disabled, password changed.
+    /// Its credential is no longer valid: expired, logged out, disabled, password changed.
     CredentialEnded,
     /// Its reader is too slow.
     Lagging,
-    /// An event may have missed it, because the broker was away.
+    /// It may have missed an event, because the broker was unavailable.
     Missed,
     /// The service is stopping.
     GoingAway,
@@ -43,19 +46,19 @@ impl CloseReason {
     }
 }
 
-/// The user has as many sockets as it may have.
+/// The user has as many sockets as allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too many sockets")]
-pub struct Full;
+pub struct TooManySockets;
 
-/// What stands behind an open socket, for those who decide whether it may stay open.
+/// The user and the credential of an open socket, which decide whether it may stay open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listener {
-    /// Whose socket it is.
+    /// The user.
     pub user_id: UserId,
-    /// When the credential was issued: an account's later `tokens_valid_from` ends it.
+    /// When the credential was issued: a later `tokens_valid_from` of the account invalidates it.
     pub issued_at: Timestamp,
-    /// The session behind it, if a cookie opened it: SHA-256 of the secret.
+    /// The session, if a cookie opened the socket: SHA-256 of the secret.
     pub session: Option<[u8; 32]>,
 }
 
@@ -68,8 +71,7 @@ struct Socket {
 }
 
 impl Socket {
-    /// Puts an event into the queue. A socket whose queue has no room for it is marked to be
-    /// closed.
+    /// Puts an event into the queue. If there is no room for it, the socket is marked to be closed.
     fn put(&self, event: &Arc<str>) -> bool {
         let before = self.queued.fetch_add(event.len(), Ordering::Relaxed);
         let is_full = before > 0 && before + event.len() > QUEUE_BYTES;
@@ -77,7 +79,7 @@ impl Socket {
             return true;
         }
         self.queued.fetch_sub(event.len(), Ordering::Relaxed);
-        // Where nobody receives any more the socket is closed already.
+        // Without a receiver the socket is closed already.
         self.close.send_replace(Some(CloseReason::Lagging));
         false
     }
@@ -96,7 +98,7 @@ pub struct Hub {
     sockets: Mutex<Sockets>,
 }
 
-/// One socket's end of the hub. Dropping it takes the socket out.
+/// One socket's subscription to the hub. Dropping it removes the socket.
 pub struct Subscription {
     hub: Arc<Hub>,
     user_id: UserId,
@@ -107,23 +109,23 @@ pub struct Subscription {
 }
 
 impl Hub {
-    /// Adds a socket of `listener`'s user, unless that user has `limit` already.
+    /// Adds a socket of `listener`'s user, unless that user has `limit` sockets already.
     ///
     /// # Errors
-    /// `Full` at the limit.
+    /// `TooManySockets` at the limit.
     pub fn subscribe(
         self: &Arc<Self>,
         listener: Listener,
         limit: usize,
-    ) -> Result<Subscription, Full> {
+    ) -> Result<Subscription, TooManySockets> {
         let (events, event_queue) = mpsc::channel(QUEUE_EVENTS);
         let (close, closed) = watch::channel(None);
         let queued = Arc::new(AtomicUsize::new(0));
-        let mut sockets = self.lock();
+        let mut sockets = self.sockets.lock();
         let key = sockets.next_key;
         let of_user = sockets.by_user.entry(listener.user_id).or_default();
         if of_user.len() >= limit {
-            return Err(Full);
+            return Err(TooManySockets);
         }
         of_user.insert(
             key,
@@ -146,15 +148,17 @@ impl Hub {
         })
     }
 
-    /// Puts `event`, a JSON text, into the queue of each of the user's sockets. Answers into how many it went.
+    /// Puts `event`, a JSON text, into the queue of each of the user's sockets. Returns how many
+    /// sockets it reached.
     pub fn publish(&self, user_id: UserId, event: &Arc<str>) -> usize {
-        let sockets = self.lock();
+        let sockets = self.sockets.lock();
         let Some(of_user) = sockets.by_user.get(&user_id) else {
             return 0;
         };
         let mut reached = 0;
         for socket in of_user.values() {
-            // A socket marked to be closed gets nothing more: after a gap, later events would look like the whole story.
+            // A socket that is marked to be closed gets no more events: later events would hide the
+            // gap.
             if socket.close.borrow().is_some() {
                 continue;
             }
@@ -165,14 +169,21 @@ impl Hub {
         reached
     }
 
-    /// Whether the user has a socket here.
+    /// Whether the user has a socket in this process.
     pub fn has_sockets(&self, user_id: UserId) -> bool {
-        self.lock().by_user.contains_key(&user_id)
+        self.sockets.lock().by_user.contains_key(&user_id)
     }
 
-    /// Marks every socket for which `ends` says so to be closed, with `reason`. A reason given earlier stays.
+    /// Marks the sockets for which `ends` returns true to be closed with `reason`. An earlier
+    /// reason stays.
     pub fn close_where(&self, reason: CloseReason, mut ends: impl FnMut(&Listener) -> bool) {
-        for socket in self.lock().by_user.values().flat_map(HashMap::values) {
+        for socket in self
+            .sockets
+            .lock()
+            .by_user
+            .values()
+            .flat_map(HashMap::values)
+        {
             if ends(&socket.listener) {
                 socket.close.send_if_modified(|current| {
                     let first = current.is_none();
@@ -185,9 +196,9 @@ impl Hub {
         }
     }
 
-    /// What stands behind each open socket.
+    /// The user and the credential of each open socket.
     pub fn listeners(&self) -> Vec<Listener> {
-        let sockets = self.lock();
+        let sockets = self.sockets.lock();
         sockets
             .by_user
             .values()
@@ -198,24 +209,20 @@ impl Hub {
 
     /// How many sockets are open.
     pub fn open(&self) -> usize {
-        self.lock().open
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Sockets> {
-        // Each critical section leaves the maps whole, so a panic elsewhere while holding the lock loses nothing.
-        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
+        self.sockets.lock().open
     }
 }
 
 impl Subscription {
-    /// The next event for this socket, in the order of publishing. Never ends while subscribed. Cancel safe.
+    /// The next event for this socket, in the order of publishing. Does not end while subscribed.
+    /// Cancel safe.
     pub async fn next_event(&mut self) -> Option<Arc<str>> {
         let event = self.events.recv().await?;
         self.queued.fetch_sub(event.len(), Ordering::Relaxed);
         Some(event)
     }
 
-    /// Waits until the hub wants the socket closed. Cancel safe.
+    /// Waits until the hub marks the socket to be closed. Cancel safe.
     pub fn closed(&self) -> impl Future<Output = CloseReason> + use<> {
         let mut close = self.close.clone();
         async move {
@@ -229,9 +236,9 @@ impl Subscription {
         }
     }
 
-    /// Notes that a newer credential of the same user stands behind the socket now.
+    /// Records a newer credential of the same user for the socket.
     pub fn renew(&self, issued_at: Timestamp) {
-        let mut sockets = self.hub.lock();
+        let mut sockets = self.hub.sockets.lock();
         let socket = sockets
             .by_user
             .get_mut(&self.user_id)
@@ -245,7 +252,7 @@ impl Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        let mut sockets = self.hub.lock();
+        let mut sockets = self.hub.sockets.lock();
         if let Some(of_user) = sockets.by_user.get_mut(&self.user_id) {
             let removed = of_user.remove(&self.key).is_some();
             if of_user.is_empty() {
@@ -271,7 +278,7 @@ mod tests {
     };
 
     #[tokio::test]
-    async fn an_event_reaches_every_socket_of_its_user_and_no_other() {
+    async fn event_reaches_every_socket_of_its_user_and_no_other() {
         let hub = Arc::new(Hub::default());
         let mut one = hub.subscribe(ALICE, 10).unwrap();
         let mut two = hub.subscribe(ALICE, 10).unwrap();
@@ -284,7 +291,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_full_queue_closes_its_socket_and_gets_nothing_after_the_gap() {
+    async fn socket_with_a_full_queue_is_closed_and_gets_no_event_after_the_gap() {
         let hub = Arc::new(Hub::default());
         let mut slow = hub.subscribe(ALICE, 10).unwrap();
         let event: Arc<str> = "{}".into();
@@ -297,12 +304,12 @@ mod tests {
         assert_eq!(
             hub.publish(ALICE.user_id, &event),
             0,
-            "room again, but the gap stays a gap"
+            "there is room again, but an event is missing"
         );
     }
 
     #[tokio::test]
-    async fn long_events_fill_a_queue_by_their_bytes_but_one_always_fits() {
+    async fn queue_is_bounded_by_bytes_but_takes_one_event_of_any_length() {
         let hub = Arc::new(Hub::default());
         let mut slow = hub.subscribe(ALICE, 10).unwrap();
         let event = |bytes| -> Arc<str> { "x".repeat(bytes).into() };
@@ -318,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_has_at_most_its_limit_and_a_dropped_socket_makes_room() {
+    fn user_has_at_most_its_limit_of_sockets_and_a_dropped_socket_frees_one() {
         let hub = Arc::new(Hub::default());
         let one = hub.subscribe(ALICE, 1).unwrap();
         assert!(hub.subscribe(ALICE, 1).is_err());
@@ -329,11 +336,11 @@ mod tests {
         let again = hub.subscribe(ALICE, 1).unwrap();
         drop((again, bob));
         assert_eq!(hub.open(), 0);
-        assert!(hub.lock().by_user.is_empty());
+        assert!(hub.sockets.lock().by_user.is_empty());
     }
 
     #[tokio::test]
-    async fn sockets_are_closed_by_what_stands_behind_them() {
+    async fn sockets_are_closed_by_their_credentials() {
         let hub = Arc::new(Hub::default());
         let kept = hub.subscribe(ALICE, 10).unwrap();
         let ended = hub
@@ -360,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_renewed_socket_stands_on_its_new_credential() {
+    fn renewed_socket_has_the_new_credential() {
         let hub = Arc::new(Hub::default());
         let socket = hub
             .subscribe(

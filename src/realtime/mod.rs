@@ -1,7 +1,7 @@
-//! Push: the open sockets of this process, and the events on their way to them from whatever replica.
+//! Push: the open sockets of this process, and the events that any replica sends to them.
 
 mod broker;
 mod hub;
 
-pub use broker::{Broker, LocalBroker, RedisBroker, Refused};
-pub use hub::{CloseReason, Full, Hub, Listener, Subscription};
+pub use broker::{Broker, LocalBroker, RedisBroker, SubscribeError};
+pub use hub::{CloseReason, Hub, Listener, Subscription, TooManySockets};

@@ -1,9 +1,11 @@
-//! What several replicas share: the link to a Redis (6.2 or newer, or Valkey), and whether it is up.
+//! The connection to the Redis (6.2 or newer, or Valkey) that several replicas share, and whether
+//! it is up.
 //!
-//! One connection carries all commands of the process. A task keeps it: it probes it twice a second, and replaces it when it
-//! fails. While the link is known to be down every command fails at once, so a Redis that is away costs a request nothing.
+//! One connection carries all commands of the process. A task probes it twice a second and replaces
+//! it when it fails. While the connection is known to be down, every command fails at once, so an
+//! unavailable Redis costs a request nothing.
 
-mod keeper;
+mod manager;
 mod script;
 
 use std::fmt;
@@ -12,64 +14,65 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
-use redis::{Client, FromRedisValue, RedisResult};
+use redis::{Client, FromRedisValue};
 use tokio::sync::{Notify, watch};
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use self::keeper::{ConnectError, Keeper};
+pub use self::manager::{ConnectError, ConnectionManager};
 pub use self::script::{CLOCK, Script, timed};
 use crate::telemetry::Metrics;
 
-/// How long an answer that lies in the socket may take to reach whoever waits for it.
+/// How long a reply that has arrived at the socket may take to reach the task that waits for it.
 const TURN: Duration = Duration::from_millis(50);
 
-/// Why a command has no answer.
+/// Why a command has no reply.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The link is known to be down; nothing was sent.
-    #[error("Redis is away")]
-    Away,
-    /// No answer in time. The command may have been carried out, or may still be.
+    /// The connection is known to be down; nothing was sent.
+    #[error("Redis is unavailable")]
+    Unavailable,
+    /// No reply in time. The command may have been carried out, or may still be.
     #[error("Redis did not answer in time")]
     TimedOut,
-    /// The connection broke, or Redis refused the command. After a break it may have been carried out.
+    /// The connection broke, or Redis refused the command. After a break it may have been carried
+    /// out.
     #[error("Redis failed a command: {0}")]
-    Failed(Failure),
+    Failed(ErrorSummary),
 }
 
 /// What went wrong, in words that name neither hosts nor keys nor values.
 #[derive(Debug)]
-pub struct Failure(String);
+pub struct ErrorSummary(String);
 
-impl fmt::Display for Failure {
+impl fmt::Display for ErrorSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl From<&redis::RedisError> for Failure {
+impl From<&redis::RedisError> for ErrorSummary {
     fn from(error: &redis::RedisError) -> Self {
         let code = error.code().unwrap_or_default();
         Self(format!("{} {code}", error.category()).trim_end().to_owned())
     }
 }
 
-/// The way to the Redis that replicas share. Cheap to clone.
+/// The connection to the Redis that replicas share. Cheap to clone.
 #[derive(Clone)]
-pub struct Link(Arc<Shared>);
+pub struct Connection(Arc<ConnectionState>);
 
-struct Shared {
+struct ConnectionState {
     client: Client,
     prefix: String,
     patience: Duration,
-    connection: watch::Sender<Option<Connected>>,
+    connection: watch::Sender<Option<NumberedConnection>>,
     up: watch::Sender<bool>,
     /// When the last outage ended.
-    back_at: watch::Sender<Option<Instant>>,
-    /// Rung when a command failed: the link had better be probed now.
+    last_outage_end: watch::Sender<Option<Instant>>,
+    /// Notified when a command failed: the connection should be probed now.
     suspected: Notify,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
@@ -77,51 +80,53 @@ struct Shared {
 }
 
 #[derive(Clone)]
-struct Connected {
+struct NumberedConnection {
     connection: MultiplexedConnection,
-    /// Tells this connection from the ones before it.
+    /// Distinguishes this connection from earlier ones.
     number: u64,
 }
 
-impl Link {
+impl Connection {
     /// Whether commands are being sent; if not, they fail at once.
     pub fn is_up(&self) -> bool {
         *self.0.up.borrow()
     }
 
-    /// Whether the link is up, as it changes.
+    /// Whether the connection is up, with its changes.
     pub fn watch(&self) -> watch::Receiver<bool> {
         self.0.up.subscribe()
     }
 
-    /// Waits until there is a connection that commands are sent on; answers its number, which tells it from those before it.
+    /// Waits until commands can be sent. Returns the number of the connection, which distinguishes
+    /// it from earlier ones.
     pub async fn connected(&self) -> u64 {
         let mut connection = self.0.connection.subscribe();
         loop {
             if let Some(connected) = &*connection.borrow_and_update() {
                 return connected.number;
             }
-            // The sender lives as long as this does.
+            // The sender lives as long as `self`.
             let _ = connection.changed().await;
         }
     }
 
-    /// Waits until the connection of that number is no longer in use: it broke, or the server behind it stopped being the one
-    /// that takes writes.
+    /// Waits until the connection of that number is no longer in use: it broke, or its server no
+    /// longer takes writes.
     pub async fn replaced(&self, number: u64) {
         let mut connection = self.0.connection.subscribe();
-        let is_another = |current: &Option<Connected>| {
+        let is_another = |current: &Option<NumberedConnection>| {
             current.as_ref().is_none_or(|known| known.number != number)
         };
         let _ = connection.wait_for(is_another).await;
     }
 
-    /// When the last outage ended; `None` if there has been none. What Redis held before it may be gone.
-    pub fn back_at(&self) -> Option<Instant> {
-        *self.0.back_at.borrow()
+    /// When the last outage ended; `None` if there was none. Redis may have lost what it held
+    /// before.
+    pub fn last_outage_end(&self) -> Option<Instant> {
+        *self.0.last_outage_end.borrow()
     }
 
-    /// How long a command may take that something depends on.
+    /// How long a command may take that the caller depends on.
     pub fn patience(&self) -> Duration {
         self.0.patience
     }
@@ -131,16 +136,18 @@ impl Link {
         format!("{}{name}", self.0.prefix)
     }
 
-    /// The channel of that name. Unlike keys, channels are common to all databases of a Redis, so the database is part of the
-    /// name: another service on another one must not hear this one's events.
+    /// The channel of that name. Unlike keys, channels are common to all databases of a Redis, so
+    /// the name includes the database: a service on another database must not receive the events of
+    /// this one.
     pub fn channel(&self, name: &str) -> String {
         let database = self.0.client.get_connection_info().redis_settings().db();
         self.key(format_args!("{database}:{name}"))
     }
 
-    /// Runs a script; `command` names it in the metrics. Loads it first where Redis does not know it.
+    /// Runs a script; `command` names it in the metrics. Loads it first if Redis does not know it.
     ///
-    /// A script that takes longer than `patience` fails, and, if that is all of [`Self::patience`], takes the link down.
+    /// A script that takes longer than `patience` fails. If `patience` is at least
+    /// [`Self::patience`], the connection then counts as down.
     ///
     /// # Errors
     /// See [`Error`]. After `TimedOut` and `Failed` the script may have run.
@@ -150,53 +157,21 @@ impl Link {
         patience: Duration,
         invocation: &redis::ScriptInvocation<'_>,
     ) -> Result<T, Error> {
-        self.send(command, patience, async |mut connection| {
-            invocation.invoke_async(&mut connection).await
-        })
-        .await
-    }
-
-    /// Opens a connection of its own for a subscription to `channel`, which is active when this returns.
-    ///
-    /// # Errors
-    /// `TimedOut` or `Failed`.
-    pub async fn subscribe(&self, channel: &str) -> Result<redis::aio::PubSub, Error> {
-        let subscribed = patiently(self.patience(), async {
-            let mut subscription = self.0.client.get_async_pubsub().await?;
-            subscription.subscribe(channel).await?;
-            Ok(subscription)
-        });
-        match subscribed.await {
-            Ok(Ok(subscription)) => Ok(subscription),
-            Ok(Err(error)) => Err(Error::Failed(Failure::from(&error))),
-            Err(_) => Err(Error::TimedOut),
-        }
-    }
-
-    /// Runs a task for as long as the link is kept. It must end soon after the token is cancelled; closing waits for it.
-    pub fn spawn<F>(&self, task: impl FnOnce(CancellationToken) -> F)
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        self.0.tasks.spawn(task(self.0.stop.clone()));
-    }
-
-    async fn send<T>(
-        &self,
-        command: &'static str,
-        patience: Duration,
-        work: impl AsyncFnOnce(MultiplexedConnection) -> RedisResult<T>,
-    ) -> Result<T, Error> {
         let connected = self.0.connection.borrow().clone();
-        let Some(Connected { connection, number }) = connected else {
-            return Err(self.0.failed(command, Error::Away));
+        let Some(NumberedConnection {
+            mut connection,
+            number,
+        }) = connected
+        else {
+            return Err(self.0.failed(command, Error::Unavailable));
         };
         let started = Instant::now();
         let is_needed = patience >= self.patience();
+        let work = invocation.invoke_async(&mut connection);
         let answer = if is_needed {
-            patiently(patience, work(connection)).await
+            patiently(patience, work).await
         } else {
-            timeout(patience, work(connection)).await
+            timeout(patience, work).await
         };
         self.0
             .metrics
@@ -210,7 +185,9 @@ impl Link {
                     self.0.set_down(number);
                 }
                 self.0.suspected.notify_one();
-                Err(self.0.failed(command, Error::Failed(Failure::from(&error))))
+                Err(self
+                    .0
+                    .failed(command, Error::Failed(ErrorSummary::from(&error))))
             }
             Err(_) => {
                 if is_needed {
@@ -221,10 +198,38 @@ impl Link {
             }
         }
     }
+
+    /// Opens a separate connection for a subscription to `channel`, which is active when this
+    /// returns.
+    ///
+    /// # Errors
+    /// `TimedOut` or `Failed`.
+    pub async fn subscribe(&self, channel: &str) -> Result<redis::aio::PubSub, Error> {
+        let subscribed = patiently(self.patience(), async {
+            let mut subscription = self.0.client.get_async_pubsub().await?;
+            subscription.subscribe(channel).await?;
+            Ok(subscription)
+        });
+        match subscribed.await {
+            Ok(Ok(subscription)) => Ok(subscription),
+            Ok(Err(error)) => Err(Error::Failed(ErrorSummary::from(&error))),
+            Err(_) => Err(Error::TimedOut),
+        }
+    }
+
+    /// Runs a task until the [`ConnectionManager`] is closed. The task must end soon after the
+    /// token is cancelled, because closing waits for it.
+    pub fn spawn<F>(&self, task: impl FnOnce(CancellationToken) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.0.tasks.spawn(task(self.0.stop.clone()));
+    }
 }
 
-/// Waits for an answer that something depends on. A process that was not let run for a while finds its time over and the answer
-/// arrived at once; what reads the answer gets its turn before that counts as silence.
+/// Waits for a reply that the caller depends on. A process that was not scheduled for a while may
+/// find that the time is over although the reply has arrived. The task that reads the reply then
+/// gets a little more time.
 async fn patiently<T>(patience: Duration, work: impl Future<Output = T>) -> Result<T, Elapsed> {
     let mut work = pin!(work);
     match timeout(patience, work.as_mut()).await {
@@ -233,7 +238,7 @@ async fn patiently<T>(patience: Duration, work: impl Future<Output = T>) -> Resu
     }
 }
 
-impl Shared {
+impl ConnectionState {
     fn failed(&self, command: &'static str, error: Error) -> Error {
         self.metrics
             .redis_command_failures
@@ -242,7 +247,7 @@ impl Shared {
         error
     }
 
-    /// Stops sending on that connection, if it is the one in use, and says so once.
+    /// Stops sending on that connection, if it is the one in use, and logs that once.
     fn set_down(&self, number: u64) {
         let was_up = self.connection.send_if_modified(|current| {
             let is_current = current.as_ref().is_some_and(|known| known.number == number);
@@ -263,10 +268,10 @@ impl Shared {
         }
     }
 
-    fn set_up(&self, connected: Connected) {
+    fn set_up(&self, connected: NumberedConnection) {
         let is_back = connected.number > 0;
         if is_back {
-            self.back_at.send_replace(Some(Instant::now()));
+            self.last_outage_end.send_replace(Some(Instant::now()));
         }
         self.connection.send_replace(Some(connected));
         self.up.send_replace(true);

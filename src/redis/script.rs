@@ -1,4 +1,4 @@
-//! Scripts, which are how several steps become one: Redis runs nothing else meanwhile.
+//! Lua scripts. Redis runs nothing else while a script runs, so several steps become one.
 
 use redis::ScriptInvocation;
 
@@ -14,19 +14,19 @@ impl Script {
         Self(redis::Script::new(text))
     }
 
-    /// A script that finds the time, `now`, in microseconds since 1970, on Redis's clock.
+    /// A script in which `now` is the time on Redis's clock, in microseconds since 1970.
     pub fn with_clock(text: &str) -> Self {
         Self::new(&timed(CLOCK, text))
     }
 
-    /// A call of the script on one key. All that one call touches lies under one key, or under keys with one hash tag, so that
-    /// a cluster finds it in one place.
+    /// A call of the script on one key. A call may only touch that key and keys with the same hash
+    /// tag, because a cluster keeps those on one server.
     pub fn on(&self, key: &str) -> ScriptInvocation<'_> {
         self.0.key(key)
     }
 }
 
-/// The text of a script whose time comes from `clock`: [`CLOCK`], except in tests that bring a time of their own.
+/// The text of a script that takes the time from `clock`: from [`CLOCK`], except in tests that set the time.
 pub fn timed(clock: &str, text: &str) -> String {
     // Doubles hold whole microseconds exactly for the next 200 years.
     format!("{clock}local now = tonumber(clock[1]) * 1000000 + tonumber(clock[2])\n{text}")

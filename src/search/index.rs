@@ -1,10 +1,11 @@
 //! The index in memory: it finds the caller's slab, loads it if necessary, and scans it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -224,8 +225,7 @@ impl Similarity for SlabIndex {
     fn deleted(&self, user: UserId, id: PromptId) {
         // Remembered whether the row is found or not: its insertion may be reported later, to a
         // slab that is loaded later.
-        let deletions = self.loader.deletions.lock();
-        deletions.unwrap_or_else(PoisonError::into_inner).insert(id);
+        self.loader.deletions.lock().insert(id);
         let owner = self.scope.owner(user);
         if let Some(slot) = self.loader.slabs.get(owner) {
             slot.remove(id);

@@ -3,10 +3,11 @@
 //! A load runs in its own task and goes on when its caller has left. So a caller with a short
 //! timeout finds the slab the next time, and no load begins from the first row again and again.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use super::BoxError;
@@ -43,10 +44,7 @@ pub(super) struct Loader {
 impl Loader {
     /// Whether that deletion was reported recently.
     pub(super) fn is_deleted(&self, id: PromptId) -> bool {
-        let deletions = self.deletions.lock();
-        deletions
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains(id)
+        self.deletions.lock().contains(id)
     }
 
     /// Waits for its turn, reads the owner's rows, and tells all callers that wait.

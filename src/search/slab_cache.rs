@@ -1,6 +1,8 @@
 //! The slabs in memory. The least recently used ones are evicted when the budget is exceeded.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use hashlink::{LinkedHashMap, LinkedHashSet};
 
@@ -111,7 +113,7 @@ impl SlabCache {
     }
 
     fn inner(&self) -> MutexGuard<'_, CacheInner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 }
 

@@ -5,8 +5,10 @@
 //! because every insertion looks for its id first.
 
 use std::error::Error;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use tokio::sync::watch;
 
@@ -209,8 +211,7 @@ impl SlabSlot {
     }
 
     fn lock(&self) -> MutexGuard<'_, SlotInner> {
-        // A panic under the lock cannot leave the state half changed in a way that matters.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 }
 

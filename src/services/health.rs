@@ -1,4 +1,4 @@
-//! Whether the parts are well, and how they stand.
+//! Readiness of the dependencies, and the gauges that show their state.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,40 +11,40 @@ use crate::search::Similarity;
 use crate::store::{Access, PromptStore};
 use crate::telemetry::Metrics;
 
-/// How often the store is asked for the gauge.
+/// How often the store is checked for the gauge.
 pub const STORE_CHECK_EVERY: Duration = Duration::from_secs(3);
-/// How long the store may take to answer before it counts as down.
+/// How long the store may take to respond before it counts as down.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What readiness and the gauges are read from.
+/// The dependencies whose state is shown.
 pub struct Health {
-    /// Where everything is kept.
+    /// The store.
     pub store: Arc<dyn PromptStore>,
-    /// Makes vectors.
+    /// The embedder.
     pub embedder: Arc<Embedder>,
-    /// Finds them.
+    /// The index of vectors.
     pub similarity: Arc<dyn Similarity>,
     /// Whether Redis is up, if this is one of several replicas.
     pub redis_up: Option<watch::Receiver<bool>>,
     /// The embedding model's name.
     pub model_name: String,
-    /// Where the gauges are.
+    /// The gauges.
     pub metrics: Arc<Metrics>,
 }
 
-/// How the store was when it was asked.
+/// The state of the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StoreHealth {
     /// It reads and writes.
     Ok,
-    /// It reads, and cannot store a prompt: its disk is full, say.
+    /// It reads, and cannot store a prompt, for example because its disk is full.
     ReadOnly,
     /// It does not respond.
     Down,
 }
 
 impl StoreHealth {
-    /// The word for it in readiness.
+    /// The state as readiness reports it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -54,22 +54,23 @@ impl StoreHealth {
     }
 }
 
-/// How the parts stood when they were asked.
+/// The state of the parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Readiness {
-    /// How the store was.
+    /// The state of the store.
     pub store: StoreHealth,
-    /// Whether Redis answers; `None` if none is configured. Without it a replica goes on by itself, so it is as ready as before:
-    /// otherwise the loss of Redis would take all replicas at once from behind their balancer.
+    /// Whether Redis responds; `None` if none is configured. A replica without Redis goes on by
+    /// itself and stays ready: otherwise the loss of Redis would take all replicas from their
+    /// balancer at once.
     pub redis: Option<bool>,
-    /// Whether all vectors that searches need at once are loaded.
+    /// Whether the vectors that must be loaded before the first search are loaded.
     pub vectors: bool,
     /// The embedding model's name; it is loaded before anything listens.
     pub model: String,
 }
 
 impl Readiness {
-    /// One word for the whole.
+    /// The state of the service in one word.
     pub fn status(&self) -> &'static str {
         match (self.store, self.vectors) {
             (StoreHealth::Ok, true) => "ready",
@@ -78,7 +79,7 @@ impl Readiness {
         }
     }
 
-    /// One word for each part.
+    /// The state of each part in one word.
     pub fn parts(&self) -> BTreeMap<&'static str, &'static str> {
         let vectors = if self.vectors { "ok" } else { "loading" };
         let redis = self.redis.map(|up| if up { "ok" } else { "down" });
@@ -94,7 +95,7 @@ impl Readiness {
 }
 
 impl Health {
-    /// Asks the parts.
+    /// Checks the parts.
     pub async fn readiness(&self) -> Readiness {
         Readiness {
             store: self.ask_store().await,
@@ -104,9 +105,9 @@ impl Health {
         }
     }
 
-    /// Asks the store, and brings its gauge up to date: to be called again every
-    /// [`STORE_CHECK_EVERY`] with the result of the call before. A store that was well is asked
-    /// twice, since one slow answer is no outage. A change is logged once.
+    /// Checks the store and updates its gauge. To be called every [`STORE_CHECK_EVERY`] with the
+    /// result of the call before. A store that was healthy is checked twice, since one slow
+    /// response is no outage. A change is logged once.
     pub async fn watch_store(&self, before: StoreHealth) -> StoreHealth {
         let mut now = self.ask_store().await;
         if before == StoreHealth::Ok && now != StoreHealth::Ok {
@@ -147,7 +148,7 @@ impl Health {
         }
     }
 
-    /// Brings the gauges up to date, before they are read.
+    /// Updates the gauges, before they are read.
     pub fn observe(&self) {
         let metrics = &self.metrics;
         let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
@@ -179,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_store_that_is_not_well_weighs_more_than_vectors_that_load() {
+    fn unhealthy_store_is_reported_before_vectors_that_load() {
         let readiness = |store, vectors| Readiness {
             store,
             redis: None,
@@ -199,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replica_without_its_redis_says_so_and_stays_ready() {
+    fn replica_without_redis_reports_it_and_stays_ready() {
         let readiness = |redis| Readiness {
             store: StoreHealth::Ok,
             redis,

@@ -1,11 +1,11 @@
-//! Forgetting what has expired: sessions, revoked tokens, idempotency keys.
+//! Deletes what has expired: sessions, revoked tokens, idempotency keys.
 //!
-//! All of them are judged by the clock when they are asked for, and forgotten for room alone. What
-//! is forgotten cannot be brought back, so a clock that is wrong for a while must not decide that.
-//! Rows are forgotten up to a horizon, which is kept in the store. It stays a week behind the
-//! clock, which is enough for one that is a few days ahead, and moves at most twice as fast as the
-//! service runs, which is enough for any clock: one that is ahead by years for three days moves it
-//! by six.
+//! The clock decides whether they are valid each time they are used. They are deleted only to save
+//! space. A deleted row cannot be restored, so a clock that is wrong for a while must not delete
+//! it. Rows are deleted up to a horizon, which is kept in the store. The horizon stays a week
+//! behind the clock, which is enough for a clock that is a few days ahead. It moves at most twice
+//! as fast as the service runs, which is enough for any clock: one that is years ahead for three
+//! days moves it by six days.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,13 +14,13 @@ use crate::domain::Timestamp;
 use crate::error::Error;
 use crate::store::{AccountStore, CallStore};
 
-/// How long what has expired is kept at least, by the clock.
+/// How long expired rows are kept at least, by the clock.
 const KEPT: Duration = Duration::from_secs(7 * 86_400);
-/// How much faster than the service runs the horizon may move. Faster than one, so that it catches
-/// up with the clock after the service was stopped.
+/// How many times faster than the service runs the horizon may move. More than one, so that it
+/// catches up with the clock after the service was stopped.
 const SPEED: u32 = 2;
 
-/// Forgets what has expired, one step at a time.
+/// Deletes what has expired, one step at a time.
 pub struct Purge {
     accounts: Arc<dyn AccountStore>,
     calls: Arc<dyn CallStore>,
@@ -28,7 +28,7 @@ pub struct Purge {
 }
 
 impl Purge {
-    /// A purge by a process that runs since `started`.
+    /// The purge of a process that was started at `started`.
     pub fn new(
         accounts: Arc<dyn AccountStore>,
         calls: Arc<dyn CallStore>,
@@ -41,7 +41,7 @@ impl Purge {
         }
     }
 
-    /// Moves the horizon, and forgets what had expired by it. `clock` is the wall clock, which may
+    /// Moves the horizon, and deletes what had expired by it. `clock` is the wall clock, which may
     /// be wrong, and `now` the monotonic clock.
     ///
     /// # Errors
@@ -55,7 +55,11 @@ impl Purge {
         self.moved_at = now;
         let credentials = self.accounts.purge_expired(horizon).await?;
         let keys = self.calls.purge_keys(horizon).await?;
-        tracing::debug!(credentials, keys, "what expired long ago was forgotten");
+        tracing::debug!(
+            credentials,
+            keys,
+            "expired credentials and keys were deleted"
+        );
         Ok(())
     }
 }

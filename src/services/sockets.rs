@@ -1,4 +1,4 @@
-//! Which open sockets may stay open: those whose account and session still stand.
+//! Closes the open sockets whose account or session has ended.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -8,16 +8,17 @@ use crate::error::Error;
 use crate::realtime::{CloseReason, Hub, Listener};
 use crate::store::AccountStore;
 
-/// Marks for closing every socket whose account is gone, disabled or given a new password since, or whose session ended.
+/// Marks each socket for closing whose account was deleted or disabled or got a new password, or
+/// whose session has ended.
 ///
 /// # Errors
-/// Those of the store; no socket is touched then.
+/// Those of the store; no socket is closed then.
 pub async fn close_ended(hub: &Arc<Hub>, store: &dyn AccountStore) -> Result<(), Error> {
     let listeners = hub.listeners();
     if listeners.is_empty() {
         return Ok(());
     }
-    // A set: it is asked once for each socket while the hub is locked.
+    // A set, because it is searched once for each socket while the hub is locked.
     let ids: HashSet<UserId> = listeners.iter().map(|listener| listener.user_id).collect();
     let sessions: Vec<[u8; 32]> = listeners
         .iter()
@@ -37,17 +38,17 @@ pub async fn close_ended(hub: &Arc<Hub>, store: &dyn AccountStore) -> Result<(),
     };
     let asked: HashSet<[u8; 32]> = sessions.into_iter().collect();
     hub.close_where(CloseReason::CredentialEnded, |listener| {
-        // A socket opened since the store was asked has nobody to judge it yet; the next round does.
+        // A socket that was opened after the store was asked is checked in the next round.
         let known = ids.contains(&listener.user_id)
             && listener
                 .session
                 .is_none_or(|session| asked.contains(&session));
-        known && !stands(listener, users.get(&listener.user_id), &stored)
+        known && !is_valid(listener, users.get(&listener.user_id), &stored)
     });
     Ok(())
 }
 
-fn stands(listener: &Listener, user: Option<&User>, sessions: &HashSet<[u8; 32]>) -> bool {
+fn is_valid(listener: &Listener, user: Option<&User>, sessions: &HashSet<[u8; 32]>) -> bool {
     user.is_some_and(|user| user.is_active && listener.issued_at >= user.tokens_valid_from)
         && listener
             .session

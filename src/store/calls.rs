@@ -1,11 +1,10 @@
 //! Calls of the upstream while they run: leases, idempotency keys, and the day's count.
 //!
-//! A post that must be known before its answer is there (it is paid for, streams, or carries an
-//! idempotency key) is stored first as a `running` prompt under a lease. Its process renews the
-//! lease while it works; when the process dies the lease runs out and any other may end the row.
-//! Leases and the age of keys are lengths, not instants: each backend measures them by a clock that
-//! all processes on the same data share, so that a process whose own clock is wrong neither loses
-//! its calls nor takes others'.
+//! Each post is stored first as a `running` prompt under a lease, and the upstream is asked only
+//! then. The process that runs the call renews the lease. If the process dies, the lease expires,
+//! and any process may end the call. Leases and the age of keys are lengths, not instants: each
+//! backend measures them by a clock that all processes on the same data share. So a process whose
+//! own clock is wrong neither loses its calls nor takes others'.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,33 +12,39 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::Error;
-use crate::domain::{Embedding, FailureCode, ModelId, Prompt, PromptId, Timestamp, UserId};
+use crate::domain::{
+    CallDetails, Embedding, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, UserId,
+};
 
-/// How long a key is kept. No setting: clients rely on the figure.
+/// How long a key is kept. Not a setting: clients rely on the figure.
 pub const KEY_LIFETIME: Duration = Duration::from_secs(86_400);
 
-/// Who works on a call.
+/// The code of a call that expired.
+pub(super) const EXPIRED: FailureCode = FailureCode::Interrupted;
+
+/// Who runs a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Holder {
     /// The process: 16 random bytes made at its start.
     pub replica: [u8; 16],
-    /// Tells the process's calls apart; not negative. One that a process takes over from itself has another number.
+    /// Number of the call within the process; not negative. A call that a process takes over from
+    /// itself gets a new number.
     pub call: i64,
 }
 
-/// An idempotency key as the store knows it: what it was is not kept.
+/// An idempotency key as the store knows it. The key itself is not stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyClaim {
-    /// SHA-256 of the key. Keys of different users have nothing to do with each other.
+    /// SHA-256 of the key. Keys of different users are independent.
     pub key_hash: [u8; 32],
-    /// SHA-256 of what the request means: requests that differ in it may not share a key.
+    /// SHA-256 of the parts of the request that must be the same in each request with this key.
     pub fingerprint: [u8; 32],
 }
 
-/// A call to be begun.
+/// A call to begin.
 #[derive(Clone, Debug)]
 pub struct NewCall {
-    /// Who posted it.
+    /// Who posted the prompt.
     pub user_id: UserId,
     /// The text: trimmed, without NUL.
     pub prompt: String,
@@ -47,106 +52,146 @@ pub struct NewCall {
     pub model: String,
     /// When the post was accepted.
     pub created_at: Timestamp,
-    /// Whether the user's sockets are to be told of the outcome.
+    /// Whether the outcome is announced to the user's sockets.
     pub announce: bool,
-    /// The key to claim for it, if the request has one.
+    /// The key to claim, if the request has one.
     pub key: Option<KeyClaim>,
-    /// Who works on it.
+    /// Who runs the call.
     pub holder: Holder,
-    /// How long it may stay without renewal.
+    /// How long the lease is valid without renewal.
     pub lease: Duration,
     /// The most prompts of any status that the user may keep, this one included; `None` is no
     /// limit.
     pub max_prompts: Option<u32>,
 }
 
-/// What became of a call to be begun.
+/// The result of [`CallStore::begin_call`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Begun {
-    /// The prompt is stored, `Running`, and the caller holds its lease. Of a key whose earlier call lapsed it is that call's
-    /// row, with its id and time.
+    /// The prompt is stored as `Running`, and the caller holds its lease. If the key belongs to an
+    /// expired call, this is that call's row, with its id and time.
     Started(Prompt),
-    /// The key is another call's, or this one's of an earlier attempt. Nothing was changed.
-    Known(KnownKey),
+    /// The key was claimed before. Nothing was changed.
+    Known(KeyState),
 }
 
-/// A key that was claimed before.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KnownKey {
-    /// That of the claim.
-    pub fingerprint: [u8; 32],
-    /// How far its call has come.
-    pub state: KeyState,
-}
-
-/// How far the call behind a key has come. A failed call is not among these: it released its key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The state of a key that was claimed before. There is no state for a failed call: a call that
+/// fails releases its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyState {
-    /// Running under a lease that holds.
+    /// The key was claimed with another fingerprint.
+    OtherRequest,
+    /// Its call runs under a valid lease.
     InFlight(PromptId),
-    /// Its process died. Beginning again with the same key and fingerprint takes the row over.
-    Lapsed(PromptId),
-    /// Answered.
-    Completed(Prompt),
-    /// Its prompt was deleted, completed or not.
+    /// Its call expired. To begin again with the same key and fingerprint takes the row over.
+    Expired(PromptId),
+    /// Its prompt is answered.
+    Completed(PromptId),
+    /// Its prompt was deleted, answered or not.
     Deleted,
 }
 
-/// How a call ended.
-#[derive(Clone, Debug)]
-pub enum CallOutcome {
-    /// The upstream answered.
-    Completed {
-        /// The answer's text. Shared, because an attempt to store it may have to be made again.
-        response: Arc<str>,
-        /// The model that answered.
-        model: String,
-        /// Why the answer ended where it did, in the upstream's word.
-        finish_reason: Option<String>,
-        /// Tokens of the question as the upstream counted them.
-        prompt_tokens: Option<u32>,
-        /// Tokens of the answer as the upstream counted them.
-        completion_tokens: Option<u32>,
-        /// The prompt's vector and the model that made it.
-        embedding: Option<(ModelId, Embedding)>,
-    },
-    /// There is no answer. Releases the key.
-    Failed(FailureCode),
+/// A claimed key as both backends read it.
+pub(super) struct StoredKey {
+    pub fingerprint: [u8; 32],
+    pub prompt_id: PromptId,
+    /// Of its prompt; `None` if the prompt was deleted.
+    pub status: Option<PromptStatus>,
+    /// Whether its prompt has a lease that is still valid.
+    pub is_leased: bool,
 }
 
-/// A call whose lease ran out, as it was ended.
+impl StoredKey {
+    /// The state of this key for a request that claims it.
+    pub fn state(&self, claim: &KeyClaim) -> KeyState {
+        if self.fingerprint != claim.fingerprint {
+            return KeyState::OtherRequest;
+        }
+        match self.status {
+            None => KeyState::Deleted,
+            Some(PromptStatus::Completed) => KeyState::Completed(self.prompt_id),
+            Some(PromptStatus::Running | PromptStatus::Failed) if self.is_leased => {
+                KeyState::InFlight(self.prompt_id)
+            }
+            Some(PromptStatus::Running | PromptStatus::Failed) => KeyState::Expired(self.prompt_id),
+        }
+    }
+}
+
+/// How a call ended: what [`CallStore::settle_call`] writes into the prompt's row.
+#[derive(Clone, Debug, Default)]
+pub struct CallOutcome {
+    /// Why there is no answer; `None` if there is one. A failure releases the call's key.
+    pub error: Option<FailureCode>,
+    /// The answer's text. Shared, because storing it may have to be tried again.
+    pub response: Option<Arc<str>>,
+    /// The model that answered; `None` leaves the model that was asked.
+    pub model: Option<String>,
+    /// What is known of the call besides.
+    pub details: CallDetails,
+    /// The prompt's vector and the model that made it.
+    pub embedding: Option<(ModelId, Embedding)>,
+}
+
+impl CallOutcome {
+    /// An answer without details and without a vector.
+    pub fn completed(response: impl Into<Arc<str>>, model: impl Into<String>) -> Self {
+        Self {
+            response: Some(response.into()),
+            model: Some(model.into()),
+            ..Self::default()
+        }
+    }
+
+    /// A call that has no answer.
+    pub fn failed(code: FailureCode) -> Self {
+        Self {
+            error: Some(code),
+            ..Self::default()
+        }
+    }
+
+    /// The status that the prompt gets.
+    pub fn status(&self) -> PromptStatus {
+        match self.error {
+            None => PromptStatus::Completed,
+            Some(_) => PromptStatus::Failed,
+        }
+    }
+}
+
+/// A call that was ended because its lease expired.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LapsedCall {
+pub struct ExpiredCall {
     /// Now `Failed` with `Interrupted`.
     pub prompt: Prompt,
-    /// Whether the user's sockets were to be told of the outcome.
+    /// Whether the outcome is announced to the user's sockets.
     pub announce: bool,
 }
 
 /// Calls of the upstream. Each method is one transaction, as with the other traits of the store.
 #[async_trait]
 pub trait CallStore: Send + Sync {
-    /// Stores a running prompt under a lease and claims its key, if it has one, all or nothing.
+    /// Stores a running prompt under a lease and claims its key, if it has one: all or nothing.
     ///
-    /// Of a key claimed before, with the same fingerprint, whose call's lease ran out (whether `lapse_calls` has ended it
-    /// yet or not) the row is taken over: `Running` again, of this holder, its error gone, its id, time and text kept; the
-    /// former holder can finish it no more. Any other known key is answered as `Known`. Of many that race for one key
-    /// exactly one is `Started`. `Internal` if there is no such account.
+    /// If the key was claimed before with the same fingerprint and that call's lease expired
+    /// (whether [`expire_calls`](Self::expire_calls) has ended it yet or not), the row is taken
+    /// over: it is `Running` again under this holder, without its error, and keeps its id, time and
+    /// text. The former holder can no longer settle it. For any other key that was claimed before,
+    /// returns `Known`. If many calls race for one key, exactly one is `Started`.
     ///
-    /// `QuotaExceeded` if a row would be added and the user keeps `max_prompts` or more, however
-    /// many calls race. A row taken over and a known key need no room.
+    /// Fails with `Internal` if there is no such account. Fails with `QuotaExceeded` if a row would
+    /// be added and the user keeps `max_prompts` or more, however many calls race. A row that is
+    /// taken over, or a known key, needs no quota.
     async fn begin_call(&self, call: NewCall) -> Result<Begun, Error>;
 
-    /// What is known of a user's key; `None` if it is free, as it is again [`KEY_LIFETIME`] after
-    /// it was claimed or last taken over, by the store's clock. A read: it changes nothing.
-    async fn known_key(
-        &self,
-        user_id: UserId,
-        key_hash: &[u8; 32],
-    ) -> Result<Option<KnownKey>, Error>;
+    /// The state of a user's key; `None` if it is free. A key is free again [`KEY_LIFETIME`] after
+    /// it was claimed or last taken over, by the store's clock. Changes nothing.
+    async fn key_state(&self, user_id: UserId, claim: &KeyClaim)
+    -> Result<Option<KeyState>, Error>;
 
-    /// Lets the given prompts' leases run for `lease` from now, of those that `replica` still holds; answers how many. One
-    /// that ran out and was not yet ended or taken over is renewed too.
+    /// Makes the leases of the given prompts that `replica` holds valid for `lease` from now on.
+    /// Returns how many. Also renews an expired lease whose call was neither ended nor taken over.
     async fn renew_leases(
         &self,
         replica: [u8; 16],
@@ -154,31 +199,69 @@ pub trait CallStore: Send + Sync {
         lease: Duration,
     ) -> Result<u64, Error>;
 
-    /// Ends a running prompt with its outcome and gives up its lease. `None`, and nothing is changed, if it is not running,
-    /// was deleted, or another holds it: of all attempts to end one call exactly one succeeds. `Internal` if the
-    /// vector's length is not that of the model's others; nothing is changed then.
-    async fn finish_call(
+    /// Ends a running prompt with its outcome and releases its lease. Returns `None`, and changes
+    /// nothing, if the prompt is not running, was deleted, or is held by another holder: of all
+    /// attempts to settle one call exactly one succeeds. Fails with `Internal` if the vector's
+    /// length is not that of the model's other vectors; nothing is changed then.
+    async fn settle_call(
         &self,
         id: PromptId,
         holder: Holder,
-        llm_duration_ms: Option<u32>,
         outcome: CallOutcome,
     ) -> Result<Option<Prompt>, Error>;
 
-    /// Ends up to `limit` calls whose lease ran out, except the `spared`: they are `Failed` with
-    /// `Interrupted` and keep their key, so that a retry with it takes them over. Each is answered
-    /// by one call of one process alone. Calls that somebody else is renewing or ending at the
-    /// moment may be left for the next time.
-    async fn lapse_calls(
+    /// Ends up to `limit` calls whose lease expired, except those in `spared`. They become `Failed`
+    /// with `Interrupted` and keep their key, so that a retry with the key takes them over. Each
+    /// expired call is returned once, to one process. Calls that another transaction is renewing or
+    /// settling may be left for the next time.
+    async fn expire_calls(
         &self,
         limit: usize,
         spared: &[PromptId],
-    ) -> Result<Vec<LapsedCall>, Error>;
+    ) -> Result<Vec<ExpiredCall>, Error>;
 
-    /// Forgets keys that were free again at `horizon`; returns how many. Their prompts stay.
+    /// Deletes keys that were free at `horizon`; returns how many. Their prompts stay.
     async fn purge_keys(&self, horizon: Timestamp) -> Result<u64, Error>;
 
-    /// Counts a call on `day`, in days since 1970-01-01 UTC, unless `limit` calls were counted on it already; answers
-    /// whether it was. The count is over all processes on the same data.
+    /// Counts a call on `day`, in days since 1970-01-01 UTC, unless `limit` calls are counted on it
+    /// already. Returns whether it was counted. The count is over all processes on the same data.
     async fn count_upstream_call(&self, day: i64, limit: u64) -> Result<bool, Error>;
+}
+
+/// Microseconds, as stores keep times.
+pub(super) fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_has_the_state_of_its_prompt_for_the_same_request_only() {
+        let claim = |request| KeyClaim {
+            key_hash: [1; 32],
+            fingerprint: [request; 32],
+        };
+        let id = PromptId(7);
+        let state = |status, is_leased, request| {
+            let stored = StoredKey {
+                fingerprint: [1; 32],
+                prompt_id: id,
+                status,
+                is_leased,
+            };
+            stored.state(&claim(request))
+        };
+        for status in [PromptStatus::Running, PromptStatus::Failed] {
+            assert_eq!(state(Some(status), true, 1), KeyState::InFlight(id));
+            assert_eq!(state(Some(status), false, 1), KeyState::Expired(id));
+            assert_eq!(state(Some(status), false, 2), KeyState::OtherRequest);
+        }
+        let completed = Some(PromptStatus::Completed);
+        assert_eq!(state(completed, false, 1), KeyState::Completed(id));
+        assert_eq!(state(completed, false, 2), KeyState::OtherRequest);
+        assert_eq!(state(None, false, 1), KeyState::Deleted);
+        assert_eq!(state(None, false, 2), KeyState::OtherRequest);
+    }
 }

@@ -16,14 +16,55 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 pub use self::bulk::{BulkStore, KeyRecord, Put, UpstreamDay};
-use crate::domain::{
-    Embedding, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, User, UserId,
-};
+use crate::domain::{Embedding, ModelId, Prompt, PromptId, Timestamp, User, UserId};
 
 pub use self::calls::{
-    Begun, CallOutcome, CallStore, Holder, KEY_LIFETIME, KeyClaim, KeyState, KnownKey, LapsedCall,
-    NewCall,
+    Begun, CallOutcome, CallStore, ExpiredCall, Holder, KEY_LIFETIME, KeyClaim, KeyState, NewCall,
 };
+
+/// The columns of a prompt's row, the same in both schemas; with `"p."` those of the table `p`.
+macro_rules! prompt_columns {
+    () => {
+        prompt_columns!("")
+    };
+    ($table:literal) => {
+        concat!(
+            $table,
+            "id, ",
+            $table,
+            "user_id, ",
+            $table,
+            "created_at, ",
+            $table,
+            "status, ",
+            $table,
+            "error, ",
+            $table,
+            "model, ",
+            $table,
+            "prompt, ",
+            $table,
+            "response, ",
+            $table,
+            "llm_duration_ms, ",
+            $table,
+            "prompt_tokens, ",
+            $table,
+            "completion_tokens, ",
+            $table,
+            "finish_reason"
+        )
+    };
+}
+pub(crate) use prompt_columns;
+
+/// The columns of an account's row, the same in both schemas.
+macro_rules! account_columns {
+    () => {
+        "id, username, email, password_hash, is_active, tokens_valid_from, created_at"
+    };
+}
+pub(crate) use account_columns;
 
 /// What a store answers when it cannot do as asked.
 #[derive(Debug, thiserror::Error)]
@@ -146,38 +187,6 @@ pub trait AccountStore: Send + Sync {
     async fn purge_expired(&self, horizon: Timestamp) -> Result<u64, Error>;
 }
 
-/// A prompt to be stored with its outcome. The store gives it the next id.
-#[derive(Clone, Debug)]
-pub struct NewPrompt {
-    /// Who posted it.
-    pub user_id: UserId,
-    /// The text: trimmed, without NUL.
-    pub prompt: String,
-    /// The answer, if completed.
-    pub response: Option<String>,
-    /// The model that answered.
-    pub model: String,
-    /// `Completed` or `Failed`.
-    pub status: PromptStatus,
-    /// Why it failed.
-    pub error: Option<FailureCode>,
-    /// Why the answer ended where it did, in the upstream's word.
-    pub finish_reason: Option<String>,
-    /// When the post was accepted.
-    pub created_at: Timestamp,
-    /// How long the upstream took, in milliseconds.
-    pub llm_duration_ms: Option<u32>,
-    /// Tokens of the question as the upstream counted them.
-    pub prompt_tokens: Option<u32>,
-    /// Tokens of the answer as the upstream counted them.
-    pub completion_tokens: Option<u32>,
-    /// The text's vector and the model that made it; not stored unless the prompt is completed.
-    pub embedding: Option<(ModelId, Embedding)>,
-    /// The most prompts of any status that the user may keep, this one included; `None` is no
-    /// limit.
-    pub max_prompts: Option<u32>,
-}
-
 /// What a deletion removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeletedPrompt {
@@ -263,12 +272,6 @@ pub struct Stats {
 /// Prompts and their vectors.
 #[async_trait]
 pub trait PromptStore: Send + Sync {
-    /// Stores a prompt, with its vector if given, in one transaction. Ids rise in the order of
-    /// storing. `Internal` if there is no such account, or the vector's length is not that of the
-    /// model's others; `QuotaExceeded` if the user keeps `max_prompts` or more, however many posts
-    /// race. Nothing is stored then.
-    async fn insert_prompt(&self, prompt: NewPrompt) -> Result<Prompt, Error>;
-
     /// Whether the user keeps fewer than `max_prompts` prompts of any status. Reads no more of them
     /// than that.
     async fn has_room(&self, user_id: UserId, max_prompts: u32) -> Result<bool, Error>;
@@ -355,4 +358,9 @@ impl Claim {
     pub fn new(guard: impl Send + Sync + 'static) -> Self {
         Self(Box::new(guard))
     }
+}
+
+/// A count for a `LIMIT` clause.
+fn sql_limit(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
 }

@@ -1,18 +1,18 @@
-//! The log: one line a happening, to standard output.
+//! The log: one line per event, on standard output.
 
 use std::ffi::OsString;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
+use std::panic::PanicHookInfo;
 
 use tracing_subscriber::Layer;
-use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use super::pretty::Pretty;
+use super::log_lines::{LineFormat, LogLines};
 use crate::config::{LogFilter, LogFormat};
 
 /// Installs the process-wide subscriber and returns the form of its lines: `format`, or, if that is
-/// not set, what suits the reader of standard output: a person at a terminal, or a program.
+/// not set, pretty lines on a terminal and JSON elsewhere.
 ///
 /// # Panics
 /// If a subscriber is installed already; only `main` calls this.
@@ -23,17 +23,17 @@ pub fn init(format: Option<LogFormat>, filter: &LogFilter) -> LogFormat {
     } else {
         LogFormat::Json
     });
-    let lines = match format {
-        LogFormat::Json => fmt::layer()
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .with_span_list(false)
-            .boxed(),
-        LogFormat::Pretty => {
-            let has_colour = is_terminal && shows_colour(|name| std::env::var_os(name));
-            fmt::layer().event_format(Pretty { has_colour }).boxed()
-        }
+    let lines = LogLines {
+        format: match format {
+            LogFormat::Json => LineFormat::Json,
+            LogFormat::Pretty => LineFormat::Pretty {
+                has_colour: is_terminal && shows_colour(|name| std::env::var_os(name)),
+            },
+        },
+        write: |line: &[u8]| {
+            // A log that nobody can read must not stop the service.
+            let _ = std::io::stdout().write_all(line);
+        },
     };
     tracing_subscriber::registry()
         .with(lines.with_filter(filter.0.clone()))
@@ -42,29 +42,57 @@ pub fn init(format: Option<LogFormat>, filter: &LogFilter) -> LogFormat {
     format
 }
 
-/// Whether a terminal is to be given colours: not where it has none, nor where its user wants none
+/// Whether a terminal gets colours: only if it has some and its user did not turn them off
 /// (<https://no-color.org>, <https://bixense.com/clicolors>).
 fn shows_colour(variable: impl Fn(&str) -> Option<OsString>) -> bool {
     let is_set = |name| variable(name).is_some_and(|value| !value.is_empty());
     is_set("TERM")
         && variable("TERM").is_some_and(|terminal| terminal != "dumb")
-        && variable("CLICOLOR").is_none_or(|wanted| wanted != "0")
+        && variable("CLICOLOR").is_none_or(|choice| choice != "0")
         && !is_set("NO_COLOR")
 }
 
-/// A panic is a line in the log like any other failure. Its message is left out, which may quote what was being worked on, and
-/// so is the place, for no line holds a source path; the thread says which part of the service it was.
-fn log_panic(_: &std::panic::PanicHookInfo<'_>) {
+/// Logs a panic with its place in the source, inside the spans of the thread that panicked. The
+/// message is left out: it may quote what the code worked on, such as a prompt.
+fn log_panic(panic: &PanicHookInfo<'_>) {
     let thread = std::thread::current();
-    tracing::error!(thread = thread.name(), "a defect: the code panicked");
+    let location = panic.location().map(tracing::field::display);
+    tracing::error!(location, thread = thread.name(), "panicked");
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Once;
+
     use super::*;
+    use crate::telemetry::log_lines::tests::lines_of;
 
     #[test]
-    fn colours_are_shown_unless_the_terminal_or_its_user_says_no() {
+    fn panic_is_logged_with_its_place_and_ids_and_without_its_message() {
+        // Beside the hook of the test harness, which other tests need.
+        static HOOK: Once = Once::new();
+        HOOK.call_once(|| {
+            let harness = std::panic::take_hook();
+            std::panic::set_hook(Box::new(move |panic| {
+                log_panic(panic);
+                harness(panic);
+            }));
+        });
+        let lines = lines_of(LineFormat::Json, || {
+            let _span = tracing::error_span!("request", request_id = "r-1").entered();
+            let panicked = std::panic::catch_unwind(|| panic!("the prompt was: secret"));
+            assert!(panicked.is_err());
+        });
+        let line: serde_json::Value = serde_json::from_str(&lines[0]).unwrap();
+        assert_eq!(line["message"], "panicked");
+        assert_eq!(line["request_id"], "r-1");
+        let location = line["location"].as_str().unwrap();
+        assert!(location.starts_with("src/telemetry/logging.rs:"), "{line}");
+        assert!(!lines.concat().contains("secret"), "{line}");
+    }
+
+    #[test]
+    fn colours_are_shown_unless_the_terminal_or_its_user_refuses() {
         let shown = |variables: &[(&str, &str)]| {
             shows_colour(|name| {
                 let found = variables.iter().find(|(known, _)| *known == name);

@@ -1,4 +1,5 @@
-//! The metrics of one running service. Label values are chosen by the service alone, never by a client.
+//! The metrics of one running service. Label values are chosen by the service alone, never by a
+//! client.
 
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
@@ -34,7 +35,8 @@ const GEN_AI_TOKEN_BOUNDS: &[f64] = &[
 ];
 const BATCH_BOUNDS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
 
-/// Declares the struct of metrics, its construction and its registration in one place: name, kind, help.
+/// Declares the struct of metrics, its construction and its registration in one place: name, kind,
+/// help.
 macro_rules! metrics {
     ($($(#[doc = $help:literal])+ $field:ident: $kind:ty = $make:expr;)+) => {
         /// Every metric, registered. The doc comment of a field is its help text.
@@ -45,7 +47,8 @@ macro_rules! metrics {
         }
 
         impl Metrics {
-            /// Makes and registers all metrics, each starting at nothing. Independent of any other instance.
+            /// Makes and registers all metrics, each starting at nothing. Independent of any other
+            /// instance.
             ///
             /// # Panics
             /// If two metrics share a name, which a test would have shown.
@@ -76,7 +79,8 @@ metrics! {
     request_memory: IntGauge = |help| gauge("request_memory_bytes", help);
     /// Prompts stored, by outcome.
     prompts: IntCounterVec = |help| counters("prompts_total", help, &["status"]);
-    /// Time that the service added to the upstream's own: whole answers from reading the request's head to the answer, streams from admission to the stored end.
+    /// Time that the service added to the upstream's own: whole answers from reading the request's
+    /// head to the answer, streams from admission to the stored end.
     prompt_overhead: HistogramVec = |help| histograms("prompt_overhead_seconds", help, DURATION_BOUNDS, &["kind"]);
     /// Calls of the upstream in progress, by this process.
     calls_running: IntGauge = |help| gauge("calls_running", help);
@@ -110,7 +114,8 @@ metrics! {
     embedding_queue_depth: IntGauge = |help| gauge("embedding_queue_depth", help);
     /// Texts that needed no computing: found in the cache, or asked for twice at once.
     embedding_saved: IntCounterVec = |help| counters("embedding_saved_total", help, &["how"]);
-    /// Requests refused because too many texts wait, or too many calls to the upstream are in flight.
+    /// Requests refused because too many texts wait, or too many calls to the upstream are in
+    /// flight.
     overloaded: IntCounter = |help| counter("overloaded_requests_total", help);
     /// Time of a similarity search without the embedding of its query.
     search_duration: HistogramVec = |help| histograms("search_duration_seconds", help, DURATION_BOUNDS, &["scope"]);
@@ -132,7 +137,8 @@ metrics! {
     backend_up: GaugeVec = |help| gauges("backend_up", help, &["backend"]);
     /// Time of a command to Redis, by what it is for.
     redis_command_duration: HistogramVec = |help| histograms("redis_command_duration_seconds", help, DURATION_BOUNDS, &["command"]);
-    /// Commands to Redis that had no answer, those included that were not sent because it is known to be away.
+    /// Commands to Redis that had no answer, those included that were not sent because it is known
+    /// to be away.
     redis_command_failures: IntCounterVec = |help| counters("redis_command_failures_total", help, &["command"]);
     /// Requests that this replica decided by its own counts because Redis was away, by limit.
     degraded_decisions: IntCounterVec = |help| counters("degraded_limit_decisions_total", help, &["limit"]);

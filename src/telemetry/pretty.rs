@@ -1,61 +1,56 @@
-//! Log lines for people: a time, a level in colour, a message, and what belongs to it.
+//! Log lines for people: a time, a level in colour, a message, and its fields.
 
-use std::fmt::{self, Write};
+use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
-use tracing_subscriber::registry::LookupSpan;
+use tracing::{Level, Metadata};
+
+use super::fields::{Fields, Value};
 
 const RESET: &str = "\x1b[0m";
 const DIM: &str = "\x1b[2m";
 
-/// One line an event: `17:00:00Z  INFO listening addr=127.0.0.1:8000`. The time is UTC. An event of
-/// another crate has that crate's module before its message.
-pub struct Pretty {
-    /// Whether the terminal shows colours.
-    pub has_colour: bool,
-}
-
-impl Pretty {
-    fn paint(&self, out: &mut dyn Write, colour: &str, text: &str) -> fmt::Result {
-        if self.has_colour {
-            write!(out, "{colour}{text}{RESET}")
+/// The line of one event: `17:00:00Z  INFO listening addr=127.0.0.1:8000`. The time is UTC. An
+/// event of another crate has that crate's module before its message.
+pub fn pretty_line(metadata: &Metadata<'_>, fields: &Fields, has_colour: bool) -> String {
+    let paint = |colour: &str, text: &str| {
+        if has_colour {
+            format!("{colour}{text}{RESET}")
         } else {
-            out.write_str(text)
+            text.to_owned()
         }
+    };
+    let level = *metadata.level();
+    let mut line = paint(DIM, &time_of_day(SystemTime::now()));
+    line.push(' ');
+    line.push_str(&paint(colour(level), &format!("{level:>5}")));
+    if !metadata.target().starts_with(env!("CARGO_CRATE_NAME")) {
+        line.push(' ');
+        line.push_str(&paint(DIM, &format!("{}:", metadata.target())));
     }
+    let (messages, others): (Vec<_>, Vec<_>) =
+        fields.0.iter().partition(|(name, _)| *name == "message");
+    for (_, message) in messages {
+        // Writing to a text does not fail.
+        let _ = write!(line, " {}", shown(message, true));
+    }
+    for (name, value) in others {
+        line.push(' ');
+        line.push_str(&paint(DIM, &format!("{name}=")));
+        line.push_str(&shown(value, false));
+    }
+    line
 }
 
-impl<S, N> FormatEvent<S, N> for Pretty
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-{
-    fn format_event(
-        &self,
-        _: &FmtContext<'_, S, N>,
-        mut out: Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
-        let metadata = event.metadata();
-        let level = *metadata.level();
-        self.paint(&mut out, DIM, &time_of_day(SystemTime::now()))?;
-        out.write_char(' ')?;
-        self.paint(&mut out, colour(level), &format!("{level:>5}"))?;
-        if !metadata.target().starts_with(env!("CARGO_CRATE_NAME")) {
-            out.write_char(' ')?;
-            self.paint(&mut out, DIM, &format!("{}:", metadata.target()))?;
+/// A text is in quotes if it could be read as more than one value.
+fn shown(value: &Value, is_message: bool) -> String {
+    let is_plain = |c: char| !c.is_whitespace() && !c.is_control() && c != '"';
+    match value {
+        Value::Plain(value) => value.to_string(),
+        Value::Text(text) if !is_message && (text.is_empty() || !text.chars().all(is_plain)) => {
+            format!("{text:?}")
         }
-        let mut line = Line {
-            style: self,
-            message: String::new(),
-            fields: String::new(),
-        };
-        event.record(&mut line);
-        writeln!(out, "{}{}", line.message, line.fields)
+        Value::Text(text) | Value::Formatted(text) => without_controls(text),
     }
 }
 
@@ -76,44 +71,8 @@ fn time_of_day(now: SystemTime) -> String {
     format!("{hours:02}:{minutes:02}:{:02}Z", seconds % 60)
 }
 
-/// An event's message, and its other fields as `name=value`.
-struct Line<'a> {
-    style: &'a Pretty,
-    message: String,
-    fields: String,
-}
-
-impl Line<'_> {
-    fn record(&mut self, field: &Field, value: &str) {
-        // Writing to a text does not fail.
-        if field.name() == "message" {
-            let _ = write!(self.message, " {value}");
-        } else {
-            self.fields.push(' ');
-            let _ = self
-                .style
-                .paint(&mut self.fields, DIM, &format!("{}=", field.name()));
-            self.fields.push_str(value);
-        }
-    }
-}
-
-impl Visit for Line<'_> {
-    fn record_str(&mut self, field: &Field, value: &str) {
-        let is_plain = |c: char| !c.is_whitespace() && !c.is_control() && c != '"';
-        if field.name() == "message" || (!value.is_empty() && value.chars().all(is_plain)) {
-            self.record(field, &without_controls(value));
-        } else {
-            self.record(field, &format!("{value:?}"));
-        }
-    }
-
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.record(field, &without_controls(&format!("{value:?}")));
-    }
-}
-
-/// With control characters escaped: what others send must not move the cursor, nor begin a line.
+/// The text with its control characters escaped: input of others must not move the cursor or begin
+/// a line.
 fn without_controls(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -128,56 +87,25 @@ fn without_controls(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-    use std::sync::{Arc, Mutex};
     use std::time::Duration;
 
-    use tracing_subscriber::fmt::MakeWriter;
-
     use super::*;
-
-    #[derive(Clone, Default)]
-    struct Written(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Written {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    impl<'a> MakeWriter<'a> for Written {
-        type Writer = Self;
-
-        fn make_writer(&'a self) -> Self {
-            self.clone()
-        }
-    }
+    use crate::telemetry::log_lines::LineFormat;
+    use crate::telemetry::log_lines::tests::lines_of;
 
     /// The lines of what `log` logs, each without its time.
     fn logged(has_colour: bool, log: impl FnOnce()) -> Vec<String> {
-        let written = Written::default();
-        let subscriber = tracing_subscriber::fmt()
-            .event_format(Pretty { has_colour })
-            .with_max_level(Level::TRACE)
-            .with_writer(written.clone())
-            .finish();
-        tracing::subscriber::with_default(subscriber, log);
-        let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+        let lines = lines_of(LineFormat::Pretty { has_colour }, log);
         let time = if has_colour {
             9 + DIM.len() + RESET.len()
         } else {
             9
         };
-        text.lines().map(|line| line[time..].to_owned()).collect()
+        lines.iter().map(|line| line[time..].to_owned()).collect()
     }
 
     #[test]
-    fn a_line_has_a_level_a_message_and_fields() {
+    fn line_has_level_message_and_fields() {
         let lines = logged(false, || {
             tracing::info!(addr = "127.0.0.1:8000", n = 5, ok = true, "listening");
             tracing::warn!(target: "hyper::client", error = %"no route", "trying again");
@@ -194,7 +122,16 @@ mod tests {
     }
 
     #[test]
-    fn what_others_send_begins_no_line_and_no_escape_sequence() {
+    fn line_shows_the_fields_of_the_spans_around_it() {
+        let lines = logged(false, || {
+            let _span = tracing::error_span!("request", request_id = "r-1").entered();
+            tracing::info!(n = 1, "m");
+        });
+        assert_eq!(lines, ["  INFO m n=1 request_id=r-1"]);
+    }
+
+    #[test]
+    fn input_of_others_cannot_begin_a_line_or_an_escape_sequence() {
         let lines = logged(false, || {
             tracing::info!(a = "x\ny", b = %"x\ny\x1b[2J", "m\r\nn");
         });
@@ -202,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn colours_are_for_terminals_that_show_them() {
+    fn colours_appear_only_on_terminals_that_show_them() {
         let plain = logged(false, || tracing::info!(n = 1, "m"));
         assert!(!plain[0].contains('\x1b'), "{plain:?}");
         let coloured = logged(true, || tracing::info!(n = 1, "m"));
@@ -210,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_of_day_is_utc() {
+    fn time_of_day_is_utc() {
         let at = |seconds| time_of_day(UNIX_EPOCH + Duration::from_secs(seconds));
         assert_eq!(at(0), "00:00:00Z");
         assert_eq!(at(86_400 * 9 + 3600 * 17 + 60 * 4 + 9), "17:04:09Z");

@@ -1,4 +1,5 @@
-//! How often a user may post prompts: exact sliding windows over any number of rates, decided in one step.
+//! Limits how often a user may post prompts: exact sliding windows over any number of rates,
+//! decided in one step.
 
 mod redis_throttle;
 mod sliding_windows;
@@ -12,25 +13,28 @@ use crate::domain::{Rate, UserId};
 pub use redis_throttle::RedisThrottle;
 pub use sliding_windows::SlidingWindows;
 
-/// Counts the requests of each key, usually a user, against a set of [`Rates`](crate::domain::Rates).
+/// Counts the requests of each key, usually a user, against a set of
+/// [`Rates`](crate::domain::Rates).
 ///
-/// Exact: in no window of any rate are more requests allowed than the rate's limit, however many callers race. A window is
-/// half-open, so a request made exactly one window after another does not share one with it.
-/// `now` is the caller's monotonic clock; an implementation whose state is shared between processes goes by the clock of
-/// whatever keeps the state instead. A throttle never fails: one that cannot reach its state keeps the same limits by itself.
+/// Exact: in no window of any rate are more requests allowed than the rate's limit, however many
+/// callers race. A window is half-open, so two requests exactly one window apart do not share one.
+/// `now` is the caller's monotonic clock; an implementation that shares its state between processes
+/// uses the clock of the shared store instead. A throttle never fails: while it cannot reach the
+/// shared state, it keeps the same limits by itself.
 #[async_trait]
 pub trait Throttle<K = UserId>: Send + Sync {
-    /// Asks for one request, and counts it if all rates allow it. One atomic step: a request that one rate refuses uses up none.
-    /// Dropped before it is done, it may or may not have counted.
-    async fn check(&self, key: K, now: Instant) -> Verdict;
+    /// Asks for one request, and counts it if all rates allow it. One atomic step: a request that
+    /// one rate refuses uses up none of the others. If the future is dropped before it is done, the
+    /// request may or may not have been counted.
+    async fn check(&self, key: K, now: Instant) -> ThrottleDecision;
 
-    /// What [`check`](Self::check) would say of the rates as they stand; counts nothing.
-    async fn peek(&self, key: K, now: Instant) -> Verdict;
+    /// What [`check`](Self::check) would return for the rates now; counts nothing.
+    async fn peek(&self, key: K, now: Instant) -> ThrottleDecision;
 }
 
-/// How one rate stands after a request was counted or refused.
+/// The state of one rate after a request was counted or refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RateState {
+pub struct RateStatus {
     /// The rate.
     pub rate: Rate,
     /// Requests left in the window that ends now.
@@ -39,38 +43,41 @@ pub struct RateState {
     pub reset_after: Duration,
 }
 
-/// A throttle's answer.
+/// Whether a request is allowed, and the state of all rates.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Verdict {
-    /// `None` if the request is allowed; else how long until all rates would allow one.
+pub struct ThrottleDecision {
+    /// `None` if the request is allowed; else the time until all rates would allow one.
     pub retry_after: Option<Duration>,
     /// Every rate, by rising window; empty without rates.
-    pub rates: Vec<RateState>,
+    pub rates: Vec<RateStatus>,
 }
 
-impl Verdict {
+impl ThrottleDecision {
     /// Whether the request may go on.
     pub fn is_allowed(&self) -> bool {
         self.retry_after.is_none()
     }
 
-    /// The value of `Retry-After`: whole seconds, rounded up, so that a retry after as many seconds succeeds. `None` if allowed.
+    /// The value of `Retry-After`: whole seconds, rounded up, so that a retry after that time
+    /// succeeds. `None` if allowed.
     pub fn retry_after_seconds(&self) -> Option<u64> {
         self.retry_after.map(seconds_rounded_up)
     }
 
-    /// The rate with the smallest share of its limit left; of equals the one of the longer window. `None` without rates.
-    pub fn tightest(&self) -> Option<&RateState> {
-        // Ties go to the first of the least, so the longest window is looked at first.
+    /// The rate with the smallest share of its limit left; if several have the same share, the one
+    /// with the longer window. `None` without rates.
+    pub fn tightest(&self) -> Option<&RateStatus> {
+        // `min_by` returns the first of equal elements, so the longest window comes first.
         self.rates.iter().rev().min_by(|a, b| {
             let share =
-                |x: &RateState, y: &RateState| u64::from(x.remaining) * u64::from(y.rate.limit);
+                |x: &RateStatus, y: &RateStatus| u64::from(x.remaining) * u64::from(y.rate.limit);
             share(a, b).cmp(&share(b, a))
         })
     }
 
-    /// The value of the `RateLimit` header for the tightest rate, such as `"minute";r=9;t=54`; `None` without rates.
-    /// `t` is `Retry-After` for a refused request, else the whole seconds until the oldest counted request leaves the window.
+    /// The value of the `RateLimit` header for the tightest rate, such as `"minute";r=9;t=54`;
+    /// `None` without rates. `t` is `Retry-After` for a refused request, else the whole seconds
+    /// until the oldest counted request leaves the window.
     pub fn ratelimit(&self) -> Option<String> {
         let state = self.tightest()?;
         let t = seconds_rounded_up(self.retry_after.unwrap_or(state.reset_after));
@@ -90,15 +97,19 @@ mod tests {
     use super::*;
     use crate::domain::Rates;
 
-    fn verdict(rates: &str, standings: &[(u32, u64)], retry_after_ms: Option<u64>) -> Verdict {
+    fn decision(
+        rates: &str,
+        states: &[(u32, u64)],
+        retry_after_ms: Option<u64>,
+    ) -> ThrottleDecision {
         let rates: Rates = rates.parse().unwrap();
-        Verdict {
+        ThrottleDecision {
             retry_after: retry_after_ms.map(Duration::from_millis),
             rates: rates
                 .as_slice()
                 .iter()
-                .zip(standings)
-                .map(|(&rate, &(remaining, reset_ms))| RateState {
+                .zip(states)
+                .map(|(&rate, &(remaining, reset_ms))| RateStatus {
                     rate,
                     remaining,
                     reset_after: Duration::from_millis(reset_ms),
@@ -109,17 +120,17 @@ mod tests {
 
     #[test]
     fn header_names_the_rate_with_the_least_share_left() {
-        let idle = verdict("2/s,10/min", &[(2, 1000), (9, 53_001)], None);
+        let idle = decision("2/s,10/min", &[(2, 1000), (9, 53_001)], None);
         assert_eq!(idle.ratelimit().unwrap(), r#""minute";r=9;t=54"#);
-        let busy = verdict("2/s,10/min", &[(1, 1000), (9, 53_001)], None);
+        let busy = decision("2/s,10/min", &[(1, 1000), (9, 53_001)], None);
         assert_eq!(busy.ratelimit().unwrap(), r#""second";r=1;t=1"#);
     }
 
     #[test]
     fn header_of_equals_names_the_longer_window() {
-        let unused = verdict("1/s,10/min", &[(1, 1000), (10, 60_000)], None);
+        let unused = decision("1/s,10/min", &[(1, 1000), (10, 60_000)], None);
         assert_eq!(unused.ratelimit().unwrap(), r#""minute";r=10;t=60"#);
-        let used_up = verdict(
+        let used_up = decision(
             "1/s,10/min,100/h",
             &[(0, 1000), (0, 7_000), (90, 9_000)],
             None,
@@ -128,8 +139,8 @@ mod tests {
     }
 
     #[test]
-    fn refused_request_is_told_when_to_retry_by_both_headers() {
-        let refused = verdict("1/s,10/min", &[(0, 300), (0, 41_100)], Some(41_100));
+    fn both_headers_of_a_refused_request_say_when_to_retry() {
+        let refused = decision("1/s,10/min", &[(0, 300), (0, 41_100)], Some(41_100));
         assert!(!refused.is_allowed());
         assert_eq!(refused.retry_after_seconds(), Some(42));
         assert_eq!(refused.ratelimit().unwrap(), r#""minute";r=0;t=42"#);
@@ -138,18 +149,18 @@ mod tests {
     #[test]
     fn whole_seconds_are_not_rounded_further() {
         assert_eq!(
-            verdict("1/s", &[(0, 1)], Some(1000)).retry_after_seconds(),
+            decision("1/s", &[(0, 1)], Some(1000)).retry_after_seconds(),
             Some(1)
         );
         assert_eq!(
-            verdict("1/s", &[(0, 1)], Some(1)).retry_after_seconds(),
+            decision("1/s", &[(0, 1)], Some(1)).retry_after_seconds(),
             Some(1)
         );
     }
 
     #[test]
     fn no_rates_give_no_headers() {
-        assert!(Verdict::default().is_allowed());
-        assert_eq!(Verdict::default().ratelimit(), None);
+        assert!(ThrottleDecision::default().is_allowed());
+        assert_eq!(ThrottleDecision::default().ratelimit(), None);
     }
 }

@@ -7,24 +7,28 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 
-use super::{RateState, SlidingWindows, Throttle, Verdict};
+use super::{RateStatus, SlidingWindows, Throttle, ThrottleDecision};
 use crate::domain::Rates;
-use crate::redis::{Error, Link, Script};
+use crate::redis::{Connection, Error, Script};
 use crate::telemetry::Metrics;
 
-/// The one step over all rates, and the look at them. Begins where `now` is known.
+/// The script that decides over all rates in one step, and reads their state. It begins where `now`
+/// is known.
 const WINDOWS: &str = include_str!("redis_throttle.lua");
-/// How long a look may take. It only fills a header, and must not hold up answers because Redis is slow.
+/// How long reading the state may take. It only fills a header, and must not delay responses
+/// because Redis is slow.
 const PEEK_PATIENCE: Duration = Duration::from_millis(100);
 
-/// Windows in Redis for one purpose: each key's requests in one sorted set, of about 100 bytes a request and never more of them
-/// than the limit of the rate with the longest window, which expires with that window.
+/// Windows in Redis for one purpose. Each key's requests are one sorted set of about 100 bytes a
+/// request, with never more requests than the limit of the rate with the longest window. The set
+/// expires with that window.
 ///
-/// While Redis is away each replica keeps the same limits by itself. Its own windows know what it let through before, and for
-/// one longest window after Redis's return they are asked too: what was let through meanwhile counts, and so does what a Redis
-/// that came back empty has forgotten.
+/// While Redis is unavailable, each replica keeps the same limits by itself. Its own windows know
+/// what it has allowed before. For one longest window after Redis's return they are asked too: so
+/// requests that were allowed meanwhile count, and so do those that a Redis has forgotten which
+/// came back empty.
 pub struct RedisThrottle<K> {
-    link: Link,
+    redis: Connection,
     limit: &'static str,
     rates: Rates,
     script: Script,
@@ -33,17 +37,17 @@ pub struct RedisThrottle<K> {
 }
 
 impl<K: Copy + Ord + Hash + Display + Send + Sync> RedisThrottle<K> {
-    /// Windows of that name, which tells their keys from others' and names them in the metrics. `epoch`: no later than any
-    /// `now` to come.
+    /// Windows of that name, which is part of their keys and names them in the metrics. `epoch`: no
+    /// later than any `now` to come.
     pub fn new(
-        link: Link,
+        redis: Connection,
         limit: &'static str,
         rates: Rates,
         epoch: Instant,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
-            link,
+            redis,
             limit,
             script: Script::with_clock(WINDOWS),
             local: SlidingWindows::new(rates.clone(), epoch),
@@ -52,17 +56,22 @@ impl<K: Copy + Ord + Hash + Display + Send + Sync> RedisThrottle<K> {
         }
     }
 
-    /// Whether requests let through before Redis's return may be unknown to it.
+    /// Whether Redis may not know requests that were allowed before its return.
     fn is_recovering(&self, now: Instant) -> bool {
         let longest = self.rates.longest_window().unwrap_or_default();
-        self.link
-            .back_at()
+        self.redis
+            .last_outage_end()
             .is_some_and(|back| now.saturating_duration_since(back) < longest)
     }
 
-    async fn ask(&self, key: K, take: bool, patience: Duration) -> Result<Option<Verdict>, Error> {
+    async fn ask(
+        &self,
+        key: K,
+        take: bool,
+        patience: Duration,
+    ) -> Result<Option<ThrottleDecision>, Error> {
         let name = self
-            .link
+            .redis
             .key(format_args!("throttle:{}:{{{key}}}", self.limit));
         let mut call = self.script.on(&name);
         call.arg(u8::from(take));
@@ -70,12 +79,12 @@ impl<K: Copy + Ord + Hash + Display + Send + Sync> RedisThrottle<K> {
             call.arg(rate.limit).arg(micros(rate.window()));
         }
         let command = if take { "throttle" } else { "throttle_peek" };
-        let answer: Vec<u64> = self.link.run(command, patience, &call).await?;
-        Ok(verdict(&self.rates, take, &answer))
+        let answer: Vec<u64> = self.redis.run(command, patience, &call).await?;
+        Ok(parse_decision(&self.rates, take, &answer))
     }
 
-    /// The answer, or `None` where this replica has to decide by itself.
-    async fn answer(&self, key: K, take: bool, patience: Duration) -> Option<Verdict> {
+    /// The decision of Redis, or `None` if this replica has to decide by itself.
+    async fn decide(&self, key: K, take: bool, patience: Duration) -> Option<ThrottleDecision> {
         self.ask(key, take, patience).await.ok().flatten()
     }
 
@@ -87,24 +96,24 @@ impl<K: Copy + Ord + Hash + Display + Send + Sync> RedisThrottle<K> {
     }
 }
 
-/// Reads the script's answer; `None` if it is none of its answers, which something in between may make of it: that must not
-/// count as allowed.
-fn verdict(rates: &Rates, take: bool, answer: &[u64]) -> Option<Verdict> {
-    let (allowed, standings) = answer.split_first()?;
-    if standings.len() != 2 * rates.as_slice().len() {
+/// Reads the script's reply. `None` if the reply has another form, which a proxy in between may
+/// cause: it must not count as allowed.
+fn parse_decision(rates: &Rates, take: bool, answer: &[u64]) -> Option<ThrottleDecision> {
+    let (allowed, states) = answer.split_first()?;
+    if states.len() != 2 * rates.as_slice().len() {
         return None;
     }
     let allowed = *allowed == 1;
-    let rates: Vec<RateState> = rates
+    let rates: Vec<RateStatus> = rates
         .as_slice()
         .iter()
-        .zip(standings.chunks_exact(2))
-        .map(|(&rate, standing)| RateState {
+        .zip(states.chunks_exact(2))
+        .map(|(&rate, state)| RateStatus {
             rate,
             remaining: rate
                 .limit
-                .saturating_sub(u32::try_from(standing[0]).unwrap_or(u32::MAX)),
-            reset_after: Duration::from_micros(standing[1]),
+                .saturating_sub(u32::try_from(state[0]).unwrap_or(u32::MAX)),
+            reset_after: Duration::from_micros(state[1]),
         })
         .collect();
     // As in the process: when the last rate that is used up allows a request, all do.
@@ -114,8 +123,8 @@ fn verdict(rates: &Rates, take: bool, answer: &[u64]) -> Option<Verdict> {
     } else {
         used_up.map(|state| state.reset_after).max()
     };
-    // A refusal without a time to wait would pass for leave.
-    (!take || allowed || retry_after.is_some()).then_some(Verdict { retry_after, rates })
+    // A refusal without a time to wait would count as allowed.
+    (!take || allowed || retry_after.is_some()).then_some(ThrottleDecision { retry_after, rates })
 }
 
 fn micros(duration: Duration) -> u64 {
@@ -124,9 +133,9 @@ fn micros(duration: Duration) -> u64 {
 
 #[async_trait]
 impl<K: Copy + Ord + Hash + Display + Send + Sync> Throttle<K> for RedisThrottle<K> {
-    async fn check(&self, key: K, now: Instant) -> Verdict {
+    async fn check(&self, key: K, now: Instant) -> ThrottleDecision {
         if self.rates.as_slice().is_empty() {
-            return Verdict::default();
+            return ThrottleDecision::default();
         }
         if self.is_recovering(now) {
             let own = self.local.peek(key, now);
@@ -135,15 +144,16 @@ impl<K: Copy + Ord + Hash + Display + Send + Sync> Throttle<K> for RedisThrottle
                 return own;
             }
         }
-        match self.answer(key, true, self.link.patience()).await {
-            Some(verdict) => {
-                if verdict.is_allowed() {
-                    // Only noted, for the case that Redis goes away.
+        match self.decide(key, true, self.redis.patience()).await {
+            Some(decision) => {
+                if decision.is_allowed() {
+                    // Only recorded, for the case that Redis becomes unavailable.
                     self.local.check(key, now);
                 }
-                verdict
+                decision
             }
-            // A request whose answer did not come may have been counted there; then it counts twice, here and there.
+            // A request whose reply did not arrive may have been counted by Redis. Then it counts
+            // twice, there and here.
             None => {
                 self.degraded();
                 self.local.check(key, now)
@@ -151,12 +161,12 @@ impl<K: Copy + Ord + Hash + Display + Send + Sync> Throttle<K> for RedisThrottle
         }
     }
 
-    async fn peek(&self, key: K, now: Instant) -> Verdict {
+    async fn peek(&self, key: K, now: Instant) -> ThrottleDecision {
         if self.rates.as_slice().is_empty() {
-            return Verdict::default();
+            return ThrottleDecision::default();
         }
-        match self.answer(key, false, PEEK_PATIENCE).await {
-            Some(verdict) => verdict,
+        match self.decide(key, false, PEEK_PATIENCE).await {
+            Some(decision) => decision,
             None => self.local.peek(key, now),
         }
     }
@@ -167,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_of_another_shape_decide_nothing() {
+    fn reply_of_another_form_decides_nothing() {
         let rates: Rates = "1/s,10/min".parse().unwrap();
         for answer in [
             &[][..],
@@ -177,11 +187,11 @@ mod tests {
             &[0, 0, 5, 0, 5],
             &[1, 1, 5, 1, 5, 1],
         ] {
-            assert!(verdict(&rates, true, answer).is_none(), "{answer:?}");
+            assert!(parse_decision(&rates, true, answer).is_none(), "{answer:?}");
         }
-        let allowed = verdict(&rates, true, &[1, 1, 5, 1, 5]).unwrap();
+        let allowed = parse_decision(&rates, true, &[1, 1, 5, 1, 5]).unwrap();
         assert!(allowed.is_allowed());
-        let refused = verdict(&rates, true, &[0, 1, 5, 1, 9]).unwrap();
+        let refused = parse_decision(&rates, true, &[0, 1, 5, 1, 9]).unwrap();
         assert_eq!(refused.retry_after, Some(Duration::from_micros(5)));
     }
 }

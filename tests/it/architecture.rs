@@ -1,10 +1,14 @@
-//! Which module may know which other: Rust does not check it inside a crate, so this does, from the source.
+//! Which module may use which other. Rust does not check this inside a crate, so this test reads it
+//! from the source.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What each module may use of this crate, beside itself. A row names only rows above it, so there is no way round.
+use proc_macro2::{Spacing, TokenStream, TokenTree};
+
+/// What each module may use of this crate, beside itself. A row names only rows above it, so there
+/// is no circle.
 const MAY_USE: &[(&str, &[&str])] = &[
     // Values and rules, what went wrong, what may be set, what operators see.
     ("domain", &[]),
@@ -55,7 +59,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "throttle",
         ],
     ),
-    // The ways in. HTTP keeps sockets in the hub and counts in the throttle; everything else goes through a use case.
+    // The ways in. HTTP keeps sockets in the hub and counts in the throttle; everything else goes
+    // through a use case.
     (
         "api",
         &[
@@ -130,8 +135,8 @@ const BASE: &[&str] = &[
     "redis",
 ];
 
-/// Words that must not stand in the code of a place, whatever way they came there: whose places (beginnings of paths under
-/// `src`), which words, and where they are at home all the same.
+/// Words that the code of some files must not have: beginnings of the files' paths under `src`, the
+/// words, and beginnings of paths where the words are allowed after all.
 const BANNED: &[(&[&str], &[&str], &[&str])] = &[
     // Use cases know neither the way in nor a particular backend.
     (
@@ -185,8 +190,8 @@ fn source_root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
 }
 
-/// Every source file: its path under `src`, and its code without comments and texts.
-fn sources() -> Vec<(String, String)> {
+/// Every source file: its path under `src`, and the words of its code.
+fn sources() -> Vec<(String, Vec<String>)> {
     let (root, mut folders, mut sources) = (source_root(), vec![source_root()], Vec::new());
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
@@ -195,176 +200,91 @@ fn sources() -> Vec<(String, String)> {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let name = path.strip_prefix(&root).unwrap().to_str().unwrap();
-                sources.push((
-                    name.to_owned(),
-                    code_of(&fs::read_to_string(&path).unwrap()),
-                ));
+                let code = fs::read_to_string(&path).unwrap();
+                sources.push((name.to_owned(), words(&code)));
             }
         }
     }
     sources
 }
 
-/// The text without comments, and with empty ones in place of string and character literals.
-fn code_of(text: &str) -> String {
-    let mut code = String::new();
-    let mut rest = text;
-    while let Some(next) = rest.chars().next() {
-        let skipped = if rest.starts_with("//") {
-            rest.find('\n').unwrap_or(rest.len())
-        } else if rest.starts_with("/*") {
-            rest.find("*/").map_or(rest.len(), |end| end + 2)
-        } else if next == '"' {
-            code.push_str("\"\"");
-            quoted(rest)
-        } else if let Some(hashes) = raw_hashes(rest) {
-            code.push_str("\"\"");
-            let end = format!("\"{}", "#".repeat(hashes));
-            let start = hashes + 2;
-            rest[start..]
-                .find(&end)
-                .map_or(rest.len(), |at| start + at + end.len())
-        } else if next == '\'' {
-            match literal(rest) {
-                Some(length) => length,
-                None => {
-                    code.push(next);
-                    1
-                }
-            }
-        } else {
-            code.push(next);
-            next.len_utf8()
-        };
-        rest = &rest[skipped..];
-    }
-    code
-}
-
-/// The length of the string literal that `text` begins with.
-fn quoted(text: &str) -> usize {
-    let mut is_escaped = false;
-    for (at, c) in text.char_indices().skip(1) {
-        match c {
-            _ if is_escaped => is_escaped = false,
-            '\\' => is_escaped = true,
-            '"' => return at + 1,
-            _ => {}
-        }
-    }
-    text.len()
-}
-
-/// How many hashes the raw string has that `text` begins with, if it does.
-fn raw_hashes(text: &str) -> Option<usize> {
-    let rest = text.strip_prefix('r')?;
-    let hashes = rest.len() - rest.trim_start_matches('#').len();
-    rest[hashes..].starts_with('"').then_some(hashes)
-}
-
-/// The length of the character literal that `text` begins with; `None` if the quote begins a lifetime.
-fn literal(text: &str) -> Option<usize> {
-    let inner = &text[1..];
-    let first = inner.chars().next()?;
-    let body = if first == '\\' {
-        1 + inner[1..].chars().next()?.len_utf8()
-    } else {
-        first.len_utf8()
-    };
-    let end = inner[body..].find('\'')?;
-    // An escape may be long; any other character stands alone between its quotes.
-    (first == '\\' && end < 10 || end == 0).then_some(1 + body + end + 1)
-}
-
-/// The words of the code: identifiers, and `::`, braces and commas, which make the paths.
-fn words(code: &str) -> Vec<&str> {
+/// The words of the code: identifiers, and `::`, braces and commas, which make the paths. Comments
+/// and literals have none.
+fn words(code: &str) -> Vec<String> {
     let mut words = Vec::new();
-    let mut rest = code;
-    while let Some(first) = rest.chars().next() {
-        let is_word = |c: char| c.is_alphanumeric() || c == '_';
-        let length = if is_word(first) {
-            rest.find(|c| !is_word(c)).unwrap_or(rest.len())
-        } else if rest.starts_with("::") {
-            2
-        } else {
-            first.len_utf8()
-        };
-        if !first.is_whitespace() {
-            words.push(&rest[..length]);
-        }
-        rest = &rest[length..];
-    }
+    add_words(code.parse().unwrap(), &mut words);
     words
 }
 
-/// Which modules of the crate the code of a file names: after `crate::`, after as many `super::` as lead there from `depth`
-/// folders down, or, in the program itself, after `prompt_service::`.
-fn uses(code: &str, depth: usize) -> BTreeSet<&str> {
-    let words = words(code);
-    let mut found = BTreeSet::new();
-    let mut at = 0;
-    while at < words.len() {
-        let mut ups = 0;
-        let is_root = match words[at] {
-            "crate" | "prompt_service" => true,
-            "super" => {
-                while words.get(at + 2 * ups) == Some(&"super")
-                    && words.get(at + 2 * ups + 1) == Some(&"::")
-                {
-                    ups += 1;
-                }
-                ups >= depth
+fn add_words(tokens: TokenStream, words: &mut Vec<String>) {
+    let mut tokens = tokens.into_iter();
+    while let Some(token) = tokens.next() {
+        match token {
+            TokenTree::Group(group) => {
+                words.push("{".to_owned());
+                add_words(group.stream(), words);
+                words.push("}".to_owned());
             }
-            _ => false,
-        };
-        let start = at + 2 * ups.max(1);
-        let is_path = words.get(start - 1) == Some(&"::");
-        if is_root && is_path {
-            found.extend(heads(&words[start..]));
+            TokenTree::Punct(mark) if mark.as_char() == ':' && mark.spacing() == Spacing::Joint => {
+                words.push("::".to_owned());
+                tokens.next();
+            }
+            TokenTree::Ident(_) | TokenTree::Punct(_) => words.push(token.to_string()),
+            TokenTree::Literal(_) => {}
         }
-        at = if is_path && ups > 0 { start } else { at + 1 };
+    }
+}
+
+/// Which modules of the crate the code of a file names: after `crate::`, after as many `super::` as
+/// lead there from `depth` folders down, or, in the program itself, after `prompt_service::`.
+fn uses(words: &[String], depth: usize) -> BTreeSet<&str> {
+    let mut found = BTreeSet::new();
+    for at in 0..words.len() {
+        let path = &words[at..];
+        let is_inside_path = at > 0 && words[at - 1] == "::";
+        let steps = path.chunks(2).take_while(|step| *step == ["super", "::"]);
+        let start = match steps.count() {
+            _ if is_inside_path => continue,
+            0 if matches!(path[0].as_str(), "crate" | "prompt_service") => 2,
+            ups if ups >= depth => 2 * ups,
+            _ => continue,
+        };
+        if path.get(start - 1).is_some_and(|mark| mark == "::") {
+            found.extend(heads(&path[start..]));
+        }
     }
     found
 }
 
 /// The first words of what may follow `crate::`: one, or those of the list in braces.
-fn heads<'a>(words: &[&'a str]) -> Vec<&'a str> {
-    if words.first() != Some(&"{") {
-        return words.first().copied().into_iter().collect();
-    }
-    let (mut depth, mut is_first, mut heads) = (0, true, Vec::new());
+fn heads(words: &[String]) -> Vec<&str> {
+    let (mut depth, mut heads) = (0, Vec::new());
+    let mut is_first = true;
     for word in words {
-        match *word {
-            "{" => {
-                depth += 1;
-                is_first = depth == 1;
-            }
-            "}" => {
-                depth -= 1;
-                if depth == 0 {
-                    break;
-                }
-            }
+        match word.as_str() {
+            "{" => depth += 1,
+            "}" => depth -= 1,
             "," => is_first = depth == 1,
-            word if is_first => {
-                heads.push(word);
-                is_first = false;
-            }
+            head if std::mem::take(&mut is_first) => heads.push(head),
             _ => {}
+        }
+        if depth == 0 {
+            break;
         }
     }
     heads
 }
 
-/// The module at the top of a file's path, and how many modules lie between the file and the crate's root.
+/// The module at the top of a file's path, and how many modules lie between the file and the
+/// crate's root.
 fn place(name: &str) -> (&str, usize) {
     let top = name.split('/').next().unwrap().trim_end_matches(".rs");
     let depth = name.trim_end_matches("/mod.rs").split('/').count();
     (top, depth)
 }
 
-/// What a file breaks, in words.
-fn violations(name: &str, code: &str) -> Vec<String> {
+/// The rules that a file breaks, in words.
+fn violations(name: &str, words: &[String]) -> Vec<String> {
     let (top, depth) = place(name);
     let known: Vec<&str> = MAY_USE.iter().map(|(module, _)| *module).collect();
     let mut violations = Vec::new();
@@ -372,20 +292,19 @@ fn violations(name: &str, code: &str) -> Vec<String> {
         None if top == "lib" => {}
         None => violations.push(format!("{name}: its module has no row in the table")),
         Some((_, allowed)) => {
-            let used = uses(code, depth);
+            let used = uses(words, depth);
             let strangers = used
                 .into_iter()
                 .filter(|used| known.contains(used) && *used != top && !allowed.contains(used));
             violations.extend(strangers.map(|used| format!("{name}: {top} may not use {used}")));
         }
     }
-    let words = words(code);
     for (places, banned, homes) in BANNED {
         let concerns = places.iter().any(|place| name.starts_with(place))
             && !homes.iter().any(|home| name.starts_with(home));
         let present = banned
             .iter()
-            .filter(|word| concerns && words.contains(word));
+            .filter(|banned| concerns && words.iter().any(|word| word == *banned));
         violations.extend(present.map(|word| format!("{name}: {word} has no place here")));
     }
     if let Some(file) = name.strip_prefix("api/")
@@ -395,7 +314,9 @@ fn violations(name: &str, code: &str) -> Vec<String> {
         let used: Vec<&&str> = others
             .filter(|other| {
                 words.windows(3).any(|path| {
-                    matches!(path[0], "super" | "api") && path[1] == "::" && path[2] == **other
+                    matches!(path[0].as_str(), "super" | "api")
+                        && path[1] == "::"
+                        && path[2] == **other
                 })
             })
             .collect();
@@ -417,22 +338,21 @@ fn every_file_keeps_to_its_layer() {
     );
     let violations: Vec<String> = sources
         .iter()
-        .flat_map(|(name, code)| violations(name, code))
+        .flat_map(|(name, words)| violations(name, words))
         .collect();
     assert!(violations.is_empty(), "{}", violations.join("\n"));
 }
 
 #[test]
-fn the_table_covers_the_crate_and_has_no_way_round() {
+fn table_covers_the_crate_and_has_no_circle() {
     let (_, lib) = sources()
         .into_iter()
         .find(|(name, _)| name == "lib.rs")
         .unwrap();
-    let lib = words(&lib);
     let modules = lib
         .windows(2)
         .filter(|pair| pair[0] == "mod")
-        .map(|pair| pair[1]);
+        .map(|pair| pair[1].as_str());
     let rows: Vec<&str> = MAY_USE.iter().map(|(module, _)| *module).collect();
     let declared: BTreeSet<&str> = modules.chain(["main"]).collect();
     assert_eq!(declared, rows.iter().copied().collect());
@@ -448,7 +368,11 @@ fn the_table_covers_the_crate_and_has_no_way_round() {
 
 #[test]
 fn every_way_of_naming_a_module_is_seen() {
-    let used = |code, depth| uses(code, depth).into_iter().collect::<Vec<_>>();
+    let used = |code, depth| {
+        let words = words(code);
+        let used = uses(&words, depth).into_iter().map(str::to_owned);
+        used.collect::<Vec<_>>()
+    };
     assert_eq!(used("use crate::store::Error;", 1), ["store"]);
     assert_eq!(
         used(
@@ -475,17 +399,13 @@ fn every_way_of_naming_a_module_is_seen() {
 }
 
 #[test]
-fn comments_and_texts_are_not_code() {
-    let code = code_of(
-        "/// [`crate::store`]\nfn a<'a>(x: &'a str) -> char { let _ = \"crate::llm \\\" crate::api\"; /* crate::app */ '\\'' }\n\
-         const R: &str = r#\"crate::embed \" \"#; const Q: char = '\"'; use crate::search; const D: char = '\\u{1F600}';",
+fn comments_and_literals_are_not_code() {
+    let words = words(
+        "/// [`crate::store`]\nfn a<'a>(x: &'a str) { let _ = \"crate::llm \\\" crate::api\"; /* crate::app */ '\\'' }\n\
+         const R: &str = r#\"crate::embed \" \"#; const Q: char = '\"'; use crate::search;",
     );
-    assert_eq!(
-        uses(&code, 1).into_iter().collect::<Vec<_>>(),
-        ["search"],
-        "{code}"
-    );
-    assert!(code.contains("fn a<'a>(x: &'a str)"), "{code}");
+    let used: Vec<_> = uses(&words, 1).into_iter().collect();
+    assert_eq!(used, ["search"], "{words:?}");
 }
 
 #[test]
@@ -553,7 +473,7 @@ fn planted_violations_are_found() {
         ),
         ("novelty/mod.rs", "", "has no row in the table"),
     ] {
-        let found = violations(name, code).join("\n");
+        let found = violations(name, &words(code)).join("\n");
         assert!(found.contains(complaint), "{name}: {code}: found {found:?}");
     }
 }

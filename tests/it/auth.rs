@@ -1,4 +1,5 @@
-//! Accounts: registering, logging in and out, what ends what, and how slowly passwords may be guessed.
+//! Accounts: registering, logging in and out, what ends what, and how slowly passwords may be
+//! guessed.
 
 use std::time::Duration;
 
@@ -73,7 +74,7 @@ async fn the_published_example_registers() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_registration_is_told_by_field() {
+async fn registration_errors_are_reported_by_field() {
     let app = spawn_app(|_| ()).await;
     app.user("taken").await;
     for (body, fields) in [
@@ -141,7 +142,7 @@ async fn a_wrong_password_an_unknown_name_and_a_disabled_account_look_alike() {
 }
 
 #[tokio::test]
-async fn the_session_cookie_has_its_attributes_and_is_secure_by_a_trusted_proxys_word_only() {
+async fn session_cookie_is_secure_only_if_a_trusted_proxy_reports_tls() {
     let app = spawn_app(|_| ()).await;
     app.register("alice").await;
     let (secret, answer) = app.login_session("alice").await;
@@ -262,7 +263,7 @@ async fn logging_out_ends_the_refresh_token_and_the_session_also_after_a_restart
 }
 
 #[tokio::test]
-async fn logging_out_of_nothing_is_no_error() {
+async fn logging_out_without_credentials_is_no_error() {
     let app = spawn_app(|_| ()).await;
     let user = app.user("alice").await;
     let path = "/api/auth/logout/";
@@ -285,7 +286,7 @@ async fn logging_out_of_nothing_is_no_error() {
 }
 
 #[tokio::test]
-async fn a_ticket_names_its_lifetime_and_works_once() {
+async fn ticket_has_its_lifetime_and_works_once() {
     let app = spawn_app(|_| ()).await;
     let user = app.user("alice").await;
     let answer = user.post("/api/auth/ws-ticket/").send().await;
@@ -318,7 +319,7 @@ async fn user_with_session() -> (App, User, String) {
 }
 
 #[tokio::test]
-async fn disabling_an_account_ends_all_it_was_given() {
+async fn disabling_an_account_ends_all_its_credentials() {
     let (app, user, session) = user_with_session().await;
     let bearer = format!("Bearer {}", user.access);
     let mut socket = app
@@ -357,7 +358,7 @@ async fn disabling_an_account_ends_all_it_was_given() {
 }
 
 #[tokio::test]
-async fn a_new_password_ends_all_that_the_old_one_gave() {
+async fn new_password_ends_all_earlier_credentials() {
     let (app, user, session) = user_with_session().await;
     let hash = HashPool::start(1, 1)
         .unwrap()
@@ -384,11 +385,12 @@ async fn a_new_password_ends_all_that_the_old_one_gave() {
 }
 
 #[tokio::test]
-async fn logins_in_flight_during_a_change_of_password_give_nothing_that_lasts() {
+async fn logins_in_flight_during_a_change_of_password_give_no_lasting_credentials() {
     let app = spawn_app(behind_proxy).await;
     let user = app.user("alice").await;
     let store = app.folder.store().await;
-    // More logins than there are threads to hash them, each from an address of its own, so that none waits for another's outcome.
+    // More logins than there are threads to hash them, each from an address of its own, so that
+    // none waits for another's outcome.
     let mut logins = JoinSet::new();
     for n in 0..24 {
         let body = json!({ "username": "alice", "password": PASSWORD, "session": true });
@@ -402,7 +404,8 @@ async fn logins_in_flight_during_a_change_of_password_give_nothing_that_lasts() 
     let mut answers = vec![logins.join_next().await.unwrap().unwrap()];
     let hash =
         "$argon2id$v=19$m=19456,t=2,p=1$c2FsdHNhbHRzYWx0c2FsdA$c29tZXRoaW5nIGVsc2UsIG5vdCBpdA";
-    // Twice, as the operator's command does it: a login may read the account between the first one's time and its commit.
+    // Twice, as the operator's command does it: a login may read the account between the first
+    // one's time and its commit.
     for _ in 0..2 {
         let changed = store.set_password(UserId(user.id), hash, Timestamp::now());
         assert!(changed.await.unwrap());
@@ -428,7 +431,7 @@ async fn logins_in_flight_during_a_change_of_password_give_nothing_that_lasts() 
 }
 
 #[tokio::test]
-async fn a_refresh_asks_for_the_account_as_it_is_now() {
+async fn refresh_reads_the_account_from_the_store() {
     let app = spawn_app(|_| ()).await;
     let user = app.user("alice").await;
     // From here on the account is remembered for a while.
@@ -440,8 +443,7 @@ async fn a_refresh_asks_for_the_account_as_it_is_now() {
 }
 
 #[tokio::test]
-async fn ten_failures_of_a_name_from_an_address_are_answered_and_then_even_the_right_password_waits()
- {
+async fn after_ten_failures_of_a_name_from_one_address_even_the_right_password_must_wait() {
     let app = spawn_app(behind_proxy).await;
     for name in ["alice", "bob"] {
         app.register(name).await;
@@ -490,7 +492,7 @@ async fn ten_failures_of_a_name_from_an_address_are_answered_and_then_even_the_r
 }
 
 #[tokio::test]
-async fn an_address_that_nobody_vouches_for_is_not_believed() {
+async fn forwarded_address_is_ignored_without_a_trusted_proxy() {
     let app = spawn_app(|_| ()).await;
     app.register("alice").await;
     let login = async |password: &str, n: usize| {
@@ -558,7 +560,7 @@ async fn registrations_are_counted_by_address() {
 }
 
 #[tokio::test]
-async fn a_key_that_was_replaced_verifies_and_does_not_sign() {
+async fn fallback_key_verifies_and_does_not_sign() {
     let key = |letter: &str| Secret::new(letter.repeat(32));
     let with = |signing: Secret, fallbacks: Vec<Secret>| {
         move |config: &mut Config| {
@@ -598,7 +600,7 @@ const DJANGO_HASH: &str =
     "pbkdf2_sha256$1200$saltsaltsalt$Dx82Y3BLml5fY84Ls2N9wXwolASVfsbjd1ODng3ZN9I=";
 
 #[tokio::test]
-async fn an_imported_hash_logs_in_and_is_replaced() {
+async fn imported_password_hash_is_accepted_and_upgraded() {
     let folder = Folder::new();
     let store = folder.store().await;
     let imported = store

@@ -54,7 +54,7 @@ async fn silent_connections_make_room_for_others() {
 }
 
 #[tokio::test]
-async fn a_network_at_its_bound_makes_room_among_its_own_connections() {
+async fn network_at_its_bound_makes_room_by_closing_its_own_connections() {
     let app = spawn_app(|config| config.server.max_connections_per_network = 4).await;
     let mut kept = Vec::new();
     for _ in 0..12 {
@@ -67,7 +67,7 @@ async fn a_network_at_its_bound_makes_room_among_its_own_connections() {
 }
 
 #[tokio::test]
-async fn where_all_connections_are_busy_health_is_answered_and_everything_else_refused() {
+async fn if_all_connections_are_busy_only_health_checks_are_served() {
     let app = spawn_app(|config| config.server.max_connections = 3).await;
     let mut busy = Vec::new();
     for _ in 0..3 {
@@ -113,7 +113,7 @@ async fn a_trusted_proxy_is_not_bounded_as_one_network() {
 }
 
 #[tokio::test]
-async fn a_head_with_a_long_query_is_read_and_one_without_end_refused() {
+async fn head_with_a_long_query_is_read_and_an_endless_one_is_refused() {
     let app = spawn_app(|_| ()).await;
     let alice = app.user("alice").await;
     let query = "x".repeat(30_000);
@@ -159,7 +159,7 @@ async fn unread(app: &App, user: &User, path: &str) -> TcpStream {
 }
 
 #[tokio::test]
-async fn a_search_that_finds_long_texts_is_answered_whole() {
+async fn search_that_finds_long_texts_returns_all_of_them() {
     let app = spawn_app(|_| ()).await;
     let alice = with_large_prompts(&app, "alice", 12).await;
     let found = alice.search("anything", 100).await;
@@ -188,7 +188,7 @@ async fn a_search_that_finds_long_texts_is_answered_whole() {
 }
 
 #[tokio::test]
-async fn answers_that_nobody_reads_leave_memory_to_others() {
+async fn responses_that_are_not_read_leave_memory_for_others() {
     const BUDGET: usize = 16 << 20;
     let app = spawn_app(|config| config.server.request_memory = BUDGET).await;
     let alice = with_large_prompts(&app, "alice", 12).await;
@@ -218,7 +218,7 @@ async fn answers_that_nobody_reads_leave_memory_to_others() {
 }
 
 #[tokio::test]
-async fn unfinished_bodies_leave_memory_to_others() {
+async fn unfinished_bodies_leave_memory_for_others() {
     const BUDGET: usize = 16 << 20;
     let app = spawn_app(|config| config.server.request_memory = BUDGET).await;
     let (alice, bob) = (app.user("alice").await, app.user("bob").await);
@@ -253,7 +253,7 @@ async fn unfinished_bodies_leave_memory_to_others() {
 }
 
 #[tokio::test]
-async fn bodies_of_the_account_routes_are_small_and_wide_forms_refused() {
+async fn large_bodies_of_account_routes_and_forms_with_many_fields_are_refused() {
     let app = spawn_app(|_| ()).await;
     let alice = app.user("alice").await;
     let large = format!("{{\"refresh\": \"{}\"}}", "x".repeat(17_000));
@@ -308,7 +308,7 @@ async fn bodies_of_the_account_routes_are_small_and_wide_forms_refused() {
 }
 
 #[tokio::test]
-async fn an_answer_on_its_way_from_the_upstream_counts_as_memory_in_flight() {
+async fn answer_arriving_from_the_upstream_counts_as_memory_in_flight() {
     const PIECE: usize = 100_000;
     let upstream = Upstream::start().await;
     let (begun, gate) = (Gate::new(), Gate::new());

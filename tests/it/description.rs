@@ -76,8 +76,19 @@ fn every_error_has_examples_of_its_own_and_only_a_401_is_about_tokens() {
     assert!(!schemas.contains("token_not_valid"));
 }
 
+#[test]
+fn operations_on_one_object_describe_a_404() {
+    for (method, path, operation) in operations(&document()) {
+        let responses = operation["responses"].as_object().unwrap();
+        assert!(
+            !path.contains('{') || responses.contains_key("404"),
+            "{method} {path}"
+        );
+    }
+}
+
 #[tokio::test]
-async fn the_errors_that_the_service_returns_are_the_examples_that_are_shown() {
+async fn returned_errors_are_those_of_the_examples() {
     let closed = spawn_app(|config| {
         config.accounts.registration = prompt_service::config::Registration::Closed;
     })
@@ -273,7 +284,7 @@ fn swagger_ui_asks_every_route_of_the_api_for_json() {
 }
 
 #[test]
-fn the_credentials_on_offer_are_a_token_and_a_login_that_gets_one() {
+fn described_credentials_are_a_token_and_a_login_that_returns_one() {
     let document = document();
     let schemes = document["components"]["securitySchemes"]
         .as_object()

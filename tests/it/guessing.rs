@@ -1,4 +1,4 @@
-//! Bursts of logins: what clients that hang up cost, and what they cost others.
+//! Bursts of logins: what clients that disconnect cost, and what they cost others.
 
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 
 use crate::support::{App, PASSWORD, behind_proxy, spawn_app};
 
-/// Posts JSON from an address, and returns the connection without reading the answer.
+/// Posts JSON from an address, and returns the connection without reading the response.
 async fn post(app: &App, path: &str, address: &str, body: &serde_json::Value) -> TcpStream {
     let body = body.to_string();
     let request = format!(
@@ -28,12 +28,12 @@ async fn login_status(app: &App, address: &str, name: &str, password: &str) -> u
 }
 
 #[tokio::test]
-async fn wrong_logins_whose_clients_hang_up_are_counted() {
+async fn wrong_logins_of_clients_that_disconnect_are_counted() {
     let app = spawn_app(behind_proxy).await;
     app.register("alice").await;
     let wrong = json!({ "username": "alice", "password": "guess" });
     let mut hung_up = 0;
-    // Each connection is closed as soon as its request is sent, so most answers find nobody.
+    // Each connection is closed as soon as its request is sent, so most responses have no receiver.
     eventually!({
         drop(post(&app, "/api/auth/login/", "198.51.100.1", &wrong).await);
         hung_up += 1;
@@ -50,7 +50,7 @@ async fn wrong_logins_whose_clients_hang_up_are_counted() {
 }
 
 #[tokio::test]
-async fn right_logins_whose_clients_hang_up_lock_nobody_out() {
+async fn right_logins_of_clients_that_disconnect_lock_nobody_out() {
     let app = spawn_app(behind_proxy).await;
     app.register("alice").await;
     let right = json!({ "username": "alice", "password": PASSWORD });
@@ -64,7 +64,7 @@ async fn right_logins_whose_clients_hang_up_lock_nobody_out() {
 }
 
 #[tokio::test]
-async fn registrations_whose_clients_hang_up_are_counted() {
+async fn registrations_of_clients_that_disconnect_are_counted() {
     let app = spawn_app(|config| {
         behind_proxy(config);
         config.accounts.register_throttle = "3/h".parse().unwrap();
@@ -90,7 +90,7 @@ async fn registrations_from_the_networks_of_one_ipv6_site_are_counted_together()
     })
     .await;
     let register = async |address: &str| {
-        // Refused for its fields after it was counted: no password is hashed.
+        // Its fields are refused after it was counted, so no password is hashed.
         let register = app.post("/api/auth/register/").json(&json!({}));
         register
             .header("x-forwarded-for", address)
@@ -105,7 +105,7 @@ async fn registrations_from_the_networks_of_one_ipv6_site_are_counted_together()
 }
 
 #[tokio::test]
-async fn a_login_elsewhere_waits_for_a_few_of_a_burst_only() {
+async fn login_from_another_site_waits_only_for_a_few_of_a_burst() {
     let app = spawn_app(behind_proxy).await;
     app.register("alice").await;
     let mut burst = JoinSet::new();
@@ -115,7 +115,7 @@ async fn a_login_elsewhere_waits_for_a_few_of_a_burst_only() {
         let address = format!("198.51.100.{}", n % 3);
         burst.spawn(login.header("x-forwarded-for", &address).send());
     }
-    // The first outcome: by now the others wait for their turn.
+    // At the first outcome the others wait for their turn.
     assert_eq!(burst.join_next().await.unwrap().unwrap().status, 401);
     let status = login_status(&app, "203.0.113.1", "alice", PASSWORD).await;
     assert_eq!(status, 200);

@@ -196,16 +196,8 @@ async fn a_key_in_flight_is_a_conflict_until_its_answer_is_there() {
         assert_eq!(conflict.json()["code"], "idempotency_key_in_use");
         assert_eq!(conflict.header("retry-after"), Some("1"));
     }
-    let outcome = CallOutcome::Completed {
-        response: "Because.".into(),
-        model: "other".to_owned(),
-        finish_reason: None,
-        prompt_tokens: None,
-        completion_tokens: None,
-        embedding: None,
-    };
     store
-        .finish_call(id, holder, None, outcome)
+        .settle_call(id, holder, CallOutcome::completed("Because.", "other"))
         .await
         .unwrap()
         .unwrap();
@@ -333,17 +325,13 @@ async fn keys_survive_a_restart_and_are_stored_hashed() {
     let body = json!({ "prompt": "hello" });
     let first = post(&user, "very-telling-key", &body).await;
     let folder = app.kill().await;
-    let known = folder
+    let claim = claim("very-telling-key", "hello");
+    let state = folder
         .store()
         .await
-        .known_key(
-            UserId(user.id),
-            &claim("very-telling-key", "hello").key_hash,
-        )
-        .await
-        .unwrap()
-        .unwrap();
-    assert!(matches!(known.state, KeyState::Completed(_)));
+        .key_state(UserId(user.id), &claim)
+        .await;
+    assert!(matches!(state.unwrap(), Some(KeyState::Completed(_))));
     for entry in std::fs::read_dir(folder.path()).unwrap() {
         let bytes = std::fs::read(entry.unwrap().path()).unwrap_or_default();
         let found = bytes

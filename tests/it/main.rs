@@ -16,6 +16,7 @@ mod embed_accuracy;
 mod guessing;
 mod idempotency;
 mod llm;
+mod logs;
 mod metrics;
 mod moving;
 mod oauth;

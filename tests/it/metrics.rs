@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::support::{Client, PASSWORD, spawn_app};
 
 #[tokio::test]
-async fn what_happens_is_counted() {
+async fn events_are_counted() {
     let app = spawn_app(|config| config.prompt_throttle = "2/day".parse().unwrap()).await;
     let user = app.user("alice").await;
     user.prompt("counted").await;
@@ -80,7 +80,7 @@ async fn what_happens_is_counted() {
 }
 
 #[tokio::test]
-async fn no_label_holds_what_a_client_chose() {
+async fn no_label_has_a_value_chosen_by_a_client() {
     let app = spawn_app(|_| ()).await;
     let user = app.user("mallory").await;
     let id = user.prompt("xyzzy").await;
@@ -164,7 +164,7 @@ async fn metrics_may_have_a_listener_of_their_own() {
 }
 
 #[tokio::test]
-async fn metrics_are_read_on_their_own_listener_while_all_connections_are_taken() {
+async fn metrics_listener_works_while_all_connections_are_taken() {
     let app = spawn_app(|config| {
         config.server.metrics_addr = "127.0.0.1:0".parse().ok();
         config.server.max_connections = 1;
@@ -177,7 +177,7 @@ async fn metrics_are_read_on_their_own_listener_while_all_connections_are_taken(
 }
 
 #[tokio::test]
-async fn the_health_of_the_store_is_known_without_anybody_asking() {
+async fn health_of_the_store_is_watched_without_requests() {
     let app = spawn_app(|_| ()).await;
     assert_eq!(app.metric("backend_up{backend=\"store\"}").await, Some(1.0));
 }

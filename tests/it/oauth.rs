@@ -24,7 +24,7 @@ fn form(name: &str, password: &str) -> String {
 }
 
 #[tokio::test]
-async fn name_and_password_get_an_access_token_and_nothing_else() {
+async fn name_and_password_return_only_an_access_token() {
     let app = spawn_app(|_| ()).await;
     let user = app.user("alice").await;
     let answer = ask(&app, &form("alice", PASSWORD)).await;
@@ -46,7 +46,7 @@ async fn name_and_password_get_an_access_token_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_is_told_by_the_codes_of_oauth() {
+async fn errors_have_the_codes_of_oauth() {
     let app = spawn_app(|_| ()).await;
     app.user("alice").await;
     for (form, code) in [

@@ -1,4 +1,5 @@
-//! The API's description: it is the committed one, it has every route, and every route in it is guarded as the table says.
+//! The API's description: it is the committed one, it has every route, and every route in it is
+//! guarded as the table says.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -26,7 +27,8 @@ enum Access {
     Socket,
 }
 
-/// Every operation, what it asks of its caller, and what it answers to one who has that and sends nothing else.
+/// Every operation, what it asks of its caller, and what it answers to one who has that and sends
+/// nothing else.
 const OPERATIONS: &[(&str, &str, Access, u16)] = &[
     ("get", "/", Access::Open, 200),
     ("get", "/api/auth/me/", Access::Bearer, 200),
@@ -129,8 +131,9 @@ fn the_document_asks_for_the_credentials_that_the_table_says() {
     }
 }
 
-/// The routers are built by `routes!`, which takes a handler's path and description together, so a handler that is served is
-/// described. This holds that there is no other way in, but for the files behind the pages.
+/// The routers are built by `routes!`, which takes a handler's path and description together, so a
+/// handler that is served is described. This holds that there is no other way in, but for the files
+/// behind the pages.
 #[test]
 fn no_route_is_served_without_being_described() {
     let mut handlers = 0;
@@ -198,7 +201,8 @@ async fn every_described_path_has_the_methods_described_and_no_others() {
     assert_eq!(unmatched, None);
 }
 
-/// Credentials that authenticate nobody, by name: the value of `Authorization`, further headers, and the `code` of the answer.
+/// Credentials that authenticate nobody, by name: the value of `Authorization`, further headers,
+/// and the `code` of the answer.
 struct Bad {
     name: &'static str,
     headers: Vec<(&'static str, String)>,

@@ -1,4 +1,5 @@
-//! The program itself, as an operator runs it: settings it takes and refuses, and commands beside a running service.
+//! The program itself, as an operator runs it: settings it takes and refuses, and commands beside a
+//! running service.
 
 use std::ffi::OsStr;
 use std::io::Write;
@@ -28,7 +29,7 @@ fn complaint(output: &Output) -> String {
 }
 
 #[test]
-fn the_env_file_of_the_working_directory_is_read_and_no_other() {
+fn only_the_env_file_of_the_working_directory_is_read() {
     let outer = tempfile::tempdir().unwrap();
     let inner = outer.path().join("inner");
     std::fs::create_dir(&inner).unwrap();
@@ -117,11 +118,12 @@ async fn set_password(app: &App) -> Child {
 }
 
 #[tokio::test]
-async fn what_is_given_while_the_operator_types_a_new_password_ends_too() {
+async fn credentials_given_while_the_operator_types_a_new_password_end_too() {
     let app = spawn_app(|_| ()).await;
     app.user("alice").await;
     let mut command = set_password(&app).await;
-    // The operator takes a while; what is given meanwhile is dated a second later than the command's start at least.
+    // The operator takes a while; what is given meanwhile is dated a second later than the
+    // command's start at least.
     tokio::time::sleep(Duration::from_millis(1500)).await;
     let (access, refresh) = app.login("alice").await;
     let mut typed = command.stdin.take().unwrap();

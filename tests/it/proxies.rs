@@ -40,7 +40,7 @@ async fn clients_are_told_apart_in_every_form_of_their_addresses() {
 }
 
 #[tokio::test]
-async fn bytes_that_are_no_text_hide_no_hop_right_of_them() {
+async fn invalid_bytes_do_not_hide_the_hops_to_their_right() {
     let app = spawn_app(one_registration).await;
     assert!(is_first(&app, &[b"gr\xf6\xdfe, 198.51.100.1"]).await);
     assert!(is_first(&app, &[b"198.51.100.1, gr\xc3\xb6\xc3\x9fe, 198.51.100.2"]).await);
@@ -52,7 +52,7 @@ async fn bytes_that_are_no_text_hide_no_hop_right_of_them() {
 }
 
 #[tokio::test]
-async fn the_header_forwarded_is_not_believed() {
+async fn header_forwarded_is_ignored() {
     let app = spawn_app(one_registration).await;
     let register = async |forwarded: &str| {
         let register = app.post("/api/auth/register/").json(&json!({}));

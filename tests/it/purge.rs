@@ -1,4 +1,4 @@
-//! Forgetting what has expired, under clocks that are right and wrong.
+//! Purging expired rows, with clocks that are right and wrong.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::support::Folder;
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// A store, and a monotonic clock that is moved by hand.
+/// A store, and a monotonic clock that the test moves.
 struct Setting {
     store: Arc<dyn TestableStore>,
     _folder: Folder,
@@ -48,7 +48,7 @@ impl Setting {
         self.now += HOUR * hours;
     }
 
-    /// Stores a session, a revoked token and an idempotency key that end at `end`.
+    /// Stores a session, a revoked token and an idempotency key that expire at `end`.
     async fn put(&self, mark: u8, end: Timestamp) {
         let session = Session {
             token_hash: [mark; 32],
@@ -88,7 +88,7 @@ impl Setting {
 }
 
 #[tokio::test]
-async fn a_clock_that_is_ahead_for_one_start_makes_nothing_forgotten() {
+async fn clock_that_is_ahead_for_one_start_purges_nothing() {
     for ahead in [DAY * 2, DAY * 30, DAY * 3650] {
         let mut setting = Setting::new().await;
         let clock = Timestamp::now();
@@ -107,7 +107,7 @@ async fn a_clock_that_is_ahead_for_one_start_makes_nothing_forgotten() {
 }
 
 #[tokio::test]
-async fn what_expired_a_week_ago_is_forgotten_also_after_a_pause() {
+async fn rows_that_expired_a_week_ago_are_purged_also_after_a_pause() {
     let mut setting = Setting::new().await;
     let clock = Timestamp::now();
     setting.run(clock, 0).await;
@@ -126,7 +126,7 @@ async fn what_expired_a_week_ago_is_forgotten_also_after_a_pause() {
 }
 
 #[tokio::test]
-async fn a_store_that_was_made_under_a_wrong_clock_forgets_nothing_once_it_is_right() {
+async fn store_created_under_a_wrong_clock_purges_nothing_once_the_clock_is_right() {
     let mut setting = Setting::new().await;
     let clock = Timestamp::now();
     setting.run(clock.plus(DAY * 3650), 24).await;

@@ -11,7 +11,7 @@ use prompt_service::telemetry::Metrics;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::store::{completed, model, new_user, vector};
+use crate::store::{InsertPrompt, completed, model, new_user, vector};
 use crate::support::Folder;
 
 /// A model that gives every text the same vector.

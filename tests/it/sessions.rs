@@ -62,7 +62,7 @@ async fn stored_session(app: &App, user_id: i64, created_at: Timestamp) -> Strin
 }
 
 #[tokio::test]
-async fn cookies_of_other_forms_hide_no_session() {
+async fn invalid_cookies_do_not_hide_the_session() {
     let app = spawn_app(|_| ()).await;
     app.user("alice").await;
     let (session, _) = app.login_session("alice").await;
@@ -88,7 +88,7 @@ async fn cookies_of_other_forms_hide_no_session() {
 }
 
 #[tokio::test]
-async fn the_first_good_session_counts_and_logging_out_ends_all() {
+async fn first_valid_session_counts_and_logging_out_ends_all() {
     let app = spawn_app(|_| ()).await;
     let (alice, bob) = (app.user("alice").await, app.user("bob").await);
     let (of_alice, _) = app.login_session("alice").await;
@@ -132,7 +132,7 @@ async fn the_first_good_session_counts_and_logging_out_ends_all() {
 }
 
 #[tokio::test]
-async fn a_page_gets_a_new_access_token_by_its_session_alone() {
+async fn session_cookie_alone_gets_a_new_access_token() {
     let app = spawn_app(|config| {
         config.server.cors_allowed_origins = vec!["https://app.example".to_owned()];
     })
@@ -173,7 +173,7 @@ async fn a_page_gets_a_new_access_token_by_its_session_alone() {
 }
 
 #[tokio::test]
-async fn a_session_that_ended_refreshes_like_a_bad_refresh_token() {
+async fn ended_session_is_refused_like_an_invalid_refresh_token() {
     let app = spawn_app(|_| ()).await;
     let alice = app.user("alice").await;
     let (session, _) = app.login_session("alice").await;
@@ -198,7 +198,7 @@ async fn a_session_that_ended_refreshes_like_a_bad_refresh_token() {
 }
 
 #[tokio::test]
-async fn a_refresh_token_in_the_body_goes_before_the_cookie() {
+async fn refresh_token_in_the_body_takes_precedence_over_the_cookie() {
     let app = spawn_app(|_| ()).await;
     let alice = app.user("alice").await;
     let (session, _) = app.login_session("alice").await;
@@ -232,7 +232,7 @@ async fn a_refresh_token_in_the_body_goes_before_the_cookie() {
 }
 
 #[tokio::test]
-async fn a_login_from_a_foreign_page_gives_no_session_and_counts_nothing() {
+async fn login_with_session_from_a_foreign_page_is_refused_and_not_counted() {
     let app = spawn_app(|config| {
         config.server.cors_allowed_origins = vec!["https://app.example".to_owned()];
     })
@@ -290,7 +290,7 @@ async fn a_login_from_a_foreign_page_gives_no_session_and_counts_nothing() {
 }
 
 #[tokio::test]
-async fn over_tls_the_cookie_is_of_this_host_alone_and_pages_are_https() {
+async fn over_tls_the_cookie_has_the_host_prefix_and_pages_are_https() {
     let app = spawn_app(behind_proxy).await;
     let alice = app.user("alice").await;
     let https = own(&app).replace("http", "https");

@@ -1,4 +1,5 @@
-//! Stopping and starting: what is in flight finishes, sockets are told, and one folder has one service.
+//! Stopping and starting: requests in flight finish, sockets are closed with a reason, and one
+//! folder has one service.
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use tokio::time::timeout;
 
 use crate::support::{App, DEADLINE, User, on_postgres, spawn_app, spawn_app_in, try_spawn_app_in};
 
-/// A post whose body has not wholly arrived: the connection, and what is still to be sent.
+/// A post whose body has not arrived completely: the connection, and the rest of the body.
 async fn half_a_post(app: &App, user: &User, prompt: &str) -> (TcpStream, String) {
     let body = json!({ "prompt": prompt }).to_string();
     let (now, later) = body.split_at(5);
@@ -27,14 +28,14 @@ async fn half_a_post(app: &App, user: &User, prompt: &str) -> (TcpStream, String
 /// Everything that arrives until the service closes the connection.
 async fn rest_of(mut connection: TcpStream) -> String {
     let mut bytes = Vec::new();
-    // A connection that is cut off may end in an error as well as in silence.
+    // A connection that is cut off may end with an error or without one.
     let _ = timeout(DEADLINE, connection.read_to_end(&mut bytes))
         .await
         .expect("the connection ends");
     String::from_utf8(bytes).unwrap()
 }
 
-/// How many posts the user has made so far: counted as soon as the head has arrived.
+/// How many posts of the user the throttle has counted: each as soon as its head has arrived.
 async fn posts_counted(user: &User) -> u32 {
     let answer = user.get("/api/prompts/").send().await;
     let left = answer
@@ -48,7 +49,7 @@ async fn posts_counted(user: &User) -> u32 {
 }
 
 #[tokio::test]
-async fn a_request_in_flight_finishes_after_the_listener_closed() {
+async fn request_in_flight_finishes_after_the_listener_closed() {
     let mut app = spawn_app(|config| config.prompt_throttle = "100/day".parse().unwrap()).await;
     let user = app.user("alice").await;
     let (mut connection, later) = half_a_post(&app, &user, "in flight").await;
@@ -77,7 +78,7 @@ async fn a_request_in_flight_finishes_after_the_listener_closed() {
 }
 
 #[tokio::test]
-async fn a_request_that_never_arrives_is_cut_off_at_the_end_of_the_grace() {
+async fn request_that_never_arrives_is_cut_off_at_the_end_of_the_grace_period() {
     let mut app = spawn_app(|config| {
         config.prompt_throttle = "100/day".parse().unwrap();
         config.server.shutdown_grace = Duration::from_millis(200);
@@ -128,7 +129,7 @@ async fn while_draining_the_service_is_not_ready_and_still_serves() {
 }
 
 #[tokio::test]
-async fn sockets_are_told_that_the_service_goes_away() {
+async fn sockets_are_closed_as_going_away() {
     let mut app = spawn_app(|_| ()).await;
     let user = app.user("alice").await;
     let bearer = format!("Bearer {}", user.access);
@@ -150,9 +151,9 @@ async fn sockets_are_told_that_the_service_goes_away() {
 }
 
 #[tokio::test]
-async fn idle_connections_do_not_hold_the_service_up() {
+async fn idle_connections_do_not_delay_the_stop() {
     let app = spawn_app(|config| config.server.shutdown_grace = 10 * DEADLINE).await;
-    // One that was used and kept, and one that never said a word.
+    // One that was used and kept open, and one that never sent anything.
     assert_eq!(app.get("/healthz").send().await.status, 200);
     let silent = TcpStream::connect(app.addr).await.unwrap();
     eventually!(app.metric("http_connections").await >= Some(2.0));
@@ -181,7 +182,7 @@ async fn metrics_are_served_until_the_end() {
 }
 
 #[tokio::test]
-async fn a_folder_has_one_service_at_a_time() {
+async fn folder_is_used_by_one_service_at_a_time() {
     let app = spawn_app(|_| ()).await;
     let user = app.user("alice").await;
     let second = try_spawn_app_in(app.folder.clone(), |_| ()).await;
@@ -205,7 +206,7 @@ async fn a_folder_has_one_service_at_a_time() {
 }
 
 #[tokio::test]
-async fn a_port_in_use_is_named_by_its_setting_and_the_folder_is_let_go() {
+async fn port_in_use_is_named_by_its_setting_and_the_folder_is_unlocked() {
     let app = spawn_app(|_| ()).await;
     let taken = app.addr;
     let folder = crate::support::Folder::new();

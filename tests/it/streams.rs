@@ -324,14 +324,7 @@ async fn begin_elsewhere(store: &dyn CallStore, user: &User, lease: Duration) ->
 }
 
 fn answer(text: &str) -> CallOutcome {
-    CallOutcome::Completed {
-        response: text.into(),
-        model: "other".to_owned(),
-        finish_reason: None,
-        prompt_tokens: None,
-        completion_tokens: None,
-        embedding: None,
-    }
+    CallOutcome::completed(text, "other")
 }
 
 #[tokio::test]
@@ -349,10 +342,9 @@ async fn what_another_process_answers_is_read_whole_once_it_is_done() {
     assert_eq!(stream.next().await.unwrap().name, "started");
     stream.wait_for_comment().await;
     let finished = store
-        .finish_call(
+        .settle_call(
             prompt_service::domain::PromptId(id),
             THROUGH_OTHERS,
-            None,
             answer("Because."),
         )
         .await

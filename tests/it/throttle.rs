@@ -17,7 +17,7 @@ fn retry_after(answer: &Response) -> u64 {
 }
 
 #[tokio::test]
-async fn of_many_racing_clients_exactly_as_many_are_let_through_as_the_rate_says() {
+async fn exactly_the_rate_is_let_through_when_many_clients_race() {
     for (text, limit) in [("1/day", 1), ("5/h,7/day", 5)] {
         let app = spawn_app(rates(text)).await;
         let user = app.user("alice").await;
@@ -52,7 +52,8 @@ async fn the_default_is_one_a_second_and_ten_a_minute() {
         Some("\"second\";q=1;w=1, \"minute\";q=10;w=60")
     );
     assert_eq!(first.header("ratelimit"), Some("\"second\";r=0;t=1"));
-    // A second one within the second is refused. Until there is one, none may be kept waiting for the minute.
+    // A second one within the second is refused. Until there is one, none may be kept waiting for
+    // the minute.
     let app = spawn_app(rates("1/s")).await;
     let user = app.user("alice").await;
     let mut answers = Vec::new();
@@ -76,7 +77,7 @@ async fn the_default_is_one_a_second_and_ten_a_minute() {
 }
 
 #[tokio::test]
-async fn what_one_rate_refuses_uses_up_nothing_of_another() {
+async fn request_refused_by_one_rate_is_not_counted_by_another() {
     let app = spawn_app(rates("1/s,100/day")).await;
     let user = app.user("alice").await;
     let (mut accepted, mut refused) = (0, 0);
@@ -102,7 +103,7 @@ async fn what_one_rate_refuses_uses_up_nothing_of_another() {
 }
 
 #[tokio::test]
-async fn the_longer_rate_refuses_for_as_long_as_it_takes() {
+async fn longer_rate_refuses_until_its_window_has_room() {
     let app = spawn_app(rates("1/s,3/day")).await;
     let user = app.user("alice").await;
     for _ in 0..3 {
@@ -122,7 +123,7 @@ async fn the_longer_rate_refuses_for_as_long_as_it_takes() {
 }
 
 #[tokio::test]
-async fn posts_of_one_user_are_counted_and_nothing_else_is() {
+async fn only_posts_of_one_user_are_counted() {
     let app = spawn_app(rates("2/day")).await;
     let (alice, bob) = (app.user("alice").await, app.user("bob").await);
     let left = async || {
@@ -187,7 +188,7 @@ async fn the_throttle_comes_before_the_body_and_after_the_method() {
 }
 
 #[tokio::test]
-async fn off_means_no_limit_and_no_word_of_one() {
+async fn throttle_that_is_off_limits_nothing_and_adds_no_headers() {
     let app = spawn_app(rates("off")).await;
     let user = app.user("alice").await;
     for n in 0..20 {

@@ -73,7 +73,7 @@ async fn a_token_from_the_future_is_invalid_everywhere() {
 }
 
 #[tokio::test]
-async fn a_token_of_a_clock_that_is_a_little_ahead_counts_at_once() {
+async fn token_dated_slightly_ahead_is_valid_at_once() {
     let app = spawn_app(|_| ()).await;
     let alice = app.user("alice").await;
     let token = |kind| app.token(kind, alice.id, in_seconds(2), HOUR);
@@ -82,7 +82,7 @@ async fn a_token_of_a_clock_that_is_a_little_ahead_counts_at_once() {
 }
 
 #[tokio::test]
-async fn disabling_and_enabling_ends_tokens_that_are_dated_a_little_ahead() {
+async fn disabling_and_enabling_ends_tokens_dated_slightly_ahead() {
     let app = spawn_app(|_| ()).await;
     let alice = app.user("alice").await;
     let username = || "alice".to_owned();
@@ -124,7 +124,7 @@ async fn disabling_and_enabling_ends_tokens_that_are_dated_a_little_ahead() {
 }
 
 #[tokio::test]
-async fn what_is_given_right_after_a_change_counts_at_once() {
+async fn credentials_given_right_after_a_change_are_valid_at_once() {
     let app = spawn_app(|_| ()).await;
     let alice = app.user("alice").await;
     for _ in 0..3 {
@@ -169,7 +169,7 @@ async fn an_account_changed_by_a_clock_far_ahead_can_still_log_in() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_logged_out_while_the_clock_is_wrong_stays_so() {
+async fn token_logged_out_while_the_clock_is_wrong_stays_revoked() {
     let app = spawn_app(|_| ()).await;
     let alice = app.user("alice").await;
     // By a clock that is two days ahead a token of today has expired.

@@ -93,10 +93,10 @@ def test_a_dry_run_says_what_would_be_done_and_imports_nothing(old_url, tmp_path
 def test_every_row_is_there_once_as_it_was(moved_in):
     with sqlite3.connect(moved_in / "prompt-service.sqlite3") as file:
         rows = file.execute(
-            "SELECT p.id, p.user_id, prompt, response, model, status, created_at, count(e.f16)"
+            "SELECT p.id, p.user_id, prompt, response, model, status, created_at, count(e.embedding)"
             " FROM prompt p LEFT JOIN prompt_embedding e ON e.prompt_id = p.id GROUP BY p.id ORDER BY p.id"
         ).fetchall()
-        users = file.execute("SELECT id, username, email, is_active, created_at FROM user ORDER BY id").fetchall()
+        users = file.execute("SELECT id, username, email, is_active, created_at FROM account ORDER BY id").fetchall()
     def micros(n):
         return round(old_system.asked_at(n).timestamp() * 1_000_000)
 

@@ -122,7 +122,7 @@ def test_a_hash_made_by_django_logs_in_and_is_replaced(iterations):
         [database] = service.database_files()
         with sqlite3.connect(database) as connection:
             changed = connection.execute(
-                "UPDATE user SET password_hash = ? WHERE username = ?", (imported, user.username)
+                "UPDATE account SET password_hash = ? WHERE username = ?", (imported, user.username)
             )
             assert changed.rowcount == 1
         connection.close()
@@ -135,7 +135,7 @@ def test_a_hash_made_by_django_logs_in_and_is_replaced(iterations):
                 assert right.status_code == 200, right.text
             assert again.stop() == 0
         with sqlite3.connect(database) as connection:
-            [(stored,)] = connection.execute("SELECT password_hash FROM user WHERE username = ?", (user.username,))
+            [(stored,)] = connection.execute("SELECT password_hash FROM account WHERE username = ?", (user.username,))
         connection.close()
         assert stored.startswith("$argon2id$"), stored.split("$")[:2]
 

@@ -1,10 +1,10 @@
-//! Where a request comes from, seen through the proxies that are trusted and no others.
+//! The address of the client, found through trusted proxies.
 //!
-//! Each proxy appends to `X-Forwarded-For` the address that it was asked from, and to
-//! `X-Forwarded-Proto` how. Both lists are read from the right, for as long as the hop that wrote
-//! an entry is trusted, so that what the client itself wrote is never reached. `Forwarded`
-//! (RFC 7239) is never read: a proxy that writes the other two passes on whatever `Forwarded` its
-//! client made up.
+//! Each proxy appends to `X-Forwarded-For` the address of its own client, and to
+//! `X-Forwarded-Proto` the protocol of that connection. Both lists are read from the right, as long
+//! as the hop that wrote an entry is trusted, so that entries of the client itself are never
+//! believed. `Forwarded` (RFC 7239) is not read: a proxy that writes the other two passes a forged
+//! `Forwarded` on.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -24,7 +24,8 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
 
-/// The client's address: the peer, or, behind trusted proxies, the rightmost hop that is not trusted.
+/// The client's address: the peer, or, behind trusted proxies, the rightmost hop that is not
+/// trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientAddress(pub IpAddr);
 
@@ -43,12 +44,12 @@ impl ClientAddress {
     }
 }
 
-/// Whether the client spoke TLS, by the word of a trusted proxy; the service itself never does.
+/// Whether the client uses TLS, as a trusted proxy says. The service itself does not speak TLS.
 pub fn is_tls(parts: &Parts, trusted: &[IpNet]) -> bool {
     Hops::of(parts, trusted).is_tls(&parts.headers)
 }
 
-/// The way that a request took to this service, as far as it can be believed.
+/// The hops that a request took to this service, as far as they are trusted.
 struct Hops {
     client: IpAddr,
     /// How many entries of `X-Forwarded-For` lie between the peer and the client, the client's own
@@ -58,8 +59,8 @@ struct Hops {
 
 impl Hops {
     fn of(parts: &Parts, trusted: &[IpNet]) -> Self {
-        // Every request comes through the server, which puts its peer in; an unroutable address
-        // stands for none.
+        // The server sets the peer of every request. An unroutable address stands for a missing
+        // one.
         let peer = parts.extensions.get::<Peer>();
         let peer = peer.map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.0.ip());
         Self::walk(peer.to_canonical(), &parts.headers, trusted)
@@ -78,8 +79,8 @@ impl Hops {
             if !is_trusted(client) {
                 break;
             }
-            // A hop that cannot be read ends the walk: whatever stands left of it may have been
-            // written by anybody.
+            // A hop that cannot be read ends the walk: anybody may have written the entries to the
+            // left of it.
             let Some(address) = hop_address(hop) else {
                 break;
             };
@@ -92,9 +93,10 @@ impl Hops {
         }
     }
 
-    /// Reads the entry of `X-Forwarded-Proto` that stands as far from the right as the client's
-    /// address does in `X-Forwarded-For`: the same proxy wrote both. Proxies that write one value
-    /// for all hops, or fewer than there are, mean the client's own connection by the first.
+    /// Reads the entry of `X-Forwarded-Proto` at the same position from the right as the client's
+    /// address in `X-Forwarded-For`: the same proxy wrote both. Some proxies write one value for
+    /// all hops, or fewer than there are hops; the first value then is that of the client's
+    /// connection.
     fn is_tls(&self, headers: &HeaderMap) -> bool {
         let Some(walked) = self.walked else {
             return false;
@@ -250,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn other_hops_of_a_line_count_whatever_bytes_one_holds() {
+    fn hop_with_invalid_bytes_does_not_hide_the_others() {
         let line = b"6.6.6.6, gr\xf6\xdfe, 198.51.100.1, 10.0.0.2";
         let headers = headers(&[(FOR, line)]);
         let client = walk("10.0.0.1", &headers).client;
@@ -258,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clients_tls_is_what_the_proxy_says_that_it_spoke_to() {
+    fn tls_is_known_from_the_proxy_that_the_client_connected_to() {
         let is_tls = |peer: &str, hops: &str, protos: &[&str]| {
             let protos = protos.iter().map(|line| (PROTO, line.as_bytes()));
             let hops = (!hops.is_empty()).then_some((FOR, hops.as_bytes()));

@@ -1,4 +1,4 @@
-//! Request bodies: bounded in size, time and memory, and read as what their content type says.
+//! Request bodies: bounded in size, time and memory, and read by their content type.
 
 use std::marker::PhantomData;
 use std::time::Duration;
@@ -19,30 +19,31 @@ use crate::error::Error;
 use crate::memory_budget::Reservation;
 
 /// The largest body of a route that takes names, passwords and tokens, in bytes: a password has up
-/// to 4 KiB of UTF-8, which JSON may write with three times as many.
+/// to 4 KiB of UTF-8, and JSON may write it with three times as many bytes.
 const SMALL_BODY_BYTES: usize = 16 << 10;
-/// How long a body may take to arrive. A megabyte in this time is 35 kB/s, slower than any network worth serving.
+/// How long a body may take to arrive. A megabyte in this time is 35 kB/s, slower than any usual
+/// network.
 const READ_DEADLINE: Duration = Duration::from_secs(30);
-/// What is read and thrown away of a body that is too large, so that its sender gets to read the answer.
+/// The most bytes of a body that are read and dropped, so that its sender can read the response.
 const MAX_DRAINED_BYTES: usize = 16 << 20;
-/// How long that may take.
+/// How long reading and dropping may take.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
-/// The room that is made for a body before any of it has come, in bytes.
+/// The buffer's size for a body of which nothing has come yet, in bytes.
 const FIRST_ROOM: usize = 4 << 10;
 
-/// What a route wants of a body.
+/// The fields and the size of a route's request body.
 pub trait Form: Send {
-    /// The names of the fields. Others are passed over and take no memory.
+    /// The names of the fields. Other fields are skipped and take no memory.
     const FIELDS: &'static [&'static str];
     /// The most bytes of the body.
     const MAX_BYTES: usize = SMALL_BODY_BYTES;
 }
 
-/// A request's fields, whatever form they came in: JSON, form-encoded or multipart. An empty body has none.
+/// A request's fields, from JSON, a form or multipart. An empty body has none.
 pub struct Body<F> {
-    /// The fields that the route wants, as far as they came.
+    /// Those of the route's fields that came.
     pub fields: Fields,
-    /// What the body holds in the account of memory in flight.
+    /// The body's reservation in the memory budget.
     pub memory: Reservation,
     form: PhantomData<fn() -> F>,
 }
@@ -59,7 +60,8 @@ impl<F: Form> FromRequest<AppState> for Body<F> {
 }
 
 impl<F: Form> Body<F> {
-    /// Reads the body of a request with these headers. `memory` holds what the body takes.
+    /// Reads the body of a request with these headers. `memory` becomes the reservation of its
+    /// bytes.
     ///
     /// # Errors
     /// 400, 408, 413, 415, or 503 if there is no memory for the body.
@@ -88,8 +90,8 @@ impl<F: Form> Body<F> {
                 }
             };
         }
-        // The fields' texts are copies, and the bytes they came in are gone. A form's texts can be
-        // three times as long: each byte that is no UTF-8 becomes a replacement character.
+        // The fields' texts are copies, and the bytes of the body are dropped. A form's texts can
+        // be three times as long: each byte that is no UTF-8 becomes a replacement character.
         read.memory
             .try_resize(read.fields.text_bytes())
             .map_err(Error::from)?;
@@ -134,7 +136,7 @@ impl Encoding {
     }
 }
 
-/// Reads a body of at most `most` bytes, holding what it takes in `memory`.
+/// Reads a body of at most `most` bytes, and reserves them in `memory`.
 async fn read_bytes(
     headers: &HeaderMap,
     mut body: axum::body::Body,
@@ -151,7 +153,7 @@ async fn read_bytes(
         .get(CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     let is_too_large = declared.is_some_and(|length| length > most as u64);
-    // Who asks before sending is told at once and sends nothing.
+    // A client with `Expect: 100-continue` gets the response at once and sends no body.
     if is_too_large && headers.contains_key(EXPECT) {
         return Err(too_large());
     }
@@ -173,7 +175,7 @@ async fn read_bytes(
             })?;
         match frame {
             None => return Ok(bytes),
-            // A broken chunk, or a client that went away in the middle.
+            // A broken chunk, or a client that disconnected in the middle.
             Some(Err(_)) => {
                 return Err(ApiError::bad_request("The request body could not be read.").closing());
             }
@@ -192,7 +194,7 @@ async fn read_bytes(
     }
 }
 
-/// Makes room for `more` bytes, doubling what there is, and no more than comes of `most` in all.
+/// Makes room for `more` bytes: doubles the buffer, up to `most` bytes.
 fn make_room(
     bytes: &mut Vec<u8>,
     more: usize,
@@ -208,7 +210,7 @@ fn make_room(
     Ok(())
 }
 
-/// A size as the texts of errors have it.
+/// A size as error messages write it.
 fn size(bytes: usize) -> String {
     if bytes >= 1 << 20 {
         format!("{} MiB", bytes >> 20)
@@ -217,8 +219,8 @@ fn size(bytes: usize) -> String {
     }
 }
 
-/// Reads on and forgets: a connection that is closed under unread data is reset, and the answer with it lost. Answers whether
-/// the end was reached within the bounds.
+/// Reads and drops the rest of a body: a connection that is closed with unread data is reset, and
+/// the response is lost. Returns whether the end was reached within the bounds.
 pub async fn drain<B: hyper::body::Body<Data = Bytes> + Unpin>(body: &mut B) -> bool {
     let mut drained = 0;
     let reading = async {
@@ -253,7 +255,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_form_whose_texts_are_longer_than_itself_is_refused_without_memory_for_them() {
+    async fn form_whose_texts_are_longer_than_itself_is_refused_without_memory_for_them() {
         let body = [&b"text="[..], &[0xff; 100_000]].concat();
         let headers = [(CONTENT_TYPE, "application/x-www-form-urlencoded".parse())];
         let headers = headers.map(|(name, value)| (name, value.unwrap()));

@@ -1,11 +1,11 @@
-//! A body's fields and the rules by which the old system's serializers read them.
+//! A body's fields, and the rules by which the serializers of the replaced system read them.
 
 use std::collections::HashMap;
 
 use crate::domain::account::{NO_NUL, NOT_A_STRING, NOT_BLANK, NOT_NULL, REQUIRED, trimmed};
 use crate::error::{Error, FieldErrors};
 
-/// One field as it arrived.
+/// One field as it was received.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Field {
     /// JSON's null.
@@ -20,7 +20,8 @@ pub enum Field {
     NotText,
 }
 
-/// A body's fields. Of a name that comes twice the last counts; names that nobody asks for are ignored.
+/// A body's fields. If a name comes twice, the last one counts. Names that the route does not read
+/// are ignored.
 #[derive(Debug, Default)]
 pub struct Fields {
     fields: HashMap<String, Field>,
@@ -37,7 +38,7 @@ impl FromIterator<(String, Field)> for Fields {
 }
 
 impl Fields {
-    /// Sets a field, in place of an earlier one of that name.
+    /// Sets a field, and replaces an earlier one of that name.
     pub fn insert(&mut self, name: String, field: Field) {
         self.fields.insert(name, field);
     }
@@ -56,12 +57,14 @@ impl Fields {
         self.fields.contains_key(name)
     }
 
-    /// A text as it came, or the message that says why there is none: for fields with rules of their own.
+    /// A text as it was received, or the message that says why there is none. For fields that have
+    /// further rules.
     pub fn raw_text(&mut self, name: &str) -> Result<String, &'static str> {
         raw_text_of(self.fields.remove(name).ok_or(REQUIRED)?)
     }
 
-    /// A required text, trimmed: a number counts as its text. Notes what is wrong with it and answers `None` otherwise.
+    /// A required text, trimmed; a number counts as its text. `None` if it breaks a rule:
+    /// [`Self::check`] then reports it.
     pub fn text(&mut self, name: &'static str) -> Option<String> {
         let outcome = self.raw_text(name).and_then(sound);
         self.note(name, outcome)
@@ -77,7 +80,7 @@ impl Fields {
         self.note(name, outcome)
     }
 
-    /// A yes or no, `false` if left out, in all the spellings the old system took.
+    /// A boolean, `false` if left out, in all spellings that the replaced system accepted.
     pub fn flag(&mut self, name: &'static str) -> bool {
         self.optional_flag(name).unwrap_or_default()
     }
@@ -93,10 +96,10 @@ impl Fields {
         self.note(name, outcome)
     }
 
-    /// What was wrong with the fields asked for so far, as an error.
+    /// Reports the errors of the fields read so far.
     ///
     /// # Errors
-    /// `InvalidFields` unless all was well.
+    /// `InvalidFields` if there are any.
     pub fn check(&mut self) -> Result<(), Error> {
         if self.errors.is_empty() {
             Ok(())
@@ -175,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_is_refused() {
+    fn values_that_are_no_text_are_refused() {
         for bad in [
             Field::Null,
             word(""),
@@ -189,7 +192,7 @@ mod tests {
         let mut none = Fields::default();
         assert_eq!(none.text("prompt"), None);
         assert!(none.check().is_err());
-        assert!(none.check().is_ok(), "an error is told once");
+        assert!(none.check().is_ok(), "an error is reported once");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The formats in which a body may come: each gives the fields that a route wants.
+//! The formats of request bodies. Each is read into the fields that a route asks for.
 
 use bytes::Bytes;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
@@ -10,8 +10,8 @@ use crate::api::error::ApiError;
 /// The most fields of a form. Django has the same bound.
 const MAX_FORM_FIELDS: usize = 1000;
 
-/// Reads the wanted fields of an object as they were written, whatever their depth. Of a name that
-/// comes twice the last counts.
+/// Reads the wanted fields of an object as they were written, whatever their depth. If a name comes
+/// twice, the last one counts.
 pub fn json_fields(bytes: &[u8], wanted: &'static [&'static str]) -> Result<Fields, ApiError> {
     let whole: &RawValue = serde_json::from_slice(bytes).map_err(parse_error)?;
     let kind = match first_byte(whole) {
@@ -101,7 +101,7 @@ fn json_field(value: &RawValue) -> Result<Field, ApiError> {
     })
 }
 
-/// A JSON value begins with the byte that says its kind.
+/// The first byte of a JSON value, which shows its type.
 fn first_byte(value: &RawValue) -> u8 {
     value.get().bytes().next().unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! From a request's parts to typed values: who calls, from where, and what the body says.
+//! Extractors: from a request's parts to typed values.
 
 mod address;
 mod body;
@@ -10,6 +10,7 @@ mod root;
 
 pub use address::{ClientAddress, Peer, is_tls};
 pub use body::{Body, Form, drain};
+pub use fields::Fields;
 pub use owner::RequestOwner;
 pub use query::Query;
 pub use root::Root;

@@ -1,4 +1,4 @@
-//! On whose behalf a request holds memory.
+//! The user and network for which a request reserves memory.
 
 use std::convert::Infallible;
 

@@ -1,11 +1,12 @@
-//! Query parameters, by name, the last of a name counting (as Django's do).
+//! Query parameters by name. If a name comes twice, the last one counts, as in Django.
 
 use std::convert::Infallible;
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 
-/// The decoded query string. Bytes that are no UTF-8 become replacement characters, as everywhere on the web.
+/// The decoded query string. Bytes that are no UTF-8 become replacement characters, as the URL
+/// standard says.
 #[derive(Clone, Debug, Default)]
 pub struct Query(Vec<(String, String)>);
 

@@ -1,4 +1,4 @@
-//! Where the service's root is, as seen from the address that was asked.
+//! The relative address of the service's root, as seen from the requested address.
 
 use std::convert::Infallible;
 
@@ -6,8 +6,8 @@ use axum::extract::FromRequestParts;
 use axum::http::Uri;
 use axum::http::request::Parts;
 
-/// The relative address of the service's root. The links of a page begin with it, because the root
-/// has a prefix where a proxy takes one off the path, and the service does not know that prefix.
+/// The relative address of the service's root, with which the links of a page begin. An absolute
+/// path would be wrong behind a proxy that strips a prefix, which the service does not know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Root {
     /// The address has no trailing slash (`/docs`), or is the root itself.
@@ -28,7 +28,7 @@ impl Root {
         }
     }
 
-    /// What a relative address of the service begins with.
+    /// The beginning of a relative address of the service.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Here => "./",
@@ -41,7 +41,7 @@ impl<S: Sync> FromRequestParts<S> for Root {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        // The server notes it before it takes the slash off.
+        // The server sets it before it strips the slash.
         Ok(parts
             .extensions
             .get::<Self>()

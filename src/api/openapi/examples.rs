@@ -1,4 +1,4 @@
-//! Examples of error answers, by operation and status. Most are made by the error map itself, so
+//! Examples of error responses, by operation and status. Most are made by the error map itself, so
 //! that they cannot say anything else; a test compares all of them with what the service returns.
 
 use std::time::Duration;
@@ -9,10 +9,10 @@ use crate::api::error::ApiError;
 use crate::domain::{FailureCode, PromptId};
 use crate::error::{Error, FailedPrompt, FieldErrors, KeyProblem, TokenProblem, Unauthenticated};
 
-/// Bodies of one error answer, each with what it is an example of.
+/// Bodies of one error response, each with the case that it is an example of.
 pub type Examples = Vec<(&'static str, Value)>;
 
-/// The examples of an operation's answer with that status; none where the status is no error.
+/// The examples of an operation's response with that status; none if the status is no error.
 pub fn examples(operation: &str, status: &str) -> Examples {
     match status {
         "400" => invalid(operation),

@@ -1,71 +1,56 @@
-//! The API's description: made from the routes themselves, then completed with what they have in common.
+//! The API's description: made from the routes themselves, then completed with what they have in
+//! common. A fact about one route stands at that route.
 
 mod examples;
 
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+use utoipa::OpenApi;
 use utoipa::openapi::{InfoBuilder, LicenseBuilder, OpenApiBuilder};
-use utoipa::{OpenApi, ToSchema};
 
 use self::examples::examples;
+use super::content_negotiation::EVENT_STREAM;
+use super::error::{ErrorResponse, FieldErrorsResponse, INVALID_CREDENTIALS};
 use super::extract::Root;
-use super::yaml::to_yaml;
-use super::{accounts, health, oauth, pages, prompts, ws};
+use super::pages::Documents;
+use super::router::{known_routes, open_routes};
+use super::{health, pages, ws};
 
-/// The description, ready to send.
-#[derive(Clone, Debug)]
-pub struct Documents {
-    /// As JSON, indented, with a newline at the end: the committed `openapi.json` to the byte.
-    pub json: Bytes,
-    /// As YAML.
-    pub yaml: Bytes,
-    /// Both for a reader at `/schema/`, to whom the relative address of the routes is another one.
-    above: (Bytes, Bytes),
-}
-
-/// An error that concerns the request as a whole.
-#[derive(Serialize, ToSchema)]
-pub struct ErrorResponse {
-    /// For humans; may change.
-    detail: String,
-    /// For programs; stays. Absent where the status says enough.
-    code: Option<String>,
-}
-
-/// Errors by field: a list of messages each.
-#[derive(Serialize, ToSchema)]
-pub struct FieldErrorsResponse(std::collections::HashMap<String, Vec<String>>);
-
+/// Schemas that the operations below refer to without naming their types.
 #[derive(OpenApi)]
 #[openapi(components(schemas(ErrorResponse, FieldErrorsResponse)))]
-struct Shared;
+struct CommonSchemas;
 
 impl Documents {
     /// Makes the description.
     ///
     /// # Panics
-    /// If a route is described in a form that is no JSON, which a test would have shown.
+    /// If a route's description cannot be written as JSON. A test would have shown that.
     pub fn make() -> Self {
         let mut document = document();
         let mut written = |root: Root| {
             document["servers"] = json!([{ "url": root.as_str() }]);
             let mut json = serde_json::to_vec_pretty(&document).expect("a description is JSON");
             json.push(b'\n');
-            (Bytes::from(json), Bytes::from(to_yaml(&document)))
+            Bytes::from(json)
         };
-        let above = written(Root::Above);
-        let (json, yaml) = written(Root::Here);
-        Self { json, yaml, above }
-    }
-
-    /// JSON and YAML for a reader who sees the service's root there.
-    pub fn seen_from(&self, root: Root) -> (&Bytes, &Bytes) {
-        match root {
-            Root::Here => (&self.json, &self.yaml),
-            Root::Above => (&self.above.0, &self.above.1),
+        Self {
+            json: written(Root::Here),
+            above: written(Root::Above),
         }
     }
+}
+
+/// The layers around a group of routes, which have responses of their own.
+#[derive(Clone, Copy, PartialEq)]
+enum Layers {
+    /// Content negotiation, then authentication.
+    KnownApi,
+    /// Content negotiation.
+    OpenApi,
+    /// Nothing.
+    Plain,
 }
 
 fn document() -> Value {
@@ -85,20 +70,20 @@ fn document() -> Value {
                 .license(Some(LicenseBuilder::new().name("Apache-2.0").identifier(Some("Apache-2.0")).build())),
         )
         .build();
-    openapi.merge(Shared::openapi());
-    for router in [
-        accounts::open_router(),
-        accounts::known_router(),
-        oauth::router(),
-        prompts::router(),
-        ws::router(),
-        health::health_router(),
-        health::metrics_router(),
-        pages::router(),
+    openapi.merge(CommonSchemas::openapi());
+    let mut paths = Map::new();
+    for (group, layers) in [
+        (known_routes().into_openapi(), Layers::KnownApi),
+        (open_routes().into_openapi(), Layers::OpenApi),
+        (ws::router().into_openapi(), Layers::Plain),
+        (health::health_router().into_openapi(), Layers::Plain),
+        (health::metrics_router().into_openapi(), Layers::Plain),
+        (pages::router().into_openapi(), Layers::Plain),
     ] {
-        openapi.merge(router.into_openapi());
+        paths.extend(completed_paths(&group, layers));
+        openapi.merge(group);
     }
-    let mut document = serde_json::to_value(&openapi).expect("a description is JSON");
+    let mut document = json_of(&openapi);
     document["openapi"] = json!("3.1.0");
     document["components"]["securitySchemes"] = security_schemes();
     document["components"]["headers"] = headers();
@@ -109,13 +94,16 @@ fn document() -> Value {
         { "name": "operation", "description": "Health and metrics." },
         { "name": "documentation", "description": "This description and its pages." },
     ]);
-    let paths = document["paths"].take();
-    document["paths"] = complete(paths);
+    document["paths"] = Value::Object(paths);
     document
 }
 
-/// The two ways to an access token in `Authorization`. What the WebSocket and logging out accept
-/// besides is no scheme here, because tools would offer it for every route.
+fn json_of(description: &impl Serialize) -> Value {
+    serde_json::to_value(description).expect("a description is JSON")
+}
+
+/// The two ways to an access token in `Authorization`. Other credentials, which the WebSocket and
+/// logging out accept, are no schemes here: tools would offer them for every route.
 fn security_schemes() -> Value {
     json!({
         "bearer": { "type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "An access token, as a login gives it." },
@@ -127,20 +115,16 @@ fn security_schemes() -> Value {
     })
 }
 
-/// Writes each path as it is published, and adds to each operation what all of its kind answer.
-fn complete(paths: Value) -> Value {
-    let Value::Object(paths) = paths else {
-        return paths;
-    };
-    let completed = paths.into_iter().map(|(path, mut item)| {
-        if let Value::Object(operations) = &mut item {
-            for (method, operation) in operations.iter_mut() {
-                complete_operation(&path, method, operation);
-            }
+/// The paths of a group as they are published, each operation with the responses of its layers.
+fn completed_paths(group: &utoipa::openapi::OpenApi, layers: Layers) -> Map<String, Value> {
+    let completed = group.paths.paths.iter().map(|(path, item)| {
+        let mut item = json_of(item);
+        for operation in item.as_object_mut().into_iter().flat_map(Map::values_mut) {
+            complete_operation(operation, layers);
         }
-        (published_path(&path), item)
+        (published_path(path), item)
     });
-    Value::Object(completed.collect())
+    completed.collect()
 }
 
 /// The form of a path that clients of the old system use; the other one is served too.
@@ -152,86 +136,46 @@ fn published_path(path: &str) -> String {
     }
 }
 
-fn complete_operation(path: &str, method: &str, operation: &mut Value) {
-    let is_api = path.starts_with("/api/");
+fn complete_operation(operation: &mut Value, layers: Layers) {
+    let is_api = layers != Layers::Plain;
     let needs_token = operation["security"]
         .as_array()
         .is_some_and(|all| all.iter().any(|one| one.get("bearer").is_some()));
-    let takes_body = operation.get("requestBody").is_some();
-    let counts_rates = needs_token && is_api;
-    let mut extra: Vec<(&str, &str, Value)> = vec![
+    let takes_query = operation["parameters"]
+        .as_array()
+        .is_some_and(|all| all.iter().any(|one| one["in"] == "query"));
+    let mut common: Vec<(&str, &str, Value)> = vec![
         ("405", "The path has no such method.", error_schema()),
         ("500", "A defect.", error_schema()),
     ];
-    if (path, method) == ("/api/prompts", "post") {
-        extra.push((
-            "503",
-            "Overloaded, or the store or another part is unavailable; or the upstream cannot be asked: then with the `id` of the prompt, which is kept as failed.",
-            json!({ "anyOf": [{ "$ref": "#/components/schemas/FailedPromptResponse" }, error_schema()] }),
-        ));
-    }
     if is_api {
-        extra.push(("406", "The client takes no JSON.", error_schema()));
-        extra.push((
-            "503",
-            "Overloaded, or the store or another part is unavailable.",
-            error_schema(),
-        ));
+        common.push(("406", "The client takes no JSON.", error_schema()));
+        let description = "Overloaded, or the store or another part is unavailable.";
+        common.push(("503", description, error_schema()));
     }
     if needs_token {
-        // Whoever takes a token takes one from the login form too.
+        // A client that can send a token can also get one with the login form.
         if let Some(security) = operation["security"].as_array_mut() {
             security.push(json!({ "login": [] }));
         }
+        common.push(("401", INVALID_CREDENTIALS, error_schema()));
     }
-    if needs_token || path == "/api/auth/login" || path == "/api/auth/refresh" {
-        extra.push(("401", "No valid credentials.", error_schema()));
-    }
-    if takes_body {
-        extra.push((
-            "400",
-            "Fields or the whole body break the rules.",
-            invalid_schema(),
-        ));
-        extra.push(("408", "The body did not arrive in time.", error_schema()));
-        let too_large = match path {
-            "/api/prompts" => "The body is larger than 1 MiB.",
-            _ => "The body is larger than 16 KiB.",
-        };
-        extra.push(("413", too_large, error_schema()));
-        extra.push(("415", "The body is of no kind taken here.", error_schema()));
-        // A body that may be left out comes described as an object or null; null itself is refused.
+    if operation.get("requestBody").is_some() {
+        let description = "Fields or the whole body break the rules.";
+        common.push(("400", description, invalid_schema()));
+        common.push(("408", "The body did not arrive in time.", error_schema()));
+        // `Form::MAX_BYTES`; a route with another bound says so itself.
+        common.push(("413", "The body is larger than 16 KiB.", error_schema()));
+        common.push(("415", "The body is of no kind taken here.", error_schema()));
+        // An optional body is described as an object or null, but null itself is refused.
         let json = operation.pointer_mut("/requestBody/content/application~1json");
         if let Some(json) = json
             && let Some(present) = json.pointer("/schema/oneOf/0").cloned()
         {
             json["schema"] = present;
         }
-    } else if matches!(path, "/api/prompts" | "/api/prompts/similar") {
-        extra.push(("400", "A parameter breaks its rules.", invalid_schema()));
-    }
-    if path.ends_with("/{id}") {
-        extra.push((
-            "404",
-            "There is no such prompt, or it is another user's.",
-            error_schema(),
-        ));
-    }
-    if path == "/api/auth/register" {
-        extra.push(("403", "Registration is closed.", error_schema()));
-    }
-    if matches!(
-        (path, method),
-        (
-            "/api/auth/register" | "/api/auth/login" | "/api/auth/token" | "/ws/prompts",
-            _
-        ) | ("/api/prompts", "post")
-    ) {
-        extra.push((
-            "429",
-            "Too many. `Retry-After` says when one succeeds.",
-            error_schema(),
-        ));
+    } else if is_api && takes_query {
+        common.push(("400", "A parameter breaks its rules.", invalid_schema()));
     }
     let name = operation["operationId"]
         .as_str()
@@ -240,32 +184,56 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value) {
     let Some(responses) = operation["responses"].as_object_mut() else {
         return;
     };
-    for response in responses.values_mut() {
-        // OpenAPI 3.1 has no word for a sequence of events, and tools take a schema for that of each: their shapes are said in words.
-        if let Some(stream) = response.pointer_mut("/content/text~1event-stream") {
-            *stream = json!({});
+    responses.values_mut().for_each(describe_stream_in_words);
+    for (status, description, schema) in common {
+        let described = responses
+            .entry(status)
+            .or_insert_with(|| json!({ "description": description, "content": { "application/json": { "schema": &schema } } }));
+        // A 503 also comes from the layers and parts that all routes of the API share, so a route's
+        // own body for it is one of two.
+        if status == "503"
+            && let Some(own) = described.pointer_mut("/content/application~1json/schema")
+            && *own != schema
+        {
+            *own = json!({ "anyOf": [own.take(), schema] });
         }
     }
-    for (status, description, schema) in extra {
-        responses
-            .entry(status)
-            .or_insert_with(|| json!({ "description": description, "content": { "application/json": { "schema": schema } } }));
-    }
     for (status, response) in responses.iter_mut() {
-        let is_known = if path == "/ws/prompts" {
-            matches!(status.as_str(), "101" | "429")
-        } else {
-            counts_rates && status != "401" && status != "406"
+        let is_to_known_user = match layers {
+            Layers::KnownApi => status != "401" && status != "406",
+            // A WebSocket's handshake authenticates last, so only these come after it.
+            Layers::OpenApi | Layers::Plain => {
+                needs_token && matches!(status.as_str(), "101" | "429")
+            }
         };
-        add_headers(status, is_api, is_known, response);
+        add_headers(status, is_api, is_to_known_user, response);
         add_examples(&name, status, response);
     }
-    // These come from the HTTP parser, before there is a request to speak of: no body, no headers of ours.
+    // These come from the HTTP parser, before there is a request for the router: they have no body
+    // and none of our headers.
     for (status, description) in [
         ("414", "The address is longer than 64 KiB."),
         ("431", "The headers, or the address, are far too long."),
     ] {
         responses.insert(status.to_owned(), json!({ "description": description }));
+    }
+}
+
+/// OpenAPI 3.1 cannot describe a sequence of events, and tools take a schema for the schema of
+/// each: the routes describe their events in words. A response that is nothing but a stream gets no
+/// media type: Swagger UI asks for the type of the first 2xx response that has one, and that must
+/// be JSON.
+fn describe_stream_in_words(response: &mut Value) {
+    let Some(response) = response.as_object_mut() else {
+        return;
+    };
+    if let Some(content) = response.get_mut("content").and_then(Value::as_object_mut)
+        && let Some(stream) = content.get_mut(EVENT_STREAM)
+    {
+        *stream = json!({});
+        if content.len() == 1 {
+            response.remove("content");
+        }
     }
 }
 
@@ -277,7 +245,7 @@ fn invalid_schema() -> Value {
     json!({ "anyOf": [{ "$ref": "#/components/schemas/FieldErrorsResponse" }, { "$ref": "#/components/schemas/ErrorResponse" }] })
 }
 
-/// The headers that many answers carry, each described once.
+/// The headers that many responses carry, each described once.
 fn headers() -> Value {
     let header = |kind: &str, description: &str| json!({ "description": description, "schema": { "type": kind } });
     json!({
@@ -291,15 +259,15 @@ fn headers() -> Value {
     })
 }
 
-/// `is_api`: whether the answer depends on `Accept`; `is_known`: whether it is one to a known user.
-fn add_headers(status: &str, is_api: bool, is_known: bool, response: &mut Value) {
+/// `is_api`: whether the response depends on `Accept`.
+fn add_headers(status: &str, is_api: bool, is_to_known_user: bool, response: &mut Value) {
     let of_status: &[&str] = match status {
         "401" => &["WWW-Authenticate"],
         "405" => &["Allow"],
         "429" | "503" => &["Retry-After"],
         _ => &[],
     };
-    let of_known: &[&str] = if is_known {
+    let of_known: &[&str] = if is_to_known_user {
         &["RateLimit-Policy", "RateLimit"]
     } else {
         &[]
@@ -319,7 +287,7 @@ fn add_headers(status: &str, is_api: bool, is_known: bool, response: &mut Value)
     response["headers"] = Value::Object(headers);
 }
 
-/// Shows what an error answer looks like.
+/// Adds examples to an error response.
 fn add_examples(operation: &str, status: &str, response: &mut Value) {
     let examples = examples(operation, status);
     let Some(media_type) = response.pointer_mut("/content/application~1json") else {

@@ -6,13 +6,12 @@ use axum::response::Response;
 use utoipa::ToSchema;
 
 use super::{CreatedPromptResponse, check_length, json_bytes, stream};
-use crate::api::accept::wants_stream;
 use crate::api::authenticate::Admitted;
-use crate::api::error::ApiError;
-use crate::api::extract::{Body, Form};
-use crate::api::held_json::held_json;
-use crate::api::observe::UpstreamTime;
-use crate::api::openapi::ErrorResponse;
+use crate::api::content_negotiation::wants_stream;
+use crate::api::error::{ApiError, ErrorResponse, FailedPromptResponse, THROTTLED};
+use crate::api::extract::{Body, Fields, Form};
+use crate::api::json_response::json_response;
+use crate::api::request_log::UpstreamTime;
 use crate::api::state::AppState;
 use crate::domain::{Timestamp, UserId};
 use crate::error::Error;
@@ -27,7 +26,6 @@ const MAX_KEY_CHARS: usize = 255;
 
 /// A prompt to be answered.
 #[derive(ToSchema)]
-#[expect(dead_code, reason = "describes a body that is read field by field")]
 pub struct CreatePromptRequest {
     /// The text. White space around it is dropped; NUL is refused.
     #[schema(
@@ -42,8 +40,8 @@ pub struct CreatePromptRequest {
     websocket: bool,
     /// Whether to stream the answer. It wins over `Accept`; left out, `Accept: text/event-stream`
     /// asks for a stream.
-    #[schema(default = false, required = false)]
-    stream: bool,
+    #[schema(value_type = bool, default = false, required = false)]
+    stream: Option<bool>,
 }
 
 impl Form for CreatePromptRequest {
@@ -51,27 +49,20 @@ impl Form for CreatePromptRequest {
     const MAX_BYTES: usize = 1 << 20;
 }
 
-/// A prompt that was taken and has no answer. It is kept.
-#[derive(ToSchema)]
-#[expect(
-    dead_code,
-    reason = "describes a body that is written by the error map"
-)]
-pub struct FailedPromptResponse {
-    /// For humans; may change.
-    #[schema(example = "The upstream did not answer in time.")]
-    detail: String,
-    /// For programs; stays.
-    #[schema(example = "upstream_timeout")]
-    code: String,
-    /// The prompt's id.
-    #[schema(example = 1)]
-    id: i64,
+impl CreatePromptRequest {
+    fn read(fields: &mut Fields) -> Self {
+        Self {
+            prompt: fields.text("prompt").unwrap_or_default(),
+            websocket: fields.flag("websocket"),
+            stream: fields.optional_flag("stream"),
+        }
+    }
 }
 
 /// Post a prompt
 ///
-/// Runs it on the LLM, stores it and makes it searchable: all of that has happened when the answer comes. Throttled for each user.
+/// Runs it on the LLM, stores it and makes it searchable, all before the response. Throttled for each
+/// user.
 ///
 /// With `"stream": true`, or with `Accept: text/event-stream` and no `stream` in the body, the
 /// answer has status 200 and is a stream of server-sent events: `started` (`{"id"}`), `delta`
@@ -93,9 +84,8 @@ pub struct FailedPromptResponse {
             ),
         ),
         (
-            // Without a media type: Swagger UI asks for the type of the first 2xx answer that names
-            // one, and that must be the 201.
             status = 200, description = "The stream of the answer, `text/event-stream`, if one was asked for.",
+            body = String, content_type = "text/event-stream",
             headers(("Idempotent-Replayed" = bool, description = "`true` if the answer is that of an earlier request with the same key; absent otherwise.")),
         ),
         (status = 403, description = "The user keeps as many prompts as `MAX_PROMPTS_PER_USER` allows, failed ones included. Deleting some helps, repeating does not. Nothing was asked or stored.", body = ErrorResponse),
@@ -104,8 +94,14 @@ pub struct FailedPromptResponse {
             headers(("Retry-After" = u64, description = "Whole seconds to wait.")),
         ),
         (status = 410, description = "The prompt posted with this key was deleted, or this one while it was being answered.", body = ErrorResponse),
+        (status = 413, description = "The body is larger than 1 MiB.", body = ErrorResponse),
         (status = 422, description = "The key was used for another request.", body = ErrorResponse),
+        (status = 429, description = THROTTLED, body = ErrorResponse),
         (status = 502, description = "The upstream failed. The prompt is kept as failed.", body = FailedPromptResponse),
+        (
+            status = 503, body = FailedPromptResponse,
+            description = "Overloaded, or the store or another part is unavailable; or the upstream cannot be asked: then with the `id` of the prompt, which is kept as failed.",
+        ),
         (status = 504, description = "The upstream did not answer in time. The prompt is kept as failed.", body = FailedPromptResponse),
     ),
 )]
@@ -118,7 +114,7 @@ pub async fn create_prompt(
     let key = match idempotency_key(&parts.headers) {
         Ok(Some(key)) => key,
         without => {
-            // The throttle counts a request before anything of it is looked at.
+            // The throttle counts a request before any part of it is checked.
             Admitted::from_request_parts(&mut parts, &state).await?;
             without?;
             let body = Body::from_request(Request::from_parts(parts.clone(), body), &state).await?;
@@ -126,7 +122,7 @@ pub async fn create_prompt(
             return respond(&state, caller, state.prompts.create(new, memory).await?);
         }
     };
-    // What is known already uses up no throttle, so with a key the body comes first.
+    // A repeated request is not counted by the throttle, so with a key the body is read first.
     let body = Body::from_request(Request::from_parts(parts.clone(), body), &state).await;
     let new = body.and_then(|body| read(&state, caller.user_id(), &parts.headers, Some(key), body));
     if let Ok((new, _)) = &new
@@ -135,7 +131,8 @@ pub async fn create_prompt(
         return respond(&state, caller, created);
     }
     if let Err(refused) = Admitted::from_request_parts(&mut parts, &state).await {
-        // Of posts with one key that come together one is admitted; the others are told of it rather than of the throttle.
+        // Of several simultaneous posts with one key, the throttle may admit only the first. The
+        // others then get that one's state rather than a 429.
         if let Ok((new, _)) = &new
             && let Some(created) = state.prompts.replay(new).await?
         {
@@ -157,17 +154,14 @@ fn read(
     let Body {
         mut fields, memory, ..
     } = body;
-    let prompt = fields.text("prompt");
-    let announce = fields.flag("websocket");
-    let is_streamed = fields.optional_flag("stream");
+    let request = CreatePromptRequest::read(&mut fields);
     fields.check()?;
-    let prompt = prompt.unwrap_or_default();
-    check_length("prompt", &prompt, state.max_prompt_chars)?;
+    check_length("prompt", &request.prompt, state.max_prompt_chars)?;
     let new = CreatePrompt {
         user_id,
-        prompt,
-        announce,
-        is_streamed: is_streamed.unwrap_or_else(|| wants_stream(headers)),
+        prompt: request.prompt,
+        announce: request.websocket,
+        is_streamed: request.stream.unwrap_or_else(|| wants_stream(headers)),
         key,
         now: Timestamp::now(),
     };
@@ -203,12 +197,12 @@ fn respond(state: &AppState, caller: Caller, created: Created) -> Result<Respons
             let body = CreatedPromptResponse::of(&prompt)
                 .ok_or_else(|| Error::internal("an answered prompt has no answer"))?;
             let (owner, bytes) = (Owner::user(prompt.user_id), json_bytes(&prompt));
-            // An answer that was paid for is sent whether there is room for it or not.
+            // An answer that was paid for is sent even if the memory budget is exhausted.
             let memory = match is_replayed {
                 true => state.memory.reserve(owner, bytes).map_err(Error::from)?,
                 false => state.memory.hold(owner, bytes),
             };
-            let mut response = held_json(StatusCode::CREATED, &body, memory);
+            let mut response = json_response(StatusCode::CREATED, &body, memory);
             if let Some(took) = upstream {
                 response.extensions_mut().insert(UpstreamTime(took));
             }

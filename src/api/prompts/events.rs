@@ -1,96 +1,53 @@
-//! What WebSockets are told of prompts.
+//! Events of prompts, as WebSockets get them.
 
 use std::sync::Arc;
 
 use serde::Serialize;
 
 use super::CreatedPromptResponse;
-use crate::domain::{Prompt, PromptId};
+use crate::api::error::FailedPromptResponse;
 use crate::error::FailedPrompt;
-use crate::services::prompts::Encoders;
+use crate::services::prompts::Event;
 
-/// Writes the events of prompts for WebSockets.
-pub const EVENT_ENCODERS: Encoders = Encoders {
-    completed,
-    failed,
-    deleted,
-    delta,
-};
-
-/// The data of a failed prompt's event, and the body of its error.
-#[derive(Serialize)]
-pub(super) struct Failed {
-    detail: &'static str,
-    code: &'static str,
-    id: i64,
-}
-
-impl Failed {
-    /// Of a prompt that was deleted while it was being answered.
-    pub fn deleted(id: PromptId) -> Self {
-        Self {
-            detail: "The prompt was deleted while it was being answered.",
-            code: "prompt_deleted",
-            id: id.0,
-        }
-    }
-}
-
-impl From<&FailedPrompt> for Failed {
-    fn from(failed: &FailedPrompt) -> Self {
-        Self {
-            detail: failed.detail,
-            code: failed.code.as_str(),
-            id: failed.id.0,
-        }
-    }
-}
-
-fn completed(prompt: &Prompt) -> Arc<str> {
-    match CreatedPromptResponse::of(prompt) {
-        Some(answer) => event("prompt_completed", answer),
-        None => failed(&FailedPrompt::of(prompt)),
-    }
-}
-
-fn failed(failed: &FailedPrompt) -> Arc<str> {
-    event("prompt_failed", Failed::from(failed))
-}
-
-fn deleted(id: PromptId) -> Arc<str> {
-    event("prompt_failed", Failed::deleted(id))
-}
-
-fn delta(id: PromptId, offset: usize, text: &str) -> Arc<str> {
-    #[derive(Serialize)]
-    struct Delta<'a> {
-        id: i64,
-        offset: usize,
-        text: &'a str,
-    }
-    event(
-        "prompt.delta",
-        Delta {
-            id: id.0,
-            offset,
-            text,
+/// Writes an event of a prompt for WebSockets.
+pub fn encode_event(event: &Event<'_>) -> Arc<str> {
+    match event {
+        Event::Completed(prompt) => match CreatedPromptResponse::of(prompt) {
+            Some(answer) => message("prompt_completed", answer),
+            None => message(
+                "prompt_failed",
+                FailedPromptResponse::from(&FailedPrompt::of(prompt)),
+            ),
         },
-    )
+        Event::Failed(failed) => message("prompt_failed", FailedPromptResponse::from(*failed)),
+        Event::Deleted(id) => message("prompt_failed", FailedPromptResponse::deleted(*id)),
+        Event::Delta { id, offset, text } => {
+            #[derive(Serialize)]
+            struct Delta<'a> {
+                id: i64,
+                offset: usize,
+                text: &'a str,
+            }
+            let id = id.0;
+            let (offset, text) = (*offset, *text);
+            message("prompt.delta", Delta { id, offset, text })
+        }
+    }
 }
 
-fn event(name: &'static str, data: impl Serialize) -> Arc<str> {
+fn message(name: &'static str, data: impl Serialize) -> Arc<str> {
     #[derive(Serialize)]
-    struct Event<T> {
+    struct Message<T> {
         r#type: &'static str,
         event: &'static str,
         data: T,
     }
-    let event = Event {
+    let message = Message {
         r#type: "prompt.message",
         event: name,
         data,
     };
-    serde_json::to_string(&event)
+    serde_json::to_string(&message)
         .expect("a struct of texts and numbers is JSON")
         .into()
 }

@@ -18,13 +18,12 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-pub use self::events::EVENT_ENCODERS;
+pub use self::events::encode_event;
 use self::usage::Usage;
-use super::accept::wants_stream;
-use super::error::ApiError;
+use super::content_negotiation::wants_stream;
+use super::error::{ApiError, ErrorResponse};
 use super::extract::{Query, RequestOwner};
-use super::held_json::{held_json, json_len};
-use super::openapi::ErrorResponse;
+use super::json_response::{json_len, json_response};
 use super::state::AppState;
 use crate::domain::{Prompt, PromptId};
 use crate::error::Error;
@@ -127,7 +126,6 @@ pub struct SimilarResponse {
 /// What to look for.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "describes parameters that are read one by one")]
 struct SimilarParameters {
     /// The text to compare with.
     #[param(max_length = 32000, example = "hello")]
@@ -136,25 +134,58 @@ struct SimilarParameters {
     #[param(max_length = 32000)]
     prompt: Option<String>,
     /// How many results.
-    #[param(minimum = 1, maximum = 100, default = 5)]
-    k: Option<u32>,
+    #[param(value_type = Option<u32>, minimum = 1, maximum = 100, default = 5)]
+    k: Result<usize, String>,
+}
+
+impl SimilarParameters {
+    fn read(query: &Query) -> Self {
+        let text = |name| query.get(name).filter(|text| !text.is_empty());
+        Self {
+            q: text("q").map(str::to_owned),
+            prompt: text("prompt").map(str::to_owned),
+            k: query.integer("k", 5, 1..=100),
+        }
+    }
 }
 
 /// Which page.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "describes parameters that are read one by one")]
 struct ListParameters {
-    /// How many prompts a page, at most: one ends earlier, with `next` set, where its texts would be more than 1 MiB.
-    #[param(minimum = 1, maximum = 100, default = 20)]
-    limit: Option<u32>,
+    /// The most prompts of a page. A page ends earlier, with `next` set, if its texts would be more
+    /// than 1 MiB.
+    #[param(value_type = Option<u32>, minimum = 1, maximum = 100, default = 20)]
+    limit: usize,
     /// The `next` of the page before.
-    cursor: Option<String>,
+    #[param(value_type = Option<String>)]
+    cursor: Option<PromptId>,
 }
+
+impl ListParameters {
+    fn read(query: &Query) -> Result<Self, Error> {
+        let mut errors = Vec::new();
+        let limit = query
+            .integer("limit", 20, 1..=100)
+            .map_err(|message| errors.push(("limit", vec![message])));
+        let cursor = query.get("cursor").map(|cursor| {
+            decode_cursor(cursor)
+                .ok_or_else(|| errors.push(("cursor", vec!["Invalid cursor.".to_owned()])))
+        });
+        match (limit, cursor.transpose()) {
+            (Ok(limit), Ok(cursor)) => Ok(Self { limit, cursor }),
+            _ => Err(Error::InvalidFields(errors)),
+        }
+    }
+}
+
+/// The description of a 404 for the path of one prompt.
+const NO_SUCH_PROMPT: &str = "There is no such prompt, or it is another user's.";
 
 /// List prompts
 ///
-/// The caller's prompts, newest first. A page with `next` may hold fewer than `limit`: whether there are more, `next` alone says.
+/// The caller's prompts, newest first. A page may have fewer prompts than `limit` although there are
+/// more: only `next` says whether there are.
 #[utoipa::path(
     get, path = "/api/prompts", tag = "prompts", operation_id = "list_prompts", security(("bearer" = [])),
     params(ListParameters),
@@ -166,23 +197,14 @@ async fn list_prompts(
     RequestOwner(owner): RequestOwner,
     query: Query,
 ) -> Result<Response, ApiError> {
-    let mut errors = Vec::new();
-    let limit = query
-        .integer("limit", 20, 1..=100)
-        .map_err(|message| errors.push(("limit", vec![message])));
-    let before = query.get("cursor").map(|cursor| {
-        decode_cursor(cursor)
-            .ok_or_else(|| errors.push(("cursor", vec!["Invalid cursor.".to_owned()])))
-    });
-    let (Ok(limit), Ok(before)) = (limit, before.transpose()) else {
-        return Err(Error::InvalidFields(errors).into());
-    };
-    page::answer(&state, caller.user_id(), owner, before, limit).await
+    let ListParameters { limit, cursor } = ListParameters::read(&query)?;
+    page::answer(&state, caller.user_id(), owner, cursor, limit).await
 }
 
 /// Find similar prompts
 ///
-/// The stored prompts nearest in meaning to a text, nearest first. Not throttled; refused at once when the service is overloaded.
+/// The stored prompts nearest in meaning to a text, nearest first. Not throttled; refused at once
+/// when the service is overloaded.
 #[utoipa::path(
     get, path = "/api/prompts/similar", tag = "prompts", operation_id = "find_similar", security(("bearer" = [])),
     params(SimilarParameters),
@@ -197,16 +219,14 @@ async fn find_similar(
     RequestOwner(owner): RequestOwner,
     query: Query,
 ) -> Result<Response, ApiError> {
-    let asked = |name| query.get(name).filter(|text| !text.is_empty());
-    let Some(text) = asked("q").or_else(|| asked("prompt")) else {
+    let SimilarParameters { q, prompt, k } = SimilarParameters::read(&query);
+    let Some(text) = q.or(prompt) else {
         return Err(Error::InvalidRequest("Missing ?q=").into());
     };
-    check_length("q", text, state.max_prompt_chars)?;
-    let k = query
-        .integer("k", 5, 1..=100)
-        .map_err(|message| Error::field("k", message))?;
+    check_length("q", &text, state.max_prompt_chars)?;
+    let k = k.map_err(|message| Error::field("k", message))?;
     let (mut response, coverage) =
-        similar::answer(&state, caller.user_id(), owner, text, k).await?;
+        similar::answer(&state, caller.user_id(), owner, &text, k).await?;
     if let Some(coverage) = coverage {
         let value = HeaderValue::from_str(&share(coverage)).map_err(Error::internal)?;
         response
@@ -216,15 +236,16 @@ async fn find_similar(
     Ok(response)
 }
 
-/// Rounded down: what is not complete is never called so.
+/// Rounded down: coverage that is not complete must not be shown as 1.
 fn share(coverage: f64) -> String {
     format!("{:.4}", (coverage * 1e4).floor() / 1e4)
 }
 
 /// Show a prompt
 ///
-/// One of the caller's prompts. With `Accept: text/event-stream` its answer is streamed, from the place after `Last-Event-ID` if that is
-/// given: live from the process that runs the call, and from any other once the text is whole.
+/// One of the caller's prompts. With `Accept: text/event-stream` its answer is streamed, from the
+/// event after `Last-Event-ID` if that is given. The process that runs the call streams it live, any
+/// other process once it is complete.
 #[utoipa::path(
     get, path = "/api/prompts/{id}", tag = "prompts", operation_id = "show_prompt", security(("bearer" = [])),
     params(
@@ -238,6 +259,7 @@ fn share(coverage: f64) -> String {
         ),
         (status = 204, description = "The stream was read to its end before."),
         (status = 400, description = "`Last-Event-ID` is none of this service's.", body = ErrorResponse),
+        (status = 404, description = NO_SUCH_PROMPT, body = ErrorResponse),
     ),
 )]
 async fn show_prompt(
@@ -260,7 +282,7 @@ async fn show_prompt(
     let prompt = state.prompts.get(user_id, id, &mut memory).await?;
     memory.try_grow(json_bytes(&prompt)).map_err(Error::from)?;
     let body = PromptResponse::from(prompt);
-    Ok(held_json(StatusCode::OK, &body, memory))
+    Ok(json_response(StatusCode::OK, &body, memory))
 }
 
 /// Delete a prompt
@@ -269,7 +291,10 @@ async fn show_prompt(
 #[utoipa::path(
     delete, path = "/api/prompts/{id}", tag = "prompts", operation_id = "delete_prompt", security(("bearer" = [])),
     params(("id" = i64, Path, description = "The prompt's id.")),
-    responses((status = 204, description = "It is gone.")),
+    responses(
+        (status = 204, description = "It is gone."),
+        (status = 404, description = NO_SUCH_PROMPT, body = ErrorResponse),
+    ),
 )]
 async fn delete_prompt(
     State(state): State<AppState>,
@@ -281,7 +306,7 @@ async fn delete_prompt(
 }
 
 impl CreatedPromptResponse {
-    /// Of a completed prompt; `None` for any other, which has no answer to show.
+    /// The response for a completed prompt; `None` for any other, which has no answer.
     fn of(prompt: &Prompt) -> Option<Self> {
         Some(Self {
             id: prompt.id.0,
@@ -327,9 +352,9 @@ impl From<(Prompt, f32)> for SimilarPrompt {
     }
 }
 
-/// The most bytes that a prompt takes as JSON, in whatever answer.
+/// The most bytes that a prompt takes as JSON, in any response.
 fn json_bytes(prompt: &Prompt) -> usize {
-    /// Names, numbers and a time.
+    /// Room for the names, numbers and the time, in bytes.
     const AROUND: usize = 512;
     let response = prompt.response.as_deref().map_or(0, json_len);
     json_len(&prompt.prompt) + response + json_len(&prompt.model) + AROUND
@@ -353,7 +378,7 @@ impl<S: Send + Sync> FromRequestParts<S> for PathId {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        // A path that does not even decode names nothing either.
+        // A path that cannot be decoded names no prompt.
         let Path(text) = Path::<String>::from_request_parts(parts, state)
             .await
             .map_err(|_| Error::NotFound)?;
@@ -371,7 +396,7 @@ fn parse_id(text: &str) -> Result<PromptId, Error> {
         .ok_or(Error::NotFound)
 }
 
-/// A cursor is opaque to clients: where the next page starts, in a form that invites no arithmetic.
+/// The start of the next page, as text that is opaque to clients.
 pub(crate) fn encode_cursor(id: PromptId) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(id.0.to_be_bytes())
 }
@@ -386,14 +411,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_share_short_of_everything_is_not_shown_as_everything() {
+    fn coverage_that_is_not_complete_is_not_shown_as_complete() {
         assert_eq!(share(999_999.0 / 1_000_000.0), "0.9999");
         assert_eq!(share(0.5), "0.5000");
         assert_eq!(share(0.0), "0.0000");
     }
 
     #[test]
-    fn a_cursor_survives_the_round_trip_and_nothing_else_is_one() {
+    fn cursor_survives_the_round_trip_and_other_texts_are_refused() {
         for id in [1, 4711, i64::MAX] {
             assert_eq!(
                 decode_cursor(&encode_cursor(PromptId(id))),

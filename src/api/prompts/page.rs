@@ -5,14 +5,14 @@ use axum::response::Response;
 
 use super::{PromptListResponse, PromptResponse, encode_cursor, json_bytes};
 use crate::api::error::ApiError;
-use crate::api::held_json::held_json;
+use crate::api::json_response::json_response;
 use crate::api::state::AppState;
 use crate::domain::{PromptId, UserId};
 use crate::error::Error;
 use crate::memory_budget::Owner;
 use crate::services::prompts::READ_BYTES;
 
-/// The most bytes of a page, as texts and as JSON, unless its first prompt alone has more. A
+/// The most bytes of a page, as texts and as JSON, unless its first prompt alone is larger. A
 /// hundred prompts of the greatest length with their answers would be over 100 MiB.
 const PAGE_BYTES: usize = 1 << 20;
 
@@ -56,5 +56,5 @@ pub async fn answer(
     let next = next.map(|prompt| encode_cursor(prompt.id));
     let results = page.prompts.into_iter().map(PromptResponse::from).collect();
     let body = PromptListResponse { results, next };
-    Ok(held_json(StatusCode::OK, &body, memory))
+    Ok(json_response(StatusCode::OK, &body, memory))
 }

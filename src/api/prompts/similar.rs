@@ -1,5 +1,5 @@
-//! What a search found, as JSON: at once where it is as little as nearly always, otherwise piece by
-//! piece.
+//! The results of a search as JSON: as one piece if they are short, which is nearly always so,
+//! otherwise piece by piece.
 
 use std::sync::Arc;
 
@@ -10,19 +10,19 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 
 use super::{SimilarPrompt, SimilarResponse, json_bytes};
-use crate::api::held_json::{held, held_json, json_len};
+use crate::api::json_response::{json_len, json_response, reserved_bytes};
 use crate::api::state::AppState;
 use crate::domain::{Prompt, UserId};
 use crate::error::Error;
 use crate::memory_budget::{Owner, Reservation};
 use crate::services::search::{READ_BYTES, Similar, Unread};
 
-/// A byte of text takes six as JSON at most, beside itself.
+/// The memory for a byte of text: the byte itself, and up to six bytes as JSON.
 const MEMORY_PER_TEXT: usize = 7;
-/// What a result takes as JSON beside its texts: names, numbers and a time.
+/// What a result takes as JSON beside its texts, in bytes: names, numbers and a time.
 const AROUND: usize = 256;
 
-/// Searches, and writes what is found.
+/// Searches, and responds with the results.
 ///
 /// # Errors
 /// `Overloaded` if there is no memory for the first results; those of the search.
@@ -48,7 +48,7 @@ pub async fn answer(
         results: results.into_iter().map(SimilarPrompt::from).collect(),
     };
     let response = if rest.is_empty() {
-        held_json(StatusCode::OK, &body, memory)
+        json_response(StatusCode::OK, &body, memory)
     } else {
         let rest = Rest {
             state: Arc::clone(state),
@@ -63,13 +63,13 @@ pub async fn answer(
     Ok((response, coverage))
 }
 
-/// What a result holds: its texts, and the same as JSON.
+/// The memory that a result needs: its texts, and the same as JSON.
 fn measure((prompt, _): &(Prompt, f32)) -> usize {
     prompt.text_bytes() + json_bytes(prompt)
 }
 
-/// Results that are read while the answer is written. A client that stops reading stops the
-/// reading.
+/// Results that are read from the store while the response is written. If the client stops reading,
+/// the store is not read either.
 struct Rest {
     state: AppState,
     user_id: UserId,
@@ -82,9 +82,9 @@ struct Rest {
 impl Rest {
     fn answer(self, body: &SimilarResponse, memory: Reservation) -> Response {
         let mut beginning = serde_json::to_vec(body).expect("a struct of texts is JSON");
-        // The end of the list and of the object come last.
+        // The last piece ends the list and the object.
         beginning.truncate(beginning.len() - END.len());
-        let beginning = held(beginning, memory);
+        let beginning = reserved_bytes(beginning, memory);
         let pieces = futures_util::stream::unfold(
             (Some(beginning), Some(self)),
             |(beginning, rest)| async move {
@@ -96,8 +96,8 @@ impl Rest {
                     return Some((Ok(Bytes::from_static(END)), (None, None)));
                 }
                 let piece = rest.next().await.inspect_err(|error| {
-                    // The client sees an answer that breaks off, since its status was sent.
-                    tracing::warn!(%error, "an answer broke off while its results were read");
+                    // The status was sent, so the client sees a response that breaks off.
+                    tracing::warn!(%error, "a response broke off: its results could not be read");
                 });
                 let next = piece.is_ok().then_some(rest);
                 Some((piece, (None, next)))
@@ -107,7 +107,7 @@ impl Rest {
         (kind, Body::from_stream(pieces)).into_response()
     }
 
-    /// The next results as JSON, each after a comma but the first. Empty if they were deleted
+    /// The next results as JSON, each but the first after a comma. Empty if they were deleted
     /// meanwhile.
     async fn next(&mut self) -> Result<Bytes, Error> {
         let mut group = Vec::new();
@@ -133,9 +133,9 @@ impl Rest {
             let result = SimilarPrompt::from(result);
             serde_json::to_writer(&mut json, &result).map_err(Error::internal)?;
         }
-        Ok(held(json, memory))
+        Ok(reserved_bytes(json, memory))
     }
 }
 
-/// How the answer ends.
+/// The end of the response.
 const END: &[u8] = b"]}";

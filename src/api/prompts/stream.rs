@@ -1,4 +1,4 @@
-//! Answers as server-sent events.
+//! Answers of the upstream as server-sent events.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -11,17 +11,17 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Serialize;
+use tracing::Instrument;
 
 use super::CreatedPromptResponse;
-use super::events::Failed;
-use crate::api::accept::EVENT_STREAM;
-use crate::api::error::ApiError;
+use crate::api::content_negotiation::EVENT_STREAM;
+use crate::api::error::{ApiError, FailedPromptResponse};
 use crate::api::state::{AppState, Lifecycle};
 use crate::domain::PromptId;
 use crate::error::FailedPrompt;
 use crate::memory_budget::Reservation;
 use crate::services::accounts::{Accounts, Caller, CredentialEnd};
-use crate::services::prompts::live::{Event, Place, Reader};
+use crate::services::prompts::stream::{StreamEnd, StreamEvent, StreamOffset, StreamReader};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// The id of a stream's last event.
@@ -29,7 +29,7 @@ const DONE: &str = "done";
 
 /// A stream of what `reader` reads. It ends early, without an event, once the token of `caller` is
 /// no longer valid.
-pub fn respond(state: &AppState, caller: Caller, reader: Reader) -> Response {
+pub fn respond(state: &AppState, caller: Caller, reader: StreamReader) -> Response {
     let source = Source {
         reader,
         heartbeat: state.server.stream_heartbeat,
@@ -39,26 +39,26 @@ pub fn respond(state: &AppState, caller: Caller, reader: Reader) -> Response {
     let frames = futures_util::stream::unfold(source, Source::next);
     let headers = [
         (CONTENT_TYPE, EVENT_STREAM),
-        // A proxy that gathers answers would gather this one to its end.
+        // Tells a proxy that buffers responses not to buffer this one.
         (HeaderName::from_static("x-accel-buffering"), "no"),
     ];
     (headers, Body::from_stream(frames)).into_response()
 }
 
-/// Where the bytes of a stream come from.
+/// The source of a stream's bytes.
 struct Source {
-    reader: Reader,
+    reader: StreamReader,
     heartbeat: Duration,
     lifecycle: Lifecycle,
     credential_end: Pin<Box<dyn Future<Output = CredentialEnd> + Send>>,
 }
 
 impl Source {
-    /// The next bytes, and where those after them come from; `None` at the end.
+    /// The next bytes and the source of those after them; `None` at the end.
     async fn next(mut self) -> Option<(Result<Bytes, Infallible>, Self)> {
         let is_of_another = self.reader.is_of_another();
         let frame = tokio::select! {
-            // First, or an answer that never pauses would keep the token's end from being noticed.
+            // First, or the end of the token would not be noticed during an answer without pauses.
             biased;
             end = &mut self.credential_end => {
                 if end == CredentialEnd::Expired && !is_of_another {
@@ -67,18 +67,19 @@ impl Source {
                 return None;
             }
             frame = frame(&mut self.reader, self.heartbeat) => frame?,
-            // What another process answers can be read there, or here after the restart: the end
-            // here does not wait for it.
+            // An answer of another process can be read there, or here after the restart, so the
+            // stop of this process does not wait for it.
             () = self.lifecycle.closing.cancelled(), if is_of_another => return None,
         };
         Some((Ok(frame), self))
     }
 
-    /// Keeps the answer's reader without its client, who may come back with a new token: an answer
-    /// that nobody reads may be cancelled.
+    /// Goes on reading without the client, which may return with a new token: an answer without a
+    /// reader may be cancelled.
     fn wait_for_return(mut self) {
         let tasks = self.lifecycle.tasks.clone();
-        tasks.spawn(async move { while self.reader.next().await.is_some() {} });
+        let reading = async move { while self.reader.next().await.is_some() {} };
+        tasks.spawn(reading.in_current_span());
     }
 }
 
@@ -86,7 +87,7 @@ async fn credential_end(accounts: Arc<Accounts>, caller: Caller) -> CredentialEn
     accounts.credential_end(&caller).await
 }
 
-/// A stream of a prompt's answer from the place after the event that the client read last.
+/// Streams a prompt's answer from the offset after the event that the client read last.
 pub async fn resume(
     state: &AppState,
     caller: Caller,
@@ -98,39 +99,50 @@ pub async fn resume(
     let is_done = last == Some(DONE.as_bytes());
     let from = last
         .filter(|last| !last.is_empty() && !is_done)
-        .map(parse_place)
+        .map(parse_offset)
         .transpose()?;
     let user_id = caller.user_id();
     let reader = state.prompts.read(user_id, id, from, memory).await?;
     if is_done {
-        // What tells a browser's EventSource not to come again.
+        // 204 tells a browser's EventSource not to reconnect.
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     Ok(respond(state, caller, reader))
 }
 
-fn parse_place(id: &[u8]) -> Result<Place, ApiError> {
+fn parse_offset(id: &[u8]) -> Result<StreamOffset, ApiError> {
     std::str::from_utf8(id)
         .ok()
         .and_then(|id| id.parse().ok())
         .ok_or_else(|| ApiError::bad_request("The Last-Event-ID is none of this service's."))
 }
 
-/// The next bytes of the stream: an event, or a comment when there was none for a while. `None` at its end.
-async fn frame(reader: &mut Reader, heartbeat: Duration) -> Option<Bytes> {
+/// The next bytes of the stream: an event, or a comment when there was none for a while. `None` at
+/// its end.
+async fn frame(reader: &mut StreamReader, heartbeat: Duration) -> Option<Bytes> {
     let Ok(event) = tokio::time::timeout(heartbeat, reader.next()).await else {
         return Some(Bytes::from_static(b":\n\n"));
     };
-    let place = reader.place();
+    let offset = reader.offset();
     Some(match event? {
-        Event::Started(id) => encode("started", place, &Started { id: id.0 }),
-        Event::Delta(text) => encode("delta", place, &Delta { text }),
-        Event::Completed(prompt) => match CreatedPromptResponse::of(&prompt) {
-            Some(answer) => encode("completed", DONE, &answer),
-            None => encode("failed", DONE, &Failed::from(&FailedPrompt::of(&prompt))),
-        },
-        Event::Failed(failed) => encode("failed", DONE, &Failed::from(&failed)),
-        Event::Deleted(id) => encode("failed", DONE, &Failed::deleted(id)),
+        StreamEvent::Started(id) => encode("started", offset, &Started { id: id.0 }),
+        StreamEvent::Delta(text) => encode("delta", offset, &Delta { text }),
+        StreamEvent::Ended(StreamEnd::Completed(prompt)) => {
+            match CreatedPromptResponse::of(&prompt) {
+                Some(answer) => encode("completed", DONE, &answer),
+                None => encode(
+                    "failed",
+                    DONE,
+                    &FailedPromptResponse::from(&FailedPrompt::of(&prompt)),
+                ),
+            }
+        }
+        StreamEvent::Ended(StreamEnd::Failed(failed)) => {
+            encode("failed", DONE, &FailedPromptResponse::from(&failed))
+        }
+        StreamEvent::Ended(StreamEnd::Deleted(id)) => {
+            encode("failed", DONE, &FailedPromptResponse::deleted(id))
+        }
     })
 }
 

@@ -1,4 +1,4 @@
-//! What a call used, as the API shows it.
+//! The tokens that a call used, as the API shows them.
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -20,7 +20,7 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// What is known of it; `None` if nothing is.
+    /// The counts that are known; `None` if there are none.
     pub fn of(call: &CallDetails) -> Option<Self> {
         let (prompt_tokens, completion_tokens) = (call.prompt_tokens, call.completion_tokens);
         (prompt_tokens.is_some() || completion_tokens.is_some()).then(|| Self {

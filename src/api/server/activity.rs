@@ -1,8 +1,8 @@
-//! What a connection is doing, and when it has taken too long over it.
+//! The activity of a connection, and the deadline of each of its phases.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use crate::memory_budget::{Exhausted, Reservation};
@@ -11,13 +11,13 @@ use crate::memory_budget::{Exhausted, Reservation};
 /// first byte of a new connection may take.
 const HEAD_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a connection may idle between two requests. Balancers keep their connections to a
-/// server for a while (nginx for 60 s, the template in `deploy/aws` for 180 s); the server must be
-/// the more patient side, or a request that a balancer sends at the moment of closing is lost.
+/// server for a while (nginx for 60 s, the template in `deploy/aws` for 180 s). The server must
+/// wait longer than they do, or a request that a balancer sends at the moment of closing is lost.
 const IDLE_DEADLINE: Duration = Duration::from_secs(200);
-/// The slowest reader that is served, in bytes a second. Slower ones hold an answer's memory for
+/// The slowest reader that is served, in bytes a second. A slower one keeps a response's memory for
 /// minutes.
 const SLOWEST_READER: f64 = 16.0 * 1024.0;
-/// How long a reader may take nothing at all, or lag behind [`SLOWEST_READER`] by.
+/// How long a reader may read nothing, and how far it may fall behind [`SLOWEST_READER`].
 const READER_PATIENCE: Duration = Duration::from_secs(30);
 /// Bytes of a head that are not counted as memory in flight: an ordinary request has no more.
 const ORDINARY_HEAD_BYTES: usize = 16 << 10;
@@ -27,16 +27,16 @@ const ORDINARY_HEAD_BYTES: usize = 16 << 10;
 pub enum Ending {
     /// It was idle and others needed its slot.
     MadeRoom,
-    /// Nothing came for too long.
+    /// It was idle for too long.
     Idle,
-    /// A head began and did not end.
+    /// A request's head began and was not completed in time.
     SlowHead,
     /// The client reads too slowly.
     SlowReader,
 }
 
 impl Ending {
-    /// The word that it is counted under.
+    /// The label of the metric that counts it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::MadeRoom => "made_room",
@@ -47,30 +47,30 @@ impl Ending {
     }
 }
 
-/// One connection's activity. Its own task writes it; whoever looks for idle connections reads it.
+/// One connection's activity. Its own task writes it, and the search for idle connections reads it.
 #[derive(Debug)]
 pub struct Activity {
-    state: Mutex<State>,
-    /// Rings when the connection has to make room.
+    state: Mutex<ActivityState>,
+    /// Notified when the connection must make room.
     asked_to_leave: Notify,
 }
 
 #[derive(Debug)]
-struct State {
-    phase: Phase,
+struct ActivityState {
+    phase: RequestPhase,
     /// Whether a request was served on it.
     has_served: bool,
-    /// Since when the client takes nothing of what waits to be sent.
+    /// Since when the client reads nothing of the data that waits to be sent.
     blocked_since: Option<Instant>,
-    /// How long the client may be behind. Every byte that it takes adds to it, up to
+    /// How long the client may still be behind. Each byte that it reads adds to this, up to
     /// [`READER_PATIENCE`].
     patience: Duration,
-    /// What the bytes of a long head hold.
+    /// The reservation for the bytes of a long head.
     head_memory: Option<Reservation>,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Phase {
+enum RequestPhase {
     /// No request has begun.
     Idle { since: Instant },
     /// A head has begun to arrive.
@@ -80,11 +80,11 @@ enum Phase {
 }
 
 impl Activity {
-    /// That of a connection just accepted.
+    /// The activity of a connection just accepted.
     pub fn new(now: Instant) -> Self {
         Self {
-            state: Mutex::new(State {
-                phase: Phase::Idle { since: now },
+            state: Mutex::new(ActivityState {
+                phase: RequestPhase::Idle { since: now },
                 has_served: false,
                 blocked_since: None,
                 patience: READER_PATIENCE,
@@ -94,10 +94,10 @@ impl Activity {
         }
     }
 
-    /// Notes bytes that came in.
+    /// Records bytes that were received.
     ///
     /// # Errors
-    /// [`Exhausted`] if they belong to a long head and there is no memory for it.
+    /// [`Exhausted`] if they belong to a long head and the budget has no memory for it.
     pub fn note_read(
         &self,
         bytes: usize,
@@ -106,12 +106,12 @@ impl Activity {
     ) -> Result<(), Exhausted> {
         let mut state = self.lock();
         let (since, before) = match state.phase {
-            Phase::Serving => return Ok(()),
-            Phase::Idle { .. } => (now, 0),
-            Phase::ReadingHead { since, bytes } => (since, bytes),
+            RequestPhase::Serving => return Ok(()),
+            RequestPhase::Idle { .. } => (now, 0),
+            RequestPhase::ReadingHead { since, bytes } => (since, bytes),
         };
         let all = before + bytes;
-        state.phase = Phase::ReadingHead { since, bytes: all };
+        state.phase = RequestPhase::ReadingHead { since, bytes: all };
         if all <= ORDINARY_HEAD_BYTES {
             return Ok(());
         }
@@ -124,7 +124,7 @@ impl Activity {
         }
     }
 
-    /// Notes bytes that the client took.
+    /// Records bytes that the client read.
     pub fn note_written(&self, bytes: usize, now: Instant) {
         let mut state = self.lock();
         if let Some(since) = state.blocked_since.take() {
@@ -136,7 +136,7 @@ impl Activity {
         state.patience = (state.patience + earned).min(READER_PATIENCE);
     }
 
-    /// Notes that the client took nothing of what waits to be sent.
+    /// Records that the client read nothing of the data that waits to be sent.
     pub fn note_blocked(&self, now: Instant) {
         self.lock().blocked_since.get_or_insert(now);
     }
@@ -144,28 +144,30 @@ impl Activity {
     /// A head is complete and its request is being served.
     pub fn begin_request(&self) {
         let mut state = self.lock();
-        state.phase = Phase::Serving;
+        state.phase = RequestPhase::Serving;
         state.head_memory = None;
     }
 
-    /// The last byte of an answer was handed over.
+    /// The last byte of a response was handed over.
     pub fn end_request(&self, now: Instant) {
         let mut state = self.lock();
-        state.phase = Phase::Idle { since: now };
+        state.phase = RequestPhase::Idle { since: now };
         state.has_served = true;
     }
 
-    /// How readily the connection makes room, the lowest first: one that never carried a request,
-    /// then the longest idle. `None` if it is not idle.
+    /// The order in which connections make room: first those that never carried a request, then the
+    /// longest idle. `None` if this one is not idle.
     pub fn readiness_to_leave(&self) -> Option<(bool, Instant)> {
         let state = self.lock();
         match state.phase {
-            Phase::Idle { since } | Phase::ReadingHead { since, .. }
+            RequestPhase::Idle { since } | RequestPhase::ReadingHead { since, .. }
                 if state.blocked_since.is_none() =>
             {
                 Some((state.has_served, since))
             }
-            Phase::Idle { .. } | Phase::ReadingHead { .. } | Phase::Serving => None,
+            RequestPhase::Idle { .. }
+            | RequestPhase::ReadingHead { .. }
+            | RequestPhase::Serving => None,
         }
     }
 
@@ -179,17 +181,18 @@ impl Activity {
         self.asked_to_leave.notified().await;
     }
 
-    /// When the connection will have taken too long, as things stand, and over what; `None` if it
-    /// may take for ever.
+    /// The deadline of the present phase, and the ending if it is missed; `None` if there is none.
     pub fn deadline(&self) -> Option<(Instant, Ending)> {
         let state = self.lock();
         let of_phase = match state.phase {
-            Phase::Idle { since } if state.has_served => {
+            RequestPhase::Idle { since } if state.has_served => {
                 Some((since + IDLE_DEADLINE, Ending::Idle))
             }
-            Phase::Idle { since } => Some((since + HEAD_DEADLINE, Ending::Idle)),
-            Phase::ReadingHead { since, .. } => Some((since + HEAD_DEADLINE, Ending::SlowHead)),
-            Phase::Serving => None,
+            RequestPhase::Idle { since } => Some((since + HEAD_DEADLINE, Ending::Idle)),
+            RequestPhase::ReadingHead { since, .. } => {
+                Some((since + HEAD_DEADLINE, Ending::SlowHead))
+            }
+            RequestPhase::Serving => None,
         };
         let of_reader = state
             .blocked_since
@@ -200,10 +203,8 @@ impl Activity {
             .min_by_key(|(at, _)| *at)
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics between two changes that belong together, so a poisoned lock guards a
-        // sound state.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, ActivityState> {
+        self.state.lock()
     }
 }
 
@@ -219,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_has_its_deadline_from_the_first_byte_whatever_comes_after() {
+    fn deadline_of_a_head_counts_from_its_first_byte() {
         let start = Instant::now();
         let activity = Activity::new(start);
         assert_eq!(activity.deadline(), Some((start + 30 * S, Ending::Idle)));
@@ -235,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kept_connection_may_idle_for_longer_than_a_balancer_keeps_it() {
+    fn connection_may_idle_for_longer_than_a_balancer_keeps_it() {
         let start = Instant::now();
         let activity = Activity::new(start);
         activity.note_read(100, start, no_memory).unwrap();
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_may_pause_but_not_lag_behind_the_slowest_rate_for_long() {
+    fn reader_may_pause_but_not_stay_below_the_slowest_rate() {
         let start = Instant::now();
         let activity = Activity::new(start);
         activity.begin_request();
@@ -282,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_whose_end_waits_to_be_sent_is_not_idle() {
+    fn connection_with_unsent_data_is_not_idle() {
         let now = Instant::now();
         let activity = Activity::new(now);
         activity.begin_request();
@@ -294,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_head_holds_memory_until_its_request_begins() {
+    fn long_head_reserves_memory_until_its_request_begins() {
         let now = Instant::now();
         let budget = MemoryBudget::new(200_000);
         let reserve = |bytes| budget.reserve(Owner::default(), bytes);

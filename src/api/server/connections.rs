@@ -1,22 +1,23 @@
-//! Which connections are served at once: a bounded number in all and of each client network. Idle
-//! ones make room first.
+//! Bounds on the connections that are served at once, in all and from each client network. Idle
+//! connections make room for new ones.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use ipnet::IpNet;
+use parking_lot::{Mutex, MutexGuard};
 use prometheus::IntGauge;
 
 use super::activity::Activity;
 use crate::domain::ClientNetwork;
 
-/// Slots beyond the bounds, in which health checks alone are answered: a balancer that gets no
-/// answer takes the service for dead and restarts it, which helps nobody.
+/// Slots beyond the bounds, for health checks only: a balancer that gets no response takes the
+/// service for dead and restarts it, which makes an overload worse.
 const HEALTH_SLOTS: usize = 32;
-/// At a bound, this share of it is closed together, so that a flood of new connections does not
-/// search all the others for each of them.
+/// At a bound, one in this many connections is closed together, so that in a flood not every new
+/// connection has to search all others.
 const CLOSED_TOGETHER: usize = 64;
 
 /// How many connections are served at once.
@@ -26,7 +27,7 @@ pub struct Bounds {
     pub most: usize,
     /// From one client network.
     pub most_of_network: usize,
-    /// Proxies, which bring the connections of many networks: they count in all only.
+    /// Proxies carry the connections of many networks, so they count only towards the bound in all.
     pub proxies: Vec<IpNet>,
 }
 
@@ -35,32 +36,31 @@ pub struct Bounds {
 pub struct Connections {
     bounds: Bounds,
     open: IntGauge,
-    table: Mutex<Table>,
+    table: Mutex<SlotTable>,
 }
 
 #[derive(Debug, Default)]
-struct Table {
+struct SlotTable {
     next_key: u64,
-    served: HashMap<u64, Entry>,
+    served: HashMap<u64, SlotEntry>,
     networks: HashMap<ClientNetwork, usize>,
-    /// Those in health slots, by rising age of their keys.
+    /// Those in health slots, the oldest first.
     beyond: Vec<(u64, Arc<Activity>)>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct SlotEntry {
     network: Option<ClientNetwork>,
     activity: Arc<Activity>,
 }
 
-/// A connection's slot, in every request's extensions. Whoever takes the connection over from HTTP
-/// keeps it, so that open sockets count too. It is free again when the last of its clones is
-/// dropped.
+/// A connection's slot, in the extensions of each request. A WebSocket that takes the connection
+/// over keeps it, so that open sockets count too. It is free again when its last clone is dropped.
 #[derive(Clone, Debug)]
-pub struct Slot(Arc<Held>);
+pub struct Slot(Arc<OccupiedSlot>);
 
 #[derive(Debug)]
-struct Held {
+struct OccupiedSlot {
     key: u64,
     connections: Arc<Connections>,
     activity: Arc<Activity>,
@@ -68,12 +68,12 @@ struct Held {
 }
 
 impl Slot {
-    /// What the connection is doing.
+    /// The connection's activity.
     pub fn activity(&self) -> &Arc<Activity> {
         &self.0.activity
     }
 
-    /// Whether it lies beyond the bounds, so that health checks alone are answered on it.
+    /// Whether it lies beyond the bounds, so that only health checks are served on it.
     pub fn is_for_health(&self) -> bool {
         self.0.is_for_health
     }
@@ -89,7 +89,7 @@ impl Connections {
         })
     }
 
-    /// A slot for a connection from `peer`. At a bound, idle connections are asked to leave; where
+    /// A slot for a connection from `peer`. At a bound, idle connections are asked to leave; if
     /// none is idle, the slot is one for health checks. `None` if those are taken too.
     pub fn admit(self: &Arc<Self>, peer: IpAddr) -> Option<Slot> {
         let peer = peer.to_canonical();
@@ -112,13 +112,13 @@ impl Connections {
         table.next_key += 1;
         if has_room {
             let activity = Arc::clone(&activity);
-            table.add(key, Entry { network, activity });
+            table.add(key, SlotEntry { network, activity });
         } else if !table.add_beyond(key, &activity) {
             return None;
         }
         drop(table);
         self.open.inc();
-        Some(Slot(Arc::new(Held {
+        Some(Slot(Arc::new(OccupiedSlot {
             key,
             connections: Arc::clone(self),
             activity,
@@ -126,33 +126,31 @@ impl Connections {
         })))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        // Nothing panics between two changes that belong together, so a poisoned lock guards a
-        // sound table.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, SlotTable> {
+        self.table.lock()
     }
 }
 
-impl Drop for Held {
+impl Drop for OccupiedSlot {
     fn drop(&mut self) {
         self.connections.lock().remove(self.key);
         self.connections.open.dec();
     }
 }
 
-impl Table {
+impl SlotTable {
     fn of_network(&self, network: ClientNetwork) -> usize {
         self.networks.get(&network).copied().unwrap_or_default()
     }
 
-    fn add(&mut self, key: u64, entry: Entry) {
+    fn add(&mut self, key: u64, entry: SlotEntry) {
         if let Some(network) = entry.network {
             *self.networks.entry(network).or_default() += 1;
         }
         self.served.insert(key, entry);
     }
 
-    /// Takes a health slot; if all are taken, that of the oldest connection which has not sent a
+    /// Takes a health slot; if all are taken, the slot of the oldest connection that has not sent a
     /// request yet.
     fn add_beyond(&mut self, key: u64, activity: &Arc<Activity>) -> bool {
         if self.beyond.len() >= HEALTH_SLOTS {
@@ -166,9 +164,9 @@ impl Table {
         true
     }
 
-    /// Takes up to `count` idle connections out and asks them to leave: those first that never
+    /// Removes up to `count` idle connections and asks them to leave: first those that never
     /// carried a request, then the longest idle.
-    fn make_room(&mut self, count: usize, concerns: impl Fn(&Entry) -> bool) {
+    fn make_room(&mut self, count: usize, concerns: impl Fn(&SlotEntry) -> bool) {
         let mut idle: Vec<_> = self
             .served
             .iter()
@@ -183,8 +181,8 @@ impl Table {
         }
     }
 
-    /// Takes a connection out, if it is still there: one that was asked to leave is out already.
-    fn remove(&mut self, key: u64) -> Option<Entry> {
+    /// Removes a connection, if it is still there: one that was asked to leave is removed already.
+    fn remove(&mut self, key: u64) -> Option<SlotEntry> {
         self.beyond.retain(|(other, _)| *other != key);
         let entry = self.served.remove(&key)?;
         if let Some(network) = entry.network
@@ -251,7 +249,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_network_makes_room_for_its_own_and_leaves_the_others_alone() {
+    async fn network_at_its_bound_makes_room_only_among_its_own() {
         let all = connections(10, 2);
         let other = admit(&all, "192.0.2.1");
         let own = [admit(&all, "2001:db8::1"), admit(&all, "2001:db8::2")];
@@ -264,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn where_all_are_busy_there_are_slots_for_health_checks_and_no_more() {
+    fn if_all_are_busy_there_are_only_slots_for_health_checks() {
         let all = connections(2, 1);
         let one = busy(&all, "192.0.2.1");
         assert!(

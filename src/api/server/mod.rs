@@ -1,5 +1,5 @@
-//! The listener: accepts connections within bounds and deadlines, and lets them finish when told to
-//! stop.
+//! The listener: accepts connections within bounds and deadlines, and lets them finish when the
+//! service stops.
 
 mod activity;
 mod connections;
@@ -29,46 +29,53 @@ use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Service;
+use tracing::Span;
 
 use self::activity::{Activity, Ending};
 use self::socket::Socket;
 use super::extract::{Peer, Root};
+use super::request_log::RequestSpan;
 use crate::domain::ClientNetwork;
 use crate::memory_budget::{MemoryBudget, Owner};
 
 pub use self::connections::{Bounds, Connections, Slot};
 
 /// The longest head of a request, in bytes: a query may take nearly 64 KiB of an address, and other
-/// headers have room beside it. Also what is read ahead of a body, and what of an answer waits to
-/// be sent.
+/// headers need room too. Also the most that is read ahead of a body, and that waits to be sent of
+/// a response.
 const HEAD_BYTES: usize = 72 << 10;
-/// Of an answer, the kernel holds about this much that is not on its way yet, in bytes. It would
-/// hold megabytes otherwise, for each connection whose client does not read.
+/// The kernel buffers about this much unsent data of a response, in bytes. It would buffer
+/// megabytes otherwise, for each connection whose client does not read.
 const UNSENT_BYTES: u32 = 128 << 10;
 /// How long sent data may stay unacknowledged before the kernel closes the connection.
 const UNACKNOWLEDGED_DEADLINE: Duration = Duration::from_secs(60);
-/// How long to rest when the process has no file descriptors left: accepting again at once would
-/// only spin.
+/// The pause when the process has no file descriptors left: accepting again at once would fail in a
+/// busy loop.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
-/// A timer that is not needed is set this far ahead.
+/// The time to which a timer is set that is not needed.
 const FAR: Duration = Duration::from_secs(3600);
 
-/// What one listener serves its connections with.
+/// The dependencies of one listener.
 #[derive(Clone, Debug)]
-pub struct Limits {
+pub struct ServerDeps {
     /// Bounds and counts them.
     pub connections: Arc<Connections>,
-    /// Holds what their long heads take.
+    /// The budget for their long heads.
     pub memory: Arc<MemoryBudget>,
     /// How long requests in flight may take to finish after the listener closed.
     pub grace: Duration,
-    /// Counts those that the service ended before their clients did, by reason.
+    /// Counts the connections that the service ended before their clients did, by reason.
     pub ended: IntCounterVec,
 }
 
 /// Serves `router` on `listener` until `stop` is cancelled; then closes the listener, lets requests
 /// in flight finish within the grace, and returns.
-pub async fn serve(listener: TcpListener, router: Router, limits: Limits, stop: CancellationToken) {
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    deps: ServerDeps,
+    stop: CancellationToken,
+) {
     let tasks = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -83,17 +90,17 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, stop: 
                 continue;
             }
         };
-        let Some(slot) = limits.connections.admit(peer.ip()) else {
-            limits.ended.with_label_values(&["no_room"]).inc();
+        let Some(slot) = deps.connections.admit(peer.ip()) else {
+            deps.ended.with_label_values(&["no_room"]).inc();
             continue;
         };
         let connection = ServedConnection {
             peer,
             slot,
             router: router.clone(),
-            memory: Arc::clone(&limits.memory),
+            memory: Arc::clone(&deps.memory),
         };
-        let (ended, stop) = (limits.ended.clone(), stop.clone());
+        let (ended, stop) = (deps.ended.clone(), stop.clone());
         tasks.spawn(async move {
             if let Some(ending) = connection.serve(stream, stop).await {
                 ended.with_label_values(&[ending.as_str()]).inc();
@@ -102,13 +109,13 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, stop: 
     }
     drop(listener);
     tasks.close();
-    if tokio::time::timeout(limits.grace, tasks.wait())
+    if tokio::time::timeout(deps.grace, tasks.wait())
         .await
         .is_err()
     {
         tracing::warn!(
             connections = tasks.len(),
-            "requests in flight were cut off at the end of the grace"
+            "requests in flight were cut off at the end of SHUTDOWN_GRACE"
         );
     }
 }
@@ -122,8 +129,8 @@ struct ServedConnection {
 }
 
 impl ServedConnection {
-    /// Serves requests until either side ends the connection. Returns why, if it was this side
-    /// before its time.
+    /// Serves requests until either side ends the connection. Returns the reason if the service
+    /// ended it early.
     async fn serve(self, stream: TcpStream, stop: CancellationToken) -> Option<Ending> {
         tune(&stream);
         let activity = Arc::clone(self.slot.activity());
@@ -139,8 +146,7 @@ impl ServedConnection {
         );
         let service = hyper::service::service_fn(|request| self.answer(request));
         let connection = http1::Builder::new()
-            // Deadlines are the activity's: they tell a kept connection that idles from a head that
-            // is slow.
+            // The activity has the deadlines. It can tell an idle connection from a slow head.
             .header_read_timeout(None)
             .max_buf_size(HEAD_BYTES)
             .keep_alive(!self.slot.is_for_health())
@@ -162,7 +168,7 @@ impl ServedConnection {
                     return Some(ending);
                 }
                 () = activity.asked_to_leave() => {
-                    // A request may have come in the meantime; it is served.
+                    // A request that came meanwhile is served.
                     if activity.readiness_to_leave().is_some() {
                         return Some(Ending::MadeRoom);
                     }
@@ -179,7 +185,7 @@ impl ServedConnection {
     async fn answer(
         &self,
         mut request: hyper::Request<Incoming>,
-    ) -> Result<hyper::Response<AnswerBody>, std::convert::Infallible> {
+    ) -> Result<hyper::Response<ResponseBody>, std::convert::Infallible> {
         let activity = Arc::clone(self.slot.activity());
         activity.begin_request();
         let root = Root::of(request.uri());
@@ -192,16 +198,18 @@ impl ServedConnection {
         list_options(response.headers_mut());
         // A connection that has become a WebSocket serves it until both end.
         let is_last = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        Ok(response.map(|body| AnswerBody {
+        let span = response.extensions_mut().remove();
+        Ok(response.map(|body| ResponseBody {
             body,
             activity: (!is_last).then_some(activity),
+            span: span.map_or_else(Span::none, |RequestSpan(span)| span),
         }))
     }
 }
 
-/// Is ready once the connection has taken too long over something. Looks at the deadline anew each
-/// time it is polled, which is whenever anything happens on the connection; the timer is touched
-/// only if it would ring too late.
+/// Becomes ready when the connection misses a deadline. Each poll, which is whenever anything
+/// happens on the connection, reads the deadline again. The timer is set anew only if it would fire
+/// too late.
 fn overdue(
     activity: &Activity,
     mut timer: Pin<&mut Sleep>,
@@ -217,27 +225,31 @@ fn overdue(
         if timer.is_elapsed() || timer.deadline() > due.into() {
             timer.as_mut().reset(due.into());
         }
-        // One that rang for an older deadline is set for the present one.
+        // A timer that fired for an older deadline is set to the present one.
         ready!(timer.as_mut().poll(context));
     }
 }
 
-/// An answer's body, which notes in the connection's activity when it is gone: all of it was handed
-/// over.
-struct AnswerBody {
+/// A response's body. When it is dropped, all of it was handed over, and the connection's activity
+/// notes the end of the request.
+struct ResponseBody {
     body: Body,
     activity: Option<Arc<Activity>>,
+    /// Entered while the body is written.
+    span: Span,
 }
 
-impl hyper::body::Body for AnswerBody {
+impl hyper::body::Body for ResponseBody {
     type Data = Bytes;
     type Error = axum::Error;
 
     fn poll_frame(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        let this = self.get_mut();
+        let _entered = this.span.enter();
+        Pin::new(&mut this.body).poll_frame(context)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -249,7 +261,7 @@ impl hyper::body::Body for AnswerBody {
     }
 }
 
-impl Drop for AnswerBody {
+impl Drop for ResponseBody {
     fn drop(&mut self) {
         if let Some(activity) = &self.activity {
             activity.end_request(Instant::now());
@@ -257,8 +269,8 @@ impl Drop for AnswerBody {
     }
 }
 
-/// Nagle's algorithm would hold back small answers; unsent data would take memory for clients that
-/// do not read.
+/// Nagle's algorithm would delay small responses, and unsent data would take memory for clients
+/// that do not read.
 fn tune(stream: &TcpStream) {
     let socket = socket2::SockRef::from(stream);
     let tuned = socket.set_tcp_nodelay(true);
@@ -271,7 +283,7 @@ fn tune(stream: &TcpStream) {
     }
 }
 
-/// Every route answers with and without a trailing slash; the router knows the form without.
+/// Every route works with and without a trailing slash; the router knows the form without.
 fn trim_trailing_slash(uri: &mut Uri) {
     let path = uri.path();
     if path.len() < 2 || !path.ends_with('/') {
@@ -282,8 +294,7 @@ fn trim_trailing_slash(uri: &mut Uri) {
         Some(query) => format!("{trimmed}?{query}"),
         None => trimmed.to_owned(),
     };
-    // A part of a path that was taken is a path again; `//` alone would not be, and stays as it
-    // came.
+    // The shorter path is valid again, except for `//`, which stays as it is.
     if let Ok(path_and_query) = rewritten.parse() {
         let mut parts = std::mem::take(uri).into_parts();
         parts.path_and_query = Some(path_and_query);
@@ -293,7 +304,7 @@ fn trim_trailing_slash(uri: &mut Uri) {
     }
 }
 
-/// The router lists the methods that have a handler; `OPTIONS` is answered beside it.
+/// Adds `OPTIONS` to `Allow`: the router lists only methods that have a handler.
 fn list_options(headers: &mut HeaderMap) {
     let Some(allow) = headers.get(ALLOW).and_then(|allow| allow.to_str().ok()) else {
         return;
@@ -310,7 +321,7 @@ fn list_options(headers: &mut HeaderMap) {
 }
 
 async fn pause_if_exhausted(error: &io::Error) {
-    // A peer that went away before it was accepted concerns nobody.
+    // A peer that disconnected before it was accepted is no problem of this service.
     let is_peers_fault = matches!(
         error.kind(),
         io::ErrorKind::ConnectionAborted
@@ -328,7 +339,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_trailing_slash_is_trimmed_and_the_query_kept() {
+    fn one_trailing_slash_is_trimmed_and_the_query_is_kept() {
         for (given, seen) in [
             ("/api/prompts/", "/api/prompts"),
             ("/api/prompts/?q=a/", "/api/prompts?q=a/"),

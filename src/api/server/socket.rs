@@ -1,4 +1,4 @@
-//! A connection's socket, which notes what goes over it.
+//! A connection's socket, which records its traffic.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -16,7 +16,7 @@ use crate::memory_budget::{MemoryBudget, Owner};
 /// it, up to the longest head, and keeps it for as long as the connection lasts.
 const READ_BYTES: u64 = 8 << 10;
 
-/// A TCP connection whose traffic is noted in its [`Activity`].
+/// A TCP connection whose traffic is recorded in its [`Activity`].
 #[derive(Debug)]
 pub struct Socket {
     stream: TcpStream,
@@ -26,7 +26,7 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Notes the traffic of `stream` in `activity`. A long head holds memory of `budget` for
+    /// Records the traffic of `stream` in `activity`. A long head reserves memory of `budget` for
     /// `owner`.
     pub fn new(
         stream: TcpStream,

@@ -1,5 +1,5 @@
-//! One WebSocket over an upgraded connection: reads and writes at the same time, in bounded memory, and closes so that the
-//! other side learns why.
+//! One WebSocket over an upgraded connection. It reads and writes concurrently, in bounded memory,
+//! and closes with a reason.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -18,53 +18,56 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-/// The largest message taken from a client, in bytes: credentials are all that a client has to say.
+/// The largest message that a client may send, in bytes. Clients only send access tokens.
 const MAX_MESSAGE_BYTES: usize = 64 << 10;
-/// What a socket's buffers start with, in bytes; the defaults are 128 KiB, which 500 idle sockets would feel.
+/// The initial size of a socket's buffers, in bytes. The default of 128 KiB would take 64 MiB for
+/// 500 idle sockets.
 const BUFFER_BYTES: usize = 4 << 10;
-/// The most that waits in a socket's own write buffer, in bytes: one frame, and answers to pings. Without a bound, a client
-/// that pings and never reads would have the service keep all its answers.
+/// The most that waits in a socket's own write buffer, in bytes: one frame, and pongs. Without a
+/// bound, a client that sends pings and never reads would fill the service's memory with pongs.
 const MAX_WRITE_BUFFER_BYTES: usize = 64 << 10;
-/// Longer texts go out in frames of this many bytes. The write buffer copies what it is given and keeps its size, so whole
-/// events would cost each socket as much as the largest event it ever saw; the text itself is shared by all sockets.
+/// Longer texts are sent in frames of this many bytes. The write buffer copies its input and never
+/// shrinks, so with whole events each socket would keep the size of its largest event. The text
+/// itself is shared by all sockets.
 const FRAME_BYTES: usize = 16 << 10;
-/// Messages that may wait behind the one being written. With that many the client is not read from until it reads: each
-/// waits because the client asked for it, or to be told that it is silent.
+/// Messages that may wait behind the one being written. At this bound nothing is read from the
+/// client until it reads: each message waits because the client sent something, or because it was
+/// silent.
 const MAX_WAITING: usize = 8;
 
-/// What a WebSocket may be spoken on.
+/// A byte stream that can carry a WebSocket.
 pub trait Io: AsyncRead + AsyncWrite + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Io for S {}
 
-/// What happened on the connection.
-pub enum Step {
-    /// All that was to be sent is on its way.
+/// An event of the connection.
+pub enum ConnectionEvent {
+    /// Everything to send was handed over.
     Sent,
-    /// A message came; `None` if no more will.
+    /// A message came; `None` if no more will come.
     Received(Option<Result<Message, Error>>),
 }
 
-/// What waits to be sent.
+/// A message that waits to be sent.
 enum Outgoing {
     Message(Message),
-    /// The bytes of a text, which goes out in as many frames as it takes.
+    /// The bytes of a text, which is sent in one or more frames.
     Text(Bytes),
 }
 
 /// One WebSocket.
 pub struct Connection<S> {
     socket: WebSocketStream<S>,
-    /// What is left of a text that goes out in several frames.
+    /// The rest of a text that is sent in several frames.
     rest: Bytes,
     waiting: VecDeque<Outgoing>,
     is_sending: bool,
-    /// Whether reading failed: what else the client sent was not understood and lies unread.
+    /// Whether reading failed, so that data of the client is left unread.
     is_broken: bool,
 }
 
 impl<S: Io> Connection<S> {
-    /// Speaks WebSocket, as the server, on a connection whose handshake is done.
+    /// The server's side of a WebSocket whose handshake is done.
     pub async fn new(io: S) -> Self {
         let config = WebSocketConfig::default()
             .max_message_size(Some(MAX_MESSAGE_BYTES))
@@ -81,20 +84,20 @@ impl<S: Io> Connection<S> {
         }
     }
 
-    /// Has `message` sent by the next calls of [`Self::step`].
+    /// Queues `message`: the next calls of [`Self::step`] send it.
     pub fn send(&mut self, message: Message) {
         self.push(Outgoing::Message(message));
     }
 
-    /// Has a text sent without a copy of its own.
+    /// Queues a text without copying it.
     pub fn send_shared(&mut self, text: Arc<str>) {
-        struct Shared(Arc<str>);
-        impl AsRef<[u8]> for Shared {
+        struct SharedText(Arc<str>);
+        impl AsRef<[u8]> for SharedText {
             fn as_ref(&self) -> &[u8] {
                 self.0.as_bytes()
             }
         }
-        self.push(Outgoing::Text(Bytes::from_owner(Shared(text))));
+        self.push(Outgoing::Text(Bytes::from_owner(SharedText(text))));
     }
 
     fn push(&mut self, outgoing: Outgoing) {
@@ -102,23 +105,23 @@ impl<S: Io> Connection<S> {
         self.is_sending = true;
     }
 
-    /// Whether something given to be sent is still on its way.
+    /// Whether a queued message was not yet handed over.
     pub fn is_sending(&self) -> bool {
         self.is_sending
     }
 
-    /// Writes and reads until one of both got somewhere. A client that does not read keeps nobody from reading what it says.
-    /// Cancel safe.
-    pub async fn step(&mut self) -> Result<Step, Error> {
+    /// Drives writes and reads concurrently until one of them makes progress. A client that stops
+    /// reading does not stop the service from reading its messages. Cancel safe.
+    pub async fn step(&mut self) -> Result<ConnectionEvent, Error> {
         poll_fn(|cx| self.poll_step(cx)).await
     }
 
-    fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Result<Step, Error>> {
+    fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Result<ConnectionEvent, Error>> {
         while let Poll::Ready(flushed) = Pin::new(&mut self.socket).poll_flush(cx) {
             flushed?;
             if !self.write_next()? {
                 if std::mem::take(&mut self.is_sending) {
-                    return Poll::Ready(Ok(Step::Sent));
+                    return Poll::Ready(Ok(ConnectionEvent::Sent));
                 }
                 break;
             }
@@ -128,10 +131,10 @@ impl<S: Io> Connection<S> {
         }
         let received = ready!(Pin::new(&mut self.socket).poll_next(cx));
         self.is_broken |= matches!(received, Some(Err(_)));
-        Poll::Ready(Ok(Step::Received(received)))
+        Poll::Ready(Ok(ConnectionEvent::Received(received)))
     }
 
-    /// Puts the next frame into the write buffer, which is empty; answers whether there was one.
+    /// Puts the next frame into the write buffer, which is empty. Returns whether there was one.
     fn write_next(&mut self) -> Result<bool, Error> {
         let frame = if self.rest.is_empty() {
             match self.waiting.pop_front() {
@@ -155,20 +158,22 @@ impl<S: Io> Connection<S> {
         Message::Frame(Frame::message(part, OpCode::Data(kind), is_last))
     }
 
-    /// Ends the connection from this side with `frame`, or answers the client's own close frame if there is none. What was
-    /// not sent yet is not sent any more. Takes up to `deadline`, since a client that is behind reads its close frame last.
+    /// Closes the connection with `frame`, or, if there is none, completes the client's own close.
+    /// Queued messages are dropped. Takes up to `deadline`, because a client that is behind reads
+    /// the close frame last.
     pub async fn close(mut self, frame: Option<CloseFrame>, deadline: Duration) {
         let _ = timeout(deadline, async {
             if let Some(frame) = frame {
                 self.socket.flush().await?;
                 self.socket.send(Message::Close(Some(frame))).await?;
             }
-            // Reading on is what sends and takes the answers.
+            // Reading drives the closing handshake.
             while let Some(message) = self.socket.next().await {
                 message?;
             }
             if self.is_broken {
-                // Closing a connection with unread data resets it, and the close frame is lost on the way.
+                // Closing a connection with unread data resets it, and the close frame would be
+                // lost.
                 let mut io = self.socket.into_inner();
                 io.shutdown().await?;
                 let mut unread = [0; 1024];
@@ -193,15 +198,15 @@ mod tests {
         (Connection::new(server).await, client)
     }
 
-    /// What happens without anybody else doing anything.
-    fn steps(connection: &mut Connection<DuplexStream>) -> Vec<Step> {
+    /// The events that are ready now.
+    fn steps(connection: &mut Connection<DuplexStream>) -> Vec<ConnectionEvent> {
         std::iter::from_fn(|| connection.step().now_or_never())
             .map(Result::unwrap)
             .collect()
     }
 
     #[tokio::test]
-    async fn a_client_that_does_not_read_is_heard_until_too_much_waits_for_it() {
+    async fn client_that_does_not_read_is_read_from_until_too_much_waits_for_it() {
         let (mut connection, mut client) = connection(64 << 10).await;
         // An empty text, masked with zeros.
         client
@@ -210,7 +215,7 @@ mod tests {
             .unwrap();
         let mut heard = 0;
         while let Some(Ok(step)) = connection.step().now_or_never() {
-            if let Step::Received(Some(Ok(_))) = step {
+            if let ConnectionEvent::Received(Some(Ok(_))) = step {
                 heard += 1;
                 connection.send(Message::text("x".repeat(60 << 10)));
             }
@@ -223,13 +228,13 @@ mod tests {
             let _ = client.read(&mut read).await.unwrap();
             heard += steps(&mut connection)
                 .iter()
-                .filter(|step| matches!(step, Step::Received(Some(Ok(_)))))
+                .filter(|step| matches!(step, ConnectionEvent::Received(Some(Ok(_)))))
                 .count();
         }
     }
 
     #[tokio::test]
-    async fn a_client_is_heard_while_something_is_being_written() {
+    async fn client_is_read_from_while_a_text_is_being_written() {
         let (mut connection, mut client) = connection(1 << 10).await;
         connection.send_shared("x".repeat(100 << 10).into());
         assert!(steps(&mut connection).is_empty());
@@ -237,18 +242,21 @@ mod tests {
         let steps = steps(&mut connection);
         assert!(matches!(
             steps[..],
-            [Step::Received(Some(Ok(Message::Ping(_))))]
+            [ConnectionEvent::Received(Some(Ok(Message::Ping(_))))]
         ));
         assert!(connection.is_sending());
     }
 
     #[tokio::test]
-    async fn a_text_goes_out_in_as_many_frames_as_it_takes() {
+    async fn long_text_is_sent_in_several_frames() {
         let (mut connection, mut client) = connection(1 << 20).await;
         for length in [0, 1, FRAME_BYTES, FRAME_BYTES + 1, 3 * FRAME_BYTES] {
             let text = "x".repeat(length);
             connection.send_shared(text.clone().into());
-            assert!(matches!(steps(&mut connection)[..], [Step::Sent]));
+            assert!(matches!(
+                steps(&mut connection)[..],
+                [ConnectionEvent::Sent]
+            ));
             assert!(!connection.is_sending());
             let (mut read, mut frames) = (Vec::new(), 0);
             loop {

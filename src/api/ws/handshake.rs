@@ -1,4 +1,4 @@
-//! The opening handshake of RFC 6455, section 4.2: what a request must say to become a socket.
+//! The opening handshake of RFC 6455, section 4.2.
 
 use axum::body::Body;
 use axum::http::header::{
@@ -15,10 +15,10 @@ use crate::api::list_header::words;
 
 /// The subprotocol that a client offers before its token, and that the server selects.
 const BEARER_PROTOCOL: &str = "bearer";
-/// The one version of the protocol that there is.
+/// The only version of the protocol.
 const PROTOCOL_VERSION: &str = "13";
 
-/// The response that makes the connection a socket, if the request asks for one.
+/// The response that makes the connection a WebSocket, if the request asks for one.
 pub fn accept(request: &Parts) -> Option<Response> {
     let headers = &request.headers;
     let asks_for_socket = request.version >= Version::HTTP_11
@@ -43,7 +43,7 @@ pub fn accept(request: &Parts) -> Option<Response> {
     Some(response)
 }
 
-/// The response to a request that asks for no socket.
+/// The response to a request that asks for no WebSocket.
 pub(super) fn upgrade_required() -> Response {
     let mut response = ApiError::plain(
         StatusCode::UPGRADE_REQUIRED,

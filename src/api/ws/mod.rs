@@ -1,6 +1,6 @@
 //! `/ws/prompts/`: the socket on which a user's events arrive.
 //!
-//! A socket is authenticated before the upgrade, then served by one task with one loop over what may happen to it.
+//! A socket is authenticated before the upgrade, and then served by one task with one event loop.
 
 pub(crate) mod connection;
 pub(crate) mod handshake;
@@ -16,27 +16,30 @@ use axum::response::{IntoResponse, Response};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::time::timeout;
+use tracing::Instrument;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use self::connection::Connection;
-use self::session::Session;
-use super::authenticate::{Standing, bearer_token};
-use super::error::ApiError;
+use self::session::SocketSession;
+use super::authenticate::{RateLimitStatus, bearer_token};
+use super::error::{ApiError, ErrorResponse, THROTTLED};
 use super::extract::Query;
-use super::observe::RequestId;
 use super::page_origin::require_allowed_page;
+use super::request_log::record_user;
 use super::server::Slot;
 use super::session_cookie::session_cookies;
 use super::state::AppState;
 use crate::domain::Timestamp;
 use crate::error::{Error, Unauthenticated};
-use crate::realtime::Refused;
+use crate::realtime::SubscribeError;
 use crate::services::accounts::Caller;
 
-/// How long the answer to a handshake may take to leave: its place among the user's sockets is taken already.
+/// How long the handshake may take after its response was made: it counts towards the user's
+/// sockets already.
 const UPGRADE_DEADLINE: Duration = Duration::from_secs(10);
-/// What a client with too many sockets should wait. Nobody knows when it closes one; this long after it did, there is room.
+/// The `Retry-After` for a client with too many sockets. The time at which it closes one is
+/// unknown; this long after it did, there is room.
 const FULL_WAIT: Duration = Duration::from_secs(1);
 
 /// The routes of this resource.
@@ -46,8 +49,9 @@ pub fn router() -> OpenApiRouter<AppState> {
 
 /// WebSocket
 ///
-/// Opens the socket on which the user's events arrive. Credentials, the first of these that is there deciding: `ticket`, the
-/// subprotocol `bearer, <access token>`, the `Authorization` header, `token`, the session cookie (which also needs `Origin`).
+/// Opens the socket on which the user's events arrive. The first of these credentials that is
+/// present decides: `ticket`, the subprotocol `bearer, <access token>`, the `Authorization` header,
+/// `token`, the session cookie (which also needs `Origin`).
 #[utoipa::path(
     get, path = "/ws/prompts", tag = "events", operation_id = "connect",
     security((), ("bearer" = [])),
@@ -57,9 +61,10 @@ pub fn router() -> OpenApiRouter<AppState> {
     ),
     responses(
         (status = 101, description = "The socket is open. Its first frame is `{\"message\": …, \"user_id\": N}`."),
-        (status = 403, description = "The session cookie came from a page of another origin.", body = super::openapi::ErrorResponse),
-        (status = 503, description = "Events cannot reach this replica at the moment.", body = super::openapi::ErrorResponse),
-        (status = 426, description = "The request asks for no WebSocket.", body = super::openapi::ErrorResponse),
+        (status = 403, description = "The session cookie came from a page of another origin.", body = ErrorResponse),
+        (status = 503, description = "Events cannot reach this replica at the moment.", body = ErrorResponse),
+        (status = 426, description = "The request asks for no WebSocket.", body = ErrorResponse),
+        (status = 429, description = THROTTLED, body = ErrorResponse),
     ),
 )]
 async fn connect(State(state): State<AppState>, request: Request) -> Result<Response, ApiError> {
@@ -67,7 +72,7 @@ async fn connect(State(state): State<AppState>, request: Request) -> Result<Resp
     let Some(answer) = handshake::accept(&parts) else {
         return Ok(handshake::upgrade_required());
     };
-    // The server puts one into every request that may leave HTTP.
+    // The server sets it on every request that may be upgraded.
     let Some(on_upgrade) = parts.extensions.remove::<OnUpgrade>() else {
         return Ok(handshake::upgrade_required());
     };
@@ -76,15 +81,18 @@ async fn connect(State(state): State<AppState>, request: Request) -> Result<Resp
     }
     let query = Query::parse(parts.uri.query().unwrap_or_default());
     let caller = authenticate(&state, &query, &parts).await?;
-    // Asked before the socket takes its place: a throttle may be asked over the network.
-    let standing = Standing::of(&state, caller.user_id()).await;
+    record_user(caller.user_id());
+    // Before the subscription is taken: the throttle may be in Redis, and a subscription must not
+    // wait for the network.
+    let rate_limit = RateLimitStatus::of(&state, caller.user_id()).await;
     let mut response =
         open(&state, caller, parts, on_upgrade, answer).unwrap_or_else(IntoResponse::into_response);
-    standing.state_on(&mut response);
+    rate_limit.apply_headers(&mut response);
     Ok(response)
 }
 
-/// Gives the caller a socket: takes its place, and has a task serve it once `answer` is sent.
+/// Opens a socket for the caller: takes a subscription, and starts the task that serves the socket
+/// once `answer` is sent.
 fn open(
     state: &AppState,
     caller: Caller,
@@ -96,24 +104,22 @@ fn open(
         .broker
         .subscribe(caller.listener(), state.server.max_sockets_per_user)
         .map_err(|refused| match refused {
-            Refused::Full => ApiError::plain(
+            SubscribeError::TooManySockets => ApiError::plain(
                 StatusCode::TOO_MANY_REQUESTS,
                 "This user has too many open sockets.",
             )
             .later(FULL_WAIT),
-            Refused::Away => Error::unavailable(refused).into(),
+            SubscribeError::Unavailable => Error::unavailable(refused).into(),
         })?;
-    let user_id = caller.user_id();
-    let request_id = parts.extensions.remove::<RequestId>();
     let slot = parts.extensions.remove::<Slot>();
     let state = Arc::clone(state);
     let tasks = state.lifecycle.tasks.clone();
-    tasks.spawn(async move {
+    let serving = async move {
         let Ok(Ok(upgraded)) = timeout(UPGRADE_DEADLINE, on_upgrade).await else {
             tracing::debug!("a WebSocket handshake was not completed");
             return;
         };
-        let session = Session {
+        let session = SocketSession {
             state,
             caller,
             subscription,
@@ -121,15 +127,17 @@ fn open(
         let code = session
             .run(Connection::new(TokioIo::new(upgraded)).await)
             .await;
-        let request_id = request_id.as_ref().map(RequestId::as_str);
-        tracing::info!(request_id, user_id = user_id.0, code, "socket closed");
+        tracing::info!(code, "socket closed");
         drop(slot);
-    });
+    };
+    // Its lines carry the ids of the request that opened the socket.
+    tasks.spawn(serving.in_current_span());
     Ok(answer)
 }
 
-/// Finds who is connecting. The first credential present decides, good or not: a client that sends a stale one is told so
-/// rather than let in by another it may not know it sends.
+/// Authenticates the client. The first credential that is present decides, valid or not: a client
+/// that sends an expired one learns this, and is not let in by another that it may send
+/// unknowingly.
 async fn authenticate(state: &AppState, query: &Query, parts: &Parts) -> Result<Caller, Error> {
     let (headers, now) = (&parts.headers, Timestamp::now());
     if let Some(ticket) = query.get("ticket") {

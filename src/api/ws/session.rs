@@ -1,4 +1,4 @@
-//! What goes on over one open socket.
+//! The event loop of one open socket.
 
 use std::ops::ControlFlow;
 use std::pin::pin;
@@ -10,13 +10,13 @@ use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::{Error, Message, Utf8Bytes};
 
-use super::connection::{Connection, Io, Step};
+use super::connection::{Connection, ConnectionEvent, Io};
 use crate::api::state::AppState;
 use crate::domain::Timestamp;
 use crate::realtime::{CloseReason, Subscription};
 use crate::services::accounts::Caller;
 
-/// What a client may say.
+/// A message of the client.
 #[derive(Deserialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 enum ClientFrame {
@@ -24,21 +24,22 @@ enum ClientFrame {
     Auth { token: String },
 }
 
-/// How a socket came to its end.
-enum End {
-    /// The service closes it, with a close code and a word for the client's log.
+/// Why a socket ends.
+enum SocketEnd {
+    /// The service closes it, with a close code and a reason for the client's log.
     Closing(u16, &'static str),
     /// The client closed it, with this close code.
     Closed(u16),
 }
 
-impl End {
-    /// The client is gone without a word. The standard keeps a code for that, which is never sent.
+impl SocketEnd {
+    /// The client disconnected without a close frame. The standard reserves a code for this, which
+    /// is never sent.
     const GONE: Self = Self::Closed(1006);
     const SILENT: Self = Self::Closing(1011, "no answer to pings");
 }
 
-impl From<CloseReason> for End {
+impl From<CloseReason> for SocketEnd {
     fn from(reason: CloseReason) -> Self {
         let (code, word) = reason.code();
         Self::Closing(code, word)
@@ -46,28 +47,29 @@ impl From<CloseReason> for End {
 }
 
 /// One open socket.
-pub struct Session {
-    /// What handlers share.
+pub struct SocketSession {
+    /// The state that handlers share.
     pub state: AppState,
-    /// Whose socket it is, and until when.
+    /// The user of the socket, and when the credential expires.
     pub caller: Caller,
     /// Where its events come from.
     pub subscription: Subscription,
 }
 
-impl Session {
-    /// Serves the socket until either side ends it. Answers the close code, whoever sent it.
+impl SocketSession {
+    /// Serves the socket until either side ends it. Returns the close code, whichever side sent it.
     pub async fn run(mut self, mut connection: Connection<impl Io>) -> u16 {
         let metrics = Arc::clone(&self.state.metrics);
         metrics.websockets_open.inc();
         let end = self.serve(&mut connection).await;
         metrics.websockets_open.dec();
         let deadline = self.state.server.socket_timings.closing;
-        // Nothing more can be told, so the place among the user's sockets is free, however long the closing takes.
+        // No event can be sent any more, so the socket stops counting towards the user's sockets,
+        // even while it is still being closed.
         drop(self);
         let (code, reason) = match end {
-            End::Closing(code, reason) => (code, reason),
-            End::Closed(code) => {
+            SocketEnd::Closing(code, reason) => (code, reason),
+            SocketEnd::Closed(code) => {
                 connection.close(None, deadline).await;
                 return code;
             }
@@ -84,9 +86,9 @@ impl Session {
         code
     }
 
-    /// The loop over what may happen, the most pressing first. Silence comes last: of a client that was not listened to for a
-    /// while, first take what it said.
-    async fn serve(&mut self, connection: &mut Connection<impl Io>) -> End {
+    /// The event loop, the most urgent event first. Silence comes last: if this task was delayed,
+    /// the client's messages must be read before the client counts as silent.
+    async fn serve(&mut self, connection: &mut Connection<impl Io>) -> SocketEnd {
         let timings = self.state.server.socket_timings;
         let mut closing = pin!(self.closing());
         let mut expires = self.expires();
@@ -103,19 +105,19 @@ impl Session {
                     if self.caller.expires_at <= Timestamp::now() {
                         return CloseReason::CredentialEnded.into();
                     }
-                    // The system's clock was set back meanwhile.
+                    // The system's clock was set back.
                     expires = self.expires();
                 }
                 () = sleep_until(next_ping) => {
                     next_ping = Instant::now() + timings.ping_every;
                     connection.send(Message::Ping(bytes::Bytes::new()));
-                    // A good moment to notice that the clock was set forward.
+                    // Also notices that the clock was set forward.
                     expires = self.expires();
                 }
                 happened = next(connection, &mut self.subscription) => match happened {
-                    Happened::Event(event) => connection.send_shared(event),
-                    Happened::Step(Ok(Step::Sent)) => {}
-                    Happened::Step(Ok(Step::Received(message))) => {
+                    SessionEvent::Hub(event) => connection.send_shared(event),
+                    SessionEvent::Connection(Ok(ConnectionEvent::Sent)) => {}
+                    SessionEvent::Connection(Ok(ConnectionEvent::Received(message))) => {
                         last_heard = Instant::now();
                         match self.take(message).await {
                             ControlFlow::Continue(reply) => {
@@ -127,14 +129,14 @@ impl Session {
                         }
                         expires = self.expires();
                     }
-                    Happened::Step(Err(_)) => return End::GONE,
+                    SessionEvent::Connection(Err(_)) => return SocketEnd::GONE,
                 },
-                () = sleep_until(last_heard + timings.silence) => return End::SILENT,
+                () = sleep_until(last_heard + timings.silence) => return SocketEnd::SILENT,
             }
         }
     }
 
-    /// Waits until the hub or the whole service wants the socket closed.
+    /// Waits until the hub closes the socket, or the service stops.
     fn closing(&self) -> impl Future<Output = CloseReason> + use<> {
         let closed = self.subscription.closed();
         let stopping = self.state.lifecycle.stopping.clone();
@@ -147,23 +149,24 @@ impl Session {
         }
     }
 
-    /// Takes what came from the client: an answer to send, or the end.
+    /// Handles a message of the client: returns a reply, or the end of the socket.
     async fn take(
         &mut self,
         message: Option<Result<Message, Error>>,
-    ) -> ControlFlow<End, Option<Message>> {
+    ) -> ControlFlow<SocketEnd, Option<Message>> {
         match message {
             Some(Ok(Message::Text(text))) => ControlFlow::Continue(self.take_text(&text).await),
-            // Pings are answered beneath; frames of unknown kind are ignored.
+            // The library replies to pings. Other messages are ignored.
             Some(Ok(
                 Message::Binary(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_),
             )) => ControlFlow::Continue(None),
             Some(Ok(Message::Close(frame))) => {
-                // A close frame without a code counts as this one, which is never sent.
+                // The code for a close frame without one (RFC 6455, section 7.1.5). It is never
+                // sent.
                 let code = frame.map_or(1005, |frame| frame.code.into());
-                ControlFlow::Break(End::Closed(code))
+                ControlFlow::Break(SocketEnd::Closed(code))
             }
-            None => ControlFlow::Break(End::GONE),
+            None => ControlFlow::Break(SocketEnd::GONE),
             Some(Err(error)) => ControlFlow::Break(protocol_error(&error)),
         }
     }
@@ -177,8 +180,9 @@ impl Session {
         let renewed = accounts.authenticate(&token, Timestamp::now()).await;
         let answer = match renewed {
             Ok(caller) if caller.user_id() == self.caller.user_id() => {
-                // What stands behind a socket is one credential, the one that lasts longest: to end the socket by that one's
-                // time and let go of the session that opened it would keep it open after a logout.
+                // A socket has one credential: the one that expires last. Its session, if it has
+                // one, goes with it: a socket with one credential's expiry and another's session
+                // would stay open after a logout.
                 if caller.expires_at > self.caller.expires_at {
                     self.subscription.renew(caller.issued_at);
                     self.caller = caller;
@@ -191,35 +195,38 @@ impl Session {
         Some(Message::text(answer))
     }
 
-    /// When the credential behind the socket ends, on the clock that timers go by.
+    /// When the socket's credential expires, on the monotonic clock.
     fn expires(&self) -> Instant {
         Instant::now() + self.caller.expires_at.since(Timestamp::now())
     }
 }
 
-enum Happened {
-    Step(Result<Step, Error>),
-    Event(Arc<str>),
+enum SessionEvent {
+    Connection(Result<ConnectionEvent, Error>),
+    Hub(Arc<str>),
 }
 
-/// The next thing to happen on the connection or in the hub. Which of two comes first is left to chance, so that neither a
-/// talkative client nor a stream of events keeps the other waiting. The next event waits in the hub's bounded queue until the
-/// last is sent. Cancel safe.
-async fn next(connection: &mut Connection<impl Io>, subscription: &mut Subscription) -> Happened {
+/// The next event of the connection or the hub. If both are ready, one is chosen at random, so that
+/// neither a busy client nor a stream of events starves the other. The next event of the hub waits
+/// in its bounded queue until the last one is sent. Cancel safe.
+async fn next(
+    connection: &mut Connection<impl Io>,
+    subscription: &mut Subscription,
+) -> SessionEvent {
     let is_sending = connection.is_sending();
     tokio::select! {
-        step = connection.step() => Happened::Step(step),
-        Some(event) = subscription.next_event(), if !is_sending => Happened::Event(event),
+        step = connection.step() => SessionEvent::Connection(step),
+        Some(event) = subscription.next_event(), if !is_sending => SessionEvent::Hub(event),
     }
 }
 
-/// What a client's broken frame is answered with.
-fn protocol_error(error: &Error) -> End {
+/// The close code for a frame of the client that breaks the protocol.
+fn protocol_error(error: &Error) -> SocketEnd {
     match error {
-        Error::Capacity(_) => End::Closing(1009, "message too big"),
-        Error::Utf8(_) => End::Closing(1007, "not UTF-8"),
-        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => End::GONE,
-        Error::Protocol(_) => End::Closing(1002, "protocol error"),
+        Error::Capacity(_) => SocketEnd::Closing(1009, "message too big"),
+        Error::Utf8(_) => SocketEnd::Closing(1007, "not UTF-8"),
+        Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => SocketEnd::GONE,
+        Error::Protocol(_) => SocketEnd::Closing(1002, "protocol error"),
         Error::ConnectionClosed
         | Error::AlreadyClosed
         | Error::Io(_)
@@ -228,6 +235,6 @@ fn protocol_error(error: &Error) -> End {
         | Error::AttackAttempt
         | Error::Url(_)
         | Error::Http(_)
-        | Error::HttpFormat(_) => End::GONE,
+        | Error::HttpFormat(_) => SocketEnd::GONE,
     }
 }

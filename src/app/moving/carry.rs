@@ -18,11 +18,12 @@ use crate::store::postgres::{OpenError, OpenOptions, PostgresStore};
 /// Connections to the target: pages go over one after another.
 const POOL: usize = 2;
 
-/// Copies the embedded store to a PostgreSQL database, whole, and compares both. Every server of either must be stopped; the
-/// source is left as it was.
+/// Copies the embedded store to a PostgreSQL database, whole, and compares both. Every server of
+/// either must be stopped; the source is left as it was.
 ///
 /// # Errors
-/// One line that says what is wrong. What was copied until then stays, and the same command goes on from there.
+/// One line that says what is wrong. What was copied until then stays, and the same command goes on
+/// from there.
 pub async fn carry(
     arguments: MoveArgs,
     config: &Config,
@@ -42,7 +43,7 @@ pub async fn carry(
     let target = PostgresStore::open(url.expose(), options)
         .await
         .map_err(of_target)?;
-    let sole = target.be_alone().await.map_err(of_target)?;
+    let sole = target.lock_exclusive().await.map_err(of_target)?;
     let meter = Meter::new(Instant::now());
     let from = Side {
         accounts: &*source.store.accounts,

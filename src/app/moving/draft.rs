@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-/// The file until it is whole, under a name of its own, for its owner's eyes only; removed unless kept.
+/// The file until it is whole, under a name of its own, for its owner's eyes only; removed unless
+/// kept.
 #[derive(Debug)]
 pub struct Draft {
     target: PathBuf,

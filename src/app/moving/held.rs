@@ -8,28 +8,29 @@ use tokio_util::sync::CancellationToken;
 use super::super::store::{Store, lock_files};
 use crate::config::StoreConfig;
 use crate::data_dir::{self, DataDir};
-use crate::store::postgres::Place;
+use crate::store::postgres::ServerLock;
 
 /// An open store whose files, if it has any, no server can take.
 pub struct Held {
     pub store: Store,
-    _locks: Vec<data_dir::Lock>,
+    _locks: Vec<data_dir::FileLock>,
     // After the others, which have files open in it.
     _folder: Option<TemporaryFolder>,
 }
 
 impl Held {
-    /// Opens the store for vectors of `dimension` numbers. On PostgreSQL it comes with what keeps servers out, for [`alone`].
+    /// Opens the store for vectors of `dimension` numbers. On PostgreSQL it comes with what keeps
+    /// servers out, for [`alone`].
     ///
     /// # Errors
     /// One line that says who has the store, or names the setting at fault.
     pub async fn open(
         config: &StoreConfig,
         dimension: usize,
-    ) -> anyhow::Result<(Self, Option<Place>)> {
+    ) -> anyhow::Result<(Self, Option<ServerLock>)> {
         let locks = lock_files(config)?;
         let store = Store::open(config, Some(dimension)).await?;
-        let place = store.take_place(false).await?;
+        let place = store.lock_server(false).await?;
         Ok((
             Self {
                 store,
@@ -80,7 +81,7 @@ impl Drop for TemporaryFolder {
 /// # Errors
 /// The work's own, or that a server has taken the database.
 pub async fn alone<T>(
-    place: Option<Place>,
+    place: Option<ServerLock>,
     work: impl Future<Output = anyhow::Result<T>>,
 ) -> anyhow::Result<T> {
     let Some(place) = place else {

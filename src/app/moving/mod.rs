@@ -137,10 +137,12 @@ async fn write_export(store: &Store, out: impl Write, options: Options) -> anyho
     Ok(counts)
 }
 
-/// Takes users and prompts of a file, or of the old system, into the store. The server must be stopped.
+/// Takes users and prompts of a file, or of the old system, into the store. The server must be
+/// stopped.
 ///
 /// # Errors
-/// One line that says what is wrong. What was imported until then stays, and the same command goes on from there.
+/// One line that says what is wrong. What was imported until then stays, and the same command goes
+/// on from there.
 pub async fn import(
     arguments: ImportArgs,
     config: &Config,

@@ -1,16 +1,15 @@
 //! The threads that hash passwords.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use crate::credentials::passwords::{self, MalformedHash, SALT_BYTES, Verified, Workspace};
 use crate::domain::{ClientNetwork, ClientSite};
-use crate::threads::lower_priority;
+use crate::threads::{JobQueue, Next, ThreadGroup, lower_priority};
 use crate::turns::Turns;
 
 /// How long an idle thread keeps its 19 MiB: long enough for a busy second's pauses, short enough
@@ -36,46 +35,42 @@ pub enum Error {
 
 /// Threads of lowered priority with a bounded queue, in which the sites that clients come from take
 /// turns: a burst from some addresses keeps nobody else waiting, and if it fills the queue, its own
-/// calls are refused. A call that is dropped before its turn costs nothing more.
+/// calls are refused. A call that is dropped before its turn is not worked on.
 ///
 /// Dropping the pool stops it.
-#[derive(Debug)]
 pub struct HashPool {
-    shared: Arc<Shared>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    queue: Mutex<Queue>,
-    /// Notified when a job arrives or the pool stops.
-    changed: Condvar,
+    queue: Arc<JobQueue<Turns<ClientSite, Box<dyn HashJob>>>>,
+    threads: ThreadGroup,
     /// Bytes that idle and busy threads hold for Argon2.
     workspace_bytes: Arc<AtomicUsize>,
 }
 
-#[derive(Debug)]
-struct Queue {
-    jobs: Turns<ClientSite, Job>,
-    stopped: bool,
+/// A call that waits for a thread.
+trait HashJob: Send {
+    /// Whether nobody waits for the result any more.
+    fn is_abandoned(&self) -> bool;
+
+    /// Does the work and sends the result. Without a workspace the call fails as `Overloaded`.
+    fn finish(self: Box<Self>, workspace: Option<&mut Workspace>);
 }
 
-enum Job {
-    Hash {
-        password: String,
-        salt: [u8; SALT_BYTES],
-        reply: oneshot::Sender<Result<String, Error>>,
-    },
-    Verify {
-        password: String,
-        stored: Option<String>,
-        reply: oneshot::Sender<Result<Verified, Error>>,
-    },
+struct Call<T, F> {
+    work: F,
+    reply: oneshot::Sender<Result<T, Error>>,
 }
 
-impl std::fmt::Debug for Job {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Job(hidden)")
+impl<T: Send, F> HashJob for Call<T, F>
+where
+    F: FnOnce(&mut Workspace) -> Result<T, Error> + Send,
+{
+    fn is_abandoned(&self) -> bool {
+        self.reply.is_closed()
+    }
+
+    fn finish(self: Box<Self>, workspace: Option<&mut Workspace>) {
+        let result = workspace.map_or(Err(Error::Overloaded), self.work);
+        // The caller may have left meanwhile.
+        let _ = self.reply.send(result);
     }
 }
 
@@ -88,30 +83,29 @@ impl HashPool {
     pub fn start(threads: usize, queue: usize) -> io::Result<Self> {
         let pool = Self::without_threads(queue);
         for i in 0..threads.max(1) {
-            let shared = Arc::clone(&pool.shared);
-            let thread = thread::Builder::new()
-                .name(format!("password-{i}"))
-                .spawn(move || {
-                    // Logins must not slow prompts down.
-                    lower_priority();
-                    shared.work();
-                })?;
-            lock(&pool.threads).push(thread);
+            let queue = Arc::clone(&pool.queue);
+            let mut workspace = Workspace::counted_in(&pool.workspace_bytes);
+            pool.threads.spawn(format!("password-{i}"), move || {
+                // Logins must not slow prompts down.
+                lower_priority();
+                loop {
+                    let patience = (!workspace.is_empty()).then_some(KEEP_WORKSPACE);
+                    match queue.next(patience, next_job) {
+                        Next::Job(job) => job.finish(Some(&mut workspace)),
+                        Next::Idle => workspace.free(),
+                        Next::End => return,
+                    }
+                }
+            })?;
         }
         Ok(pool)
     }
 
     fn without_threads(queue: usize) -> Self {
         Self {
-            shared: Arc::new(Shared {
-                queue: Mutex::new(Queue {
-                    jobs: Turns::new(queue),
-                    stopped: false,
-                }),
-                changed: Condvar::new(),
-                workspace_bytes: Arc::default(),
-            }),
-            threads: Mutex::default(),
+            queue: Arc::new(JobQueue::new(Turns::new(queue))),
+            threads: ThreadGroup::default(),
+            workspace_bytes: Arc::default(),
         }
     }
 
@@ -120,14 +114,10 @@ impl HashPool {
     pub async fn hash(&self, password: String, client: ClientNetwork) -> Result<String, Error> {
         let mut salt = [0; SALT_BYTES];
         getrandom::fill(&mut salt).map_err(Error::Randomness)?;
-        let (reply, outcome) = oneshot::channel();
-        let job = Job::Hash {
-            password,
-            salt,
-            reply,
-        };
-        self.shared.submit(client.site(), job)?;
-        outcome.await.unwrap_or(Err(Error::Stopped))
+        self.run(client, move |workspace| {
+            Ok(passwords::hash(&password, salt, workspace))
+        })
+        .await
     }
 
     /// Compares a password that `client` gave with a stored hash, Argon2id or Django's PBKDF2. Pass
@@ -139,41 +129,52 @@ impl HashPool {
         stored: Option<String>,
         client: ClientNetwork,
     ) -> Result<Verified, Error> {
-        let (reply, outcome) = oneshot::channel();
-        let job = Job::Verify {
-            password,
-            stored,
-            reply,
-        };
-        self.shared.submit(client.site(), job)?;
-        outcome.await.unwrap_or(Err(Error::Stopped))
+        self.run(client, move |workspace| {
+            Ok(passwords::verify(&password, stored.as_deref(), workspace)?)
+        })
+        .await
     }
 
     /// Calls that wait for a thread at the moment.
     pub fn queue_depth(&self) -> usize {
-        lock(&self.shared.queue).jobs.len()
+        self.queue.jobs().len()
     }
 
     /// Bytes that the threads hold for Argon2 at the moment; nothing once they have been idle for a
     /// second.
     pub fn workspace_bytes(&self) -> usize {
-        self.shared.workspace_bytes.load(Ordering::Relaxed)
+        self.workspace_bytes.load(Ordering::Relaxed)
     }
 
     /// Refuses new calls, lets those that wait fail with [`Error::Stopped`], and returns once those
-    /// being worked on are done: blocks for the time of one hash. Harmless to repeat.
+    /// being worked on are done: blocks for the time of one hash. Calling it again does nothing.
     pub fn stop(&self) {
-        let waiting = {
-            let mut queue = lock(&self.shared.queue);
-            queue.stopped = true;
-            std::mem::replace(&mut queue.jobs, Turns::new(0))
-        };
-        drop(waiting);
-        self.shared.changed.notify_all();
-        for thread in std::mem::take(&mut *lock(&self.threads)) {
-            // A thread that panicked has nothing left to wait for.
-            drop(thread.join());
+        // Dropped outside the lock: it wakes the callers.
+        drop(
+            self.queue
+                .close(|jobs| std::mem::replace(jobs, Turns::new(0))),
+        );
+        self.threads.join();
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        client: ClientNetwork,
+        work: impl FnOnce(&mut Workspace) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (reply, result) = oneshot::channel();
+        let call = Box::new(Call { work, reply });
+        let refused = self.queue.add(|jobs| {
+            if jobs.is_full() {
+                // Callers that have left must not keep others out.
+                jobs.retain(|job| !job.is_abandoned());
+            }
+            jobs.push(client.site(), call)
+        });
+        if let Some(refused) = refused.map_err(|_| Error::Stopped)? {
+            refused.finish(None);
         }
+        result.await.unwrap_or(Err(Error::Stopped))
     }
 }
 
@@ -183,107 +184,9 @@ impl Drop for HashPool {
     }
 }
 
-impl Shared {
-    fn submit(&self, site: ClientSite, job: Job) -> Result<(), Error> {
-        let refused = {
-            let mut queue = lock(&self.queue);
-            if queue.stopped {
-                return Err(Error::Stopped);
-            }
-            if queue.jobs.is_full() {
-                // Callers that have left must not keep others out.
-                queue.jobs.retain(|job| !job.is_abandoned());
-            }
-            queue.jobs.push(site, job)
-        };
-        if let Some(refused) = refused {
-            refused.refuse();
-        }
-        self.changed.notify_one();
-        Ok(())
-    }
-
-    fn work(&self) {
-        let mut workspace = Workspace::counted_in(&self.workspace_bytes);
-        while let Some(job) = self.next_job(&mut workspace) {
-            job.run(&mut workspace);
-        }
-    }
-
-    /// Waits for a job whose caller still waits; `None` when the pool has been stopped. Gives the
-    /// memory back after a while.
-    fn next_job(&self, workspace: &mut Workspace) -> Option<Job> {
-        let mut queue = lock(&self.queue);
-        loop {
-            if queue.stopped {
-                return None;
-            }
-            while let Some(job) = queue.jobs.pop() {
-                if !job.is_abandoned() {
-                    return Some(job);
-                }
-            }
-            if workspace.is_empty() {
-                queue = self
-                    .changed
-                    .wait(queue)
-                    .unwrap_or_else(PoisonError::into_inner);
-                continue;
-            }
-            let (woken, waited) = self
-                .changed
-                .wait_timeout(queue, KEEP_WORKSPACE)
-                .unwrap_or_else(PoisonError::into_inner);
-            queue = woken;
-            if waited.timed_out() && queue.jobs.is_empty() {
-                drop(queue);
-                workspace.free();
-                queue = lock(&self.queue);
-            }
-        }
-    }
-}
-
-impl Job {
-    /// Whether nobody waits for the outcome any more.
-    fn is_abandoned(&self) -> bool {
-        match self {
-            Self::Hash { reply, .. } => reply.is_closed(),
-            Self::Verify { reply, .. } => reply.is_closed(),
-        }
-    }
-
-    /// Fails the call: there is no room for it.
-    fn refuse(self) {
-        match self {
-            Self::Hash { reply, .. } => drop(reply.send(Err(Error::Overloaded))),
-            Self::Verify { reply, .. } => drop(reply.send(Err(Error::Overloaded))),
-        }
-    }
-
-    fn run(self, workspace: &mut Workspace) {
-        // The caller may leave while this runs; nobody takes the outcome then.
-        match self {
-            Self::Hash {
-                password,
-                salt,
-                reply,
-            } => drop(reply.send(Ok(passwords::hash(&password, salt, workspace)))),
-            Self::Verify {
-                password,
-                stored,
-                reply,
-            } => {
-                let verified = passwords::verify(&password, stored.as_deref(), workspace);
-                drop(reply.send(verified.map_err(Error::from)));
-            }
-        }
-    }
-}
-
-/// Nothing panics while the queue is locked; if it did, the queue would still be whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// The next job whose caller still waits.
+fn next_job(jobs: &mut Turns<ClientSite, Box<dyn HashJob>>) -> Option<Box<dyn HashJob>> {
+    std::iter::from_fn(|| jobs.pop()).find(|job| !job.is_abandoned())
 }
 
 #[cfg(test)]

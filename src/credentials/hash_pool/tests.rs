@@ -3,8 +3,9 @@ use std::pin::Pin;
 use std::task::Poll;
 use std::time::Instant;
 
+use parking_lot::Mutex;
+
 use super::*;
-use crate::threads::NICENESS;
 
 const HOME: ClientNetwork = ClientNetwork::V4(1);
 const AWAY: ClientNetwork = ClientNetwork::V4(2);
@@ -15,7 +16,7 @@ async fn enqueued<F: Future>(mut call: Pin<&mut F>) -> bool {
 }
 
 #[tokio::test]
-async fn what_was_hashed_is_verified() {
+async fn hashed_password_is_verified() {
     let pool = HashPool::start(2, 8).unwrap();
     let stored = pool.hash("secret123".to_owned(), HOME).await.unwrap();
     let another = pool.hash("secret123".to_owned(), HOME).await.unwrap();
@@ -40,7 +41,7 @@ async fn what_was_hashed_is_verified() {
 }
 
 #[tokio::test]
-async fn malformed_hash_is_an_error_and_the_thread_goes_on() {
+async fn malformed_hash_is_an_error_and_the_thread_keeps_running() {
     let pool = HashPool::start(1, 8).unwrap();
     let outcome = pool
         .verify("secret123".to_owned(), Some("plain".to_owned()), HOME)
@@ -50,7 +51,7 @@ async fn malformed_hash_is_an_error_and_the_thread_goes_on() {
 }
 
 #[tokio::test]
-async fn full_queue_refuses_at_once_and_makes_room_when_a_caller_goes_away() {
+async fn full_queue_refuses_at_once_and_has_room_when_a_caller_leaves() {
     let pool = HashPool::without_threads(2);
     let mut first = Box::pin(pool.hash("a".to_owned(), HOME));
     let mut second = Box::pin(pool.verify("b".to_owned(), None, HOME));
@@ -66,72 +67,95 @@ async fn full_queue_refuses_at_once_and_makes_room_when_a_caller_goes_away() {
     assert_eq!(pool.queue_depth(), 2);
 }
 
-/// The passwords that wait, in the order in which the threads take them.
-fn drained(pool: &HashPool) -> Vec<String> {
-    let mut queue = lock(&pool.shared.queue);
-    let passwords = std::iter::from_fn(|| queue.jobs.pop());
-    passwords
-        .map(|job| match job {
-            Job::Hash { password, .. } | Job::Verify { password, .. } => password,
-        })
-        .collect()
+/// A pool without threads, and the names of the calls that were worked on.
+struct Order {
+    pool: HashPool,
+    served: Arc<Mutex<Vec<&'static str>>>,
+}
+
+impl Order {
+    fn new(queue: usize) -> Self {
+        Self {
+            pool: HashPool::without_threads(queue),
+            served: Arc::default(),
+        }
+    }
+
+    fn call(
+        &self,
+        name: &'static str,
+        client: ClientNetwork,
+    ) -> impl Future<Output = Result<(), Error>> {
+        let served = Arc::clone(&self.served);
+        let work = move |_: &mut Workspace| {
+            served.lock().push(name);
+            Ok(())
+        };
+        self.pool.run(client, work)
+    }
+
+    /// Works off all calls; returns their names in the order in which the threads take them.
+    fn serve_all(&self) -> Vec<&'static str> {
+        while let Some(job) = next_job(&mut self.pool.queue.jobs()) {
+            job.finish(Some(&mut Workspace::default()));
+        }
+        self.served.lock().clone()
+    }
 }
 
 #[tokio::test]
 async fn one_call_of_another_site_waits_for_one_of_a_burst() {
-    let pool = HashPool::without_threads(8);
+    let order = Order::new(8);
     let calls = ["b1", "b2", "b3"].map(|name| (name, HOME));
     let mut waiting = Vec::new();
-    for (password, client) in calls.into_iter().chain([("other", AWAY)]) {
-        let mut call = Box::pin(pool.verify(password.to_owned(), None, client));
+    for (name, client) in calls.into_iter().chain([("other", AWAY)]) {
+        let mut call = Box::pin(order.call(name, client));
         assert!(enqueued(call.as_mut()).await);
         waiting.push(call);
     }
-    assert_eq!(drained(&pool), ["b1", "other", "b2", "b3"]);
+    assert_eq!(order.serve_all(), ["b1", "other", "b2", "b3"]);
 }
 
 #[tokio::test]
 async fn networks_of_one_ipv6_site_share_one_turn() {
-    let pool = HashPool::without_threads(8);
+    let order = Order::new(8);
     let mut waiting = Vec::new();
     let neighbours = (0..3).map(|network| ("burst", ClientNetwork::V6(network)));
-    for (password, client) in neighbours.chain([("other", ClientNetwork::V6(1 << 16))]) {
-        let mut call = Box::pin(pool.verify(password.to_owned(), None, client));
+    for (name, client) in neighbours.chain([("other", ClientNetwork::V6(1 << 16))]) {
+        let mut call = Box::pin(order.call(name, client));
         assert!(enqueued(call.as_mut()).await);
         waiting.push(call);
     }
-    assert_eq!(drained(&pool), ["burst", "other", "burst", "burst"]);
+    assert_eq!(order.serve_all(), ["burst", "other", "burst", "burst"]);
 }
 
 #[tokio::test]
 async fn full_queue_refuses_the_newest_call_of_the_site_that_has_the_most() {
-    let pool = HashPool::without_threads(2);
-    let mut first = Box::pin(pool.hash("first".to_owned(), HOME));
-    let mut second = Box::pin(pool.verify("second".to_owned(), None, HOME));
+    let order = Order::new(2);
+    let mut first = Box::pin(order.call("first", HOME));
+    let mut second = Box::pin(order.call("second", HOME));
     assert!(enqueued(first.as_mut()).await && enqueued(second.as_mut()).await);
-    let mut other = Box::pin(pool.verify("other".to_owned(), None, AWAY));
+    let mut other = Box::pin(order.call("other", AWAY));
     assert!(enqueued(other.as_mut()).await);
     assert!(matches!(second.await, Err(Error::Overloaded)));
-    assert!(matches!(
-        pool.hash("third".to_owned(), HOME).await,
-        Err(Error::Overloaded)
-    ));
-    assert_eq!(drained(&pool), ["first", "other"]);
+    let third = order.call("third", HOME).await;
+    assert!(matches!(third, Err(Error::Overloaded)));
+    assert_eq!(order.serve_all(), ["first", "other"]);
 }
 
 #[tokio::test]
 async fn abandoned_call_is_skipped() {
-    let pool = HashPool::without_threads(2);
-    let mut gone = Box::pin(pool.hash("gone".to_owned(), HOME));
-    let mut waiting = Box::pin(pool.hash("waiting".to_owned(), HOME));
+    let order = Order::new(2);
+    let mut gone = Box::pin(order.call("gone", HOME));
+    let mut waiting = Box::pin(order.call("waiting", HOME));
     assert!(enqueued(gone.as_mut()).await && enqueued(waiting.as_mut()).await);
     drop(gone);
-    let next = pool.shared.next_job(&mut Workspace::default()).unwrap();
-    assert!(matches!(next, Job::Hash { password, .. } if password == "waiting"));
+    assert_eq!(order.serve_all(), ["waiting"]);
+    assert!(waiting.await.is_ok());
 }
 
 #[tokio::test]
-async fn stopped_pool_fails_those_that_wait_and_those_that_come() {
+async fn stopped_pool_fails_waiting_and_new_calls() {
     let pool = HashPool::without_threads(2);
     let mut waiting = Box::pin(pool.hash("a".to_owned(), HOME));
     assert!(enqueued(waiting.as_mut()).await);
@@ -148,16 +172,12 @@ async fn stop_waits_for_the_threads() {
     let pool = HashPool::start(2, 8).unwrap();
     assert!(pool.hash("secret123".to_owned(), HOME).await.is_ok());
     pool.stop();
-    assert_eq!(
-        Arc::strong_count(&pool.shared),
-        1,
-        "threads have let go of the queue"
-    );
+    assert_eq!(Arc::strong_count(&pool.queue), 1, "the threads have ended");
     assert_eq!(pool.workspace_bytes(), 0);
 }
 
 #[tokio::test]
-async fn idle_threads_give_their_memory_back() {
+async fn idle_threads_free_their_memory() {
     let pool = HashPool::start(1, 8).unwrap();
     assert!(pool.hash("secret123".to_owned(), HOME).await.is_ok());
     let deadline = Instant::now() + Duration::from_secs(30);
@@ -169,22 +189,6 @@ async fn idle_threads_give_their_memory_back() {
         );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    // And take it again.
+    // The next hash allocates it again.
     assert!(pool.hash("secret123".to_owned(), HOME).await.is_ok());
-}
-
-#[cfg(target_os = "linux")]
-#[test]
-fn only_the_thread_that_asks_becomes_nicer() {
-    let nice = || rustix::process::getpriority_process(None).unwrap();
-    let before = nice();
-    let (hashing, beside) = thread::scope(|scope| {
-        let hashing = scope.spawn(|| {
-            lower_priority();
-            nice()
-        });
-        (hashing.join().unwrap(), nice())
-    });
-    assert_eq!(hashing, (before + NICENESS).min(19));
-    assert_eq!(beside, before);
 }

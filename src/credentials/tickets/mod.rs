@@ -1,14 +1,15 @@
-//! One-use tickets that open a WebSocket, for clients that can set no header and should put no token in a URL.
+//! One-use tickets that open a WebSocket, for clients that cannot set a header and should not put a
+//! token in a URL.
 
 mod redis_tickets;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
 pub use self::redis_tickets::RedisTickets;
@@ -16,58 +17,61 @@ use crate::domain::{Timestamp, UserId};
 
 /// How long a ticket may be used.
 pub const TICKET_LIFETIME: Duration = Duration::from_secs(30);
-/// Tickets of one user that may be used at a time. One more makes the oldest useless, rather than being refused: a page that
-/// was reloaded often is never locked out by tickets it has lost.
+/// Tickets of one user that are valid at a time. One more invalidates the oldest, rather than being
+/// refused: tickets that a page has lost when it was reloaded never lock its user out.
 pub const MAX_TICKETS_PER_USER: usize = 20;
 
 /// The length of a ticket: 32 bytes in base64url.
-const TICKET_LETTERS: usize = 43;
+const TICKET_CHARS: usize = 43;
 
-/// What a ticket stands for: the access token that it was bought with.
+/// What a ticket stands for: the access token that it was issued for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grant {
     /// Whose it is.
     pub user_id: UserId,
-    /// When the access token was made, if it says so: one made before the account's `tokens_valid_from` no longer counts.
+    /// When the access token was issued, if it says so. A token issued before the account's
+    /// `tokens_valid_from` is no longer valid.
     pub issued_at: Option<Timestamp>,
     /// When the access token, and with it the socket, ends.
     pub expires_at: Timestamp,
 }
 
-/// Why a ticket was neither given nor taken.
+/// Why a ticket could be neither issued nor taken.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The tickets' keeper cannot be reached, or the system has no randomness; the same call may work later.
+    /// Redis cannot be reached, or the system has no randomness; the same call may work later.
     #[error("tickets are unavailable")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// Keeps tickets until they are used or their time is over.
+/// Keeps tickets until they are used or expire.
 #[async_trait]
 pub trait Tickets: Send + Sync {
-    /// Makes a ticket, 43 letters of base64url, to be used within [`TICKET_LIFETIME`] from `now`. If the user has
-    /// [`MAX_TICKETS_PER_USER`] already, the oldest of them is no longer taken.
+    /// Issues a ticket, 43 characters of base64url, which is valid for [`TICKET_LIFETIME`] from
+    /// `now`. If the user has [`MAX_TICKETS_PER_USER`] already, the oldest of them becomes invalid.
     async fn issue(&self, grant: Grant, now: Timestamp) -> Result<String, Error>;
 
-    /// Uses a ticket up; `None` if there is no such ticket, it was used before, or it is too old. Of several calls at once one
-    /// gets it. Whether the grant still holds is the caller's to judge.
+    /// Uses a ticket up. Returns `None` if there is no such ticket, it was used before, or it has
+    /// expired. Of several calls at once one gets it. The caller must check whether the grant is
+    /// still valid.
     async fn take(&self, ticket: &str, now: Timestamp) -> Result<Option<Grant>, Error>;
 }
 
-/// Tickets in the memory of this process: at most 20 of each user who asked for one within the last 30 s, some 250 bytes each.
+/// Tickets in the memory of this process: at most 20 of each user who got one within the last 30 s,
+/// some 250 bytes each.
 #[derive(Debug, Default)]
 pub struct LocalTickets {
-    state: Mutex<State>,
+    table: Mutex<TicketTable>,
 }
 
-/// SHA-256 of a ticket's letters: a copy of the memory opens no socket.
+/// SHA-256 of a ticket's characters: a copy of the memory opens no socket.
 type TicketHash = [u8; 32];
 
 #[derive(Debug, Default)]
-struct State {
+struct TicketTable {
     tickets: HashMap<TicketHash, Ticket>,
-    users: HashMap<UserId, Owned>,
-    /// Every user in `users`, by the time at which the last ticket ends.
+    users: HashMap<UserId, UserTickets>,
+    /// Every user in `users`, by the time at which the last ticket expires.
     by_end: BTreeSet<(Timestamp, UserId)>,
 }
 
@@ -78,16 +82,16 @@ struct Ticket {
 }
 
 #[derive(Debug)]
-struct Owned {
+struct UserTickets {
     /// In the order of issue, at most [`MAX_TICKETS_PER_USER`].
     tickets: VecDeque<TicketHash>,
     end: Timestamp,
 }
 
 impl LocalTickets {
-    /// Tickets that are kept at the moment, some of which may be too old.
+    /// Tickets that are kept at the moment, some of which may have expired.
     pub fn len(&self) -> usize {
-        self.lock().tickets.len()
+        self.table.lock().tickets.len()
     }
 
     /// Whether no ticket is kept.
@@ -96,14 +100,9 @@ impl LocalTickets {
     }
 
     fn put(&self, ticket: &str, grant: Grant, now: Timestamp) {
-        let mut state = self.lock();
-        state.forget_old(now);
-        state.put(hash(ticket), grant, now.plus(TICKET_LIFETIME));
-    }
-
-    /// Nothing panics while the state is locked; if it did, no ticket would be there twice.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut table = self.table.lock();
+        table.remove_expired(now);
+        table.put(hash(ticket), grant, now.plus(TICKET_LIFETIME));
     }
 }
 
@@ -117,22 +116,25 @@ impl Tickets for LocalTickets {
 
     async fn take(&self, ticket: &str, now: Timestamp) -> Result<Option<Grant>, Error> {
         // Longer texts are not even hashed.
-        if ticket.len() != TICKET_LETTERS {
+        if ticket.len() != TICKET_CHARS {
             return Ok(None);
         }
-        let taken = self.lock().take(&hash(ticket));
+        let taken = self.table.lock().take(&hash(ticket));
         Ok(taken
             .filter(|ticket| now < ticket.usable_until)
             .map(|ticket| ticket.grant))
     }
 }
 
-impl State {
+impl TicketTable {
     fn put(&mut self, ticket: TicketHash, grant: Grant, usable_until: Timestamp) {
-        let owned = self.users.entry(grant.user_id).or_insert_with(|| Owned {
-            tickets: VecDeque::new(),
-            end: usable_until,
-        });
+        let owned = self
+            .users
+            .entry(grant.user_id)
+            .or_insert_with(|| UserTickets {
+                tickets: VecDeque::new(),
+                end: usable_until,
+            });
         if owned.tickets.len() >= MAX_TICKETS_PER_USER
             && let Some(oldest) = owned.tickets.pop_front()
         {
@@ -164,8 +166,8 @@ impl State {
         Some(taken)
     }
 
-    /// Forgets users whose last ticket has ended; with each goes what it had.
-    fn forget_old(&mut self, now: Timestamp) {
+    /// Removes users whose last ticket has expired, with their tickets.
+    fn remove_expired(&mut self, now: Timestamp) {
         while let Some(&(end, user)) = self.by_end.first() {
             if end > now {
                 break;
@@ -183,10 +185,10 @@ impl State {
     }
 }
 
-/// A ticket that begins with these bytes and is random from there on.
-fn make<const N: usize>(beginning: [u8; N]) -> Result<String, Error> {
+/// A ticket that begins with these bytes and is random after them.
+fn make<const N: usize>(prefix: [u8; N]) -> Result<String, Error> {
     let mut bytes = [0; 32];
-    bytes[..N].copy_from_slice(&beginning);
+    bytes[..N].copy_from_slice(&prefix);
     getrandom::fill(&mut bytes[N..]).map_err(|error| Error::Unavailable(Box::new(error)))?;
     Ok(URL_SAFE_NO_PAD.encode(bytes))
 }
@@ -229,7 +231,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn ticket_ends_after_thirty_seconds() {
+    async fn ticket_expires_after_thirty_seconds() {
         let tickets = LocalTickets::default();
         let used = tickets.issue(grant(7), at(1000)).await.unwrap();
         let late = tickets.issue(grant(7), at(1000)).await.unwrap();
@@ -244,7 +246,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn twenty_first_ticket_of_a_user_ends_the_oldest() {
+    async fn twenty_first_ticket_of_a_user_invalidates_the_oldest() {
         let tickets = LocalTickets::default();
         let other = tickets.issue(grant(8), at(1000)).await.unwrap();
         let mut issued = Vec::new();
@@ -259,7 +261,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn other_texts_are_no_ticket() {
+    async fn other_texts_are_not_tickets() {
         let tickets = LocalTickets::default();
         let ticket = tickets.issue(grant(7), at(1000)).await.unwrap();
         for text in [
@@ -291,7 +293,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn unused_tickets_are_forgotten() {
+    async fn unused_tickets_are_removed() {
         let tickets = LocalTickets::default();
         for user in 0..5_000 {
             // 100 users a second, five tickets each: 3,000 users within 30 s.
@@ -305,9 +307,9 @@ mod tests {
         }
         tickets.issue(grant(1), at(5_000)).await.unwrap();
         assert_eq!(tickets.len(), 1);
-        let state = tickets.lock();
-        assert_eq!((state.users.len(), state.by_end.len()), (1, 1));
-        assert!(state.tickets.capacity() < 256);
+        let table = tickets.table.lock();
+        assert_eq!((table.users.len(), table.by_end.len()), (1, 1));
+        assert!(table.tickets.capacity() < 256);
     }
 
     proptest::proptest! {
@@ -318,7 +320,7 @@ mod tests {
         ) {
             let tickets = LocalTickets::default();
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-            // Ticket, user, when issued; the oldest first, the useless ones removed.
+            // Ticket, user, time of issue; the oldest first, invalid ones removed.
             let mut live: Vec<(String, i64, i64)> = Vec::new();
             let mut issued: Vec<String> = Vec::new();
             let mut now = 1000;

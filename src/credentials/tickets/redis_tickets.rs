@@ -1,15 +1,15 @@
-//! Tickets that any replica may take, in Redis and on its clock.
+//! Tickets that any replica accepts, in Redis and on its clock.
 
 use async_trait::async_trait;
 
 use super::{
-    Error, Grant, MAX_TICKETS_PER_USER, TICKET_LETTERS, TICKET_LIFETIME, Tickets, hash, make,
+    Error, Grant, MAX_TICKETS_PER_USER, TICKET_CHARS, TICKET_LIFETIME, Tickets, hash, make,
 };
 use crate::domain::{Timestamp, UserId};
-use crate::redis::{Link, Script};
+use crate::redis::{Connection, Script};
 
-/// One key: a sorted set of a user's live tickets, scored by the time at which they end.
-/// ARGV: the new ticket, its lifetime in milliseconds, how many a user may have.
+/// One key: a sorted set of a user's valid tickets, scored by the time at which they expire. ARGV:
+/// the new ticket, its lifetime in milliseconds, how many a user may have.
 const ISSUE: &str = "
 local key = KEYS[1]
 local function at(time) return string.format('%.0f', time) end
@@ -24,7 +24,7 @@ redis.call('PEXPIRE', key, ARGV[2])
 return 1
 ";
 
-/// ARGV: the hash with which a ticket begins. Answers the ticket, which is no longer there.
+/// ARGV: the hash with which a ticket begins. Returns the ticket, and removes it.
 const TAKE: &str = "
 local key, hash = KEYS[1], ARGV[1]
 local live = redis.call('ZRANGEBYSCORE', key, '(' .. string.format('%.0f', now), '+inf')
@@ -37,32 +37,33 @@ end
 return false
 ";
 
-/// Tickets in Redis: one key a user, so that a script sees all of them, which ends with the last ticket. A ticket begins with
-/// its user's id, by which the key is found; the rest is 192 random bits. Kept are its SHA-256 and what it stands for.
+/// Tickets in Redis: one key a user, so that a script sees all of them. The key expires with the
+/// last ticket. A ticket begins with the id of its user, by which the key is found; the rest is 192
+/// random bits. Redis holds the SHA-256 of the ticket, and its grant.
 pub struct RedisTickets {
-    link: Link,
+    redis: Connection,
     issue: Script,
     take: Script,
 }
 
 impl RedisTickets {
-    /// Tickets in the Redis behind `link`.
-    pub fn new(link: Link) -> Self {
+    /// Tickets in the Redis of `redis`.
+    pub fn new(redis: Connection) -> Self {
         Self {
-            link,
+            redis,
             issue: Script::with_clock(ISSUE),
             take: Script::with_clock(TAKE),
         }
     }
 
     fn key(&self, user: UserId) -> String {
-        self.link.key(format_args!("tickets:{{{user}}}"))
+        self.redis.key(format_args!("tickets:{{{user}}}"))
     }
 }
 
 #[async_trait]
 impl Tickets for RedisTickets {
-    /// `now` is not looked at: Redis's clock counts.
+    /// `now` is ignored: the clock of Redis counts.
     async fn issue(&self, grant: Grant, _now: Timestamp) -> Result<String, Error> {
         let user = grant.user_id;
         let ticket = make(user.0.to_be_bytes())?;
@@ -72,8 +73,8 @@ impl Tickets for RedisTickets {
         call.arg(encode(&ticket, grant))
             .arg(lifetime_ms)
             .arg(MAX_TICKETS_PER_USER);
-        let patience = self.link.patience();
-        let issued: Result<u64, _> = self.link.run("ticket_issue", patience, &call).await;
+        let patience = self.redis.patience();
+        let issued: Result<u64, _> = self.redis.run("ticket_issue", patience, &call).await;
         issued.map_err(unavailable)?;
         Ok(ticket)
     }
@@ -86,8 +87,8 @@ impl Tickets for RedisTickets {
         let mut call = self.take.on(&key);
         call.arg(hex(ticket));
         let taken: Option<String> = self
-            .link
-            .run("ticket_take", self.link.patience(), &call)
+            .redis
+            .run("ticket_take", self.redis.patience(), &call)
             .await
             .map_err(unavailable)?;
         Ok(taken.and_then(|kept| decode(user, &kept)))
@@ -98,10 +99,11 @@ fn unavailable(error: crate::redis::Error) -> Error {
     Error::Unavailable(Box::new(error))
 }
 
-/// The user that a ticket says it is of; that it is one of that user's is seen where they are kept.
+/// The user whose id the ticket begins with. Only Redis knows whether it is one of that user's
+/// tickets.
 fn user_of(ticket: &str) -> Option<UserId> {
     use base64::Engine;
-    if ticket.len() != TICKET_LETTERS {
+    if ticket.len() != TICKET_CHARS {
         return None;
     }
     let bytes = base64::engine::general_purpose::URL_SAFE_NO_PAD
@@ -119,7 +121,8 @@ fn hex(ticket: &str) -> String {
     })
 }
 
-/// What is kept of a ticket: its hash, when its access token was made if that says so, and when it ends.
+/// What Redis holds of a ticket: its hash, when its access token was issued if that is known, and
+/// when that token expires.
 fn encode(ticket: &str, grant: Grant) -> String {
     let issued_at = grant
         .issued_at
@@ -146,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_kept_holds_the_grant_and_not_the_ticket() {
+    fn stored_value_holds_the_grant_and_not_the_ticket() {
         for issued_at in [
             None,
             Some(Timestamp(-5)),
@@ -165,15 +168,15 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_names_its_user_and_other_texts_name_none_or_a_stranger() {
+    fn user_id_is_read_from_a_ticket_and_not_from_other_texts() {
         let ticket = make(i64::MAX.to_be_bytes()).unwrap();
-        assert_eq!(ticket.len(), TICKET_LETTERS);
+        assert_eq!(ticket.len(), TICKET_CHARS);
         assert_eq!(user_of(&ticket), Some(UserId(i64::MAX)));
         for bad in [
             "",
             "x",
-            &"?".repeat(TICKET_LETTERS),
-            &"é".repeat(TICKET_LETTERS),
+            &"?".repeat(TICKET_CHARS),
+            &"é".repeat(TICKET_CHARS),
         ] {
             assert_eq!(user_of(bad), None, "{bad:?}");
         }

@@ -14,11 +14,13 @@ use sha2::Sha256;
 
 use crate::domain::{Timestamp, UserId};
 
-/// Bytes of a token that is looked at, at most. Ours have about 250; no server in use takes headers of more than 8 KiB.
+/// The longest token that is checked, in bytes. Ours have about 250; no server in use accepts
+/// headers of more than 8 KiB.
 const MAX_TOKEN_BYTES: usize = 8192;
 /// Bytes of a token's id, at most: what the list of revoked tokens keeps.
 const MAX_ID_BYTES: usize = 255;
-/// The last second of the year 9999: the end of time as the recorded system, and our timestamps, can tell it.
+/// The last second of the year 9999: the latest time that the recorded system, and our timestamps,
+/// can represent.
 const MAX_EXPIRY: i64 = 253_402_300_799;
 /// `{"alg":"HS256","typ":"JWT"}`.
 const HEADER: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9";
@@ -44,16 +46,16 @@ impl TokenType {
     }
 }
 
-/// Why a token is refused. The texts are what clients are told.
+/// Why a token is refused. Clients are sent these texts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// No token, not signed by us, of another algorithm, or with claims of the wrong kind.
     #[error("Token is invalid")]
     Invalid,
-    /// Its time is over.
+    /// It has expired.
     #[error("Token is expired")]
     Expired,
-    /// It would never end.
+    /// It would never expire.
     #[error("Token has no 'exp' claim")]
     NoExpiry,
     /// It could not be revoked.
@@ -65,7 +67,7 @@ pub enum TokenError {
     /// It is for something else.
     #[error("Token has wrong type")]
     WrongType,
-    /// It does not say whose it is, or names what cannot be an account.
+    /// It does not name a user, or its value cannot be an account.
     #[error("Token contained no recognizable user identification")]
     NoUser,
 }
@@ -101,16 +103,16 @@ impl fmt::Display for TokenId {
 pub struct Claims {
     /// Its id, at most 255 bytes.
     pub jti: String,
-    /// Whose it is; `None` if the claim is left out. No account need exist.
+    /// The user; `None` if the claim is left out. The account need not exist.
     pub user_id: Option<UserId>,
-    /// When it was made, to the second; `None` if the claim is left out.
+    /// When it was issued, to the second; `None` if the claim is left out.
     pub issued_at: Option<Timestamp>,
-    /// From this instant on it no longer counts.
+    /// From this instant on it has expired.
     pub expires_at: Timestamp,
 }
 
 impl Claims {
-    /// Whose the token is. Errors: `NoUser` if it does not say.
+    /// The user. Errors: `NoUser` if the token does not name one.
     pub fn user(&self) -> Result<UserId, TokenError> {
         self.user_id.ok_or(TokenError::NoUser)
     }
@@ -140,7 +142,8 @@ struct Payload<'a> {
 }
 
 impl Keys {
-    /// Keys from settings: the bytes of each text. The first signs and verifies, the others verify only.
+    /// Keys from settings: the bytes of each text. The first signs and verifies, the others verify
+    /// only.
     pub fn new<'a>(secret: &'a str, fallbacks: impl IntoIterator<Item = &'a str>) -> Self {
         let key = |text: &str| {
             HmacSha256::new_from_slice(text.as_bytes()).expect("HMAC takes keys of any length")
@@ -149,8 +152,9 @@ impl Keys {
         Self { keys }
     }
 
-    /// Makes a token that lives from the second of `issued_at` for `lifetime`, both in whole seconds rounded down.
-    /// Without a user the claim is left out; such a token authenticates nobody.
+    /// Makes a token that is valid from the second of `issued_at` for `lifetime`, both in whole
+    /// seconds rounded down. Without a user the claim is left out; such a token authenticates
+    /// nobody.
     pub fn sign(
         &self,
         token_type: TokenType,
@@ -176,9 +180,9 @@ impl Keys {
         token
     }
 
-    /// Checks a token of any bytes and returns what it says. Without leeway: at the second of `exp`
-    /// it is expired. The order of the checks, which decides what is told of a token with several
-    /// faults, is SimpleJWT's.
+    /// Checks a token of any bytes and returns its claims. Without leeway: at the second of `exp`
+    /// it has expired. The order of the checks decides which fault is reported of a token with
+    /// several, and is SimpleJWT's.
     ///
     /// Whether `iat` is acceptable is left to the caller, which knows the account: see
     /// [`User::credential_state`](crate::domain::User::credential_state).
@@ -191,8 +195,9 @@ impl Keys {
         self.check(token, token_type, Some(now))
     }
 
-    /// What a token of ours says, whether or not its time has come or is over: the clock may be
-    /// wrong, and a token that is logged out must stay so when the clock is right again.
+    /// Returns the claims of a token signed by us, even if it is not valid yet or has expired: the
+    /// clock may be wrong, and a token that is logged out must stay so when the clock is right
+    /// again.
     pub fn verify_at_any_time(
         &self,
         token: &str,
@@ -239,7 +244,8 @@ impl Keys {
         })
     }
 
-    /// The claims of a token whose signature is good. Nothing of an unsigned token is parsed, apart from a header that is not ours.
+    /// The claims of a token with a valid signature. Nothing of an unsigned token is parsed, except
+    /// a header that differs from ours.
     fn signed_claims(&self, token: &str) -> Option<Map<String, Value>> {
         if token.len() > MAX_TOKEN_BYTES {
             return None;
@@ -259,7 +265,8 @@ impl Keys {
     }
 }
 
-/// Whether the header names HS256 and no extension that would change what a token means (RFC 7515, section 4.1.11; RFC 7797).
+/// Whether the header names HS256 and no extension that would change what a token means (RFC 7515,
+/// section 4.1.11; RFC 7797).
 fn is_plain_hs256(header: &str) -> bool {
     let header = URL_SAFE_NO_PAD.decode(header).ok();
     let header = header.and_then(|json| serde_json::from_slice::<Map<String, Value>>(&json).ok());
@@ -270,7 +277,8 @@ fn is_plain_hs256(header: &str) -> bool {
     })
 }
 
-/// A claim in seconds since the epoch, fractions cut off, capped at the ends of the range. Errors: `Invalid` if it is no number.
+/// A claim in seconds since the epoch, fractions cut off, capped at the ends of the range. Errors:
+/// `Invalid` if it is not a number.
 fn seconds(claims: &Map<String, Value>, name: &str) -> Result<Option<i64>, TokenError> {
     let Some(value) = claims.get(name) else {
         return Ok(None);

@@ -33,7 +33,7 @@ fn verified(token: &str) -> Result<Claims, TokenError> {
     keys().verify(token, TokenType::Access, NOW)
 }
 
-/// Sound claims with some replaced; null removes one.
+/// Valid claims with some replaced; null removes one.
 fn claims(changes: &Value) -> Value {
     let mut claims = json!({"token_type": "access", "exp": 1_795_382_026, "iat": 1_795_381_726, "jti": "0f", "user_id": "7"});
     for (name, value) in changes.as_object().unwrap() {
@@ -77,7 +77,8 @@ fn token_has_the_recorded_form() {
 
 #[test]
 fn signature_agrees_with_the_example_of_rfc_7515() {
-    // Appendix A.1 of the RFC: its key is binary, which a setting cannot be, so only the arithmetic is compared.
+    // Appendix A.1 of the RFC: its key is binary, which a setting cannot be, so only the arithmetic
+    // is compared.
     let key = URL_SAFE_NO_PAD
         .decode("AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow")
         .unwrap();
@@ -129,7 +130,7 @@ fn every_fault_has_its_recorded_message() {
 }
 
 #[test]
-fn first_of_several_faults_is_told() {
+fn first_of_several_faults_is_reported() {
     let every = json!({"exp": 1, "jti": null, "token_type": null, "user_id": "x"});
     assert_eq!(refused(&every), TokenError::Expired);
     assert_eq!(
@@ -151,7 +152,7 @@ fn first_of_several_faults_is_told() {
 }
 
 #[test]
-fn token_without_user_is_sound_but_names_nobody() {
+fn token_without_user_is_valid_but_names_no_user() {
     let claims = verified(&signed(&claims(&json!({"user_id": null})))).unwrap();
     assert_eq!(claims.user(), Err(TokenError::NoUser));
     let nobody = keys().sign(
@@ -165,7 +166,7 @@ fn token_without_user_is_sound_but_names_nobody() {
 }
 
 #[test]
-fn user_is_digits_or_a_number_and_nothing_else() {
+fn user_id_must_be_digits_or_a_number() {
     assert_eq!(
         verified(&signed(&claims(&json!({"user_id": 7}))))
             .unwrap()
@@ -195,7 +196,7 @@ fn user_is_digits_or_a_number_and_nothing_else() {
 }
 
 #[test]
-fn odd_times_are_judged_as_integers() {
+fn times_of_any_form_are_read_as_integers() {
     assert_eq!(
         refused(&json!({"exp": 1_795_381_726.9})),
         TokenError::Expired
@@ -243,7 +244,7 @@ fn odd_times_are_judged_as_integers() {
 }
 
 #[test]
-fn null_claims_are_not_absent_claims() {
+fn null_claim_is_not_a_missing_claim() {
     for (name, error) in [
         ("exp", TokenError::Invalid),
         ("jti", TokenError::Invalid),
@@ -327,8 +328,9 @@ fn broken_forms_are_invalid() {
 }
 
 #[test]
-fn unused_bits_of_the_last_letter_must_be_zero() {
-    // 32 bytes leave two bits of the 43rd letter unused: four spellings of one signature, one of them canonical.
+fn unused_bits_of_the_last_character_must_be_zero() {
+    // 32 bytes leave two bits of the 43rd character unused: four spellings of one signature, one of
+    // them canonical.
     let good = access(&keys());
     let alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let (head, last) = good.split_at(good.len() - 1);
@@ -360,7 +362,7 @@ fn random_ids_differ_and_have_32_digits() {
 
 proptest! {
     #[test]
-    fn what_was_signed_is_verified(user in 0..i64::MAX, id: [u8; 16], micros in 0..MAX_EXPIRY * 1_000_000 / 2, lifetime in 1..10_000_000_u64) {
+    fn every_signed_token_is_verified(user in 0..i64::MAX, id: [u8; 16], micros in 0..MAX_EXPIRY * 1_000_000 / 2, lifetime in 1..10_000_000_u64) {
         let now = Timestamp(micros);
         let token = keys().sign(TokenType::Refresh, Some(UserId(user)), TokenId(id), now, Duration::from_secs(lifetime));
         let claims = keys().verify(&token, TokenType::Refresh, now).unwrap();
@@ -378,7 +380,7 @@ proptest! {
     }
 
     #[test]
-    fn any_signed_payload_is_judged_without_a_panic(payload: Vec<u8>, claim in "exp|iat|nbf|jti|token_type|user_id", value: f64) {
+    fn any_signed_payload_is_checked_without_a_panic(payload: Vec<u8>, claim in "exp|iat|nbf|jti|token_type|user_id", value: f64) {
         let header = r#"{"alg":"HS256","typ":"JWT"}"#;
         prop_assert!(verified(&signed_text(header, &payload, SECRET)).is_err());
         let odd = claims(&json!({claim: value}));

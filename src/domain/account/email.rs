@@ -1,4 +1,4 @@
-//! The rules of mail addresses.
+//! The rules of e-mail addresses.
 
 use std::net::IpAddr;
 
@@ -8,7 +8,8 @@ use super::{INVALID_EMAIL, NO_NUL, NOT_BLANK, longer_than, trimmed};
 const MAX_CHARS: usize = 254;
 const TOO_LONG: &str = "Ensure this field has no more than 254 characters.";
 
-/// An address of sound form, at most 254 characters, as it was given. Whether mail arrives there is not known.
+/// An e-mail address of valid form, at most 254 characters, as it was given. Whether mail arrives
+/// there is not checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Email(String);
 
@@ -20,7 +21,7 @@ impl Email {
             return Err(vec![NOT_BLANK]);
         }
         if longer_than(address, MAX_CHARS) {
-            // Its form is not looked at, so that a huge one costs nothing.
+            // Its form is not checked, so that a huge address costs nothing.
             return Err(vec![TOO_LONG]);
         }
         let mut messages = Vec::new();
@@ -49,7 +50,8 @@ fn is_address(address: &str) -> bool {
         .is_some_and(|(local, domain)| is_local_part(local) && is_domain(domain))
 }
 
-/// Words of atom characters with single dots between them, or one string in double quotes (RFC 5322, section 3.4.1).
+/// Words of atom characters with single dots between them, or one string in double quotes (RFC
+/// 5322, section 3.4.1).
 fn is_local_part(local: &str) -> bool {
     if let Some(quoted) = local
         .strip_prefix('"')
@@ -65,25 +67,27 @@ fn is_local_part(local: &str) -> bool {
     })
 }
 
-/// ASCII without NUL, tab, line ends and spaces; a backslash lets a quote, a space, a tab or another backslash in.
+/// ASCII without NUL, tab, line ends and spaces; a backslash escapes a quote, a space, a tab or
+/// another backslash.
 fn is_quoted_text(text: &str) -> bool {
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {
-        let sound = match byte {
+        let is_valid = match byte {
             b'\\' => bytes
                 .next()
                 .is_some_and(|b| matches!(b, 1..=9 | 11 | 12 | 14..=127)),
             other => matches!(other, 1..=8 | 11 | 12 | 14..=31 | b'!' | b'#'..=b'[' | b']'..=127),
         };
-        if !sound {
+        if !is_valid {
             return false;
         }
     }
     true
 }
 
-/// `localhost`, an IP address in brackets, or a name of two labels or more. A top-level domain has no digits, unless it is in
-/// Punycode; one of a single letter is let through for the published example.
+/// `localhost`, an IP address in brackets, or a name of two labels or more. A top-level domain has
+/// no digits, unless it is in Punycode; one of a single letter is accepted because of the published
+/// example.
 fn is_domain(domain: &str) -> bool {
     if domain == "localhost" {
         return true;
@@ -100,7 +104,8 @@ fn is_domain(domain: &str) -> bool {
         && (is_label(top, |_| false) || is_punycode_label(top))
 }
 
-/// 1 to 63 letters (ASCII, or anything from U+00A1 to U+FFFF), inner hyphens and whatever else is allowed.
+/// 1 to 63 letters (ASCII, or anything from U+00A1 to U+FFFF), inner hyphens and the other allowed
+/// characters.
 fn is_label(label: &str, also: fn(char) -> bool) -> bool {
     !label.is_empty()
         && !longer_than(label, 63)
@@ -128,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn sound_addresses_are_accepted() {
+    fn valid_addresses_are_accepted() {
         for address in [
             "a@b.c",
             "a@example.com",
@@ -148,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_addresses_are_refused() {
+    fn invalid_addresses_are_refused() {
         for address in [
             "not-an-email",
             "x",
@@ -182,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_end_at_63_characters() {
+    fn labels_have_at_most_63_characters() {
         let label = "a".repeat(63);
         assert!(accepted(&format!("a@{label}.{label}")));
         assert!(!accepted(&format!("a@{label}a.example")));
@@ -190,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn address_ends_at_254_characters() {
+    fn address_has_at_most_254_characters() {
         let local = "a".repeat(242);
         assert!(accepted(&format!("{local}@example.com")));
         assert_eq!(
@@ -200,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn nul_is_named_besides() {
+    fn nul_has_its_own_message() {
         assert_eq!(Email::parse("a\0@b.c"), Err(vec![NO_NUL, INVALID_EMAIL]));
     }
 }

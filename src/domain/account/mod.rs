@@ -1,7 +1,8 @@
-//! The rules that a new account's fields must keep, and the checked types that prove it.
+//! The rules for the fields of a new account, and the checked types that prove them.
 //!
-//! The rules and their wording are those of Django and Django REST framework, which clients of the old service know;
-//! two are milder, so that its published example works: `a@b.c` is an address, and `secret123` a password.
+//! The rules and their wording are those of Django and Django REST framework, which clients of the
+//! old service know. Two are milder, so that its published example works: `a@b.c` is an address,
+//! and `secret123` a password.
 
 mod email;
 mod password;
@@ -21,12 +22,14 @@ pub const NOT_BLANK: &str = "This field may not be blank.";
 pub const NOT_A_STRING: &str = "Not a valid string.";
 /// Says that a field holds U+0000.
 pub const NO_NUL: &str = "Null characters are not allowed.";
-/// Says that a name belongs to another account. Only the store knows; the words are kept with the others.
+/// Says that a name belongs to another account. Only the store knows that; the text is kept with
+/// the others.
 pub const USERNAME_TAKEN: &str = "A user with that username already exists.";
-/// Says that an address is none; also what a value of the wrong type is told here, in place of [`NOT_A_STRING`].
+/// Says that an address is invalid; here also used for a value of the wrong type, in place of
+/// [`NOT_A_STRING`].
 pub const INVALID_EMAIL: &str = "Enter a valid email address.";
 
-/// What is wrong with one field, in words for its user. Never quotes the value.
+/// What is wrong with one field, in words for the user. Never quotes the value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldError {
     /// The field's name in the request.
@@ -35,7 +38,7 @@ pub struct FieldError {
     pub messages: Vec<&'static str>,
 }
 
-/// The checked fields of an account to be made.
+/// The checked fields of a new account.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewAccount {
     /// Its name.
@@ -47,11 +50,12 @@ pub struct NewAccount {
 }
 
 impl NewAccount {
-    /// Checks all fields at once. Each argument is the field's text, or the message that says why there is none
-    /// ([`REQUIRED`], [`NOT_NULL`], …).
+    /// Checks all fields at once. Each argument is the field's text, or the message that says why
+    /// there is none ([`REQUIRED`], [`NOT_NULL`], …).
     ///
-    /// Errors: every field that breaks a rule, in the order username, email, password. The rules on a password's strength
-    /// are asked only when all fields are sound, for they compare it with the name.
+    /// Errors: every field that breaks a rule, in the order username, email, password. The rules on
+    /// a password's strength are checked only when all fields are valid, because they compare the
+    /// password with the name.
     pub fn parse(
         username: Result<&str, &'static str>,
         email: Result<&str, &'static str>,
@@ -84,14 +88,14 @@ impl NewAccount {
     }
 }
 
-/// A field's text without the white space around it: what Python's `str.strip` takes away, which is Unicode's
-/// `White_Space` and the four separators U+001C to U+001F. Names, addresses and passwords are trimmed at registration,
-/// so a login must trim them too.
+/// A field's text without the white space around it: what Python's `str.strip` removes, which is
+/// Unicode's `White_Space` and the four separators U+001C to U+001F. Names, addresses and passwords
+/// are trimmed at registration, so a login must trim them too.
 pub fn trimmed(text: &str) -> &str {
     text.trim_matches(|c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c))
 }
 
-/// Whether `text` has more than `limit` characters (code points). Looks at no more of it than needed.
+/// Whether `text` has more than `limit` characters (code points). Reads no more of it than needed.
 fn longer_than(text: &str, limit: usize) -> bool {
     // A character takes at least one byte, so short texts need no counting.
     text.len() > limit && text.chars().nth(limit).is_some()
@@ -122,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn white_space_around_every_field_is_dropped() {
+    fn white_space_around_every_field_is_removed() {
         let account =
             NewAccount::parse(Ok(" alice\n"), Ok("\ta@b.c "), Ok("\u{1f} secret123\u{a0}"))
                 .unwrap();
@@ -153,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn blank_fields_say_so() {
+    fn blank_fields_are_refused() {
         assert_eq!(
             errors("", " ", "\t\n"),
             [
@@ -165,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn strength_of_a_password_is_judged_only_when_all_fields_are_sound() {
+    fn strength_of_a_password_is_checked_only_when_all_fields_are_valid() {
         let fields: Vec<_> = errors("two words", "x", "abc")
             .into_iter()
             .map(|(field, _)| field)
@@ -204,7 +208,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_text_is_judged_without_a_panic(username: String, email: String, password: String) {
+        fn any_text_is_checked_without_a_panic(username: String, email: String, password: String) {
             if let Ok(account) = NewAccount::parse(Ok(&username), Ok(&email), Ok(&password)) {
                 // What was accepted is accepted again, unchanged.
                 let again = NewAccount::parse(

@@ -5,9 +5,10 @@ use std::fmt;
 use super::username::is_word_character;
 use super::{NO_NUL, NOT_BLANK, Username, longer_than, trimmed};
 
-/// Characters that a password must have at least.
+/// The fewest characters of a password.
 const MIN_CHARS: usize = 8;
-/// Characters that a password may have: far more than anybody types, few enough to compare with the name at no cost.
+/// The most characters of a password: far more than anybody types, few enough to compare with the
+/// name at no cost.
 const MAX_CHARS: usize = 1024;
 
 const TOO_LONG: &str = "Ensure this field has no more than 1024 characters.";
@@ -16,22 +17,24 @@ const TOO_SHORT: &str = "This password is too short. It must contain at least 8 
 const TOO_COMMON: &str = "This password is too common.";
 const NUMERIC: &str = "This password is entirely numeric.";
 
-/// The most common passwords, one a line, lower-case, sorted. Only a few hundred: a longer list refuses passwords that
-/// nobody would guess within the ten attempts a minute that a login allows. Those of less than 8 characters are there for
-/// the wording alone, so there are few.
+/// The most common passwords, one a line, lower-case, sorted. Only a few hundred: a longer list
+/// refuses passwords that nobody would guess within the ten attempts a minute that a login allows.
+/// Those of less than 8 characters matter only for the message, so there are few.
 const COMMON: &str = include_str!("common_passwords.txt");
 
-/// A password fit for an account: 8 to 1,024 characters, neither common, nor all digits, nor like the name.
+/// A password for an account: 8 to 1,024 characters, neither common, nor all digits, nor similar to
+/// the name.
 #[derive(Clone, PartialEq, Eq)]
 pub struct NewPassword(String);
 
 impl NewPassword {
-    /// Trims and checks a password for the account of that name. Errors: a sentence for each rule it breaks.
+    /// Trims and checks a password for the account of that name. Errors: a sentence for each rule
+    /// it breaks.
     pub fn parse(raw: &str, username: &Username) -> Result<Self, Vec<&'static str>> {
         Self::strong(text(raw)?, username)
     }
 
-    /// Checks the strength of what [`text`] let through.
+    /// Checks the strength of a password that [`text`] has accepted.
     pub(super) fn strong(password: &str, username: &Username) -> Result<Self, Vec<&'static str>> {
         let lower = password.to_lowercase();
         let rules = [
@@ -63,7 +66,7 @@ impl fmt::Debug for NewPassword {
     }
 }
 
-/// The trimmed text of a password field that is neither blank, nor too long, nor holds NUL.
+/// The trimmed text of a password field. It must not be blank, too long, or hold NUL.
 pub(super) fn text(raw: &str) -> Result<&str, Vec<&'static str>> {
     let password = trimmed(raw);
     if password.is_empty() {
@@ -87,8 +90,9 @@ fn is_common(lower: &str) -> bool {
     COMMON.lines().any(|line| line == lower)
 }
 
-/// Whether the lower-case password is like the name or one of its words: Django's rule, the upper bound of the
-/// Ratcliff/Obershelp ratio (twice the characters in common, in any order, over all characters) being 0.7 or more.
+/// Whether the lower-case password is similar to the name or one of its words. This is Django's
+/// rule: the upper bound of the Ratcliff/Obershelp ratio (twice the characters in common, in any
+/// order, over all characters) is 0.7 or more.
 fn is_similar(lower: &str, username: &Username) -> bool {
     let name = username.as_str().to_lowercase();
     let mut password: Vec<char> = lower.chars().collect();
@@ -103,7 +107,8 @@ fn is_like(password: &[char], part: &str) -> bool {
     let mut part: Vec<char> = part.chars().collect();
     part.sort_unstable();
     let (long, short) = (password.len(), part.len());
-    // A word of a tenth of the length is no likeness (and reaches no ratio of 0.7 either).
+    // A word of at most a tenth of the length is not similar (and does not reach a ratio of 0.7
+    // either).
     if long >= 10 * short {
         return false;
     }
@@ -134,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn sound_passwords_are_accepted() {
+    fn strong_passwords_are_accepted() {
         for password in [
             "secret123",
             "Str0ng-enough",
@@ -182,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn list_of_common_passwords_is_sorted_lower_case_and_spares_the_example() {
+    fn list_of_common_passwords_is_sorted_and_lower_case_and_lacks_the_example() {
         let lines: Vec<_> = COMMON.lines().collect();
         assert!(lines.is_sorted_by(|a, b| a < b));
         assert!(lines.iter().all(|line| *line == line.to_lowercase().trim()));

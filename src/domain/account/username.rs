@@ -7,16 +7,18 @@ use unicode_normalization::char::is_combining_mark;
 
 use super::{NO_NUL, NOT_BLANK, longer_than, trimmed};
 
-/// Characters that a name may have.
+/// The most characters of a name.
 const MAX_CHARS: usize = 150;
-/// Bytes up to which a name is normalised at all. NFKC composes at most four characters of four bytes into one, so
-/// every name of [`MAX_CHARS`] is below; a longer text is too long whatever it becomes.
+/// The most bytes of a text that is normalised at all. NFKC composes at most four characters of
+/// four bytes into one, so every name of [`MAX_CHARS`] has fewer; a longer text is too long in any
+/// form.
 const MAX_RAW_BYTES: usize = 4096;
 
 const INVALID: &str = "Enter a valid username. This value may contain only letters, numbers, and @/./+/-/_ characters.";
 const TOO_LONG: &str = "Ensure this field has no more than 150 characters.";
 
-/// A name fit for an account: NFKC-normalised, 1 to 150 characters, letters, digits and `@.+-_` only. Case counts.
+/// A name for an account: NFKC-normalised, 1 to 150 characters, letters, digits and `@.+-_` only.
+/// Case-sensitive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Username(String);
 
@@ -58,15 +60,15 @@ impl fmt::Display for Username {
     }
 }
 
-/// The form under which an account of this name is stored, whether or not the name keeps the rules: what a login looks up.
-/// `None` for texts too long to be any account's.
+/// The form in which an account of this name is stored, whether or not the name keeps the rules: a
+/// login looks up this form. `None` for texts that are too long for any account.
 pub fn canonical_username(raw: &str) -> Option<String> {
     let name = trimmed(raw);
     (name.len() <= MAX_RAW_BYTES).then(|| name.nfkc().collect())
 }
 
-/// Letters and digits of any script, as Python's `\w` has them, and `@.+-_`. Rust's alphanumerics are more by the combining
-/// vowel signs and by letters in circles and squares.
+/// Letters and digits of any script, as in Python's `\w`, and `@.+-_`. Rust's alphanumerics also
+/// include the combining vowel signs, and letters in circles and squares.
 fn is_allowed(c: char) -> bool {
     matches!(c, '@' | '.' | '+' | '-') || is_word_character(c)
 }
@@ -121,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn nul_is_named_besides() {
+    fn nul_has_its_own_message() {
         assert_eq!(parsed("a\0b"), Err(vec![INVALID, NO_NUL]));
     }
 
@@ -143,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn login_finds_no_name_in_a_huge_text() {
+    fn huge_text_is_not_a_name_at_login() {
         assert_eq!(canonical_username(&"a".repeat(1 << 20)), None);
     }
 }

@@ -1,8 +1,10 @@
 //! Who may enter: a bounded number of texts, at most half of them for one user, and a share of them
 //! for posts alone.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::{Class, Error};
 use crate::domain::UserId;
@@ -76,8 +78,7 @@ impl TextAdmission {
     /// Learns from a batch how long texts take.
     pub(super) fn record(&self, texts: usize, duration: Duration) {
         let texts = u32::try_from(texts).unwrap_or(u32::MAX).max(1);
-        let time_per_text = self.time_per_text.lock();
-        let mut time_per_text = time_per_text.unwrap_or_else(PoisonError::into_inner);
+        let mut time_per_text = self.time_per_text.lock();
         *time_per_text = *time_per_text * 7 / 8 + duration / texts / 8;
     }
 
@@ -95,9 +96,7 @@ impl TextAdmission {
     /// How long the workers need for what has been admitted.
     fn retry_after(&self) -> Duration {
         let texts = u32::try_from(self.texts.in_use()).unwrap_or(u32::MAX);
-        let time_per_text = self.time_per_text.lock();
-        let time_per_text = *time_per_text.unwrap_or_else(PoisonError::into_inner);
-        let needed = time_per_text.saturating_mul(texts) / self.workers;
+        let needed = self.time_per_text.lock().saturating_mul(texts) / self.workers;
         needed.clamp(RETRY_AFTER.0, RETRY_AFTER.1)
     }
 }

@@ -10,10 +10,11 @@ mod cache;
 mod queue;
 mod worker;
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 pub use self::admission::Permit;
@@ -193,7 +194,7 @@ impl Embedder {
     }
 
     fn lock_workers(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
-        self.workers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.workers.lock()
     }
 }
 
@@ -254,8 +255,7 @@ impl Pipeline {
     }
 
     fn lock(&self) -> MutexGuard<'_, PipelineState> {
-        // The encoder, which may panic, never runs under the lock.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

@@ -41,7 +41,7 @@ impl Encode for Gated {
         let mut embeddings: Vec<_> = texts.iter().map(|text| vector(text)).collect();
         let spoilt = texts.iter().any(|text| text.contains('!'));
         self.entered.send(texts).unwrap();
-        let step = self.steps.lock().unwrap().recv_timeout(DEADLINE);
+        let step = self.steps.lock().recv_timeout(DEADLINE);
         match step.unwrap() {
             EncoderStep::Embed => assert!(!spoilt, "the model does not like this text"),
             EncoderStep::Shorten => drop(embeddings.pop()),

@@ -1,7 +1,7 @@
 //! A worker thread: it takes a batch, tokenizes it, runs the model, and sends the vectors.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::queue::{EmbedJob, TextBatch};
@@ -120,10 +120,7 @@ impl Pipeline {
             if let Some(batch) = state.queue.take() {
                 return Some(batch);
             }
-            state = self
-                .work
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            self.work.wait(&mut state);
         }
     }
 

@@ -2,9 +2,9 @@
 //! try it.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use prometheus::Gauge;
 
 /// Failures in a row that open the breaker, however long they took.
@@ -149,8 +149,8 @@ impl Breaker {
         self.enter(state, BreakerPhase::Open { until });
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BreakerState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, BreakerState> {
+        self.state.lock()
     }
 }
 

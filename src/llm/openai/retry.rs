@@ -1,10 +1,10 @@
 //! Retries: how long to wait, how many there may be, and what the upstream says about them.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use hyper::HeaderMap;
 use hyper::header::RETRY_AFTER;
+use parking_lot::{Mutex, MutexGuard};
 
 /// The longest wait before the first retry. It doubles with each further one, up to
 /// [`LONGEST_BACKOFF`].
@@ -110,8 +110,8 @@ impl RetryBudget {
         is_allowed
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Bucket> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Bucket> {
+        self.0.lock()
     }
 }
 

@@ -1,4 +1,4 @@
-//! The broker: takes an event on whatever replica it happens, and puts it into the hub of every replica.
+//! The broker: takes an event on any replica, and puts it into the hub of every replica.
 
 mod outbox;
 mod redis_broker;
@@ -9,42 +9,45 @@ use crate::domain::UserId;
 use crate::telemetry::Metrics;
 
 pub use self::redis_broker::RedisBroker;
-use super::hub::{Full, Hub, Listener, Subscription};
+use super::hub::{Hub, Listener, Subscription, TooManySockets};
 
-/// Why a socket is not let in.
+/// Why a subscription is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    /// The user has as many sockets as it may have.
+pub enum SubscribeError {
+    /// The user has as many sockets as allowed.
     #[error("too many sockets")]
-    Full,
-    /// Events cannot reach this replica at the moment; a socket that hears nothing would only look open.
+    TooManySockets,
+    /// Events cannot reach this replica at the moment, so a socket would be open and receive
+    /// nothing.
     #[error("events are unavailable")]
-    Away,
+    Unavailable,
 }
 
-impl From<Full> for Refused {
-    fn from(_: Full) -> Self {
-        Self::Full
+impl From<TooManySockets> for SubscribeError {
+    fn from(_: TooManySockets) -> Self {
+        Self::TooManySockets
     }
 }
 
 /// Carries events to the open sockets of a user.
 ///
-/// An event that is published after [`subscribe`](Self::subscribe) has returned reaches that socket exactly once, or the socket
-/// is closed with [`CloseReason::Missed`](super::CloseReason::Missed) or another reason: none is skipped silently. Events of
-/// one user that one replica publishes one after the other arrive in that order.
+/// An event that is published after [`subscribe`](Self::subscribe) has returned reaches that socket
+/// exactly once, or the socket is closed with [`CloseReason::Missed`](super::CloseReason::Missed)
+/// or another reason: no event is skipped silently. Events of one user that one replica publishes
+/// one after the other arrive in that order.
 pub trait Broker: Send + Sync {
-    /// Sends `event`, a JSON text, to every open socket of the user. Returns at once; nobody is told whether it arrived.
+    /// Sends `event`, a JSON text, to every open socket of the user. Returns at once, without
+    /// knowing whether it arrives.
     fn publish(&self, user: UserId, event: Arc<str>);
 
     /// Adds a socket of `listener`'s user, unless that user has `limit` already on this replica.
     ///
     /// # Errors
-    /// `Full` at the limit, `Away` while events cannot be received.
-    fn subscribe(&self, listener: Listener, limit: usize) -> Result<Subscription, Refused>;
+    /// `TooManySockets` at the limit, `Unavailable` while events cannot be received.
+    fn subscribe(&self, listener: Listener, limit: usize) -> Result<Subscription, SubscribeError>;
 }
 
-/// Straight to the hub: there is one replica.
+/// Sends directly to the hub: there is one replica.
 pub struct LocalBroker {
     hub: Arc<Hub>,
     metrics: Arc<Metrics>,
@@ -63,7 +66,7 @@ impl Broker for LocalBroker {
         self.metrics.websocket_events.inc_by(reached as u64);
     }
 
-    fn subscribe(&self, listener: Listener, limit: usize) -> Result<Subscription, Refused> {
+    fn subscribe(&self, listener: Listener, limit: usize) -> Result<Subscription, SubscribeError> {
         Ok(self.hub.subscribe(listener, limit)?)
     }
 }

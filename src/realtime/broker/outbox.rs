@@ -1,18 +1,22 @@
-//! Events on their way out of this replica, in order and bounded; and users who have to be told that some never left it.
+//! Events that this replica has yet to publish, in order and bounded; and users who may have missed
+//! events that were not published.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use crate::domain::UserId;
 
-/// Memory for events that wait, in bytes. Redis takes them within milliseconds, so more than a moment's worth means trouble.
+/// Memory for events that wait, in bytes. Redis takes them within milliseconds, so this much means
+/// that Redis is not keeping up.
 const MAX_WAITING_BYTES: usize = 32 << 20;
-/// The longest event that is sent on, in bytes: the limit of a request's body several times over, since escapes lengthen it.
+/// The longest event that is sent, in bytes: several times the limit of a request's body, since
+/// escapes lengthen it.
 const MAX_EVENT_BYTES: usize = 8 << 20;
 /// Events sent together, and about how many bytes of them.
 const BATCH_EVENTS: usize = 256;
 const BATCH_BYTES: usize = 1 << 20;
-/// Users who can be told one by one that they missed something; beyond it everybody is told.
+/// Users who are listed one by one as having missed an event; beyond it everybody counts as having
+/// missed one.
 const MAX_MISSED: usize = 10_000;
 
 /// What waits to be published.
@@ -65,17 +69,17 @@ impl Missed {
     }
 }
 
-/// What is sent together: first who missed something, then events in their order.
+/// What is sent together: first who missed an event, then events in their order.
 #[derive(Debug, Default)]
-pub struct Batch {
-    /// Who has to be told.
+pub struct EventBatch {
+    /// Who may have missed an event.
     pub missed: Missed,
     /// Events, in the order of publishing.
     pub events: Vec<(UserId, Arc<str>)>,
 }
 
-impl Batch {
-    /// Everybody whom the batch concerns.
+impl EventBatch {
+    /// All users who may have missed an event if the batch was not published.
     pub fn into_missed(self) -> Missed {
         let mut missed = self.missed;
         for (user, _) in self.events {
@@ -86,14 +90,16 @@ impl Batch {
 }
 
 impl Outbox {
-    /// Adds an event. If there is no room for it, its user counts as having missed it, and the answer is `false`.
+    /// Adds an event. If there is no room for it, its user counts as having missed it, and this
+    /// returns `false`.
     pub fn push(&mut self, user: UserId, event: Arc<str>) -> bool {
         let bytes = self.bytes + event.len();
         if event.len() > MAX_EVENT_BYTES || bytes > MAX_WAITING_BYTES {
             self.miss(user);
             return false;
         }
-        // The sockets of a user who missed something are closed anyway; what came after the gap is of no use to them.
+        // The sockets of a user who missed an event are closed anyway, so later events are of no
+        // use to them.
         if self.missed.includes(user) {
             return false;
         }
@@ -107,12 +113,12 @@ impl Outbox {
         self.events.is_empty() && self.missed.is_empty()
     }
 
-    /// Notes that the user missed an event.
+    /// Records that the user missed an event.
     pub fn miss(&mut self, user: UserId) {
         self.missed.add(user);
     }
 
-    /// Notes that all of these missed events.
+    /// Records that all of these users missed events.
     pub fn miss_all(&mut self, missed: Missed) {
         match missed {
             Missed::Users(users) => users.into_iter().for_each(|user| self.miss(user)),
@@ -120,8 +126,9 @@ impl Outbox {
         }
     }
 
-    /// Gives up what waits: its users count as having missed it. Answers who has missed something.
-    pub fn give_up(&mut self) -> Missed {
+    /// Discards all events: their users count as having missed them. Returns who may have missed an
+    /// event.
+    pub fn discard(&mut self) -> Missed {
         for (user, _) in std::mem::take(&mut self.events) {
             self.missed.add(user);
         }
@@ -129,9 +136,9 @@ impl Outbox {
         self.missed.clone()
     }
 
-    /// Takes what is sent next; `None` if nothing waits.
-    pub fn take(&mut self) -> Option<Batch> {
-        let mut batch = Batch {
+    /// Takes the next batch; `None` if nothing waits.
+    pub fn take(&mut self) -> Option<EventBatch> {
+        let mut batch = EventBatch {
             missed: std::mem::take(&mut self.missed),
             events: Vec::new(),
         };
@@ -156,7 +163,7 @@ mod tests {
     const BOB: UserId = UserId(2);
 
     #[test]
-    fn events_leave_in_their_order_and_in_bounded_batches() {
+    fn events_are_taken_in_their_order_and_in_bounded_batches() {
         let mut outbox = Outbox::default();
         for n in 0..600 {
             assert!(outbox.push(ALICE, n.to_string().into()));
@@ -171,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_room_is_missed_and_nothing_follows_the_gap() {
+    fn event_without_room_is_missed_and_none_follows_the_gap() {
         let mut outbox = Outbox::default();
         let long: Arc<str> = "x".repeat(MAX_EVENT_BYTES).into();
         let room = MAX_WAITING_BYTES / MAX_EVENT_BYTES;
@@ -181,26 +188,26 @@ mod tests {
         assert!(!outbox.push(BOB, "no room".into()));
         let first = outbox.take().unwrap();
         assert!(first.missed.includes(BOB) && !first.missed.includes(ALICE));
-        // Told now, so that what comes next is heard again.
+        // They are in the batch as having missed an event, so later events are sent again.
         assert!(outbox.push(BOB, "room again".into()));
         assert!(!outbox.push(BOB, "x".repeat(MAX_EVENT_BYTES + 1).into()));
         assert!(!outbox.push(BOB, "after the gap".into()));
     }
 
     #[test]
-    fn a_crowd_that_missed_something_is_everybody() {
+    fn too_many_users_who_missed_an_event_count_as_everybody() {
         let mut outbox = Outbox::default();
         for user in 0..=MAX_MISSED as i64 {
             outbox.push(UserId(user), "x".into());
         }
-        assert_eq!(outbox.give_up(), Missed::Everybody);
+        assert_eq!(outbox.discard(), Missed::Everybody);
         let batch = outbox.take().unwrap();
         assert_eq!(batch.missed, Missed::Everybody);
         assert!(outbox.take().is_none());
     }
 
     #[test]
-    fn a_batch_that_failed_concerns_those_of_its_events_too() {
+    fn users_of_a_failed_batch_count_as_having_missed_its_events() {
         let mut outbox = Outbox::default();
         outbox.miss(ALICE);
         outbox.push(BOB, "x".into());

@@ -1,50 +1,54 @@
 //! Events between replicas, over one channel in Redis.
 //!
-//! Every replica subscribes once to the one channel of the service and drops what concerns no socket of its own. A message is
-//! the user's id, a line feed, and the event; without an event it says that the user may have missed one. The publisher's own
-//! sockets hear of an event the same way, so that each gets it once.
+//! Every replica subscribes once to the one channel of the service, and ignores events for users
+//! without a socket in its process. A message is the user's id, a line feed, and the event. Without
+//! an event it means that the user may have missed one. The publisher's own sockets receive an
+//! event the same way, so that each gets it once.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::outbox::{Batch, Missed, Outbox};
-use super::{Broker, Refused};
+use super::outbox::{EventBatch, Missed, Outbox};
+use super::{Broker, SubscribeError};
 use crate::domain::UserId;
 use crate::realtime::hub::{CloseReason, Hub, Listener, Subscription};
-use crate::redis::{Error, Link, Script};
+use crate::redis::{Connection, Error, Script};
 use crate::telemetry::Metrics;
 
-/// How often the subscription is asked for a sign of life, and how long it may take: nothing is lost while Redis is only slow,
-/// and sockets are closed when the subscription is given up, so this is more patient than a request.
+/// How often the subscription is pinged, and how long the reply may take. Nothing is lost while
+/// Redis is only slow, and sockets are closed when the subscription is dropped, so this timeout is
+/// longer than a request's.
 const PING_EVERY: Duration = Duration::from_secs(1);
 const PING_PATIENCE: Duration = Duration::from_secs(3);
 /// Pauses between attempts to subscribe: the first, doubled up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
-/// Publishes messages in their order, all or none. It writes first, which a server that has become a read-only copy refuses: it
-/// would take a plain PUBLISH, answer as ever, and tell nobody but those who listen to itself.
+/// Publishes messages in their order, all or none. It writes first, because a server that has
+/// become a read-only copy refuses that. Such a server would take a plain PUBLISH, reply as usual,
+/// and send the message only to its own subscribers.
 const PUBLISH: &str = "
 redis.call('SET', KEYS[1], '1', 'PX', '1000')
 for n = 2, #ARGV do redis.call('PUBLISH', ARGV[1], ARGV[n]) end
 return #ARGV - 1";
-/// How long the last events may take to leave when the service stops.
+/// How long publishing the last events may take when the service stops.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Publishes to all replicas, and feeds this one's hub from all.
+/// Publishes to all replicas, and receives from all replicas for the hub of this one.
 pub struct RedisBroker {
-    shared: Arc<Shared>,
+    state: Arc<BrokerState>,
 }
 
-struct Shared {
-    link: Link,
+struct BrokerState {
+    redis: Connection,
     channel: String,
-    /// What a publication writes to.
+    /// The key that a publication writes to.
     probe: String,
     publish: Script,
     hub: Arc<Hub>,
@@ -52,80 +56,87 @@ struct Shared {
     /// Whether the subscription is active.
     is_live: AtomicBool,
     outbox: Mutex<Outbox>,
-    /// Rung when something was put into the outbox.
+    /// Notified when something was put into the outbox.
     filled: Notify,
 }
 
 impl RedisBroker {
-    /// Subscribes, and keeps the subscription for as long as the link is kept.
+    /// Subscribes, and keeps the subscription up until the connection is closed.
     ///
     /// # Errors
-    /// If Redis does not let this process subscribe now.
-    pub async fn start(link: Link, hub: Arc<Hub>, metrics: Arc<Metrics>) -> Result<Self, Error> {
-        let shared = Arc::new(Shared {
-            channel: link.channel("events"),
-            probe: link.key(format_args!("publishing")),
+    /// Redis does not let this process subscribe now.
+    pub async fn start(
+        redis: Connection,
+        hub: Arc<Hub>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, Error> {
+        let state = Arc::new(BrokerState {
+            channel: redis.channel("events"),
+            probe: redis.key(format_args!("publishing")),
             publish: Script::new(PUBLISH),
-            link: link.clone(),
+            redis: redis.clone(),
             hub,
             metrics,
             is_live: AtomicBool::new(true),
             outbox: Mutex::default(),
             filled: Notify::new(),
         });
-        // Before the subscription: what becomes of the connection from here on ends that too.
-        let number = link.connected().await;
-        let first = link.subscribe(&shared.channel).await?;
-        let listening = Arc::clone(&shared);
-        link.spawn(|stop| async move {
+        // Read before the subscription is made: if the connection is replaced from here on, the
+        // subscription is too.
+        let number = redis.connected().await;
+        let first = redis.subscribe(&state.channel).await?;
+        let listening = Arc::clone(&state);
+        redis.spawn(|stop| async move {
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = listening.listen(first, number) => {}
             }
         });
-        let publishing = Arc::clone(&shared);
-        link.spawn(|stop| publishing.publish_all(stop));
-        Ok(Self { shared })
+        let publishing = Arc::clone(&state);
+        redis.spawn(|stop| publishing.publish_all(stop));
+        Ok(Self { state })
     }
 }
 
 impl Broker for RedisBroker {
     fn publish(&self, user: UserId, event: Arc<str>) {
-        let shared = &self.shared;
-        // What would wait for Redis to return would come late, to sockets that have read the list meanwhile.
-        let is_waiting = shared.link.is_up() && shared.outbox().push(user, event);
+        let state = &self.state;
+        // An event that waited for Redis to return would come late, to sockets that have read the
+        // list meanwhile.
+        let is_waiting = state.redis.is_up() && state.outbox.lock().push(user, event);
         if !is_waiting {
-            shared.outbox().miss(user);
-            shared.close(&Missed::Users([user].into()));
+            state.outbox.lock().miss(user);
+            state.close(&Missed::Users([user].into()));
         }
-        shared.filled.notify_one();
+        state.filled.notify_one();
     }
 
-    fn subscribe(&self, listener: Listener, limit: usize) -> Result<Subscription, Refused> {
-        let subscription = self.shared.hub.subscribe(listener, limit)?;
-        // Looked at after the socket was added: sockets are closed after the flag is taken down, so either that finds this
-        // one, or this finds the flag down.
-        if self.shared.is_live.load(Ordering::SeqCst) {
+    fn subscribe(&self, listener: Listener, limit: usize) -> Result<Subscription, SubscribeError> {
+        let subscription = self.state.hub.subscribe(listener, limit)?;
+        // Checked after the socket was added: sockets are closed after the flag is cleared, so
+        // either they include this one, or the flag is cleared here.
+        if self.state.is_live.load(Ordering::SeqCst) {
             Ok(subscription)
         } else {
-            Err(Refused::Away)
+            Err(SubscribeError::Unavailable)
         }
     }
 }
 
-impl Shared {
-    /// Puts what arrives into the hub; subscribes again when the subscription is lost. For ever.
+impl BrokerState {
+    /// Puts the events that arrive into the hub, and subscribes again when the subscription is
+    /// lost. Does not return.
     ///
-    /// The subscription goes with the connection of that number, which the others publish on: a server that was demoted keeps
-    /// subscriptions open and has nothing to say on them.
+    /// The subscription is dropped with the connection of that number, which this process publishes
+    /// on: a server that was demoted keeps subscriptions open but receives no more events.
     async fn listen(&self, mut subscription: redis::aio::PubSub, mut number: u64) {
         loop {
             tokio::select! {
                 () = self.receive(subscription) => {}
-                () = self.link.replaced(number) => {}
+                () = self.redis.replaced(number) => {}
             }
             self.is_live.store(false, Ordering::SeqCst);
-            // What was published from the last message on is not known here.
+            // Events published after the last message are not known here.
             self.close(&Missed::Everybody);
             tracing::warn!(
                 "the subscription to events was lost: open sockets were closed, and none is let in until it is back"
@@ -136,7 +147,8 @@ impl Shared {
         }
     }
 
-    /// Returns when the subscription is lost. Redis also ends it when this process takes messages too slowly.
+    /// Returns when the subscription is lost. Redis also ends it when this process takes messages
+    /// too slowly.
     async fn receive(&self, subscription: redis::aio::PubSub) {
         let (mut commands, mut messages) = subscription.split();
         let alive = async move {
@@ -162,10 +174,10 @@ impl Shared {
     async fn subscribe_again(&self) -> (redis::aio::PubSub, u64) {
         let mut pause = FIRST_PAUSE;
         loop {
-            let number = self.link.connected().await;
-            match self.link.subscribe(&self.channel).await {
+            let number = self.redis.connected().await;
+            match self.redis.subscribe(&self.channel).await {
                 Ok(subscription) => return (subscription, number),
-                Err(error) => tracing::debug!(%error, "events are still away"),
+                Err(error) => tracing::debug!(%error, "events are still unavailable"),
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LAST_PAUSE);
@@ -182,7 +194,8 @@ impl Shared {
                 }
             }
             Some(Message::Missed(missed)) => self.close(&missed),
-            // Of another version of this service, or of somebody else: whatever it says, it may have been an event.
+            // It comes from another version of this service, or from another program. It may have
+            // been an event.
             None => {
                 tracing::warn!("a message on the channel of events could not be read");
                 self.close(&Missed::Everybody);
@@ -190,16 +203,16 @@ impl Shared {
         }
     }
 
-    /// Publishes what is put into the outbox, until stopped; then what is still in it.
+    /// Publishes what is put into the outbox until stopped, then what is still in it.
     async fn publish_all(self: Arc<Self>, stop: CancellationToken) {
-        let mut up = self.link.watch();
+        let mut up = self.redis.watch();
         loop {
-            let batch = self.outbox().take();
+            let batch = self.outbox.lock().take();
             if let Some(batch) = batch {
                 self.send(batch).await;
             }
-            if !self.link.is_up() {
-                let missed = self.outbox().give_up();
+            if !self.redis.is_up() {
+                let missed = self.outbox.lock().discard();
                 self.close(&missed);
                 tokio::select! {
                     () = stop.cancelled() => return,
@@ -207,7 +220,7 @@ impl Shared {
                 }
                 continue;
             }
-            if self.outbox().is_empty() {
+            if self.outbox.lock().is_empty() {
                 tokio::select! {
                     () = stop.cancelled() => break,
                     () = self.filled.notified() => {}
@@ -216,9 +229,9 @@ impl Shared {
         }
         let flushed = timeout(FLUSH_PATIENCE, async {
             loop {
-                let batch = self.outbox().take();
+                let batch = self.outbox.lock().take();
                 match batch {
-                    Some(batch) if self.link.is_up() => self.send(batch).await,
+                    Some(batch) if self.redis.is_up() => self.send(batch).await,
                     Some(_) | None => return,
                 }
             }
@@ -228,9 +241,10 @@ impl Shared {
         }
     }
 
-    /// Sends a batch. A failure leaves open whether it was carried out, and sending it again could double events: instead, all
-    /// whom it concerns are told that they may have missed something, here at once and elsewhere with the next batch.
-    async fn send(&self, batch: Batch) {
+    /// Sends a batch. After a failure it is unknown whether Redis has published it, and sending it
+    /// again could double events. Instead, all its users count as having missed something: here at
+    /// once, and on the other replicas with the next batch.
+    async fn send(&self, batch: EventBatch) {
         let mut publication = self.publish.on(&self.probe);
         publication.arg(&self.channel);
         match &batch.missed {
@@ -247,19 +261,20 @@ impl Shared {
             publication.arg(format!("{user}\n{event}"));
         }
         let sent: Result<(), _> = self
-            .link
-            .run("publish", self.link.patience(), &publication)
+            .redis
+            .run("publish", self.redis.patience(), &publication)
             .await;
         if sent.is_err() {
             let missed = batch.into_missed();
             self.close(&missed);
-            self.outbox().miss_all(missed);
-            // The link is probed after a failure; until it is known to be down, this is no reason to hurry.
+            self.outbox.lock().miss_all(missed);
+            // The connection is probed after a failure. Until it is known to be down, the next
+            // batch waits a moment.
             tokio::time::sleep(FIRST_PAUSE).await;
         }
     }
 
-    /// Closes the sockets of those who may have missed an event, on this replica.
+    /// Closes the sockets of users who may have missed an event, on this replica.
     fn close(&self, missed: &Missed) {
         if missed.is_empty() {
             return;
@@ -268,11 +283,6 @@ impl Shared {
         self.hub.close_where(CloseReason::Missed, |listener| {
             missed.includes(listener.user_id)
         });
-    }
-
-    /// Nothing panics while the outbox is locked; if it did, it would still be whole.
-    fn outbox(&self) -> MutexGuard<'_, Outbox> {
-        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -299,7 +309,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_are_told_apart() {
+    fn messages_are_decoded() {
         let event = decode(b"7\n{\"a\":\"b\\n\"}");
         assert!(matches!(
             event,

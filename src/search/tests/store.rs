@@ -12,8 +12,8 @@ use super::super::Hit;
 use super::naive_nearest;
 use crate::domain::{Embedding, ModelId, Prompt, PromptId, UserId};
 use crate::store::{
-    Access, Claim, Coverage, DeletedPrompt, Error, NewPrompt, PromptPage, PromptStore, PromptsRead,
-    Stats, Unembedded, VectorCursor, VectorPage,
+    Access, Claim, Coverage, DeletedPrompt, Error, PromptPage, PromptStore, PromptsRead, Stats,
+    Unembedded, VectorCursor, VectorPage,
 };
 
 /// A store of vectors in memory. Tests can hold up its reads and make them fail.
@@ -110,10 +110,6 @@ impl PromptStore for Store {
             return Err(Error::Unavailable("the store is unavailable".into()));
         }
         Ok(self.damage.lock().unwrap().clone().unwrap_or(page))
-    }
-
-    async fn insert_prompt(&self, _: NewPrompt) -> Result<Prompt, Error> {
-        unreachable!("an index only reads vectors")
     }
 
     async fn has_room(&self, _: UserId, _: u32) -> Result<bool, Error> {

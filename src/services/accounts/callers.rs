@@ -1,4 +1,4 @@
-//! Telling who a credential belongs to.
+//! Authentication: the account that a credential belongs to.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,37 +11,37 @@ use crate::error::{Error, TokenProblem, Unauthenticated};
 use crate::realtime::Listener;
 use crate::store::Session;
 
-/// How often the account of a long answer's caller is looked at. With the two seconds for which
-/// accounts are remembered it stays below the 5 seconds within which a change must be noticed.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How often the account is checked while a long response is sent. With the two seconds for which
+/// accounts are cached this stays below the 5 seconds within which a change must take effect.
+const CHECK_EVERY: Duration = Duration::from_secs(2);
 
 /// Why a credential is no longer valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CredentialEnd {
-    /// Its time is over. Whoever has it may get another.
+    /// It has expired. Its owner may get another.
     Expired,
-    /// The account is gone, disabled, or has a new password since.
+    /// The account was deleted or disabled, or its password changed.
     Revoked,
 }
 
-/// A pass for one WebSocket.
+/// A ticket for one WebSocket.
 pub struct NewTicket {
-    /// Shown once, in place of a token.
+    /// The ticket itself.
     pub secret: String,
     /// How long it may be used.
     pub expires_in: Duration,
 }
 
-/// Who calls, and how long that may be believed.
+/// The authenticated caller, and how long its credential is valid.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    /// The account, as of a moment ago.
+    /// The account, at most two seconds old.
     user: Arc<User>,
     /// When the credential was issued.
     pub issued_at: Timestamp,
-    /// When it ends.
+    /// When the credential expires.
     pub expires_at: Timestamp,
-    /// The session behind it, if it is one: SHA-256 of the secret.
+    /// The session, if the credential is one: SHA-256 of its secret.
     session: Option<[u8; 32]>,
 }
 
@@ -56,12 +56,12 @@ impl Caller {
         &self.user.username
     }
 
-    /// The account's address.
+    /// The account's mail address.
     pub fn email(&self) -> &str {
         &self.user.email
     }
 
-    /// What stands behind a socket that this caller opens.
+    /// The credential of a socket that this caller opens.
     pub fn listener(&self) -> Listener {
         Listener {
             user_id: self.user_id(),
@@ -72,7 +72,7 @@ impl Caller {
 }
 
 impl Accounts {
-    /// Who an access token belongs to.
+    /// The caller with this access token.
     ///
     /// # Errors
     /// `AccessToken`, `NoUserId`, `UserNotFound` or `UserInactive`.
@@ -96,11 +96,12 @@ impl Accounts {
         })
     }
 
-    /// Who the session cookies of a request belong to. The first good one counts: another site of
-    /// the same domain may have set others, of which nothing else is known than that they are bad.
+    /// The caller with one of these session cookies. The first valid one counts: another site of
+    /// the same domain may have set others.
     ///
     /// # Errors
-    /// `SpentCredential` if none is good, or `UserNotFound` or `UserInactive` if that is why.
+    /// `SpentCredential` if none is valid, or `UserNotFound` or `UserInactive` if that is the
+    /// reason.
     pub async fn authenticate_session(
         &self,
         cookies: &[&[u8]],
@@ -126,7 +127,7 @@ impl Accounts {
         Err(refusal.into())
     }
 
-    /// The sessions behind these cookies that are stored and have not expired, in the order of the
+    /// The sessions of these cookies that are stored and have not expired, in the order of the
     /// cookies.
     pub(super) async fn live_sessions(
         &self,
@@ -143,10 +144,11 @@ impl Accounts {
         Ok(stored)
     }
 
-    /// A pass for one WebSocket of `caller`, which ends when the caller's own credential does.
+    /// A ticket for one WebSocket of `caller`. The socket ends when the caller's own credential
+    /// expires.
     ///
     /// # Errors
-    /// `Unavailable` if the keeper of tickets is away.
+    /// `Unavailable` if the tickets' backend is.
     pub async fn issue_ticket(&self, caller: &Caller) -> Result<NewTicket, Error> {
         let grant = Grant {
             user_id: caller.user_id(),
@@ -160,10 +162,11 @@ impl Accounts {
         })
     }
 
-    /// Who a ticket belongs to; it is used up by asking.
+    /// The caller with this ticket. The ticket cannot be used again.
     ///
     /// # Errors
-    /// `SpentCredential`, `UserNotFound` or `UserInactive`; `Unavailable` if the keeper of tickets is away.
+    /// `SpentCredential`, `UserNotFound` or `UserInactive`; `Unavailable` if the tickets' backend
+    /// is.
     pub async fn redeem_ticket(&self, ticket: &str, now: Timestamp) -> Result<Caller, Error> {
         let grant = self
             .tickets
@@ -185,15 +188,15 @@ impl Accounts {
         })
     }
 
-    /// Waits until the access token of `caller` is no longer valid. A store that cannot be asked
-    /// ends no token. Cancel safe.
+    /// Waits until the access token of `caller` is no longer valid. An unavailable store ends no
+    /// token. Cancel safe.
     pub async fn credential_end(&self, caller: &Caller) -> CredentialEnd {
         loop {
             let left = caller.expires_at.since(Timestamp::now());
             if left.is_zero() {
                 return CredentialEnd::Expired;
             }
-            tokio::time::sleep(left.min(LOOK_EVERY)).await;
+            tokio::time::sleep(left.min(CHECK_EVERY)).await;
             let holder = self.holder(
                 caller.user_id(),
                 caller.issued_at,
@@ -206,10 +209,10 @@ impl Accounts {
         }
     }
 
-    /// The account that a credential dated `issued_at` was given to, as of a moment ago.
+    /// The account of a credential issued at `issued_at`.
     ///
     /// # Errors
-    /// `UserNotFound` or `UserInactive`; what `refusal` makes of a date that does not count.
+    /// `UserNotFound` or `UserInactive`; what `refusal` makes of an invalid date.
     async fn holder(
         &self,
         id: UserId,
@@ -219,8 +222,8 @@ impl Accounts {
     ) -> Result<Arc<User>, Error> {
         let mut user = self.active_user(id).await?;
         if user.credential_state(issued_at, now) == CredentialState::FromTheFuture {
-            // What is given right after a change is dated ahead, and the account may be remembered
-            // from before that change.
+            // A credential given right after a change of the account is dated ahead of the clock,
+            // and the cached account may be from before that change.
             self.known.forget(id);
             user = self.active_user(id).await?;
         }
@@ -228,7 +231,7 @@ impl Accounts {
         Ok(user)
     }
 
-    /// The account as of a moment ago.
+    /// The account, at most two seconds old.
     ///
     /// # Errors
     /// `UserNotFound` or `UserInactive`.
@@ -243,7 +246,7 @@ impl Accounts {
     }
 }
 
-/// What is wrong with the date of a credential of `user`.
+/// Checks the date of a credential of `user`.
 ///
 /// # Errors
 /// `Revoked` or `Invalid`.
@@ -259,7 +262,7 @@ pub(super) fn date_problem(
     }
 }
 
-/// What the store keeps of the sessions that these cookies may hold.
+/// The hashes under which the store has the sessions of these cookies.
 pub(super) fn session_hashes(cookies: &[&[u8]]) -> Vec<[u8; 32]> {
     let secrets = cookies
         .iter()

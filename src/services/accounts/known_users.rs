@@ -1,27 +1,32 @@
-//! Accounts seen lately, so that not every request asks the store whether its user still exists.
+//! A short-lived cache of accounts, so that not every request asks the store whether its user still
+//! exists.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::domain::{User, UserId};
 use crate::error::Error;
 use crate::store::AccountStore;
 
-/// How old an answer may be. A disabled account or a changed password takes effect within this time plus one request, on
-/// every process that shares the store; the contract allows 5 s.
+/// How old an entry may be. A disabled account or a changed password takes effect within this time
+/// plus one request, on every process that shares the store; the contract allows 5 s.
 const MAX_AGE: Duration = Duration::from_secs(2);
-/// Accounts remembered. Beyond it the outdated are dropped, and all if none is.
+/// The most entries. Beyond it the outdated entries are removed, and all entries if none is
+/// outdated.
 const CAPACITY: usize = 10_000;
 
-/// Accounts by id, each as of at most [`MAX_AGE`] ago. Absence is not remembered: it is rare, and an account may be made.
+/// Accounts by id, each read at most [`MAX_AGE`] ago. A missing account is not remembered: it is
+/// rare, and the account may be created.
 #[derive(Default)]
 pub struct KnownUsers {
     users: Mutex<HashMap<UserId, (Arc<User>, Instant)>>,
 }
 
 impl KnownUsers {
-    /// The account, from memory or else from the store.
+    /// Returns the account, from memory or else from the store.
     ///
     /// # Errors
     /// Those of the store.
@@ -31,16 +36,16 @@ impl KnownUsers {
         store: &dyn AccountStore,
         now: Instant,
     ) -> Result<Option<Arc<User>>, Error> {
-        if let Some((user, read_at)) = self.lock().get(&id)
+        if let Some((user, read_at)) = self.users.lock().get(&id)
             && now.saturating_duration_since(*read_at) < MAX_AGE
         {
             return Ok(Some(Arc::clone(user)));
         }
         let Some(user) = store.user(id).await?.map(Arc::new) else {
-            self.lock().remove(&id);
+            self.users.lock().remove(&id);
             return Ok(None);
         };
-        let mut users = self.lock();
+        let mut users = self.users.lock();
         if users.len() >= CAPACITY && !users.contains_key(&id) {
             users.retain(|_, (_, read_at)| now.saturating_duration_since(*read_at) < MAX_AGE);
             if users.len() >= CAPACITY {
@@ -51,13 +56,8 @@ impl KnownUsers {
         Ok(Some(user))
     }
 
-    /// Has the account read anew when it is asked for next.
+    /// Removes the account, so that the next request reads it from the store.
     pub fn forget(&self, id: UserId) {
-        self.lock().remove(&id);
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<UserId, (Arc<User>, Instant)>> {
-        // Every change is one call on the map, so a panic elsewhere while holding the lock leaves it whole.
-        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+        self.users.lock().remove(&id);
     }
 }

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use tracing::Instrument;
+
 use super::callers::{date_problem, session_hashes};
 use super::{Accounts, refused};
-use crate::credentials::guesses::Refused;
-use crate::credentials::{Attempt, SessionSecret, TokenType};
+use crate::credentials::login_rate_limiter::LoginRefused;
+use crate::credentials::{LoginAttempt, SessionSecret, TokenType};
 use crate::domain::account::canonical_username;
 use crate::domain::{CLOCK_TOLERANCE, ClientNetwork, Timestamp, User};
 use crate::error::{Error, TokenProblem, Unauthenticated};
@@ -18,47 +20,48 @@ pub struct LogIn {
     pub username: String,
     /// The password as given.
     pub password: String,
-    /// Whether a session is wanted beside the tokens.
+    /// Whether to open a session too.
     pub wants_session: bool,
-    /// Where it comes from: guesses are counted by it.
+    /// The client's network: failed logins are counted by it.
     pub network: ClientNetwork,
 }
 
-/// What a login gives.
+/// The credentials that a login returns.
 pub struct LoggedIn {
     /// The refresh token.
     pub refresh: String,
     /// The access token.
     pub access: String,
-    /// The session's secret, if one was wanted.
+    /// The session's secret, if one was opened.
     pub session: Option<String>,
 }
 
 impl Accounts {
-    /// Checks a name and password, and gives tokens, and a session if one is wanted.
+    /// Checks a name and password, and returns tokens, and a session if asked for.
     ///
-    /// From the moment the attempt is let through, the password is checked and the attempt counted
-    /// even if this future is dropped: a client that hangs up before it is refused would otherwise
-    /// guess without limit, and each guess would cost a hash.
+    /// Once the attempt is admitted, the password is checked and the attempt counted even if this
+    /// future is dropped. A client that disconnects before it is refused could otherwise guess
+    /// without limit, and each guess would cost a hash.
     ///
     /// # Errors
     /// `WrongCredentials`, the same for an unknown name, a wrong password and a disabled account;
     /// `RateLimited` after too many failures; `Overloaded` if too many passwords are being hashed.
     pub async fn log_in(self: &Arc<Self>, request: LogIn) -> Result<LoggedIn, Error> {
-        // A text too long to be a name is counted and compared like any other wrong one.
+        // A text that is too long for a name is handled like any other wrong name.
         let name = canonical_username(&request.username).unwrap_or_default();
-        let attempt = Arc::clone(&self.guesses)
+        let attempt = Arc::clone(&self.login_limiter)
             .begin(request.network, &name, &Instant::now)
             .await
             .inspect_err(|_| self.count_failure("refused"))?;
-        // The credentials are as old as what is known of the account: hashing may wait in a queue,
-        // and a change of password or a disabling meanwhile has to end them too.
+        // The credentials get the time before the account is read. Hashing may wait in a queue, and
+        // if the account is disabled or its password changed meanwhile, that must end them too.
         let asked = Timestamp::now();
         let wants_session = request.wants_session;
         let accounts = Arc::clone(self);
+        let checking = async move { accounts.check_password(attempt, name, request).await };
         let user = self
             .tasks
-            .spawn(async move { accounts.check_password(attempt, name, request).await })
+            .spawn(checking.in_current_span())
             .await
             .map_err(Error::internal)??;
         let issued_at = user.token_date(asked);
@@ -74,10 +77,10 @@ impl Accounts {
         })
     }
 
-    /// The account that `name` and the password belong to. Counts the attempt.
+    /// The account with this name and password. Counts the attempt.
     async fn check_password(
         &self,
-        attempt: Attempt,
+        attempt: LoginAttempt,
         name: String,
         request: LogIn,
     ) -> Result<User, Error> {
@@ -107,9 +110,9 @@ impl Accounts {
         failures.with_label_values(&[reason]).inc();
     }
 
-    /// A new access token for a good refresh token, dated `now`. The account is read anew: one
-    /// remembered from before a change of password would let a refresh token of before give access
-    /// tokens of after.
+    /// A new access token for a valid refresh token, issued at `now`. The account is read from the
+    /// store: a cached one from before a change of password would let a refresh token from before
+    /// that change give new access tokens.
     ///
     /// # Errors
     /// `RefreshToken`, `NoUserId` or `RefreshUserInactive`.
@@ -123,7 +126,8 @@ impl Accounts {
             if issued_at > now.plus(CLOCK_TOLERANCE) {
                 return Err(Unauthenticated::RefreshToken(TokenProblem::Invalid).into());
             }
-            // Recorded: such a token is refreshed, and what it gives is refused everywhere.
+            // As recorded of the replaced system: such a token is refreshed, and the new access
+            // token is refused everywhere.
             return self.token(TokenType::Access, None, now);
         };
         let user = self.store.user(user_id).await?;
@@ -137,10 +141,10 @@ impl Accounts {
         self.token(TokenType::Access, Some(user_id), user.token_date(now))
     }
 
-    /// A new access token for the first good session among these cookies, dated `now`.
+    /// A new access token for the first valid session among these cookies, issued at `now`.
     ///
     /// # Errors
-    /// `RefreshToken` if none is good, as for a refresh token that is not; `RefreshUserInactive`.
+    /// `RefreshToken` if none is valid, as for an invalid refresh token; `RefreshUserInactive`.
     pub async fn refresh_by_session(
         &self,
         cookies: &[&[u8]],
@@ -160,8 +164,7 @@ impl Accounts {
         Err(refusal.into())
     }
 
-    /// Ends a refresh token and the sessions of these cookies, as far as they are there. Ones that
-    /// do not hold anyway are no error.
+    /// Ends a refresh token and the sessions of these cookies. Invalid ones are no error.
     ///
     /// # Errors
     /// Those of the store.
@@ -181,7 +184,8 @@ impl Accounts {
         Ok(())
     }
 
-    /// A session of the account as it was read no earlier than `asked`, and as old as that: see [`User::token_date`].
+    /// Opens a session for an account that was read at `asked` or later. The session is dated like
+    /// the tokens: see [`User::token_date`].
     async fn open_session(&self, user: &User, asked: Timestamp) -> Result<String, Error> {
         let created_at = asked.max(user.tokens_valid_from);
         let secret = SessionSecret::random().map_err(Error::internal)?;
@@ -214,11 +218,11 @@ impl Accounts {
     }
 }
 
-impl From<Refused> for Error {
-    fn from(refused: Refused) -> Self {
+impl From<LoginRefused> for Error {
+    fn from(refused: LoginRefused) -> Self {
         match refused {
-            Refused::TooMany { retry_after } => Self::RateLimited(retry_after),
-            Refused::Overloaded => Self::overloaded(),
+            LoginRefused::TooMany { retry_after } => Self::RateLimited(retry_after),
+            LoginRefused::Overloaded => Self::overloaded(),
         }
     }
 }

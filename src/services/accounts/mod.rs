@@ -1,4 +1,4 @@
-//! Registering, logging in and out, and telling who a credential belongs to.
+//! Registering, logging in and out, and authentication by all kinds of credentials.
 
 mod callers;
 mod known_users;
@@ -10,10 +10,9 @@ use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
 
-use self::known_users::KnownUsers;
 use crate::config;
 use crate::credentials::{
-    GuessLimit, HashPool, Keys, Tickets, TokenError, TokenId, TokenType, hash_pool,
+    HashPool, Keys, LoginRateLimiter, Tickets, TokenError, TokenId, TokenType, hash_pool,
 };
 use crate::domain::{Timestamp, UserId};
 use crate::error::{Error, TokenProblem, Unauthenticated};
@@ -21,68 +20,33 @@ use crate::store::AccountStore;
 use crate::telemetry::Metrics;
 
 pub use self::callers::{Caller, CredentialEnd, NewTicket};
+pub use self::known_users::KnownUsers;
 pub use self::log_in::{LogIn, LoggedIn};
 pub use self::registration::Registration;
 
 /// The use cases of accounts.
 pub struct Accounts {
-    store: Arc<dyn AccountStore>,
-    hash_pool: HashPool,
-    guesses: Arc<dyn GuessLimit>,
-    tickets: Arc<dyn Tickets>,
-    keys: Keys,
-    known: KnownUsers,
-    config: config::AccountsConfig,
-    metrics: Arc<Metrics>,
-    tasks: TaskTracker,
-}
-
-/// What [`Accounts`] works with.
-pub struct Dependencies {
     /// Where accounts, sessions and revoked tokens are.
     pub store: Arc<dyn AccountStore>,
     /// Hashes and compares passwords.
     pub hash_pool: HashPool,
     /// Slows guessing down.
-    pub guesses: Arc<dyn GuessLimit>,
+    pub login_limiter: Arc<dyn LoginRateLimiter>,
     /// Keeps the tickets.
     pub tickets: Arc<dyn Tickets>,
     /// Sign and verify tokens.
     pub keys: Keys,
+    /// Accounts that were read lately.
+    pub known: KnownUsers,
     /// Lifetimes and limits.
     pub config: config::AccountsConfig,
-    /// Counts.
+    /// The metrics.
     pub metrics: Arc<Metrics>,
     /// Tasks that must finish before the process ends.
     pub tasks: TaskTracker,
 }
 
 impl Accounts {
-    /// The use cases on these dependencies.
-    pub fn new(dependencies: Dependencies) -> Self {
-        let Dependencies {
-            store,
-            hash_pool,
-            guesses,
-            tickets,
-            keys,
-            config,
-            metrics,
-            tasks,
-        } = dependencies;
-        Self {
-            store,
-            hash_pool,
-            guesses,
-            tickets,
-            keys,
-            known: KnownUsers::default(),
-            config,
-            metrics,
-            tasks,
-        }
-    }
-
     /// How long an access token lasts.
     pub fn access_token_lifetime(&self) -> Duration {
         self.config.access_token_lifetime

@@ -1,4 +1,4 @@
-//! Making accounts.
+//! Registration of accounts.
 
 use super::Accounts;
 use crate::config;
@@ -7,16 +7,16 @@ use crate::domain::{ClientNetwork, Timestamp, User};
 use crate::error::Error;
 use crate::store::{self, NewUser};
 
-/// The fields of a registration as they came, each a text or the message that says why there is none.
+/// The fields of a registration, each a text or the message that says why there is none.
 #[derive(Debug)]
 pub struct Registration {
-    /// The wanted name.
+    /// The name.
     pub username: Result<String, &'static str>,
-    /// The address.
+    /// The mail address.
     pub email: Result<String, &'static str>,
     /// The password.
     pub password: Result<String, &'static str>,
-    /// Where it comes from: passwords are hashed by turns between networks.
+    /// The client's network: networks take turns in the hashing of passwords.
     pub network: ClientNetwork,
 }
 
@@ -24,7 +24,8 @@ impl Accounts {
     /// Makes an account.
     ///
     /// # Errors
-    /// `Forbidden` if registration is closed, `InvalidFields`, `Overloaded` if too many passwords are being hashed.
+    /// `Forbidden` if registration is closed, `InvalidFields`, `Overloaded` if too many passwords
+    /// are being hashed.
     pub async fn register(&self, new: Registration, now: Timestamp) -> Result<User, Error> {
         if self.config.registration == config::Registration::Closed {
             return Err(Error::Forbidden("Registration is closed."));
@@ -33,7 +34,7 @@ impl Accounts {
             .map(|field| field.as_deref().map_err(|message| *message));
         let account = NewAccount::parse(username, email, password).map_err(field_errors)?;
         let taken = || Error::field("username", USERNAME_TAKEN);
-        // Asked before the password is hashed: the answer is cheap and the hash is not.
+        // Checked before the password is hashed, because hashing is expensive.
         if self
             .store
             .user_by_username(account.username.as_str())

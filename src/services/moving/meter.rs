@@ -1,8 +1,9 @@
 //! How far a move has come, for whoever shows it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 /// Counts the rows of one phase after another. Shared by reference between the work and its display.
 #[derive(Debug)]
@@ -47,7 +48,7 @@ impl Meter {
     /// Begins a phase.
     pub fn begin(&self, name: &'static str, total: Option<u64>) {
         let since = Instant::now();
-        let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut phase = self.phase.lock();
         *phase = Phase { name, total, since };
         self.done.store(0, Ordering::Relaxed);
     }
@@ -64,7 +65,7 @@ impl Meter {
 
     /// How things stand.
     pub fn read(&self) -> Reading {
-        let phase = *self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+        let phase = *self.phase.lock();
         Reading {
             phase: phase.name,
             done: self.done.load(Ordering::Relaxed),

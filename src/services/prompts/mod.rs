@@ -1,26 +1,27 @@
 //! Posting, listing, reading and deleting prompts.
 
-mod announcements;
-mod finish;
-mod keys;
-pub mod live;
-mod one_write;
-mod running;
-mod upkeep;
-mod work;
+mod call;
+mod embedding;
+mod events;
+mod idempotency;
+mod leases;
+mod settle;
+pub mod stream;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 
-pub use self::announcements::Encoders;
-use self::live::{End, Live, Place, Reader};
-use self::work::Admission;
+use self::call::{Permits, Reply};
+pub use self::events::{Encode, Event};
+use self::stream::{ResponseStream, StreamEnd, StreamOffset, StreamReader};
 use crate::config::CallsConfig;
 use crate::domain::{Embedding, ModelId, Prompt, PromptId, PromptStatus, Timestamp, UserId};
 use crate::embed::Embedder;
@@ -33,74 +34,74 @@ use crate::services::reembedding::Progress;
 use crate::store::{self, CallStore, Holder, PromptPage, PromptStore};
 use crate::telemetry::Metrics;
 
-/// The texts of a prompt that are read at once, in bytes; of one with longer texts the size is read
-/// first. Nearly every prompt has fewer.
+/// A prompt whose texts have at most this many bytes is read in one step; for a longer one the size
+/// is read first. Nearly all prompts are shorter.
 pub const READ_BYTES: usize = 64 << 10;
 
-/// A prompt that a user posts.
+/// A post.
 #[derive(Clone, Debug)]
 pub struct CreatePrompt {
-    /// Who posts it.
+    /// The user who posts it.
     pub user_id: UserId,
     /// The text: trimmed, not empty, without NUL.
     pub prompt: String,
-    /// Whether the user's sockets are told.
+    /// Whether the outcome is announced to the user's sockets.
     pub announce: bool,
-    /// Whether the answer is wanted piece by piece.
+    /// Whether the answer is streamed.
     pub is_streamed: bool,
-    /// The request's idempotency key, if it has one: 1 to 255 characters of visible ASCII.
+    /// The request's idempotency key: 1 to 255 characters of visible ASCII.
     pub key: Option<String>,
     /// When the post was accepted.
     pub now: Timestamp,
 }
 
-/// A post that was served.
+/// The result of a post.
 #[derive(Debug)]
 pub enum Created {
     /// The whole answer.
     Answered {
-        /// Completed and stored.
+        /// The completed prompt, which is stored.
         prompt: Arc<Prompt>,
-        /// How long the upstream took; `None` if it was not asked.
+        /// How long the upstream took; `None` if it was not asked by this request.
         upstream: Option<Duration>,
-        /// Whether an earlier request with the same key was answered with it before.
+        /// Whether it is the stored answer to an earlier request.
         is_replayed: bool,
     },
-    /// An answer that is being written, or is read like one.
+    /// A streamed answer.
     Streaming {
-        /// Reads it from the beginning.
-        reader: Reader,
-        /// Whether an earlier request with the same key was answered with it before.
+        /// Reads the answer from the beginning.
+        reader: StreamReader,
+        /// Whether it is the stored answer to an earlier request.
         is_replayed: bool,
     },
 }
 
-/// What the use cases of prompts stand on.
-pub struct Parts {
-    /// Where prompts are kept.
+/// What the use cases of prompts depend on.
+pub struct Deps {
+    /// Stores prompts.
     pub store: Arc<dyn PromptStore>,
-    /// Where running calls and idempotency keys are kept: the same data.
+    /// Stores running calls and idempotency keys, beside the prompts.
     pub call_store: Arc<dyn CallStore>,
-    /// 16 random bytes that tell this process from others on the same data.
+    /// 16 random bytes that identify this process among all on the same data.
     pub replica: [u8; 16],
-    /// Makes the prompts' vectors.
+    /// Computes the vectors of prompts.
     pub embedder: Arc<Embedder>,
     /// The model behind the embedder.
     pub model: ModelId,
-    /// Finds them again.
+    /// Finds similar prompts.
     pub similarity: Arc<dyn Similarity>,
-    /// Gives vectors to prompts that were stored without one.
+    /// Computes the vectors of prompts that were stored without one.
     pub reembedding: Arc<Progress>,
-    /// Answers them.
+    /// Asks the upstream.
     pub llm: Arc<llm::Client>,
     /// How calls are bounded and ended.
     pub calls: CallsConfig,
-    /// The account of what requests in flight hold.
+    /// Accounts for the memory of requests in flight.
     pub memory: Arc<MemoryBudget>,
     /// Takes events to open sockets.
     pub broker: Arc<dyn Broker>,
-    /// Writes what they are told.
-    pub encoders: Encoders,
+    /// Encodes these events.
+    pub encode: Encode,
     /// Counts.
     pub metrics: Arc<Metrics>,
     /// Tasks that shutdown waits for.
@@ -108,14 +109,14 @@ pub struct Parts {
 }
 
 struct Inner {
-    parts: Parts,
-    /// Tells the calls of this process apart.
+    deps: Deps,
+    /// Number of this process's next call.
     next_call: AtomicI64,
-    /// The answers that this process is writing.
-    live: Mutex<HashMap<PromptId, Arc<Live>>>,
-    /// Calls in progress. Shutdown waits for them for a while.
+    /// The calls of this process: their answers by prompt. Nothing panics while it is locked.
+    streams: Mutex<HashMap<PromptId, Arc<ResponseStream>>>,
+    /// The tasks of the calls. Shutdown waits for them until its deadline.
     calls: TaskTracker,
-    /// Cancelled when it does no longer.
+    /// Cancelled when shutdown stops waiting for `calls`.
     cut: CancellationToken,
 }
 
@@ -124,85 +125,77 @@ struct Inner {
 pub struct Prompts(Arc<Inner>);
 
 impl Prompts {
-    /// Puts the use cases on their parts.
-    pub fn new(parts: Parts) -> Self {
+    /// Makes the use cases.
+    pub fn new(deps: Deps) -> Self {
         Self(Arc::new(Inner {
-            parts,
+            deps,
             next_call: AtomicI64::new(0),
-            live: Mutex::default(),
+            streams: Mutex::default(),
             calls: TaskTracker::new(),
             cut: CancellationToken::new(),
         }))
     }
 
-    /// What a post is answered whose idempotency key is known already; `None` if it has none, or is to be served as new.
+    /// The response to a post whose idempotency key was claimed before; `None` if the post has no
+    /// key, or is to be served as a new one.
     ///
     /// # Errors
     /// `IdempotencyKey`, and those of the store.
     pub async fn replay(&self, new: &CreatePrompt) -> Result<Option<Created>, Error> {
-        keys::known(&self.0, new).await
+        idempotency::replay(&self.0, new).await
     }
 
-    /// Answers, embeds, stores and announces a prompt. A whole answer is durable and searchable when this returns; of a streamed one
-    /// the prompt is durable as running, and its answer is when the reader says `Completed`. What costs money is begun only once its
-    /// prompt is stored as running.
+    /// Answers, embeds, stores and announces a prompt. The upstream is asked only once the prompt
+    /// is committed as running. A whole answer is durable and searchable when this returns; a
+    /// streamed one when its reader returns `Completed`.
     ///
-    /// `memory` holds the prompt's text, and holds the answer's too while the work goes on.
+    /// `memory` accounts for the prompt's text, and later for the answer's.
     ///
-    /// The work goes on in a task of its own: a caller that goes away, dropping this future or the reader, loses nothing that was
-    /// begun, unless the operator wants such calls broken off.
+    /// The work goes on in a task of its own. A caller that leaves, and so drops this future or the
+    /// reader, loses nothing, unless the operator wants such calls cancelled.
     ///
     /// # Errors
     /// `Overloaded` at once if too many texts or calls wait; nothing was begun then. `Failed` if
     /// there is no answer: the prompt is kept. `QuotaExceeded` if the user may not keep another;
-    /// nothing was asked. `IdempotencyKey` if the request's key is another's. `Deleted` if the
+    /// nothing was asked. `IdempotencyKey` if the key belongs to another request. `Deleted` if the
     /// prompt was deleted meanwhile. Otherwise those of the store; where an answer waits for it,
     /// `Unavailable` comes after a while and the answer is stored later.
     pub async fn create(&self, new: CreatePrompt, memory: Reservation) -> Result<Created, Error> {
         self.check_quota(&new).await?;
-        let admission = Admission::take(&self.0.parts, new.user_id, memory)?;
-        let (reply, answer) = oneshot::channel();
+        let permits = Permits::take(&self.0.deps, new.user_id, memory)?;
+        let (reply, result) = oneshot::channel();
         let inner = Arc::clone(&self.0);
-        self.0.calls.spawn(async move {
-            // What costs money is not begun while it could not be stored.
-            let is_paid = !inner.parts.llm.is_mock();
-            if is_paid || new.is_streamed || new.key.is_some() {
-                running::run(&inner, admission, new, reply).await;
-            } else {
-                one_write::run(&inner, admission, new, reply).await;
-            }
-        });
-        // A task that ends without a word has panicked.
-        answer.await.map_err(Error::internal)?
+        let span = tracing::info_span!("call", prompt_id = tracing::field::Empty);
+        self.0.calls.spawn(
+            async move { call::run(&inner, permits, new, Reply(Some(reply))).await }
+                .instrument(span),
+        );
+        // A task that ends without a reply has panicked.
+        result.await.map_err(Error::internal)?
     }
 
     /// Refuses a post for which the user has no room, before it is counted and costs anything. The
-    /// store checks again when it stores the prompt, which is exact when posts race.
+    /// store checks again when it stores the prompt, and exactly so when posts race.
     async fn check_quota(&self, new: &CreatePrompt) -> Result<(), Error> {
-        let parts = &self.0.parts;
-        let Some(most) = parts.calls.max_prompts_per_user else {
+        let deps = &self.0.deps;
+        let Some(most) = deps.calls.max_prompts_per_user else {
             return Ok(());
         };
-        if parts.store.has_room(new.user_id, most).await? {
+        if deps.store.has_room(new.user_id, most).await? {
             return Ok(());
         }
-        // A call that is known by its key has its room already.
-        let is_known = match keys::claim(new) {
-            Some(key) => {
-                let known = parts.call_store.known_key(new.user_id, &key.key_hash);
-                known.await?.is_some()
+        // A post that repeats a known key adds no prompt.
+        if let Some(claim) = idempotency::claim(new) {
+            let state = deps.call_store.key_state(new.user_id, &claim).await?;
+            if state.is_some() {
+                return Ok(());
             }
-            None => false,
-        };
-        if is_known {
-            Ok(())
-        } else {
-            Err(Error::QuotaExceeded)
         }
+        Err(Error::QuotaExceeded)
     }
 
-    /// Reads the answer to one of the user's prompts, from the beginning or from a place reached before: as it is written if
-    /// this process writes it, else once it is whole.
+    /// Reads the answer to one of the user's prompts, from `from` or from the beginning: as it
+    /// arrives if this process runs the call, else once it is whole.
     ///
     /// # Errors
     /// `NotFound` if there is no such prompt, or it is another user's.
@@ -210,20 +203,22 @@ impl Prompts {
         &self,
         user_id: UserId,
         id: PromptId,
-        from: Option<Place>,
+        from: Option<StreamOffset>,
         mut memory: Reservation,
-    ) -> Result<Reader, Error> {
-        let live = self.0.live().get(&id).map(Arc::clone);
-        if let Some(live) = live.filter(|live| live.user_id == user_id && !live.is_deleted()) {
-            return Ok(live.read(from));
+    ) -> Result<StreamReader, Error> {
+        let stream = self.0.streams.lock().get(&id).map(Arc::clone);
+        let is_readable =
+            |stream: &Arc<ResponseStream>| stream.user_id == user_id && !stream.is_deleted();
+        if let Some(stream) = stream.filter(is_readable) {
+            return Ok(stream.read(from));
         }
         let prompt = self.get(user_id, id, &mut memory).await?;
-        let store = Arc::clone(&self.0.parts.store);
-        Ok(Reader::stored(prompt, from, store, memory))
+        let store = Arc::clone(&self.0.deps.store);
+        Ok(StreamReader::stored(prompt, from, store, memory))
     }
 
-    /// The user's prompt of that id. `memory`, which holds [`READ_BYTES`] or more, holds its texts
-    /// from now on.
+    /// The user's prompt of that id. `memory` has at least [`READ_BYTES`]; from now on it accounts
+    /// for the prompt's texts.
     ///
     /// # Errors
     /// `NotFound` if there is none, or it is another user's; `Overloaded` if there is no memory for
@@ -234,7 +229,7 @@ impl Prompts {
         id: PromptId,
         memory: &mut Reservation,
     ) -> Result<Prompt, Error> {
-        let store = &self.0.parts.store;
+        let store = &self.0.deps.store;
         let read = store.prompts(Some(user_id), &[id], READ_BYTES).await?;
         let prompt = match (read.whole.into_iter().next(), read.rest.first()) {
             (None, Some((_, bytes))) => {
@@ -248,8 +243,8 @@ impl Prompts {
         Ok(prompt)
     }
 
-    /// Up to `limit` of the user's prompts older than `before`, newest first. Ends before their
-    /// texts are more than `text_bytes` together, but holds one prompt at least.
+    /// Up to `limit` of the user's prompts older than `before`, newest first. Stops before their
+    /// texts exceed `text_bytes` together, but returns at least one prompt.
     ///
     /// # Errors
     /// Those of the store.
@@ -260,7 +255,7 @@ impl Prompts {
         limit: usize,
         text_bytes: usize,
     ) -> Result<PromptPage, Error> {
-        let store = &self.0.parts.store;
+        let store = &self.0.deps.store;
         Ok(store
             .list_prompts(user_id, before, limit, text_bytes)
             .await?)
@@ -272,30 +267,31 @@ impl Prompts {
     /// `NotFound` if there is none, or it is another user's.
     pub async fn delete(&self, user_id: UserId, id: PromptId) -> Result<(), Error> {
         let inner = Arc::clone(&self.0);
-        // In a task, so that a caller going away cannot come between the store's commit and the index.
-        let task = self.0.parts.tasks.spawn(async move {
-            let parts = &inner.parts;
-            let deleted = parts.store.delete_prompt(user_id, id).await;
+        // In a task, so that a caller that leaves cannot come between the commit and the index.
+        let task = self.0.deps.tasks.spawn(async move {
+            let deps = &inner.deps;
+            let deleted = deps.store.delete_prompt(user_id, id).await;
             if let Err(store::Error::Unavailable(_)) = deleted {
-                // It may be gone all the same.
-                parts.similarity.invalidate(user_id);
+                // It may be deleted although the result did not arrive.
+                deps.similarity.invalidate(user_id);
             }
             let deleted = deleted?.ok_or(Error::NotFound)?;
-            if deleted.embedding_model.as_ref() == Some(&parts.model) {
-                parts.similarity.deleted(user_id, id);
+            if deleted.embedding_model.as_ref() == Some(&deps.model) {
+                deps.similarity.deleted(user_id, id);
             }
-            // Those who read its answer along have come to the end. The call goes on to its own, for nobody.
-            let live = inner.live().get(&id).map(Arc::clone);
-            if let Some(live) = live {
-                live.end(End::Deleted);
+            // Ends its readers. The call goes on, and its outcome is dropped.
+            let stream = inner.streams.lock().get(&id).map(Arc::clone);
+            if let Some(stream) = stream {
+                stream.end(StreamEnd::Deleted(id));
             }
             Ok(())
         });
         task.await.map_err(Error::internal)?
     }
 
-    /// Waits until no call is in progress, at most until `deadline`; those left then are broken off, and their leases given
-    /// up, so that a retry with the same key, anywhere, finds them lapsed. Call it once nobody posts any more.
+    /// Waits until no call runs, at most until `deadline`. Calls that still run then are stopped, and
+    /// their leases released, so that a retry with the same key takes them over, on any replica.
+    /// Call it once no more posts can arrive.
     pub async fn finish_calls(&self, deadline: Instant) {
         let calls = &self.0.calls;
         calls.close();
@@ -305,7 +301,7 @@ impl Prompts {
         {
             tracing::warn!(
                 calls = calls.len(),
-                "calls in progress were broken off at the end of the grace"
+                "calls in progress were stopped at the end of SHUTDOWN_GRACE"
             );
             self.0.cut.cancel();
             calls.wait().await;
@@ -316,30 +312,24 @@ impl Prompts {
 impl Inner {
     fn next_holder(&self) -> Holder {
         Holder {
-            replica: self.parts.replica,
+            replica: self.deps.replica,
             call: self.next_call.fetch_add(1, Ordering::Relaxed),
         }
     }
-
-    fn live(&self) -> MutexGuard<'_, HashMap<PromptId, Arc<Live>>> {
-        // Nothing panics while it holds this lock, and the map is whole between its operations.
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-/// Lets searches find a completed prompt; one without a vector as soon as it has been given one.
-fn make_searchable(parts: &Parts, prompt: &Prompt, embedding: Option<&Embedding>) {
+/// Makes a completed prompt searchable; one without a vector as soon as it gets one.
+fn make_searchable(deps: &Deps, prompt: &Prompt, embedding: Option<&Embedding>) {
     match embedding {
-        Some(embedding) => parts
+        Some(embedding) => deps
             .similarity
             .inserted(prompt.user_id, prompt.id, embedding),
-        None => parts.reembedding.ask(),
+        None => deps.reembedding.ask(),
     }
 }
 
-fn count_outcome(parts: &Parts, status: PromptStatus) {
-    parts
-        .metrics
+fn count_outcome(deps: &Deps, status: PromptStatus) {
+    deps.metrics
         .prompts
         .with_label_values(&[status.as_str()])
         .inc();

@@ -10,27 +10,24 @@ use super::error::Cause;
 use super::pool::{LONG_PATIENCE, PATIENCE};
 use super::{PostgresStore, get, sql_limit};
 use crate::domain::{Timestamp, User, UserId};
-use crate::store::{AccountStore, Error, NewUser, RevokedToken, Session};
+use crate::store::{AccountStore, Error, NewUser, RevokedToken, Session, account_columns};
 
-/// The columns that [`user_from_row`] reads.
+/// A statement that [`user_from_row`] reads.
 macro_rules! select_user {
     ($rest:literal) => {
-        concat!(
-            "SELECT id, username, email, password_hash, is_active, tokens_valid_from, created_at FROM account ",
-            $rest
-        )
+        concat!("SELECT ", account_columns!(), " FROM account ", $rest)
     };
 }
 
 fn user_from_row(row: &Row) -> Result<User, Error> {
     Ok(User {
-        id: UserId(get(row, 0)?),
-        username: get(row, 1)?,
-        email: get(row, 2)?,
-        password_hash: get(row, 3)?,
-        is_active: get(row, 4)?,
-        tokens_valid_from: Timestamp(get(row, 5)?),
-        created_at: Timestamp(get(row, 6)?),
+        id: UserId(get(row, "id")?),
+        username: get(row, "username")?,
+        email: get(row, "email")?,
+        password_hash: get(row, "password_hash")?,
+        is_active: get(row, "is_active")?,
+        tokens_valid_from: Timestamp(get(row, "tokens_valid_from")?),
+        created_at: Timestamp(get(row, "created_at")?),
     })
 }
 
@@ -40,8 +37,11 @@ impl AccountStore for PostgresStore {
         let mut connection = self.pool.connection(PATIENCE).await?;
         let rows = connection
             .write(
-                "INSERT INTO account (username, email, password_hash, is_active, tokens_valid_from, created_at)
-                 VALUES ($1, $2, $3, true, 0, $4) ON CONFLICT (username) DO NOTHING RETURNING id",
+                concat!(
+                    "INSERT INTO account (username, email, password_hash, is_active, tokens_valid_from, created_at)
+                     VALUES ($1, $2, $3, true, 0, $4) ON CONFLICT (username) DO NOTHING RETURNING ",
+                    account_columns!()
+                ),
                 &[
                     &user.username,
                     &user.email,
@@ -50,16 +50,7 @@ impl AccountStore for PostgresStore {
                 ],
             )
             .await?;
-        let row = rows.first().ok_or(Error::UsernameTaken)?;
-        Ok(User {
-            id: UserId(get(row, 0)?),
-            username: user.username,
-            email: user.email,
-            password_hash: user.password_hash,
-            is_active: true,
-            tokens_valid_from: Timestamp(0),
-            created_at: user.created_at,
-        })
+        user_from_row(rows.first().ok_or(Error::UsernameTaken)?)
     }
 
     async fn user(&self, id: UserId) -> Result<Option<User>, Error> {
@@ -196,12 +187,12 @@ impl AccountStore for PostgresStore {
             .await?;
         rows.iter()
             .map(|row| {
-                let hash: &[u8] = get(row, 0)?;
+                let hash: &[u8] = get(row, "token_hash")?;
                 Ok(Session {
                     token_hash: hash.try_into().map_err(|_| Cause::UnknownValue)?,
-                    user_id: UserId(get(row, 1)?),
-                    created_at: Timestamp(get(row, 2)?),
-                    expires_at: Timestamp(get(row, 3)?),
+                    user_id: UserId(get(row, "user_id")?),
+                    created_at: Timestamp(get(row, "created_at")?),
+                    expires_at: Timestamp(get(row, "expires_at")?),
                 })
             })
             .collect()
@@ -245,7 +236,7 @@ impl AccountStore for PostgresStore {
             )
             .await?;
         let row = rows.first().ok_or(Cause::UnknownValue)?;
-        Ok(Timestamp(get(row, 0)?))
+        Ok(Timestamp(get(row, "reached")?))
     }
 
     async fn is_token_revoked(&self, jti: &str) -> Result<bool, Error> {
@@ -265,11 +256,11 @@ impl AccountStore for PostgresStore {
             .write(
                 "WITH sessions AS (DELETE FROM session WHERE expires_at <= $1 RETURNING 1),
                       tokens AS (DELETE FROM revoked_token WHERE expires_at <= $1 RETURNING 1)
-                 SELECT (SELECT count(*) FROM sessions) + (SELECT count(*) FROM tokens)",
+                 SELECT (SELECT count(*) FROM sessions) + (SELECT count(*) FROM tokens) AS n",
                 &[&horizon.0],
             )
             .await?;
-        let forgotten: i64 = rows.first().map_or(Ok(0), |row| get(row, 0))?;
+        let forgotten: i64 = rows.first().map_or(Ok(0), |row| get(row, "n"))?;
         Ok(u64::try_from(forgotten).unwrap_or(0))
     }
 }

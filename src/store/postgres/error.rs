@@ -1,7 +1,7 @@
-//! What PostgreSQL's failures mean to the store's callers.
+//! What PostgreSQL's failures mean for the store's callers.
 //!
-//! The server's own messages quote rows, statements and names of hosts and roles, so none of them is kept: only the
-//! five-character SQLSTATE is.
+//! The server's own messages quote rows, statements and names of hosts and roles. So none of them
+//! is kept, only the five-character SQLSTATE.
 
 use std::io;
 
@@ -13,16 +13,17 @@ use crate::store::Error;
 /// Why a call failed, in words that may be logged.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Cause {
-    /// The server's answer.
+    /// The error of the server.
     #[error("the database answered with SQLSTATE {0}: {meaning}", meaning = meaning(.0))]
     Server(String),
-    /// The connection broke, or could not be made; what the operating system said, if it did.
+    /// The connection broke, or could not be made; with the error of the operating system, if there
+    /// is one.
     #[error("the connection to the database failed: {0}")]
     Connection(String),
-    /// The server's certificate was refused: why, and the repair.
+    /// The server's certificate was refused: why, and the fix.
     #[error("the database server's certificate is not trusted: {0}")]
     Distrust(&'static str),
-    /// No answer in time.
+    /// No reply in time.
     #[error("the database did not answer in time")]
     TimedOut,
     /// Every connection is in use.
@@ -31,13 +32,13 @@ pub(super) enum Cause {
     /// The store was closed.
     #[error("the store is closed")]
     Closed,
-    /// The lock that keeps certain servers out was lost and is not back yet.
+    /// The lock of this server was lost and has not been taken again yet.
     #[error("the lock that keeps other servers out is being taken again")]
     Suspended,
     /// A stored value that this program cannot have written.
     #[error("a stored value is not one of its column's")]
     UnknownValue,
-    /// An argument that the schema has no room for.
+    /// A vector of another dimension than the schema has.
     #[error("a vector of {given} numbers where the model's have {expected}")]
     Dimension {
         /// Of the vector.
@@ -62,22 +63,32 @@ impl From<Cause> for Error {
     }
 }
 
-/// The failure of a statement, without what it was about.
-pub(super) fn from_server(error: &tokio_postgres::Error) -> Error {
-    match error.code() {
-        Some(code) => {
-            let cause = Box::new(Cause::Server(code.code().to_owned()));
-            if is_passing(code) {
-                Error::Unavailable(cause)
-            } else {
-                Error::Internal(cause)
-            }
+impl From<&tokio_postgres::Error> for Cause {
+    /// Keeps the SQLSTATE; of a failure without one only its kind.
+    fn from(error: &tokio_postgres::Error) -> Self {
+        if let Some(code) = error.code() {
+            return Self::Server(code.code().to_owned());
         }
-        None => connection_failure(error).into(),
+        if let Some(why) = distrust(error) {
+            return Self::Distrust(why);
+        }
+        let system = std::error::Error::source(error)
+            .and_then(|source| source.downcast_ref::<io::Error>())
+            .map(|source| source.kind().to_string());
+        Self::Connection(system.unwrap_or_else(|| error.to_string()))
     }
 }
 
-/// What a SQLSTATE says to an operator; where it says little, who knows more.
+/// The failure of a statement, without its text and values.
+pub(super) fn from_server(error: &tokio_postgres::Error) -> Error {
+    let cause = Cause::from(error);
+    match error.code() {
+        Some(code) if !is_temporary(code) => Error::Internal(Box::new(cause)),
+        Some(_) | None => cause.into(),
+    }
+}
+
+/// What a SQLSTATE means for an operator; if it says little, where to find more.
 pub(in crate::store) fn meaning(code: &str) -> &'static str {
     match code {
         "57P03" => "the server is starting or stopping",
@@ -94,19 +105,8 @@ pub(in crate::store) fn meaning(code: &str) -> &'static str {
     }
 }
 
-/// A failure that has no SQLSTATE: only its kind is told.
-pub(super) fn connection_failure(error: &tokio_postgres::Error) -> Cause {
-    if let Some(why) = distrust(error) {
-        return Cause::Distrust(why);
-    }
-    let system = std::error::Error::source(error)
-        .and_then(|source| source.downcast_ref::<io::Error>())
-        .map(|source| source.kind().to_string());
-    Cause::Connection(system.unwrap_or_else(|| error.to_string()))
-}
-
-/// Whether the same call may work later.
-fn is_passing(code: &SqlState) -> bool {
+/// Whether the same call may succeed later.
+fn is_temporary(code: &SqlState) -> bool {
     const CLASSES: [&str; 5] = [
         "08", // connection
         "40", // rolled back for the sake of others: deadlock, serialization
@@ -114,16 +114,16 @@ fn is_passing(code: &SqlState) -> bool {
         "57", // the operator's doing: shutdown, restart, cancelled by a timeout
         "58", // the system under the server: input and output
     ];
-    let passing = [
+    let temporary = [
         SqlState::READ_ONLY_SQL_TRANSACTION,
         SqlState::LOCK_NOT_AVAILABLE,
         SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
     ];
-    CLASSES.contains(&&code.code()[..2]) || passing.contains(code) || is_stale(code)
+    CLASSES.contains(&&code.code()[..2]) || temporary.contains(code) || is_stale(code)
 }
 
-/// Whether a connection that answered so is of no more use: the server goes down, it became a standby, or it no longer has
-/// the statements that were prepared on it.
+/// Whether a connection with this error is of no more use: the server shuts down, it became a
+/// standby, or it no longer has the statements that were prepared on it.
 pub(super) fn spoils_connection(error: &tokio_postgres::Error) -> bool {
     error.code().is_none_or(|code| {
         let shutting_down = [
@@ -137,8 +137,8 @@ pub(super) fn spoils_connection(error: &tokio_postgres::Error) -> bool {
     })
 }
 
-/// A prepared statement is gone (a pooler took it away) or its result has another shape (another version of this program
-/// has changed the schema).
+/// A prepared statement is missing (a pooler removed it), or its result has other columns (another
+/// version of this program has changed the schema).
 fn is_stale(code: &SqlState) -> bool {
     *code == SqlState::INVALID_SQL_STATEMENT_NAME || *code == SqlState::FEATURE_NOT_SUPPORTED
 }
@@ -148,16 +148,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_passes_by_itself_is_told_from_defects() {
-        let passing = [
+    fn temporary_failures_are_distinguished_from_defects() {
+        let temporary = [
             "08006", "53100", "53300", "57P01", "57P03", "57014", "25006", "40P01", "55P03",
             "58030",
         ];
-        for code in passing {
-            assert!(is_passing(&SqlState::from_code(code)), "{code}");
+        for code in temporary {
+            assert!(is_temporary(&SqlState::from_code(code)), "{code}");
         }
         for code in ["23503", "23505", "42P01", "22021", "XX000", "28P01"] {
-            assert!(!is_passing(&SqlState::from_code(code)), "{code}");
+            assert!(!is_temporary(&SqlState::from_code(code)), "{code}");
         }
     }
 }

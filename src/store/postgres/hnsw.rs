@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::{interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::error::connection_failure;
+use super::error::Cause;
 use super::migrate::VectorVersion;
 use super::pool::{LONG_PATIENCE, Pool};
 use super::{PostgresStore, get, sql_limit};
@@ -138,8 +138,7 @@ async fn build_until_valid(pool: &Pool) {
 }
 
 async fn build(pool: &Pool) -> Result<(), Error> {
-    let failed =
-        |error: &tokio_postgres::Error| Error::Unavailable(Box::new(connection_failure(error)));
+    let failed = |error: &tokio_postgres::Error| Error::Unavailable(Box::new(Cause::from(error)));
     // A separate connection: a build takes minutes and may not run in a transaction, and a build
     // that a stopping server has begun is of use to the others.
     let (client, _task) = pool

@@ -1,7 +1,9 @@
-//! Locks between servers: advisory locks of the database, held by a transaction that is kept open and does nothing else.
+//! Locks between servers: advisory locks of the database, each held by a transaction that is kept
+//! open and does nothing else.
 //!
-//! A transaction rather than a session, because a transaction is what a pooler gives a server connection to and leaves it for.
-//! An open transaction that has no snapshot holds up neither vacuum nor the building of an index.
+//! It is a transaction and not a session, because a pooler gives a server connection to a
+//! transaction and leaves it there until the end. An open transaction without a snapshot holds up
+//! neither vacuum nor the building of an index.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,80 +14,79 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::error::Cause;
-use super::pool::{CONNECT, Connector};
+use super::pool::{CONNECT, Connector, Pool};
 use super::session::NO_TIMEOUTS;
 
 /// A lock by its number, and how it is taken.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Lock {
+pub(super) struct AdvisoryLock {
     number: i64,
     is_shared: bool,
 }
 
-/// Of a server that has the database for itself. "PrmSsole".
-const SOLE_SERVER: Lock = Lock {
+/// Held by a server that has the database for itself. "PrmSsole".
+pub(super) const SOLE_SERVER: AdvisoryLock = AdvisoryLock {
     number: 0x5072_6d53_736f_6c65,
     is_shared: false,
 };
-/// Of each server that has it together with others: the same lock, so that neither kind is there beside the other.
-const REPLICA: Lock = Lock {
+/// Held by each server that uses the database together with others. It is the same lock in shared
+/// mode, so the two kinds of servers exclude each other.
+pub(super) const REPLICA: AdvisoryLock = AdvisoryLock {
     is_shared: true,
     ..SOLE_SERVER
 };
-/// Of the server that gives stored prompts vectors of a new model. "PrmSembd".
-pub(super) const REEMBEDDING: Lock = Lock {
+/// Held by the server that embeds stored prompts with a new model. "PrmSembd".
+pub(super) const REEMBEDDING: AdvisoryLock = AdvisoryLock {
     number: 0x5072_6d53_656d_6264,
     is_shared: false,
 };
 
-/// How often the holder looks whether it still has its lock.
+/// How often the holder checks whether it still has its lock.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How long the server may take to answer that.
+/// How long the reply to that check may take.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long to wait before trying again to take a lock that was lost.
+/// The pause between attempts to take a lock again that was lost.
 const RETAKE_EVERY: Duration = Duration::from_millis(250);
-/// How long a starting server waits for one that is just stopping.
+/// How long a starting server waits for one that is stopping.
 const START_WAIT: Duration = Duration::from_secs(3);
 
-/// A lock that is held for as long as this lives and its connection does.
+/// A lock that is held while this and its connection live.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct HeldLock {
     client: Client,
-    /// Process and start of the server's end of the connection, which tell it from all others.
+    /// The process id and the start time of the backend of this connection, which identify it.
     backend: (i32, String),
 }
 
-/// What came of an attempt.
-pub(super) enum Attempt {
-    /// It is ours.
-    Held(Held),
-    /// Another server has it.
+/// The result of an attempt.
+pub(super) enum LockAttempt {
+    /// This server has the lock.
+    Held(HeldLock),
+    /// Another server has the lock.
     Taken,
 }
 
-/// Tries once. `previous` names an earlier connection of this server that may still hold the lock unknown to itself, as after
-/// a broken network: it is ended.
+/// Tries once. `previous` names an earlier connection of this server that may still hold the lock,
+/// for example after a broken network: its backend is terminated.
 pub(super) async fn attempt(
     connector: &Connector,
-    lock: Lock,
+    lock: AdvisoryLock,
     previous: Option<&(i32, String)>,
-) -> Result<Attempt, Cause> {
+) -> Result<LockAttempt, Cause> {
     timeout(CONNECT, try_once(connector, lock, previous))
         .await
         .map_err(|_| Cause::TimedOut)?
-        .map_err(|error| match error.code() {
-            Some(code) => Cause::Server(code.code().to_owned()),
-            None => super::error::connection_failure(&error),
-        })
+        .map_err(|error| Cause::from(&error))
 }
 
 async fn try_once(
     connector: &Connector,
-    lock: Lock,
+    lock: AdvisoryLock,
     previous: Option<&(i32, String)>,
-) -> Result<Attempt, tokio_postgres::Error> {
+) -> Result<LockAttempt, tokio_postgres::Error> {
     let (client, _task) = connector.connect().await?;
-    // The server is to notice soon if this host is gone, and to leave the transaction alone.
+    // The keepalives let the database notice soon if this host is gone. No timeout may end the
+    // transaction.
     client
         .batch_execute(&format!(
             "BEGIN; {NO_TIMEOUTS}; SET LOCAL tcp_keepalives_idle = 5;
@@ -110,66 +111,50 @@ async fn try_once(
         )
         .await?;
     if !row.try_get::<_, bool>(0)? {
-        return Ok(Attempt::Taken);
+        return Ok(LockAttempt::Taken);
     }
     let backend = (row.try_get(1)?, row.try_get(2)?);
-    Ok(Attempt::Held(Held { client, backend }))
+    Ok(LockAttempt::Held(HeldLock { client, backend }))
 }
 
-/// A server's place at the database: alone, or among replicas that share a Redis. Servers of the two kinds do not mix, because
-/// what one counts (throttles, guesses) the others would not know.
+/// A server's lock of the database: alone, or together with replicas that share a Redis. The two
+/// kinds of servers exclude each other, because they would not share what each counts (throttles,
+/// failed logins).
 ///
-/// A server alone serves nothing while it does not hold its lock, for example because the database was restarted: whoever takes
-/// the lock in between is then alone too. A replica goes on meanwhile, since others like it do no harm, until it finds
-/// that a server alone has come in between.
-pub struct Place {
-    lock: Lock,
-    held: Held,
+/// A server that is alone serves no calls while it does not hold its lock, for example because the
+/// database was restarted: another server may take the lock in between. A replica goes on serving
+/// meanwhile, because other replicas do no harm, until it finds that a server has locked the
+/// database for itself.
+pub struct ServerLock {
+    lock: AdvisoryLock,
+    held: HeldLock,
     connector: Connector,
     suspended: Arc<AtomicBool>,
 }
 
-impl Place {
-    /// Of a server alone; `None` if another server is there and stays for three seconds.
-    pub(super) async fn alone(
-        connector: Connector,
-        suspended: Arc<AtomicBool>,
-    ) -> Result<Option<Self>, Cause> {
-        Self::take(SOLE_SERVER, connector, suspended).await
-    }
-
-    /// Of a replica; `None` if a server alone is there and stays for three seconds.
-    pub(super) async fn among_replicas(
-        connector: Connector,
-        suspended: Arc<AtomicBool>,
-    ) -> Result<Option<Self>, Cause> {
-        Self::take(REPLICA, connector, suspended).await
-    }
-
-    async fn take(
-        lock: Lock,
-        connector: Connector,
-        suspended: Arc<AtomicBool>,
-    ) -> Result<Option<Self>, Cause> {
+impl ServerLock {
+    /// Takes the lock; `None` if another server has it and keeps it for three seconds.
+    pub(super) async fn take(pool: &Pool, lock: AdvisoryLock) -> Result<Option<Self>, Cause> {
         let deadline = Instant::now() + START_WAIT;
         loop {
-            match attempt(&connector, lock, None).await? {
-                Attempt::Held(held) => {
+            match attempt(pool.connector(), lock, None).await? {
+                LockAttempt::Held(held) => {
                     return Ok(Some(Self {
                         lock,
                         held,
-                        connector,
-                        suspended,
+                        connector: pool.connector().clone(),
+                        suspended: pool.suspended(),
                     }));
                 }
-                Attempt::Taken if Instant::now() >= deadline => return Ok(None),
-                Attempt::Taken => sleep(RETAKE_EVERY).await,
+                LockAttempt::Taken if Instant::now() >= deadline => return Ok(None),
+                LockAttempt::Taken => sleep(RETAKE_EVERY).await,
             }
         }
     }
 
-    /// Holds the place until `stop`, and takes it again when it was lost. Returns early, with `false`, if a server that it
-    /// cannot be beside has come meanwhile: this one must then stop. The store stays suspended in that case.
+    /// Holds the lock until `stop`, and takes it again when it was lost. Returns early, with
+    /// `false`, if a server of the other kind, or another server that is alone, has taken the lock
+    /// meanwhile: then this server must stop, and the store stays suspended.
     pub async fn hold(mut self, stop: CancellationToken) -> bool {
         loop {
             tokio::select! {
@@ -200,14 +185,14 @@ impl Place {
     }
 
     /// Tries until the lock is held again; `None` if another server has it.
-    async fn retake(&self) -> Option<Held> {
+    async fn retake(&self) -> Option<HeldLock> {
         let mut refused = 0;
         loop {
             match attempt(&self.connector, self.lock, Some(&self.held.backend)).await {
-                Ok(Attempt::Held(held)) => return Some(held),
-                Ok(Attempt::Taken) => {
+                Ok(LockAttempt::Held(held)) => return Some(held),
+                Ok(LockAttempt::Taken) => {
                     self.suspended.store(true, Ordering::Release);
-                    // Ending an earlier connection of our own takes the server a moment.
+                    // Terminating our earlier connection takes the database a moment.
                     if refused > 8 {
                         return None;
                     }
@@ -220,8 +205,8 @@ impl Place {
     }
 }
 
-/// Resolves when the connection, and with it the lock, is gone or does not answer.
-async fn lost(held: &Held) {
+/// Returns when the connection, and with it the lock, is lost or does not reply.
+async fn lost(held: &HeldLock) {
     loop {
         sleep(LOOK_EVERY).await;
         let answer = timeout(PATIENCE, held.client.simple_query("SELECT 1")).await;

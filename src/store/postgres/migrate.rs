@@ -1,4 +1,5 @@
-//! Bringing the database to the schema this program knows, and checking that its server can do what is needed.
+//! Migrates the database to the schema this program knows, after checking that its server can do
+//! what is needed.
 
 use std::time::Duration;
 
@@ -10,15 +11,16 @@ use super::OpenError;
 use super::requirements::examine;
 use super::session::NO_TIMEOUTS;
 
-/// Each leads from the version before it to its own place in the list, counted from 1. Never edited once released.
+/// Each migration leads from the version before it to its own position in the list, counted from 1.
+/// Never edited once released.
 const MIGRATIONS: [&str; 3] = [
     include_str!("../../../migrations/postgres/0001_initial.sql"),
     include_str!("../../../migrations/postgres/0002_running_calls.sql"),
     include_str!("../../../migrations/postgres/0003_purge_horizon.sql"),
 ];
 
-/// Every table that they make. A database that has one of them without the first is another
-/// program's.
+/// All tables that the migrations create. A database that has one of them without the first belongs
+/// to another program.
 pub(super) const TABLES: [&str; 10] = [
     "prompt_service_schema",
     "account",
@@ -35,35 +37,40 @@ pub(super) const TABLES: [&str; 10] = [
 /// The schema this program works with.
 pub(super) const SCHEMA_VERSION: i32 = MIGRATIONS.len() as i32;
 
-/// The oldest schema whose programs can go on using a database of [`SCHEMA_VERSION`]. A migration that takes away or changes what
-/// programs before it rely on raises it to its own number; one that only adds leaves it, so that those programs run beside
-/// newer ones and can be gone back to. No program of schema 1 was ever released.
+/// The oldest schema whose programs can use a database of [`SCHEMA_VERSION`]. A migration that
+/// removes or changes what earlier programs rely on raises it to its own number. A migration that
+/// only adds leaves it, so that those programs run beside newer ones and an operator can go back to
+/// them. No program of schema 1 was ever released.
 const OLDEST_USABLE: i32 = 2;
 
 /// The oldest server, as `server_version_num` counts.
 pub(super) const OLDEST_SERVER: i32 = 140_000;
 
-/// Held by whoever migrates: servers that start together go one after another. "PrmSmigr".
+/// Held by the server that migrates: servers that start together migrate one after another.
+/// "PrmSmigr".
 const MIGRATION_LOCK: i64 = 0x5072_6d53_6d69_6772;
 
-/// How long a change of a table may wait for those who use it, and hold up those who come after it: less than a call's patience.
+/// How long a change of a table may wait for transactions that use it, and hold up those behind it:
+/// less than a call's patience.
 const TABLE_WAIT: &str = "1s";
-/// How long everybody else is left alone before the next attempt.
+/// The pause before the next attempt, in which other transactions go on.
 const ATTEMPT_PAUSE: Duration = Duration::from_secs(2);
-/// How long attempts go on.
+/// How long this is attempted.
 const ATTEMPTS: Duration = Duration::from_secs(600);
 
-/// The most numbers that a vector may have for the covering index, whose entries may take 2,704 bytes at most.
+/// The largest dimension of a vector in the covering index, whose entries may take 2,704 bytes at
+/// most.
 const MOST_COVERED: usize = 1_280;
 
 /// A version of pgvector: major, minor.
 pub(super) type VectorVersion = (u32, u32);
 
-/// The first that has half-precision vectors.
+/// The first version with half-precision vectors.
 const OLDEST_VECTOR: VectorVersion = (0, 7);
 
-/// Checks the server, applies what is missing in one transaction, and settles the length of vectors if `dimension` is given.
-/// Other servers may be doing the same, and others may be serving. Returns the version of pgvector.
+/// Checks the server, applies the missing migrations in one transaction, and sets the dimension of
+/// vectors if `dimension` is given. Other servers may be doing the same, and others may be serving.
+/// Returns the version of pgvector.
 pub(super) async fn migrate(
     client: &mut Client,
     dimension: Option<usize>,
@@ -88,14 +95,15 @@ async fn attempt(
     dimension: Option<usize>,
 ) -> Result<VectorVersion, OpenError> {
     let transaction = client.transaction().await?;
-    // Another server may be at work on a large table; whoever waits here holds up nobody.
+    // Another server may be changing a large table; waiting here holds up no other call.
     transaction
         .batch_execute(&format!("{NO_TIMEOUTS}; SET LOCAL lock_timeout = '10min'"))
         .await?;
     transaction
         .execute("SELECT pg_advisory_xact_lock($1)", &[&MIGRATION_LOCK])
         .await?;
-    // From here on it does: behind a change of a table that waits for one long reader every later call waits too.
+    // From here on waiting does hold up others: behind a change of a table that waits for one long
+    // reader, every later call waits too.
     transaction
         .batch_execute(&format!("SET LOCAL lock_timeout = '{TABLE_WAIT}'"))
         .await?;
@@ -108,7 +116,7 @@ async fn attempt(
     Ok(vector)
 }
 
-/// The version of pgvector, which is made part of the database if it is not and that is allowed.
+/// The version of pgvector, which is added to the database if it is missing and that is allowed.
 async fn vector_extension(transaction: &Transaction<'_>) -> Result<VectorVersion, OpenError> {
     const INSTALLED: &str = "SELECT extversion FROM pg_extension WHERE extname = 'vector'";
     let mut installed = transaction.query_opt(INSTALLED, &[]).await?;
@@ -170,10 +178,10 @@ async fn apply_missing(transaction: &Transaction<'_>) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// The schema that a database has, and the oldest whose programs may use it.
+/// The schema of a database, and the oldest schema whose programs may use it.
 pub(super) const VERSION: &str = "SELECT version, oldest_usable FROM prompt_service_schema";
 
-/// Whether this program may use a database that says so of itself.
+/// Checks whether this program may use a database with these versions.
 pub(super) fn check_version(found: i32, oldest_usable: i32) -> Result<(), OpenError> {
     if oldest_usable > SCHEMA_VERSION {
         return Err(OpenError::Newer {
@@ -184,19 +192,19 @@ pub(super) fn check_version(found: i32, oldest_usable: i32) -> Result<(), OpenEr
     Ok(())
 }
 
-/// Whether a column of vectors with that modifier is one of vectors of `dimension` numbers; if not,
-/// it can become one.
+/// Whether a column of vectors with that type modifier has the given dimension; `false` if the
+/// column can be changed to it.
 pub(super) fn check_dimension(dimension: usize, modifier: i32) -> Result<bool, OpenError> {
     let wanted = i32::try_from(dimension).map_err(|_| OpenError::TooLong)?;
     match modifier {
-        // A column of vectors of any length.
+        // A column of vectors of any dimension.
         -1 => Ok(false),
         found if found == wanted => Ok(true),
         found => Err(OpenError::Dimension { found, wanted }),
     }
 }
 
-/// Gives the table's vectors the length of the model's, or finds that they have another.
+/// Sets the dimension of the table's vectors to the model's, or fails if they have another.
 async fn settle_dimension(
     transaction: &Transaction<'_>,
     dimension: usize,

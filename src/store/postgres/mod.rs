@@ -1,9 +1,9 @@
 //! The scale-out store: PostgreSQL with pgvector, for any number of servers at once.
 //!
-//! A bounded pool of connections (`pool`), one statement a call, and similarity where the vectors are
-//! (`vectors`, `hnsw`).
-//! The schema is migrated when a server opens the store (`migrate`). Nothing of it is cached in the process but the numbers of
-//! models, which never change: what one server has committed, every other reads.
+//! A bounded pool of connections (`pool`), one statement a call, and similarity search in the
+//! database, where the vectors are (`vectors`, `hnsw`). The schema is migrated when a server
+//! opens the store (`migrate`). The process caches nothing of it except the numbers of models,
+//! which never change: what one server has committed, every other reads.
 
 mod accounts;
 mod bulk;
@@ -26,8 +26,9 @@ mod vectors;
 use std::fmt;
 
 use tokio::time::timeout;
+use tokio_postgres::row::RowIndex;
 use tokio_postgres::types::FromSql;
-use tokio_postgres::{Config, Row};
+use tokio_postgres::{Client, Config, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use self::error::Cause;
@@ -36,24 +37,26 @@ use self::migrate::migrate;
 use self::open_error::{at_connection, no_connection};
 use self::pool::{CONNECT, Connector, Pool};
 use self::vectors::Models;
-use super::{Claim, Error};
+use super::{Claim, Error, sql_limit};
 
 pub(super) use self::error::meaning;
 pub use self::inspect::{count_rows, inspect};
-pub use self::lock::Place;
+pub use self::lock::ServerLock;
 pub use self::open_error::OpenError;
 pub use self::requirements::DatabaseState;
 pub(super) use self::session::NO_TIMEOUTS;
 
-/// Connections that a server may keep beside its pool: for locks and builds.
+/// Connections that a server may have beside its pool: for locks and builds.
 pub const FURTHER_CONNECTIONS: usize = 3;
 
 /// How the store uses its database.
 #[derive(Clone, Copy, Debug)]
 pub struct OpenOptions {
-    /// Connections at most, at least 1; made when needed. Beside them a server may keep [`FURTHER_CONNECTIONS`].
+    /// The most connections, at least 1; they are made when needed. A server may have
+    /// [`FURTHER_CONNECTIONS`] beside them.
     pub pool_size: usize,
-    /// The length of the vectors of the model in use; `None` where no model is in use, as in the operator's commands.
+    /// The dimension of the vectors of the model in use; `None` if no model is in use, as in the
+    /// operator's commands.
     pub dimension: Option<usize>,
 }
 
@@ -68,7 +71,7 @@ impl Default for OpenOptions {
 }
 
 /// [`AccountStore`](super::AccountStore), [`PromptStore`](super::PromptStore),
-/// [`CallStore`](super::CallStore) and [`BulkStore`](super::BulkStore) over one PostgreSQL database,
+/// [`CallStore`](super::CallStore), [`BulkStore`](super::BulkStore) over one PostgreSQL database,
 /// with its search by similarity. Needs a Tokio runtime.
 pub struct PostgresStore {
     pool: Pool,
@@ -85,22 +88,17 @@ impl fmt::Debug for PostgresStore {
 }
 
 impl PostgresStore {
-    /// The statement of a search among one owner's rows, for whoever wants to see its plan: `$1` vector, `$2` model's number,
-    /// `$3` owner, `$4` rows at most.
+    /// The statement of a search among one owner's rows, for callers that explain its plan: `$1`
+    /// vector, `$2` model's number, `$3` owner, `$4` limit.
     pub const OWN_SEARCH: &str = vectors::NEAREST_OWN;
 
-    /// Connects, checks the server and applies the migrations it lacks. Safe when several servers open the same database at
-    /// once. `url`: `postgres://` or `postgresql://`.
+    /// Connects, checks the server and applies the migrations it lacks. Safe when several servers
+    /// open the same database at once. `url`: `postgres://` or `postgresql://`.
     ///
     /// # Errors
-    /// One line that names the setting at fault and the repair.
+    /// One line that names the setting and the fix.
     pub async fn open(url: &str, options: OpenOptions) -> Result<Self, OpenError> {
-        let (config, tls) = driver(url)?;
-        let connector = Connector::new(config, tls);
-        let (mut client, _task) = timeout(CONNECT, connector.connect())
-            .await
-            .map_err(|_| OpenError::Unreachable(Box::new(Cause::TimedOut)))?
-            .map_err(at_connection)?;
+        let (connector, mut client) = connect(url).await?;
         let version = migrate(&mut client, options.dimension).await?;
         let pool = Pool::new(connector, options.pool_size.max(1))
             .map_err(|error| OpenError::Failed(Box::new(error)))?;
@@ -111,53 +109,51 @@ impl PostgresStore {
         })
     }
 
-    /// Takes the database for this server alone, which is for one that shares no Redis with others. Keep the place with
-    /// [`Place::hold`].
+    /// Locks the database for this server alone, which does not share a Redis with others. Keep the
+    /// lock with [`ServerLock::hold`].
     ///
     /// # Errors
-    /// `InUse` if another server has it, alone or together with others.
-    pub async fn be_alone(&self) -> Result<Place, OpenError> {
-        Place::alone(self.pool.connector().clone(), self.pool.suspended())
-            .await
-            .map_err(no_connection)?
-            .ok_or(OpenError::InUse)
+    /// `InUse` if another server has locked it, alone or together with others.
+    pub async fn lock_exclusive(&self) -> Result<ServerLock, OpenError> {
+        let lock = ServerLock::take(&self.pool, lock::SOLE_SERVER).await;
+        lock.map_err(no_connection)?.ok_or(OpenError::InUse)
     }
 
-    /// Takes a place among the servers that use the database and one Redis together. Keep it with [`Place::hold`].
+    /// Locks the database together with the other servers that use it and share one Redis. Keep the
+    /// lock with [`ServerLock::hold`].
     ///
     /// # Errors
-    /// `InUseAlone` if a server has the database for itself.
-    pub async fn be_a_replica(&self) -> Result<Place, OpenError> {
-        Place::among_replicas(self.pool.connector().clone(), self.pool.suspended())
-            .await
-            .map_err(no_connection)?
-            .ok_or(OpenError::InUseAlone)
+    /// `InUseAlone` if a server has locked the database for itself.
+    pub async fn lock_shared(&self) -> Result<ServerLock, OpenError> {
+        let lock = ServerLock::take(&self.pool, lock::REPLICA).await;
+        lock.map_err(no_connection)?.ok_or(OpenError::InUseAlone)
     }
 
-    /// Refuses further calls and closes the connections; those in use are closed by their calls.
+    /// Refuses further calls and closes the connections; the calls in progress close theirs.
     pub async fn close(&self) {
         self.pool.close().await;
     }
 
-    /// Takes the turn of embedding stored prompts: see [`PromptStore::claim_reembedding`](super::PromptStore::claim_reembedding).
+    /// Claims the re-embedding of stored prompts: see
+    /// [`PromptStore::claim_reembedding`](super::PromptStore::claim_reembedding).
     async fn claim(&self) -> Result<Option<Claim>, Error> {
         match lock::attempt(self.pool.connector(), lock::REEMBEDDING, None).await? {
-            lock::Attempt::Held(held) => Ok(Some(Claim::new(held))),
-            lock::Attempt::Taken => Ok(None),
+            lock::LockAttempt::Held(held) => Ok(Some(Claim::new(held))),
+            lock::LockAttempt::Taken => Ok(None),
         }
     }
 }
 
-/// Why no connection can be tried.
+/// Why no connection can be attempted.
 #[derive(Debug)]
 pub(super) enum UrlFault {
-    /// The URL says nothing this program understands.
+    /// The URL cannot be read.
     Url(Box<dyn std::error::Error + Send + Sync>),
     /// TLS cannot be set up as the URL asks.
     Tls(Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// What a URL says to the driver, and the encryption that it asks for.
+/// The settings of the driver in a URL, and the encryption that it asks for.
 pub(super) fn driver(url: &str) -> Result<(Config, MakeRustlsConnect), UrlFault> {
     let (config, tls) = url::parse(url).map_err(|error| UrlFault::Url(Box::new(error)))?;
     let tls = tls
@@ -166,12 +162,21 @@ pub(super) fn driver(url: &str) -> Result<(Config, MakeRustlsConnect), UrlFault>
     Ok((config, tls))
 }
 
-/// A column of a row. A value that does not fit its type is a defect.
-fn get<'a, T: FromSql<'a>>(row: &'a Row, column: usize) -> Result<T, Error> {
-    row.try_get(column).map_err(|_| Cause::UnknownValue.into())
+/// A first connection, and the maker of further ones.
+async fn connect(url: &str) -> Result<(Connector, Client), OpenError> {
+    let (config, tls) = driver(url)?;
+    let connector = Connector::new(config, tls);
+    let connected = timeout(CONNECT, connector.connect()).await;
+    let (client, _task) = connected
+        .map_err(|_| OpenError::timed_out())?
+        .map_err(at_connection)?;
+    Ok((connector, client))
 }
 
-/// A count for a `LIMIT` clause.
-fn sql_limit(limit: usize) -> i64 {
-    i64::try_from(limit).unwrap_or(i64::MAX)
+/// A column of a row. A value that does not fit its type is a defect.
+fn get<'a, T: FromSql<'a>>(
+    row: &'a Row,
+    column: impl RowIndex + std::fmt::Display,
+) -> Result<T, Error> {
+    row.try_get(column).map_err(|_| Cause::UnknownValue.into())
 }

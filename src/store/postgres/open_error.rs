@@ -3,9 +3,9 @@
 use tokio_postgres::error::SqlState;
 
 use super::UrlFault;
-use super::error::{Cause, connection_failure};
+use super::error::Cause;
 
-/// Why the store cannot be opened: with its cause, one line that names the setting and the repair.
+/// Why the store cannot be opened: with its cause, one line that names the setting and the fix.
 /// Never holds the URL or a part of it.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -15,7 +15,7 @@ pub enum OpenError {
     /// TLS cannot be set up as the URL asks.
     #[error("DATABASE_URL: TLS cannot be set up")]
     Tls(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The server's certificate is not trusted: why, and the repair.
+    /// The server's certificate is not trusted: why, and the fix.
     #[error("DATABASE_URL: the PostgreSQL server's certificate is not trusted: {0}")]
     Distrusted(&'static str),
     /// No connection.
@@ -23,7 +23,7 @@ pub enum OpenError {
         "DATABASE_URL: the PostgreSQL server cannot be reached; start it, or correct host and port"
     )]
     Unreachable(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The server does not take this user or password.
+    /// The server does not accept this user or password.
     #[error(
         "DATABASE_URL: the PostgreSQL server refuses the user or the password; correct them, or let the user in from this machine in the server's pg_hba.conf (some let users in over TLS alone: sslmode=require)"
     )]
@@ -38,7 +38,7 @@ pub enum OpenError {
         "DATABASE_URL: the user may not connect to this database; run GRANT CONNECT ON DATABASE … TO that user"
     )]
     NoConnect,
-    /// The role lacks a right that no look has found missing.
+    /// The role lacks a right that `examine` did not find missing.
     #[error(
         "DATABASE_URL: the user lacks a right, which the PostgreSQL server's log names; make it the database's owner"
     )]
@@ -48,7 +48,7 @@ pub enum OpenError {
         "DATABASE_URL: the PostgreSQL server has no connection left for this user; lower DATABASE_POOL_SIZE on the servers that use it, or raise max_connections or the user's CONNECTION LIMIT"
     )]
     NoRoom,
-    /// The role may not make tables.
+    /// The role may not create tables.
     #[error(
         "DATABASE_URL: the user may not make tables in the schema {schema}; run GRANT CREATE ON SCHEMA {schema} TO that user, or make it the database's owner"
     )]
@@ -56,12 +56,12 @@ pub enum OpenError {
         /// The schema, quoted as in SQL.
         schema: String,
     },
-    /// The role's search path leads nowhere.
+    /// No schema of the role's search path exists and may be used.
     #[error(
         "DATABASE_URL: no schema of the user's search_path is there and may be used; run ALTER ROLE … SET search_path = public for that user, and GRANT USAGE, CREATE ON SCHEMA public"
     )]
     NoSchema,
-    /// The role may not read and write the tables that are there.
+    /// The role may not read and write the existing tables.
     #[error(
         "DATABASE_URL: the user may not read and write the table {table}; make it the tables' owner, or run GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA … TO that user"
     )]
@@ -69,12 +69,12 @@ pub enum OpenError {
         /// One of them.
         table: String,
     },
-    /// The tables are to be changed, and are somebody else's.
+    /// The tables have to be changed, and belong to another role.
     #[error(
         "DATABASE_URL: the tables have to be changed, which only their owner may; start once as their owner, or make the user their owner"
     )]
     NotOwner,
-    /// A copy that takes no writes.
+    /// A standby, which takes no writes.
     #[error(
         "DATABASE_URL: the PostgreSQL server is a standby, which takes no writes; name the primary, or several hosts and target_session_attrs=read-write"
     )]
@@ -84,7 +84,7 @@ pub enum OpenError {
         "DATABASE_URL: the user's transactions are read-only; run ALTER ROLE … RESET default_transaction_read_only for that user (or ALTER DATABASE …), or name a user who may write"
     )]
     ReadOnly,
-    /// The database cannot keep every text.
+    /// The database cannot store every text.
     #[error(
         "DATABASE_URL: the database's encoding is {0}, and prompts need UTF8; make one with createdb --encoding=UTF8 --template=template0"
     )]
@@ -97,7 +97,7 @@ pub enum OpenError {
         "DATABASE_URL: the server lacks the extension pgvector; install version 0.7 or newer on it (a package postgresql-NN-pgvector, or the image pgvector/pgvector)"
     )]
     NoVector,
-    /// pgvector may only be added by somebody else.
+    /// Only another role may add pgvector.
     #[error(
         "DATABASE_URL: the extension pgvector must be added to the database by a superuser: run CREATE EXTENSION vector in it"
     )]
@@ -115,7 +115,7 @@ pub enum OpenError {
         "DATABASE_URL: the database's pgvector is too old; install 0.7 or newer on the server, then run ALTER EXTENSION vector UPDATE"
     )]
     VectorTooOld,
-    /// The database was migrated by a newer program, to what this one cannot use.
+    /// A newer program has migrated the database to a schema that this one cannot use.
     #[error(
         "DATABASE_URL: the database has schema {found}, which this program, made for schema {known}, cannot use; run the newer version of the program"
     )]
@@ -125,17 +125,17 @@ pub enum OpenError {
         /// The newest this program knows.
         known: i32,
     },
-    /// The schema has to be changed, and somebody uses its tables without a pause.
+    /// The schema has to be changed, and a transaction uses its tables without a pause.
     #[error(
         "DATABASE_URL: the schema cannot be changed while a long transaction uses its tables; end it (pg_stat_activity shows it), and start again"
     )]
     TablesInUse,
-    /// The database is somebody else's.
+    /// The database belongs to another program.
     #[error(
         "DATABASE_URL: the database holds tables of another program; give this one a database of its own"
     )]
     Foreign,
-    /// The stored vectors have another length than the model's.
+    /// The stored vectors have another dimension than the model's.
     #[error(
         "EMBEDDING_MODEL_DIR: the model makes vectors of {wanted} numbers, and the database holds vectors of {found}; use a model of {found}, or another database"
     )]
@@ -148,12 +148,12 @@ pub enum OpenError {
     /// A model's vectors are longer than pgvector's may be.
     #[error("EMBEDDING_MODEL_DIR: the model's vectors are longer than pgvector takes")]
     TooLong,
-    /// Another server has the database for itself.
+    /// Another server has locked the database.
     #[error(
         "DATABASE_URL: another prompt-service uses this database; stop it, or set REDIS_URL on all of them to run several"
     )]
     InUse,
-    /// A server without Redis has the database for itself.
+    /// A server without Redis has locked the database for itself.
     #[error(
         "DATABASE_URL: a prompt-service without REDIS_URL has this database for itself; stop it, or set the same REDIS_URL on all of them"
     )]
@@ -163,6 +163,13 @@ pub enum OpenError {
         "DATABASE_URL: the database cannot be prepared; the PostgreSQL server's log has the reason"
     )]
     Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl OpenError {
+    /// The server did not reply in time.
+    pub(super) fn timed_out() -> Self {
+        Self::Unreachable(Box::new(Cause::TimedOut))
+    }
 }
 
 impl From<UrlFault> for OpenError {
@@ -176,7 +183,7 @@ impl From<UrlFault> for OpenError {
 
 impl From<tokio_postgres::Error> for OpenError {
     fn from(error: tokio_postgres::Error) -> Self {
-        let server = |code: &SqlState| Box::new(Cause::Server(code.code().to_owned()));
+        let cause = Cause::from(&error);
         match error.code() {
             Some(&SqlState::INVALID_CATALOG_NAME) => Self::NoDatabase,
             Some(&SqlState::TOO_MANY_CONNECTIONS) => Self::NoRoom,
@@ -186,17 +193,17 @@ impl From<tokio_postgres::Error> for OpenError {
             Some(&SqlState::LOCK_NOT_AVAILABLE | &SqlState::T_R_DEADLOCK_DETECTED) => {
                 Self::TablesInUse
             }
-            // It starts, stops, or has no connection left.
+            // The server is starting, is stopping, or has no connection left.
             Some(code) if code.code().starts_with("57") || code.code().starts_with("53") => {
-                Self::Unreachable(server(code))
+                Self::Unreachable(Box::new(cause))
             }
-            Some(code) => Self::Failed(server(code)),
-            None => no_connection(connection_failure(&error)),
+            Some(_) => Self::Failed(Box::new(cause)),
+            None => no_connection(cause),
         }
     }
 }
 
-/// The failure of the first connection, before anything was asked of the database.
+/// The failure of the first connection, before the database was asked anything.
 pub(super) fn at_connection(error: tokio_postgres::Error) -> OpenError {
     if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
         OpenError::NoConnect
@@ -205,7 +212,7 @@ pub(super) fn at_connection(error: tokio_postgres::Error) -> OpenError {
     }
 }
 
-/// What keeps a starting server from a connection.
+/// Why a starting server has no connection.
 pub(super) fn no_connection(cause: Cause) -> OpenError {
     if let Cause::Distrust(why) = cause {
         OpenError::Distrusted(why)

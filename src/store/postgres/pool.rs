@@ -1,4 +1,4 @@
-//! The connections: made when needed, asked for a sign of life when they have been idle, thrown away at the first doubt.
+//! The connections: made when needed, probed when they have been idle, closed at the first doubt.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,26 +16,26 @@ use tokio_postgres::{Config, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::task::TaskTracker;
 
-use super::error::{Cause, connection_failure, from_server, spoils_connection};
+use super::error::{Cause, from_server, spoils_connection};
 use super::session::{BEGIN_LONG, SESSION};
 use crate::store::{Error, Stats};
 
-/// How long a call may take in all, waiting for a connection included.
+/// How long a call may take, waiting for a connection included.
 pub(super) const PATIENCE: Duration = Duration::from_secs(4);
-/// The same for calls that sweep over many rows and that nobody waits for.
+/// The same for calls that read many rows and that no client waits for.
 pub(super) const LONG_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a call may wait for a free connection.
 const POOL_WAIT: Duration = Duration::from_secs(2);
 /// How long making a connection may take, the handshakes included.
 pub(super) const CONNECT: Duration = Duration::from_secs(3);
-/// A connection that was idle for longer is asked for a sign of life before it is used.
+/// A connection that was idle for longer is probed before it is used.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
-/// How long that sign of life may take.
+/// How long that probe may take.
 const PROBE: Duration = Duration::from_secs(1);
-/// How long telling the server that a statement was given up may take.
+/// How long cancelling a statement on the server may take.
 const CANCEL: Duration = Duration::from_secs(1);
 
-/// Makes connections and keeps the tasks behind them in sight.
+/// Makes connections, and tracks their tasks.
 #[derive(Clone)]
 pub(super) struct Connector {
     config: Config,
@@ -59,7 +59,7 @@ impl Connector {
         let (client, connection) = self.config.connect(self.tls.clone()).await?;
         let task = self.tasks.spawn(async move {
             if let Err(error) = connection.await {
-                let cause = connection_failure(&error);
+                let cause = Cause::from(&error);
                 tracing::debug!(%cause, "a connection to the database ended");
             }
         });
@@ -67,10 +67,11 @@ impl Connector {
         Ok((client, task))
     }
 
-    /// Tells the server that nobody waits for a statement any more, without waiting for that. A connection's end alone would
-    /// reach a backend that computes or waits for a lock only when it looks.
+    /// Cancels the statement on the server, without waiting for that. If only the connection ended,
+    /// a backend that computes or waits for a lock would notice that much later.
     fn cancel(&self, client: &tokio_postgres::Client) {
-        // Outside a runtime there is nothing to send it with, and the server's own limits have to do.
+        // Outside a runtime the cancellation cannot be sent; then the server's own limits end the
+        // statement.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return;
         };
@@ -86,7 +87,7 @@ impl Connector {
     /// Waits until the tasks behind all connections have ended.
     async fn drained(&self) {
         self.tasks.close();
-        // A server that is paused must not keep the process.
+        // A paused server must not keep the process from ending.
         let _ = timeout(PROBE, self.tasks.wait()).await;
     }
 }
@@ -110,9 +111,9 @@ impl Connect for Connector {
     }
 }
 
-/// Totals since the store was opened.
+/// WriteCounters since the store was opened.
 #[derive(Debug, Default)]
-struct Totals {
+struct WriteCounters {
     written: AtomicU64,
     failed: AtomicU64,
 }
@@ -121,8 +122,8 @@ struct Totals {
 pub(super) struct Pool {
     pool: deadpool_postgres::Pool,
     connector: Connector,
-    totals: Arc<Totals>,
-    /// While set, no call is served: see [`Place`](super::Place).
+    writes: Arc<WriteCounters>,
+    /// While set, calls are refused: see [`ServerLock`](super::ServerLock).
     suspended: Arc<AtomicBool>,
 }
 
@@ -161,7 +162,7 @@ impl Pool {
         Ok(Self {
             pool,
             connector,
-            totals: Arc::default(),
+            writes: Arc::default(),
             suspended: Arc::default(),
         })
     }
@@ -170,12 +171,12 @@ impl Pool {
         &self.connector
     }
 
-    /// The switch that refuses all calls while it is set.
+    /// While this is set, all calls are refused.
     pub fn suspended(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.suspended)
     }
 
-    /// A connection, for one call that ends within `patience` from now.
+    /// A connection for one call, which must end within `patience`.
     pub async fn connection(&self, patience: Duration) -> Result<Connection, Error> {
         if self.suspended.load(Ordering::Acquire) {
             return Err(Cause::Suspended.into());
@@ -193,19 +194,19 @@ impl Pool {
             deadline,
             is_waiting: false,
             in_transaction: false,
-            totals: Arc::clone(&self.totals),
+            writes: Arc::clone(&self.writes),
         })
     }
 
     pub fn stats(&self) -> Stats {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let written = load(&self.totals.written);
+        let written = load(&self.writes.written);
         Stats {
             queued_writes: self.pool.status().waiting,
             queued_reads: 0,
             committed_batches: written,
             committed_operations: written,
-            failed_batches: load(&self.totals.failed),
+            failed_batches: load(&self.writes.failed),
         }
     }
 
@@ -216,15 +217,12 @@ impl Pool {
     }
 }
 
-/// Without the library's own texts, which pass the server's on.
+/// The cause, without the texts of the library, which quote the server.
 fn no_connection(error: &PoolError) -> Cause {
     match error {
         PoolError::Timeout(deadpool_postgres::TimeoutType::Wait) => Cause::PoolExhausted,
         PoolError::Timeout(_) => Cause::TimedOut,
-        PoolError::Backend(error) => match error.code() {
-            Some(code) => Cause::Server(code.code().to_owned()),
-            None => connection_failure(error),
-        },
+        PoolError::Backend(error) => error.into(),
         PoolError::Closed => Cause::Closed,
         PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_) => {
             Cause::Connection("no connection was made".to_owned())
@@ -235,21 +233,21 @@ fn no_connection(error: &PoolError) -> Cause {
 /// A statement's arguments.
 pub(super) type Arguments<'a> = &'a [&'a (dyn ToSql + Sync)];
 
-/// A connection in use by one call. It goes back to the others when dropped, unless an answer is still outstanding or the
-/// connection has shown itself to be of no more use or is left inside a transaction: then it is closed.
+/// A connection in use by one call. Dropping it returns it to the pool. It is closed instead if a
+/// reply is outstanding, if it is broken, or if it is inside a transaction.
 pub(super) struct Connection {
     client: Option<Object>,
     connector: Connector,
-    /// Whether its statements may take longer than a session's usually do.
+    /// Whether its statements may take longer than a session usually allows.
     is_long: bool,
     deadline: Instant,
     is_waiting: bool,
     in_transaction: bool,
-    totals: Arc<Totals>,
+    writes: Arc<WriteCounters>,
 }
 
 impl Connection {
-    /// The rows that a statement answers with. It is prepared once for each connection.
+    /// The rows of a statement, which is prepared once for each connection.
     pub async fn query(&mut self, sql: &str, arguments: Arguments<'_>) -> Result<Vec<Row>, Error> {
         if self.is_long && !self.in_transaction {
             return self.query_within(BEGIN_LONG, sql, arguments).await;
@@ -262,7 +260,7 @@ impl Connection {
         settle(self.deadline, &mut self.is_waiting, answer).await
     }
 
-    /// The only row of a statement that answers with at most one.
+    /// The row of a statement that returns at most one.
     pub async fn query_opt(
         &mut self,
         sql: &str,
@@ -271,25 +269,26 @@ impl Connection {
         Ok(self.query(sql, arguments).await?.pop())
     }
 
-    /// Carries out a statement that changes rows; answers what it returns of them.
+    /// Runs a statement that changes rows; returns its rows.
     pub async fn write(&mut self, sql: &str, arguments: Arguments<'_>) -> Result<Vec<Row>, Error> {
         let answer = self.query(sql, arguments).await;
         let counter = match &answer {
-            Ok(_) => &self.totals.written,
-            Err(_) => &self.totals.failed,
+            Ok(_) => &self.writes.written,
+            Err(_) => &self.writes.failed,
         };
         counter.fetch_add(1, Ordering::Relaxed);
         answer
     }
 
-    /// Begins a transaction for the statements that follow. Without [`commit`](Self::commit) nothing of it happens.
+    /// Begins a transaction for the statements that follow. Without [`commit`](Self::commit) it is
+    /// rolled back.
     pub async fn begin(&mut self) -> Result<(), Error> {
         self.in_transaction = true;
         let begin = if self.is_long { BEGIN_LONG } else { "BEGIN" };
         self.control(begin).await
     }
 
-    /// Ends the transaction. After an error it may have happened all the same.
+    /// Commits the transaction. After an error it may have been committed all the same.
     pub async fn commit(&mut self) -> Result<(), Error> {
         self.control("COMMIT").await?;
         self.in_transaction = false;
@@ -302,7 +301,7 @@ impl Connection {
         settle(self.deadline, &mut self.is_waiting, answer).await
     }
 
-    /// The rows of a statement run under settings that hold for it alone.
+    /// The rows of a statement under settings that hold for it alone.
     pub async fn query_under(
         &mut self,
         settings: &str,
@@ -313,8 +312,9 @@ impl Connection {
         self.query_within(&begin, sql, arguments).await
     }
 
-    /// The rows of a statement that is a transaction of its own, begun in this way. All of it is sent at once and takes one
-    /// round trip; it works behind a pooler that gives each transaction another session.
+    /// The rows of a statement in a separate transaction that begins with `begin`. All of it is
+    /// sent at once and takes one round trip. It works behind a pooler that gives each transaction
+    /// another session.
     async fn query_within(
         &mut self,
         begin: &str,
@@ -324,7 +324,7 @@ impl Connection {
         let client = self.client.as_ref().ok_or(Cause::TimedOut)?;
         let answer = async {
             let statement = client.prepare_cached(sql).await?;
-            // Polled in this order, and each sends when it is first polled.
+            // They are polled in this order, and each sends when it is first polled.
             let (begun, rows, ended) = tokio::join!(
                 biased;
                 client.batch_execute(begin),
@@ -340,7 +340,8 @@ impl Connection {
     }
 }
 
-/// Waits for the server's answer until the deadline. `is_waiting` stays set if the connection is of no more use.
+/// Waits for the server's reply until the deadline. `is_waiting` stays set if the connection is of
+/// no more use.
 async fn settle<T>(
     deadline: Instant,
     is_waiting: &mut bool,
@@ -368,7 +369,8 @@ impl Drop for Connection {
             if self.is_waiting {
                 self.connector.cancel(&client);
             }
-            // Whoever took it next would wait for an answer that may never come, or work in another's transaction.
+            // The next call would wait for a reply that may never come, or work inside the
+            // transaction of this one.
             drop(Object::take(client));
         }
     }

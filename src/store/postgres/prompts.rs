@@ -2,7 +2,6 @@
 //! server lets the commits of many connections share the wait for its disk.
 
 use async_trait::async_trait;
-use pgvector::HalfVector;
 use tokio_postgres::Row;
 
 use super::error::Cause;
@@ -13,41 +12,22 @@ use crate::domain::{
     CallDetails, Embedding, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, UserId,
 };
 use crate::store::{
-    Access, Claim, Coverage, DeletedPrompt, Error, NewPrompt, PromptPage, PromptStore, PromptsRead,
-    Stats, Unembedded, VectorCursor, VectorPage,
+    Access, Claim, Coverage, DeletedPrompt, Error, PromptPage, PromptStore, PromptsRead, Stats,
+    Unembedded, VectorCursor, VectorPage, prompt_columns,
 };
 
-/// The columns that [`prompt_from_row`] reads, first and in this order.
+/// A statement that [`prompt_from_row`] reads.
 macro_rules! select_prompt {
     ($rest:literal) => {
-        concat!(
-            "SELECT id, user_id, created_at, status, error, model, prompt, response,
-                    llm_duration_ms, prompt_tokens, completion_tokens, finish_reason FROM prompt ",
-            $rest
-        )
+        concat!("SELECT ", prompt_columns!(), " FROM prompt ", $rest)
     };
 }
-
-const INSERT: &str = "
-    INSERT INTO prompt (user_id, created_at, status, error, llm_duration_ms, prompt_tokens, completion_tokens, model,
-                        prompt, response, finish_reason)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING id";
-
-const INSERT_WITH_VECTOR: &str = "
-    WITH stored AS (
-        INSERT INTO prompt (user_id, created_at, status, error, llm_duration_ms, prompt_tokens, completion_tokens, model,
-                            prompt, response, finish_reason)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING id, user_id
-    ), embedded AS (
-        INSERT INTO prompt_embedding (prompt_id, user_id, model_id, embedding) SELECT id, user_id, $12, $13 FROM stored
-    )
-    SELECT id FROM stored";
 
 /// The size of a text is known without the text; only the texts of the rows that are returned are
 /// read.
 const PROMPTS_BEFORE: &str = "
-    SELECT id, user_id, created_at, status, error, model, CASE WHEN is_in THEN prompt END,
-           CASE WHEN is_in THEN response END, llm_duration_ms, prompt_tokens, completion_tokens, finish_reason, is_in
+    SELECT id, user_id, created_at, status, error, model, CASE WHEN is_in THEN prompt END AS prompt,
+           CASE WHEN is_in THEN response END AS response, llm_duration_ms, prompt_tokens, completion_tokens, finish_reason, is_in
     FROM (
         SELECT *, row_number() OVER newest <= $3 AND (row_number() OVER newest = 1
                OR sum(octet_length(prompt) + coalesce(octet_length(response), 0)) OVER newest <= $4) AS is_in
@@ -56,12 +36,13 @@ const PROMPTS_BEFORE: &str = "
     ) AS measured
     ORDER BY id DESC";
 
-/// After the columns of [`prompt_from_row`]: the bytes of the texts, and whether the texts are
-/// there.
+/// Besides the columns of [`prompt_from_row`]: the bytes of the texts, and whether the texts are
+/// included.
 const PROMPTS_BY_ID: &str = "
-    SELECT id, user_id, created_at, status, error, model, CASE WHEN is_whole THEN prompt END,
-           CASE WHEN is_whole THEN response END, llm_duration_ms, prompt_tokens, completion_tokens, finish_reason,
-           text_bytes, is_whole
+    SELECT id, user_id, created_at, status, error, model,
+           CASE WHEN is_whole THEN prompt END AS prompt,
+           CASE WHEN is_whole THEN response END AS response,
+           llm_duration_ms, prompt_tokens, completion_tokens, finish_reason, text_bytes, is_whole
     FROM (
         SELECT *, sum(text_bytes) OVER (ORDER BY place) <= $3::bigint AS is_whole FROM (
             SELECT prompt.*, place, (octet_length(prompt) + coalesce(octet_length(response), 0))::bigint AS text_bytes
@@ -73,33 +54,37 @@ const PROMPTS_BY_ID: &str = "
     ) AS placed
     ORDER BY place";
 
+/// Reads the columns of [`prompt_columns`].
 pub(super) fn prompt_from_row(row: &Row) -> Result<Prompt, Error> {
-    let unknown = || Error::from(Cause::UnknownValue);
-    let status: &str = get(row, 3)?;
-    let error: Option<&str> = get(row, 4)?;
+    let error: Option<&str> = get(row, "error")?;
     let number = |column| -> Result<Option<u32>, Error> {
         get::<Option<i64>>(row, column)?
-            .map(|number| u32::try_from(number).map_err(|_| unknown()))
+            .map(|number| u32::try_from(number).map_err(|_| Cause::UnknownValue.into()))
             .transpose()
     };
     Ok(Prompt {
-        id: PromptId(get(row, 0)?),
-        user_id: UserId(get(row, 1)?),
-        created_at: Timestamp(get(row, 2)?),
-        status: PromptStatus::parse(status).ok_or_else(unknown)?,
+        id: PromptId(get(row, "id")?),
+        user_id: UserId(get(row, "user_id")?),
+        created_at: Timestamp(get(row, "created_at")?),
+        status: parse_status(get(row, "status")?)?,
         error: error
-            .map(|word| FailureCode::parse(word).ok_or_else(unknown))
+            .map(|word| FailureCode::parse(word).ok_or(Cause::UnknownValue))
             .transpose()?,
-        model: get(row, 5)?,
-        prompt: get(row, 6)?,
-        response: get(row, 7)?,
+        model: get(row, "model")?,
+        prompt: get(row, "prompt")?,
+        response: get(row, "response")?,
         call: CallDetails {
-            duration_ms: number(8)?,
-            prompt_tokens: number(9)?,
-            completion_tokens: number(10)?,
-            finish_reason: get(row, 11)?,
+            duration_ms: number("llm_duration_ms")?,
+            prompt_tokens: number("prompt_tokens")?,
+            completion_tokens: number("completion_tokens")?,
+            finish_reason: get(row, "finish_reason")?,
         },
     })
+}
+
+/// The status behind a stored word.
+pub(super) fn parse_status(word: &str) -> Result<PromptStatus, Error> {
+    Ok(PromptStatus::parse(word).ok_or(Cause::UnknownValue)?)
 }
 
 /// The server's texts hold no NUL. A prompt has none; an upstream's words might.
@@ -120,11 +105,11 @@ async fn has_room(
 ) -> Result<bool, Error> {
     let rows = connection
         .query(
-            "SELECT count(*) < $2 FROM (SELECT FROM prompt WHERE user_id = $1 LIMIT $2) kept",
+            "SELECT count(*) < $2 AS has_room FROM (SELECT FROM prompt WHERE user_id = $1 LIMIT $2) kept",
             &[&user_id.0, &i64::from(max_prompts)],
         )
         .await?;
-    get(rows.first().ok_or(Cause::UnknownValue)?, 0)
+    get(rows.first().ok_or(Cause::UnknownValue)?, "has_room")
 }
 
 /// Fails if the user may not keep another prompt. Inside a transaction, which is rolled back, by
@@ -153,81 +138,6 @@ pub(super) async fn check_quota(
 
 #[async_trait]
 impl PromptStore for PostgresStore {
-    async fn insert_prompt(&self, mut new: NewPrompt) -> Result<Prompt, Error> {
-        let vector = new
-            .embedding
-            .take()
-            .filter(|_| new.status == PromptStatus::Completed);
-        let model = without_nul(new.model);
-        let response = new.response.map(without_nul);
-        let finish_reason = new.finish_reason.map(without_nul);
-        let error = new.error.map(FailureCode::as_str);
-        let number = |value: Option<u32>| value.map(i64::from);
-        let (duration, asked, answered) = (
-            number(new.llm_duration_ms),
-            number(new.prompt_tokens),
-            number(new.completion_tokens),
-        );
-
-        let mut connection = self.pool.connection(PATIENCE).await?;
-        let vector = match vector {
-            Some((id, vector)) => {
-                let number = self.models.number(&mut connection, &id, &vector).await?;
-                Some((number, HalfVector::from_f32_slice(&vector.0)))
-            }
-            None => None,
-        };
-        let status = new.status.as_str();
-        let mut arguments: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> = vec![
-            &new.user_id.0,
-            &new.created_at.0,
-            &status,
-            &error,
-            &duration,
-            &asked,
-            &answered,
-            &model,
-            &new.prompt,
-            &response,
-            &finish_reason,
-        ];
-        let sql = match &vector {
-            Some((number, vector)) => {
-                arguments.push(number);
-                arguments.push(vector);
-                INSERT_WITH_VECTOR
-            }
-            None => INSERT,
-        };
-        // Never tried again: if the connection broke during the commit the row may be there.
-        let rows = if new.max_prompts.is_some() {
-            connection.begin().await?;
-            check_quota(&mut connection, new.user_id, new.max_prompts).await?;
-            let rows = connection.write(sql, &arguments).await?;
-            connection.commit().await?;
-            rows
-        } else {
-            connection.write(sql, &arguments).await?
-        };
-        let row = rows.first().ok_or(Cause::UnknownValue)?;
-        Ok(Prompt {
-            id: PromptId(get(row, 0)?),
-            user_id: new.user_id,
-            prompt: new.prompt,
-            response,
-            model,
-            status: new.status,
-            error: new.error,
-            created_at: new.created_at,
-            call: CallDetails {
-                finish_reason,
-                prompt_tokens: new.prompt_tokens,
-                completion_tokens: new.completion_tokens,
-                duration_ms: new.llm_duration_ms,
-            },
-        })
-    }
-
     async fn has_room(&self, user_id: UserId, max_prompts: u32) -> Result<bool, Error> {
         let mut connection = self.pool.connection(PATIENCE).await?;
         has_room(&mut connection, user_id, max_prompts).await
@@ -269,7 +179,7 @@ impl PromptStore for PostgresStore {
         let mut page = PromptPage::default();
         for row in &rows {
             // The row after the page is there to tell that there are older ones; its texts are not.
-            if get(row, 12)? {
+            if get(row, "is_in")? {
                 page.prompts.push(prompt_from_row(row)?);
             } else {
                 page.has_more = true;
@@ -292,12 +202,12 @@ impl PromptStore for PostgresStore {
             .await?;
         let mut read = PromptsRead::default();
         for row in &rows {
-            let size: i64 = get(row, 12)?;
-            if get(row, 13)? {
+            let size: i64 = get(row, "text_bytes")?;
+            if get(row, "is_whole")? {
                 read.whole.push(prompt_from_row(row)?);
             } else {
                 let size = usize::try_from(size).map_err(|_| Cause::UnknownValue)?;
-                read.rest.push((PromptId(get(row, 0)?), size));
+                read.rest.push((PromptId(get(row, "id")?), size));
             }
         }
         Ok(read)
@@ -321,7 +231,7 @@ impl PromptStore for PostgresStore {
             .await?;
         rows.first()
             .map(|row| {
-                let model: Option<&str> = get(row, 0)?;
+                let model: Option<&str> = get(row, "name")?;
                 Ok(DeletedPrompt {
                     embedding_model: model.map(|name| ModelId(name.into())),
                 })
@@ -369,13 +279,13 @@ impl PromptStore for PostgresStore {
         // A standby is read-only, and so is what its operator has set to be.
         let row = connection
             .query_opt(
-                "SELECT current_setting('transaction_read_only')::boolean,
+                "SELECT current_setting('transaction_read_only')::boolean AS is_read_only,
                         EXISTS (SELECT FROM embedding_model)",
                 &[],
             )
             .await?;
         Ok(match row {
-            Some(row) if row.get(0) => Access::ReadOnly,
+            Some(row) if get(&row, "is_read_only")? => Access::ReadOnly,
             Some(_) | None => Access::ReadWrite,
         })
     }

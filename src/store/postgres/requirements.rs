@@ -1,5 +1,5 @@
-//! What the server, the database and the role must be like. Found out by reading alone, so that a
-//! look and a start ask the same.
+//! What the server, the database and the role must provide. It is found out by reading alone, so
+//! that `inspect` and a start check the same.
 
 use tokio_postgres::{Client, Row};
 
@@ -11,7 +11,7 @@ use super::migrate::{
 
 /// One row: `$1` the names of this program's tables.
 ///
-/// A table's rights are looked at where it is found by its name, as every statement finds it.
+/// The rights of a table are checked where its name finds it, as every statement does.
 const QUERY: &str = "
     WITH ours AS (
         SELECT pg_class.* FROM unnest($1::text[]) AS t (name) JOIN pg_class ON pg_class.oid = to_regclass(t.name)
@@ -53,21 +53,21 @@ pub struct DatabaseState {
     pub is_encrypted: bool,
     /// The connections that the server takes in all.
     pub max_connections: i32,
-    /// The version of the schema; 0 where the first start makes it.
+    /// The version of the schema; 0 if the first start creates it.
     pub schema: i32,
-    /// The version that opening brings it to.
+    /// The version that opening migrates it to.
     pub known: i32,
 }
 
-/// Looks whether the database can be used, by vectors of `dimension` numbers if that is given.
+/// Checks whether the database can be used, with vectors of `dimension` numbers if that is given.
 ///
 /// # Errors
-/// What is missing, with the repair.
+/// What is missing, with the fix.
 pub(super) async fn examine(
     client: &Client,
     dimension: Option<usize>,
 ) -> Result<DatabaseState, OpenError> {
-    // Apart, because an old server does not know all of what the query asks.
+    // A separate query, because an old server does not know all functions of the next one.
     let sql = "SELECT current_setting('server_version_num')::int";
     let version: i32 = client.query_one(sql, &[]).await?.try_get(0)?;
     if version < OLDEST_SERVER {
@@ -83,7 +83,7 @@ pub(super) async fn examine(
     } else {
         0
     };
-    // Tables are made by the first start and by migrations.
+    // The first start and migrations create tables.
     if schema < SCHEMA_VERSION && !row.try_get::<_, bool>("may_make_tables")? {
         return Err(match row.try_get("schema")? {
             Some(schema) => OpenError::NotAllowed { schema },
@@ -127,7 +127,7 @@ fn check_vector(row: &Row) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Looks at the tables that are there; returns the version of their schema.
+/// Checks the existing tables; returns the version of their schema.
 async fn examine_tables(
     client: &Client,
     row: &Row,

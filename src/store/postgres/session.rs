@@ -1,17 +1,17 @@
-//! What the service sets for its sessions and transactions.
+//! The settings of the service's sessions and transactions.
 
-/// What each session is set to. A statement whose caller no longer waits ends by itself, a little
-/// after [`PATIENCE`](super::pool::PATIENCE) or as soon as the server finds the connection gone, so
-/// the server works on little more than what the pool has room for. To compile a statement costs
-/// more than the statements here take. An acknowledged write is on disk. Not every system that the
-/// server may run on can watch connections; there that setting is refused.
+/// The settings of each session. A statement whose caller no longer waits ends by itself, a little
+/// after [`PATIENCE`](super::pool::PATIENCE) or as soon as the server finds the connection closed.
+/// So the server works on little more than the pool has room for. To compile a statement costs more
+/// than the statements here take. An acknowledged write is on disk. Some systems that the server
+/// may run on cannot watch connections; there that setting is refused.
 ///
-/// A role may have limits of its own on a session's and a transaction's time, for the people who
-/// use it. A connection that idles in the pool, and a long read, is no mistake here.
+/// A role may have its own limits on a session's and a transaction's time, for the people who use
+/// it. A connection that idles in the pool, and a long read, are correct here.
 ///
 /// The types and operators of pgvector may be in a schema that the role's search path does not
-/// name, as where an administrator puts all extensions into one. It comes last, and never alone:
-/// tables are made in the first schema of the path.
+/// name, for example if an administrator puts all extensions into one. That schema comes last in
+/// the path, and never alone: tables are created in the first schema of the path.
 pub(super) const SESSION: &str = "
     SET client_min_messages = warning;
     SET statement_timeout = '5s';
@@ -35,6 +35,6 @@ pub(in crate::store) const NO_TIMEOUTS: &str = "
     WHERE name IN ('transaction_timeout', 'statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout',
                    'idle_session_timeout')";
 
-/// How a call of [`LONG_PATIENCE`](super::pool::LONG_PATIENCE) begins its transaction: the time of
-/// a session's statements is that of requests.
+/// Begins the transaction of a call of [`LONG_PATIENCE`](super::pool::LONG_PATIENCE), whose
+/// statements may take longer than those of requests.
 pub(super) const BEGIN_LONG: &str = "BEGIN; SET LOCAL statement_timeout = '60s'";

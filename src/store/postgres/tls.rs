@@ -16,22 +16,22 @@ use rustls::{
 use tokio_postgres::config::SslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-/// How the server is trusted, by libpq's names.
+/// How the server is authenticated, by libpq's names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Tls {
     /// `disable`: never encrypted.
     Disable,
-    /// `allow`, `prefer`: encrypted if the server can, whoever it is.
+    /// `allow`, `prefer`: encrypted if the server supports it, whoever it is.
     Prefer,
     /// `require`: encrypted, whoever the server is.
     Require,
     /// `verify-ca`: encrypted, and the server's certificate comes from one of the roots.
     VerifyCa(Roots),
-    /// `verify-full`: that, and it is made out to the host of the URL.
+    /// `verify-full`: as `verify-ca`, and the certificate names the host of the URL.
     VerifyFull(Roots),
 }
 
-/// Where trust begins.
+/// The trusted root certificates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Roots {
     /// The system's.
@@ -52,7 +52,7 @@ pub(super) enum TlsError {
 }
 
 impl Tls {
-    /// The driver's half of the mode: whether TLS is asked for at all.
+    /// The driver's part of the mode: whether TLS is used at all.
     pub fn driver_mode(&self) -> SslMode {
         match self {
             Self::Disable => SslMode::Disable,
@@ -96,7 +96,7 @@ impl Tls {
     }
 }
 
-/// The roots, and those of them that an operator has named.
+/// The roots, and those of them that the operator has named.
 fn load(roots: &Roots) -> Result<(RootCertStore, Vec<CertificateDer<'static>>), TlsError> {
     let (certificates, pinned) = match roots {
         Roots::System => (rustls_native_certs::load_native_certs().certs, Vec::new()),
@@ -106,7 +106,8 @@ fn load(roots: &Roots) -> Result<(RootCertStore, Vec<CertificateDer<'static>>), 
         }
     };
     let mut store = RootCertStore::empty();
-    // A system's folder may hold certificates too old or odd to be read; the others still count.
+    // A system's folder may hold certificates that are too old or unusual to be read; the others
+    // still count.
     let (added, _ignored) = store.add_parsable_certificates(certificates);
     match (added, roots) {
         (0, Roots::System) => Err(TlsError::NoRoots),
@@ -121,14 +122,14 @@ fn from_file(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
         .map_err(|_| TlsError::RootFile)
 }
 
-/// Checks what the mode asks for, which is less than rustls does by itself, or, for a certificate that the operator has named
-/// itself, something else. In every mode the peer proves that it holds the key of the certificate it shows; as libpq's `require`
-/// is defined, that is all.
+/// Checks what the mode asks for. That is less than rustls checks by itself, or, for a certificate
+/// that the operator has named, something else. In every mode the peer proves that it holds the key
+/// of its certificate; as libpq defines `require`, that is all.
 #[derive(Debug)]
 struct Verifier {
     chain: Option<Arc<WebPkiServerVerifier>>,
-    /// Trusted as they are, as libpq does: a server's self-signed certificate is often its own root, and calls itself an
-    /// authority, which the chain's check takes for no server's.
+    /// Trusted as they are, as libpq does: a server's self-signed certificate is often its own root
+    /// and calls itself an authority, and the check of the chain accepts no authority as a server.
     pinned: Vec<CertificateDer<'static>>,
     is_name_checked: bool,
     provider: Arc<CryptoProvider>,
@@ -147,11 +148,11 @@ impl ServerCertVerifier for Verifier {
             return Ok(ServerCertVerified::assertion());
         };
         match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
-            // The name is checked last, after the chain was found good.
+            // The name is checked last, after the chain was found valid.
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) if !self.is_name_checked => Ok(ServerCertVerified::assertion()),
-            // What has no name of its own there is how the certificate was made. Its dates were looked at before that.
+            // `Other` means how the certificate was made. Its dates were checked before.
             Err(rustls::Error::InvalidCertificate(CertificateError::Other(_)))
                 if self.pinned.iter().any(|named| named == end_entity) =>
             {
@@ -191,7 +192,7 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// Why a server was not trusted, with the repair, if that is what broke the connection.
+/// Why a server was not trusted, with the fix, if that is what broke the connection.
 pub(super) fn distrust(error: &tokio_postgres::Error) -> Option<&'static str> {
     use CertificateError as Fault;
 

@@ -1,4 +1,4 @@
-//! The URL of the database, taken apart. Its errors never quote it: it holds a password.
+//! Parses the URL of the database. Its errors never quote it, because it holds a password.
 
 use std::path::PathBuf;
 
@@ -28,7 +28,7 @@ const KNOWN: &str = "sslmode, sslrootcert, sslnegotiation, channel_binding, host
                      options, application_name, connect_timeout, tcp_user_timeout, keepalives, keepalives_idle, \
                      keepalives_interval, keepalives_retries, target_session_attrs and load_balance_hosts";
 
-/// Reads the URL: the driver's settings, and how the server is trusted.
+/// Parses the URL: the driver's settings, and how the server is authenticated.
 pub(super) fn parse(url: &str) -> Result<(Config, Tls), UrlError> {
     let (address, query) = url.split_once('?').unwrap_or((url, ""));
     let (mut mode, mut roots, mut rest) = (None, None, Vec::new());
@@ -53,7 +53,8 @@ pub(super) fn parse(url: &str) -> Result<(Config, Tls), UrlError> {
     }
     let tls = match (mode.as_deref(), roots) {
         (Some("disable"), _) => Tls::Disable,
-        // Whoever names a root wants it used, and libpq would not: it goes on with any server, or without TLS.
+        // An operator who names a root expects it to be used. Libpq would not use it in these
+        // modes: it goes on with any server, or without TLS.
         (None | Some("allow" | "prefer"), Some(_)) => return Err(UrlError::UnusedRoot),
         (None | Some("allow" | "prefer"), None) => Tls::Prefer,
         (Some("require"), Some(roots)) => Tls::VerifyCa(roots),

@@ -1,8 +1,8 @@
 //! Vectors in PostgreSQL: the numbers of models, sweeps, a change of model, and searches.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{PoisonError, RwLock};
 
+use parking_lot::RwLock;
 use pgvector::HalfVector;
 
 use super::error::Cause;
@@ -81,8 +81,7 @@ impl Models {
     }
 
     fn get(&self, model: &ModelId) -> Option<(i32, usize)> {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        known.get(model).copied()
+        self.known.read().get(model).copied()
     }
 
     async fn read(
@@ -99,9 +98,9 @@ impl Models {
         let Some(row) = row else { return Ok(None) };
         let number = get(&row, 0)?;
         let dimension = usize::try_from(get::<i32>(&row, 1)?).map_err(|_| Cause::UnknownValue)?;
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        known.insert(model.clone(), (number, dimension));
-        Ok(Some((number, dimension)))
+        let known = (number, dimension);
+        self.known.write().insert(model.clone(), known);
+        Ok(Some(known))
     }
 }
 

@@ -6,21 +6,19 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::error::Failure;
 use super::{SqliteStore, sql_limit};
 use crate::domain::{Timestamp, User, UserId};
-use crate::store::{AccountStore, Error, NewUser, RevokedToken, Session};
+use crate::store::{AccountStore, Error, NewUser, RevokedToken, Session, account_columns};
 
-const USER_BY_ID: &str =
-    "SELECT id, username, email, password_hash, is_active, tokens_valid_from, created_at
-     FROM user WHERE id = ?1";
+/// A statement that [`user_from_row`] reads.
+macro_rules! select_user {
+    ($rest:literal) => {
+        concat!("SELECT ", account_columns!(), " FROM account ", $rest)
+    };
+}
 
-const USER_BY_NAME: &str =
-    "SELECT id, username, email, password_hash, is_active, tokens_valid_from, created_at
-     FROM user WHERE username = ?1";
-
-const USERS_AFTER: &str =
-    "SELECT id, username, email, password_hash, is_active, tokens_valid_from, created_at
-     FROM user WHERE id > ?1 ORDER BY id LIMIT ?2";
+const USER_BY_ID: &str = select_user!("WHERE id = ?1");
 
 /// `?1` user, `?2` the present, `?3` how many are left.
 const DELETE_OLDEST_SESSIONS: &str = "DELETE FROM session WHERE token_hash IN (
@@ -30,13 +28,13 @@ const DELETE_OLDEST_SESSIONS: &str = "DELETE FROM session WHERE token_hash IN (
 
 fn user_from_row(row: &Row<'_>) -> rusqlite::Result<User> {
     Ok(User {
-        id: UserId(row.get(0)?),
-        username: row.get(1)?,
-        email: row.get(2)?,
-        password_hash: row.get(3)?,
-        is_active: row.get(4)?,
-        tokens_valid_from: Timestamp(row.get(5)?),
-        created_at: Timestamp(row.get(6)?),
+        id: UserId(row.get("id")?),
+        username: row.get("username")?,
+        email: row.get("email")?,
+        password_hash: row.get("password_hash")?,
+        is_active: row.get("is_active")?,
+        tokens_valid_from: Timestamp(row.get("tokens_valid_from")?),
+        created_at: Timestamp(row.get("created_at")?),
     })
 }
 
@@ -50,11 +48,14 @@ fn delete_sessions_of(connection: &Connection, id: UserId) -> rusqlite::Result<(
 #[async_trait]
 impl AccountStore for SqliteStore {
     async fn create_user(&self, user: NewUser) -> Result<User, Error> {
-        let insert = "INSERT INTO user (username, email, password_hash, is_active, tokens_valid_from, created_at)
-             VALUES (?1, ?2, ?3, 1, 0, ?4) ON CONFLICT (username) DO NOTHING RETURNING id";
+        let insert = concat!(
+            "INSERT INTO account (username, email, password_hash, is_active, tokens_valid_from, created_at)
+             VALUES (?1, ?2, ?3, true, 0, ?4) ON CONFLICT (username) DO NOTHING RETURNING ",
+            account_columns!()
+        );
         self.writer
             .write(move |connection| {
-                let id = connection
+                connection
                     .prepare_cached(insert)?
                     .query_row(
                         params![
@@ -63,19 +64,10 @@ impl AccountStore for SqliteStore {
                             user.password_hash,
                             user.created_at.0
                         ],
-                        |row| row.get(0),
+                        user_from_row,
                     )
                     .optional()?
-                    .ok_or(Error::UsernameTaken)?;
-                Ok(User {
-                    id: UserId(id),
-                    username: user.username,
-                    email: user.email,
-                    password_hash: user.password_hash,
-                    is_active: true,
-                    tokens_valid_from: Timestamp(0),
-                    created_at: user.created_at,
-                })
+                    .ok_or(Failure::from(Error::UsernameTaken))
             })
             .await
     }
@@ -93,7 +85,8 @@ impl AccountStore for SqliteStore {
         let username = username.to_owned();
         self.readers
             .read(move |connection| {
-                let mut statement = connection.prepare_cached(USER_BY_NAME)?;
+                let mut statement =
+                    connection.prepare_cached(select_user!("WHERE username = ?1"))?;
                 Ok(statement.query_row([username], user_from_row).optional()?)
             })
             .await
@@ -118,7 +111,8 @@ impl AccountStore for SqliteStore {
         let after = after.map_or(i64::MIN, |id| id.0);
         self.readers
             .read(move |connection| {
-                let mut statement = connection.prepare_cached(USERS_AFTER)?;
+                let mut statement = connection
+                    .prepare_cached(select_user!("WHERE id > ?1 ORDER BY id LIMIT ?2"))?;
                 let users = statement.query_map([after, sql_limit(limit)], user_from_row)?;
                 Ok(users.collect::<Result<_, _>>()?)
             })
@@ -130,7 +124,7 @@ impl AccountStore for SqliteStore {
             .write_vital(move |connection| {
                 let found = connection
                     .prepare_cached(
-                        "UPDATE user SET is_active = ?2,
+                        "UPDATE account SET is_active = ?2,
                          tokens_valid_from = iif(?2, tokens_valid_from, max(tokens_valid_from, ?3))
                          WHERE id = ?1",
                     )?
@@ -154,7 +148,7 @@ impl AccountStore for SqliteStore {
             .write_vital(move |connection| {
                 let found = connection
                     .prepare_cached(
-                        "UPDATE user SET password_hash = ?2, tokens_valid_from = max(tokens_valid_from, ?3)
+                        "UPDATE account SET password_hash = ?2, tokens_valid_from = max(tokens_valid_from, ?3)
                          WHERE id = ?1",
                     )?
                     .execute(params![id.0, password_hash, now.0])?;
@@ -175,7 +169,7 @@ impl AccountStore for SqliteStore {
             .write(move |connection| {
                 let changed = connection
                     .prepare_cached(
-                        "UPDATE user SET password_hash = ?3 WHERE id = ?1 AND password_hash = ?2",
+                        "UPDATE account SET password_hash = ?3 WHERE id = ?1 AND password_hash = ?2",
                     )?
                     .execute(params![id.0, old_hash, new_hash])?;
                 Ok(changed > 0)
@@ -223,9 +217,9 @@ impl AccountStore for SqliteStore {
                     let session = statement.query_row([token_hash], |row| {
                         Ok(Session {
                             token_hash,
-                            user_id: UserId(row.get(0)?),
-                            created_at: Timestamp(row.get(1)?),
-                            expires_at: Timestamp(row.get(2)?),
+                            user_id: UserId(row.get("user_id")?),
+                            created_at: Timestamp(row.get("created_at")?),
+                            expires_at: Timestamp(row.get("expires_at")?),
                         })
                     });
                     sessions.extend(session.optional()?);

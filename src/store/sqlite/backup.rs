@@ -1,18 +1,20 @@
 //! A consistent copy of the database file, made while others write to it.
 //!
-//! `VACUUM INTO` reads one state of the database, whatever is committed meanwhile, and writes it without the room that deleted
-//! rows have left, nor their contents. SQLite's online backup would copy page by page instead: it begins anew whenever
-//! another process commits between two of its steps, which beside a busy server is always.
+//! `VACUUM INTO` reads one state of the database, whatever is committed meanwhile, and writes it
+//! without the room and the contents of deleted rows. SQLite's online backup would copy page by
+//! page instead: it starts over whenever another process commits between two of its steps, which
+//! beside a busy server is always.
 
 use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags};
 
 use super::connection::Database;
+use super::inspect::count;
 use super::migrate::schema_version;
 use super::{OpenError, OpenOptions};
 
-/// Why there is no copy. Names no path; the caller knows which it gave.
+/// Why there is no copy. It names no path; the caller knows the path.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
     /// There is no database yet.
@@ -24,10 +26,10 @@ pub enum BackupError {
     /// The copy's path is not UTF-8.
     #[error("the path of the copy is not UTF-8: name another")]
     Name,
-    /// SQLite failed half way.
+    /// SQLite failed during the copy.
     #[error("the copy failed half way")]
     Copy(#[source] rusqlite::Error),
-    /// The copy was made, and found to be damaged.
+    /// The copy was made, but is damaged.
     #[error("the copy is damaged: check the database, the disk and the memory of this machine")]
     Damaged,
 }
@@ -59,8 +61,8 @@ pub fn backup_bytes(from: &Path) -> Result<u64, BackupError> {
     Ok(u64::try_from(bytes).unwrap_or(0))
 }
 
-/// Copies the database `from` into the empty file `into`, and checks the copy. Making it durable is left to the caller, as is
-/// removing what an error leaves. Blocks; safe beside a server.
+/// Copies the database `from` into the empty file `into`, and checks the copy. The caller must make
+/// the copy durable, and remove it after an error. Blocks; safe beside a server.
 ///
 /// # Errors
 /// `Nothing`, `Damaged`; `Source` and `Copy` by their cause.
@@ -78,11 +80,7 @@ fn open(path: &Path) -> Result<Connection, BackupError> {
     if !path.try_exists().map_err(OpenError::from)? {
         return Err(BackupError::Nothing);
     }
-    let database = Database {
-        path: std::path::absolute(path).map_err(OpenError::from)?,
-        busy_timeout: OpenOptions::default().busy_timeout,
-        max_pages: None,
-    };
+    let database = Database::at(path, OpenOptions::default()).map_err(OpenError::from)?;
     let connection = database.reader().map_err(OpenError::from)?;
     match schema_version(&connection)? {
         0 => Err(BackupError::Nothing),
@@ -104,16 +102,10 @@ fn examine(path: &str) -> Result<Copied, BackupError> {
     if verdict != "ok" || broken {
         return Err(BackupError::Damaged);
     }
-    let (users, prompts) = copy
-        .query_row(
-            "SELECT (SELECT count(*) FROM user), (SELECT count(*) FROM prompt)",
-            [],
-            |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)),
-        )
-        .map_err(BackupError::Copy)?;
+    let (users, prompts) = count(&copy)?;
     Ok(Copied {
         bytes: std::fs::metadata(path).map_err(OpenError::from)?.len(),
-        users: u64::try_from(users).unwrap_or(0),
-        prompts: u64::try_from(prompts).unwrap_or(0),
+        users,
+        prompts,
     })
 }

@@ -18,7 +18,7 @@ use crate::store::{BulkStore, Error, KeyRecord, Put, RevokedToken, Session, Upst
 /// The first twelve columns are those that `prompt_from_row` reads.
 const RECORDS_AFTER: &str =
     "SELECT p.id, p.user_id, p.created_at, p.status, p.error, p.model, p.prompt, p.response,
-            p.llm_duration_ms, p.prompt_tokens, p.completion_tokens, p.finish_reason, m.name, e.f16
+            p.llm_duration_ms, p.prompt_tokens, p.completion_tokens, p.finish_reason, m.name, e.embedding
      FROM prompt p
      LEFT JOIN prompt_embedding e ON e.user_id = p.user_id AND e.prompt_id = p.id
      LEFT JOIN embedding_model m ON m.id = e.model_id
@@ -42,7 +42,7 @@ fn record_from_row(row: &Row<'_>) -> Result<PromptRecord, Failure> {
 
 fn put_user(connection: &Connection, user: &User) -> Result<Put, Failure> {
     let name: Option<String> = connection
-        .prepare_cached("SELECT username FROM user WHERE id = ?1")?
+        .prepare_cached("SELECT username FROM account WHERE id = ?1")?
         .query_row([user.id.0], |row| row.get(0))
         .optional()?;
     if let Some(name) = name {
@@ -51,7 +51,7 @@ fn put_user(connection: &Connection, user: &User) -> Result<Put, Failure> {
     }
     let stored = connection
         .prepare_cached(
-            "INSERT INTO user (id, username, email, password_hash, is_active, tokens_valid_from, created_at)
+            "INSERT INTO account (id, username, email, password_hash, is_active, tokens_valid_from, created_at)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (username) DO NOTHING",
         )?
         .execute(params![
@@ -106,7 +106,7 @@ fn put_prompt(connection: &Connection, record: &PromptRecord) -> Result<Put, Fai
         let number = number_model(connection, &vector.model, vector.f16_bytes.len() / 2)?;
         connection
             .prepare_cached(
-                "INSERT INTO prompt_embedding (user_id, prompt_id, model_id, f16) VALUES (?1, ?2, ?3, ?4)",
+                "INSERT INTO prompt_embedding (user_id, prompt_id, model_id, embedding) VALUES (?1, ?2, ?3, ?4)",
             )?
             .execute(params![new.user_id.0, new.id.0, number, vector.f16_bytes])?;
     }
@@ -133,7 +133,7 @@ impl BulkStore for SqliteStore {
         self.readers
             .read(|connection| {
                 let mut statement = connection.prepare_cached(
-                    "SELECT coalesce(max(seq) FILTER (WHERE name = 'user'), 0),
+                    "SELECT coalesce(max(seq) FILTER (WHERE name = 'account'), 0),
                             coalesce(max(seq) FILTER (WHERE name = 'prompt'), 0)
                      FROM sqlite_sequence",
                 )?;
@@ -151,7 +151,7 @@ impl BulkStore for SqliteStore {
     async fn raise_ids(&self, last: LastIds) -> Result<(), Error> {
         self.writer
             .write(move |connection| {
-                raise(connection, "user", last.user.0)?;
+                raise(connection, "account", last.user.0)?;
                 raise(connection, "prompt", last.prompt.0)?;
                 Ok(())
             })

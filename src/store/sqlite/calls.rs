@@ -1,26 +1,21 @@
 //! Running calls, idempotency keys and the day's count in SQLite.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, params};
 
 use super::SqliteStore;
 use super::error::Failure;
-use super::prompts::{check_quota, prompt_by_id};
+use super::prompts::{check_quota, parse_status, prompt_by_id, prompt_from_row};
 use super::vectors::{StoredVector, insert_vector};
-use crate::domain::{
-    CallDetails, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, UserId,
-};
+use crate::domain::{FailureCode, Prompt, PromptId, Timestamp, UserId};
+use crate::store::calls::{EXPIRED, StoredKey, micros};
 use crate::store::{
-    Begun, CallOutcome, CallStore, Error, Holder, KEY_LIFETIME, KeyClaim, KeyState, KnownKey,
-    LapsedCall, NewCall,
+    Begun, CallOutcome, CallStore, Error, ExpiredCall, Holder, KEY_LIFETIME, KeyClaim, KeyState,
+    NewCall, prompt_columns,
 };
-
-/// What a lapsed call failed with.
-const LAPSED: FailureCode = FailureCode::Interrupted;
 
 /// Microseconds since the epoch by the clock of the one machine that SQLite's file is used on, to the millisecond.
 fn clock(connection: &Connection) -> rusqlite::Result<i64> {
@@ -29,72 +24,49 @@ fn clock(connection: &Connection) -> rusqlite::Result<i64> {
         .query_row([], |row| row.get(0))
 }
 
-fn micros(duration: Duration) -> i64 {
-    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
-}
-
-/// A stored key: its fingerprint, its prompt's id, and of that prompt, unless it was deleted, the status and until when its
-/// lease runs, if it has one.
-type KeyRow = ([u8; 32], i64, Option<String>, Option<i64>);
-
-/// The stored key and the prompt it was claimed for.
-fn known_key(
+/// The state of a user's key.
+fn key_state(
     connection: &Connection,
     user_id: UserId,
-    key_hash: &[u8; 32],
-) -> Result<Option<KnownKey>, Failure> {
-    let newest_free = clock(connection)?.saturating_sub(micros(KEY_LIFETIME));
-    let found: Option<KeyRow> = connection
-        .prepare_cached(
-            "SELECT k.fingerprint, k.prompt_id, p.status, r.lease_until FROM idempotency_key k
-             LEFT JOIN prompt p ON p.id = k.prompt_id
-             LEFT JOIN running_call r ON r.prompt_id = k.prompt_id
-             WHERE k.user_id = ?1 AND k.key_hash = ?2 AND k.claimed_at > ?3",
-        )?
-        .query_row(params![user_id.0, key_hash, newest_free], |row| {
-            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
-        })
-        .optional()?;
-    let Some((fingerprint, id, status, lease_until)) = found else {
-        return Ok(None);
-    };
-    let id = PromptId(id);
-    let state = match status {
-        None => KeyState::Deleted,
-        Some(status) if status == PromptStatus::Completed.as_str() => {
-            prompt_by_id(connection, id)?.map_or(KeyState::Deleted, KeyState::Completed)
+    claim: &KeyClaim,
+) -> Result<Option<KeyState>, Failure> {
+    let now = clock(connection)?;
+    let mut statement = connection.prepare_cached(
+        "SELECT k.fingerprint, k.prompt_id, p.status, coalesce(r.lease_until > ?3, false) AS is_leased
+         FROM idempotency_key k
+         LEFT JOIN prompt p ON p.id = k.prompt_id
+         LEFT JOIN running_call r ON r.prompt_id = k.prompt_id
+         WHERE k.user_id = ?1 AND k.key_hash = ?2 AND k.claimed_at > ?4",
+    )?;
+    let newest_free = now.saturating_sub(micros(KEY_LIFETIME));
+    let arguments = params![user_id.0, claim.key_hash, now, newest_free];
+    let mut rows = statement.query_and_then(arguments, |row| -> Result<_, Failure> {
+        Ok(StoredKey {
+            fingerprint: row.get("fingerprint")?,
+            prompt_id: PromptId(row.get("prompt_id")?),
+            status: row
+                .get_ref("status")?
+                .as_str_or_null()
+                .map_err(rusqlite::Error::from)?
+                .map(parse_status)
+                .transpose()?,
+            is_leased: row.get("is_leased")?,
         }
-        Some(_) => {
-            let now = clock(connection)?;
-            if lease_until.is_some_and(|until| until > now) {
-                KeyState::InFlight(id)
-            } else {
-                KeyState::Lapsed(id)
-            }
-        }
-    };
-    Ok(Some(KnownKey { fingerprint, state }))
+        .state(claim))
+    })?;
+    rows.next().transpose()
 }
 
-fn begin(connection: &Connection, call: NewCall) -> Result<Begun, Failure> {
-    let known = match &call.key {
-        Some(key) => known_key(connection, call.user_id, &key.key_hash)?,
+fn begin(connection: &Connection, call: &NewCall) -> Result<Begun, Failure> {
+    let state = match &call.key {
+        Some(claim) => key_state(connection, call.user_id, claim)?,
         None => None,
     };
-    let lapsed = match (known, &call.key) {
-        (Some(known), Some(key)) => match known.state {
-            KeyState::Lapsed(id) if known.fingerprint == key.fingerprint => Some(id),
-            KeyState::InFlight(_)
-            | KeyState::Lapsed(_)
-            | KeyState::Completed(_)
-            | KeyState::Deleted => return Ok(Begun::Known(known)),
-        },
-        _ => None,
-    };
     let now = clock(connection)?;
-    let prompt = match lapsed {
-        Some(id) => take_over(connection, id, &call.model)?,
-        None => insert_running(connection, &call)?,
+    let prompt = match state {
+        None => insert_running(connection, call)?,
+        Some(KeyState::Expired(id)) => take_over(connection, id, &call.model)?,
+        Some(state) => return Ok(Begun::Known(state)),
     };
     if let Some(key) = &call.key {
         claim(connection, call.user_id, key, prompt.id, now)?;
@@ -117,37 +89,40 @@ fn begin(connection: &Connection, call: NewCall) -> Result<Begun, Failure> {
 
 fn insert_running(connection: &Connection, call: &NewCall) -> Result<Prompt, Failure> {
     check_quota(connection, call.user_id, call.max_prompts)?;
-    let id = connection
-        .prepare_cached(
-            "INSERT INTO prompt (user_id, created_at, status, model, prompt) VALUES (?1, ?2, 'running', ?3, ?4)",
-        )?
-        .insert(params![
-            call.user_id.0,
-            call.created_at.0,
-            call.model,
-            call.prompt
-        ])?;
-    Ok(Prompt {
-        id: PromptId(id),
-        user_id: call.user_id,
-        prompt: call.prompt.clone(),
-        response: None,
-        model: call.model.clone(),
-        status: PromptStatus::Running,
-        error: None,
-        created_at: call.created_at,
-        call: CallDetails::default(),
-    })
+    one_prompt(
+        connection,
+        concat!(
+            "INSERT INTO prompt (user_id, created_at, status, model, prompt)
+             VALUES (?1, ?2, 'running', ?3, ?4) RETURNING ",
+            prompt_columns!()
+        ),
+        params![call.user_id.0, call.created_at.0, call.model, call.prompt],
+    )
 }
 
 fn take_over(connection: &Connection, id: PromptId, model: &str) -> Result<Prompt, Failure> {
-    connection
-        .prepare_cached(
-            "UPDATE prompt SET status = 'running', error = NULL, model = ?2 WHERE id = ?1",
-        )?
-        .execute(params![id.0, model])?;
-    // Its key was found to be of a prompt that is there, in this same transaction.
-    Ok(prompt_by_id(connection, id)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?)
+    one_prompt(
+        connection,
+        concat!(
+            "UPDATE prompt SET status = 'running', error = NULL, model = ?2 WHERE id = ?1 RETURNING ",
+            prompt_columns!()
+        ),
+        params![id.0, model],
+    )
+}
+
+/// The prompt that a statement returns.
+fn one_prompt(
+    connection: &Connection,
+    sql: &str,
+    arguments: &[&dyn rusqlite::ToSql],
+) -> Result<Prompt, Failure> {
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut rows = statement.query_and_then(arguments, prompt_from_row)?;
+    let prompt = rows.next().ok_or(rusqlite::Error::QueryReturnedNoRows)?;
+    // A statement that changes rows is complete only when it is stepped to its end.
+    rows.next().transpose()?;
+    prompt
 }
 
 fn claim(
@@ -173,142 +148,100 @@ fn claim(
     Ok(())
 }
 
-/// An outcome whose vector has its stored form already.
-struct Ending {
-    status: PromptStatus,
-    error: Option<FailureCode>,
-    response: Option<Arc<str>>,
-    model: Option<String>,
-    finish_reason: Option<String>,
-    prompt_tokens: Option<u32>,
-    completion_tokens: Option<u32>,
-    vector: Option<(ModelId, StoredVector)>,
-}
-
-impl From<CallOutcome> for Ending {
-    fn from(outcome: CallOutcome) -> Self {
-        match outcome {
-            CallOutcome::Completed {
-                response,
-                model,
-                finish_reason,
-                prompt_tokens,
-                completion_tokens,
-                embedding,
-            } => Self {
-                status: PromptStatus::Completed,
-                error: None,
-                response: Some(response),
-                model: Some(model),
-                finish_reason,
-                prompt_tokens,
-                completion_tokens,
-                vector: embedding.map(|(model, vector)| (model, StoredVector::from(&vector))),
-            },
-            CallOutcome::Failed(code) => Self {
-                status: PromptStatus::Failed,
-                error: Some(code),
-                response: None,
-                model: None,
-                finish_reason: None,
-                prompt_tokens: None,
-                completion_tokens: None,
-                vector: None,
-            },
-        }
-    }
-}
-
-fn finish(
+fn settle(
     connection: &Connection,
     id: PromptId,
     holder: Holder,
-    llm_duration_ms: Option<u32>,
-    ending: &Ending,
+    outcome: &CallOutcome,
+    vector: Option<&StoredVector>,
 ) -> Result<Option<Prompt>, Failure> {
-    let given_up = connection
+    let released = connection
         .prepare_cached(
             "DELETE FROM running_call WHERE prompt_id = ?1 AND replica = ?2 AND call = ?3",
         )?
         .execute(params![id.0, holder.replica, holder.call])?;
-    if given_up == 0 {
+    if released == 0 {
         return Ok(None);
     }
-    connection
-        .prepare_cached(
-            "UPDATE prompt SET status = ?2, error = ?3, response = ?4, model = coalesce(?5, model), finish_reason = ?6,
-             llm_duration_ms = ?7, prompt_tokens = ?8, completion_tokens = ?9 WHERE id = ?1",
-        )?
-        .execute(params![
+    let prompt = one_prompt(
+        connection,
+        concat!(
+            "UPDATE prompt SET status = ?2, error = ?3, response = ?4, model = coalesce(?5, model),
+             finish_reason = ?6, llm_duration_ms = ?7, prompt_tokens = ?8, completion_tokens = ?9
+             WHERE id = ?1 RETURNING ",
+            prompt_columns!()
+        ),
+        params![
             id.0,
-            ending.status.as_str(),
-            ending.error.map(FailureCode::as_str),
-            ending.response,
-            ending.model,
-            ending.finish_reason,
-            llm_duration_ms,
-            ending.prompt_tokens,
-            ending.completion_tokens,
-        ])?;
-    if ending.status == PromptStatus::Failed {
+            outcome.status().as_str(),
+            outcome.error.map(FailureCode::as_str),
+            outcome.response,
+            outcome.model,
+            outcome.details.finish_reason,
+            outcome.details.duration_ms,
+            outcome.details.prompt_tokens,
+            outcome.details.completion_tokens,
+        ],
+    )?;
+    if outcome.error.is_some() {
         connection
             .prepare_cached("DELETE FROM idempotency_key WHERE prompt_id = ?1")?
             .execute([id.0])?;
     }
-    let prompt = prompt_by_id(connection, id)?;
-    if let (Some(prompt), Some((model, vector))) = (&prompt, &ending.vector) {
+    if let (Some((model, _)), Some(vector)) = (&outcome.embedding, vector) {
         insert_vector(connection, prompt.user_id, id, model, vector)?;
     }
-    Ok(prompt)
+    Ok(Some(prompt))
 }
 
-fn lapse(
+fn expire(
     connection: &Connection,
     limit: usize,
     spared: &HashSet<PromptId>,
-) -> Result<Vec<LapsedCall>, Failure> {
+) -> Result<Vec<ExpiredCall>, Failure> {
     let over = connection
         .prepare_cached(
-            "SELECT prompt_id, announce FROM running_call WHERE lease_until <= ?1 ORDER BY lease_until",
+            "SELECT prompt_id, announce FROM running_call WHERE lease_until <= ?1
+             ORDER BY lease_until",
         )?
         .query_map([clock(connection)?], |row| {
-            Ok((PromptId(row.get(0)?), row.get(1)?))
+            Ok((PromptId(row.get("prompt_id")?), row.get("announce")?))
         })?
         .filter(|row| !matches!(row, Ok((id, _)) if spared.contains(id)))
         .take(limit)
         .collect::<rusqlite::Result<Vec<(PromptId, bool)>>>()?;
-    let mut lapsed = Vec::with_capacity(over.len());
+    let mut expired = Vec::with_capacity(over.len());
     for (id, announce) in over {
         connection
             .prepare_cached("DELETE FROM running_call WHERE prompt_id = ?1")?
             .execute([id.0])?;
         connection
             .prepare_cached("UPDATE prompt SET status = 'failed', error = ?2 WHERE id = ?1")?
-            .execute(params![id.0, LAPSED.as_str()])?;
+            .execute(params![id.0, EXPIRED.as_str()])?;
         let prompt = prompt_by_id(connection, id)?;
-        lapsed.extend(prompt.map(|prompt| LapsedCall { prompt, announce }));
+        expired.extend(prompt.map(|prompt| ExpiredCall { prompt, announce }));
     }
-    Ok(lapsed)
+    Ok(expired)
 }
 
 #[async_trait]
 impl CallStore for SqliteStore {
     async fn begin_call(&self, call: NewCall) -> Result<Begun, Error> {
         self.writer
-            .write(move |connection| begin(connection, call))
+            .write(move |connection| begin(connection, &call))
             .await
     }
 
-    async fn known_key(
+    async fn key_state(
         &self,
         user_id: UserId,
-        key_hash: &[u8; 32],
-    ) -> Result<Option<KnownKey>, Error> {
-        let key_hash = *key_hash;
+        claim: &KeyClaim,
+    ) -> Result<Option<KeyState>, Error> {
+        let claim = *claim;
         self.readers
             .read(move |connection| {
                 let transaction = connection.unchecked_transaction()?;
-                known_key(&transaction, user_id, &key_hash)
+                key_state(&transaction, user_id, &claim)
             })
             .await
     }
@@ -335,25 +268,28 @@ impl CallStore for SqliteStore {
             .await
     }
 
-    async fn finish_call(
+    async fn settle_call(
         &self,
         id: PromptId,
         holder: Holder,
-        llm_duration_ms: Option<u32>,
         outcome: CallOutcome,
     ) -> Result<Option<Prompt>, Error> {
-        let ending = Ending::from(outcome);
+        // Converted here rather than on the writer's thread.
+        let vector = outcome
+            .embedding
+            .as_ref()
+            .map(|(_, embedding)| StoredVector::from(embedding));
         self.writer
-            .write(move |connection| finish(connection, id, holder, llm_duration_ms, &ending))
+            .write(move |connection| settle(connection, id, holder, &outcome, vector.as_ref()))
             .await
     }
 
-    async fn lapse_calls(
+    async fn expire_calls(
         &self,
         limit: usize,
         spared: &[PromptId],
-    ) -> Result<Vec<LapsedCall>, Error> {
-        // Asked every few seconds, mostly for nothing: the writer is left alone then.
+    ) -> Result<Vec<ExpiredCall>, Error> {
+        // Called every few seconds, mostly with nothing to end: the writer is not disturbed then.
         let any = self
             .readers
             .read(|connection| {
@@ -368,7 +304,7 @@ impl CallStore for SqliteStore {
         }
         let spared: HashSet<PromptId> = spared.iter().copied().collect();
         self.writer
-            .write(move |connection| lapse(connection, limit, &spared))
+            .write(move |connection| expire(connection, limit, &spared))
             .await
     }
 

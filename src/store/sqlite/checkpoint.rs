@@ -1,7 +1,7 @@
-//! When the write-ahead log is copied back into the database file.
+//! Copies the write-ahead log back into the database file.
 //!
-//! SQLite would do it inside some commit, whose caller then waits for it. Here the writer does it after its callers have
-//! their answers.
+//! SQLite by itself would do it inside some commit, whose caller would wait for it. Here the writer
+//! does it after its callers have their results.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,14 +13,14 @@ use super::connection::{Database, PAGE_SIZE, wait_for_locks};
 /// Pages in the log from which it is copied back: 8 MB, some hundred small commits.
 const COPY_PAGES: i64 = 1000;
 
-/// Pages in the log from which the writer waits for readers, so that the log can start over: 64 MB. Only an unbroken chain
-/// of overlapping readers lets it come to this.
+/// Pages in the log from which the writer waits for readers, so that the log can start over: 64 MB.
+/// Only an unbroken chain of overlapping readers lets the log grow to this.
 const WAIT_PAGES: i64 = 8000;
 
-/// How long the writer then waits for them.
+/// How long the writer then waits for readers.
 const WAIT: Duration = Duration::from_millis(250);
 
-/// Remembers how long the log was, so as not to try again before it has grown.
+/// Remembers how long the log was, so that it is not copied again before it has grown.
 #[derive(Debug)]
 pub(super) struct Checkpointer {
     path: PathBuf,
@@ -67,7 +67,7 @@ impl Checkpointer {
         }
     }
 
-    /// Leaves an empty log behind, unless another process is using it.
+    /// Copies and empties the log, unless another process is using it.
     pub fn finish(&self, connection: &mut Connection) {
         let _ = self.truncate(connection);
     }
@@ -82,7 +82,7 @@ impl Checkpointer {
     /// By how many bytes the database file has to grow when the log is copied.
     pub fn lag(&self, connection: &Connection) -> rusqlite::Result<u64> {
         let bytes = pages(connection)?.saturating_mul(u64::from(PAGE_SIZE));
-        // A file whose size is not known lags by all of it.
+        // A file of unknown size lags by all of it.
         let written = std::fs::metadata(&self.path).map_or(0, |metadata| metadata.len());
         Ok(bytes.saturating_sub(written))
     }
@@ -96,7 +96,7 @@ pub(super) fn pages(connection: &Connection) -> rusqlite::Result<u64> {
     Ok(u64::try_from(pages).unwrap_or(0))
 }
 
-/// Copies the log in SQLite's way of that name, and returns the pages in it.
+/// Copies the log in SQLite's mode of that name, and returns the number of pages in it.
 fn checkpoint(connection: &Connection, mode: &str) -> rusqlite::Result<i64> {
     connection
         .prepare_cached(&format!("PRAGMA wal_checkpoint({mode})"))?

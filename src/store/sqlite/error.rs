@@ -1,4 +1,4 @@
-//! What SQLite's failures mean to the store's callers.
+//! What SQLite's failures mean for the store's callers.
 
 use std::sync::Arc;
 
@@ -11,12 +11,12 @@ use crate::store::Error;
 pub(super) enum Failure {
     /// SQLite's own.
     Sqlite(rusqlite::Error),
-    /// An answer of the store's contract, or a defect found by our own checks.
+    /// An error of the store's contract, or a defect found by our own checks.
     Store(Error),
 }
 
 impl Failure {
-    /// SQLite's error, if it says that the file cannot be written.
+    /// SQLite's error, if it means that the file cannot be written.
     pub fn cannot_write(&self) -> Option<ffi::Error> {
         match self {
             Self::Sqlite(error) if cannot_write(error) => error.sqlite_error().copied(),
@@ -42,9 +42,9 @@ impl From<Failure> for Error {
         match failure {
             Failure::Store(error) => error,
             Failure::Sqlite(error) => {
-                let passing = is_passing(&error);
+                let temporary = is_temporary(&error);
                 let cause = without_sql(error).into();
-                if passing {
+                if temporary {
                     Self::Unavailable(cause)
                 } else {
                     Self::Internal(cause)
@@ -71,7 +71,7 @@ impl From<NotCommitted> for Error {
     }
 }
 
-/// The store was closed, or the thread that served the call is gone.
+/// The store was closed, or the thread that served the call has ended.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the store is closed")]
 pub(super) struct Closed;
@@ -82,7 +82,7 @@ impl From<Closed> for Error {
     }
 }
 
-/// A row or an argument that the program itself must never have written or passed.
+/// A value that this program must never have stored or passed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Defect {
     #[error("a stored word is not one of its column's")]
@@ -99,9 +99,9 @@ impl From<Defect> for Failure {
     }
 }
 
-/// Whether the same call may work later: the file is locked or cannot be written, or memory is
+/// Whether the same call may succeed later: the file is locked or cannot be written, or memory is
 /// short.
-fn is_passing(error: &rusqlite::Error) -> bool {
+fn is_temporary(error: &rusqlite::Error) -> bool {
     cannot_write(error)
         || matches!(
             error.sqlite_error_code(),
@@ -129,7 +129,7 @@ pub(super) fn cannot_write(error: &rusqlite::Error) -> bool {
     )
 }
 
-/// Drops the statement's text, which must not reach a log, from the one error that carries it.
+/// Removes the statement's text, which must not reach a log, from the one error that carries it.
 fn without_sql(error: rusqlite::Error) -> rusqlite::Error {
     if let rusqlite::Error::SqlInputError { error, .. } = error {
         return rusqlite::Error::SqliteFailure(error, None);

@@ -1,15 +1,15 @@
-//! A look at a database file that changes nothing: neither the file, nor its schema, nor its folder.
+//! Inspects a database file and changes nothing: neither the file, nor its schema, nor its folder.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rusqlite::Connection;
 use rustix::fs::{Access, access};
 
 use super::connection::Database;
-use super::migrate::{SCHEMA_VERSION, schema_version};
+use super::migrate::{SCHEMA_VERSION, account_table, schema_version};
 use super::{OpenError, OpenOptions};
 
-/// What stands where a database is expected.
+/// What is at the path of a database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileState {
     /// Nothing, or an empty file: opening makes a database.
@@ -23,13 +23,14 @@ pub enum FileState {
     },
 }
 
-/// Looks at the file, also beside a server that uses it. Blocks.
+/// Inspects the file, also beside a server that uses it. Blocks.
 ///
 /// # Errors
-/// Those that opening would meet, as far as reading and the file's modes show.
+/// The errors of opening, as far as reading and the modes show them.
 pub fn inspect(path: &Path) -> Result<FileState, OpenError> {
-    let path = std::path::absolute(path)?;
-    let found = match std::fs::metadata(&path) {
+    let database = Database::at(path, OpenOptions::default())?;
+    let path = &database.path;
+    let found = match std::fs::metadata(path) {
         Ok(found) => Some(found),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => return Err(error.into()),
@@ -39,12 +40,12 @@ pub fn inspect(path: &Path) -> Result<FileState, OpenError> {
     access(folder, Access::WRITE_OK | Access::EXEC_OK).map_err(std::io::Error::from)?;
     match found {
         None => return Ok(FileState::Absent),
-        Some(_) => access(&path, Access::WRITE_OK).map_err(std::io::Error::from)?,
+        Some(_) => access(path, Access::WRITE_OK).map_err(std::io::Error::from)?,
     }
     if found.is_some_and(|found| found.is_file() && found.len() == 0) {
         return Ok(FileState::Absent);
     }
-    match schema_version(&onlooker(path)?)? {
+    match schema_version(&database.traceless_reader()?)? {
         0 => Ok(FileState::Absent),
         schema => Ok(FileState::Present {
             schema,
@@ -53,25 +54,23 @@ pub fn inspect(path: &Path) -> Result<FileState, OpenError> {
     }
 }
 
-/// How many accounts and prompts a database of ours holds. Blocks, for longer the more there are.
+/// Counts the accounts and prompts of a database of ours. Blocks, for longer the more there are.
 ///
 /// # Errors
 /// As for [`inspect`].
 pub fn count_rows(path: &Path) -> Result<(u64, u64), OpenError> {
-    let connection = onlooker(std::path::absolute(path)?)?;
-    let count = |table: &str| {
-        let sql = format!("SELECT count(*) FROM {table}");
-        connection.query_row(&sql, [], |row| row.get::<_, i64>(0))
-    };
-    let whole = |count: i64| u64::try_from(count).unwrap_or(0);
-    Ok((whole(count("user")?), whole(count("prompt")?)))
+    let database = Database::at(path, OpenOptions::default())?;
+    count(&database.traceless_reader()?)
 }
 
-fn onlooker(path: PathBuf) -> rusqlite::Result<Connection> {
-    let database = Database {
-        path,
-        busy_timeout: OpenOptions::default().busy_timeout,
-        max_pages: None,
-    };
-    database.onlooker()
+/// The accounts and prompts that a connection sees.
+pub(super) fn count(connection: &Connection) -> Result<(u64, u64), OpenError> {
+    let accounts = account_table(schema_version(connection)?);
+    let counts: (i64, i64) = connection.query_row(
+        &format!("SELECT (SELECT count(*) FROM {accounts}), (SELECT count(*) FROM prompt)"),
+        [],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )?;
+    let whole = |count| u64::try_from(count).unwrap_or(0);
+    Ok((whole(counts.0), whole(counts.1)))
 }

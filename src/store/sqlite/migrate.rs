@@ -1,4 +1,4 @@
-//! Whose file it is, and bringing it to the schema this program knows.
+//! Checks that the file belongs to this program, and migrates it to the present schema.
 
 use std::time::{Duration, Instant};
 
@@ -7,28 +7,37 @@ use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use super::OpenError;
 use super::connection::PAGE_SIZE;
 
-/// Marks our files, in the field that SQLite has for it: "PrmS".
+/// Marks our files, in SQLite's field for that: "PrmS".
 pub(super) const APPLICATION_ID: i32 = 0x5072_6d53;
 
-/// Each leads from the version before it to its own place in the list, counted from 1. Never edited once released.
-const MIGRATIONS: [&str; 3] = [
+/// Each migration leads from the version before it to its own position in the list, counted from 1.
+/// Never edited once released.
+const MIGRATIONS: [&str; 4] = [
     include_str!("../../../migrations/sqlite/0001_initial.sql"),
     include_str!("../../../migrations/sqlite/0002_running_calls.sql"),
     include_str!("../../../migrations/sqlite/0003_purge_horizon.sql"),
+    include_str!("../../../migrations/sqlite/0004_names_as_in_postgres.sql"),
 ];
 
 /// The schema this program works with.
 pub(super) const SCHEMA_VERSION: i32 = MIGRATIONS.len() as i32;
 
-/// Checks that the file is ours (or empty), switches it to write-ahead logging and applies what is missing, each
-/// migration in one transaction. Other processes may be doing the same.
+/// The table of accounts in a file of that version.
+pub(super) fn account_table(version: i32) -> &'static str {
+    if version < 4 { "user" } else { "account" }
+}
+
+/// Checks that the file is ours (or empty), switches it to write-ahead logging and applies the
+/// missing migrations, each in one transaction. Other processes may be doing the same.
 pub(super) fn migrate(connection: &mut Connection, timeout: Duration) -> Result<(), OpenError> {
-    // Nothing may be written to the file before it is known to be ours: switching the log alone would change it.
+    // Nothing may be written to the file before it is known to be ours: even switching the log
+    // would change it.
     schema_version(connection)?;
     // Takes effect only while the file is empty.
     connection.pragma_update(None, "page_size", PAGE_SIZE)?;
     use_write_ahead_log(connection, timeout)?;
-    // A migration may rebuild a table that others refer to, which enforcement would forbid. It is checked at its end.
+    // A migration may rebuild a table that others refer to, which enforcement would forbid.
+    // References are checked at the end of each migration.
     connection.pragma_update(None, "foreign_keys", false)?;
     while apply_next(connection)? {}
     connection.pragma_update(None, "foreign_keys", true)?;
@@ -41,7 +50,7 @@ fn apply_next(connection: &mut Connection) -> Result<bool, OpenError> {
         return Ok(false);
     }
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    // Asked again under the lock: another process may have been first.
+    // Read again under the lock: another process may have been first.
     let version = schema_version(&transaction)?;
     let missing = usize::try_from(version)
         .ok()
@@ -88,8 +97,8 @@ pub(super) fn schema_version(connection: &Connection) -> Result<i32, OpenError> 
     }
 }
 
-/// Write-ahead logging is a property of the file. Switching to it needs the file alone for a moment, and SQLite answers
-/// "busy" at once, without waiting, where two processes try together.
+/// Write-ahead logging is a property of the file. Switching to it needs the file alone for a
+/// moment. If two processes try at the same time, SQLite reports "busy" at once, without waiting.
 fn use_write_ahead_log(connection: &Connection, timeout: Duration) -> Result<(), OpenError> {
     let began = Instant::now();
     loop {
@@ -97,7 +106,8 @@ fn use_write_ahead_log(connection: &Connection, timeout: Duration) -> Result<(),
             .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0));
         match switched {
             Ok(mode) if mode == "wal" => return Ok(()),
-            // The file system cannot share memory between processes, as network file systems cannot.
+            // The file system cannot share memory between processes, as network file systems
+            // cannot.
             Ok(_) => return Err(OpenError::NoSharedMemory),
             Err(error)
                 if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)

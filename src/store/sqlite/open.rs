@@ -1,4 +1,4 @@
-//! Opening the file, and what may stand in the way.
+//! Opens the file, and names what prevents that.
 
 use std::fs;
 use std::io;
@@ -9,8 +9,8 @@ use rusqlite::{Connection, ErrorCode, ffi};
 use super::connection::Database;
 use super::migrate::migrate;
 
-/// Why the database could not be opened: one line that says the repair. It names no path; the
-/// caller knows which it gave.
+/// Why the database could not be opened: one line with the fix. It names no path; the caller knows
+/// the path.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The folder that should hold the file is missing.
@@ -21,12 +21,12 @@ pub enum OpenError {
         "the database file or its folder cannot be written: give the user that runs this program write access to both"
     )]
     NotWritable(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The file is no SQLite database, or its first page is damaged.
+    /// The file is not an SQLite database, or its first page is damaged.
     #[error(
         "the database file is not an SQLite database or is damaged: restore it from a backup, or move it away to start empty"
     )]
     NotADatabase(#[source] rusqlite::Error),
-    /// An SQLite database that this program did not make.
+    /// An SQLite database of another program.
     #[error("the database file belongs to another program: name another file")]
     Foreign,
     /// A later version of this program has used it.
@@ -44,7 +44,7 @@ pub enum OpenError {
         "the file system of the database cannot share memory between processes: put the file on a local disk"
     )]
     NoSharedMemory,
-    /// A migration found rows that refer to rows that are gone.
+    /// A migration found rows that refer to missing rows.
     #[error("the database file holds rows that refer to missing rows: restore it from a backup")]
     BrokenReferences,
     /// The disk has no room for the file, or for the log beside it.
@@ -60,7 +60,7 @@ pub enum OpenError {
 
 impl From<rusqlite::Error> for OpenError {
     fn from(error: rusqlite::Error) -> Self {
-        // SQLite shares an index of its log in a file, and says so if that cannot grow.
+        // SQLite shares an index of its log in a file, and reports this if that file cannot grow.
         let extended = error.sqlite_error().map(|error| error.extended_code);
         if extended == Some(ffi::SQLITE_IOERR_SHMSIZE) {
             return Self::NoRoom(Box::new(error));
@@ -81,7 +81,7 @@ impl From<io::Error> for OpenError {
     fn from(error: io::Error) -> Self {
         #[expect(
             clippy::wildcard_enum_match_arm,
-            reason = "the system's other errors have no repair of their own"
+            reason = "the system's other errors have no fix that could be named"
         )]
         match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Self::NoFolder(error),
@@ -96,7 +96,8 @@ impl From<io::Error> for OpenError {
     }
 }
 
-/// Creates the file if it is missing, checks it, and brings it to the present schema. Answers the writing connection.
+/// Creates the file if it is missing, checks it, and migrates it to the present schema. Returns the
+/// writing connection.
 pub(super) fn open_writer(database: &Database) -> Result<Connection, OpenError> {
     create_private(&database.path)?;
     let mut connection = database.writer()?;
@@ -104,8 +105,8 @@ pub(super) fn open_writer(database: &Database) -> Result<Connection, OpenError> 
     Ok(connection)
 }
 
-/// Creates the file, if it is missing, for its owner's eyes only; SQLite gives its log the same permissions. An existing
-/// file keeps those that its operator has given it.
+/// Creates the file, if it is missing, with mode 0600; SQLite gives its log the same permissions.
+/// An existing file keeps the permissions that its operator has set.
 fn create_private(path: &Path) -> io::Result<()> {
     let mut options = fs::OpenOptions::new();
     options.append(true).create(true);

@@ -7,14 +7,14 @@ use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::error::{Defect, Failure};
-use super::vectors::{StoredVector, insert_vector, model_number, page_of_vectors, put_vector};
+use super::vectors::{StoredVector, model_number, page_of_vectors, put_vector};
 use super::{SqliteStore, sql_limit};
 use crate::domain::{
     CallDetails, Embedding, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, UserId,
 };
 use crate::store::{
-    Access, Claim, Coverage, DeletedPrompt, Error, NewPrompt, PromptPage, PromptStore, PromptsRead,
-    Unembedded, VectorCursor, VectorPage,
+    Access, Claim, Coverage, DeletedPrompt, Error, PromptPage, PromptStore, PromptsRead,
+    Unembedded, VectorCursor, VectorPage, prompt_columns,
 };
 
 /// Stands for "completed" among the models of `prompt_count`, as the schema says.
@@ -23,43 +23,50 @@ const COMPLETED: i64 = 0;
 /// Stands for "all users together" in `prompt_count`, as the schema says.
 const ALL_USERS: i64 = 0;
 
-const PROMPT_BY_ID: &str = "SELECT id, user_id, created_at, status, error, model, prompt, response,
-            llm_duration_ms, prompt_tokens, completion_tokens, finish_reason FROM prompt
-     WHERE id = ?1 AND (?2 IS NULL OR user_id = ?2)";
+const PROMPT_BY_ID: &str = concat!(
+    "SELECT ",
+    prompt_columns!(),
+    " FROM prompt WHERE id = ?1 AND (?2 IS NULL OR user_id = ?2)"
+);
 
-const PROMPTS_BEFORE: &str =
-    "SELECT id, user_id, created_at, status, error, model, prompt, response,
-            llm_duration_ms, prompt_tokens, completion_tokens, finish_reason FROM prompt
-     WHERE user_id = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3";
+const PROMPTS_BEFORE: &str = concat!(
+    "SELECT ",
+    prompt_columns!(),
+    " FROM prompt WHERE user_id = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3"
+);
 
 const TEXT_BYTES_BY_ID: &str =
     "SELECT octet_length(prompt) + coalesce(octet_length(response), 0) FROM prompt
      WHERE id = ?1 AND (?2 IS NULL OR user_id = ?2)";
 
+/// Reads the columns of [`prompt_columns`].
 pub(super) fn prompt_from_row(row: &Row<'_>) -> Result<Prompt, Failure> {
-    let status = row.get_ref(3)?.as_str().map_err(rusqlite::Error::from)?;
-    let error = row
-        .get_ref(4)?
-        .as_str_or_null()
-        .map_err(rusqlite::Error::from)?;
+    let status = row.get_ref("status")?;
+    let error = row.get_ref("error")?;
+    let error = error.as_str_or_null().map_err(rusqlite::Error::from)?;
     Ok(Prompt {
-        id: PromptId(row.get(0)?),
-        user_id: UserId(row.get(1)?),
-        created_at: Timestamp(row.get(2)?),
-        status: PromptStatus::parse(status).ok_or(Defect::UnknownWord)?,
+        id: PromptId(row.get("id")?),
+        user_id: UserId(row.get("user_id")?),
+        created_at: Timestamp(row.get("created_at")?),
+        status: parse_status(status.as_str().map_err(rusqlite::Error::from)?)?,
         error: error
             .map(|word| FailureCode::parse(word).ok_or(Defect::UnknownWord))
             .transpose()?,
-        model: row.get(5)?,
-        prompt: row.get(6)?,
-        response: row.get(7)?,
+        model: row.get("model")?,
+        prompt: row.get("prompt")?,
+        response: row.get("response")?,
         call: CallDetails {
-            duration_ms: row.get(8)?,
-            prompt_tokens: row.get(9)?,
-            completion_tokens: row.get(10)?,
-            finish_reason: row.get(11)?,
+            duration_ms: row.get("llm_duration_ms")?,
+            prompt_tokens: row.get("prompt_tokens")?,
+            completion_tokens: row.get("completion_tokens")?,
+            finish_reason: row.get("finish_reason")?,
         },
     })
+}
+
+/// The status behind a stored word.
+pub(super) fn parse_status(word: &str) -> Result<PromptStatus, Failure> {
+    Ok(PromptStatus::parse(word).ok_or(Defect::UnknownWord)?)
 }
 
 fn count(connection: &Connection, user_id: i64, model_number: i64) -> rusqlite::Result<u64> {
@@ -104,66 +111,8 @@ pub(super) fn check_quota(
     }
 }
 
-fn insert(
-    connection: &Connection,
-    new: NewPrompt,
-    vector: Option<(ModelId, StoredVector)>,
-) -> Result<Prompt, Failure> {
-    check_quota(connection, new.user_id, new.max_prompts)?;
-    let id = connection
-        .prepare_cached(
-            "INSERT INTO prompt (user_id, created_at, status, error, llm_duration_ms, prompt_tokens,
-             completion_tokens, model, prompt, response, finish_reason)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
-        )?
-        .insert(params![
-            new.user_id.0,
-            new.created_at.0,
-            new.status.as_str(),
-            new.error.map(FailureCode::as_str),
-            new.llm_duration_ms,
-            new.prompt_tokens,
-            new.completion_tokens,
-            new.model,
-            new.prompt,
-            new.response,
-            new.finish_reason,
-        ])?;
-    if let Some((model, vector)) = vector {
-        insert_vector(connection, new.user_id, PromptId(id), &model, &vector)?;
-    }
-    Ok(Prompt {
-        id: PromptId(id),
-        user_id: new.user_id,
-        prompt: new.prompt,
-        response: new.response,
-        model: new.model,
-        status: new.status,
-        error: new.error,
-        created_at: new.created_at,
-        call: CallDetails {
-            finish_reason: new.finish_reason,
-            prompt_tokens: new.prompt_tokens,
-            completion_tokens: new.completion_tokens,
-            duration_ms: new.llm_duration_ms,
-        },
-    })
-}
-
 #[async_trait]
 impl PromptStore for SqliteStore {
-    async fn insert_prompt(&self, mut prompt: NewPrompt) -> Result<Prompt, Error> {
-        let completed = prompt.status == PromptStatus::Completed;
-        let vector = prompt
-            .embedding
-            .take()
-            .filter(|_| completed)
-            .map(|(model, embedding)| (model, StoredVector::from(&embedding)));
-        self.writer
-            .write(move |connection| insert(connection, prompt, vector))
-            .await
-    }
-
     async fn has_room(&self, user_id: UserId, max_prompts: u32) -> Result<bool, Error> {
         self.readers
             .read(move |connection| Ok(has_room(connection, user_id, max_prompts)?))
@@ -320,9 +269,9 @@ impl PromptStore for SqliteStore {
                 let rows =
                     statement.query_map(params![after, model_number, sql_limit(limit)], |row| {
                         Ok(Unembedded {
-                            id: PromptId(row.get(0)?),
-                            user_id: UserId(row.get(1)?),
-                            prompt: row.get(2)?,
+                            id: PromptId(row.get("id")?),
+                            user_id: UserId(row.get("user_id")?),
+                            prompt: row.get("prompt")?,
                         })
                     })?;
                 Ok(rows.collect::<Result<_, _>>()?)

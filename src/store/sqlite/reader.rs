@@ -1,13 +1,12 @@
-//! The threads that read, each with a connection of its own.
+//! The threads that read. Each has its own connection.
 //!
-//! Threads of our own rather than the runtime's blocking pool: a connection then stays where its statements are prepared,
-//! nothing has to be borrowed from a pool, and long reads of others cannot take all the blocking threads. It is no slower
-//! either: the bench `store` compares the two.
+//! They are not threads of the runtime's blocking pool. So a connection stays on the thread where
+//! its statements are prepared, nothing has to be borrowed from a pool, and long reads of others
+//! cannot occupy all blocking threads. It is no slower either: the bench `store` compares the two.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle, Thread};
+use std::sync::Arc;
 
 use rusqlite::Connection;
 use tokio::sync::{Semaphore, oneshot};
@@ -15,83 +14,39 @@ use tokio::sync::{Semaphore, oneshot};
 use super::connection::Database;
 use super::error::{Closed, Defect, Failure};
 use crate::store::Error;
+use crate::threads::{JobQueue, Next, ThreadGroup};
 
-/// Reads that may wait for a thread; further callers wait for a place.
+/// Reads that may wait in the queue; further callers wait for room in it.
 const QUEUE: usize = 1024;
 
-/// A read and its caller. Answers whether the connection may be used again.
-type Job = Box<dyn FnOnce(rusqlite::Result<&Connection>) -> bool + Send>;
+/// A read and its caller. Returns whether the connection may be used again.
+type ReadJob = Box<dyn FnOnce(rusqlite::Result<&Connection>) -> bool + Send>;
 
-#[derive(Default)]
-struct Queue {
-    jobs: VecDeque<Job>,
-    /// Threads that wait for a job, the one that worked last on top. It is woken first: its caches are warm, where a
-    /// condition variable would go round all threads in turn.
-    idle: Vec<Thread>,
-    closed: bool,
-}
-
-#[derive(Default)]
-struct Shared {
-    queue: Mutex<Queue>,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        // The queue is whole between any two statements, so a panic elsewhere does not spoil it.
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The next job, or `None` when the queue is closed and empty.
-    fn next(&self) -> Option<Job> {
-        let this = thread::current();
-        loop {
-            let mut queue = self.lock();
-            // Still there after a wake-up that no one meant.
-            queue.idle.retain(|idle| idle.id() != this.id());
-            if let Some(job) = queue.jobs.pop_front() {
-                return Some(job);
-            }
-            if queue.closed {
-                return None;
-            }
-            queue.idle.push(this.clone());
-            drop(queue);
-            thread::park();
-        }
-    }
-}
-
-/// The queue before the reading threads. Dropping it ends them once the queue is empty.
+/// The queue of the reading threads. Dropping it ends them once the queue is empty.
 pub(super) struct Readers {
-    shared: Arc<Shared>,
+    queue: Arc<JobQueue<VecDeque<ReadJob>>>,
     places: Semaphore,
+    threads: ThreadGroup,
 }
 
 impl Readers {
     /// Starts a thread for each of the given connections.
-    pub fn start(
-        database: &Database,
-        connections: Vec<Connection>,
-    ) -> std::io::Result<(Self, Vec<JoinHandle<()>>)> {
+    pub fn start(database: &Database, connections: Vec<Connection>) -> std::io::Result<Self> {
         let readers = Self {
-            shared: Arc::default(),
+            queue: Arc::new(JobQueue::new(VecDeque::new())),
             places: Semaphore::new(QUEUE),
+            threads: ThreadGroup::default(),
         };
-        let threads = connections
-            .into_iter()
-            .map(|connection| {
-                let shared = Arc::clone(&readers.shared);
-                let database = database.clone();
-                thread::Builder::new()
-                    .name("store-reader".to_owned())
-                    .spawn(move || work_off(&shared, &database, connection))
-            })
-            .collect::<std::io::Result<_>>()?;
-        Ok((readers, threads))
+        for connection in connections {
+            let (queue, database) = (Arc::clone(&readers.queue), database.clone());
+            let work = move || serve(&queue, &database, connection);
+            readers.threads.spawn("store-reader".to_owned(), work)?;
+        }
+        Ok(readers)
     }
 
-    /// Runs `work` on a reading connection. A `work` of more than one statement must begin a transaction itself.
+    /// Runs `work` on a reading connection. A `work` of more than one statement must begin a
+    /// transaction itself.
     pub async fn read<T, F>(&self, work: F) -> Result<T, Error>
     where
         T: Send + 'static,
@@ -99,61 +54,51 @@ impl Readers {
     {
         let _place = self.places.acquire().await.map_err(|_| Closed)?;
         let (reply, answer) = oneshot::channel();
-        let job: Job = Box::new(move |connection| {
+        let job: ReadJob = Box::new(move |connection| {
             let result = match connection {
                 Ok(connection) => catch_unwind(AssertUnwindSafe(|| work(connection)))
                     .unwrap_or_else(|_| Err(Defect::Panicked.into())),
                 Err(error) => Err(error.into()),
             };
             let keep = result.is_ok();
-            // Without a receiver the caller is gone.
+            // The caller may have left.
             let _ = reply.send(result.map_err(Error::from));
             keep
         });
-        let idle = {
-            let mut queue = self.shared.lock();
-            if queue.closed {
-                return Err(Closed.into());
-            }
-            queue.jobs.push_back(job);
-            queue.idle.pop()
-        };
-        if let Some(thread) = idle {
-            thread.unpark();
-        }
+        self.queue
+            .add(|jobs| jobs.push_back(job))
+            .map_err(|_| Closed)?;
         answer.await.unwrap_or_else(|_| Err(Closed.into()))
     }
 
-    /// Takes no more reads; those queued are still answered. Then the threads end.
-    pub fn close(&self) {
-        let mut queue = self.shared.lock();
-        queue.closed = true;
-        for thread in queue.idle.drain(..) {
-            thread.unpark();
-        }
+    /// Accepts no more reads, and returns when those in the queue are done and the threads have
+    /// ended.
+    pub async fn close(&self) {
+        self.queue.close(|_| ());
+        self.threads.joined().await;
     }
 
-    /// Reads in the queue just now.
+    /// Reads in the queue at the moment.
     pub fn queued(&self) -> usize {
-        self.shared.lock().jobs.len()
+        self.queue.jobs().len()
     }
 }
 
 impl Drop for Readers {
     fn drop(&mut self) {
-        self.close();
+        self.queue.close(|_| ());
     }
 }
 
-fn work_off(shared: &Shared, database: &Database, connection: Connection) {
+fn serve(queue: &JobQueue<VecDeque<ReadJob>>, database: &Database, connection: Connection) {
     let mut connection = Some(connection);
-    while let Some(job) = shared.next() {
+    while let Next::Job(job) = queue.next(None, VecDeque::pop_front) {
         let opened = match connection.take() {
             Some(connection) => Ok(connection),
             None => database.reader(),
         };
         match opened {
-            // After any failure another connection is opened, whatever the failure left in this one.
+            // After any failure a new connection is opened, because this one may be in any state.
             Ok(open) => connection = job(Ok(&open)).then_some(open),
             Err(error) => {
                 job(Err(error));

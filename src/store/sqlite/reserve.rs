@@ -2,8 +2,8 @@
 //!
 //! A write needs room even if it deletes: SQLite appends the changed pages to its log first. The
 //! reserve is a file beside the database whose blocks are allocated and never used. Cutting it
-//! gives room to the log at the moment when nothing else has any. The file holds no data: it may be
-//! deleted, and the next start makes it again.
+//! gives room to the log at a moment when there is no other room. The file holds no data: it may be
+//! deleted, and the next start creates it again.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -23,12 +23,12 @@ const RESERVE_BYTES: u64 = 8 << 20;
 /// for a deletion.
 const FILE_SYSTEM_PARTS: u64 = 8;
 
-/// A short reserve is made in steps of this part of a whole one.
+/// A reserve that is not whole is made in steps of this part of a whole one.
 const STEPS: u64 = 8;
 
-/// The steps that a short reserve has at most. The rest is left to the log, so that writes which
-/// need no growth of the database file go on: without any room for the log the pages that deletions
-/// free could not be used.
+/// The most steps of a reserve that is not whole. The rest of the room is left to the log, so that
+/// writes that need no growth of the database file go on: without any room for the log, the pages
+/// that deletions free could not be used.
 const SHORT_STEPS: u64 = 4;
 
 /// The reserve of one database file.
@@ -62,14 +62,15 @@ impl Reserve {
         self.size / 4
     }
 
-    /// Makes the reserve whole if there is as much room again beside it, and else as large as half
-    /// of that, if there is room for it. Returns whether it is whole.
+    /// Makes the reserve whole if there is as much room again beside it. Otherwise makes it as
+    /// large as possible, up to half of a whole one, while a step of room stays free. Returns
+    /// whether it is whole.
     pub fn fill(&self) -> bool {
         let Ok(file) = self.open() else { return false };
         match resize(&file, self.size, self.size) {
             Ok(()) => return true,
-            // The file system cannot allocate ahead, so there is no reserve and nothing to be short
-            // of.
+            // The file system cannot allocate in advance, so there is no reserve and no shortage of
+            // it.
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => return true,
             Err(_) => {}
         }
@@ -82,7 +83,7 @@ impl Reserve {
         false
     }
 
-    /// Whether the file system has next to no room besides the reserve. Only asks for numbers.
+    /// Whether the file system has next to no room besides the reserve. Only reads numbers.
     pub fn is_all_there_is(&self) -> bool {
         let folder = self.path.parent().unwrap_or(Path::new("/"));
         statvfs(folder).is_ok_and(|found| {
@@ -101,8 +102,8 @@ impl Reserve {
         }
     }
 
-    /// Whether the released reserve's room, or other room, is at least so many bytes. True where
-    /// this cannot be tried.
+    /// Whether there is room for so many bytes, the released reserve's room included. True if this
+    /// cannot be tried.
     pub fn has_room(&self, bytes: u64) -> bool {
         if bytes == 0 {
             return true;
@@ -123,8 +124,8 @@ impl Reserve {
     }
 }
 
-/// Gives the file a size of `bytes`, all allocated, if `beside` bytes more could be allocated too.
-/// On an error the file is cut to what it had before, or to `bytes` if that is less.
+/// Gives the file a size of `bytes`, all allocated, if `beside` more bytes could be allocated too.
+/// On an error the file is cut to its previous size, or to `bytes` if that is less.
 fn resize(file: &File, bytes: u64, beside: u64) -> Result<(), Errno> {
     let before = file.metadata().map_or(0, |metadata| metadata.len());
     // Some file systems leave a part allocated when they fail.

@@ -45,10 +45,8 @@ pub(super) fn number_model(
     let known: Option<(i64, usize)> = connection
         .prepare_cached("SELECT id, dimension FROM embedding_model WHERE name = ?1")?
         .query_row([&model.0], |row| {
-            Ok((
-                row.get(0)?,
-                usize::try_from(row.get::<_, i64>(1)?).unwrap_or(0),
-            ))
+            let dimension: i64 = row.get("dimension")?;
+            Ok((row.get("id")?, usize::try_from(dimension).unwrap_or(0)))
         })
         .optional()?;
     match known {
@@ -75,7 +73,7 @@ pub(super) fn insert_vector(
     let model_number = number_model(connection, model, vector.dimension)?;
     connection
         .prepare_cached(
-            "INSERT INTO prompt_embedding (user_id, prompt_id, model_id, f16) VALUES (?1, ?2, ?3, ?4)",
+            "INSERT INTO prompt_embedding (user_id, prompt_id, model_id, embedding) VALUES (?1, ?2, ?3, ?4)",
         )?
         .execute(params![user_id.0, id.0, model_number, vector.f16])?;
     Ok(())
@@ -91,9 +89,9 @@ pub(super) fn put_vector(
     let model_number = number_model(connection, model, vector.dimension)?;
     let changed = connection
         .prepare_cached(
-            "INSERT INTO prompt_embedding (user_id, prompt_id, model_id, f16)
+            "INSERT INTO prompt_embedding (user_id, prompt_id, model_id, embedding)
              SELECT user_id, id, ?2, ?3 FROM prompt WHERE id = ?1 AND status = 'completed'
-             ON CONFLICT DO UPDATE SET model_id = excluded.model_id, f16 = excluded.f16",
+             ON CONFLICT DO UPDATE SET model_id = excluded.model_id, embedding = excluded.embedding",
         )?
         .execute(params![id.0, model_number, vector.f16])?;
     Ok(changed > 0)
@@ -125,25 +123,29 @@ pub(super) fn page_of_vectors(
             std::cmp::Ordering::Greater => i64::MAX,
         };
         one_owner = transaction.prepare_cached(
-            "SELECT user_id, prompt_id, f16 FROM prompt_embedding
+            "SELECT user_id, prompt_id, embedding FROM prompt_embedding
              WHERE user_id = ?1 AND prompt_id > ?2 AND model_id = ?3 ORDER BY user_id, prompt_id LIMIT ?4",
         )?;
         one_owner.query([owner.0, after_prompt, model_number, sql_limit(limit)])?
     } else {
         all = transaction.prepare_cached(
-            "SELECT user_id, prompt_id, f16 FROM prompt_embedding
+            "SELECT user_id, prompt_id, embedding FROM prompt_embedding
              WHERE (user_id, prompt_id) > (?1, ?2) AND model_id = ?3 ORDER BY user_id, prompt_id LIMIT ?4",
         )?;
         all.query([after_user, after_prompt, model_number, sql_limit(limit)])?
     };
     while let Some(row) = rows.next()? {
-        let bytes = row.get_ref(2)?.as_blob().map_err(rusqlite::Error::from)?;
+        let bytes = row
+            .get_ref("embedding")?
+            .as_blob()
+            .map_err(rusqlite::Error::from)?;
         if page.ids.is_empty() {
             let rows = limit.min(RESERVED_ROWS);
             page.ids.reserve(rows);
             page.f16_bytes.reserve(rows.saturating_mul(bytes.len()));
         }
-        page.ids.push((UserId(row.get(0)?), PromptId(row.get(1)?)));
+        let (user_id, prompt_id) = (row.get("user_id")?, row.get("prompt_id")?);
+        page.ids.push((UserId(user_id), PromptId(prompt_id)));
         page.f16_bytes.extend_from_slice(bytes);
     }
     Ok(page)

@@ -1,49 +1,49 @@
-//! The queue before the one thread that writes, and how the writes of many tasks share a commit.
+//! The queue of the one thread that writes, and how the writes of many tasks share a commit.
 //!
 //! A commit waits for the disk. While it does, further operations gather in the queue; the next
-//! transaction takes all of them, so that the disk's delay bounds the latency of a write but not
-//! their number in a second. There is no artificial delay: an operation that finds the writer idle
-//! is committed at once, alone. `worker` is the thread.
+//! transaction takes all of them. So the disk's delay bounds the latency of a write, but not the
+//! number of writes in a second. There is no artificial delay: an operation that finds the writer
+//! idle is committed at once, alone. The thread is in `writer_thread`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::{self, JoinHandle};
 
 use rusqlite::{Connection, ffi};
 use tokio::sync::{mpsc, oneshot};
 
 use super::error::{Closed, Defect, Failure, NotCommitted};
 use super::reserve::Reserve;
-use super::worker::Worker;
+use super::writer_thread::WriterThread;
 use crate::store::Error;
+use crate::threads::ThreadGroup;
 
-/// Operations that may wait for the writer; further callers wait for a place.
+/// Operations that may wait in the queue; further callers wait for room in it.
 const QUEUE: usize = 1024;
 
-/// The most operations in one transaction: bounds how much is lost at once when a commit fails, and how long a first
-/// operation waits for the others'.
+/// The most operations in one transaction. It bounds how much is lost at once when a commit fails,
+/// and how long a first operation waits for the others.
 pub(super) const MAX_BATCH: usize = 256;
 
 /// How an operation left its savepoint.
 pub(super) enum Ran {
     /// Its work is in the transaction.
     Done,
-    /// It refused or failed by itself: its savepoint must be rolled back.
+    /// It failed: its savepoint must be rolled back.
     Undone,
-    /// SQLite cannot write: the whole transaction must be given up.
+    /// SQLite cannot write: the whole transaction must be rolled back.
     CannotWrite(ffi::Error),
 }
 
-/// An operation that has yet to be written, and its caller.
+/// An operation in the queue, and its caller.
 pub(super) trait Operation: Send {
-    /// Does the work inside a savepoint of its own. Only a vital operation is run again.
+    /// Does the work inside its savepoint. Only a vital operation is run again.
     fn run(&mut self, connection: &Connection) -> Ran;
 
     /// Whether it must succeed on a full disk: see [`Writer::write_vital`].
     fn is_vital(&self) -> bool;
 
-    /// Sends the caller its result, once the fate of the transaction is known.
+    /// Sends the caller its result, once the outcome of the transaction is known.
     fn answer(self: Box<Self>, committed: Result<(), NotCommitted>);
 }
 
@@ -61,7 +61,7 @@ where
 {
     fn run(&mut self, connection: &Connection) -> Ran {
         let work = &mut self.work;
-        // A defect in one operation must not end the thread that all writes need.
+        // A panic in one operation must not end the thread that all writes need.
         let result = catch_unwind(AssertUnwindSafe(|| work(connection)))
             .unwrap_or_else(|_| Err(Defect::Panicked.into()));
         let ran = match &result {
@@ -78,19 +78,18 @@ where
 
     fn answer(self: Box<Self>, committed: Result<(), NotCommitted>) {
         let result = match (self.result, committed) {
-            // An operation that failed by itself keeps its own error: it was to change nothing in
-            // any case.
+            // An operation that failed keeps its own error: it was to change nothing in any case.
             (Some(Err(error)), _) => Err(error),
             (_, Err(error)) => Err(error.into()),
             (Some(Ok(done)), Ok(())) => Ok(done),
             (None, Ok(())) => Err(Closed.into()),
         };
-        // Without a receiver the caller is gone; what was written stays.
+        // The caller may have left; what was written stays.
         let _ = self.reply.send(result);
     }
 }
 
-/// An operation, and where its result comes.
+/// An operation, and the receiver of its result.
 pub(super) fn operation<T, F>(
     is_vital: bool,
     work: F,
@@ -109,17 +108,17 @@ where
     (Box::new(write), answer)
 }
 
-/// What the writer's thread is asked for.
+/// A request to the writer's thread.
 pub(super) enum Command {
-    /// To write.
+    /// Write.
     Run(Box<dyn Operation>),
-    /// To find out whether a prompt could be stored now.
+    /// Find out whether a prompt could be stored now.
     Probe(oneshot::Sender<bool>),
-    /// To end once the queue is empty.
+    /// End once the queue is empty.
     Close,
 }
 
-/// What the writer's thread lets others see.
+/// What other threads may know of the writer's thread.
 #[derive(Debug, Default)]
 pub(super) struct WriterStatus {
     /// Transactions committed since the start.
@@ -128,31 +127,32 @@ pub(super) struct WriterStatus {
     pub committed_operations: AtomicU64,
     /// Transactions that failed as a whole.
     pub failed_batches: AtomicU64,
-    /// Whether a write failed for want of room or another reason of the disk, and none has shown
-    /// since that it passed.
+    /// Whether a write failed for lack of room or another failure of the disk, and none has
+    /// succeeded since.
     pub is_in_doubt: AtomicBool,
 }
 
-/// The sending end of the queue before the writer's thread.
+/// The sending end of the queue.
 pub(super) struct Writer {
     queue: mpsc::Sender<Command>,
     status: Arc<WriterStatus>,
     reserve: Reserve,
+    thread: ThreadGroup,
 }
 
 impl Writer {
     /// Starts the thread.
-    pub fn start(worker: Worker) -> std::io::Result<(Self, JoinHandle<()>)> {
+    pub fn start(thread: WriterThread) -> std::io::Result<Self> {
         let (sender, receiver) = mpsc::channel(QUEUE);
         let writer = Self {
             queue: sender,
-            status: worker.status(),
-            reserve: worker.reserve(),
+            status: thread.status(),
+            reserve: thread.reserve(),
+            thread: ThreadGroup::default(),
         };
-        let thread = thread::Builder::new()
-            .name("store-writer".to_owned())
-            .spawn(move || worker.work_off(receiver))?;
-        Ok((writer, thread))
+        let work = move || thread.run_until_closed(receiver);
+        writer.thread.spawn("store-writer".to_owned(), work)?;
+        Ok(writer)
     }
 
     /// Runs `work` in a transaction and returns its result after the commit.
@@ -169,9 +169,8 @@ impl Writer {
         self.send(Command::Run(operation), answer).await?
     }
 
-    /// The same for work that must succeed on a full disk too, because it frees room or ends a
-    /// credential. It may use the reserve. It is run again if the transaction failed that it was
-    /// part of.
+    /// Does the same for work that must succeed on a full disk too, because it frees room or ends a
+    /// credential. It may use the reserve. It is run again if its transaction failed.
     pub async fn write_vital<T, F>(&self, work: F) -> Result<T, Error>
     where
         T: Send + 'static,
@@ -181,8 +180,8 @@ impl Writer {
         self.send(Command::Run(operation), answer).await?
     }
 
-    /// Whether a prompt could be stored now. Tries to write only if an earlier write or the room on
-    /// the disk leaves that in doubt.
+    /// Whether a prompt could be stored now. Tries to write only if an earlier write or the free
+    /// space on the disk puts that in doubt.
     pub async fn can_write(&self) -> Result<bool, Error> {
         let is_in_doubt = self.status.is_in_doubt.load(Ordering::Relaxed);
         if !is_in_doubt && !self.reserve.is_all_there_is() {
@@ -197,13 +196,15 @@ impl Writer {
         Ok(answer.await.map_err(|_| Closed)?)
     }
 
-    /// Takes no more operations; those queued are still written. Then the thread ends.
+    /// Accepts no more operations, and returns when those in the queue are written and the thread
+    /// has ended.
     pub async fn close(&self) {
-        // A queue that is closed already is what is wanted.
+        // This fails if the queue is closed already.
         let _ = self.queue.send(Command::Close).await;
+        self.thread.joined().await;
     }
 
-    /// Operations in the queue just now.
+    /// Operations in the queue at the moment.
     pub fn queued(&self) -> usize {
         self.queue.max_capacity() - self.queue.capacity()
     }

@@ -1,4 +1,4 @@
-//! Holds the sliding windows to a brute-force count of every request ever allowed.
+//! Compares the sliding windows with a count of every request ever allowed.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::domain::UserId;
 
-/// Keeps every allowed request and counts them all again at each question.
+/// Keeps every allowed request and counts them all at each call.
 struct Oracle {
     rates: Rates,
     allowed: HashMap<u8, Vec<Nanos>>,
@@ -39,11 +39,11 @@ impl Oracle {
         allowed
     }
 
-    fn states(&self, key: u8, now: Nanos) -> Vec<RateState> {
+    fn states(&self, key: u8, now: Nanos) -> Vec<RateStatus> {
         let state = |&rate: &crate::domain::Rate| {
             let window = nanos(rate.window());
             let used = self.used(key, window, now);
-            RateState {
+            RateStatus {
                 rate,
                 remaining: rate.limit - u32::try_from(used.len()).unwrap(),
                 reset_after: used
@@ -75,7 +75,8 @@ fn any_rates() -> impl Strategy<Value = Rates> {
     })
 }
 
-/// Pauses between requests: none, short ones, and those that end within two nanoseconds of a window's end.
+/// Pauses between requests: none, short ones, and those that end within two nanoseconds of a
+/// window's end.
 fn any_pause() -> impl Strategy<Value = Nanos> {
     let window = prop::sample::select(vec![1_u64, 60, 3_600, 86_400]);
     prop_oneof![
@@ -88,7 +89,7 @@ fn any_pause() -> impl Strategy<Value = Nanos> {
 
 proptest! {
     #[test]
-    fn every_answer_agrees_with_a_full_count(
+    fn every_decision_agrees_with_a_full_count(
         rates in any_rates(),
         arrivals in prop::collection::vec((any_pause(), 0_u8..3), 1..120),
     ) {
@@ -101,11 +102,11 @@ proptest! {
             let at = |offset: Nanos| epoch + Duration::from_nanos(now + offset);
             prop_assert_eq!(windows.peek(key, at(0)).is_allowed(), oracle.would_allow(key, now));
             let allowed = oracle.check(key, now);
-            let verdict = windows.check(key, at(0));
-            prop_assert_eq!(verdict.is_allowed(), allowed);
-            prop_assert_eq!(&verdict.rates, &oracle.states(key, now));
-            prop_assert_eq!(windows.peek(key, at(0)).rates, verdict.rates);
-            if let Some(wait) = verdict.retry_after {
+            let decision = windows.check(key, at(0));
+            prop_assert_eq!(decision.is_allowed(), allowed);
+            prop_assert_eq!(&decision.rates, &oracle.states(key, now));
+            prop_assert_eq!(windows.peek(key, at(0)).rates, decision.rates);
+            if let Some(wait) = decision.retry_after {
                 // The wait is the shortest that helps.
                 let wait = nanos(wait);
                 prop_assert!(oracle.would_allow(key, now + wait));
@@ -124,9 +125,9 @@ fn request_refused_by_one_rate_uses_up_none() {
         windows.check(1, epoch + Duration::from_millis(tenth * 100));
     }
     // Ten seconds at ten a second: one each second was allowed, and ninety were refused.
-    let verdict = windows.peek(1, epoch + Duration::from_millis(9_900));
-    assert_eq!(verdict.rates[1].remaining, 0);
-    assert_eq!(verdict.rates[1].reset_after, Duration::from_millis(50_100));
+    let decision = windows.peek(1, epoch + Duration::from_millis(9_900));
+    assert_eq!(decision.rates[1].remaining, 0);
+    assert_eq!(decision.rates[1].reset_after, Duration::from_millis(50_100));
 }
 
 #[test]
@@ -138,12 +139,12 @@ fn keys_do_not_share_a_limit() {
 }
 
 #[test]
-fn without_rates_everything_is_allowed_and_nothing_remembered() {
+fn without_rates_everything_is_allowed_and_nothing_is_remembered() {
     let (windows, epoch) = windows::<u8>("off");
     for _ in 0..100 {
-        assert_eq!(windows.check(1, epoch), Verdict::default());
+        assert_eq!(windows.check(1, epoch), ThrottleDecision::default());
     }
-    assert_eq!(windows.peek(1, epoch), Verdict::default());
+    assert_eq!(windows.peek(1, epoch), ThrottleDecision::default());
     assert_eq!(windows.tracked_keys(), 0);
 }
 
@@ -160,8 +161,8 @@ fn clock_that_is_behind_counts_as_the_latest_seen() {
             .check(1, epoch + Duration::from_secs(3))
             .is_allowed()
     );
-    let verdict = windows.check(1, epoch);
-    assert_eq!(verdict.retry_after, Some(Duration::from_secs(1)));
+    let decision = windows.check(1, epoch);
+    assert_eq!(decision.retry_after, Some(Duration::from_secs(1)));
 }
 
 #[test]
@@ -181,11 +182,13 @@ fn only_keys_of_the_longest_window_are_remembered() {
     for key in 0..200_000_u32 {
         // 1,000 new keys a second: 60,000 within a minute.
         windows.check(key, epoch + Duration::from_millis(key.into()));
-        // A shard forgets when a request comes to it, which chance may delay: a second's worth of keys is far beyond chance.
+        // A shard removes idle keys when a request comes to it, which depends on chance; the keys
+        // of a second are more than chance can leave.
         assert!(key % 1000 != 0 || windows.tracked_keys() <= 61_000);
     }
-    // A crowd that left is forgotten as requests come in, without any of them paying for all. So many keys that chance leaves
-    // none of the shards without one: a shard that is never asked keeps what it has.
+    // Idle keys of a crowd that has left are removed as requests come in, without one of them
+    // paying for all. There are enough keys that every shard gets a request: a shard without
+    // requests keeps its keys.
     let later = epoch + Duration::from_secs(3_600);
     for key in 0..100_000_u32 {
         windows.check(key % 1000, later);
@@ -194,25 +197,26 @@ fn only_keys_of_the_longest_window_are_remembered() {
     let room: usize = windows
         .shards
         .iter()
-        .map(|shard| lock(shard).requests.capacity())
+        .map(|shard| shard.lock().requests.capacity())
         .sum();
     assert!(room < 64 * 1024, "{room} places kept for 1000 keys");
 }
 
 #[test]
-fn a_key_remembers_no_more_than_the_longest_windows_limit() {
+fn key_remembers_no_more_requests_than_the_limit_of_the_longest_window() {
     let (windows, epoch) = windows::<u8>("10000/s,100/min");
     let counted =
-        |windows: &SlidingWindows<u8>| lock(&windows.shards[windows.index(&1)]).requests[&1].len();
+        |windows: &SlidingWindows<u8>| windows.shards[windows.index(&1)].lock().requests[&1].len();
     for i in 0..50_000_u64 {
         windows.check(1, epoch + Duration::from_millis(i * 10));
         assert!(counted(&windows) <= 100);
     }
 }
 
-/// Threads race at one frozen instant after another; as many are allowed as one after the other would be.
+/// Threads race at one instant after another; exactly as many requests are allowed as without a
+/// race.
 #[test]
-fn racing_threads_are_allowed_exactly_what_the_rates_leave() {
+fn racing_threads_are_allowed_exactly_what_the_rates_allow() {
     const THREADS: usize = 8;
     const ROUNDS: u64 = 60;
     let (windows, epoch) = windows::<u8>("7/s,40/min");
@@ -249,8 +253,9 @@ fn racing_threads_are_allowed_exactly_what_the_rates_leave() {
     }
 }
 
-/// Threads race with clocks that disagree about the order. Each allowed request was decided between the readings of the
-/// clock around it; no window may be proved to hold more of them than the limit.
+/// Threads race with clocks that disagree about the order. Each allowed request was decided between
+/// the readings of the clock around it; no window may be proved to hold more of them than the
+/// limit.
 #[test]
 fn racing_threads_with_disordered_clocks_never_exceed_a_window() {
     const LIMIT: usize = 5;

@@ -15,7 +15,7 @@ use prompt_service::store::{
 };
 
 use crate::moving::{cut_off, embedded_store};
-use crate::store::{completed, embedded, model, user, vector};
+use crate::store::{InsertPrompt, completed, embedded, model, user, vector};
 use crate::support::Folder;
 
 fn side(store: &SqliteStore) -> Side<'_> {

@@ -2,11 +2,11 @@
 
 use prompt_service::config::{Secret, StoreConfig};
 use prompt_service::domain::{PromptId, PromptRecord, UserId};
-use prompt_service::store::{BulkStore, PromptStore};
+use prompt_service::store::BulkStore;
 use serde_json::Value;
 
 use crate::moving::{command, embedded_store};
-use crate::store::{completed, user};
+use crate::store::{InsertPrompt, completed, user};
 use crate::support::postgres::Database;
 use crate::support::{App, Folder, config_in, spawn_app_in};
 

@@ -56,7 +56,7 @@ async fn a_message_over_64_kib_closes_the_socket_with_a_reason() {
 }
 
 #[tokio::test]
-async fn a_client_is_not_cut_off_while_it_sends_too_much() {
+async fn client_that_sends_too_much_gets_a_close_frame() {
     let app = spawn_app(|config| config.server.socket_timings.closing = DEADLINE).await;
     let alice = app.user("alice").await;
     let mut stream = open_narrow(&app, &alice.access).await;
@@ -64,7 +64,8 @@ async fn a_client_is_not_cut_off_while_it_sends_too_much() {
     stream.write_all(b"\x81\xff").await.unwrap();
     stream.write_u64(length).await.unwrap();
     let masked = vec![0; 4 + usize::try_from(length).unwrap()];
-    // To close with data unread would break the connection, and on some systems lose what was sent before.
+    // To close with data unread would break the connection, and on some systems lose what was sent
+    // before.
     timeout(DEADLINE, stream.write_all(&masked))
         .await
         .expect("all is read")
@@ -174,7 +175,8 @@ async fn a_reader_too_slow_is_closed_with_1013_and_disturbs_nobody() {
     let closed = "websockets_closed_total{code=\"1013\"}";
     let mut events = Vec::new();
     while app.metric(closed).await.is_none() {
-        // What the kernel holds between the two, and a queue of 64; with more than that unread, something grows without end.
+        // What the kernel holds between the two, and a queue of 64; with more than that unread,
+        // something grows without end.
         assert!(events.len() < 400, "the reader was never found too slow");
         let event = announce(&alice, &prompt).await;
         assert_next(&mut other, &event).await;
@@ -182,7 +184,8 @@ async fn a_reader_too_slow_is_closed_with_1013_and_disturbs_nobody() {
     }
     assert_eq!(app.metric("websockets_open").await, Some(1.0));
 
-    // It wakes up: what it gets is the beginning of the story, whole and in order, and then the reason why there is no more.
+    // It wakes up: what it gets is the beginning of the story, whole and in order, and then the
+    // reason why there is no more.
     let (_, hello) = read_message(&mut slow).await;
     assert!(hello.starts_with(b"{\"message\": \"WebSocket connected\""));
     let mut read = 0;
@@ -190,7 +193,8 @@ async fn a_reader_too_slow_is_closed_with_1013_and_disturbs_nobody() {
         match read_message(&mut slow).await {
             (true, payload) => break u16::from_be_bytes([payload[0], payload[1]]),
             (false, text) => {
-                // The last may have been cut off by the close frame, and is then not taken for a message.
+                // The last may have been cut off by the close frame, and is then not taken for a
+                // message.
                 assert!(text == events[read].as_bytes(), "event {read}");
                 read += 1;
             }
@@ -202,12 +206,13 @@ async fn a_reader_too_slow_is_closed_with_1013_and_disturbs_nobody() {
 }
 
 #[tokio::test]
-async fn a_client_that_pings_and_never_reads_is_not_kept_answers_for() {
+async fn pongs_for_a_client_that_never_reads_are_bounded() {
     // What the service asks by itself would stand between its answers.
     let app = spawn_app(|config| config.server.socket_timings.ping_every = 2 * DEADLINE).await;
     let alice = app.user("alice").await;
     let mut stream = open_narrow(&app, &alice.access).await;
-    // 32 MiB of pings; the kernel holds a few of the answers. A client's frame is masked, here with zeros.
+    // 32 MiB of pings; the kernel holds a few of the answers. A client's frame is masked, here with
+    // zeros.
     let ping = [&[0x89, 0x80 | 125, 0, 0, 0, 0][..], &[b'x'; 125]].concat();
     let batch = ping.repeat(1000);
     let count: usize = 250;

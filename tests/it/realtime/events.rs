@@ -150,7 +150,8 @@ async fn frames_of_unknown_kind_are_ignored_and_pings_answered() {
     socket.send(Message::Pong(vec![1].into())).await;
     for payload in [&b""[..], b"are you there", &[0xff; 125]] {
         socket.send(Message::Ping(payload.to_vec().into())).await;
-        // The answer to the ping is the first to come since, so the frames before it were answered with nothing.
+        // The answer to the ping is the first to come since, so the frames before it were answered
+        // with nothing.
         assert_eq!(
             socket.next().await,
             Some(Message::Pong(payload.to_vec().into()))
@@ -208,7 +209,8 @@ async fn each_of_five_hundred_sockets_gets_each_of_several_events() {
     eventually!(app.metric("websockets_open").await == Some(0.0));
 }
 
-/// Both ends of all the sockets are in this process; systems commonly start with room for 1,024 files and allow more.
+/// Both ends of all the sockets are in this process; systems commonly start with room for 1,024
+/// files and allow more.
 fn raise_open_files() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);

@@ -113,7 +113,7 @@ async fn a_ticket_opens_one_socket_however_many_race_for_it() {
 }
 
 #[tokio::test]
-async fn the_first_credential_decides_even_if_a_later_one_is_good() {
+async fn first_credential_decides_even_if_a_later_one_is_valid() {
     let app = spawn_app(|_| {}).await;
     let alice = app.user("alice").await;
     let (session, _) = app.login_session("alice").await;
@@ -141,7 +141,7 @@ async fn the_first_credential_decides_even_if_a_later_one_is_good() {
 }
 
 #[tokio::test]
-async fn a_token_that_does_not_hold_is_refused_before_the_upgrade() {
+async fn invalid_token_is_refused_before_the_upgrade() {
     let app = spawn_app(|_| {}).await;
     let alice = app.user("alice").await;
     let gone = app.user("gone").await;
@@ -166,7 +166,8 @@ async fn a_token_that_does_not_hold_is_refused_before_the_upgrade() {
         ("unknown user", &unknown),
     ] {
         for kind in KINDS {
-            // `Bearer` with nothing behind it is no credential that a client library sends; the header's own tests have it.
+            // `Bearer` with nothing behind it is no credential that a client library sends; the
+            // header's own tests have it.
             if !(token.is_empty() && kind == "header") {
                 let what = format!("{what} as {kind}");
                 assert_refused(connect(&app, &[(kind, token)]).await, 401, &what);
@@ -226,7 +227,7 @@ async fn a_cookie_counts_only_from_pages_of_the_same_host_and_of_allowed_origins
 }
 
 #[tokio::test]
-async fn a_request_that_asks_for_no_socket_is_told_so() {
+async fn request_that_asks_for_no_socket_gets_426() {
     let app = spawn_app(|_| {}).await;
     let alice = app.user("alice").await;
     let plain = alice.get(PATH).send().await;
@@ -328,7 +329,7 @@ async fn failed_handshakes_leave_nothing_behind() {
 }
 
 #[tokio::test]
-async fn a_handshake_tells_a_known_user_its_rates_and_when_to_come_back() {
+async fn handshake_of_a_known_user_has_the_headers_of_its_rates() {
     let app = spawn_app(|config| {
         config.server.max_sockets_per_user = 1;
         config.prompt_throttle = "1/s,10/min".parse().unwrap();

@@ -12,7 +12,8 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use super::{assert_open, close_code, open, open_by_cookie, open_with, ticket};
 use crate::support::{App, DEADLINE, Socket, User, spawn_app};
 
-/// How long what ends in a test lasts: several handshakes, also on a machine that has little time for them.
+/// How long what ends in a test lasts: several handshakes, also on a machine that has little time
+/// for them.
 const SHORT: Duration = Duration::from_secs(20);
 
 /// An access token of this user, made now.
@@ -30,7 +31,7 @@ async fn renew(socket: &mut Socket, access: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_client_is_pinged_and_stays_as_long_as_it_answers() {
+async fn client_is_pinged_and_stays_while_it_replies() {
     let silence = Duration::from_secs(10);
     let app = spawn_app(|config| {
         config.server.socket_timings.ping_every = Duration::from_millis(250);
@@ -39,7 +40,8 @@ async fn a_client_is_pinged_and_stays_as_long_as_it_answers() {
     .await;
     let alice = app.user("alice").await;
     let mut socket = open(&app, &alice.access).await;
-    // The client library answers pings while it reads. So many of them take longer than silence may last.
+    // The client library answers pings while it reads. So many of them take longer than silence may
+    // last.
     for _ in 0..48 {
         let message = socket.next().await;
         assert!(matches!(message, Some(Message::Ping(_))), "{message:?}");
@@ -64,7 +66,7 @@ async fn a_silent_client_is_closed() {
 }
 
 #[tokio::test]
-async fn a_client_that_neither_reads_nor_closes_is_let_go() {
+async fn client_that_neither_reads_nor_closes_is_dropped() {
     let app = spawn_app(|config| {
         config.server.socket_timings.silence = Duration::from_millis(300);
         config.server.socket_timings.closing = Duration::from_millis(300);
@@ -96,7 +98,7 @@ async fn a_closing_client_gets_its_close_frame_answered() {
 }
 
 #[tokio::test]
-async fn a_socket_closes_when_the_token_behind_it_ends_and_not_before() {
+async fn socket_closes_when_its_token_expires_and_not_before() {
     let app = spawn_app(|_| {}).await;
     let alice = app.user("alice").await;
     let (issued, lifetime) = (Timestamp::now(), SHORT);
@@ -121,7 +123,7 @@ async fn a_socket_closes_when_the_token_behind_it_ends_and_not_before() {
 }
 
 #[tokio::test]
-async fn a_socket_closes_when_the_session_behind_it_ends() {
+async fn socket_closes_when_its_session_ends() {
     let app = spawn_app(|config| {
         config.accounts.refresh_token_lifetime = SHORT;
     })
@@ -186,7 +188,8 @@ async fn logging_out_closes_the_sockets_of_that_session_alone() {
     let (kept, _) = app.login_session("alice").await;
     let mut by_ended = open_by_cookie(&app, &ended).await;
     let mut renewed = open_by_cookie(&app, &ended).await;
-    // A token that ends sooner than the session does not take its place: else a logout would no longer reach this socket.
+    // A token that ends sooner than the session does not take its place: else a logout would no
+    // longer reach this socket.
     assert_eq!(renew(&mut renewed, &alice.access).await, "extended");
     let mut by_kept = open_by_cookie(&app, &kept).await;
     let mut by_token = open(&app, &alice.access).await;
@@ -253,7 +256,7 @@ async fn a_new_password_closes_the_sockets_opened_before_it() {
 }
 
 #[tokio::test]
-async fn stopping_tells_every_socket() {
+async fn stopping_closes_every_socket_with_a_reason() {
     let mut app = spawn_app(|config| {
         config.server.socket_timings.closing = Duration::from_secs(1);
     })

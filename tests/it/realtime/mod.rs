@@ -36,7 +36,8 @@ async fn open_by_cookie(app: &App, secret: &str) -> Socket {
     open_with(app, PATH, &[("cookie", &cookie), ("origin", &origin)]).await
 }
 
-/// The close code with which the service closes the socket, which it must do in time, whatever it sends before.
+/// The close code with which the service closes the socket, which it must do in time, whatever it
+/// sends before.
 async fn close_code(socket: &mut Socket) -> u16 {
     timeout(DEADLINE, socket.close_code())
         .await
@@ -63,7 +64,8 @@ fn event_of(body: &str) -> String {
     format!(r#"{{"type":"prompt.message","event":"prompt_completed","data":{body}}}"#)
 }
 
-/// Asserts that the next event on the socket is this one; so nothing that was sent before it was for this socket.
+/// Asserts that the next event on the socket is this one; so nothing that was sent before it was
+/// for this socket.
 async fn assert_next(socket: &mut Socket, event: &str) {
     let event: Value = serde_json::from_str(event).unwrap();
     assert_eq!(socket.next_json().await, event);

@@ -1,4 +1,5 @@
-//! Events between replicas: each reaches every socket of its user once, or the socket is closed and says so.
+//! Events between replicas: each event reaches every socket of its user once, or the socket is
+//! closed with a reason.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,7 +7,7 @@ use std::time::Duration;
 use prompt_service::config::{RedisConfig, Secret};
 use prompt_service::domain::{Timestamp, UserId};
 use prompt_service::realtime::{
-    Broker, CloseReason, Hub, Listener, RedisBroker, Refused, Subscription,
+    Broker, CloseReason, Hub, Listener, RedisBroker, SubscribeError, Subscription,
 };
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -34,7 +35,7 @@ impl Node {
         let replica = Replica::at(config).await;
         let hub = Arc::new(Hub::default());
         let broker = RedisBroker::start(
-            replica.link.clone(),
+            replica.redis.clone(),
             Arc::clone(&hub),
             Arc::clone(&replica.metrics),
         )
@@ -47,7 +48,7 @@ impl Node {
         }
     }
 
-    fn try_socket(&self, user: UserId) -> Result<Subscription, Refused> {
+    fn try_socket(&self, user: UserId) -> Result<Subscription, SubscribeError> {
         let listener = Listener {
             user_id: user,
             issued_at: Timestamp(0),
@@ -64,7 +65,7 @@ impl Node {
         self.broker.publish(user, event.to_string().into());
     }
 
-    /// A socket, as soon as sockets are let in again.
+    /// A socket, as soon as sockets are accepted again.
     async fn next_socket(&self, user: UserId) -> Subscription {
         eventually!(self.try_socket(user).is_ok());
         self.socket(user)
@@ -81,21 +82,22 @@ async fn closed(socket: &Subscription) -> CloseReason {
     closed.expect("the socket is closed in time")
 }
 
-/// Asserts that the socket is open and gets what is published from here on, and got nothing before that.
+/// Asserts that the socket is open, receives what is published from here on, and has received
+/// nothing before.
 async fn assert_next(node: &Node, socket: &mut Subscription, event: &str) {
     node.publish(ALICE, event);
     assert_eq!(next(socket).await, event);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_event_reaches_every_socket_once_while_a_replica_comes_and_goes() {
+async fn every_event_reaches_every_socket_once_while_a_replica_starts_and_stops() {
     const EVENTS: usize = 1000;
     let server = RedisServer::start();
     let (a, b) = (Node::of(&server).await, Node::of(&server).await);
     let mut sockets = vec![a.socket(ALICE), a.socket(ALICE), b.socket(ALICE)];
     let mut others = a.socket(BOB);
     let mut readers = JoinSet::new();
-    // A socket's queue holds 64 events, so no more than 32 are on their way to each of the three.
+    // A socket's queue holds 64 events, so at most 32 are in flight to each of the three.
     let mut rooms = Vec::new();
     for mut socket in sockets.drain(..) {
         let room = Arc::new(Semaphore::new(32));
@@ -113,7 +115,7 @@ async fn every_event_reaches_every_socket_once_while_a_replica_comes_and_goes() 
     let restarts = async {
         for _ in 0..5 {
             let third = Node::at(&config).await;
-            third.replica.keeper.close().await;
+            third.replica.manager.close().await;
         }
     };
     let posts = async {
@@ -138,7 +140,7 @@ async fn every_event_reaches_every_socket_once_while_a_replica_comes_and_goes() 
 }
 
 #[tokio::test]
-async fn long_events_arrive_whole_and_too_long_ones_close_the_sockets() {
+async fn long_event_arrives_whole_and_too_long_event_closes_the_sockets() {
     let server = RedisServer::start();
     let (a, b) = (Node::of(&server).await, Node::of(&server).await);
     let mut socket = a.socket(ALICE);
@@ -152,7 +154,7 @@ async fn long_events_arrive_whole_and_too_long_ones_close_the_sockets() {
 }
 
 #[tokio::test]
-async fn sockets_are_closed_when_redis_goes_and_let_in_when_it_is_back() {
+async fn sockets_are_closed_when_redis_stops_and_accepted_when_it_is_back() {
     let mut server = RedisServer::start();
     let (a, b) = (Node::of(&server).await, Node::of(&server).await);
     for _ in 0..2 {
@@ -161,17 +163,20 @@ async fn sockets_are_closed_when_redis_goes_and_let_in_when_it_is_back() {
         assert_eq!(closed(&one).await, CloseReason::Missed);
         assert_eq!(closed(&two).await, CloseReason::Missed);
         for node in [&a, &b] {
-            eventually!(matches!(node.try_socket(ALICE), Err(Refused::Away)));
+            eventually!(matches!(
+                node.try_socket(ALICE),
+                Err(SubscribeError::Unavailable)
+            ));
             assert_eq!(node.hub.open(), 1, "a socket refused leaves nothing");
         }
         drop((one, two));
         b.replica.is_down().await;
-        // Nobody can hear this, and nobody who comes later may take it for news.
+        // No socket can receive this event, and no later socket may receive it.
         b.publish(ALICE, "while away");
         server.restart();
         let mut socket = a.next_socket(ALICE).await;
         b.replica.is_up().await;
-        // The message that something was missed may still be on its way.
+        // The message that an event was missed may still be in flight.
         eventually!({
             b.publish(ALICE, "back");
             let heard = timeout(Duration::from_millis(200), socket.next_event()).await;
@@ -185,7 +190,7 @@ async fn sockets_are_closed_when_redis_goes_and_let_in_when_it_is_back() {
 }
 
 #[tokio::test]
-async fn redis_that_stands_still_closes_sockets_rather_than_skipping_events() {
+async fn paused_redis_closes_sockets_rather_than_skipping_events() {
     let server = RedisServer::start();
     let config = server.impatient_config();
     let (a, b) = (Node::at(&config).await, Node::at(&config).await);
@@ -201,7 +206,7 @@ async fn redis_that_stands_still_closes_sockets_rather_than_skipping_events() {
 }
 
 #[tokio::test]
-async fn publisher_alone_without_redis_closes_its_users_sockets_everywhere_on_return() {
+async fn publisher_that_alone_lost_redis_closes_its_users_sockets_everywhere_on_return() {
     let server = RedisServer::start();
     let proxy = Proxy::start(server.addr());
     let (near, far) = (
@@ -214,7 +219,7 @@ async fn publisher_alone_without_redis_closes_its_users_sockets_everywhere_on_re
     far.publish(ALICE, "lost");
     proxy.mend();
     assert_eq!(closed(&alice).await, CloseReason::Missed);
-    // Others are not concerned.
+    // Other users are not affected.
     far.replica.is_up().await;
     near.publish(BOB, "for bob");
     assert_eq!(next(&mut bob).await, "for bob");
@@ -225,10 +230,10 @@ async fn subscription_that_redis_ends_counts_as_lost() {
     let server = RedisServer::start();
     let node = Node::of(&server).await;
     let socket = node.socket(ALICE);
-    // As it ends one whose reader is too slow.
+    // Redis does the same to a subscription whose reader is too slow.
     server.command(&["CLIENT", "KILL", "TYPE", "pubsub"]);
     assert_eq!(closed(&socket).await, CloseReason::Missed);
-    assert!(node.replica.link.is_up(), "the other connection is well");
+    assert!(node.replica.redis.is_up(), "the other connection is well");
     let mut socket = node.next_socket(ALICE).await;
     assert_next(&node, &mut socket, "again").await;
 }
@@ -239,13 +244,17 @@ async fn server_that_is_demoted_closes_sockets_and_takes_no_events() {
     let (a, b) = (Node::of(&server).await, Node::of(&server).await);
     for _ in 0..2 {
         let (one, two) = (a.next_socket(ALICE).await, b.next_socket(BOB).await);
-        // A failover from the demoted server's side: it keeps every connection open, subscriptions too.
+        // A failover as the demoted server does it: it keeps every connection open, subscriptions
+        // too.
         server.command(&["REPLICAOF", "127.0.0.1", "1"]);
         b.publish(BOB, "to a server that tells nobody");
         assert_eq!(closed(&one).await, CloseReason::Missed);
         assert_eq!(closed(&two).await, CloseReason::Missed);
         for node in [&a, &b] {
-            eventually!(matches!(node.try_socket(ALICE), Err(Refused::Away)));
+            eventually!(matches!(
+                node.try_socket(ALICE),
+                Err(SubscribeError::Unavailable)
+            ));
         }
         server.command(&["REPLICAOF", "NO", "ONE"]);
         drop((one, two));
@@ -266,11 +275,11 @@ async fn server_that_is_demoted_closes_sockets_and_takes_no_events() {
 }
 
 #[tokio::test]
-async fn link_that_is_replaced_takes_the_subscription_along() {
+async fn subscription_is_replaced_with_the_connection() {
     let server = RedisServer::start();
     let node = Node::of(&server).await;
     let socket = node.socket(ALICE);
-    // Its subscription is left alone.
+    // Its subscription is not touched.
     server.command(&["CLIENT", "KILL", "TYPE", "normal"]);
     assert_eq!(closed(&socket).await, CloseReason::Missed);
     let mut socket = node.next_socket(ALICE).await;
@@ -294,21 +303,21 @@ async fn slow_redis_delays_events_and_loses_none() {
 }
 
 #[tokio::test]
-async fn closing_publishes_what_waits_first() {
+async fn waiting_events_are_published_before_closing() {
     let server = RedisServer::start();
     let (a, b) = (Node::of(&server).await, Node::of(&server).await);
     let mut socket = a.socket(ALICE);
     for n in 0..50 {
         b.publish(ALICE, n);
     }
-    b.replica.keeper.close().await;
+    b.replica.manager.close().await;
     for n in 0..50 {
         assert_eq!(next(&mut socket).await, n.to_string());
     }
 }
 
 #[tokio::test]
-async fn message_that_cannot_be_read_closes_sockets_too() {
+async fn unreadable_message_closes_sockets() {
     let server = RedisServer::start();
     let node = Node::of(&server).await;
     let socket = node.socket(ALICE);
@@ -319,7 +328,7 @@ async fn message_that_cannot_be_read_closes_sockets_too() {
 }
 
 #[tokio::test]
-async fn services_on_other_databases_or_with_other_prefixes_hear_nothing() {
+async fn services_on_other_databases_or_with_other_prefixes_receive_nothing() {
     let server = RedisServer::start();
     let config = server.config();
     let elsewhere = RedisConfig {

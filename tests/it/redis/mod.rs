@@ -1,9 +1,9 @@
-//! What replicas share over Redis, held to its contract on a real server: in good days, and with the server stopped, restarted,
-//! standing still and slow.
+//! What replicas share over Redis, tested on a real server: while it runs, and while it is stopped,
+//! restarted, paused and slow.
 
+mod connection;
 mod events;
-mod guesses;
-mod link;
+mod login_rate_limiter;
 mod service;
 mod throttle;
 mod tickets;
@@ -12,16 +12,16 @@ mod tls;
 use std::sync::Arc;
 
 use prompt_service::config::RedisConfig;
-use prompt_service::redis::{Keeper, Link};
+use prompt_service::redis::{Connection, ConnectionManager};
 use prompt_service::telemetry::Metrics;
 
 use crate::support::redis::RedisServer;
 
-/// One replica's link, and what it counts.
+/// One replica's connection, and its metrics.
 struct Replica {
-    link: Link,
+    redis: Connection,
     metrics: Arc<Metrics>,
-    keeper: Keeper,
+    manager: ConnectionManager,
 }
 
 impl Replica {
@@ -31,22 +31,24 @@ impl Replica {
 
     async fn at(config: &RedisConfig) -> Self {
         let metrics = Arc::new(Metrics::new());
-        let (link, keeper) = Link::connect(config, Arc::clone(&metrics)).await.unwrap();
+        let (redis, manager) = Connection::connect(config, Arc::clone(&metrics))
+            .await
+            .unwrap();
         Self {
-            link,
+            redis,
             metrics,
-            keeper,
+            manager,
         }
     }
 
-    /// Waits until the link knows that Redis is away.
+    /// Waits until the connection is known to be down.
     async fn is_down(&self) {
-        eventually!(!self.link.is_up());
+        eventually!(!self.redis.is_up());
     }
 
-    /// Waits until the link is up again.
+    /// Waits until the connection is up again.
     async fn is_up(&self) {
-        eventually!(self.link.is_up());
+        eventually!(self.redis.is_up());
     }
 
     /// How many commands of that name have been sent.

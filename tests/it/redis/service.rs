@@ -1,6 +1,7 @@
-//! The whole service on a Redis: what its clients and operators see when it goes and comes back.
+//! The whole service with a Redis: what its clients and operators see when Redis stops and returns.
 //!
-//! Each replica has accounts of its own here; the first of each is the same user, since they share a key.
+//! Each replica has its own accounts here. The first account of each is the same user for all,
+//! since they share a key.
 
 use prompt_service::config::{Config, RedisConfig, Secret};
 use serde_json::json;
@@ -39,12 +40,12 @@ async fn redis_part(app: &App) -> serde_json::Value {
 }
 
 #[tokio::test]
-async fn replicas_share_throttle_tickets_events_and_guesses() {
+async fn replicas_share_throttle_tickets_events_and_login_limits() {
     assert_shared_over(&RedisServer::start()).await;
 }
 
 #[tokio::test]
-async fn all_that_one_step_touches_lies_in_one_slot_of_a_cluster() {
+async fn keys_of_one_script_are_in_one_slot_of_a_cluster() {
     assert_shared_over(&RedisServer::start_cluster()).await;
 }
 
@@ -78,7 +79,7 @@ async fn assert_shared_over(server: &RedisServer) {
     assert_eq!(on_b.try_prompt("three").await.status, 201);
     let refused = on_a.try_prompt("four").await;
     assert_eq!(refused.status, 429, "{refused:?}");
-    // A look that takes too long is answered from the replica's own record, which knows less.
+    // If reading the state takes too long, the replica returns its own record, which knows less.
     eventually!({
         let looked = on_b.get("/api/auth/me/").send().await;
         looked
@@ -99,7 +100,7 @@ async fn assert_shared_over(server: &RedisServer) {
 }
 
 #[tokio::test]
-async fn without_redis_prompts_and_searches_go_on_and_the_rest_says_so() {
+async fn without_redis_prompts_and_searches_go_on_and_the_rest_is_unavailable() {
     let mut server = RedisServer::start();
     let app = replica(server.config(), "3/h").await;
     let user = app.user("alice").await;
@@ -174,13 +175,13 @@ async fn start_without_redis_names_the_setting_and_stops() {
 }
 
 #[tokio::test]
-async fn service_stops_in_time_with_redis_standing_still() {
+async fn service_stops_in_time_while_redis_is_paused() {
     let server = RedisServer::start();
     let app = replica(server.impatient_config(), "off").await;
     let user = app.user("alice").await;
     let mut socket = open(&app, &user.access).await;
     server.pause();
-    // Within the deadline, though Redis says nothing.
+    // Within the deadline, although Redis does not reply.
     app.stop().await;
     assert_eq!(socket.close_code().await, 1001);
 }

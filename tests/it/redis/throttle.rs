@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use prompt_service::domain::{Rates, UserId};
 use prompt_service::redis::{CLOCK, timed};
-use prompt_service::throttle::{RedisThrottle, SlidingWindows, Throttle, Verdict};
+use prompt_service::throttle::{RedisThrottle, SlidingWindows, Throttle, ThrottleDecision};
 use proptest::prelude::*;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -16,7 +16,8 @@ use crate::support::DEADLINE;
 use crate::support::redis::{Proxy, RedisServer, config_at, impatient_config_at};
 
 const WINDOWS: &str = include_str!("../../../src/throttle/redis_throttle.lua");
-/// The clock of the script under test, brought along by the caller. All else is as it is in service.
+/// The clock of the script under test: an argument of the caller. Everything else is as in the
+/// service.
 const GIVEN_CLOCK: &str = "local clock = {KEYS[2], KEYS[3]}\n";
 const ALICE: UserId = UserId(1);
 
@@ -26,7 +27,7 @@ fn rates(text: &str) -> Rates {
 
 fn throttle(replica: &Replica, text: &str) -> RedisThrottle<UserId> {
     RedisThrottle::new(
-        replica.link.clone(),
+        replica.redis.clone(),
         "prompts",
         rates(text),
         Instant::now(),
@@ -34,7 +35,7 @@ fn throttle(replica: &Replica, text: &str) -> RedisThrottle<UserId> {
     )
 }
 
-async fn check(throttle: &RedisThrottle<UserId>) -> Verdict {
+async fn check(throttle: &RedisThrottle<UserId>) -> ThrottleDecision {
     throttle.check(ALICE, Instant::now()).await
 }
 
@@ -69,9 +70,9 @@ fn ask_script(
     numbers
 }
 
-/// What the script answers where the windows in the process say this.
-fn expected(verdict: &Verdict, is_allowed: bool) -> Vec<u64> {
-    let standings = verdict.rates.iter().flat_map(|state| {
+/// What the script returns if the windows in the process decide this.
+fn expected(decision: &ThrottleDecision, is_allowed: bool) -> Vec<u64> {
+    let standings = decision.rates.iter().flat_map(|state| {
         let used = u64::from(state.rate.limit - state.remaining);
         [used, u64::try_from(state.reset_after.as_micros()).unwrap()]
     });
@@ -91,7 +92,8 @@ fn any_rates() -> impl Strategy<Value = Rates> {
     })
 }
 
-/// Pauses in microseconds: none, short ones, and those that end within two microseconds of a window's end.
+/// Pauses in microseconds: none, short ones, and those that end within two microseconds of a
+/// window's end.
 fn any_pause() -> impl Strategy<Value = u64> {
     let window = prop::sample::select(vec![1_u64, 60, 3_600, 86_400]);
     prop_oneof![
@@ -103,15 +105,15 @@ fn any_pause() -> impl Strategy<Value = u64> {
 }
 
 #[test]
-fn script_agrees_with_the_windows_in_the_process_over_any_arrivals() {
+fn script_agrees_with_the_windows_in_the_process_for_any_arrivals() {
     let server = RedisServer::start();
-    // Keys expire by Redis's own clock, which a second of a given time may outlast.
+    // Keys expire by Redis's own clock, which may run longer than a second of the given time.
     let lasting = WINDOWS.replace(
         "redis.call('PEXPIRE', key, at(math.ceil(longest / 1000)))",
         "",
     );
     assert_ne!(lasting, WINDOWS);
-    // Any time does that leaves doubles their microseconds.
+    // Any time is possible at which doubles still hold microseconds.
     let start = 1_800_000_000_123_456;
     let arrivals = prop::collection::vec((any_pause(), 0_u8..3, prop::bool::weighted(0.8)), 1..60);
     let config = ProptestConfig {
@@ -132,9 +134,9 @@ fn script_agrees_with_the_windows_in_the_process_over_any_arrivals() {
             let answer = ask(false);
             prop_assert_eq!(answer, expected(&looked, looked.is_allowed()));
             if take {
-                let verdict = windows.check(key, at);
+                let decision = windows.check(key, at);
                 let answer = ask(true);
-                prop_assert_eq!(answer, expected(&verdict, verdict.is_allowed()));
+                prop_assert_eq!(answer, expected(&decision, decision.is_allowed()));
             }
         }
     });
@@ -142,16 +144,16 @@ fn script_agrees_with_the_windows_in_the_process_over_any_arrivals() {
 }
 
 #[test]
-fn clock_that_is_set_back_neither_allows_more_nor_keeps_anybody_out_for_long() {
+fn clock_that_is_set_back_neither_allows_more_nor_refuses_for_long() {
     let server = RedisServer::start();
     let rates = rates("2/s,5/min");
     let (second, start) = (1_000_000, 1_800_000_000_000_000);
     let take = |now: u64| ask(&server, "key", &rates, true, now)[0] == 1;
     assert!(take(start) && take(start));
-    // By half a minute: the windows stand still until the clock has caught up.
+    // By half a minute: the windows do not move until the clock has caught up.
     assert!(!take(start - 30 * second));
     assert!(take(start + second));
-    // By an hour: what is left by the other time counts no more.
+    // By an hour: what remains from the other time no longer counts.
     let past = start - 3_600 * second;
     assert!(take(past) && take(past) && !take(past));
     assert!(take(past + second));
@@ -159,20 +161,20 @@ fn clock_that_is_set_back_neither_allows_more_nor_keeps_anybody_out_for_long() {
 }
 
 #[test]
-fn largest_rates_stay_within_their_limit_and_their_time() {
+fn largest_rates_keep_their_limit_and_are_fast_enough() {
     let server = RedisServer::start();
     let rates = rates("10000/min");
     let replica_call = |now: u64| ask(&server, "key", &rates, true, now);
     for n in 0..300_u64 {
         replica_call(1_800_000_000_000_000 + n);
     }
-    // The rest of ten thousand at one instant of their own.
+    // The rest of ten thousand, all at one instant.
     let fill = "for i = 1, 9700 do redis.call('ZADD', KEYS[1], '1800000000000300', 'x' .. i) end";
     server.command(&["EVAL", fill, "1", "key"]);
     let refused = replica_call(1_800_000_000_000_301);
     assert_eq!(refused[..2], [0, 10_000]);
     assert_eq!(refused[2], 60_000_000 - 301);
-    // When the first has left, one more has room, and one more only.
+    // When the first has left, one more is allowed, and only one.
     assert_eq!(replica_call(1_800_000_060_000_000)[0], 1);
     assert_eq!(replica_call(1_800_000_060_000_000)[0], 0);
     let left = server.command(&["PTTL", "key"]);
@@ -181,7 +183,7 @@ fn largest_rates_stay_within_their_limit_and_their_time() {
 }
 
 #[tokio::test]
-async fn answers_are_those_of_the_throttle_in_the_process() {
+async fn decisions_equal_those_of_the_throttle_in_the_process() {
     let server = RedisServer::start();
     let replica = Replica::of(&server).await;
     let throttle = throttle(&replica, "2/min,3/h");
@@ -198,7 +200,7 @@ async fn answers_are_those_of_the_throttle_in_the_process() {
     assert_eq!(refused.retry_after, Some(refused.rates[0].reset_after));
     let wait = refused.retry_after_seconds().unwrap();
     assert!(wait <= 60, "{wait}");
-    // A minute after the first, which was not before this began.
+    // A minute after the first request, which was made after this test began.
     assert!(Duration::from_secs(wait) + asked.elapsed() >= Duration::from_secs(60));
     assert_eq!(
         refused.rates[1].remaining, 1,
@@ -209,7 +211,7 @@ async fn answers_are_those_of_the_throttle_in_the_process() {
     assert!(throttle.check(UserId(2), Instant::now()).await.is_allowed());
     assert_eq!(
         RedisThrottle::<UserId>::new(
-            replica.link.clone(),
+            replica.redis.clone(),
             "off",
             Rates::default(),
             Instant::now(),
@@ -217,19 +219,20 @@ async fn answers_are_those_of_the_throttle_in_the_process() {
         )
         .check(ALICE, Instant::now())
         .await,
-        Verdict::default()
+        ThrottleDecision::default()
     );
 }
 
-/// Clients of several replicas race for the requests of five windows. Redis's own record says when each was let through.
+/// Clients of several replicas race for the requests of five windows. Redis's own record says when
+/// each was allowed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn racing_clients_of_several_replicas_get_what_the_rates_leave_and_no_more() {
+async fn racing_clients_of_several_replicas_get_exactly_what_the_rates_allow() {
     const LIMIT: usize = 20;
     let server = RedisServer::start();
     let mut replicas = Vec::new();
     for _ in 0..3 {
         let replica = Replica::of(&server).await;
-        // The hour's window keeps the record of all.
+        // The window of an hour keeps the record of all.
         let throttle = Arc::new(throttle(&replica, "20/s,10000/h"));
         replicas.push((replica, throttle));
     }
@@ -244,7 +247,7 @@ async fn racing_clients_of_several_replicas_get_what_the_rates_leave_and_no_more
             }
         });
     }
-    // Each place that becomes free is given to somebody.
+    // Every request that the rates allow is given to a client.
     timeout(DEADLINE, clients.join_all()).await.unwrap();
     let record = server.command(&["ZRANGE", "test:throttle:prompts:{1}", "0", "-1"]);
     let mut times: Vec<u64> = record
@@ -267,14 +270,14 @@ async fn racing_clients_of_several_replicas_get_what_the_rates_leave_and_no_more
 }
 
 #[tokio::test]
-async fn without_redis_each_replica_keeps_the_limits_and_remembers_what_it_let_through() {
+async fn without_redis_each_replica_keeps_the_limits_and_remembers_what_it_allowed() {
     let mut server = RedisServer::start();
     let replica = Replica::of(&server).await;
     let throttle = throttle(&replica, "3/h");
     assert!(check(&throttle).await.is_allowed());
     server.stop();
     replica.is_down().await;
-    // One was let through before.
+    // One request was allowed before.
     assert!(check(&throttle).await.is_allowed());
     assert_eq!(
         throttle.peek(ALICE, Instant::now()).await.rates[0].remaining,
@@ -286,7 +289,7 @@ async fn without_redis_each_replica_keeps_the_limits_and_remembers_what_it_let_t
     }
     let degraded = &replica.metrics.degraded_decisions;
     assert!(degraded.with_label_values(&["prompts"]).get() >= 52);
-    // Redis comes back empty. What this replica let through still counts here.
+    // Redis returns empty. What this replica has allowed still counts here.
     server.restart();
     replica.is_up().await;
     assert!(!check(&throttle).await.is_allowed());
@@ -294,13 +297,14 @@ async fn without_redis_each_replica_keeps_the_limits_and_remembers_what_it_let_t
 }
 
 #[tokio::test]
-async fn redis_that_stands_still_gives_no_request_more_than_the_limit() {
+async fn paused_redis_allows_no_request_beyond_the_limit() {
     let server = RedisServer::start();
     let replica = Replica::at(&server.impatient_config()).await;
     let throttle = throttle(&replica, "3/h");
     for _ in 0..3 {
         server.pause();
-        // Asked before it is known: the answer does not come, and may have counted.
+        // Asked before the outage is known: the reply does not come, and the request may have been
+        // counted.
         check(&throttle).await;
         replica.is_down().await;
         server.resume();
@@ -313,7 +317,7 @@ async fn redis_that_stands_still_gives_no_request_more_than_the_limit() {
 }
 
 #[tokio::test]
-async fn slow_redis_holds_up_a_look_only_for_a_moment_and_is_still_asked_about_posts() {
+async fn slow_redis_delays_a_peek_only_for_a_moment_and_still_decides_on_posts() {
     let server = RedisServer::start();
     let proxy = Proxy::start(server.addr());
     let replica = Replica::at(&config_at(proxy.addr)).await;
@@ -332,13 +336,13 @@ async fn slow_redis_holds_up_a_look_only_for_a_moment_and_is_still_asked_about_p
             "from this replica's own record"
         );
     }
-    assert!(replica.link.is_up());
+    assert!(replica.redis.is_up());
     let degraded = &replica.metrics.degraded_decisions;
     assert_eq!(degraded.with_label_values(&["prompts"]).get(), 0);
 }
 
 #[tokio::test]
-async fn redis_slower_than_anybody_may_be_is_as_good_as_gone() {
+async fn redis_slower_than_the_timeout_counts_as_down() {
     let server = RedisServer::start();
     let proxy = Proxy::start(server.addr());
     let replica = Replica::at(&impatient_config_at(proxy.addr)).await;

@@ -1,4 +1,4 @@
-//! Tickets that any replica takes.
+//! Tickets that any replica accepts.
 
 use prompt_service::config::RedisConfig;
 use prompt_service::credentials::tickets::{Error, MAX_TICKETS_PER_USER};
@@ -21,7 +21,7 @@ fn grant(user: i64) -> Grant {
     }
 }
 
-/// A replica's clock is no part of it.
+/// The clock of a replica does not matter.
 const NOW: Timestamp = Timestamp(0);
 
 async fn tickets(server: &RedisServer) -> (RedisTickets, Replica) {
@@ -30,7 +30,7 @@ async fn tickets(server: &RedisServer) -> (RedisTickets, Replica) {
 
 async fn tickets_at(config: &RedisConfig) -> (RedisTickets, Replica) {
     let replica = Replica::at(config).await;
-    (RedisTickets::new(replica.link.clone()), replica)
+    (RedisTickets::new(replica.redis.clone()), replica)
 }
 
 #[tokio::test]
@@ -52,7 +52,7 @@ async fn ticket_of_one_replica_is_taken_once_on_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_many_takers_on_several_replicas_one_gets_the_ticket() {
+async fn one_of_many_takers_on_several_replicas_gets_the_ticket() {
     let server = RedisServer::start();
     let mut replicas = Vec::new();
     for _ in 0..3 {
@@ -72,7 +72,7 @@ async fn of_many_takers_on_several_replicas_one_gets_the_ticket() {
 }
 
 #[tokio::test]
-async fn twenty_first_ticket_makes_the_oldest_useless_and_no_other_users() {
+async fn twenty_first_ticket_invalidates_the_oldest_and_none_of_another_user() {
     let server = RedisServer::start();
     let (one, _kept) = tickets(&server).await;
     let (two, _also_kept) = tickets(&server).await;
@@ -90,7 +90,7 @@ async fn twenty_first_ticket_makes_the_oldest_useless_and_no_other_users() {
 }
 
 #[tokio::test]
-async fn tickets_end_by_themselves_and_are_not_kept_in_the_clear() {
+async fn tickets_expire_and_are_not_stored_in_plain_text() {
     let server = RedisServer::start();
     let (tickets, _kept) = tickets(&server).await;
     let ticket = tickets.issue(grant(1), NOW).await.unwrap();
@@ -102,19 +102,19 @@ async fn tickets_end_by_themselves_and_are_not_kept_in_the_clear() {
     let left = server.command(&["PTTL", "test:tickets:{1}"]);
     let left: u64 = left[1..].split('\r').next().unwrap().parse().unwrap();
     assert!((1..=30_000).contains(&left), "{left}");
-    // Thirty seconds later, as Redis sees it: the end of each ticket is its score.
+    // Thirty seconds later by Redis's clock: the score of each ticket is its expiry.
     let member = members.lines().nth(2).unwrap();
     server.command(&["ZADD", "test:tickets:{1}", "1", member]);
     assert_eq!(tickets.take(&ticket, NOW).await.unwrap(), None);
 }
 
 #[tokio::test]
-async fn without_redis_there_are_no_tickets_and_afterwards_there_are() {
+async fn tickets_are_unavailable_without_redis_and_available_when_it_returns() {
     let mut server = RedisServer::start();
     let (tickets, replica) = tickets_at(&server.impatient_config()).await;
     let ticket = tickets.issue(grant(1), NOW).await.unwrap();
     server.pause();
-    // Told so though Redis says nothing.
+    // It fails although Redis does not reply.
     let unavailable = timeout(DEADLINE, tickets.take(&ticket, NOW)).await;
     assert!(matches!(unavailable, Ok(Err(Error::Unavailable(_)))));
     replica.is_down().await;

@@ -1,16 +1,16 @@
-//! Redis over TLS, seen by the program itself: which authorities count comes from its environment.
+//! Redis over TLS, as the program itself sees it: its environment names the trusted authorities.
 
 use std::process::Command;
 
 use prompt_service::config::{RedisConfig, Secret};
-use prompt_service::redis::{ConnectError, Link};
+use prompt_service::redis::{ConnectError, Connection};
 use std::sync::Arc;
 
 use crate::support::postgres::Database;
 use crate::support::redis::{RedisServer, config_at};
 use crate::support::tls::{TlsProxy, pem};
 
-/// What `prompt-service check` says of the Redis at `url` while it trusts an authority.
+/// The output of `prompt-service check` for the Redis at `url`, with one trusted authority.
 fn check(url: &str, authority: &str, database_url: &str) -> String {
     let folder = tempfile::tempdir().unwrap();
     let answer = Command::new(env!("CARGO_BIN_EXE_prompt-service"))
@@ -52,14 +52,14 @@ async fn redis_over_tls_is_used_if_its_certificate_is_trusted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn redis_with_a_strangers_certificate_is_told_from_one_that_is_away() {
+async fn redis_with_an_untrusted_certificate_is_distinguished_from_an_unavailable_one() {
     let server = RedisServer::start();
     let proxy = TlsProxy::to_redis(server.addr().port(), "server");
     let config = RedisConfig {
         url: Secret::new(format!("rediss://localhost:{}", proxy.port)),
         ..config_at(server.addr())
     };
-    let refused = Link::connect(&config, Arc::default()).await.err();
+    let refused = Connection::connect(&config, Arc::default()).await.err();
     assert!(
         matches!(refused, Some(ConnectError::Distrusted)),
         "{refused:?}"

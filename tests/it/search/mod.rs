@@ -2,6 +2,7 @@
 
 mod stage;
 
+use crate::store::{InsertPrompt, NewPrompt};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use prompt_service::config::{Config, SimilarScope};
 use prompt_service::credentials::TokenType;
 use prompt_service::domain::{Embedding, ModelId, PromptStatus, Timestamp, UserId};
 use prompt_service::embed::{Encode, Engine};
-use prompt_service::store::{NewPrompt, NewUser};
+use prompt_service::store::NewUser;
 use tokio::task::JoinSet;
 
 use crate::support::{

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::delete;
-use crate::store::{completed, user};
+use crate::store::{InsertPrompt, completed, user};
 use crate::support::{Folder, spawn_app};
 
 /// Gives every text the same vector.

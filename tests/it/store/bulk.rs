@@ -6,9 +6,13 @@ use prompt_service::domain::{
     CallDetails, FailureCode, LastIds, Prompt, PromptId, PromptRecord, PromptStatus, Timestamp,
     User, UserId, VectorRecord,
 };
-use prompt_service::store::{Error, KeyRecord, KeyState, Put, RevokedToken, Session, UpstreamDay};
+use prompt_service::store::{
+    Error, KeyClaim, KeyRecord, KeyState, Put, RevokedToken, Session, UpstreamDay,
+};
 
-use crate::store::{TestableStore, completed, embedded, model, new_user, user, vector};
+use crate::store::{
+    InsertPrompt, TestableStore, completed, embedded, model, new_user, user, vector,
+};
 
 type Store = Arc<dyn TestableStore>;
 
@@ -319,9 +323,12 @@ pub async fn a_key_that_was_put_is_known_with_its_prompt(store: Store) {
     let record = a_prompt(5, 1, 1);
     store.put_prompts(vec![record.clone()]).await.unwrap();
     store.put_keys(vec![a_key(1, 3, 5)]).await.unwrap();
-    let known = store.known_key(UserId(1), &[3; 32]).await.unwrap().unwrap();
-    assert_eq!(known.fingerprint, [7; 32]);
-    assert_eq!(known.state, KeyState::Completed(record.prompt));
+    let claim = KeyClaim {
+        key_hash: [3; 32],
+        fingerprint: [7; 32],
+    };
+    let state = store.key_state(UserId(1), &claim).await.unwrap();
+    assert_eq!(state, Some(KeyState::Completed(record.prompt.id)));
 }
 
 pub async fn days_counts_are_put_and_the_higher_one_stands(store: Store) {

@@ -7,11 +7,11 @@ use prompt_service::domain::{
     CallDetails, Embedding, FailureCode, Prompt, PromptId, PromptStatus, Timestamp, UserId,
 };
 use prompt_service::store::{
-    Begun, CallOutcome, DeletedPrompt, Error, Holder, KeyClaim, KeyRecord, KeyState, KnownKey,
-    LapsedCall, NewCall,
+    Begun, CallOutcome, DeletedPrompt, Error, ExpiredCall, Holder, KeyClaim, KeyRecord, KeyState,
+    NewCall,
 };
 
-use crate::store::{TestableStore, embedded, model, newest, user, vector};
+use crate::store::{InsertPrompt, TestableStore, embedded, model, newest, user, vector};
 
 type Store = Arc<dyn TestableStore>;
 
@@ -69,13 +69,13 @@ fn over(call: NewCall) -> NewCall {
 pub async fn started(store: &dyn TestableStore, call: NewCall) -> Prompt {
     match store.begin_call(call).await.unwrap() {
         Begun::Started(prompt) => prompt,
-        Begun::Known(known) => panic!("known: {known:?}"),
+        Begun::Known(state) => panic!("known: {state:?}"),
     }
 }
 
-async fn known(store: &dyn TestableStore, call: NewCall) -> KnownKey {
+async fn known(store: &dyn TestableStore, call: NewCall) -> KeyState {
     match store.begin_call(call).await.unwrap() {
-        Begun::Known(known) => known,
+        Begun::Known(state) => state,
         Begun::Started(prompt) => panic!("started: {:?}", prompt.id),
     }
 }
@@ -89,19 +89,26 @@ async fn renew(
     store.renew_leases(replica, ids, lease).await.unwrap()
 }
 
+/// The state of a user's key for that claim.
+async fn state(store: &dyn TestableStore, user_id: UserId, claim: KeyClaim) -> Option<KeyState> {
+    store.key_state(user_id, &claim).await.unwrap()
+}
+
 pub fn answered() -> CallOutcome {
-    CallOutcome::Completed {
-        response: "Because.".into(),
-        model: "answering".to_owned(),
-        finish_reason: Some("stop".to_owned()),
-        prompt_tokens: Some(3),
-        completion_tokens: Some(2),
+    CallOutcome {
+        details: CallDetails {
+            finish_reason: Some("stop".to_owned()),
+            prompt_tokens: Some(3),
+            completion_tokens: Some(2),
+            duration_ms: Some(12),
+        },
         embedding: Some((model("a"), vector(1))),
+        ..CallOutcome::completed("Because.", "answering")
     }
 }
 
 fn timed_out() -> CallOutcome {
-    CallOutcome::Failed(FailureCode::UpstreamTimeout)
+    CallOutcome::failed(FailureCode::UpstreamTimeout)
 }
 
 pub async fn a_begun_call_is_a_running_prompt(store: Store) {
@@ -140,18 +147,18 @@ pub async fn a_call_of_an_unknown_user_stores_nothing(store: Store) {
             .prompts,
         []
     );
-    assert_eq!(store.known_key(UserId(5), &[1; 32]).await.unwrap(), None);
+    assert_eq!(state(&*store, UserId(5), claim(1, 1)).await, None);
 }
 
-pub async fn a_call_is_finished_once_and_by_its_holder_alone(store: Store) {
+pub async fn a_call_is_settled_once_and_only_by_its_holder(store: Store) {
     let alice = user(&*store, "alice").await.id;
     let begun = started(&*store, call(alice)).await;
     for other in [holder(2, 1), holder(1, 2)] {
-        let refused = store.finish_call(begun.id, other, None, answered()).await;
+        let refused = store.settle_call(begun.id, other, answered()).await;
         assert_eq!(refused.unwrap(), None);
     }
     let finished = store
-        .finish_call(begun.id, holder(1, 1), Some(12), answered())
+        .settle_call(begun.id, holder(1, 1), answered())
         .await
         .unwrap();
     let expected = Prompt {
@@ -172,7 +179,7 @@ pub async fn a_call_is_finished_once_and_by_its_holder_alone(store: Store) {
         Some(expected.clone())
     );
     for outcome in [answered(), timed_out()] {
-        let again = store.finish_call(begun.id, holder(1, 1), None, outcome);
+        let again = store.settle_call(begun.id, holder(1, 1), outcome);
         assert_eq!(again.await.unwrap(), None);
     }
     assert_eq!(store.prompt(alice, begun.id).await.unwrap(), Some(expected));
@@ -188,20 +195,16 @@ pub async fn a_failed_call_has_no_vector_and_releases_its_key(store: Store) {
     let alice = user(&*store, "alice").await.id;
     let begun = started(&*store, keyed(alice, claim(1, 1))).await;
     let finished = store
-        .finish_call(begun.id, holder(1, 1), Some(9), timed_out())
+        .settle_call(begun.id, holder(1, 1), timed_out())
         .await
         .unwrap();
     let expected = Prompt {
         status: PromptStatus::Failed,
         error: Some(FailureCode::UpstreamTimeout),
-        call: CallDetails {
-            duration_ms: Some(9),
-            ..CallDetails::default()
-        },
         ..begun.clone()
     };
     assert_eq!(finished, Some(expected));
-    assert_eq!(store.known_key(alice, &[1; 32]).await.unwrap(), None);
+    assert_eq!(state(&*store, alice, claim(1, 1)).await, None);
     // The key is free even for another request, and begins another row.
     let next = started(&*store, keyed(alice, claim(1, 2))).await;
     assert!(next.id > begun.id);
@@ -209,59 +212,46 @@ pub async fn a_failed_call_has_no_vector_and_releases_its_key(store: Store) {
     assert_eq!(page.ids, []);
 }
 
-pub async fn a_known_key_is_answered_and_changes_nothing(store: Store) {
+pub async fn a_known_key_is_returned_and_nothing_changes(store: Store) {
     let alice = user(&*store, "alice").await.id;
-    assert_eq!(store.known_key(alice, &[1; 32]).await.unwrap(), None);
+    assert_eq!(state(&*store, alice, claim(1, 1)).await, None);
     let begun = started(&*store, keyed(alice, claim(1, 1))).await;
-    let in_flight = KnownKey {
-        fingerprint: [1; 32],
-        state: KeyState::InFlight(begun.id),
-    };
-    for request in [1, 2] {
+    let in_flight = KeyState::InFlight(begun.id);
+    for (request, expected) in [(1, in_flight), (2, KeyState::OtherRequest)] {
         let other = NewCall {
             holder: holder(2, 1),
             ..keyed(alice, claim(1, request))
         };
-        assert_eq!(known(&*store, other).await, in_flight);
+        assert_eq!(known(&*store, other).await, expected);
+        let state = state(&*store, alice, claim(1, request)).await;
+        assert_eq!(state, Some(expected));
     }
-    assert_eq!(
-        store.known_key(alice, &[1; 32]).await.unwrap(),
-        Some(in_flight)
-    );
-    let finished = store
-        .finish_call(begun.id, holder(1, 1), None, answered())
-        .await
-        .unwrap()
-        .unwrap();
-    let completed = KnownKey {
-        fingerprint: [1; 32],
-        state: KeyState::Completed(finished),
-    };
-    assert_eq!(
-        known(&*store, keyed(alice, claim(1, 2))).await,
-        completed.clone()
-    );
-    assert_eq!(
-        store.known_key(alice, &[1; 32]).await.unwrap(),
-        Some(completed)
-    );
+    let settled = store.settle_call(begun.id, holder(1, 1), answered());
+    assert!(settled.await.unwrap().is_some());
+    let completed = KeyState::Completed(begun.id);
+    for (request, expected) in [(1, completed), (2, KeyState::OtherRequest)] {
+        let repeated = keyed(alice, claim(1, request));
+        assert_eq!(known(&*store, repeated).await, expected);
+        let state = state(&*store, alice, claim(1, request)).await;
+        assert_eq!(state, Some(expected));
+    }
     assert_eq!(newest(&*store, alice, 9).await.len(), 1);
 }
 
-pub async fn keys_of_different_users_have_nothing_in_common(store: Store) {
+pub async fn keys_of_different_users_are_independent(store: Store) {
     let alice = user(&*store, "alice").await.id;
     let bob = user(&*store, "bob").await.id;
     let first = started(&*store, keyed(alice, claim(1, 1))).await;
-    assert_eq!(store.known_key(bob, &[1; 32]).await.unwrap(), None);
+    assert_eq!(state(&*store, bob, claim(1, 1)).await, None);
     let second = started(&*store, keyed(bob, claim(1, 2))).await;
     assert_ne!(first.id, second.id);
-    let finished = store.finish_call(second.id, holder(1, 1), None, timed_out());
+    let finished = store.settle_call(second.id, holder(1, 1), timed_out());
     assert!(finished.await.unwrap().is_some());
-    assert_eq!(store.known_key(bob, &[1; 32]).await.unwrap(), None);
-    assert!(store.known_key(alice, &[1; 32]).await.unwrap().is_some());
+    assert_eq!(state(&*store, bob, claim(1, 1)).await, None);
+    assert!(state(&*store, alice, claim(1, 1)).await.is_some());
 }
 
-pub async fn a_lapsed_call_fails_once_and_says_who_waits(store: Store) {
+pub async fn an_expired_call_fails_once_and_is_returned_with_its_announcement(store: Store) {
     let alice = user(&*store, "alice").await.id;
     let held = started(&*store, call(alice)).await;
     let mut expected = Vec::new();
@@ -274,7 +264,7 @@ pub async fn a_lapsed_call_fails_once_and_says_who_waits(store: Store) {
             },
         )
         .await;
-        expected.push(LapsedCall {
+        expected.push(ExpiredCall {
             prompt: Prompt {
                 status: PromptStatus::Failed,
                 error: Some(FailureCode::Interrupted),
@@ -283,54 +273,54 @@ pub async fn a_lapsed_call_fails_once_and_says_who_waits(store: Store) {
             announce,
         });
     }
-    let mut lapsed = store.lapse_calls(2, &[]).await.unwrap();
-    assert_eq!(lapsed.len(), 2);
-    lapsed.extend(store.lapse_calls(2, &[]).await.unwrap());
-    lapsed.sort_by_key(|call| call.prompt.id);
-    assert_eq!(lapsed, expected);
-    assert_eq!(store.lapse_calls(2, &[]).await.unwrap(), []);
-    for call in lapsed {
+    let mut expired = store.expire_calls(2, &[]).await.unwrap();
+    assert_eq!(expired.len(), 2);
+    expired.extend(store.expire_calls(2, &[]).await.unwrap());
+    expired.sort_by_key(|call| call.prompt.id);
+    assert_eq!(expired, expected);
+    assert_eq!(store.expire_calls(2, &[]).await.unwrap(), []);
+    for call in expired {
         let id = call.prompt.id;
         assert_eq!(
             store.prompt(alice, id).await.unwrap().as_ref(),
             Some(&call.prompt)
         );
-        let late = store.finish_call(id, holder(1, 1), None, answered());
+        let late = store.settle_call(id, holder(1, 1), answered());
         assert_eq!(late.await.unwrap(), None);
     }
-    let held = store.finish_call(held.id, holder(1, 1), None, answered());
+    let held = store.settle_call(held.id, holder(1, 1), answered());
     assert!(held.await.unwrap().is_some());
 }
 
-pub async fn a_renewed_lease_does_not_lapse(store: Store) {
+pub async fn a_renewed_lease_does_not_expire(store: Store) {
     let alice = user(&*store, "alice").await.id;
     let begun = started(&*store, over(call(alice))).await;
     assert_eq!(
         renew(&*store, [1; 16], &[begun.id, begun.id], HELD).await,
         1
     );
-    assert_eq!(store.lapse_calls(9, &[]).await.unwrap(), []);
+    assert_eq!(store.expire_calls(9, &[]).await.unwrap(), []);
     // Renewing sets the length anew rather than adding to it.
     assert_eq!(renew(&*store, [1; 16], &[begun.id], OVER).await, 1);
-    assert_eq!(store.lapse_calls(9, &[]).await.unwrap().len(), 1);
+    assert_eq!(store.expire_calls(9, &[]).await.unwrap().len(), 1);
     assert_eq!(renew(&*store, [1; 16], &[begun.id], HELD).await, 0);
     assert_eq!(renew(&*store, [1; 16], &[], HELD).await, 0);
 }
 
-pub async fn a_spared_call_does_not_lapse_and_others_do(store: Store) {
+pub async fn a_spared_call_does_not_expire_and_others_do(store: Store) {
     let alice = user(&*store, "alice").await.id;
     let mut begun = Vec::new();
     for _ in 0..3 {
         begun.push(started(&*store, over(call(alice))).await.id);
     }
     let spared = [begun[0], begun[1]];
-    let lapsed = store.lapse_calls(1, &spared).await.unwrap();
-    let lapsed: Vec<PromptId> = lapsed.iter().map(|call| call.prompt.id).collect();
-    assert_eq!(lapsed, [begun[2]], "the spared use up none of the limit");
-    assert_eq!(store.lapse_calls(9, &spared).await.unwrap(), []);
-    let late = store.finish_call(begun[0], holder(1, 1), None, answered());
+    let expired = store.expire_calls(1, &spared).await.unwrap();
+    let expired: Vec<PromptId> = expired.iter().map(|call| call.prompt.id).collect();
+    assert_eq!(expired, [begun[2]], "the spared use up none of the limit");
+    assert_eq!(store.expire_calls(9, &spared).await.unwrap(), []);
+    let late = store.settle_call(begun[0], holder(1, 1), answered());
     assert!(late.await.unwrap().is_some());
-    assert_eq!(store.lapse_calls(9, &[]).await.unwrap().len(), 1);
+    assert_eq!(store.expire_calls(9, &[]).await.unwrap().len(), 1);
 }
 
 pub async fn leases_of_others_are_not_renewed(store: Store) {
@@ -340,19 +330,13 @@ pub async fn leases_of_others_are_not_renewed(store: Store) {
         renew(&*store, [2; 16], &[begun.id, PromptId(999)], HELD).await,
         0
     );
-    assert_eq!(store.lapse_calls(9, &[]).await.unwrap().len(), 1);
+    assert_eq!(store.expire_calls(9, &[]).await.unwrap().len(), 1);
 }
 
-/// Begins the call again with the same key after its lapse, and checks that the row is the same.
+/// Begins the call again with the same key after it expired, and checks that the row is the same.
 async fn take_over(store: &dyn TestableStore, alice: UserId, first: &Prompt) {
-    let lapsed = KnownKey {
-        fingerprint: [1; 32],
-        state: KeyState::Lapsed(first.id),
-    };
-    assert_eq!(
-        store.known_key(alice, &[1; 32]).await.unwrap(),
-        Some(lapsed)
-    );
+    let expired = KeyState::Expired(first.id);
+    assert_eq!(state(store, alice, claim(1, 1)).await, Some(expired));
     let retried = NewCall {
         created_at: Timestamp(9_000),
         model: "other".to_owned(),
@@ -366,89 +350,80 @@ async fn take_over(store: &dyn TestableStore, alice: UserId, first: &Prompt) {
     };
     assert_eq!(second, expected);
     assert_eq!(store.prompt(alice, first.id).await.unwrap(), Some(expected));
-    let in_flight = KnownKey {
-        fingerprint: [1; 32],
-        state: KeyState::InFlight(first.id),
-    };
+    let in_flight = KeyState::InFlight(first.id);
     assert_eq!(known(store, retried).await, in_flight);
     // The first holder is late, though of the same process.
-    let late = store.finish_call(first.id, holder(1, 1), None, answered());
+    let late = store.settle_call(first.id, holder(1, 1), answered());
     assert_eq!(late.await.unwrap(), None);
-    assert_eq!(store.lapse_calls(9, &[]).await.unwrap(), []);
-    let finished = store.finish_call(first.id, holder(1, 2), None, answered());
+    assert_eq!(store.expire_calls(9, &[]).await.unwrap(), []);
+    let finished = store.settle_call(first.id, holder(1, 2), answered());
     assert!(finished.await.unwrap().is_some());
     assert_eq!(newest(store, alice, 9).await.len(), 1);
     let covered = store.coverage(&model("a"), Some(alice)).await.unwrap();
     assert_eq!((covered.completed, covered.embedded), (1, 1));
 }
 
-pub async fn a_key_takes_over_its_lapsed_row(store: Store) {
+pub async fn a_key_takes_over_its_expired_row(store: Store) {
     let alice = user(&*store, "alice").await.id;
     let first = started(&*store, over(keyed(alice, claim(1, 1)))).await;
-    assert_eq!(store.lapse_calls(9, &[]).await.unwrap().len(), 1);
+    assert_eq!(store.expire_calls(9, &[]).await.unwrap().len(), 1);
     take_over(&*store, alice, &first).await;
 }
 
-pub async fn a_key_takes_over_a_row_whose_lapse_nobody_noticed(store: Store) {
+pub async fn a_key_takes_over_an_expired_row_before_it_is_ended(store: Store) {
     let alice = user(&*store, "alice").await.id;
     let first = started(&*store, over(keyed(alice, claim(1, 1)))).await;
     take_over(&*store, alice, &first).await;
 }
 
-pub async fn a_lapsed_key_is_not_taken_over_by_another_request(store: Store) {
+pub async fn an_expired_row_is_not_taken_over_by_another_request(store: Store) {
     let alice = user(&*store, "alice").await.id;
     let first = started(&*store, over(keyed(alice, claim(1, 1)))).await;
-    let lapsed = KnownKey {
-        fingerprint: [1; 32],
-        state: KeyState::Lapsed(first.id),
-    };
-    assert_eq!(known(&*store, keyed(alice, claim(1, 2))).await, lapsed);
-    assert_eq!(store.lapse_calls(9, &[]).await.unwrap().len(), 1);
+    let other = keyed(alice, claim(1, 2));
+    assert_eq!(known(&*store, other).await, KeyState::OtherRequest);
+    assert_eq!(
+        state(&*store, alice, claim(1, 1)).await,
+        Some(KeyState::Expired(first.id))
+    );
+    assert_eq!(store.expire_calls(9, &[]).await.unwrap().len(), 1);
 }
 
-pub async fn a_known_key_needs_no_room(store: Store) {
+pub async fn a_known_key_needs_no_quota(store: Store) {
     let alice = user(&*store, "alice").await.id;
     let bounded = |call| NewCall {
         max_prompts: Some(2),
         ..call
     };
     let held = started(&*store, bounded(keyed(alice, claim(1, 1)))).await;
-    let lapsed = started(&*store, bounded(over(keyed(alice, claim(2, 2))))).await;
+    let expired = started(&*store, bounded(over(keyed(alice, claim(2, 2))))).await;
     let again = known(&*store, bounded(keyed(alice, claim(1, 1)))).await;
-    assert_eq!(again.state, KeyState::InFlight(held.id));
+    assert_eq!(again, KeyState::InFlight(held.id));
     let taken_over = started(&*store, bounded(keyed(alice, claim(2, 2)))).await;
-    assert_eq!(taken_over.id, lapsed.id);
+    assert_eq!(taken_over.id, expired.id);
 
     // A refused call leaves its key free.
     let refused = store.begin_call(bounded(keyed(alice, claim(3, 3)))).await;
     assert!(matches!(refused, Err(Error::QuotaExceeded)), "{refused:?}");
-    let free = store.known_key(alice, &claim(3, 3).key_hash).await;
-    assert_eq!(free.unwrap(), None);
+    assert_eq!(state(&*store, alice, claim(3, 3)).await, None);
 }
 
-pub async fn a_deleted_prompt_keeps_its_key_and_cannot_be_finished(store: Store) {
+pub async fn a_deleted_prompt_keeps_its_key_and_cannot_be_settled(store: Store) {
     let alice = user(&*store, "alice").await.id;
     let begun = started(&*store, keyed(alice, claim(1, 1))).await;
     let deleted = store.delete_prompt(alice, begun.id).await.unwrap();
     let embedding_model = None;
     assert_eq!(deleted, Some(DeletedPrompt { embedding_model }));
-    let late = store.finish_call(begun.id, holder(1, 1), None, answered());
+    let late = store.settle_call(begun.id, holder(1, 1), answered());
     assert_eq!(late.await.unwrap(), None);
     assert_eq!(store.prompt(alice, begun.id).await.unwrap(), None);
     assert_eq!(renew(&*store, [1; 16], &[begun.id], HELD).await, 0);
-    let gone = KnownKey {
-        fingerprint: [1; 32],
-        state: KeyState::Deleted,
-    };
-    assert_eq!(
-        store.known_key(alice, &[1; 32]).await.unwrap(),
-        Some(gone.clone())
-    );
+    let gone = KeyState::Deleted;
+    assert_eq!(state(&*store, alice, claim(1, 1)).await, Some(gone));
     assert_eq!(known(&*store, keyed(alice, claim(1, 1))).await, gone);
     assert_eq!(newest(&*store, alice, 9).await, []);
 
     let begun = started(&*store, keyed(alice, claim(2, 1))).await;
-    let finished = store.finish_call(begun.id, holder(1, 1), None, answered());
+    let finished = store.settle_call(begun.id, holder(1, 1), answered());
     assert!(finished.await.unwrap().is_some());
     store.delete_prompt(alice, begun.id).await.unwrap();
     assert_eq!(known(&*store, keyed(alice, claim(2, 1))).await, gone);
@@ -461,10 +436,10 @@ pub async fn purged_keys_are_free_and_their_prompts_stay(store: Store) {
     let now = Timestamp::now();
     assert_eq!(store.purge_keys(now).await.unwrap(), 0);
     assert_eq!(store.purge_keys(now.plus(DAY - MINUTE)).await.unwrap(), 0);
-    assert!(store.known_key(alice, &[1; 32]).await.unwrap().is_some());
+    assert!(state(&*store, alice, claim(1, 1)).await.is_some());
     assert_eq!(store.purge_keys(now.plus(DAY + MINUTE)).await.unwrap(), 1);
-    assert_eq!(store.known_key(alice, &[1; 32]).await.unwrap(), None);
-    let finished = store.finish_call(begun.id, holder(1, 1), None, answered());
+    assert_eq!(state(&*store, alice, claim(1, 1)).await, None);
+    let finished = store.settle_call(begun.id, holder(1, 1), answered());
     assert!(finished.await.unwrap().is_some());
     let next = started(&*store, keyed(alice, claim(1, 1))).await;
     assert!(next.id > begun.id);
@@ -473,7 +448,7 @@ pub async fn purged_keys_are_free_and_their_prompts_stay(store: Store) {
 pub async fn a_key_of_yesterday_is_free_before_it_is_purged(store: Store) {
     let alice = user(&*store, "alice").await.id;
     let begun = started(&*store, keyed(alice, claim(1, 1))).await;
-    let finished = store.finish_call(begun.id, holder(1, 1), None, answered());
+    let finished = store.settle_call(begun.id, holder(1, 1), answered());
     assert!(finished.await.unwrap().is_some());
     let now = Timestamp::now();
     let key = |mark: u8, age: Duration| KeyRecord {
@@ -485,39 +460,36 @@ pub async fn a_key_of_yesterday_is_free_before_it_is_purged(store: Store) {
     };
     let keys = vec![key(2, DAY - MINUTE), key(3, DAY + MINUTE)];
     store.put_keys(keys).await.unwrap();
-    assert!(store.known_key(alice, &[2; 32]).await.unwrap().is_some());
-    assert_eq!(store.known_key(alice, &[3; 32]).await.unwrap(), None);
+    assert!(state(&*store, alice, claim(2, 9)).await.is_some());
+    assert_eq!(state(&*store, alice, claim(3, 9)).await, None);
     // It may stand for another request now, and then does.
     let next = started(&*store, keyed(alice, claim(3, 1))).await;
     assert!(next.id > begun.id);
-    let known = store.known_key(alice, &[3; 32]).await.unwrap().unwrap();
-    assert_eq!(known.fingerprint, claim(3, 1).fingerprint);
-    assert_eq!(known.state, KeyState::InFlight(next.id));
+    assert_eq!(
+        state(&*store, alice, claim(3, 1)).await,
+        Some(KeyState::InFlight(next.id))
+    );
 }
 
 pub async fn a_vector_of_another_length_leaves_the_call_running(store: Store) {
     let alice = user(&*store, "alice").await.id;
     store.insert_prompt(embedded(alice, "p", 1)).await.unwrap();
     let begun = started(&*store, call(alice)).await;
-    let outcome = CallOutcome::Completed {
-        response: "Because.".into(),
-        model: "answering".to_owned(),
-        finish_reason: None,
-        prompt_tokens: None,
-        completion_tokens: None,
+    let outcome = CallOutcome {
         embedding: Some((model("a"), Embedding(Arc::from([1.0_f32].as_slice())))),
+        ..CallOutcome::completed("Because.", "answering")
     };
-    let refused = store.finish_call(begun.id, holder(1, 1), None, outcome);
+    let refused = store.settle_call(begun.id, holder(1, 1), outcome);
     assert!(matches!(refused.await, Err(Error::Internal(_))));
     assert_eq!(
         store.prompt(alice, begun.id).await.unwrap(),
         Some(begun.clone())
     );
-    let failed = store.finish_call(begun.id, holder(1, 1), None, timed_out());
+    let failed = store.settle_call(begun.id, holder(1, 1), timed_out());
     assert!(failed.await.unwrap().is_some());
 }
 
-pub async fn finished_calls_are_counted_as_covered(store: Store) {
+pub async fn settled_calls_are_counted_as_covered(store: Store) {
     let alice = user(&*store, "alice").await.id;
     let count = async || {
         let covered = store.coverage(&model("a"), Some(alice)).await.unwrap();
@@ -527,12 +499,12 @@ pub async fn finished_calls_are_counted_as_covered(store: Store) {
     let second = started(&*store, call(alice)).await;
     assert_eq!(count().await, (0, 0));
     store
-        .finish_call(first.id, holder(1, 1), None, answered())
+        .settle_call(first.id, holder(1, 1), answered())
         .await
         .unwrap();
     assert_eq!(count().await, (1, 1));
     store
-        .finish_call(second.id, holder(1, 1), None, timed_out())
+        .settle_call(second.id, holder(1, 1), timed_out())
         .await
         .unwrap();
     assert_eq!(count().await, (1, 1));

@@ -4,11 +4,14 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use prompt_service::domain::{Timestamp, UserId};
-use prompt_service::store::{Begun, Error, NewCall, NewPrompt, Session};
+use prompt_service::store::{Begun, Error, NewCall, Session};
 use tokio::task::JoinSet;
 
 use crate::store::calls::{answered, call, claim, holder, started};
-use crate::store::{TestableStore, completed, embedded, model, new_user, newest, user, vector};
+use crate::store::{
+    InsertPrompt, NewPrompt, TestableStore, completed, embedded, model, new_user, newest, user,
+    vector,
+};
 
 type Store = Arc<dyn TestableStore>;
 
@@ -115,19 +118,19 @@ pub async fn racing_claims_of_one_key_have_one_winner(store: Store) {
 pub async fn racing_ends_of_one_call_have_one_winner(store: Store) {
     let alice = user(&*store, "alice").await.id;
     for _ in 0..10 {
-        let lapsing = NewCall {
+        let expiring = NewCall {
             lease: std::time::Duration::ZERO,
             ..call(alice)
         };
-        let id = started(&*store, lapsing).await.id;
+        let id = started(&*store, expiring).await.id;
         let mut tasks = JoinSet::new();
         for n in 0..8 {
             let store = Arc::clone(&store);
             tasks.spawn(async move {
                 if n % 2 == 0 {
-                    store.lapse_calls(9, &[]).await.unwrap().len()
+                    store.expire_calls(9, &[]).await.unwrap().len()
                 } else {
-                    let ended = store.finish_call(id, holder(1, 1), None, answered()).await;
+                    let ended = store.settle_call(id, holder(1, 1), answered()).await;
                     usize::from(ended.unwrap().is_some())
                 }
             });

@@ -52,23 +52,23 @@ macro_rules! conformance_suite {
             calls:
                 a_begun_call_is_a_running_prompt,
                 a_call_of_an_unknown_user_stores_nothing,
-                a_call_is_finished_once_and_by_its_holder_alone,
+                a_call_is_settled_once_and_only_by_its_holder,
                 a_failed_call_has_no_vector_and_releases_its_key,
-                a_known_key_is_answered_and_changes_nothing,
-                keys_of_different_users_have_nothing_in_common,
-                a_lapsed_call_fails_once_and_says_who_waits,
-                a_renewed_lease_does_not_lapse,
-                a_spared_call_does_not_lapse_and_others_do,
+                a_known_key_is_returned_and_nothing_changes,
+                keys_of_different_users_are_independent,
+                an_expired_call_fails_once_and_is_returned_with_its_announcement,
+                a_renewed_lease_does_not_expire,
+                a_spared_call_does_not_expire_and_others_do,
                 leases_of_others_are_not_renewed,
-                a_key_takes_over_its_lapsed_row,
-                a_key_takes_over_a_row_whose_lapse_nobody_noticed,
-                a_lapsed_key_is_not_taken_over_by_another_request,
-                a_known_key_needs_no_room,
-                a_deleted_prompt_keeps_its_key_and_cannot_be_finished,
+                a_key_takes_over_its_expired_row,
+                a_key_takes_over_an_expired_row_before_it_is_ended,
+                an_expired_row_is_not_taken_over_by_another_request,
+                a_known_key_needs_no_quota,
+                a_deleted_prompt_keeps_its_key_and_cannot_be_settled,
                 purged_keys_are_free_and_their_prompts_stay,
                 a_key_of_yesterday_is_free_before_it_is_purged,
                 a_vector_of_another_length_leaves_the_call_running,
-                finished_calls_are_counted_as_covered,
+                settled_calls_are_counted_as_covered,
                 upstream_calls_are_counted_by_day_up_to_the_limit;
             bulk:
                 rows_put_with_their_ids_are_read_back_whole,
@@ -125,10 +125,17 @@ mod sqlite_processes;
 
 use std::sync::Arc;
 
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
 use prompt_service::domain::{
-    Embedding, ModelId, Prompt, PromptId, PromptStatus, Timestamp, User, UserId,
+    CallDetails, Embedding, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, User,
+    UserId,
 };
-use prompt_service::store::{AccountStore, BulkStore, CallStore, NewPrompt, NewUser, PromptStore};
+use prompt_service::store::{
+    AccountStore, Begun, BulkStore, CallOutcome, CallStore, Error, Holder, NewCall, NewUser,
+    PromptStore,
+};
 
 /// All parts of the contract over the same data.
 pub trait TestableStore: AccountStore + PromptStore + CallStore + BulkStore {}
@@ -158,6 +165,70 @@ pub fn new_user(username: &str) -> NewUser {
 /// Makes that account.
 pub async fn user(store: &dyn TestableStore, username: &str) -> User {
     store.create_user(new_user(username)).await.unwrap()
+}
+
+/// A prompt and its outcome.
+#[derive(Clone, Debug)]
+pub struct NewPrompt {
+    pub user_id: UserId,
+    pub prompt: String,
+    pub response: Option<String>,
+    pub model: String,
+    /// `Completed` or `Failed`.
+    pub status: PromptStatus,
+    pub error: Option<FailureCode>,
+    pub finish_reason: Option<String>,
+    pub created_at: Timestamp,
+    pub llm_duration_ms: Option<u32>,
+    pub prompt_tokens: Option<u32>,
+    pub completion_tokens: Option<u32>,
+    pub embedding: Option<(ModelId, Embedding)>,
+    pub max_prompts: Option<u32>,
+}
+
+/// Stores a prompt with its outcome, as a call does: begun, then settled.
+pub trait InsertPrompt {
+    fn insert_prompt(&self, new: NewPrompt) -> impl Future<Output = Result<Prompt, Error>> + Send;
+}
+
+impl<T: CallStore + ?Sized> InsertPrompt for T {
+    async fn insert_prompt(&self, new: NewPrompt) -> Result<Prompt, Error> {
+        static CALLS: AtomicI64 = AtomicI64::new(1 << 40);
+        let holder = Holder {
+            replica: [200; 16],
+            call: CALLS.fetch_add(1, Ordering::Relaxed),
+        };
+        let call = NewCall {
+            user_id: new.user_id,
+            prompt: new.prompt,
+            model: new.model.clone(),
+            created_at: new.created_at,
+            announce: false,
+            key: None,
+            holder,
+            lease: Duration::from_secs(3600),
+            max_prompts: new.max_prompts,
+        };
+        let Begun::Started(prompt) = self.begin_call(call).await? else {
+            panic!("a call without a key is always new");
+        };
+        let outcome = CallOutcome {
+            error: new.error,
+            response: new.response.map(Into::into),
+            model: Some(new.model),
+            details: CallDetails {
+                finish_reason: new.finish_reason,
+                prompt_tokens: new.prompt_tokens,
+                completion_tokens: new.completion_tokens,
+                duration_ms: new.llm_duration_ms,
+            },
+            embedding: new
+                .embedding
+                .filter(|_| new.status == PromptStatus::Completed),
+        };
+        let settled = self.settle_call(prompt.id, holder, outcome).await?;
+        Ok(settled.expect("nobody else settles it"))
+    }
 }
 
 /// A completed prompt without a vector.

@@ -7,13 +7,13 @@ use prompt_service::domain::{
     Embedding, ModelId, Prompt, PromptId, PromptStatus, Timestamp, User, UserId,
 };
 use prompt_service::store::{
-    Coverage, DeletedPrompt, Error, NewPrompt, RevokedToken, Session, Unembedded, VectorPage,
+    Coverage, DeletedPrompt, Error, RevokedToken, Session, Unembedded, VectorPage,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use tokio::runtime::Runtime;
 
-use crate::store::{TestableStore, completed, model, new_user, vector};
+use crate::store::{InsertPrompt, NewPrompt, TestableStore, completed, model, new_user, vector};
 
 /// Users, prompts, names and times are drawn from few, so that operations meet.
 #[derive(Clone, Debug)]

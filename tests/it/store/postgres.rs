@@ -6,13 +6,15 @@ use std::time::{Duration, Instant};
 
 use prompt_service::domain::{Embedding, UserId};
 use prompt_service::store::postgres::{OpenError, OpenOptions, PostgresStore};
-use prompt_service::store::{Access, AccountStore, Error, NewPrompt, PromptStore};
+use prompt_service::store::{Access, AccountStore, Error, PromptStore};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::store::model::compare_with_naive_model;
-use crate::store::{TestableStore, completed, embedded, model, newest, user};
+use crate::store::{
+    InsertPrompt, NewPrompt, TestableStore, completed, embedded, model, newest, user,
+};
 use crate::support::DEADLINE;
 use crate::support::postgres::{Database, Postgres, Release, connect};
 
@@ -33,7 +35,7 @@ async fn open_on(
     PostgresStore::open(&database.url(), options).await
 }
 
-/// The same on the newest server that the tests know.
+/// The same on the newest server of the tests.
 async fn open_newest() -> (Arc<dyn TestableStore>, Database) {
     let database = Database::migrated_on(Release::Eighteen).await;
     let store = open_on(&database, None).await.unwrap();
@@ -49,7 +51,7 @@ mod suite_on_18 {
 }
 
 #[tokio::test]
-async fn the_newest_server_is_the_one_it_is_taken_for() {
+async fn newest_server_has_the_expected_version() {
     let database = Database::migrated_on(Release::Eighteen).await;
     let version: i32 = database
         .client()
@@ -94,10 +96,10 @@ async fn servers_that_start_together_migrate_once() {
 }
 
 #[tokio::test]
-async fn a_database_of_a_newer_version_is_used_unless_that_version_says_no() {
+async fn database_of_a_newer_version_is_used_unless_that_version_forbids_it() {
     let database = Database::migrated().await;
     let client = database.client().await;
-    // What a migration that only adds leaves behind.
+    // The state after a migration that only adds.
     let added = client
         .batch_execute(
             "ALTER TABLE prompt ADD COLUMN mood text; UPDATE prompt_service_schema SET version = 1000",
@@ -131,11 +133,11 @@ async fn a_database_of_a_newer_version_is_used_unless_that_version_says_no() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_change_of_the_schema_that_has_to_wait_holds_up_nobody() {
+async fn change_of_the_schema_that_has_to_wait_delays_no_other_call() {
     let database = Database::migrated().await;
     let serving = open_on(&database, None).await.unwrap();
     let alice = user(&serving, "alice").await.id;
-    // A report, say, that reads for long.
+    // For example a report that reads for a long time.
     let reader = database.client().await;
     let began = reader.batch_execute("BEGIN; SELECT FROM prompt_embedding");
     began.await.unwrap();
@@ -148,7 +150,7 @@ async fn a_change_of_the_schema_that_has_to_wait_holds_up_nobody() {
         };
         PostgresStore::open(&url, options).await.map(drop)
     });
-    // Longer than an attempt and its pause take.
+    // Longer than an attempt and its pause.
     let began = Instant::now();
     while began.elapsed() < Duration::from_secs(5) {
         let asked = Instant::now();
@@ -169,7 +171,7 @@ async fn a_change_of_the_schema_that_has_to_wait_holds_up_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn statements_that_were_given_up_do_not_pile_up_on_the_server() {
+async fn abandoned_statements_are_cancelled_on_the_server() {
     const SIZE: usize = 4;
     let database = Database::migrated().await;
     let options = OpenOptions {
@@ -184,7 +186,8 @@ async fn statements_that_were_given_up_do_not_pile_up_on_the_server() {
     locked.await.unwrap();
     let sql = "SELECT count(*) FROM pg_stat_activity
                WHERE datname = current_database() AND application_name = 'prompt-service'";
-    // Another session: within a transaction the server shows the others as they were at the first look.
+    // In another session: within a transaction the server shows the others as they were at the
+    // first read.
     let watcher = database.client().await;
     let mut most = 0;
     for _ in 0..12 {
@@ -193,7 +196,7 @@ async fn statements_that_were_given_up_do_not_pile_up_on_the_server() {
             let store = Arc::clone(&store);
             callers.spawn(async move {
                 let call = store.insert_prompt(completed(alice, "p"));
-                // Long enough to be at work, and then nobody waits any more.
+                // Long enough for the statement to run; then its caller leaves.
                 tokio::time::timeout(Duration::from_millis(250), call)
                     .await
                     .is_err()
@@ -219,7 +222,7 @@ async fn statements_that_were_given_up_do_not_pile_up_on_the_server() {
 }
 
 #[tokio::test]
-async fn a_database_of_another_program_is_left_alone() {
+async fn database_of_another_program_is_not_changed() {
     let database = Database::empty().await;
     let client = database.client().await;
     client
@@ -233,7 +236,7 @@ async fn a_database_of_another_program_is_left_alone() {
 }
 
 #[tokio::test]
-async fn another_dimension_than_the_tables_is_refused_with_the_mend() {
+async fn another_dimension_than_the_stored_one_is_refused_with_the_fix() {
     let database = Database::migrated().await;
     open_on(&database, Some(384)).await.unwrap();
     open_on(&database, Some(384)).await.unwrap();
@@ -272,7 +275,7 @@ async fn vectors_too_long_for_the_covering_index_are_stored_and_found() {
 }
 
 #[tokio::test]
-async fn a_start_that_fails_says_which_setting_and_keeps_the_secret() {
+async fn failed_start_names_the_setting_and_hides_the_secret() {
     let database = Database::empty().await;
     let url = database.url();
     let with_password = url.replace("postgres@", "postgres:hunter2@");
@@ -310,7 +313,7 @@ async fn ids_of_many_connections_are_unique_and_rise_for_each() {
             let mut ids = Vec::new();
             for _ in 0..20 {
                 let made = store.insert_prompt(embedded(alice, "p", 1)).await.unwrap();
-                // What one server has acknowledged the other reads.
+                // What one server has acknowledged, the other reads.
                 ids.push(made.id);
             }
             ids
@@ -330,7 +333,8 @@ async fn ids_of_many_connections_are_unique_and_rise_for_each() {
     assert_eq!(listed.len(), all.len());
 }
 
-/// 20,000 rows of 2,000 users made by the server, with vectors around 400 directions; user 1 has 10 of them.
+/// 20,000 rows of 2,000 users, created by the server, with vectors around 400 directions; user 1
+/// has 10 of them.
 const MANY_ROWS: &str = "
     INSERT INTO account (username, email, password_hash, is_active, tokens_valid_from, created_at)
         SELECT 'u' || i, 'e', 'h', true, 0, 0 FROM generate_series(1, 2000) i;
@@ -364,10 +368,10 @@ async fn stored_vector(client: &tokio_postgres::Client, id: i64) -> Embedding {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_search_among_ones_own_reads_the_covering_index_alone_and_misses_nothing() {
+async fn search_of_one_owner_reads_only_the_covering_index_and_misses_nothing() {
     let (database, store) = many_rows().await;
     let client = database.client().await;
-    // The approximate index is there too, and must tempt nobody.
+    // The approximate index exists too, and must not be used.
     let stop = CancellationToken::new();
     store.build_hnsw_index(stop).await;
     client.batch_execute("VACUUM ANALYZE").await.unwrap();
@@ -384,7 +388,8 @@ async fn a_search_among_ones_own_reads_the_covering_index_alone_and_misses_nothi
         let vector = format!("[{}]", ["0.05"; 384].join(","));
         let explain = format!("EXPLAIN (ANALYZE, COSTS OFF) EXECUTE own ('{vector}', 1, 1, 10)");
         let mut plan: String;
-        // While anybody's transaction is open, in whichever database, a vacuum may leave rows that have to be looked up.
+        // While a transaction is open in any database, a vacuum may leave rows that have to be
+        // looked up.
         eventually!(
             {
                 client.batch_execute("VACUUM").await.unwrap();
@@ -410,7 +415,7 @@ async fn a_search_among_ones_own_reads_the_covering_index_alone_and_misses_nothi
         assert!(!plan.contains("by_meaning"), "{mode}: {plan}");
     }
 
-    // Few among many: all ten, in the order that a plain computation gives.
+    // Few among many: all ten, in the order that a plain computation returns.
     let query = stored_vector(&client, 5).await;
     let found = store
         .nearest(&model("m"), Some(UserId(1)), &query, 10)
@@ -432,7 +437,7 @@ async fn a_search_among_ones_own_reads_the_covering_index_alone_and_misses_nothi
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_shared_search_is_exact_before_its_index_and_near_it_after() {
+async fn shared_search_is_exact_without_its_index_and_nearly_exact_with_it() {
     let (database, store) = many_rows().await;
     let client = database.client().await;
     let queries = [5_i64, 777, 4_242, 12_345, 19_999];
@@ -444,7 +449,8 @@ async fn a_shared_search_is_exact_before_its_index_and_near_it_after() {
         assert!(found.is_sorted_by(|a, b| a.1 > b.1 || (a.1 == b.1 && a.0 < b.0)));
         exact.push(found);
     }
-    // Half of an index that a crash has left is replaced. Two servers that see to it get one index.
+    // Half of an index, which a crash has left, is replaced. Two servers that build it make one
+    // index.
     let broken = client
         .batch_execute(
             "CREATE INDEX prompt_embedding_by_meaning ON prompt_embedding USING hnsw (embedding halfvec_ip_ops)
@@ -475,7 +481,7 @@ async fn a_shared_search_is_exact_before_its_index_and_near_it_after() {
 }
 
 #[tokio::test]
-async fn equal_scores_come_by_rising_id() {
+async fn equal_scores_are_sorted_by_rising_id() {
     let database = Database::migrated().await;
     let store = open_on(&database, None).await.unwrap();
     let alice = user(&store, "alice").await.id;
@@ -493,7 +499,7 @@ async fn equal_scores_come_by_rising_id() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restarted_server_is_used_again_and_no_acknowledged_write_is_lost() {
+async fn restarted_server_is_used_again_and_no_acknowledged_write_is_lost() {
     let mut server = Postgres::start(true);
     let url = server.url("postgres");
     let store = Arc::new(
@@ -526,7 +532,7 @@ async fn a_restarted_server_is_used_again_and_no_acknowledged_write_is_lost() {
     assert!(matches!(store.ping().await, Err(Error::Unavailable(_))));
     server.resume();
     eventually!(store.ping().await.is_ok());
-    // All connections are of use again, not only one.
+    // All connections work again, not only one.
     let before = store.stats().committed_operations;
     eventually!(store.stats().committed_operations > before + 50);
     stop.cancel();
@@ -546,7 +552,8 @@ async fn a_restarted_server_is_used_again_and_no_acknowledged_write_is_lost() {
         .collect();
     assert!(all.iter().all(|id| stored.contains(id)));
     assert!(doubts > 0, "the restart was noticed");
-    // Only writes whose answer was lost may be stored beside those acknowledged: one a connection in use.
+    // Besides the acknowledged writes, only writes whose reply was lost may be stored: one for each
+    // connection in use.
     assert!(
         stored.len() <= all.len() + 4,
         "{} of {}",
@@ -556,7 +563,7 @@ async fn a_restarted_server_is_used_again_and_no_acknowledged_write_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_paused_server_is_unavailable_in_seconds_and_used_again_when_it_goes_on() {
+async fn paused_server_is_unavailable_within_seconds_and_used_again_when_it_resumes() {
     let server = Postgres::start(false);
     let url = server.url("postgres");
     let store = Arc::new(
@@ -577,7 +584,7 @@ async fn a_paused_server_is_unavailable_in_seconds_and_used_again_when_it_goes_o
             }
         });
     }
-    // All are answered while the server still stands still.
+    // All calls return while the server is still paused.
     for answer in timeout(DEADLINE, calls.join_all()).await.unwrap() {
         assert!(matches!(answer, Err(Error::Unavailable(_))), "{answer:?}");
     }
@@ -586,7 +593,7 @@ async fn a_paused_server_is_unavailable_in_seconds_and_used_again_when_it_goes_o
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_database_that_becomes_read_only_says_so_and_says_so_no_longer_once_it_is_not() {
+async fn read_only_database_is_reported_until_it_is_writable_again() {
     let database = Database::migrated().await;
     let store = open_on(&database, None).await.unwrap();
     let client = database.client().await;
@@ -606,7 +613,7 @@ async fn a_database_that_becomes_read_only_says_so_and_says_so_no_longer_once_it
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_connection_that_the_server_ended_is_not_used_again() {
+async fn connection_that_the_server_ended_is_not_used_again() {
     let database = Database::migrated().await;
     let store = open_on(&database, None).await.unwrap();
     let client = database.client().await;
@@ -621,29 +628,30 @@ async fn a_connection_that_the_server_ended_is_not_used_again() {
             .await
             .unwrap();
         assert!(!ended.is_empty());
-        // The news travels as fast as anything on the connection; a call that is quicker may fail, the next does not.
+        // The end of the connection arrives as fast as anything on it. A call that is faster may
+        // fail; the next one does not.
         eventually!(store.ping().await.is_ok());
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn only_one_server_may_be_alone() {
+async fn only_one_server_holds_the_exclusive_lock() {
     let database = Database::migrated().await;
     let first = open_on(&database, None).await.unwrap();
     let second = open_on(&database, None).await.unwrap();
     let stop = CancellationToken::new();
-    let held = first.be_alone().await.unwrap();
+    let held = first.lock_exclusive().await.unwrap();
     let mut holding = JoinSet::new();
     holding.spawn(held.hold(stop.clone()));
-    let refused = second.be_alone().await.err();
+    let refused = second.lock_exclusive().await.err();
     assert!(matches!(refused, Some(OpenError::InUse)), "{refused:?}");
-    // The open transaction behind it holds up no vacuum.
+    // The open transaction of the lock holds up no vacuum.
     let client = database.client().await;
     let sql = "SELECT a.backend_xmin IS NULL FROM pg_locks l JOIN pg_stat_activity a USING (pid)
                WHERE l.locktype = 'advisory' AND a.datname = current_database()";
     assert!(client.query_one(sql, &[]).await.unwrap().get::<_, bool>(0));
 
-    // Its connection is cut: it takes the lock again and serves on.
+    // Its connection is cut: it takes the lock again and goes on serving.
     let cut =
         "SELECT pg_terminate_backend(l.pid) FROM pg_locks l JOIN pg_stat_activity a USING (pid)
                WHERE l.locktype = 'advisory' AND a.datname = current_database()";
@@ -663,12 +671,13 @@ async fn only_one_server_may_be_alone() {
 
     stop.cancel();
     assert_eq!(holding.join_all().await, [true]);
-    let held = second.be_alone().await.unwrap();
+    let held = second.lock_exclusive().await.unwrap();
     drop(held);
 }
 
-/// Takes the lock of a server alone from whoever holds it: waits for it, and then ends their connections. So it is given to this
-/// one before they can come back for it, however long that takes. Held for as long as the client is.
+/// Takes the exclusive lock from its holders: waits for it, and then ends their connections. So the
+/// lock goes to this client before they can take it again, however long that takes. Held while the
+/// client lives.
 async fn take_over(database: &Database) -> tokio_postgres::Client {
     let (heir, other) = (database.client().await, database.client().await);
     let heirs = heir.query_one("SELECT pg_backend_pid()", &[]).await;
@@ -696,12 +705,12 @@ async fn take_over(database: &Database) -> tokio_postgres::Client {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_whose_place_was_taken_stops_serving() {
+async fn server_whose_lock_was_taken_stops_serving() {
     let database = Database::migrated().await;
     let first = open_on(&database, None).await.unwrap();
     let stop = CancellationToken::new();
     let mut holding = JoinSet::new();
-    holding.spawn(first.be_alone().await.unwrap().hold(stop.clone()));
+    holding.spawn(first.lock_exclusive().await.unwrap().hold(stop.clone()));
     let _heir = take_over(&database).await;
     let still_alone = timeout(DEADLINE, holding.join_all()).await;
     assert_eq!(still_alone.unwrap(), [false]);
@@ -709,42 +718,42 @@ async fn a_server_whose_place_was_taken_stops_serving() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn replicas_are_together_and_never_beside_a_server_alone() {
+async fn replicas_share_the_lock_and_exclude_a_server_alone() {
     let database = Database::migrated().await;
     let first = open_on(&database, None).await.unwrap();
     let second = open_on(&database, None).await.unwrap();
     let places = (
-        first.be_a_replica().await.unwrap(),
-        second.be_a_replica().await.unwrap(),
+        first.lock_shared().await.unwrap(),
+        second.lock_shared().await.unwrap(),
     );
     let third = open_on(&database, None).await.unwrap();
-    let refused = third.be_alone().await.err();
+    let refused = third.lock_exclusive().await.err();
     assert!(matches!(refused, Some(OpenError::InUse)), "{refused:?}");
     drop(places);
-    let alone = third.be_alone().await.unwrap();
-    let refused = first.be_a_replica().await.err();
+    let alone = third.lock_exclusive().await.unwrap();
+    let refused = first.lock_shared().await.err();
     assert!(
         matches!(refused, Some(OpenError::InUseAlone)),
         "{refused:?}"
     );
     drop(alone);
-    first.be_a_replica().await.unwrap();
+    first.lock_shared().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replica_that_lost_its_lock_serves_on_until_a_server_alone_has_come() {
+async fn replica_that_lost_its_lock_serves_until_a_server_alone_has_taken_it() {
     let database = Database::migrated().await;
     let replica = open_on(&database, None).await.unwrap();
     let other = open_on(&database, None).await.unwrap();
     let mut holding = JoinSet::new();
-    let place = replica.be_a_replica().await.unwrap();
+    let place = replica.lock_shared().await.unwrap();
     holding.spawn(place.hold(CancellationToken::new()));
     let client = database.client().await;
     let holder = "SELECT l.pid FROM pg_locks l JOIN pg_stat_activity a USING (pid)
                   WHERE l.locktype = 'advisory' AND l.granted AND a.datname = current_database()";
     let before: i32 = client.query_one(holder, &[]).await.unwrap().get(0);
-    // Cut while another replica is there: it comes back beside it.
-    let beside = other.be_a_replica().await.unwrap();
+    // Cut while another replica is there: it takes the lock again beside it.
+    let beside = other.lock_shared().await.unwrap();
     let cut = "SELECT pg_terminate_backend($1)";
     client.query(cut, &[&before]).await.unwrap();
     eventually!({
@@ -754,7 +763,7 @@ async fn a_replica_that_lost_its_lock_serves_on_until_a_server_alone_has_come() 
     });
     assert!(holding.try_join_next().is_none());
 
-    // Cut, and the lock taken by a server alone before it is back.
+    // Cut, and a server alone takes the lock before this one can.
     drop(beside);
     eventually!(client.query(holder, &[]).await.unwrap().len() == 1);
     let _heir = take_over(&database).await;
@@ -764,7 +773,7 @@ async fn a_replica_that_lost_its_lock_serves_on_until_a_server_alone_has_come() 
 }
 
 #[tokio::test]
-async fn the_turn_of_reembedding_is_one_servers_at_a_time() {
+async fn reembedding_is_claimed_by_one_server_at_a_time() {
     let database = Database::migrated().await;
     let first = open_on(&database, None).await.unwrap();
     let second = open_on(&database, None).await.unwrap();
@@ -776,7 +785,7 @@ async fn the_turn_of_reembedding_is_one_servers_at_a_time() {
 }
 
 #[tokio::test]
-async fn a_nul_from_outside_breaks_nothing() {
+async fn nul_characters_in_arguments_are_harmless_and_replaced_in_responses() {
     let database = Database::migrated().await;
     let store = open_on(&database, None).await.unwrap();
     let alice = user(&store, "alice").await.id;
@@ -792,7 +801,7 @@ async fn a_nul_from_outside_breaks_nothing() {
 }
 
 #[tokio::test]
-async fn a_closed_store_refuses_further_calls() {
+async fn closed_store_refuses_further_calls() {
     let database = Database::migrated().await;
     let store = open_on(&database, None).await.unwrap();
     store.close().await;

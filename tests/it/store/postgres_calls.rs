@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use prompt_service::domain::PromptStatus;
 use prompt_service::store::postgres::{OpenOptions, PostgresStore};
-use prompt_service::store::{Begun, CallStore, KeyState, NewCall, PromptStore};
+use prompt_service::store::{AccountStore, Begun, CallStore, KeyState, NewCall, PromptStore};
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 use tokio_util::task::TaskTracker;
@@ -69,39 +69,40 @@ async fn begin_again_while(meanwhile: &str) -> (Begun, Arc<PostgresStore>, Datab
 
 fn known_state(begun: Begun) -> KeyState {
     match begun {
-        Begun::Known(known) => known.state,
+        Begun::Known(state) => state,
         Begun::Started(prompt) => panic!("started: {prompt:?}"),
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_call_that_is_answered_in_the_moment_of_its_take_over_stays_answered() {
+async fn a_call_answered_during_its_take_over_stays_answered() {
     let finish = "SELECT 1 FROM prompt FOR UPDATE; DELETE FROM running_call;
                   UPDATE prompt SET status = 'completed', response = 'Because.'";
     let (begun, store, _database) = begin_again_while(finish).await;
-    let KeyState::Completed(prompt) = known_state(begun) else {
+    let KeyState::Completed(id) = known_state(begun) else {
         panic!("the answer is replayed");
     };
-    assert_eq!(prompt.response.as_deref(), Some("Because."));
-    let stored = store.prompt(prompt.user_id, prompt.id).await.unwrap();
-    assert_eq!(stored.unwrap().status, PromptStatus::Completed);
+    let alice = store.user_by_username("alice").await.unwrap().unwrap().id;
+    let stored = store.prompt(alice, id).await.unwrap().unwrap();
+    assert_eq!(stored.response.as_deref(), Some("Because."));
+    assert_eq!(stored.status, PromptStatus::Completed);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_call_that_is_renewed_in_the_moment_of_its_take_over_stays_its_holders() {
+async fn a_call_renewed_during_its_take_over_keeps_its_holder() {
     let renew = "UPDATE running_call SET lease_until = lease_until + 600000000";
     let (begun, ..) = begin_again_while(renew).await;
     assert!(matches!(known_state(begun), KeyState::InFlight(_)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_prompt_deleted_in_the_moment_of_its_take_over_stays_deleted() {
+async fn a_prompt_deleted_during_its_take_over_stays_deleted() {
     let (begun, ..) = begin_again_while("DELETE FROM prompt").await;
     assert_eq!(known_state(begun), KeyState::Deleted);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_failure_in_the_moment_of_its_take_over_releases_the_key_for_another_row() {
+async fn a_failure_during_a_take_over_releases_the_key_for_another_row() {
     let fail = "SELECT 1 FROM prompt FOR UPDATE; DELETE FROM running_call;
                 UPDATE prompt SET status = 'failed', error = 'upstream_failed';
                 DELETE FROM idempotency_key; DELETE FROM prompt";
@@ -110,7 +111,7 @@ async fn a_failure_in_the_moment_of_its_take_over_releases_the_key_for_another_r
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn lapsing_waits_for_nobody_who_renews() {
+async fn expiring_does_not_wait_for_a_renewal() {
     let database = Database::migrated().await;
     let store = open(&database).await;
     let alice = user(&*store, "alice").await.id;
@@ -128,9 +129,9 @@ async fn lapsing_waits_for_nobody_who_renews() {
         ))
         .await
         .unwrap();
-    let lapsed = store.lapse_calls(9, &[]).await.unwrap();
-    assert_eq!(lapsed.len(), 1);
-    assert_eq!(lapsed[0].prompt.id, first);
+    let expired = store.expire_calls(9, &[]).await.unwrap();
+    assert_eq!(expired.len(), 1);
+    assert_eq!(expired[0].prompt.id, first);
     client.batch_execute("COMMIT").await.unwrap();
-    assert_eq!(store.lapse_calls(9, &[]).await.unwrap(), []);
+    assert_eq!(store.expire_calls(9, &[]).await.unwrap(), []);
 }

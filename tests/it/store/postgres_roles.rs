@@ -1,4 +1,4 @@
-//! Databases and roles that lack something: what works all the same, and how the rest is refused.
+//! Databases and roles that lack something: what works nevertheless, and how the rest is refused.
 
 use prompt_service::config::Secret;
 use prompt_service::domain::UserId;
@@ -7,11 +7,11 @@ use prompt_service::store::postgres::{OpenError, OpenOptions, PostgresStore, ins
 use prompt_service::store::{AccountStore, PromptStore};
 use tokio_util::sync::CancellationToken;
 
-use crate::store::{embedded, model, user, vector};
+use crate::store::{InsertPrompt, embedded, model, user, vector};
 use crate::support::postgres::{Database, Release};
 
-/// The URL of a database for a role of its own, which may log in and nothing else. The roles are
-/// the server's: named as the database, none is another test's.
+/// The URL of a database for a new role, which may log in and nothing else. Roles belong to the
+/// server; each is named after its database, so no two tests share one.
 async fn role(database: &Database) -> String {
     let (name, client) = (database.name(), database.client().await);
     let make = format!("CREATE ROLE {name} LOGIN");
@@ -53,7 +53,7 @@ async fn pgvector_in_a_schema_that_no_search_path_names_is_found() {
         let found = store.nearest(&model("a"), owner, &vector(1), 5).await;
         assert_eq!(found.unwrap()[0].0, made.id);
     }
-    // The index is built over a connection of its own.
+    // The index is built over a separate connection.
     let stop = CancellationToken::new();
     store.build_hnsw_index(stop).await;
     let found = store.nearest(&model("a"), None, &vector(1), 5).await;
@@ -65,7 +65,7 @@ async fn pgvector_in_a_schema_that_no_search_path_names_is_found() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_database_or_a_role_lacks_is_reported_with_its_repair() {
+async fn missing_right_or_feature_is_reported_with_its_fix() {
     let vector = "CREATE EXTENSION vector;";
     let owned = "CREATE EXTENSION vector; GRANT CREATE ON SCHEMA public TO ROLE_HERE;";
     for (sql, words) in [
@@ -113,7 +113,8 @@ async fn what_a_database_or_a_role_lacks_is_reported_with_its_repair() {
     }
 }
 
-/// A look and a start say the same, in one line that names the setting and more than a number.
+/// `inspect` and a start report the same, in one line that names the setting and more than a
+/// number.
 async fn assert_refused(url: &str, words: &[&str], about: &str) {
     let looked = inspect(url, Some(384)).await.map(drop);
     let opened = open(url, Some(384)).await.map(drop);
@@ -129,7 +130,7 @@ async fn assert_refused(url: &str, words: &[&str], about: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tables_that_are_there_must_be_the_roles_to_write_and_to_change() {
+async fn existing_tables_must_be_writable_and_owned_by_the_role() {
     for (sql, words) in [
         ("", &["read and write the table", "GRANT SELECT"][..]),
         (
@@ -140,7 +141,7 @@ async fn tables_that_are_there_must_be_the_roles_to_write_and_to_change() {
             "GRANT ALL ON ALL TABLES IN SCHEMA public TO ROLE_HERE; REVOKE DELETE ON prompt FROM ROLE_HERE",
             &["the table prompt;"],
         ),
-        // The length of vectors is settled by the first start with a model.
+        // The first start with a model sets the dimension of vectors.
         (
             "GRANT ALL ON ALL TABLES IN SCHEMA public TO ROLE_HERE",
             &["owner"],
@@ -168,7 +169,7 @@ async fn tables_that_are_there_must_be_the_roles_to_write_and_to_change() {
 }
 
 #[tokio::test]
-async fn a_database_that_cannot_keep_every_text_is_refused() {
+async fn database_that_cannot_store_every_text_is_refused() {
     let database = Database::empty().await;
     for encoding in ["LATIN1", "SQL_ASCII"] {
         let name = format!("{}_{}", database.name(), encoding.to_lowercase());
@@ -210,7 +211,7 @@ async fn time_limits_of_the_role_do_not_end_the_session_that_holds_the_lock() {
         let store = open(&url, None).await.unwrap();
         let stop = CancellationToken::new();
         let holding = tokio::task::LocalSet::new();
-        let place = store.be_alone().await.unwrap();
+        let place = store.lock_exclusive().await.unwrap();
         let stopping = stop.clone();
         holding
             .run_until(async {

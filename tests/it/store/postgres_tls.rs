@@ -1,4 +1,4 @@
-//! PostgreSQL over TLS: whom each `sslmode` trusts, and what is said where it trusts nobody.
+//! PostgreSQL over TLS: which servers each `sslmode` trusts, and how the others are refused.
 
 use prompt_service::store::PromptStore;
 use prompt_service::store::postgres::{OpenError, OpenOptions, PostgresStore};
@@ -6,7 +6,7 @@ use prompt_service::store::postgres::{OpenError, OpenOptions, PostgresStore};
 use crate::support::postgres::Database;
 use crate::support::tls::{TlsProxy, pem};
 
-/// A database, and the way to it over TLS as the server of a certificate.
+/// A database whose server shows a certificate.
 struct Encrypted {
     database: Database,
     proxy: TlsProxy,
@@ -19,7 +19,8 @@ impl Encrypted {
         Self { database, proxy }
     }
 
-    /// Opens the store at a host's name, with these parameters. `root`: the certificate given as sslrootcert.
+    /// Opens the store at a host's name, with these parameters. `root`: the certificate given as
+    /// sslrootcert.
     async fn open(&self, host: &str, mode: &str, root: Option<&str>) -> Result<(), OpenError> {
         let mut url = format!(
             "postgres://postgres@{host}:{}/{}?sslmode={mode}",
@@ -46,7 +47,7 @@ impl Encrypted {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_mode_trusts_whom_it_says() {
+async fn each_mode_trusts_the_servers_that_it_should() {
     let server = Encrypted::by("server").await;
     server.open("127.0.0.1", "require", None).await.unwrap();
     let authority = Some("authority");
@@ -55,9 +56,9 @@ async fn each_mode_trusts_whom_it_says() {
         let text = server.refused("localhost", mode, Some("other")).await;
         assert!(text.contains("sslrootcert"), "{text}");
     }
-    // The system knows nothing of this authority.
+    // The system does not trust this authority.
     server.refused("localhost", "verify-full", None).await;
-    // The certificate is made out to the name alone.
+    // The certificate names only the host name.
     server
         .open("127.0.0.1", "verify-ca", authority)
         .await
@@ -70,7 +71,7 @@ async fn each_mode_trusts_whom_it_says() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_self_signed_certificate_is_its_own_root() {
+async fn self_signed_certificate_is_its_own_root() {
     let server = Encrypted::by("own").await;
     let own = Some("own");
     for mode in ["require", "verify-ca", "verify-full"] {
@@ -79,7 +80,7 @@ async fn a_self_signed_certificate_is_its_own_root() {
     }
     server.open("127.0.0.1", "verify-ca", own).await.unwrap();
     server.refused("127.0.0.1", "verify-full", own).await;
-    // A common name is no name of a host.
+    // A common name is not a host name.
     let server = Encrypted::by("unnamed").await;
     let unnamed = Some("unnamed");
     server
@@ -90,7 +91,7 @@ async fn a_self_signed_certificate_is_its_own_root() {
 }
 
 #[tokio::test]
-async fn a_server_without_tls_is_not_taken_for_one() {
+async fn server_without_tls_is_refused_by_modes_that_require_it() {
     let database = Database::migrated().await;
     let url = database.url();
     for parameters in ["sslmode=require", "sslmode=verify-full"] {
@@ -98,7 +99,7 @@ async fn a_server_without_tls_is_not_taken_for_one() {
             PostgresStore::open(&format!("{url}?{parameters}"), OpenOptions::default()).await;
         assert!(opened.is_err(), "{parameters}");
     }
-    // Whoever names a root does not mean a mode that asks for none.
+    // An operator who names a root does not mean a mode that needs none.
     let root = pem("authority.pem");
     let url = format!("{url}?sslrootcert={}", root.display());
     let error = PostgresStore::open(&url, OpenOptions::default()).await;

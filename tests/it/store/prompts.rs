@@ -6,12 +6,13 @@ use prompt_service::domain::{
     Embedding, FailureCode, ModelId, PromptId, PromptStatus, Timestamp, UserId,
 };
 use prompt_service::store::{
-    Access, Coverage, DeletedPrompt, Error, NewCall, NewPrompt, Unembedded, VectorCursor,
-    VectorPage,
+    Access, Coverage, DeletedPrompt, Error, NewCall, Unembedded, VectorCursor, VectorPage,
 };
 
 use crate::store::calls::{call, started};
-use crate::store::{TestableStore, completed, embedded, ids, model, newest, user, vector};
+use crate::store::{
+    InsertPrompt, NewPrompt, TestableStore, completed, embedded, ids, model, newest, user, vector,
+};
 
 type Store = Arc<dyn TestableStore>;
 

@@ -5,20 +5,21 @@ use std::future::poll_fn;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use prompt_service::domain::{PromptId, UserId};
+use prompt_service::domain::{Prompt, PromptId, PromptStatus, UserId};
 use prompt_service::store::sqlite::{OpenOptions, SqliteStore};
-use prompt_service::store::{AccountStore, Error, PromptStore};
+use prompt_service::store::{AccountStore, CallStore, Error, PromptStore};
 use rusqlite::Connection;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
+use crate::store::calls::{call, started};
 use crate::store::model::compare_with_naive_model;
-use crate::store::{TestableStore, completed, embedded, model, newest, user};
+use crate::store::{InsertPrompt, TestableStore, completed, embedded, model, newest, user};
 use crate::support::DEADLINE;
 
 async fn open() -> (Arc<dyn TestableStore>, TempDir) {
@@ -40,7 +41,7 @@ fn random_operations_agree_with_a_naive_model() {
     compare_with_naive_model(open);
 }
 
-/// A look at the file that owes nothing to the store.
+/// Reads the file without the store.
 pub fn prompt_is_in_file(connection: &Connection, id: PromptId) -> bool {
     connection
         .prepare_cached("SELECT 1 FROM prompt WHERE id = ?1")
@@ -64,7 +65,7 @@ pub fn assert_sound(folder: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn writes_share_commits_and_are_answered_after_them() {
+async fn up_to_256_queued_writes_share_a_commit_and_are_acknowledged_after_it() {
     let folder = tempfile::tempdir().unwrap();
     let options = OpenOptions {
         busy_timeout: DEADLINE,
@@ -72,35 +73,35 @@ async fn writes_share_commits_and_are_answered_after_them() {
     };
     let store = Arc::new(open_in(folder.path(), options));
     let alice = user(&*store, "alice").await.id;
-    // The writer has taken one, and waits with it for the file while all others queue.
-    let other = Connection::open(folder.path().join("test.db")).unwrap();
+    let connect = || Connection::open(folder.path().join("test.db")).unwrap();
+    // The writer takes the first write and waits for the lock of the file. All others queue.
+    let other = connect();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let mut first = pin!(store.insert_prompt(completed(alice, "p")));
+    let mut first = pin!(store.begin_call(call(alice)));
     poll_fn(|context| {
         assert!(first.as_mut().poll(context).is_pending());
         Poll::Ready(())
     })
     .await;
     eventually!(store.stats().queued_writes == 0);
+    let file = Arc::new(Mutex::new(connect()));
     let mut tasks = JoinSet::new();
-    for _ in 0..32 {
-        let store = Arc::clone(&store);
-        let file = Connection::open(folder.path().join("test.db")).unwrap();
+    for _ in 0..300 {
+        let (store, file) = (Arc::clone(&store), Arc::clone(&file));
         tasks.spawn(async move {
-            for _ in 0..10 {
-                let id = store.insert_prompt(completed(alice, "p")).await.unwrap().id;
-                assert!(prompt_is_in_file(&file, id), "answered before the commit");
-            }
+            let id = started(&*store, call(alice)).await.id;
+            let is_stored = prompt_is_in_file(&file.lock().unwrap(), id);
+            assert!(is_stored, "acknowledged before the commit");
         });
     }
-    eventually!(store.stats().queued_writes == 32);
+    eventually!(store.stats().queued_writes == 300);
     other.execute_batch("COMMIT").unwrap();
     first.await.unwrap();
     tasks.join_all().await;
     let stats = store.stats();
-    assert_eq!(stats.committed_operations, 322);
-    // The 32 that waited shared one commit.
-    assert!(stats.committed_batches <= 322 - 31, "{stats:?}");
+    // The account, the first prompt, 256 prompts, the other 44.
+    assert_eq!(stats.committed_batches, 4);
+    assert_eq!(stats.committed_operations, 302);
     assert_eq!(stats.failed_batches, 0);
     assert_eq!((stats.queued_writes, stats.queued_reads), (0, 0));
 }
@@ -113,9 +114,10 @@ async fn closing_finishes_queued_writes_and_empties_the_log() {
     let mut tasks = JoinSet::new();
     for _ in 0..100 {
         let store = Arc::clone(&store);
-        tasks.spawn(async move { store.insert_prompt(completed(alice, "p")).await });
+        tasks.spawn(async move { store.begin_call(call(alice)).await });
     }
-    // On this runtime of one thread no task has run yet. After one turn all have queued their write.
+    // On this runtime of one thread no task has run yet. After one turn all have queued their
+    // write.
     tokio::task::yield_now().await;
     store.close().await;
     let answered = tasks.join_all().await;
@@ -125,7 +127,7 @@ async fn closing_finishes_queued_writes_and_empties_the_log() {
     for answer in answered {
         assert!(matches!(answer, Ok(_) | Err(Error::Unavailable(_))));
     }
-    let late = store.insert_prompt(completed(alice, "p")).await;
+    let late = store.begin_call(call(alice)).await;
     assert!(matches!(late, Err(Error::Unavailable(_))), "{late:?}");
     assert!(matches!(store.ping().await, Err(Error::Unavailable(_))));
     store.close().await;
@@ -153,12 +155,12 @@ async fn ids_are_not_reused_after_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_log_starts_over_though_someone_is_always_reading() {
+async fn log_starts_over_although_a_reader_is_always_active() {
     let folder = tempfile::tempdir().unwrap();
     let store = open_in(folder.path(), OpenOptions::default());
     let alice = user(&store, "alice").await.id;
     let done = Arc::new(AtomicBool::new(false));
-    // Each reader begins before the one before it ends, so that at no moment the log is without a reader.
+    // Each reader begins before the one before it ends, so the log always has a reader.
     let readers = std::thread::spawn({
         let done = Arc::clone(&done);
         let path = folder.path().join("test.db");
@@ -169,7 +171,7 @@ async fn the_log_starts_over_though_someone_is_always_reading() {
         move || {
             while !done.load(Ordering::Relaxed) {
                 pair[0]
-                    .execute_batch("BEGIN; SELECT count(*) FROM user;")
+                    .execute_batch("BEGIN; SELECT count(*) FROM account;")
                     .unwrap();
                 if !pair[1].is_autocommit() {
                     pair[1].execute_batch("COMMIT").unwrap();
@@ -179,7 +181,7 @@ async fn the_log_starts_over_though_someone_is_always_reading() {
             }
         }
     });
-    // The writer makes room when the log has come to 64 MB, or soon after if a reader takes its time.
+    // The writer starts the log over when it has 64 MB, or soon after if a reader takes long.
     let filler = "x".repeat(100_000);
     let (mut beginning, mut beginnings) = (Vec::new(), 0);
     let deadline = Instant::now() + DEADLINE;
@@ -193,7 +195,7 @@ async fn the_log_starts_over_though_someone_is_always_reading() {
         store.delete_prompt(alice, id).await.unwrap();
         let mut log = File::open(folder.path().join("test.db-wal")).unwrap();
         let mut salt = [0; 8];
-        // The salt, which is another each time the log starts over. There is none while it is empty.
+        // The salt changes each time the log starts over. There is none while the log is empty.
         if log.seek(SeekFrom::Start(16)).is_ok()
             && log.read_exact(&mut salt).is_ok()
             && beginning != salt
@@ -207,7 +209,7 @@ async fn the_log_starts_over_though_someone_is_always_reading() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_store_answers_unavailable_and_recovers_when_there_is_room() {
+async fn full_store_is_unavailable_and_recovers_when_there_is_room() {
     let folder = tempfile::tempdir().unwrap();
     let options = OpenOptions {
         max_pages: Some(200),
@@ -225,8 +227,10 @@ async fn a_full_store_answers_unavailable_and_recovers_when_there_is_room() {
         assert!(stored.len() < 100, "1.6 MB do not hold 10 MB");
     };
     assert!(matches!(refused, Error::Unavailable(_)), "{refused:?}");
-    // Reading goes on, and what was acknowledged is there.
-    assert_eq!(newest(&store, alice, 999).await.len(), stored.len());
+    // Reads go on, and acknowledged prompts are stored.
+    let listed = newest(&store, alice, 999).await;
+    let completed = |prompt: &&Prompt| prompt.status == PromptStatus::Completed;
+    assert_eq!(listed.iter().filter(completed).count(), stored.len());
     let covered = store.coverage(&model("a"), None).await.unwrap();
     assert_eq!(covered.embedded, stored.len() as u64);
     for id in stored.drain(..2) {
@@ -241,7 +245,7 @@ async fn a_full_store_answers_unavailable_and_recovers_when_there_is_room() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_writer_locked_out_for_too_long_answers_unavailable_and_recovers() {
+async fn writer_locked_out_for_too_long_is_unavailable_and_recovers() {
     let folder = tempfile::tempdir().unwrap();
     let options = OpenOptions {
         busy_timeout: Duration::from_millis(50),
@@ -263,7 +267,7 @@ async fn a_writer_locked_out_for_too_long_answers_unavailable_and_recovers() {
 }
 
 #[tokio::test]
-async fn errors_hold_neither_statements_nor_values() {
+async fn errors_contain_neither_statements_nor_values() {
     let folder = tempfile::tempdir().unwrap();
     let store = open_in(folder.path(), OpenOptions::default());
     let foreign = Connection::open(folder.path().join("test.db")).unwrap();

@@ -4,12 +4,13 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use prompt_service::store::sqlite::{OpenError, OpenOptions, SqliteStore};
+use prompt_service::domain::UserId;
+use prompt_service::store::sqlite::{self, OpenError, OpenOptions, SqliteStore};
 use prompt_service::store::{AccountStore, PromptStore};
 use rusqlite::Connection;
 
 use crate::store::sqlite::open_in;
-use crate::store::user;
+use crate::store::{model, newest, user};
 
 fn refused(path: &Path) -> OpenError {
     let error = SqliteStore::open(path, OpenOptions::default()).unwrap_err();
@@ -32,7 +33,7 @@ async fn only_the_owner_can_read_the_files() {
 }
 
 #[tokio::test]
-async fn a_file_in_use_and_a_closed_one_are_opened_again() {
+async fn file_in_use_and_closed_file_are_opened_again() {
     let folder = tempfile::tempdir().unwrap();
     let first = open_in(folder.path(), OpenOptions::default());
     let alice = user(&first, "alice").await;
@@ -46,7 +47,7 @@ async fn a_file_in_use_and_a_closed_one_are_opened_again() {
 }
 
 #[tokio::test]
-async fn an_empty_file_is_taken() {
+async fn empty_file_is_accepted() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("test.db"), "").unwrap();
     open_in(folder.path(), OpenOptions::default())
@@ -55,8 +56,54 @@ async fn an_empty_file_is_taken() {
         .unwrap();
 }
 
+/// The file of version 0.1.0 with an account, a prompt and its vector.
+fn make_file_of_schema_3(path: &Path) {
+    let file = Connection::open(path).unwrap();
+    for migration in [
+        include_str!("../../../migrations/sqlite/0001_initial.sql"),
+        include_str!("../../../migrations/sqlite/0002_running_calls.sql"),
+        include_str!("../../../migrations/sqlite/0003_purge_horizon.sql"),
+    ] {
+        file.execute_batch(migration).unwrap();
+    }
+    file.execute_batch(
+        "PRAGMA application_id = 1349676371; PRAGMA user_version = 3;
+         INSERT INTO user VALUES (7, 'alice', 'alice@example.org', 'hash', 1, 5, 6);
+         INSERT INTO prompt (id, user_id, created_at, status, model, prompt, response)
+             VALUES (9, 7, 8, 'completed', 'mock', 'Why?', 'Because.');
+         INSERT INTO embedding_model VALUES (1, 'a', 2);
+         INSERT INTO prompt_embedding VALUES (7, 9, 1, x'003c003c');",
+    )
+    .unwrap();
+}
+
+#[tokio::test]
+async fn a_file_of_an_older_schema_is_counted_and_migrated() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("test.db");
+    make_file_of_schema_3(&path);
+    assert_eq!(sqlite::count_rows(&path).unwrap(), (1, 1));
+    let store = open_in(folder.path(), OpenOptions::default());
+    let alice = store.user_by_username("alice").await.unwrap().unwrap();
+    assert_eq!(alice.id, UserId(7));
+    let prompts = newest(&store, alice.id, 9).await;
+    assert_eq!(prompts[0].response.as_deref(), Some("Because."));
+    let page = store.vectors(&model("a"), Some(alice.id), None, 9).await;
+    assert_eq!(page.unwrap().f16_bytes, [0, 60, 0, 60]);
+    let covered = store.coverage(&model("a"), Some(alice.id)).await.unwrap();
+    assert_eq!((covered.completed, covered.embedded), (1, 1));
+    // The account's reference and the counter's triggers follow the renamed table and column.
+    assert!(user(&store, "bob").await.id > alice.id);
+    let deleted = store.delete_prompt(alice.id, prompts[0].id).await.unwrap();
+    assert!(deleted.is_some());
+    let covered = store.coverage(&model("a"), Some(alice.id)).await.unwrap();
+    assert_eq!((covered.completed, covered.embedded), (0, 0));
+    store.close().await;
+    assert_eq!(sqlite::count_rows(&path).unwrap(), (2, 0));
+}
+
 #[test]
-fn a_file_of_another_program_is_refused_and_left_as_it_was() {
+fn file_of_another_program_is_refused_and_not_changed() {
     let folder = tempfile::tempdir().unwrap();
     for (name, sql) in [
         ("tables.db", "CREATE TABLE theirs (x)"),
@@ -77,7 +124,7 @@ fn a_file_of_another_program_is_refused_and_left_as_it_was() {
 }
 
 #[tokio::test]
-async fn a_file_of_a_newer_version_is_refused() {
+async fn file_of_a_newer_version_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     open_in(folder.path(), OpenOptions::default()).close().await;
     let path = folder.path().join("test.db");
@@ -89,7 +136,7 @@ async fn a_file_of_a_newer_version_is_refused() {
             error,
             OpenError::Newer {
                 found: 99,
-                known: 3
+                known: 4
             }
         ),
         "{error:?}"
@@ -98,7 +145,7 @@ async fn a_file_of_a_newer_version_is_refused() {
 }
 
 #[test]
-fn garbage_is_refused_and_left_as_it_was() {
+fn file_that_is_no_database_is_refused_and_not_changed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("garbage.db");
     for garbage in ["hello".to_owned(), "no database ".repeat(2_000)] {
@@ -110,7 +157,7 @@ fn garbage_is_refused_and_left_as_it_was() {
 }
 
 #[test]
-fn a_missing_folder_and_a_folder_instead_of_a_file_are_refused() {
+fn missing_folder_and_folder_instead_of_a_file_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let error = refused(&folder.path().join("missing").join("test.db"));
     assert!(matches!(error, OpenError::NoFolder(_)), "{error:?}");
@@ -119,7 +166,7 @@ fn a_missing_folder_and_a_folder_instead_of_a_file_are_refused() {
 }
 
 #[test]
-fn a_name_that_looks_like_a_uri_is_a_name() {
+fn name_that_looks_like_a_uri_is_a_file_name() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file:test.db?mode=memory");
     SqliteStore::open(&path, OpenOptions::default()).unwrap();

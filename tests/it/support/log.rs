@@ -1,11 +1,11 @@
 //! What a service logs, kept to be looked at.
 
-use std::io::{self, Write};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use prompt_service::telemetry::{LineFormat, LogLines};
 use serde_json::Value;
 use tracing::Dispatch;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
 
 /// The log of one service, in the form that operators get, at every level.
 #[derive(Clone, Default)]
@@ -14,18 +14,17 @@ pub struct Log(Arc<Mutex<Vec<u8>>>);
 impl Log {
     /// A subscriber that writes here.
     pub fn dispatch(&self) -> Dispatch {
-        // While there is only one subscriber, whichever thread first comes by a line decides for all threads whether anybody
-        // listens to it; a thread of another test, which has none, would silence it here.
+        // While there is only one subscriber, whichever thread first comes by a line decides for
+        // all threads whether anybody listens to it; a thread of another test, which has none,
+        // would silence it here.
         static SECOND: OnceLock<Dispatch> = OnceLock::new();
         SECOND.get_or_init(|| Dispatch::new(tracing_subscriber::registry()));
-        let subscriber = tracing_subscriber::fmt()
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .with_span_list(false)
-            .with_max_level(tracing::Level::TRACE)
-            .with_writer(self.clone());
-        Dispatch::new(subscriber.finish())
+        let written = Arc::clone(&self.0);
+        let lines = LogLines {
+            format: LineFormat::Json,
+            write: move |line: &[u8]| written.lock().unwrap().extend_from_slice(line),
+        };
+        Dispatch::new(tracing_subscriber::registry().with(lines))
     }
 
     /// All of it so far.
@@ -48,24 +47,5 @@ impl Log {
                 && matches!(line["message"].as_str(), Some("request" | "request failed"))
         };
         self.lines().into_iter().find(is_its)
-    }
-}
-
-impl<'a> MakeWriter<'a> for Log {
-    type Writer = Self;
-
-    fn make_writer(&'a self) -> Self {
-        self.clone()
-    }
-}
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

@@ -10,9 +10,9 @@ use super::*;
 const HOME: ClientNetwork = ClientNetwork::V4(1);
 const AWAY: ClientNetwork = ClientNetwork::V4(2);
 
-/// Guesses with a clock that stands where it is put.
+/// A limiter with a clock that the test sets.
 struct Setting {
-    guesses: Arc<Guesses>,
+    limiter: Arc<LocalLoginRateLimiter>,
     epoch: Instant,
 }
 
@@ -20,7 +20,7 @@ impl Setting {
     fn new() -> Self {
         let epoch = Instant::now();
         Self {
-            guesses: Guesses::new(epoch),
+            limiter: LocalLoginRateLimiter::new(epoch),
             epoch,
         }
     }
@@ -29,18 +29,24 @@ impl Setting {
         self.epoch + Duration::from_millis(ms)
     }
 
-    async fn begin(&self, client: ClientNetwork, name: &str, ms: u64) -> Result<Attempt, Refused> {
+    async fn begin(
+        &self,
+        client: ClientNetwork,
+        name: &str,
+        ms: u64,
+    ) -> Result<LoginAttempt, LoginRefused> {
         let now = self.at(ms);
-        Arc::clone(&self.guesses).begin(client, name, &|| now).await
+        Arc::clone(&self.limiter).begin(client, name, &|| now).await
     }
 
-    async fn fail(&self, client: ClientNetwork, name: &str, ms: u64) -> Result<(), Refused> {
+    async fn fail(&self, client: ClientNetwork, name: &str, ms: u64) -> Result<(), LoginRefused> {
         self.begin(client, name, ms).await?.failed(self.at(ms));
         Ok(())
     }
 
     fn failures(&self, client: ClientNetwork) -> usize {
-        self.guesses
+        self.limiter
+            .table
             .lock()
             .sites
             .get(&client.site())
@@ -48,14 +54,14 @@ impl Setting {
     }
 }
 
-fn too_many(retry_after_ms: u64) -> Result<(), Refused> {
-    Err(Refused::TooMany {
+fn too_many(retry_after_ms: u64) -> Result<(), LoginRefused> {
+    Err(LoginRefused::TooMany {
         retry_after: Duration::from_millis(retry_after_ms),
     })
 }
 
 #[tokio::test]
-async fn eleventh_attempt_of_a_name_is_refused_until_the_first_failure_is_a_minute_old() {
+async fn eleventh_attempt_for_a_name_is_refused_until_the_first_failure_is_a_minute_old() {
     let setting = Setting::new();
     for second in 0..10 {
         assert_eq!(setting.fail(HOME, "alice", second * 1000).await, Ok(()));
@@ -79,7 +85,7 @@ async fn other_names_and_other_clients_are_not_affected() {
 }
 
 #[tokio::test]
-async fn hundred_failures_of_a_client_refuse_every_name() {
+async fn after_a_hundred_failures_of_a_client_every_name_is_refused() {
     let setting = Setting::new();
     for i in 0..100 {
         assert_eq!(
@@ -96,7 +102,7 @@ async fn hundred_failures_of_a_client_refuse_every_name() {
 }
 
 #[tokio::test]
-async fn three_hundred_failures_of_an_ipv6_site_refuse_all_of_its_networks() {
+async fn after_three_hundred_failures_of_an_ipv6_site_all_its_networks_are_refused() {
     let setting = Setting::new();
     let network = |n: u64| ClientNetwork::V6(0x2001_0db8_0001_0000 + n);
     for n in 0..300 {
@@ -128,7 +134,7 @@ async fn attempts_of_a_site_wait_while_those_in_flight_could_all_fail() {
 }
 
 #[tokio::test]
-async fn success_and_silence_count_neither_way() {
+async fn successful_and_dropped_attempts_are_not_counted() {
     let setting = Setting::new();
     for _ in 0..9 {
         setting.fail(HOME, "alice", 0).await.unwrap();
@@ -141,7 +147,7 @@ async fn success_and_silence_count_neither_way() {
     assert_eq!(setting.fail(HOME, "alice", 0).await, too_many(60_000));
 }
 
-/// What 50 parallel attempts of one name came to: answered, and refused.
+/// The outcomes of 50 parallel attempts of one name: answered, and refused.
 async fn storm(right: bool) -> (usize, usize) {
     let setting = Arc::new(Setting::new());
     let mut attempts = JoinSet::new();
@@ -157,12 +163,12 @@ async fn storm(right: bool) -> (usize, usize) {
             } else {
                 attempt.failed(setting.at(0));
             }
-            Ok::<_, Refused>(())
+            Ok::<_, LoginRefused>(())
         });
     }
     let outcomes = attempts.join_all().await;
     let answered = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
-    let clients = setting.guesses.tracked_sites();
+    let clients = setting.limiter.tracked_sites();
     assert_eq!(clients, usize::from(!right), "only failures are remembered");
     (answered, outcomes.len() - answered)
 }
@@ -197,7 +203,7 @@ async fn attempt_waits_while_those_in_flight_could_all_fail() {
 }
 
 #[tokio::test]
-async fn waiting_places_are_bounded_and_given_back() {
+async fn waiting_slots_are_bounded_and_freed() {
     let setting = Setting::new();
     let mut in_flight = Vec::new();
     for _ in 0..10 {
@@ -211,17 +217,17 @@ async fn waiting_places_are_bounded_and_given_back() {
     }
     assert_eq!(
         setting.begin(HOME, "alice", 0).await.err(),
-        Some(Refused::Overloaded)
+        Some(LoginRefused::Overloaded)
     );
     assert!(setting.begin(HOME, "bob", 0).await.is_ok());
     waiting.clear();
     in_flight.clear();
     assert!(setting.begin(HOME, "alice", 0).await.is_ok());
-    assert_eq!(setting.guesses.tracked_sites(), 0);
+    assert_eq!(setting.limiter.tracked_sites(), 0);
 }
 
 #[tokio::test]
-async fn table_is_bounded_and_forgets_the_least_recent_failures() {
+async fn table_is_bounded_and_drops_the_least_recent_failures() {
     let setting = Setting::new();
     let clients = u32::try_from(MAX_SITES).unwrap();
     for client in 0..clients + 5 {
@@ -237,14 +243,14 @@ async fn table_is_bounded_and_forgets_the_least_recent_failures() {
                 .unwrap();
         }
     }
-    assert_eq!(setting.guesses.tracked_sites(), MAX_SITES);
+    assert_eq!(setting.limiter.tracked_sites(), MAX_SITES);
     assert_eq!(setting.failures(ClientNetwork::V4(0)), 2);
     assert_eq!(setting.failures(ClientNetwork::V4(1)), 0);
     assert_eq!(setting.failures(ClientNetwork::V4(clients)), 1);
     // A minute later all of them are forgotten.
     drop(setting.begin(HOME, "alice", 3_600_000).await.unwrap());
-    assert_eq!(setting.guesses.tracked_sites(), 0);
-    assert!(setting.guesses.lock().sites.capacity() < 1024);
+    assert_eq!(setting.limiter.tracked_sites(), 0);
+    assert!(setting.limiter.table.lock().sites.capacity() < 1024);
 }
 
 proptest! {
@@ -270,7 +276,7 @@ proptest! {
                     failures.push((now, client, name));
                 }
                 Ok(attempt) => attempt.succeeded(),
-                Err(Refused::TooMany { retry_after }) => {
+                Err(LoginRefused::TooMany { retry_after }) => {
                     let retry = now + u64::try_from(retry_after.as_millis()).unwrap();
                     let allowed = |at: u64| {
                         let live: Vec<_> = failures.iter().filter(|f| f.0 + 60_000 > at && f.1 == client).collect();
@@ -278,7 +284,7 @@ proptest! {
                     };
                     prop_assert!(allowed(retry) && !allowed(retry - 1));
                 }
-                Err(Refused::Overloaded) => prop_assert!(false, "nothing runs beside"),
+                Err(LoginRefused::Overloaded) => prop_assert!(false, "nothing runs beside"),
             }
         }
     }

@@ -1,5 +1,7 @@
-//! The outermost layer: gives every request its id, every answer its headers, its line in the log and its place in the metrics.
+//! The outermost layer: gives each request its id and a span, each response its headers, a log line
+//! and its place in the metrics.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Request, State};
@@ -7,29 +9,26 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, HeaderName};
 use axum::http::{HeaderMap, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::Response;
+use hyper::body::Body as _;
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
 
-use super::authenticate::KnownUser;
 use super::error::Cause;
-use super::state::AppState;
+use crate::domain::UserId;
+use crate::telemetry::Metrics;
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
-/// What an API answer may load in a browser: nothing.
+/// In a browser, an API response may load nothing.
 const API_POLICY: HeaderValue =
     HeaderValue::from_static("default-src 'none'; frame-ancestors 'none'");
 
-/// The id of the request being served, in its extensions.
+/// The request's span, left in the extensions of a response whose body is written while the client
+/// reads it: what is logged then belongs to the request too.
 #[derive(Clone, Debug)]
-pub struct RequestId(HeaderValue);
+pub struct RequestSpan(pub Span);
 
-impl RequestId {
-    /// The id as text.
-    pub fn as_str(&self) -> &str {
-        self.0.to_str().unwrap_or_default()
-    }
-}
-
-/// How long the upstream took of an answer's time, left in its extensions.
+/// The part of a response's time that the upstream took, left in the response's extensions.
 #[derive(Clone, Copy, Debug)]
 pub struct UpstreamTime(pub Duration);
 
@@ -41,32 +40,54 @@ const SECURITY_HEADERS: [(&str, &str); 4] = [
 ];
 
 /// Wraps a request as described above.
-pub async fn observe(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
-    let started = Instant::now();
+pub async fn log_request(
+    State(metrics): State<Arc<Metrics>>,
+    request: Request,
+    next: Next,
+) -> Response {
     let request_id = request_id(request.headers());
-    request
-        .extensions_mut()
-        .insert(RequestId(request_id.clone()));
+    // At the level of errors: a `RUST_LOG` that lets any line through then lets its ids through.
+    let span = tracing::error_span!(
+        "request",
+        request_id = request_id.to_str().unwrap_or_default(),
+        user_id = Empty
+    );
+    respond(&metrics, request_id, request, next)
+        .instrument(span)
+        .await
+}
+
+/// Adds the caller to the request's span, once it is known.
+pub fn record_user(user_id: UserId) {
+    Span::current().record("user_id", user_id.0);
+}
+
+async fn respond(
+    metrics: &Metrics,
+    request_id: HeaderValue,
+    request: Request,
+    next: Next,
+) -> Response {
+    let started = Instant::now();
     let method = method_label(request.method());
     let route = request.extensions().get::<MatchedPath>().cloned();
     let mut response = next.run(request).await;
 
     let cause = response.extensions_mut().remove::<Cause>();
-    let user_id = response
-        .extensions_mut()
-        .remove::<KnownUser>()
-        .map(|user| user.0.0);
     let took = started.elapsed();
     if let Some(UpstreamTime(upstream)) = response.extensions_mut().remove() {
         let added = took.saturating_sub(upstream);
-        state
-            .metrics
+        metrics
             .prompt_overhead
             .with_label_values(&["answer"])
             .observe(added.as_secs_f64());
         response
             .headers_mut()
             .insert(SERVER_TIMING, server_timing(upstream, added));
+    }
+    if response.body().size_hint().exact().is_none() {
+        let span = RequestSpan(Span::current());
+        response.extensions_mut().insert(span);
     }
     let headers = response.headers_mut();
     for (name, value) in SECURITY_HEADERS {
@@ -79,50 +100,43 @@ pub async fn observe(State(state): State<AppState>, mut request: Request, next: 
     headers
         .entry(CACHE_CONTROL)
         .or_insert(HeaderValue::from_static("no-store"));
-    headers.insert(X_REQUEST_ID, request_id.clone());
+    headers.insert(X_REQUEST_ID, request_id);
 
     let route = route.as_ref().map_or("unmatched", MatchedPath::as_str);
     let status = response.status();
-    state
-        .metrics
+    metrics
         .http_requests
         .with_label_values(&[route, method, status.as_str()])
         .inc();
-    state
-        .metrics
+    metrics
         .http_request_duration
         .with_label_values(&[route, method])
         .observe(took.as_secs_f64());
-    let request_id = request_id.to_str().unwrap_or_default();
     // Whole microseconds: more digits would be noise.
     let duration_ms = took.as_micros() as f64 / 1000.0;
     if status.is_server_error() {
         let error = cause.map(|cause| chain(&**cause.0));
         tracing::error!(
-            request_id,
             method,
             route,
             status = status.as_u16(),
             duration_ms,
-            user_id,
             error,
             "request failed"
         );
     } else {
         tracing::info!(
-            request_id,
             method,
             route,
             status = status.as_u16(),
             duration_ms,
-            user_id,
             "request"
         );
     }
     response
 }
 
-/// Where an answer's time went, for a browser's tools: milliseconds, to the microsecond.
+/// How the response's time is divided, for a browser's tools: in milliseconds, to the microsecond.
 fn server_timing(upstream: Duration, added: Duration) -> HeaderValue {
     let millis = |duration: Duration| duration.as_micros() as f64 / 1000.0;
     let text = format!(
@@ -133,7 +147,8 @@ fn server_timing(upstream: Duration, added: Duration) -> HeaderValue {
     HeaderValue::from_str(&text).expect("digits and names are a header value")
 }
 
-/// The caller's id if it is one, so that a trace crosses services; a random one otherwise.
+/// The id that the client sent, if it is usable, so that a trace crosses services; a random one
+/// otherwise.
 fn request_id(headers: &HeaderMap) -> HeaderValue {
     let is_usable = |value: &&HeaderValue| {
         (1..=64).contains(&value.len())
@@ -148,14 +163,15 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
         .cloned()
         .unwrap_or_else(|| {
             let mut bytes = [0; 16];
-            // An id that repeats costs a reader of logs a moment; a failing source of randomness must not cost an answer.
+            // A repeated id costs a reader of logs a moment. A failing source of randomness must
+            // not cost a response.
             let _ = getrandom::fill(&mut bytes);
             let id = u128::from_le_bytes(bytes);
             HeaderValue::from_str(&format!("{id:032x}")).expect("hex digits are a header value")
         })
 }
 
-/// Methods are the client's to choose, labels are not.
+/// The method as a metric's label. Clients may send any method, and labels must be few.
 fn method_label(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
@@ -186,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_usable_request_id_is_kept_and_any_other_replaced() {
+    fn usable_request_id_is_kept_and_any_other_is_replaced() {
         let id = |value: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(X_REQUEST_ID, value.parse().unwrap());

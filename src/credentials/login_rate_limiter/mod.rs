@@ -1,24 +1,25 @@
-//! Slows down the guessing of passwords.
+//! Limits how often passwords may be guessed.
 //!
 //! The first failures of a minute are reported as such. After them even the right password is
-//! refused for a while, so that a guesser learns nothing more. Failures are counted by client and
-//! name, by client, and by the site that the client belongs to. They are never counted by name
-//! alone, so nobody can lock out a user who is elsewhere.
+//! refused for a while, so that somebody who guesses learns nothing more. Failures are counted by
+//! client and name, by client, and by the site that the client belongs to. They are never counted
+//! by name alone, so nobody can lock out a user who logs in from elsewhere.
 
-mod redis_guesses;
+mod redis_login_rate_limiter;
 
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::BuildHasher;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 
-pub use self::redis_guesses::RedisGuesses;
-use self::redis_guesses::Reservation;
+pub use self::redis_login_rate_limiter::RedisLoginRateLimiter;
+use self::redis_login_rate_limiter::SharedAttempt;
 use crate::domain::{ClientNetwork, ClientSite};
 
 /// Failures of one name from one client within [`WINDOW`] that are reported as failures.
@@ -34,12 +35,12 @@ const WINDOW: Duration = Duration::from_secs(60);
 /// Sites whose failures are remembered. A failure takes 40 bytes and costs a hash, of which two
 /// cores do fewer than 10,000 in a [`WINDOW`], so the table stays under a few megabytes.
 const MAX_SITES: usize = 10_000;
-/// Attempts of one site that may wait for others of its own.
+/// Attempts of one site that may wait for the outcome of its other attempts.
 const MAX_WAITING: usize = 256;
 
 /// Whether two attempts are counted together.
-type CountsWith = fn(Guess, Guess) -> bool;
-/// What is counted together, and how many failures of it are reported.
+type CountsWith = fn(AttemptKey, AttemptKey) -> bool;
+/// For each limit: which attempts count together, and how many failures of them are reported.
 const BOUNDS: [(CountsWith, usize); 3] = [
     (|one, other| one == other, MAX_FAILURES_OF_NAME),
     (
@@ -51,71 +52,75 @@ const BOUNDS: [(CountsWith, usize); 3] = [
 
 /// Why a password may not be tried now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
+pub enum LoginRefused {
     /// Too many failures.
     #[error("too many failed attempts")]
     TooMany {
-        /// A try after this long is not refused.
+        /// An attempt after this time is not refused.
         retry_after: Duration,
     },
-    /// Too many attempts of this site wait for others of its own.
+    /// Too many attempts of this site wait for its other attempts.
     #[error("too many attempts at once")]
     Overloaded,
 }
 
-/// How often passwords may be guessed in a minute: ten times for one name from one client, a
-/// hundred times from one client, three hundred times from one site.
+/// Limits wrong passwords in a minute: ten for one name from one client, a hundred from one client,
+/// three hundred from one site.
 #[async_trait]
-pub trait GuessLimit: Send + Sync {
-    /// Asks to try a password for `name`, in its canonical form, and registers the attempt before it is hashed. While the
-    /// failures and the attempts under way together reach a limit, waits for outcomes: so of any number of parallel
-    /// attempts exactly as many fail with an answer as the limit says, and right ones are not refused for their number.
+pub trait LoginRateLimiter: Send + Sync {
+    /// Asks to try a password for `name`, in its canonical form, and registers the attempt before
+    /// the password is hashed. While the failures and the attempts in flight together reach a
+    /// limit, this waits for outcomes. So of any number of parallel attempts exactly as many are
+    /// reported as failed as the limit allows, and right passwords are not refused because many are
+    /// tried at once.
     ///
-    /// `clock` is read at each decision; an implementation whose counts are shared goes by the clock of whatever keeps them.
-    /// Dropping the future withdraws the question. Keepers that cannot be reached never mean no limit.
+    /// `clock` is read at each decision; an implementation that shares its counts uses the clock of
+    /// the shared store instead. Dropping the future withdraws the request. An unavailable shared
+    /// store never means that there is no limit.
     async fn begin(
         self: Arc<Self>,
         client: ClientNetwork,
         name: &str,
         clock: &(dyn Fn() -> Instant + Send + Sync),
-    ) -> Result<Attempt, Refused>;
+    ) -> Result<LoginAttempt, LoginRefused>;
 }
 
-/// Failed attempts of the last minute, and attempts whose outcome is not known yet.
+/// Failed attempts of the last minute, and attempts whose outcome is not known yet, in the memory
+/// of this process.
 ///
 /// Names are kept as keyed 64-bit hashes. A collision, which nobody can cause on purpose, would
 /// make two names of one client share their ten failures.
 #[derive(Debug)]
-pub struct Guesses {
+pub struct LocalLoginRateLimiter {
     epoch: Instant,
     name_hash: RandomState,
-    table: Mutex<Table>,
+    table: Mutex<SiteTable>,
 }
 
-/// Time since the epoch of the [`Guesses`].
+/// Time since the epoch of the [`LocalLoginRateLimiter`].
 type Moment = Duration;
 type NameHash = u64;
 
 /// Whose password is tried, and from where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Guess {
+struct AttemptKey {
     client: ClientNetwork,
     name: NameHash,
 }
 
 #[derive(Debug, Default)]
-struct Table {
-    sites: HashMap<ClientSite, Site>,
-    /// Every site with failures, by the last of them.
+struct SiteTable {
+    sites: HashMap<ClientSite, SiteState>,
+    /// Every site with failures, by the time of its last failure.
     by_last_failure: BTreeSet<(Moment, ClientSite)>,
 }
 
 #[derive(Debug, Default)]
-struct Site {
+struct SiteState {
     /// By rising time, at most [`MAX_FAILURES_OF_SITE`].
-    failures: VecDeque<(Moment, Guess)>,
-    /// Attempts that have been let through and have not ended; with `failures` within the bounds.
-    in_flight: Vec<Guess>,
+    failures: VecDeque<(Moment, AttemptKey)>,
+    /// Attempts that were allowed and have not ended; together with `failures` within the bounds.
+    in_flight: Vec<AttemptKey>,
     waiting: usize,
     /// Notified when an attempt ends.
     ended: Arc<Notify>,
@@ -127,8 +132,8 @@ enum Decision {
     Refuse(Duration),
 }
 
-impl Guesses {
-    /// Nobody has failed yet. `epoch`: no later than any instant to come.
+impl LocalLoginRateLimiter {
+    /// Nothing is counted yet. `epoch`: no later than any instant to come.
     pub fn new(epoch: Instant) -> Arc<Self> {
         Arc::new(Self {
             epoch,
@@ -140,67 +145,64 @@ impl Guesses {
     /// Sites that are remembered at the moment, at most 10,000 besides those with attempts in
     /// flight.
     pub fn tracked_sites(&self) -> usize {
-        self.lock().sites.len()
+        self.table.lock().sites.len()
     }
 
-    fn wait_place(
+    fn wait_slot(
         self: &Arc<Self>,
-        table: &mut Table,
+        table: &mut SiteTable,
         site: ClientSite,
-    ) -> Result<(WaitPlace, OwnedNotified), Refused> {
+    ) -> Result<(WaitSlot, OwnedNotified), LoginRefused> {
         let known = table.sites.entry(site).or_default();
         if known.waiting >= MAX_WAITING {
-            return Err(Refused::Overloaded);
+            return Err(LoginRefused::Overloaded);
         }
         known.waiting += 1;
-        let place = WaitPlace {
-            guesses: Arc::clone(self),
+        let place = WaitSlot {
+            limiter: Arc::clone(self),
             site,
         };
-        // Made under the lock, so that no outcome from here on is missed.
+        // Registered under the lock, so that no later outcome is missed.
         Ok((place, Arc::clone(&known.ended).notified_owned()))
     }
 
     fn moment(&self, now: Instant) -> Moment {
         now.saturating_duration_since(self.epoch)
     }
-
-    /// Nothing panics while the table is locked; if it did, the counts would still be whole.
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 #[async_trait]
-impl GuessLimit for Guesses {
+impl LoginRateLimiter for LocalLoginRateLimiter {
     async fn begin(
         self: Arc<Self>,
         client: ClientNetwork,
         name: &str,
         clock: &(dyn Fn() -> Instant + Send + Sync),
-    ) -> Result<Attempt, Refused> {
-        let guess = Guess {
+    ) -> Result<LoginAttempt, LoginRefused> {
+        let key = AttemptKey {
             client,
             name: self.name_hash.hash_one(name),
         };
         let site = client.site();
         loop {
             let (_place, ended) = {
-                let mut table = self.lock();
+                let mut table = self.table.lock();
                 let now = self.moment(clock());
-                match table.decide(site, guess, now) {
-                    Decision::Refuse(retry_after) => return Err(Refused::TooMany { retry_after }),
+                match table.decide(site, key, now) {
+                    Decision::Refuse(retry_after) => {
+                        return Err(LoginRefused::TooMany { retry_after });
+                    }
                     Decision::Try => {
                         let known = table.sites.entry(site).or_default();
-                        known.in_flight.push(guess);
-                        return Ok(Attempt {
-                            guesses: Arc::clone(&self),
-                            guess,
+                        known.in_flight.push(key);
+                        return Ok(LoginAttempt {
+                            limiter: Arc::clone(&self),
+                            key,
                             failed_at: None,
-                            reservation: None,
+                            shared: None,
                         });
                     }
-                    Decision::Wait => self.wait_place(&mut table, site)?,
+                    Decision::Wait => self.wait_slot(&mut table, site)?,
                 }
             };
             ended.await;
@@ -208,35 +210,35 @@ impl GuessLimit for Guesses {
     }
 }
 
-impl Table {
-    fn decide(&mut self, site: ClientSite, guess: Guess, now: Moment) -> Decision {
-        self.forget_old(now);
+impl SiteTable {
+    fn decide(&mut self, site: ClientSite, key: AttemptKey, now: Moment) -> Decision {
+        self.remove_old_failures(now);
         match self.sites.get_mut(&site) {
             None => Decision::Try,
-            Some(known) => known.decide(guess, now),
+            Some(known) => known.decide(key, now),
         }
     }
 
-    /// Forgets sites whose last failure was a window ago.
-    fn forget_old(&mut self, now: Moment) {
+    /// Removes the failures of sites whose last failure was a window ago.
+    fn remove_old_failures(&mut self, now: Moment) {
         while let Some(&(last, site)) = self.by_last_failure.first() {
             if last + WINDOW > now {
                 break;
             }
-            self.forget_failures(last, site);
+            self.remove_failures(last, site);
         }
     }
 
-    fn forget_failures(&mut self, last: Moment, site: ClientSite) {
+    fn remove_failures(&mut self, last: Moment, site: ClientSite) {
         self.by_last_failure.remove(&(last, site));
         if let Some(known) = self.sites.get_mut(&site) {
             known.failures = VecDeque::new();
         }
-        self.forget_if_idle(site);
+        self.remove_if_idle(site);
     }
 
-    fn forget_if_idle(&mut self, site: ClientSite) {
-        if self.sites.get(&site).is_some_and(Site::is_idle) {
+    fn remove_if_idle(&mut self, site: ClientSite) {
+        if self.sites.get(&site).is_some_and(SiteState::is_idle) {
             self.sites.remove(&site);
             if self.sites.capacity() > 64 && self.sites.capacity() / 8 > self.sites.len() {
                 self.sites.shrink_to(self.sites.len() * 2);
@@ -244,45 +246,45 @@ impl Table {
         }
     }
 
-    fn end(&mut self, guess: Guess, failed_at: Option<Moment>) {
-        let site = guess.client.site();
+    fn end(&mut self, key: AttemptKey, failed_at: Option<Moment>) {
+        let site = key.client.site();
         let Some(known) = self.sites.get_mut(&site) else {
             return;
         };
-        if let Some(at) = known.in_flight.iter().position(|other| *other == guess) {
+        if let Some(at) = known.in_flight.iter().position(|other| *other == key) {
             known.in_flight.swap_remove(at);
         }
         if let Some(at) = failed_at {
             let last = known.failures.back().map(|(last, _)| *last);
-            // Callers read their clock before they come here; the order of arrival counts.
+            // Callers read their clock before they call this; the order of the calls counts.
             let at = last.map_or(at, |last| last.max(at));
-            known.failures.push_back((at, guess));
+            known.failures.push_back((at, key));
             if let Some(last) = last {
                 self.by_last_failure.remove(&(last, site));
             }
             self.by_last_failure.insert((at, site));
         }
         known.ended.notify_waiters();
-        self.forget_if_idle(site);
+        self.remove_if_idle(site);
         if self.by_last_failure.len() > MAX_SITES
             && let Some(&(last, oldest)) = self.by_last_failure.first()
         {
-            self.forget_failures(last, oldest);
+            self.remove_failures(last, oldest);
         }
     }
 }
 
-impl Site {
-    fn decide(&mut self, guess: Guess, now: Moment) -> Decision {
+impl SiteState {
+    fn decide(&mut self, key: AttemptKey, now: Moment) -> Decision {
         let old = self.failures.partition_point(|(at, _)| *at + WINDOW <= now);
         self.failures.drain(..old);
         let (mut refused_for, mut must_wait) = (Duration::ZERO, false);
         for (counts_with, bound) in BOUNDS {
-            let of_bound = |other: Guess| counts_with(guess, other);
+            let of_bound = |other: AttemptKey| counts_with(key, other);
             let failures = self.failures.iter().filter(|(_, other)| of_bound(*other));
             let failed = failures.clone().count();
             if failed >= bound {
-                // Once this failure has left the window, one more may come.
+                // Once this failure has left the window, one more attempt is allowed.
                 let next_to_go = failures.clone().nth(failed - bound);
                 let wait = next_to_go.map(|(at, _)| (*at + WINDOW).saturating_sub(now));
                 refused_for = refused_for.max(wait.unwrap_or_default());
@@ -305,24 +307,24 @@ impl Site {
     }
 }
 
-/// A password about to be tried. If it is dropped without an outcome it counts neither way: nothing
-/// was learnt from it.
+/// A password that is about to be tried. An attempt that is dropped without an outcome counts
+/// neither as a failure nor as a success: nothing was learnt from it.
 #[derive(Debug)]
 #[must_use = "an attempt that is dropped at once limits nothing"]
-pub struct Attempt {
-    guesses: Arc<Guesses>,
-    guess: Guess,
+pub struct LoginAttempt {
+    limiter: Arc<LocalLoginRateLimiter>,
+    key: AttemptKey,
     failed_at: Option<Moment>,
-    /// The attempt as other replicas see it.
-    reservation: Option<Reservation>,
+    /// The attempt as registered in Redis for the other replicas.
+    shared: Option<SharedAttempt>,
 }
 
-impl Attempt {
+impl LoginAttempt {
     /// The password was wrong, or there is no such account.
     pub fn failed(mut self, now: Instant) {
-        self.failed_at = Some(self.guesses.moment(now));
-        if let Some(reservation) = &mut self.reservation {
-            reservation.has_failed = true;
+        self.failed_at = Some(self.limiter.moment(now));
+        if let Some(shared) = &mut self.shared {
+            shared.has_failed = true;
         }
     }
 
@@ -330,26 +332,26 @@ impl Attempt {
     pub fn succeeded(self) {}
 }
 
-impl Drop for Attempt {
+impl Drop for LoginAttempt {
     fn drop(&mut self) {
-        let mut table = self.guesses.lock();
-        table.end(self.guess, self.failed_at);
+        let mut table = self.limiter.table.lock();
+        table.end(self.key, self.failed_at);
     }
 }
 
-/// One of the places to wait in, given back when dropped.
-struct WaitPlace {
-    guesses: Arc<Guesses>,
+/// One of the slots of waiting attempts. Dropping it frees the slot.
+struct WaitSlot {
+    limiter: Arc<LocalLoginRateLimiter>,
     site: ClientSite,
 }
 
-impl Drop for WaitPlace {
+impl Drop for WaitSlot {
     fn drop(&mut self) {
-        let mut table = self.guesses.lock();
+        let mut table = self.limiter.table.lock();
         if let Some(known) = table.sites.get_mut(&self.site) {
             known.waiting -= 1;
         }
-        table.forget_if_idle(self.site);
+        table.remove_if_idle(self.site);
     }
 }
 

@@ -1,10 +1,9 @@
-//! The thread that writes: transactions of many operations while there is room, and what goes on
-//! when the disk is full.
+//! The thread that writes: it commits many operations in one transaction, and handles a full disk.
 //!
-//! The thread is *short of room* while the reserve is not whole. The database file does not grow
-//! then, because growth would take the room that the log needs: writes go on as far as the pages
-//! suffice that deletions have freed, each in a transaction of its own, so that one without room
-//! fails alone. A vital operation may let the file grow, and gets the reserve's room if it fails
+//! The thread is *short of room* while the reserve is not whole. Then the database file does not
+//! grow, because growth would take the room that the log needs. Writes go on as far as the pages
+//! suffice that deletions have freed, each in a separate transaction, so that a write without room
+//! fails alone. A vital operation may let the file grow, and may use the reserve's room if it fails
 //! without it.
 
 use std::sync::Arc;
@@ -24,28 +23,28 @@ use super::writer::{Command, MAX_BATCH, Operation, Ran, WriterStatus, operation}
 /// nearly every prompt.
 const PROBE_BYTES: usize = 32 << 10;
 
-/// How long a probe's result holds. Anybody may ask for readiness, and each probe waits for the
-/// disk twice.
+/// How long the result of a probe is used again. Anybody may ask for readiness, and each probe
+/// waits for the disk twice.
 const PROBE_HOLDS: Duration = Duration::from_secs(1);
 
-/// What the writer's thread owns.
-pub(super) struct Worker {
+/// The state of the writer's thread.
+pub(super) struct WriterThread {
     database: Database,
-    /// `None` after a failure that may have left the connection in doubt; the next transaction
+    /// `None` after a failure that may have left the connection in any state; the next transaction
     /// opens another.
     connection: Option<Connection>,
     checkpointer: Checkpointer,
     reserve: Reserve,
     is_short: bool,
-    /// When the last probe was made, and what it found.
+    /// The time and the result of the last probe.
     probed: Option<(Instant, bool)>,
     status: Arc<WriterStatus>,
 }
 
-impl Worker {
-    /// Takes over an open connection, and makes the reserve as far as there is room for it.
+impl WriterThread {
+    /// Takes an open connection, and makes the reserve as far as there is room for it.
     pub fn new(database: Database, connection: Connection, reserve: Reserve) -> Self {
-        let mut worker = Self {
+        let mut thread = Self {
             checkpointer: Checkpointer::new(&database, reserve.lag()),
             database,
             connection: Some(connection),
@@ -54,26 +53,26 @@ impl Worker {
             probed: None,
             status: Arc::default(),
         };
-        worker.settle();
-        if worker.is_short {
-            // The log of an earlier life may hold pages that the database file has no room for.
-            worker.draw_on_reserve(Vec::new());
+        thread.settle();
+        if thread.is_short {
+            // The log of an earlier process may hold pages that the database file has no room for.
+            thread.draw_on_reserve(Vec::new());
         }
-        worker
+        thread
     }
 
-    /// What the thread lets others see.
+    /// What other threads may know of this one.
     pub fn status(&self) -> Arc<WriterStatus> {
         Arc::clone(&self.status)
     }
 
-    /// The reserve, to be asked for its room.
+    /// The reserve, for its free space to be read.
     pub fn reserve(&self) -> Reserve {
         self.reserve.clone()
     }
 
     /// Writes what is queued until the queue is closed.
-    pub fn work_off(mut self, mut queue: mpsc::Receiver<Command>) {
+    pub fn run_until_closed(mut self, mut queue: mpsc::Receiver<Command>) {
         let mut commands = Vec::with_capacity(MAX_BATCH);
         let mut batch = Vec::with_capacity(MAX_BATCH);
         let mut probes = Vec::new();
@@ -95,7 +94,7 @@ impl Worker {
         }
     }
 
-    /// Writes the first operations of the batch, in one transaction, and answers them.
+    /// Writes the first operations of the batch in one transaction, and sends their results.
     fn write(&mut self, batch: &mut Vec<Box<dyn Operation>>) {
         let most = if self.is_short { 1 } else { batch.len() };
         let (ran, outcome) = self.commit(&mut batch[..most]);
@@ -109,7 +108,7 @@ impl Worker {
                 operation.answer(outcome.clone());
             }
         }
-        // While room is short already, only a vital operation is worth the reserve.
+        // While room is short already, only a vital operation may use the reserve.
         if is_full && !(self.is_short && vital.is_empty()) {
             self.draw_on_reserve(vital);
         } else {
@@ -117,10 +116,10 @@ impl Worker {
         }
     }
 
-    /// Carries out vital operations that failed for want of room. The reserve's room is given to
-    /// them, and then taken back before anything else is written. The log is emptied before and
-    /// after: what it holds has its place in the database file, and an empty log leaves its room to
-    /// the reserve.
+    /// Carries out vital operations that failed for lack of room. They get the reserve's room,
+    /// which is taken back before anything else is written. The log is emptied before and after:
+    /// its pages get their place in the database file, and an empty log leaves its room to the
+    /// reserve.
     fn draw_on_reserve(&mut self, vital: Vec<Box<dyn Operation>>) {
         self.reserve.release();
         self.empty_log();
@@ -132,7 +131,7 @@ impl Worker {
         self.settle();
     }
 
-    /// Makes the reserve as large as there is room for, which tells whether room is short.
+    /// Makes the reserve as large as there is room for. Room is short if it is not whole then.
     fn settle(&mut self) {
         let was_short = std::mem::replace(&mut self.is_short, !self.reserve.fill());
         if self.is_short {
@@ -143,7 +142,7 @@ impl Worker {
                 "the disk of the database is full: the database does not grow until there is room again; deleting works"
             ),
             (true, false) => {
-                // A new connection is not bound to the size of the file.
+                // A new connection has no bound on the size of the file.
                 self.connection = None;
                 tracing::info!("the disk of the database has room again");
             }
@@ -151,20 +150,20 @@ impl Worker {
         }
     }
 
-    /// Copies the log into the database file where it is time for that.
+    /// Copies the log into the database file if it is time for that.
     fn copy_log(&mut self) {
         let Some(connection) = &mut self.connection else {
             return;
         };
         let copied = self.checkpointer.after_commit(connection, self.is_short);
-        // Before a write fails: the log must not hold more than the reserve has room for.
+        // This prevents a failed write: the log must not hold more than the reserve has room for.
         if copied.is_err_and(|error| cannot_write(&error)) && !self.is_short {
             self.draw_on_reserve(Vec::new());
         }
     }
 
-    /// Copies the whole log and cuts it, unless the database file would need more room than there
-    /// is: it would take what there is, and the log would stay.
+    /// Copies the whole log and cuts it, unless the database file needs more room for that than
+    /// there is: it would use up the room, and the log would stay.
     fn empty_log(&mut self) {
         let Ok(mut connection) = self.take_connection() else {
             return;
@@ -192,16 +191,16 @@ impl Worker {
             }
         };
         for probe in probes.drain(..) {
-            // Whoever asked may have left.
+            // The caller may have left.
             let _ = probe.send(can_write);
         }
     }
 
-    /// Looks for room, and stores a text and deletes it again. While room is short its pages must
-    /// come from those that are free in the database file.
+    /// Looks for room, and stores a text and deletes it again. While room is short, its pages must
+    /// come from the free pages of the database file.
     fn probe(&mut self) -> bool {
         self.settle();
-        // A row that a crash leaves here has expired, and is purged with others.
+        // A row that a crash leaves here has expired already, and is purged with others.
         let insert = "INSERT OR REPLACE INTO revoked_token (jti, expires_at) VALUES (?1, 0)";
         let delete = "DELETE FROM revoked_token WHERE jti = ?1";
         let can_write = self.is_written(false, insert) && self.is_written(true, delete);
@@ -221,7 +220,7 @@ impl Worker {
     }
 
     /// Writes operations in one transaction: as many of the first as it has room for. Returns how
-    /// many were in it. After an error that is all of them, and none has happened.
+    /// many were in it. After an error that is all of them, and none has been stored.
     fn commit(&mut self, batch: &mut [Box<dyn Operation>]) -> (usize, rusqlite::Result<()>) {
         let (operations, outcome) = match self.take_connection() {
             Ok(connection) => self.commit_on(connection, batch),
@@ -258,14 +257,14 @@ impl Worker {
         let (ran, outcome) = transact(&connection, batch, bounds);
         let keep = match &outcome {
             Ok(()) => true,
-            // Another process held the lock for longer than we wait. Nothing was begun.
+            // Another process held the lock for longer than the timeout. Nothing was begun.
             Err(error) => {
                 error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
                     && connection.is_autocommit()
             }
         };
-        // Otherwise the connection is dropped, which rolls back. A new one begins with what the
-        // file says, whatever the failure left in this one's caches.
+        // Otherwise the connection is dropped, which rolls back. A new one reads the state of the
+        // file, whatever the failure left in the caches of this one.
         if keep {
             self.connection = Some(connection);
         }
@@ -280,20 +279,20 @@ impl Worker {
     }
 }
 
-/// As a bound on the pages of the database file: not more than it has. SQLite takes no bound below
-/// that.
+/// A bound on the pages of the database file that means: no more than it has. SQLite takes no bound
+/// below that.
 const PRESENT_SIZE: u32 = 1;
 
 /// How far a transaction may extend the database file.
 struct Bounds {
     /// The most pages that the file may have; `None` leaves the connection's bound.
     max_pages: Option<u32>,
-    /// Pages of growth from which further operations are left to the next transaction.
+    /// Pages of growth after which further operations are left to the next transaction.
     growth: u64,
 }
 
-/// Runs operations in a transaction, as many of the first as its bounds allow. Returns how many
-/// have their outcome now.
+/// Runs operations in a transaction, as many of the first as its bounds allow. Returns how many of
+/// them have their outcome now.
 fn transact(
     connection: &Connection,
     batch: &mut [Box<dyn Operation>],
@@ -301,7 +300,8 @@ fn transact(
 ) -> (usize, rusqlite::Result<()>) {
     let mut ran = 0;
     let outcome = (|| {
-        // IMMEDIATE takes the write lock first: the only place that waits for other processes.
+        // IMMEDIATE takes the write lock first, so this is the only place that waits for other
+        // processes.
         run(connection, "BEGIN IMMEDIATE")?;
         if let Some(pages) = bounds.max_pages {
             connection.pragma_update(None, "max_page_count", pages)?;
@@ -316,8 +316,8 @@ fn transact(
             match operation.run(connection) {
                 Ran::Done => {}
                 Ran::Undone if connection.is_autocommit() => {
-                    // Some failures (no memory) end the whole transaction, the earlier operations
-                    // included.
+                    // Some failures (no memory) end the whole transaction, including the earlier
+                    // operations.
                     return Err(failure(ffi::Error::new(ffi::SQLITE_ABORT_ROLLBACK)));
                 }
                 Ran::Undone => run(connection, "ROLLBACK TO operation")?,
@@ -327,7 +327,7 @@ fn transact(
         }
         run(connection, "COMMIT")
     })();
-    // A failure is that of all, those that were not run included.
+    // A failure concerns all operations, including those that were not run.
     let operations = if outcome.is_ok() { ran } else { batch.len() };
     (operations, outcome)
 }

@@ -1,10 +1,14 @@
-//! Content negotiation: the API speaks JSON, and says 406 to a client that cannot read it.
+//! Content negotiation: the API returns JSON, and 406 to a client that does not accept it.
 
-use axum::extract::{MatchedPath, Request};
+use std::sync::Arc;
+
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{ACCEPT, VARY};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use utoipa::openapi::path::Operation;
+use utoipa::openapi::{OpenApi, RefOr};
 
 use super::error::ApiError;
 use super::list_header::words;
@@ -12,14 +16,61 @@ use super::list_header::words;
 /// Server-sent events.
 pub const EVENT_STREAM: &str = "text/event-stream";
 
-/// The value of `Vary` on answers that depend on `Accept`, spelt as clients of the old system know it.
+/// The value of `Vary` on responses that depend on `Accept`, spelled as in the replaced system.
 pub const VARY_ACCEPT: HeaderValue = HeaderValue::from_static("Accept");
 
-/// Refuses requests whose `Accept` rules out what the route speaks: JSON, and where there are streams, streams.
-pub async fn require_json(request: Request, next: Next) -> Response {
+/// The operations that return a stream to a client that asks for one.
+#[derive(Clone)]
+pub struct Streams(Arc<[(Method, String)]>);
+
+impl Streams {
+    /// Finds them in the routes' own description: a stream is among their responses.
+    pub fn described_in(api: &OpenApi) -> Self {
+        let returns_stream = |operation: &Option<Operation>| {
+            let responses = operation
+                .iter()
+                .flat_map(|one| one.responses.responses.values());
+            responses.into_iter().any(|response| match response {
+                RefOr::T(response) => response.content.contains_key(EVENT_STREAM),
+                RefOr::Ref(_) => false,
+            })
+        };
+        let mut streams = Vec::new();
+        for (path, item) in &api.paths.paths {
+            for (method, operation) in [(Method::GET, &item.get), (Method::POST, &item.post)] {
+                if returns_stream(operation) {
+                    streams.push((method, path.clone()));
+                }
+            }
+        }
+        Self(streams.into())
+    }
+
+    fn contain(&self, request: &Request) -> bool {
+        let method = match request.method() {
+            &Method::HEAD => &Method::GET,
+            method => method,
+        };
+        request
+            .extensions()
+            .get::<MatchedPath>()
+            .is_some_and(|path| {
+                let mut streams = self.0.iter();
+                streams.any(|stream| stream.0 == method && stream.1 == path.as_str())
+            })
+    }
+}
+
+/// Refuses requests whose `Accept` rules out what the route returns: JSON, and from some routes
+/// streams.
+pub async fn require_acceptable(
+    State(streams): State<Streams>,
+    request: Request,
+    next: Next,
+) -> Response {
     let headers = request.headers();
-    let is_acceptable =
-        accepts(headers, "application/json") || (has_streams(&request) && wants_stream(headers));
+    let is_acceptable = accepts(headers, "application/json")
+        || (wants_stream(headers) && streams.contain(&request));
     let mut response = if is_acceptable {
         next.run(request).await
     } else {
@@ -33,19 +84,9 @@ pub async fn require_json(request: Request, next: Next) -> Response {
     response
 }
 
-/// Whether the route answers with a stream if asked to.
-fn has_streams(request: &Request) -> bool {
-    let path = request.extensions().get::<MatchedPath>();
-    let path = path.map_or("", MatchedPath::as_str);
-    match *request.method() {
-        Method::POST => path == "/api/prompts",
-        Method::GET | Method::HEAD => path == "/api/prompts/{id}",
-        _ => false,
-    }
-}
-
-/// Whether a client wants a stream: it names the type itself and likes it better than JSON. One that takes both alike, or
-/// anything, gets JSON, as it always has.
+/// Whether a client asks for a stream: it names the type itself and prefers it to JSON. A client
+/// that accepts both equally, or anything, gets JSON: clients from before there were streams do
+/// that.
 pub fn wants_stream(headers: &HeaderMap) -> bool {
     let is_named = words(headers, &ACCEPT)
         .filter_map(|range| range.split(';').next())
@@ -53,13 +94,13 @@ pub fn wants_stream(headers: &HeaderMap) -> bool {
     is_named && quality(headers, EVENT_STREAM) > quality(headers, "application/json")
 }
 
-/// Whether a client takes `media_type` (`type/subtype`). Without an `Accept` header it takes anything; of several ranges
-/// that match, the most specific counts (RFC 9110, section 12.5.1).
+/// Whether a client accepts `media_type` (`type/subtype`). Without an `Accept` header it accepts
+/// anything; of several ranges that match, the most specific counts (RFC 9110, section 12.5.1).
 pub fn accepts(headers: &HeaderMap, media_type: &str) -> bool {
     quality(headers, media_type) > 0.0
 }
 
-/// How much a client wants `media_type`, from 0 to 1.
+/// How much a client prefers `media_type`, from 0 to 1.
 pub fn quality(headers: &HeaderMap, media_type: &str) -> f32 {
     let main_type = media_type.split('/').next().unwrap_or_default();
     let mut best: Option<(u8, f32)> = None;
@@ -99,7 +140,7 @@ pub fn quality(headers: &HeaderMap, media_type: &str) -> f32 {
             best = Some((specificity, quality));
         }
     }
-    // Without a header, or with an empty one, a client says nothing.
+    // Without a header, or with an empty one, a client accepts anything.
     if is_empty {
         1.0
     } else {
@@ -136,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn json_ruled_out_is_not_acceptable() {
+    fn json_that_is_ruled_out_is_not_acceptable() {
         for accept in [
             "application/xml",
             "text/html",
@@ -150,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_is_wanted_only_by_name_and_before_json() {
+    fn stream_is_asked_for_only_by_name_and_if_preferred_to_json() {
         let wants = |accept: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(ACCEPT, accept.parse().unwrap());
@@ -179,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn the_most_specific_range_counts() {
+    fn most_specific_range_counts() {
         let mut headers = HeaderMap::new();
         headers.insert(
             ACCEPT,

@@ -1,4 +1,4 @@
-//! Guesses counted over several replicas, in Redis and on its clock.
+//! Failed logins counted over several replicas, in Redis and on its clock.
 
 use std::collections::hash_map::RandomState;
 use std::fmt::Write;
@@ -12,18 +12,18 @@ use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
 
 use super::{
-    Attempt, GuessLimit, Guesses, MAX_FAILURES_OF_CLIENT, MAX_FAILURES_OF_NAME,
-    MAX_FAILURES_OF_SITE, Refused, WINDOW,
+    LocalLoginRateLimiter, LoginAttempt, LoginRateLimiter, LoginRefused, MAX_FAILURES_OF_CLIENT,
+    MAX_FAILURES_OF_NAME, MAX_FAILURES_OF_SITE, WINDOW,
 };
 use crate::domain::ClientNetwork;
-use crate::redis::{Error, Link, Script};
+use crate::redis::{Connection, Error, Script};
 use crate::telemetry::Metrics;
 
-/// KEYS: a site's failures, scored by their time, and its attempts under way, scored by the time
-/// after which they are taken for lost. ARGV: the client, its name, the attempt, the window and the
-/// time for an attempt in microseconds, the bounds of a name, a client and a site. A member is
-/// client, name and attempt in one text, so what counts together begins alike.
-/// Returns 0 to try, 1 to wait for attempts under way, or 2 and how long a try will be refused.
+/// KEYS: a site's failures, scored by their time, and its attempts in flight, scored by the time
+/// after which they count as lost. ARGV: the client, its name, the attempt, the window and the time
+/// for an attempt in microseconds, the bounds of a name, a client and a site. A member is client,
+/// name and attempt in one text, so members that count together begin with the same text. Returns 0
+/// to try, 1 to wait for attempts in flight, or 2 and how long an attempt will be refused.
 const BEGIN: &str = "
 local failed, under_way, attempt = KEYS[1], KEYS[2], ARGV[3]
 local window, hold = tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -66,69 +66,70 @@ end
 return 1
 ";
 
-/// How long an attempt may be under way: waiting for a thread and hashing take a few seconds at worst. One that is never ended,
-/// because its replica died, holds its place for as long.
+/// How long an attempt may be in flight: waiting for a thread and hashing take a few seconds at
+/// worst. An attempt that is never ended, because its replica died, counts for this long.
 const HOLD: Duration = Duration::from_secs(30);
-/// How often an attempt that waits for others asks again. At most 100 of one client do so on a replica.
+/// How often an attempt that waits for others asks Redis again. At most 100 attempts of one client
+/// do so on a replica.
 const ASK_EVERY: Duration = Duration::from_millis(50);
-/// After this long an attempt waits no more.
+/// The longest time that an attempt waits.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
-/// The limits of [`Guesses`] over all replicas. Each replica also keeps them by itself, and only by
-/// itself while Redis is unavailable. In Redis a site has two keys, of at most 300 members each,
-/// which expire with the window. A site that fails costs a replica a hash each time, which bounds
-/// how many keys there can be.
-pub struct RedisGuesses {
-    link: Link,
+/// The limits of [`LocalLoginRateLimiter`] over all replicas. Each replica also keeps them by
+/// itself, and only by itself while Redis is unavailable. In Redis a site has two keys, of at most
+/// 300 members each, which expire with the window. Each failed attempt costs a replica a hash,
+/// which bounds how many keys there can be.
+pub struct RedisLoginRateLimiter {
+    redis: Connection,
     begin: Script,
     end: Arc<Script>,
-    local: Arc<Guesses>,
-    /// Tells this process's attempts from others'.
+    local: Arc<LocalLoginRateLimiter>,
+    /// Distinguishes the attempts of this process from those of others.
     process: u64,
     attempts: AtomicU64,
     metrics: Arc<Metrics>,
 }
 
-/// A place among the attempts under way in Redis, given back when dropped.
-pub(super) struct Reservation {
-    link: Link,
+/// An attempt as registered in Redis. Dropping it ends the attempt there.
+pub(super) struct SharedAttempt {
+    redis: Connection,
     end: Arc<Script>,
     keys: [String; 2],
     member: String,
     pub(super) has_failed: bool,
 }
 
-enum Decision {
-    Try(Reservation),
+enum RedisDecision {
+    Try(SharedAttempt),
     Wait,
     Refuse(Duration),
 }
 
-impl RedisGuesses {
-    /// Guesses in the Redis behind `link`. `epoch`: no later than any instant to come.
-    pub fn new(link: Link, epoch: Instant, metrics: Arc<Metrics>) -> Arc<Self> {
+impl RedisLoginRateLimiter {
+    /// A limiter in the Redis of `redis`. `epoch`: no later than any instant to come.
+    pub fn new(redis: Connection, epoch: Instant, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
-            link,
+            redis,
             begin: Script::with_clock(BEGIN),
             end: Arc::new(Script::with_clock(END)),
-            local: Guesses::new(epoch),
+            local: LocalLoginRateLimiter::new(epoch),
             process: RandomState::new().hash_one(0),
             attempts: AtomicU64::new(0),
             metrics,
         })
     }
 
-    async fn ask(&self, client: ClientNetwork, name: &str) -> Result<Decision, Error> {
+    async fn ask(&self, client: ClientNetwork, name: &str) -> Result<RedisDecision, Error> {
         let site = client.site();
         let keys = ["failed", "under_way"]
-            .map(|kind| self.link.key(format_args!("guesses:{{{site}}}:{kind}")));
+            .map(|kind| self.redis.key(format_args!("guesses:{{{site}}}:{kind}")));
         let attempt = self.attempts.fetch_add(1, Ordering::Relaxed);
         let attempt = format!("{:016x}-{attempt}", self.process);
-        // The blank ends the client, so that none is the beginning of another.
+        // The space ends the client, so that no client is a prefix of another.
         let client = format!("{client} ");
-        // Made before the question: this future may be dropped while Redis is giving the place.
-        let reservation = Reservation {
-            link: self.link.clone(),
+        // Made before Redis is asked: this future may be dropped while Redis registers the attempt.
+        let shared = SharedAttempt {
+            redis: self.redis.clone(),
             end: Arc::clone(&self.end),
             keys: keys.clone(),
             member: format!("{client}{name}{attempt}"),
@@ -144,53 +145,55 @@ impl RedisGuesses {
             .arg(MAX_FAILURES_OF_NAME)
             .arg(MAX_FAILURES_OF_CLIENT)
             .arg(MAX_FAILURES_OF_SITE);
-        let patience = self.link.patience();
-        match self.link.run("guess_begin", patience, &call).await {
-            Ok((0_u64, _)) => Ok(Decision::Try(reservation)),
+        let patience = self.redis.patience();
+        match self.redis.run("guess_begin", patience, &call).await {
+            Ok((0_u64, _)) => Ok(RedisDecision::Try(shared)),
             Ok((1, _)) => {
-                reservation.was_not_given();
-                Ok(Decision::Wait)
+                shared.was_not_registered();
+                Ok(RedisDecision::Wait)
             }
             Ok((_, wait)) => {
-                reservation.was_not_given();
-                Ok(Decision::Refuse(Duration::from_micros(wait)))
+                shared.was_not_registered();
+                Ok(RedisDecision::Refuse(Duration::from_micros(wait)))
             }
-            // The script may have run, or may still run: the place is given back.
+            // The script may have run, or may still run. Dropping `shared` ends the attempt.
             Err(error) => Err(error),
         }
     }
 }
 
-impl Reservation {
-    /// Redis has no such place: there is nothing to give back.
-    fn was_not_given(mut self) {
+impl SharedAttempt {
+    /// Redis has not registered the attempt: there is nothing to end.
+    fn was_not_registered(mut self) {
         self.member.clear();
     }
 }
 
 #[async_trait]
-impl GuessLimit for RedisGuesses {
+impl LoginRateLimiter for RedisLoginRateLimiter {
     async fn begin(
         self: Arc<Self>,
         client: ClientNetwork,
         name: &str,
         clock: &(dyn Fn() -> Instant + Send + Sync),
-    ) -> Result<Attempt, Refused> {
+    ) -> Result<LoginAttempt, LoginRefused> {
         let local = Arc::clone(&self.local);
         let mut attempt = local.begin(client, name, clock).await?;
         let name = name_hash(name);
-        let gives_up = tokio::time::Instant::now() + LONGEST_WAIT;
+        let deadline = tokio::time::Instant::now() + LONGEST_WAIT;
         loop {
             match self.ask(client, &name).await {
-                Ok(Decision::Try(reservation)) => {
-                    attempt.reservation = Some(reservation);
+                Ok(RedisDecision::Try(shared)) => {
+                    attempt.shared = Some(shared);
                     return Ok(attempt);
                 }
-                Ok(Decision::Refuse(retry_after)) => return Err(Refused::TooMany { retry_after }),
-                Ok(Decision::Wait) if tokio::time::Instant::now() < gives_up => {
+                Ok(RedisDecision::Refuse(retry_after)) => {
+                    return Err(LoginRefused::TooMany { retry_after });
+                }
+                Ok(RedisDecision::Wait) if tokio::time::Instant::now() < deadline => {
                     tokio::time::sleep(ASK_EVERY).await;
                 }
-                Ok(Decision::Wait) => return Err(Refused::Overloaded),
+                Ok(RedisDecision::Wait) => return Err(LoginRefused::Overloaded),
                 Err(_) => {
                     self.metrics
                         .degraded_decisions
@@ -203,41 +206,43 @@ impl GuessLimit for RedisGuesses {
     }
 }
 
-impl std::fmt::Debug for Reservation {
+impl std::fmt::Debug for SharedAttempt {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Reservation")
+        f.debug_struct("SharedAttempt")
             .field("has_failed", &self.has_failed)
             .finish_non_exhaustive()
     }
 }
 
-impl Drop for Reservation {
+impl Drop for SharedAttempt {
     fn drop(&mut self) {
-        // Without a runtime the process is ending; the place is given back by its time.
+        // Without a runtime the process is ending; the attempt in Redis expires.
         if self.member.is_empty() || Handle::try_current().is_err() {
             return;
         }
-        let (link, end) = (self.link.clone(), Arc::clone(&self.end));
+        let (redis, end) = (self.redis.clone(), Arc::clone(&self.end));
         let (keys, member) = (
             std::mem::take(&mut self.keys),
             std::mem::take(&mut self.member),
         );
         let has_failed = u8::from(self.has_failed);
-        // Nobody waits for this: until it is done the attempt counts as under way, which keeps the limits as well.
-        self.link.spawn(|_| async move {
+        // No caller waits for this. Until it is done, the attempt counts as in flight, which keeps
+        // the limits too.
+        self.redis.spawn(|_| async move {
             let mut call = end.on(&keys[0]);
             call.key(&keys[1])
                 .arg(member)
                 .arg(has_failed)
                 .arg(micros(WINDOW))
                 .arg(MAX_FAILURES_OF_SITE);
-            // A failure is counted by the link, and the place is then given back by its time.
-            let _: Result<u64, _> = link.run("guess_end", link.patience(), &call).await;
+            // The connection counts a failed command in the metrics, and the attempt in Redis then
+            // expires.
+            let _: Result<u64, _> = redis.run("guess_end", redis.patience(), &call).await;
         });
     }
 }
 
-/// 128 bits of the name's SHA-256: names of people are not left lying in Redis as such.
+/// 128 bits of the name's SHA-256, so that Redis does not hold people's names.
 fn name_hash(name: &str) -> String {
     let digest: [u8; 32] = Sha256::digest(name).into();
     digest[..16].iter().fold(String::new(), |mut text, byte| {

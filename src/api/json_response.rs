@@ -1,4 +1,4 @@
-//! JSON answers that hold memory until their clients have taken them.
+//! JSON responses that keep their reservation of memory until they are sent.
 
 use axum::body::Body;
 use axum::http::StatusCode;
@@ -9,36 +9,36 @@ use serde::Serialize;
 
 use crate::memory_budget::Reservation;
 
-/// Bytes that belong together with what they hold in the account of memory in flight.
-struct Held {
+/// Bytes and their reservation in the memory budget.
+struct ReservedBytes {
     bytes: Vec<u8>,
     _memory: Reservation,
 }
 
-impl AsRef<[u8]> for Held {
+impl AsRef<[u8]> for ReservedBytes {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
-/// Bytes that `memory` holds until the last of them is on its way to the client. What it holds
-/// beyond them is given back.
-pub fn held(bytes: Vec<u8>, mut memory: Reservation) -> Bytes {
+/// Makes bytes that keep `memory` reserved until the last of them is handed to the connection. What
+/// is reserved beyond their size is released.
+pub fn reserved_bytes(bytes: Vec<u8>, mut memory: Reservation) -> Bytes {
     memory.resize(bytes.capacity());
-    Bytes::from_owner(Held {
+    Bytes::from_owner(ReservedBytes {
         bytes,
         _memory: memory,
     })
 }
 
-/// An answer of JSON that `memory` holds.
-pub fn held_json(status: StatusCode, value: &impl Serialize, memory: Reservation) -> Response {
+/// A JSON response that keeps `memory` reserved.
+pub fn json_response(status: StatusCode, value: &impl Serialize, memory: Reservation) -> Response {
     let json = serde_json::to_vec(value).expect("a struct of texts and numbers is JSON");
-    let body = Body::from(held(json, memory));
+    let body = Body::from(reserved_bytes(json, memory));
     (status, [(CONTENT_TYPE, "application/json")], body).into_response()
 }
 
-/// Bytes that a text takes as a JSON string, quotes included.
+/// The length of a text as a JSON string in bytes, quotes included.
 pub fn json_len(text: &str) -> usize {
     let escaped = |byte: u8| match byte {
         b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 2,
@@ -56,10 +56,10 @@ mod tests {
     use crate::memory_budget::{MemoryBudget, Owner};
 
     #[test]
-    fn memory_is_held_until_the_last_piece_is_gone() {
+    fn memory_is_reserved_until_the_last_piece_is_dropped() {
         let budget = MemoryBudget::new(8000);
         let memory = budget.reserve(Owner::default(), 400).unwrap();
-        let bytes = held(vec![b'x'; 100], memory);
+        let bytes = reserved_bytes(vec![b'x'; 100], memory);
         assert_eq!(budget.held(), 100);
         let last_piece = bytes.slice(99..);
         drop(bytes);
@@ -70,7 +70,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_length_of_a_text_in_json_is_known_without_writing_it(text in any::<String>(), odd in "[\u{0}-\u{7f}]{0,99}") {
+        fn json_len_is_the_length_of_the_written_json(text in any::<String>(), odd in "[\u{0}-\u{7f}]{0,99}") {
             for text in [text, odd] {
                 prop_assert_eq!(json_len(&text), serde_json::to_string(&text).unwrap().len());
             }

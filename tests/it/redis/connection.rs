@@ -1,7 +1,7 @@
-//! The link itself: starting, noticing, recovering, letting go.
+//! The connection: starting, noticing outages, recovering, closing.
 
 use prompt_service::config::{RedisConfig, Secret};
-use prompt_service::redis::{Link, Script};
+use prompt_service::redis::{Connection, Script};
 use std::sync::Arc;
 use tokio::time::timeout;
 
@@ -9,7 +9,7 @@ use super::Replica;
 use crate::support::redis::{Proxy, RedisServer, config_at};
 use crate::support::{DEADLINE, Log};
 
-/// How many clients the server has, this question's own left out.
+/// How many clients the server has, without the one that asks here.
 fn clients(server: &RedisServer) -> usize {
     let list = server.command(&["CLIENT", "LIST"]);
     list.matches("addr=").count() - list.matches("laddr=").count() - 1
@@ -17,20 +17,20 @@ fn clients(server: &RedisServer) -> usize {
 
 async fn ask(replica: &Replica) -> Result<u64, prompt_service::redis::Error> {
     let script = Script::new("return 42");
-    let patience = replica.link.patience();
-    replica.link.run("test", patience, &script.on("key")).await
+    let patience = replica.redis.patience();
+    replica.redis.run("test", patience, &script.on("key")).await
 }
 
 #[tokio::test]
-async fn start_without_redis_is_refused_in_words_that_hide_the_url() {
+async fn start_without_redis_fails_with_a_message_that_hides_the_url() {
     let mut server = RedisServer::start();
     let plain = server.impatient_config();
-    // TLS with a server that speaks none.
+    // TLS with a server that does not support it.
     let tls = RedisConfig {
         url: Secret::new(format!("rediss://:hunter2@{}", server.addr())),
         ..plain.clone()
     };
-    // A server that is there and refuses the password.
+    // A server that runs and refuses the password.
     let locked = RedisConfig {
         url: Secret::new(format!("redis://:hunter2@{}", server.addr())),
         ..plain.clone()
@@ -49,9 +49,9 @@ async fn start_without_redis_is_refused_in_words_that_hide_the_url() {
 }
 
 async fn refused(config: &RedisConfig) {
-    let connected = timeout(DEADLINE, Link::connect(config, Arc::default())).await;
+    let connected = timeout(DEADLINE, Connection::connect(config, Arc::default())).await;
     let error = connected
-        .expect("one that does not answer is not waited for")
+        .expect("a server that does not reply is not waited for")
         .err()
         .expect("nothing to connect to")
         .to_string();
@@ -64,10 +64,10 @@ async fn refused(config: &RedisConfig) {
 }
 
 #[tokio::test]
-async fn redis_that_refuses_writes_is_refused_at_the_start_and_counts_as_away_later() {
+async fn redis_that_refuses_writes_fails_the_start_and_later_counts_as_down() {
     let server = RedisServer::start();
     let replica = Replica::of(&server).await;
-    // A read-only copy answers pings.
+    // A read-only copy replies to pings.
     server.command(&["REPLICAOF", "127.0.0.1", "1"]);
     replica.is_down().await;
     refused(&server.config()).await;
@@ -75,7 +75,7 @@ async fn redis_that_refuses_writes_is_refused_at_the_start_and_counts_as_away_la
     replica.is_up().await;
 }
 
-/// Asserts that commands fail at once: that none is sent, so that none waits for anything.
+/// Asserts that commands fail at once: none is sent, so none waits.
 async fn assert_costs_nothing(replica: &Replica) {
     let sent = replica.sent("test");
     for _ in 0..1000 {
@@ -85,7 +85,7 @@ async fn assert_costs_nothing(replica: &Replica) {
 }
 
 #[tokio::test]
-async fn outage_is_noticed_at_once_costs_nothing_and_ends_in_time() {
+async fn outage_is_noticed_at_once_costs_nothing_and_its_end_is_noticed_in_time() {
     let mut server = RedisServer::start();
     let log = Log::default();
     let _logs = tracing::dispatcher::set_default(&log.dispatch());
@@ -109,13 +109,13 @@ async fn outage_is_noticed_at_once_costs_nothing_and_ends_in_time() {
 }
 
 #[tokio::test]
-async fn redis_that_stands_still_costs_one_patience_and_then_nothing() {
+async fn paused_redis_costs_one_timeout_and_then_nothing() {
     let server = RedisServer::start();
     let replica = Replica::at(&server.impatient_config()).await;
     server.pause();
-    // Both end though Redis says nothing.
+    // Both loops end although Redis does not reply.
     timeout(DEADLINE, async {
-        while ask(&replica).await.is_err() && replica.link.is_up() {}
+        while ask(&replica).await.is_err() && replica.redis.is_up() {}
         assert_costs_nothing(&replica).await;
     })
     .await
@@ -126,7 +126,7 @@ async fn redis_that_stands_still_costs_one_patience_and_then_nothing() {
 }
 
 #[tokio::test]
-async fn script_that_redis_has_forgotten_is_loaded_again() {
+async fn script_that_redis_no_longer_has_is_loaded_again() {
     let server = RedisServer::start();
     let replica = Replica::of(&server).await;
     assert_eq!(ask(&replica).await.unwrap(), 42);
@@ -135,7 +135,7 @@ async fn script_that_redis_has_forgotten_is_loaded_again() {
 }
 
 #[tokio::test]
-async fn outages_leave_no_connections_behind_and_closing_leaves_none() {
+async fn outages_and_closing_leave_no_connections_open() {
     let server = RedisServer::start();
     let proxy = Proxy::start(server.addr());
     let replica = Replica::at(&config_at(proxy.addr)).await;
@@ -146,7 +146,7 @@ async fn outages_leave_no_connections_behind_and_closing_leaves_none() {
         replica.is_up().await;
     }
     eventually!(clients(&server) == 1, "{}", clients(&server));
-    replica.keeper.close().await;
-    drop(replica.link);
+    replica.manager.close().await;
+    drop(replica.redis);
     eventually!(clients(&server) == 0, "{}", clients(&server));
 }

@@ -1,10 +1,11 @@
-//! Request bodies that nobody read.
+//! Request bodies that the handler did not read.
 //!
-//! An answer may be known before the body is: a 401, a 415. The HTTP library then closes the connection unless the rest happens to be
-//! there already, so that a client that kept the connection finds it gone at its next request, or loses the very answer to a reset.
+//! A response such as 401 or 415 may be ready before the body has come. The HTTP library then
+//! closes the connection, unless the rest of the body is there already. A client that keeps the
+//! connection open would fail at its next request, or lose this response to a reset.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::body::Body;
@@ -15,23 +16,24 @@ use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
 use hyper::body::{Body as _, Frame, SizeHint};
+use parking_lot::{Mutex, MutexGuard};
 
 use super::extract::drain;
 
-/// Reads what is left of the request's body before the answer goes out, within bounds; beyond them the answer says that the
-/// connection ends with it.
-pub async fn read_rest(request: Request, next: Next) -> Response {
+/// Reads the rest of the request's body before the response is sent, within bounds. Beyond the
+/// bounds the response says that the connection closes.
+pub async fn drain_unread(request: Request, next: Next) -> Response {
     if request.body().is_end_stream() {
         return next.run(request).await;
     }
-    // Who waits to be asked for the body sends none when the answer comes instead.
+    // A client with `Expect: 100-continue` sends no body if the response comes first.
     let waits = request.headers().contains_key(EXPECT);
     let (parts, body) = request.into_parts();
-    let mut body = Shared(Arc::new(Mutex::new(body)));
+    let mut body = SharedBody(Arc::new(Mutex::new(body)));
     let mut response = next
         .run(Request::from_parts(parts, Body::new(body.clone())))
         .await;
-    // An answer that speaks of the connection has decided about it.
+    // A response with this header has decided already.
     if response.headers().contains_key(CONNECTION) || body.is_end_stream() {
         return response;
     }
@@ -43,18 +45,17 @@ pub async fn read_rest(request: Request, next: Next) -> Response {
     response
 }
 
-/// A body that the layer above a handler still holds when the handler has dropped it.
+/// A body that this layer still holds after the handler has dropped it.
 #[derive(Clone)]
-struct Shared(Arc<Mutex<Body>>);
+struct SharedBody(Arc<Mutex<Body>>);
 
-impl Shared {
-    /// Nothing can panic while it holds this lock, and if it did, the body would be as good as before.
+impl SharedBody {
     fn lock(&self) -> MutexGuard<'_, Body> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
-impl hyper::body::Body for Shared {
+impl hyper::body::Body for SharedBody {
     type Data = Bytes;
     type Error = axum::Error;
 

@@ -1,0 +1,395 @@
+//! One post, in four phases: admit, begin, ask, settle.
+//!
+//! 1. [`Permits::take`] admits the post, or refuses it at once.
+//! 2. [`begin`] counts the call and commits the prompt as `running`, under a lease.
+//! 3. [`Call::ask`] asks the upstream, and ends in an [`Outcome`].
+//! 4. [`Call::settle`] commits the outcome and reports it to everybody.
+//!
+//! Nothing is asked, and so nothing is paid for, before the prompt is committed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::embedding::{PendingEmbedding, embed};
+use super::events::{self, Event};
+use super::stream::ResponseStream;
+use super::{CreatePrompt, Created, Deps, Inner, idempotency};
+use crate::config::OnClientDisconnect;
+use crate::domain::{Embedding, FailureCode, Prompt, Timestamp, UserId};
+use crate::embed::{Class, Permit};
+use crate::error::Error;
+use crate::llm::{self, CallPermit};
+use crate::memory_budget::{Owner, Reservation};
+use crate::store::{self, Begun, Holder, NewCall};
+
+/// How long a caller waits for its outcome to be stored. After that it gets an error, and the
+/// storing goes on without it.
+const CALLER_PATIENCE: Duration = Duration::from_secs(30);
+
+const MICROS_A_DAY: i64 = 86_400_000_000;
+
+/// Where the caller of a post waits for its result.
+pub(super) struct Reply(pub Option<oneshot::Sender<Result<Created, Error>>>);
+
+impl Reply {
+    /// Sends the result, unless one was sent before. A caller that left misses it; what was stored
+    /// stays.
+    fn send(&mut self, result: Result<Created, Error>) {
+        if let Some(sender) = self.0.take() {
+            let _ = sender.send(result);
+        }
+    }
+
+    /// Waits until the caller leaves. Never returns once the reply was sent. Cancel safe.
+    async fn abandoned(&mut self) {
+        match &mut self.0 {
+            Some(sender) => sender.closed().await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// What a post needs before anything is begun for it.
+pub(super) struct Permits {
+    call: CallPermit,
+    text: Permit,
+    memory: Reservation,
+}
+
+impl Permits {
+    /// Takes a permit for the call and one for the text at once, or none. `memory` holds the
+    /// prompt's text.
+    ///
+    /// # Errors
+    /// `Overloaded`.
+    pub fn take(deps: &Deps, user_id: UserId, memory: Reservation) -> Result<Self, Error> {
+        let text = deps.embedder.admit(user_id, Class::Post)?;
+        let call = deps
+            .llm
+            .admit(user_id)
+            .map_err(|busy| Error::Overloaded(busy.retry_after))?;
+        Ok(Self { call, text, memory })
+    }
+}
+
+/// How a call ended.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// The upstream answered. Without a vector if the model failed while the upstream was being
+    /// asked: an answer that was paid for is kept all the same.
+    Answered(llm::Completion, Option<Embedding>),
+    /// The upstream failed, or may not be asked today.
+    Failed(llm::Failure),
+    /// A defect of the service.
+    Broken(Error),
+    /// The caller left, and the operator wants such calls cancelled.
+    Cancelled,
+    /// The service stops. Nothing is stored: the lease is released, so that a retry takes over.
+    Stopped,
+}
+
+/// Runs an admitted post to its end. A streamed one is answered as soon as its prompt is stored.
+pub(super) async fn run(inner: &Arc<Inner>, permits: Permits, new: CreatePrompt, mut reply: Reply) {
+    let started = Instant::now();
+    let deps = &inner.deps;
+    let Permits {
+        call: permit,
+        text,
+        memory,
+    } = permits;
+    let mut embedding = PendingEmbedding::new(embed(deps, text, &new.prompt));
+    let holder = inner.next_holder();
+    let (begun, over_limit) = match embedding.during(begin(deps, &new, holder)).await {
+        Ok(begun) => begun,
+        Err(error) => return reply.send(Err(error.into())),
+    };
+    let prompt = match begun {
+        Begun::Started(prompt) => prompt,
+        Begun::Known(state) => {
+            return reply.send(idempotency::respond(inner, &new, state).await);
+        }
+    };
+    tracing::Span::current().record("prompt_id", prompt.id.0);
+    let call = Call::enter(inner, &new, prompt, holder, memory);
+    let outcome = match over_limit {
+        Some(failure) => {
+            // Nothing is asked or embedded, so other posts may have the permits.
+            drop((embedding, permit));
+            Outcome::Failed(failure)
+        }
+        None => {
+            if new.is_streamed {
+                reply.send(Ok(Created::Streaming {
+                    reader: call.stream.read(None),
+                    is_replayed: false,
+                }));
+            }
+            call.ask(permit, embedding, &mut reply).await
+        }
+    };
+    let result = reply_within(CALLER_PATIENCE, &mut reply, call.settle(outcome)).await;
+    if let Ok(Created::Answered {
+        upstream: Some(upstream),
+        ..
+    }) = &result
+        && new.is_streamed
+    {
+        let added = started.elapsed().saturating_sub(*upstream);
+        let overhead = &deps.metrics.prompt_overhead;
+        overhead
+            .with_label_values(&["stream"])
+            .observe(added.as_secs_f64());
+    }
+    reply.send(result);
+}
+
+/// Waits until the call is settled. A caller that still waits after `patience` gets an error.
+async fn reply_within(
+    patience: Duration,
+    reply: &mut Reply,
+    settling: impl Future<Output = Result<Created, Error>>,
+) -> Result<Created, Error> {
+    let mut settling = std::pin::pin!(settling);
+    tokio::select! {
+        biased;
+        result = &mut settling => return result,
+        () = tokio::time::sleep(patience) => {}
+    }
+    reply.send(Err(Error::unavailable("the outcome waits to be stored")));
+    settling.await
+}
+
+/// Counts the call, then stores its prompt as running. If the day's limit is reached, returns the
+/// failure that the call ends with. In this order: a call that is counted and not begun costs
+/// nothing, one that is begun and not counted might.
+///
+/// # Errors
+/// Those of the store: nothing was begun.
+async fn begin(
+    deps: &Deps,
+    new: &CreatePrompt,
+    holder: Holder,
+) -> Result<(Begun, Option<llm::Failure>), store::Error> {
+    let over_limit = count(deps, new.now).await?;
+    let call = NewCall {
+        user_id: new.user_id,
+        prompt: new.prompt.clone(),
+        model: deps.llm.model().to_owned(),
+        created_at: new.now,
+        announce: new.announce,
+        key: idempotency::claim(new),
+        holder,
+        lease: deps.calls.lease,
+        max_prompts: deps.calls.max_prompts_per_user,
+    };
+    Ok((deps.call_store.begin_call(call).await?, over_limit))
+}
+
+/// Counts a call on the day of `now`, if calls are limited. Returns the failure of a call beyond
+/// the limit.
+async fn count(deps: &Deps, now: Timestamp) -> Result<Option<llm::Failure>, store::Error> {
+    let Some(limit) = deps.calls.daily_limit else {
+        return Ok(None);
+    };
+    let day = now.0.div_euclid(MICROS_A_DAY);
+    if deps.call_store.count_upstream_call(day, limit).await? {
+        return Ok(None);
+    }
+    Ok(Some(llm::Failure {
+        code: FailureCode::UpstreamUnavailable,
+        detail: "The daily limit of calls is reached.",
+        retry_after: Some(Timestamp((day + 1).saturating_mul(MICROS_A_DAY)).since(now)),
+    }))
+}
+
+/// A call of this process. While it lives its lease is renewed.
+pub(super) struct Call<'a> {
+    pub inner: &'a Arc<Inner>,
+    pub new: &'a CreatePrompt,
+    pub prompt: Prompt,
+    pub holder: Holder,
+    pub stream: Arc<ResponseStream>,
+    is_deletion_published: AtomicBool,
+}
+
+impl<'a> Call<'a> {
+    fn enter(
+        inner: &'a Arc<Inner>,
+        new: &'a CreatePrompt,
+        prompt: Prompt,
+        holder: Holder,
+        memory: Reservation,
+    ) -> Self {
+        let stream = ResponseStream::new(prompt.user_id, prompt.id, memory);
+        inner.streams.lock().insert(prompt.id, Arc::clone(&stream));
+        inner.deps.metrics.calls_running.inc();
+        Self {
+            inner,
+            new,
+            prompt,
+            holder,
+            stream,
+            is_deletion_published: AtomicBool::new(false),
+        }
+    }
+
+    /// Asks the upstream, and passes a streamed answer on to the user's sockets.
+    async fn ask(
+        &self,
+        permit: CallPermit,
+        embedding: PendingEmbedding<'_>,
+        reply: &mut Reply,
+    ) -> Outcome {
+        let (end, ended) = oneshot::channel::<()>();
+        let asking = async {
+            let outcome = self.ask_upstream(permit, embedding, reply).await;
+            drop(end);
+            outcome
+        };
+        let publishing = async {
+            if self.new.is_streamed && self.new.announce {
+                let ended = async {
+                    // The sender is dropped and sends nothing.
+                    let _ = ended.await;
+                };
+                events::publish_deltas(&self.inner.deps, &self.stream, ended).await;
+                if self.stream.is_deleted() {
+                    self.publish_deletion();
+                }
+            }
+        };
+        tokio::join!(asking, publishing).0
+    }
+
+    /// Asks the upstream while the vector is computed.
+    async fn ask_upstream(
+        &self,
+        permit: CallPermit,
+        embedding: PendingEmbedding<'_>,
+        reply: &mut Reply,
+    ) -> Outcome {
+        let (deps, new) = (&self.inner.deps, self.new);
+        let mut embedding = match embedding.unless_failed() {
+            Ok(embedding) => embedding,
+            Err(error) => return Outcome::Broken(error),
+        };
+        let abandoned = async {
+            match deps.calls.on_client_disconnect {
+                OnClientDisconnect::Finish => std::future::pending().await,
+                OnClientDisconnect::Cancel if new.is_streamed => self.stream.abandoned().await,
+                OnClientDisconnect::Cancel => reply.abandoned().await,
+            }
+        };
+        let mut push = |piece: &str| self.stream.push(piece);
+        let on_delta = new
+            .is_streamed
+            .then_some(&mut push as &mut (dyn FnMut(&str) + Send));
+        let memory = deps.memory.hold(Owner::user(new.user_id), 0);
+        let asking = embedding.during(deps.llm.complete(permit, memory, &new.prompt, on_delta));
+        let completion = tokio::select! {
+            biased;
+            completion = asking => match completion {
+                Ok(completion) => completion,
+                Err(failure) => return Outcome::Failed(failure),
+            },
+            () = abandoned => return Outcome::Cancelled,
+            () = self.inner.cut.cancelled() => return Outcome::Stopped,
+        };
+        // From here on the answer is paid for, and nothing may lose it.
+        if !new.is_streamed {
+            self.stream.hold(completion.text.len());
+        }
+        let embedding = tokio::select! {
+            biased;
+            embedding = embedding.finish() => embedding,
+            () = self.inner.cut.cancelled() => Err(Error::unavailable("the service is stopping")),
+        };
+        let embedding = embedding.inspect_err(|error| {
+            let source = std::error::Error::source(error).map(ToString::to_string);
+            tracing::error!(%error, source, "an answered prompt has no vector yet");
+        });
+        Outcome::Answered(completion, embedding.ok())
+    }
+
+    /// Publishes, once, that the prompt was deleted, if its outcome is announced.
+    pub(super) fn publish_deletion(&self) {
+        if self.new.announce && !self.is_deletion_published.swap(true, Ordering::Relaxed) {
+            let deps = &self.inner.deps;
+            events::publish(deps, self.prompt.user_id, &Event::Deleted(self.prompt.id));
+        }
+    }
+
+    /// Stops the renewal of the lease, and the reading of the answer from this process.
+    pub(super) fn leave(&self) {
+        let mut streams = self.inner.streams.lock();
+        // A later call of this process may have taken the prompt over.
+        if streams
+            .get(&self.prompt.id)
+            .is_some_and(|stream| Arc::ptr_eq(stream, &self.stream))
+        {
+            streams.remove(&self.prompt.id);
+        }
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.inner.deps.metrics.calls_running.dec();
+        self.leave();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{CallDetails, PromptId, PromptStatus};
+
+    fn answered() -> Result<Created, Error> {
+        let prompt = Prompt {
+            id: PromptId(7),
+            user_id: UserId(1),
+            prompt: "Why?".to_owned(),
+            response: Some("Because.".to_owned()),
+            model: "mock".to_owned(),
+            status: PromptStatus::Completed,
+            error: None,
+            created_at: Timestamp(0),
+            call: CallDetails::default(),
+        };
+        Ok(Created::Answered {
+            prompt: prompt.into(),
+            upstream: None,
+            is_replayed: false,
+        })
+    }
+
+    #[tokio::test]
+    async fn a_caller_gets_an_error_after_its_patience_while_the_storing_goes_on() {
+        let (sender, received) = oneshot::channel();
+        let mut reply = Reply(Some(sender));
+        let settling = async {
+            // Goes on only once the caller has its error.
+            let received = received.await.unwrap();
+            assert!(
+                matches!(received, Err(Error::Unavailable(_))),
+                "{received:?}"
+            );
+            answered()
+        };
+        let result = reply_within(Duration::from_millis(1), &mut reply, settling).await;
+        assert!(result.is_ok());
+        assert!(reply.0.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_caller_whose_outcome_is_stored_in_time_gets_it() {
+        let (sender, _received) = oneshot::channel();
+        let mut reply = Reply(Some(sender));
+        let result = reply_within(CALLER_PATIENCE, &mut reply, async { answered() }).await;
+        assert!(result.is_ok());
+        assert!(reply.0.is_some());
+    }
+}

@@ -1,0 +1,91 @@
+//! Idempotency keys: which request a key stands for, and the response to a repeated request.
+
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use super::stream::StreamReader;
+use super::{CreatePrompt, Created, Inner, Prompts, READ_BYTES};
+use crate::domain::PromptId;
+use crate::error::{Error, KeyProblem};
+use crate::memory_budget::Owner;
+use crate::store::{KeyClaim, KeyState};
+
+/// The key of a request as the store knows it. The fingerprint leaves out whether the answer is
+/// streamed: a client whose stream broke may repeat the request to get the answer whole.
+pub(super) fn claim(new: &CreatePrompt) -> Option<KeyClaim> {
+    let key = new.key.as_ref()?;
+    let mut fingerprint = Sha256::new();
+    fingerprint.update([u8::from(new.announce)]);
+    fingerprint.update(new.prompt.as_bytes());
+    Some(KeyClaim {
+        key_hash: Sha256::digest(key.as_bytes()).into(),
+        fingerprint: fingerprint.finalize().into(),
+    })
+}
+
+/// The response to a request whose key was claimed before; `None` if the request is to be served
+/// as a new one.
+pub(super) async fn replay(
+    inner: &Arc<Inner>,
+    new: &CreatePrompt,
+) -> Result<Option<Created>, Error> {
+    let Some(claim) = claim(new) else {
+        return Ok(None);
+    };
+    let state = inner.deps.call_store.key_state(new.user_id, &claim).await?;
+    match state {
+        // While the store is unavailable for longer than a lease, this process's own calls look
+        // expired.
+        Some(KeyState::Expired(id)) if inner.streams.lock().contains_key(&id) => {
+            Err(Error::IdempotencyKey(KeyProblem::InFlight))
+        }
+        // Beginning takes its row over.
+        Some(KeyState::Expired(_)) | None => Ok(None),
+        Some(state) => respond(inner, new, state).await.map(Some),
+    }
+}
+
+/// The response to a request whose key is in that state.
+pub(super) async fn respond(
+    inner: &Arc<Inner>,
+    new: &CreatePrompt,
+    state: KeyState,
+) -> Result<Created, Error> {
+    match state {
+        KeyState::Completed(id) => completed(inner, new, id).await,
+        // Beginning takes an expired call over, so one that is returned here expired at this very
+        // moment; a retry takes it over.
+        KeyState::InFlight(_) | KeyState::Expired(_) => {
+            Err(Error::IdempotencyKey(KeyProblem::InFlight))
+        }
+        KeyState::OtherRequest => Err(Error::IdempotencyKey(KeyProblem::OtherRequest)),
+        KeyState::Deleted => Err(Error::IdempotencyKey(KeyProblem::Deleted)),
+    }
+}
+
+/// The stored answer as the response to a repeated request. Nothing is paid for it, so it needs
+/// room in the memory budget.
+async fn completed(inner: &Arc<Inner>, new: &CreatePrompt, id: PromptId) -> Result<Created, Error> {
+    let deps = &inner.deps;
+    let mut memory = deps.memory.reserve(Owner::user(new.user_id), READ_BYTES)?;
+    let prompts = Prompts(Arc::clone(inner));
+    let prompt = prompts.get(new.user_id, id, &mut memory).await;
+    if let Err(Error::NotFound) = prompt {
+        return Err(Error::IdempotencyKey(KeyProblem::Deleted));
+    }
+    let prompt = prompt?;
+    deps.metrics.idempotent_replays.inc();
+    Ok(if new.is_streamed {
+        Created::Streaming {
+            reader: StreamReader::stored(prompt, None, Arc::clone(&deps.store), memory),
+            is_replayed: true,
+        }
+    } else {
+        Created::Answered {
+            prompt: prompt.into(),
+            upstream: None,
+            is_replayed: true,
+        }
+    })
+}
