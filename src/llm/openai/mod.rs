@@ -79,7 +79,7 @@ enum NoAnswer {
 
 /// One call with all its attempts. If it is dropped before its end, it is counted as cancelled,
 /// because it was paid for nevertheless.
-struct Call<'a, 'd> {
+struct UpstreamCall<'a, 'd> {
     prompt: &'a str,
     memory: Reservation,
     deltas: Deltas<'d>,
@@ -91,7 +91,7 @@ struct Call<'a, 'd> {
     is_over: bool,
 }
 
-impl Call<'_, '_> {
+impl UpstreamCall<'_, '_> {
     fn end(&mut self, error_type: Option<&'static str>, answer: Option<&UpstreamAnswer>) {
         self.is_over = true;
         let labels = self.endpoint.labels();
@@ -106,7 +106,7 @@ impl Call<'_, '_> {
     }
 }
 
-impl Drop for Call<'_, '_> {
+impl Drop for UpstreamCall<'_, '_> {
     fn drop(&mut self) {
         if !self.is_over {
             self.end(Some("cancelled"), None);
@@ -159,7 +159,7 @@ impl Upstreams {
         prompt: &str,
         on_delta: Option<&mut (dyn FnMut(&str) + Send)>,
     ) -> Result<Completion, Failure> {
-        let mut call = Call {
+        let mut call = UpstreamCall {
             prompt,
             memory,
             deltas: Deltas::new(on_delta),
@@ -202,7 +202,7 @@ impl Upstreams {
         &self,
         endpoint: &'a UpstreamEndpoint,
         others: &[UpstreamEndpoint],
-        call: &mut Call<'a, '_>,
+        call: &mut UpstreamCall<'a, '_>,
     ) -> Result<UpstreamAnswer, NoAnswer> {
         let is_streamed = call.deltas.is_streamed();
         let prompts = [

@@ -8,7 +8,7 @@ use http_body_util::{BodyExt, Limited};
 use hyper::Uri;
 
 use super::endpoint::UpstreamEndpoint;
-use super::reader::Value;
+use super::reader::JsonValue;
 
 /// How long an upstream may take for one answer.
 const TIME: Duration = Duration::from_secs(10);
@@ -97,7 +97,7 @@ async fn finding(endpoint: &UpstreamEndpoint) -> Result<ModelFinding, &'static s
         // A list need not have every name by which a model can be asked.
         let url = base_url.join(&format!("/models/{asked}"));
         if let Ok((200, body)) = get(endpoint, &url, true).await {
-            found = ListedModel::read(Value::new(body.trim_ascii()));
+            found = ListedModel::read(JsonValue::new(body.trim_ascii()));
         }
     }
     let Some(model) = found else {
@@ -155,7 +155,7 @@ struct ListedModel {
 
 impl ListedModel {
     /// A model as a list has it, or alone.
-    fn read(value: Value<'_>) -> Option<Self> {
+    fn read(value: JsonValue<'_>) -> Option<Self> {
         let [id, name, shutdown] = value.object(["id", "name", "shutdown_date"]).members;
         let name = value
             .text()
@@ -181,7 +181,7 @@ impl ListedModel {
 
 /// Reads the models of a list, in any of the usual forms. `None` if there is no list.
 fn list(body: &[u8]) -> Option<Vec<ListedModel>> {
-    let body = Value::new(body.trim_ascii());
+    let body = JsonValue::new(body.trim_ascii());
     let [data, models] = body.object(["data", "models"]).members;
     let mut lists = [Some(body), data, models].into_iter().flatten();
     let list = lists.find(|list| list.is_array())?;
@@ -189,7 +189,7 @@ fn list(body: &[u8]) -> Option<Vec<ListedModel>> {
 }
 
 /// Reads a date: a text with or without a time, or seconds or milliseconds since 1970.
-fn date(value: Value<'_>) -> Option<SystemTime> {
+fn date(value: JsonValue<'_>) -> Option<SystemTime> {
     if let Some(number) = value.number() {
         let seconds = if number > 1e11 {
             number / 1000.0
@@ -281,7 +281,7 @@ mod tests {
             r#""1796947200""#,
         ] {
             assert_eq!(
-                date(Value::new(written.as_bytes())),
+                date(JsonValue::new(written.as_bytes())),
                 Some(expected),
                 "{written}"
             );
@@ -295,7 +295,7 @@ mod tests {
             "{}",
             r#""ééééééééé""#,
         ] {
-            assert_eq!(date(Value::new(written.as_bytes())), None, "{written}");
+            assert_eq!(date(JsonValue::new(written.as_bytes())), None, "{written}");
         }
     }
 

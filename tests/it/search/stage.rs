@@ -12,7 +12,7 @@ use prompt_service::error::Error;
 use prompt_service::fair_semaphore::FairSemaphore;
 use prompt_service::memory_budget::{MemoryBudget, Owner};
 use prompt_service::search::{self, Hit, IndexStatus, Similarity};
-use prompt_service::services::reembedding::Progress;
+use prompt_service::services::reembedding::ReembeddingProgress;
 use prompt_service::services::search::{Searches, Similar};
 use prompt_service::telemetry::Metrics;
 use tokio::sync::Semaphore;
@@ -105,7 +105,7 @@ async fn searches(folder: &Folder, similarity: &Arc<Listed>) -> Arc<Searches> {
         model: ModelId(Arc::from("one-vector")),
         similarity: Arc::clone(similarity) as _,
         scope: SimilarScope::Own,
-        reembedding: Arc::new(Progress::default()),
+        reembedding: Arc::new(ReembeddingProgress::default()),
         metrics: Arc::new(Metrics::new()),
     })
 }

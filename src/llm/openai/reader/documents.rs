@@ -6,7 +6,7 @@
 //! 9.2.6), or a plain object begins there.
 
 use super::event_lines::{data_of, is_done, is_other_field, trim_between, trim_blanks};
-use super::json::{Object, Value};
+use super::json::{JsonValue, Object};
 use super::nesting::{Nesting, find_either};
 use crate::llm::openai::fault::FaultKind;
 
@@ -39,7 +39,7 @@ impl<'a> Document<'a> {
     /// Reads the object at the start of `data`. Without its end, all of `data` is taken as the
     /// object.
     fn new(data: &'a [u8]) -> Self {
-        let object = Value::new(data).object(MEMBERS);
+        let object = JsonValue::new(data).object(MEMBERS);
         Self { json: data, object }
     }
 

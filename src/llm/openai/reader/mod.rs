@@ -16,7 +16,7 @@ mod text;
 use self::choice::Choice;
 use self::documents::{BodySplitter, Document, Item, Origin};
 use self::error_object::reports_error;
-pub use self::json::Value;
+pub use self::json::JsonValue;
 use super::fault::FaultKind;
 use super::line::one_line;
 
@@ -253,7 +253,7 @@ impl Gathered {
         if self.is_done {
             return Ok(false);
         }
-        if let Some(model) = model.and_then(Value::string) {
+        if let Some(model) = model.and_then(JsonValue::string) {
             self.take_model(model);
         }
         let (has_choice, has_broken_down) = match choices {
@@ -266,7 +266,7 @@ impl Gathered {
         }
         let is_error = has_broken_down
             || error.is_some_and(reports_error)
-            || kind.and_then(Value::string) == Some(b"error");
+            || kind.and_then(JsonValue::string) == Some(b"error");
         if is_error && !self.has_reason() {
             self.error = Some(document.json.to_vec());
             return Err(FaultKind::ErrorObject);
@@ -276,9 +276,9 @@ impl Gathered {
 
     /// Takes the choices: a list, or a single one. Returns whether there is one, and whether the
     /// answer broke down.
-    fn take_choices(&mut self, choices: Value<'_>) -> (bool, bool) {
+    fn take_choices(&mut self, choices: JsonValue<'_>) -> (bool, bool) {
         let mut taken = (false, false);
-        let mut each = |place: usize, choice: Value<'_>| {
+        let mut each = |place: usize, choice: JsonValue<'_>| {
             if choice.is_object() {
                 taken.0 = true;
                 taken.1 |= self.take_choice(place, choice);
@@ -300,12 +300,12 @@ impl Gathered {
     }
 
     /// Takes a choice. Returns whether the answer broke down.
-    fn take_choice(&mut self, place: usize, choice: Value<'_>) -> bool {
+    fn take_choice(&mut self, place: usize, choice: JsonValue<'_>) -> bool {
         let [delta, message, text, reason, error] = choice::MEMBERS;
         let names = ["index", delta, message, text, reason, error];
         let [index, members @ ..] = choice.object(names).members;
         // Without a readable index, the place in the list counts.
-        let index = match index.and_then(Value::number) {
+        let index = match index.and_then(JsonValue::number) {
             Some(index) => index as i64,
             None => place as i64,
         };
@@ -325,7 +325,7 @@ impl Gathered {
         brought.breakdown
     }
 
-    fn take_usage(&mut self, usage: Value<'_>) {
+    fn take_usage(&mut self, usage: JsonValue<'_>) {
         let names = [
             "prompt_tokens",
             "completion_tokens",
@@ -333,7 +333,7 @@ impl Gathered {
             "output_tokens",
         ];
         let [prompt, completion, input, output] = usage.object(names).members;
-        let count = |tokens: Option<Value<'_>>| {
+        let count = |tokens: Option<JsonValue<'_>>| {
             let tokens = tokens?.number().filter(|tokens| *tokens >= 0.0)?;
             // Saturates.
             Some(tokens as u32)
@@ -394,7 +394,7 @@ impl Gathered {
 }
 
 /// Whether an object is a choice, rather than a list of such.
-fn is_choice(value: Value<'_>) -> bool {
+fn is_choice(value: JsonValue<'_>) -> bool {
     let members = value.object(choice::MEMBERS).members;
     members.iter().any(Option::is_some)
 }
