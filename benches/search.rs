@@ -23,8 +23,8 @@ use anyhow::{Context, Result};
 use prompt_service::config::SimilarScope;
 use prompt_service::domain::{Embedding, ModelId, PromptId, UserId};
 use prompt_service::search::kernel::Kernel;
-use prompt_service::search::scan::{self, Plan, Query};
-use prompt_service::search::slab::{Shape, Slab};
+use prompt_service::search::scan::{self, Plan, PreparedQuery};
+use prompt_service::search::slab::{RowShape, Slab};
 use prompt_service::search::{Hit, Similarity, SlabIndex, SlabOptions};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -201,7 +201,7 @@ fn recall(truth: &[Vec<u32>], answers: &[Vec<Hit>]) -> f64 {
 /// Bytes every scan of `n` rows reads, whatever the query: the vectors, or in two stages the sign
 /// codes.
 fn bytes_read(n: usize) -> usize {
-    let shape = Shape::new(DIMENSION);
+    let shape = RowShape::new(DIMENSION);
     match Plan::of(n, K) {
         Plan::Exact => n * shape.stored_bytes(),
         Plan::TwoStage { .. } => n * shape.words * 8,
@@ -280,7 +280,7 @@ fn plans_table(vectors: &Vectors) {
     println!(
         "\n| rows | exact p50 ms | recall@10 | shortlist | two-stage p50 ms | recall@10 |\n|---|---|---|---|---|---|"
     );
-    let shape = Shape::new(DIMENSION);
+    let shape = RowShape::new(DIMENSION);
     for n in [2_000, 4_000, 8_000, 16_000, 32_000, 64_000] {
         let ids: Vec<PromptId> = (0..n).map(data::id).collect();
         let mut slab = Slab::new(shape);
@@ -291,7 +291,7 @@ fn plans_table(vectors: &Vectors) {
             let (mut seconds, mut answers) = (Vec::new(), Vec::new());
             for query in queries.iter().chain(queries) {
                 let begun = Instant::now();
-                let query = Query::new(shape, &query.0);
+                let query = PreparedQuery::new(shape, &query.0);
                 answers.push(scan::nearest(Kernel::detect(), &slab, &query, K, plan));
                 seconds.push(begun.elapsed().as_secs_f64());
             }

@@ -18,11 +18,11 @@ pub struct Full;
 /// key, then a second of each.
 #[derive(Debug)]
 pub struct FairSemaphore<K> {
-    state: Mutex<State<K>>,
+    state: Mutex<SemaphoreState<K>>,
 }
 
 #[derive(Debug)]
-struct State<K> {
+struct SemaphoreState<K> {
     free: usize,
     waiting: Turns<K, oneshot::Sender<()>>,
 }
@@ -36,7 +36,7 @@ impl<K: Eq + Hash + Clone> FairSemaphore<K> {
     /// A semaphore of `permits`. At most `queue` callers may wait for one.
     pub fn new(permits: usize, queue: usize) -> Arc<Self> {
         Arc::new(Self {
-            state: Mutex::new(State {
+            state: Mutex::new(SemaphoreState {
                 free: permits,
                 waiting: Turns::new(queue),
             }),
@@ -60,7 +60,7 @@ impl<K: Eq + Hash + Clone> FairSemaphore<K> {
             granted
         };
         // The message transfers the permit, so it must be returned if nobody receives the message.
-        let waiting = Waiting {
+        let waiting = WaitingCaller {
             semaphore: self,
             granted,
         };
@@ -77,7 +77,7 @@ impl<K: Eq + Hash + Clone> FairSemaphore<K> {
         state.free += 1;
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<K>> {
+    fn lock(&self) -> MutexGuard<'_, SemaphoreState<K>> {
         self.state.lock()
     }
 }
@@ -90,19 +90,19 @@ impl<K: Eq + Hash + Clone> Drop for FairPermit<K> {
 
 /// A caller that waits. If it is dropped after its turn came and before it took the permit, the
 /// permit goes to the next caller.
-struct Waiting<'a, K: Eq + Hash + Clone> {
+struct WaitingCaller<'a, K: Eq + Hash + Clone> {
     semaphore: &'a Arc<FairSemaphore<K>>,
     granted: oneshot::Receiver<()>,
 }
 
-impl<K: Eq + Hash + Clone> Waiting<'_, K> {
+impl<K: Eq + Hash + Clone> WaitingCaller<'_, K> {
     async fn permit(mut self) -> Result<FairPermit<K>, Full> {
         (&mut self.granted).await.map_err(|_| Full)?;
         Ok(FairPermit(Arc::clone(self.semaphore)))
     }
 }
 
-impl<K: Eq + Hash + Clone> Drop for Waiting<'_, K> {
+impl<K: Eq + Hash + Clone> Drop for WaitingCaller<'_, K> {
     fn drop(&mut self) {
         self.granted.close();
         if self.granted.try_recv().is_ok() {

@@ -4,10 +4,10 @@
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 
-/// Items that wait, each under the key of whoever it is for: a client's network, a user.
+/// Items that wait, each under a key: a client's network, or a user.
 ///
 /// [`pop`](Self::pop) serves the keys in turn, and the items of one key in the order of their
-/// arrival. An item therefore waits for the items of its own key, and for one item of each other
+/// arrival. An item therefore waits for the items of its key, and for one item of each other
 /// key between two of them, however many items the others have. When the queue is full, the key
 /// with the most items is the one that loses an item.
 ///

@@ -40,7 +40,7 @@ use crate::search::Similarity;
 use crate::services::accounts::{Accounts, KnownUsers};
 use crate::services::health::{Health, StoreHealth};
 use crate::services::prompts::{self, Prompts};
-use crate::services::reembedding::{Progress, Reembedding};
+use crate::services::reembedding::{Reembedding, ReembeddingProgress};
 use crate::services::search::Searches;
 use crate::store::postgres::ServerLock;
 use crate::telemetry::Metrics;
@@ -114,9 +114,9 @@ impl App {
 
         let model = engine.model_id().clone();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let settings = embed::Settings {
+        let settings = embed::EmbedderSettings {
             workers: cores,
-            ..embed::Settings::default()
+            ..embed::EmbedderSettings::default()
         };
         let embedder = Arc::new(Embedder::start(
             Arc::clone(&engine),
@@ -126,7 +126,7 @@ impl App {
 
         let prompt_store = Arc::clone(&store.prompts);
         let similarity = store.similarity(&engine, &config.search, cores, &lifecycle);
-        let progress = Arc::new(Progress::default());
+        let progress = Arc::new(ReembeddingProgress::default());
         let reembedding = Reembedding {
             store: Arc::clone(&prompt_store),
             embedder: Arc::new(BackgroundEmbedder::start(Arc::clone(&engine))?),

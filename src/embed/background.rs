@@ -9,7 +9,7 @@ use std::thread;
 
 use tokio::sync::oneshot;
 
-use super::pipeline::Encode;
+use super::engine::Encode;
 use crate::domain::Embedding;
 use crate::threads::lower_priority;
 

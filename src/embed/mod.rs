@@ -6,6 +6,7 @@
 //! of a general inference runtime is larger than the cost of these products; `benches/engine/`
 //! measures the difference.
 
+mod aligned;
 mod background;
 mod engine;
 mod folder;
@@ -15,7 +16,6 @@ mod model;
 mod packed_tests;
 pub mod pipeline;
 mod safetensors;
-mod slab;
 #[cfg(test)]
 mod tests;
 pub mod tokenizer;
@@ -25,10 +25,10 @@ use std::io;
 use std::path::PathBuf;
 
 pub use background::BackgroundEmbedder;
-pub use engine::Engine;
+pub use engine::{Encode, Engine};
 pub use kernel::Kernel;
 pub use model::{Model, Scratch};
-pub use pipeline::{Class, Embedder, Encode, Permit, Settings};
+pub use pipeline::{Class, Embedder, EmbedderSettings, Permit};
 
 /// Why a model cannot be used.
 #[derive(Debug, thiserror::Error)]

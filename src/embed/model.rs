@@ -7,9 +7,9 @@ use super::Error;
 use super::folder;
 use super::kernel::Kernel;
 use super::kernel::attention::{Attention, AttentionScratch};
-use super::kernel::linear::{Finish, HalfLinear, Int8Linear, Layout};
+use super::kernel::linear::{Finish, HalfLinear, Int8Linear, OutputLayout};
 use super::kernel::quantise::{Quantise, QuantisedRows};
-use super::kernel::rows::{Embed, LayerNorm, Pool};
+use super::kernel::rows::{Embed, LayerNorm, MeanPool};
 use super::weights::{Layer, Linear, Matrix, PackedFile, Pooling, Weights};
 use crate::domain::{Embedding, ModelId};
 
@@ -217,7 +217,7 @@ impl Model {
             self.weights.shape.heads,
             self.weights.shape.head(),
         );
-        let by_head = Layout {
+        let by_head = OutputLayout {
             group: head,
             group_stride: tokens * head,
             row_stride: head,
@@ -300,7 +300,7 @@ impl Model {
         linear: &Linear,
         rows: &[f32],
         finish: Finish<'_>,
-        layout: Layout,
+        layout: OutputLayout,
         scratch: &mut LinearScratch,
         out: &mut [f32],
     ) {
@@ -355,7 +355,7 @@ impl Model {
                 Pooling::Cls => length.min(1),
             };
             let rows = &scratch.hidden[row * width..(row + pooled_rows) * width];
-            self.kernel.run(Pool {
+            self.kernel.run(MeanPool {
                 rows,
                 out: &mut scratch.pooled,
             });
@@ -365,8 +365,8 @@ impl Model {
     }
 }
 
-fn by_row(width: usize) -> Layout {
-    Layout {
+fn by_row(width: usize) -> OutputLayout {
+    OutputLayout {
         group: width,
         group_stride: 0,
         row_stride: width,

@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use bytemuck::Pod;
 
 use super::Error;
+use super::aligned::AlignedArray;
 use super::kernel::LANES;
 use super::kernel::linear::Int8Weights;
 use super::kernel::rows::{NormWeights, Words};
 use super::safetensors::{Header, PREFIX_BYTES, header_bytes, shown};
-use super::slab::Slab;
 
 #[cfg(target_endian = "big")]
 compile_error!("the bundled weights are little-endian and read in place");
@@ -83,7 +83,7 @@ pub(super) struct Weights {
     pub shape: Shape,
     pub words: WordTable,
     /// `[positions, hidden]`, the first segment's embedding added in.
-    pub positions: Slab<f32>,
+    pub positions: AlignedArray<f32>,
     pub norm: Norm,
     pub layers: Vec<Layer>,
 }
@@ -91,8 +91,11 @@ pub(super) struct Weights {
 /// Word embeddings, `[at least vocabulary, hidden]`.
 #[derive(Debug)]
 pub(super) enum WordTable {
-    Int8 { values: Slab<i8>, scale: Slab<f32> },
-    Half(Slab<u16>),
+    Int8 {
+        values: AlignedArray<i8>,
+        scale: AlignedArray<f32>,
+    },
+    Half(AlignedArray<u16>),
 }
 
 impl WordTable {
@@ -108,8 +111,8 @@ impl WordTable {
 /// One layer normalisation.
 #[derive(Debug)]
 pub(super) struct Norm {
-    pub gain: Slab<f32>,
-    pub bias: Slab<f32>,
+    pub gain: AlignedArray<f32>,
+    pub bias: AlignedArray<f32>,
     pub epsilon: f32,
 }
 
@@ -141,29 +144,29 @@ pub(super) struct Layer {
 pub(super) struct Linear {
     pub matrix: Matrix,
     /// `[outputs]`
-    pub bias: Slab<f32>,
+    pub bias: AlignedArray<f32>,
     /// `[inputs]`: if there, activations are centred on it and rotated before they are quantised,
     /// and the weights and bias allow for both.
-    pub centre: Option<Slab<f32>>,
+    pub centre: Option<AlignedArray<f32>>,
 }
 
 /// Packed weights; the shapes are those of [`Int8Weights`] and of `HalfLinear`.
 #[derive(Debug)]
 pub(super) enum Matrix {
     Int8 {
-        packed: Slab<i8>,
-        scale: Slab<f32>,
-        sums: Slab<i32>,
+        packed: AlignedArray<i8>,
+        scale: AlignedArray<f32>,
+        sums: AlignedArray<i32>,
     },
-    Half(Slab<u16>),
+    Half(AlignedArray<u16>),
 }
 
 impl Matrix {
     /// The kernels' view of int8 weights.
     pub fn int8<'a>(
-        packed: &'a Slab<i8>,
-        scale: &'a Slab<f32>,
-        sums: &'a Slab<i32>,
+        packed: &'a AlignedArray<i8>,
+        scale: &'a AlignedArray<f32>,
+        sums: &'a AlignedArray<i32>,
     ) -> Int8Weights<'a> {
         Int8Weights {
             packed,
@@ -225,10 +228,10 @@ impl PackedFile {
         }
         Ok(Weights {
             words: WordTable::Int8 {
-                values: self.slab("embeddings.word.weight", "I8", &[words, hidden])?,
-                scale: self.slab("embeddings.word.scale", "F32", &[words])?,
+                values: self.array("embeddings.word.weight", "I8", &[words, hidden])?,
+                scale: self.array("embeddings.word.scale", "F32", &[words])?,
             },
-            positions: self.slab(
+            positions: self.array(
                 "embeddings.position.weight",
                 "F32",
                 &[shape.max_tokens, hidden],
@@ -271,32 +274,37 @@ impl PackedFile {
         let centred = self.header.tensors.contains_key(&centre);
         Ok(Linear {
             centre: if centred {
-                Some(self.slab(&centre, "F32", &[inputs])?)
+                Some(self.array(&centre, "F32", &[inputs])?)
             } else {
                 None
             },
             matrix: Matrix::Int8 {
-                packed: self.slab(
+                packed: self.array(
                     &format!("{name}.weight"),
                     "I8",
                     &[outputs / LANES, inputs / 4, LANES, 4],
                 )?,
-                scale: self.slab(&format!("{name}.scale"), "F32", &[outputs])?,
-                sums: self.slab(&format!("{name}.weight_sum"), "I32", &[outputs])?,
+                scale: self.array(&format!("{name}.scale"), "F32", &[outputs])?,
+                sums: self.array(&format!("{name}.weight_sum"), "I32", &[outputs])?,
             },
-            bias: self.slab(&format!("{name}.bias"), "F32", &[outputs])?,
+            bias: self.array(&format!("{name}.bias"), "F32", &[outputs])?,
         })
     }
 
     fn norm(&self, name: &str, shape: &Shape) -> Result<Norm, Error> {
         Ok(Norm {
-            gain: self.slab(&format!("{name}.weight"), "F32", &[shape.hidden])?,
-            bias: self.slab(&format!("{name}.bias"), "F32", &[shape.hidden])?,
+            gain: self.array(&format!("{name}.weight"), "F32", &[shape.hidden])?,
+            bias: self.array(&format!("{name}.bias"), "F32", &[shape.hidden])?,
             epsilon: shape.epsilon,
         })
     }
 
-    fn slab<T: Pod>(&self, name: &str, dtype: &str, shape: &[usize]) -> Result<Slab<T>, Error> {
+    fn array<T: Pod>(
+        &self,
+        name: &str,
+        dtype: &str,
+        shape: &[usize],
+    ) -> Result<AlignedArray<T>, Error> {
         let tensor = self
             .header
             .tensors
@@ -311,7 +319,7 @@ impl PackedFile {
         let bytes = &self.data[tensor.range.0..tensor.range.1];
         let items = bytemuck::try_cast_slice(bytes)
             .map_err(|_| malformed(format!("tensor {} is not aligned", shown(name))))?;
-        Ok(Slab::Borrowed(items))
+        Ok(AlignedArray::Borrowed(items))
     }
 }
 

@@ -1,7 +1,7 @@
 use serde_json::Value;
 
 use super::pieces;
-use crate::llm::{Reading, read_answer};
+use crate::llm::{AnswerReading, read_answer};
 
 /// The longest body, in bytes: below the bounds that depend on where a body is cut.
 const MOST_BODY: usize = 32 << 10;
@@ -31,7 +31,7 @@ pub fn upstream_answers(data: &[u8]) {
 }
 
 /// Checks what stores and clients may expect of an answer.
-fn check(reading: &Reading, most_text: usize) {
+fn check(reading: &AnswerReading, most_text: usize) {
     assert!(!reading.deltas.contains('\0'));
     let Ok(answer) = &reading.answer else {
         return;
@@ -47,7 +47,7 @@ fn check(reading: &Reading, most_text: usize) {
 }
 
 /// An answer of the usual form has the text that a JSON parser finds in it.
-fn compare_with_parser(reading: &Reading, json: &Value, most_text: usize) {
+fn compare_with_parser(reading: &AnswerReading, json: &Value, most_text: usize) {
     let Some(text) = usual_text(json) else {
         return;
     };
@@ -81,7 +81,7 @@ fn usual_text(json: &Value) -> Option<&str> {
 }
 
 /// An object that is an answer by itself is the same answer as the one event of a stream.
-fn compare_with_event(reading: &Reading, body: &[u8], json: &Value, most_text: usize) {
+fn compare_with_event(reading: &AnswerReading, body: &[u8], json: &Value, most_text: usize) {
     let is_one_line = !body.iter().any(|byte| matches!(byte, b'\n' | b'\r'));
     if !json.is_object() || !is_one_line || reading.answer.is_err() {
         return;

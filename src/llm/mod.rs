@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use prometheus::IntGauge;
 
-pub use openai::{Error, ModelFinding, Reading, UpstreamCheck, read_answer};
+pub use openai::{AnswerReading, Error, ModelFinding, UpstreamCheck, read_answer};
 
 use self::measure::CallLabels;
 use self::openai::Upstreams;

@@ -12,11 +12,11 @@ use tokio_util::task::TaskTracker;
 
 use super::kernel::Kernel;
 use super::loading::Loader;
-use super::scan::{self, Plan, Query};
-use super::slab::{Shape, Slab};
+use super::scan::{self, Plan, PreparedQuery};
+use super::slab::{RowShape, Slab};
 use super::slab_cache::{RecentDeletions, SlabCache, SlabOwner, drop_aside};
-use super::slot::Access;
-use super::{Error, Hit, Similarity, Status, check_dimension};
+use super::slot::SlabAccess;
+use super::{Error, Hit, IndexStatus, Similarity, check_dimension};
 use crate::config::SimilarScope;
 use crate::domain::{Embedding, ModelId, PromptId, UserId};
 use crate::store::PromptStore;
@@ -51,7 +51,7 @@ pub struct SlabOptions {
 
 /// Similarity over slabs in memory, see the [module](super).
 pub struct SlabIndex {
-    shape: Shape,
+    shape: RowShape,
     scope: SimilarScope,
     kernel: Kernel,
     load_wait: Duration,
@@ -80,7 +80,7 @@ impl SlabIndex {
             SimilarScope::Own => options.memory_bytes,
             SimilarScope::Shared => usize::MAX,
         };
-        let shape = Shape::new(options.dimension);
+        let shape = RowShape::new(options.dimension);
         Self {
             shape,
             scope: options.scope,
@@ -124,9 +124,9 @@ impl SlabIndex {
         loop {
             let slot = self.loader.slabs.touch(owner);
             let mut outcome = match slot.access() {
-                Access::Ready(slab) => return Ok(slab),
-                Access::Wait(outcome) => outcome,
-                Access::Load(load, outcome) => {
+                SlabAccess::Ready(slab) => return Ok(slab),
+                SlabAccess::Wait(outcome) => outcome,
+                SlabAccess::Load(load, outcome) => {
                     let (loader, stop) = (Arc::clone(&self.loader), self.stop.clone());
                     self.tasks.spawn(async move {
                         tokio::select! {
@@ -163,7 +163,12 @@ impl SlabIndex {
         slot.and_then(|slot| slot.slab()).ok_or(Error::Loading)
     }
 
-    async fn scan(&self, slab: Arc<Slab>, query: Query, k: usize) -> Result<Vec<Hit>, Error> {
+    async fn scan(
+        &self,
+        slab: Arc<Slab>,
+        query: PreparedQuery,
+        k: usize,
+    ) -> Result<Vec<Hit>, Error> {
         let plan = Plan::of(slab.n_rows(), k);
         let kernel = self.kernel;
         if plan.cost_bytes(self.shape, slab.n_rows()) < kernel.bytes_in_place() {
@@ -201,7 +206,8 @@ impl Similarity for SlabIndex {
             SimilarScope::Own => self.slab_of(Some(caller)).await?,
             SimilarScope::Shared => self.shared_slab().await?,
         };
-        self.scan(slab, Query::new(self.shape, &query.0), k).await
+        self.scan(slab, PreparedQuery::new(self.shape, &query.0), k)
+            .await
     }
 
     fn inserted(&self, user: UserId, id: PromptId, embedding: &Embedding) {
@@ -252,9 +258,9 @@ impl Similarity for SlabIndex {
         }
     }
 
-    fn status(&self) -> Status {
+    fn status(&self) -> IndexStatus {
         let totals = self.loader.slabs.totals();
-        Status {
+        IndexStatus {
             ready: self.scope == SimilarScope::Own || *self.loaded.borrow(),
             rows: totals.rows as u64,
             bytes: totals.bytes as u64,

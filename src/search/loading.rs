@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use super::BoxError;
-use super::slab::{Shape, Slab};
+use super::slab::{RowShape, Slab};
 use super::slab_cache::{RecentDeletions, SlabCache, SlabOwner};
 use super::slot::{Load, SlabSlot};
 use crate::domain::{ModelId, PromptId, UserId};
@@ -29,7 +29,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 /// Fills the slabs in memory from the store.
 pub(super) struct Loader {
-    pub(super) shape: Shape,
+    pub(super) shape: RowShape,
     pub(super) store: Arc<dyn PromptStore>,
     /// The model in use: vectors of others are not comparable.
     pub(super) model: ModelId,

@@ -41,7 +41,7 @@ pub struct Hit {
 
 /// What an index holds, for metrics and readiness.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Status {
+pub struct IndexStatus {
     /// Whether searches are served: in shared scope only once every row is loaded.
     pub ready: bool,
     /// Rows in memory.
@@ -112,7 +112,7 @@ pub trait Similarity: Send + Sync {
     fn invalidate(&self, user: UserId);
 
     /// What it holds now.
-    fn status(&self) -> Status;
+    fn status(&self) -> IndexStatus;
 
     /// Makes searches available and fast, where that takes longer than a start may: until it is
     /// done or `stop` is cancelled. Retries while the store is unavailable.

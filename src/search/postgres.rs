@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, Hit, Similarity, Status, check_dimension};
+use super::{Error, Hit, IndexStatus, Similarity, check_dimension};
 use crate::config::SimilarScope;
 use crate::domain::{Embedding, ModelId, PromptId, UserId};
 use crate::store;
@@ -52,10 +52,10 @@ impl Similarity for PostgresSimilarity {
     fn invalidate(&self, _: UserId) {}
 
     /// Ready, with nothing in memory.
-    fn status(&self) -> Status {
-        Status {
+    fn status(&self) -> IndexStatus {
+        IndexStatus {
             ready: true,
-            ..Status::default()
+            ..IndexStatus::default()
         }
     }
 

@@ -13,7 +13,7 @@ use std::f32::consts::PI;
 
 use super::Hit;
 use super::kernel::{BLOCK_ROWS, Candidate, Kernel, LANES, QueryLine};
-use super::slab::{SEGMENT_ROWS, Shape, Slab, query_code};
+use super::slab::{RowShape, SEGMENT_ROWS, Slab, query_code};
 use crate::domain::PromptId;
 
 /// Rows that a two-stage scan may score. Of a million rows, the nearest 4,096 codes include 0.9997
@@ -44,14 +44,14 @@ const DEVIATIONS: f32 = 3.5;
 const SAMPLE: usize = 32;
 
 /// A query in the forms that the kernels need.
-pub struct Query {
+pub struct PreparedQuery {
     lines: Vec<QueryLine>,
     code: Vec<u64>,
 }
 
-impl Query {
+impl PreparedQuery {
     /// `query`: `[dimension]` numbers of unit length.
-    pub fn new(shape: Shape, query: &[f32]) -> Self {
+    pub fn new(shape: RowShape, query: &[f32]) -> Self {
         let lines = query.chunks(LANES).map(|numbers| {
             let mut line = QueryLine([0.0; LANES]);
             line.0[..numbers.len()].copy_from_slice(numbers);
@@ -91,7 +91,7 @@ impl Plan {
 
     /// About how many bytes the scan of `rows` rows reads, a scattered row counted twice. The
     /// duration of the scan is proportional to it.
-    pub fn cost_bytes(self, shape: Shape, rows: usize) -> usize {
+    pub fn cost_bytes(self, shape: RowShape, rows: usize) -> usize {
         let row = size_of::<QueryLine>() / 2 * shape.lines;
         match self {
             Self::Exact => rows * row,
@@ -103,7 +103,13 @@ impl Plan {
 }
 
 /// The `k` rows nearest to the query (all if there are fewer), nearest first.
-pub fn nearest(kernel: Kernel, slab: &Slab, query: &Query, k: usize, plan: Plan) -> Vec<Hit> {
+pub fn nearest(
+    kernel: Kernel,
+    slab: &Slab,
+    query: &PreparedQuery,
+    k: usize,
+    plan: Plan,
+) -> Vec<Hit> {
     let mut best = Best::new(k.min(slab.n_rows()));
     if best.k > 0 {
         match plan {
@@ -114,7 +120,7 @@ pub fn nearest(kernel: Kernel, slab: &Slab, query: &Query, k: usize, plan: Plan)
     best.into_hits()
 }
 
-fn exact(kernel: Kernel, slab: &Slab, query: &Query, best: &mut Best) {
+fn exact(kernel: Kernel, slab: &Slab, query: &PreparedQuery, best: &mut Best) {
     let mut scores = Vec::new();
     for segment in slab.segments() {
         for (ids, rows) in segment.pieces() {
@@ -125,7 +131,13 @@ fn exact(kernel: Kernel, slab: &Slab, query: &Query, best: &mut Best) {
     }
 }
 
-fn two_stage(kernel: Kernel, slab: &Slab, query: &Query, shortlist: usize, best: &mut Best) {
+fn two_stage(
+    kernel: Kernel,
+    slab: &Slab,
+    query: &PreparedQuery,
+    shortlist: usize,
+    best: &mut Best,
+) {
     let shortlist = shortlist.max(best.k).min(slab.n_rows());
     let candidates = nearest_codes(kernel, slab, &query.code, shortlist);
     let dimension = slab.shape().dimension;

@@ -24,7 +24,7 @@ const WORD_BITS: usize = 64;
 
 /// The sizes that follow from a vector's dimension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
+pub struct RowShape {
     /// Numbers of a vector, at least 1.
     pub dimension: usize,
     /// Cache lines of an f16 row.
@@ -33,7 +33,7 @@ pub struct Shape {
     pub words: usize,
 }
 
-impl Shape {
+impl RowShape {
     /// The sizes for `dimension` numbers; 0 is taken as 1.
     pub fn new(dimension: usize) -> Self {
         let dimension = dimension.max(1);
@@ -70,7 +70,7 @@ struct Segment {
 /// Rows in no particular order.
 #[derive(Clone)]
 pub struct Slab {
-    shape: Shape,
+    shape: RowShape,
     segments: Vec<Arc<Segment>>,
     len: usize,
 }
@@ -78,12 +78,12 @@ pub struct Slab {
 /// A borrowed segment, for scans.
 pub struct SegmentView<'a> {
     segment: &'a Segment,
-    shape: Shape,
+    shape: RowShape,
 }
 
 impl Slab {
     /// A slab without rows.
-    pub fn new(shape: Shape) -> Self {
+    pub fn new(shape: RowShape) -> Self {
         Self {
             shape,
             segments: Vec::new(),
@@ -92,7 +92,7 @@ impl Slab {
     }
 
     /// The sizes of its rows.
-    pub fn shape(&self) -> Shape {
+    pub fn shape(&self) -> RowShape {
         self.shape
     }
 
@@ -207,7 +207,7 @@ impl Segment {
         size_of::<Self>() + size_of_val(&*self.ids) + size_of_val(&*self.codes) + pieces
     }
 
-    fn row(&self, shape: Shape, at: usize) -> &[RowLine] {
+    fn row(&self, shape: RowShape, at: usize) -> &[RowLine] {
         let start = at % PIECE_ROWS * shape.lines;
         &self.pieces[at / PIECE_ROWS][start..start + shape.lines]
     }
@@ -223,7 +223,7 @@ impl Segment {
         Some(chunk * CHUNK + ids.iter().position(|other| *other == id)?)
     }
 
-    fn extend(&mut self, shape: Shape, ids: &[PromptId], stored: &[u8]) {
+    fn extend(&mut self, shape: RowShape, ids: &[PromptId], stored: &[u8]) {
         self.reserve(shape, self.len + ids.len());
         let own_ids = Arc::make_mut(&mut self.ids);
         let codes = Arc::make_mut(&mut self.codes);
@@ -246,7 +246,7 @@ impl Segment {
         }
     }
 
-    fn overwrite(&mut self, shape: Shape, at: usize, id: PromptId, lines: &[RowLine]) {
+    fn overwrite(&mut self, shape: RowShape, at: usize, id: PromptId, lines: &[RowLine]) {
         let start = at % PIECE_ROWS * shape.lines;
         let piece = Arc::make_mut(&mut self.pieces[at / PIECE_ROWS]);
         piece[start..start + shape.lines].copy_from_slice(lines);
@@ -257,7 +257,7 @@ impl Segment {
     }
 
     /// Makes room for `rows` rows in all.
-    fn reserve(&mut self, shape: Shape, rows: usize) {
+    fn reserve(&mut self, shape: RowShape, rows: usize) {
         if rows > self.ids.len() {
             let capacity = grown_capacity(self.ids.len(), rows, SEGMENT_ROWS);
             self.ids = grown(&self.ids, capacity, PromptId(0));
@@ -308,7 +308,7 @@ fn write_row(lines: &mut [RowLine], stored: &[u8]) {
     }
 }
 
-fn write_code(codes: &mut [CodeLine], shape: Shape, at: usize, lines: &[RowLine]) {
+fn write_code(codes: &mut [CodeLine], shape: RowShape, at: usize, lines: &[RowLine]) {
     let block = &mut codes[at / BLOCK_ROWS * shape.words..][..shape.words];
     for (word, lines) in block.iter_mut().zip(lines.chunks(WORD_BITS / LANES)) {
         word.0[at % BLOCK_ROWS] = sign_word(lines);
@@ -327,7 +327,7 @@ fn sign_word(lines: &[RowLine]) -> u64 {
 }
 
 /// The sign code of a query: `[words]`, by the same rule as the code of a row.
-pub fn query_code(shape: Shape, query: &[f32]) -> Vec<u64> {
+pub fn query_code(shape: RowShape, query: &[f32]) -> Vec<u64> {
     let mut code = vec![0_u64; shape.words];
     for (word, numbers) in code.iter_mut().zip(query.chunks(WORD_BITS)) {
         for (bit, number) in numbers.iter().enumerate() {

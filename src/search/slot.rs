@@ -54,7 +54,7 @@ pub(super) struct SlabSlot {
 }
 
 /// The result of asking for the slab.
-pub(super) enum Access {
+pub(super) enum SlabAccess {
     /// The slab is ready.
     Ready(Arc<Slab>),
     /// Another caller loads it.
@@ -88,13 +88,13 @@ impl SlabSlot {
     }
 
     /// The slab, or a way to wait for it.
-    pub(super) fn access(self: &Arc<Self>) -> Access {
+    pub(super) fn access(self: &Arc<Self>) -> SlabAccess {
         let mut inner = self.lock();
         if let SlotState::Ready(slab) = &inner.state {
-            return Access::Ready(Arc::clone(slab));
+            return SlabAccess::Ready(Arc::clone(slab));
         }
         if let Some(load) = &inner.load {
-            return Access::Wait(load.subscribe());
+            return SlabAccess::Wait(load.subscribe());
         }
         let (outcome, ended) = watch::channel(None);
         let outcome = Arc::new(outcome);
@@ -105,7 +105,7 @@ impl SlabSlot {
             invalidations: inner.invalidations,
             ended: false,
         };
-        Access::Load(load, ended)
+        SlabAccess::Load(load, ended)
     }
 
     /// The slab as it is now, if it is ready.

@@ -30,12 +30,12 @@ const LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// Whether a change of model is under way.
 #[derive(Debug, Default)]
-pub struct Progress {
+pub struct ReembeddingProgress {
     running: AtomicBool,
     asked: Notify,
 }
 
-impl Progress {
+impl ReembeddingProgress {
     /// Requests the work again: a prompt was stored without a vector.
     pub fn ask(&self) {
         self.running.store(true, Ordering::Release);
@@ -60,7 +60,7 @@ pub struct Reembedding {
     /// The index that gets the vectors.
     pub similarity: Arc<dyn Similarity>,
     /// Shows others whether the work is under way.
-    pub progress: Arc<Progress>,
+    pub progress: Arc<ReembeddingProgress>,
     /// Show how much is left.
     pub metrics: Arc<Metrics>,
 }

@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::fair_semaphore::{FairPermit, FairSemaphore};
 use crate::memory_budget::{MemoryBudget, Owner, Reservation};
 use crate::search::{Hit, Similarity};
-use crate::services::reembedding::Progress;
+use crate::services::reembedding::ReembeddingProgress;
 use crate::store::PromptStore;
 use crate::telemetry::Metrics;
 
@@ -61,7 +61,7 @@ pub struct Searches {
     /// The memory of requests in flight.
     pub memory: Arc<MemoryBudget>,
     /// Whether a change of model is under way.
-    pub reembedding: Arc<Progress>,
+    pub reembedding: Arc<ReembeddingProgress>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
 }

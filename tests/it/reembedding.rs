@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use prompt_service::domain::{Embedding, PromptId, UserId};
 use prompt_service::embed::{BackgroundEmbedder, Encode};
-use prompt_service::search::{Error, Hit, Similarity, Status};
-use prompt_service::services::reembedding::{Progress, Reembedding};
+use prompt_service::search::{Error, Hit, IndexStatus, Similarity};
+use prompt_service::services::reembedding::{Reembedding, ReembeddingProgress};
 use prompt_service::telemetry::Metrics;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -49,8 +49,8 @@ impl Similarity for InsertedIds {
 
     fn invalidate(&self, _: UserId) {}
 
-    fn status(&self) -> Status {
-        Status::default()
+    fn status(&self) -> IndexStatus {
+        IndexStatus::default()
     }
 
     async fn prepare(&self, _: CancellationToken) {}
@@ -62,7 +62,7 @@ async fn a_prompt_stored_without_a_vector_gets_one_on_request() {
     let store = folder.store().await;
     let alice = store.create_user(new_user("alice")).await.unwrap().id;
     let index = Arc::<InsertedIds>::default();
-    let progress = Arc::<Progress>::default();
+    let progress = Arc::<ReembeddingProgress>::default();
     let work = Reembedding {
         store: folder.store().await,
         embedder: Arc::new(BackgroundEmbedder::start(Arc::new(Constant)).unwrap()),

@@ -6,10 +6,24 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::folder;
-use super::pipeline::Encode;
 use super::tokenizer::Tokenizer;
 use super::{Error, Model, Scratch};
 use crate::domain::{Embedding, ModelId};
+
+/// A tokenizer and a model, as the workers use them. Several threads call it at once.
+pub trait Encode: Send + Sync + 'static {
+    /// A worker's memory, created on its thread and kept between batches.
+    type Scratch;
+
+    /// Creates a worker's memory.
+    fn scratch(&self) -> Self::Scratch;
+
+    /// The ids of a text, cut to the length that the model takes.
+    fn tokenize(&self, text: &str) -> Vec<u32>;
+
+    /// One vector for each text, in their order. A text's vector does not depend on its neighbours.
+    fn embed(&self, batch: &[&[u32]], scratch: &mut Self::Scratch) -> Vec<Embedding>;
+}
 
 /// A tokenizer with its model: what the pipeline's workers run.
 pub struct Engine {

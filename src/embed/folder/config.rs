@@ -15,7 +15,7 @@ use super::{missing, read};
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 #[derive(Deserialize)]
-struct Config {
+struct BertConfig {
     model_type: String,
     hidden_size: usize,
     num_hidden_layers: usize,
@@ -89,13 +89,13 @@ struct TokenizerConfig {
 }
 
 /// Where the parts of a folder are.
-pub(super) struct Layout {
+pub(super) struct FolderLayout {
     /// Of `config.json`, the weights and the tokenizer.
     pub transformer: PathBuf,
     pooling: PathBuf,
 }
 
-impl Layout {
+impl FolderLayout {
     /// Reads `modules.json`, if there is one: old folders have the transformer in `0_Transformer`.
     pub fn of(dir: &Path) -> Result<Self, Error> {
         let modules: Vec<Module> = json(&dir.join("modules.json"))?.unwrap_or_default();
@@ -128,7 +128,7 @@ impl Layout {
     /// Sizes and rules of the model.
     pub fn shape(&self) -> Result<Shape, Error> {
         let path = self.transformer.join("config.json");
-        let config: Config = json(&path)?.ok_or_else(|| missing(path))?;
+        let config: BertConfig = json(&path)?.ok_or_else(|| missing(path))?;
         if config.model_type != "bert" {
             return Err(unsupported(format!(
                 "model_type {} is not bert",

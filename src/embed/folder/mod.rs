@@ -9,11 +9,11 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use self::config::Layout;
+use self::config::FolderLayout;
 use self::pack::{halves, linear, quantise_words};
 use self::tensors::TensorFile;
 use super::Error;
-use super::slab::Slab;
+use super::aligned::AlignedArray;
 use super::weights::{Layer, Shape, Weights, WordTable};
 
 /// The largest `tokenizer.json` of a BERT, with half a million tokens, has about 15 MB.
@@ -32,7 +32,7 @@ pub(super) struct Loaded {
 
 /// Reads the folder `dir`.
 pub(super) fn load(dir: &Path) -> Result<Loaded, Error> {
-    let layout = Layout::of(dir)?;
+    let layout = FolderLayout::of(dir)?;
     let shape = layout.shape()?;
     let mut file = TensorFile::open(layout.transformer.join("model.safetensors"))?;
     file.fingerprint(format!("{shape:?}").as_bytes());
@@ -57,7 +57,7 @@ pub(super) struct TokenizerFile {
 
 /// Reads the tokenizer of the folder `dir`.
 pub(super) fn tokenizer(dir: &Path) -> Result<TokenizerFile, Error> {
-    let layout = Layout::of(dir)?;
+    let layout = FolderLayout::of(dir)?;
     let lower_case = layout.lower_case()?;
     let path = layout.transformer.join("tokenizer.json");
     let Some(bytes) = read(&path, MAX_TOKENIZER_BYTES)? else {
@@ -153,7 +153,7 @@ fn weights(file: &mut TensorFile, shape: Shape, half: bool) -> Result<Weights, E
             .zip(segment)
             .for_each(|(position, segment)| *position += segment);
     }
-    let positions = Slab::build(positions.len(), |items| items.copy_from_slice(&positions));
+    let positions = AlignedArray::build(positions.len(), |items| items.copy_from_slice(&positions));
     let norm = file.norm("embeddings", &shape)?;
     let mut layers: Vec<Layer> = Vec::new();
     for index in 0..shape.layers {

@@ -2,9 +2,9 @@
 
 use half::f16;
 
+use super::super::aligned::AlignedArray;
 use super::super::kernel::LANES;
 use super::super::kernel::quantise::rotate_weights;
-use super::super::slab::Slab;
 use super::super::weights::{Linear, Matrix, WordTable};
 
 /// Converts weights, `[outputs, inputs]`, and bias to the layout of the kernels, as half-precision
@@ -15,11 +15,12 @@ pub(super) fn linear(
     centre: Option<&[f32]>,
     half: bool,
 ) -> Linear {
-    let slab = |items: &[f32]| Slab::build(items.len(), |slab| slab.copy_from_slice(items));
+    let array =
+        |items: &[f32]| AlignedArray::build(items.len(), |array| array.copy_from_slice(items));
     if half {
         return Linear {
             matrix: pack_halves(&rows, bias.len()),
-            bias: slab(&bias),
+            bias: array(&bias),
             centre: None,
         };
     }
@@ -31,8 +32,8 @@ pub(super) fn linear(
     }
     Linear {
         matrix: quantise(&rows, bias.len()),
-        bias: slab(&bias),
-        centre: centre.map(slab),
+        bias: array(&bias),
+        centre: centre.map(array),
     }
 }
 
@@ -52,7 +53,7 @@ fn quantise_row(row: &[f32], mut put: impl FnMut(usize, i8)) -> f32 {
 /// Word embeddings, `[words, hidden]`, as bytes with a scale for each word.
 pub(super) fn quantise_words(words: &[f32], hidden: usize) -> WordTable {
     let mut scales = Vec::with_capacity(words.len() / hidden);
-    let values = Slab::build(words.len(), |values| {
+    let values = AlignedArray::build(words.len(), |values| {
         for (row, values) in words
             .chunks_exact(hidden)
             .zip(values.chunks_exact_mut(hidden))
@@ -62,7 +63,7 @@ pub(super) fn quantise_words(words: &[f32], hidden: usize) -> WordTable {
     });
     WordTable::Int8 {
         values,
-        scale: Slab::build(scales.len(), |items| items.copy_from_slice(&scales)),
+        scale: AlignedArray::build(scales.len(), |items| items.copy_from_slice(&scales)),
     }
 }
 
@@ -72,7 +73,7 @@ fn quantise(rows: &[f32], outputs: usize) -> Matrix {
     let inputs = rows.len() / outputs;
     let mut scales = Vec::with_capacity(outputs);
     let mut all_sums = Vec::with_capacity(outputs);
-    let packed = Slab::build(rows.len(), |packed: &mut [i8]| {
+    let packed = AlignedArray::build(rows.len(), |packed: &mut [i8]| {
         for (output, row) in rows.chunks_exact(inputs).enumerate() {
             let start = output / LANES * LANES * inputs + output % LANES * 4;
             let mut sum = 0;
@@ -85,14 +86,14 @@ fn quantise(rows: &[f32], outputs: usize) -> Matrix {
     });
     Matrix::Int8 {
         packed,
-        scale: Slab::build(outputs, |items| items.copy_from_slice(&scales)),
-        sums: Slab::build(outputs, |items| items.copy_from_slice(&all_sums)),
+        scale: AlignedArray::build(outputs, |items| items.copy_from_slice(&scales)),
+        sums: AlignedArray::build(outputs, |items| items.copy_from_slice(&all_sums)),
     }
 }
 
 /// The numbers as half-precision bits.
-pub(super) fn halves(numbers: &[f32]) -> Slab<u16> {
-    Slab::build(numbers.len(), |items| {
+pub(super) fn halves(numbers: &[f32]) -> AlignedArray<u16> {
+    AlignedArray::build(numbers.len(), |items| {
         items
             .iter_mut()
             .zip(numbers)
@@ -102,7 +103,7 @@ pub(super) fn halves(numbers: &[f32]) -> Slab<u16> {
 
 fn pack_halves(rows: &[f32], outputs: usize) -> Matrix {
     let inputs = rows.len() / outputs;
-    Matrix::Half(Slab::build(rows.len(), |packed: &mut [u16]| {
+    Matrix::Half(AlignedArray::build(rows.len(), |packed: &mut [u16]| {
         for (output, row) in rows.chunks_exact(inputs).enumerate() {
             let start = output / LANES * LANES * inputs + output % LANES;
             for (input, x) in row.iter().enumerate() {

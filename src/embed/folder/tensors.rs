@@ -8,8 +8,8 @@ use half::{bf16, f16};
 use sha2::{Digest, Sha256};
 
 use super::super::Error;
+use super::super::aligned::AlignedArray;
 use super::super::safetensors::{Header, PREFIX_BYTES, header_bytes, shown};
-use super::super::slab::Slab;
 use super::super::weights::{Norm, Shape};
 
 /// The greatest number of half precision. Trained weights are a thousandth of it, and within it no
@@ -164,9 +164,9 @@ impl TensorFile {
     }
 
     /// As `floats`, on a cache line.
-    pub fn slab(&mut self, name: &str, shape: &[usize]) -> Result<Slab<f32>, Error> {
+    pub fn array(&mut self, name: &str, shape: &[usize]) -> Result<AlignedArray<f32>, Error> {
         let numbers = self.floats(name, shape)?;
-        Ok(Slab::build(numbers.len(), |items| {
+        Ok(AlignedArray::build(numbers.len(), |items| {
             items.copy_from_slice(&numbers)
         }))
     }
@@ -174,8 +174,8 @@ impl TensorFile {
     /// The layer normalisation `name`.
     pub fn norm(&mut self, name: &str, shape: &Shape) -> Result<Norm, Error> {
         Ok(Norm {
-            gain: self.slab(&format!("{name}.LayerNorm.weight"), &[shape.hidden])?,
-            bias: self.slab(&format!("{name}.LayerNorm.bias"), &[shape.hidden])?,
+            gain: self.array(&format!("{name}.LayerNorm.weight"), &[shape.hidden])?,
+            bias: self.array(&format!("{name}.LayerNorm.bias"), &[shape.hidden])?,
             epsilon: shape.epsilon,
         })
     }

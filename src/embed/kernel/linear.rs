@@ -5,10 +5,10 @@ use super::quantise::QuantisedRows;
 use super::simd::{IntTileRow, LANES, Op, Simd};
 
 /// Where output channel `c` of row `r` goes: `(c / group) * group_stride + c % group + r *
-/// row_stride`, all in numbers. Row-major output has one group; attention wants each head's rows
+/// row_stride`, all in numbers. Row-major output has one group; attention needs each head's rows
 /// together.
 #[derive(Clone, Copy, Debug)]
-pub struct Layout {
+pub struct OutputLayout {
     /// Channels that stay side by side; a multiple of 16.
     pub group: usize,
     /// Distance between groups.
@@ -45,7 +45,7 @@ pub struct Int8Linear<'a> {
     pub weights: Int8Weights<'a>,
     pub bias: &'a [f32],
     pub finish: Finish<'a>,
-    pub layout: Layout,
+    pub layout: OutputLayout,
     /// Room for widened rows.
     pub widened: &'a mut Vec<i16>,
     pub out: &'a mut [f32],
@@ -105,7 +105,7 @@ struct Tiles<'a, A> {
     weights: Int8Weights<'a>,
     bias: &'a [f32],
     finish: Finish<'a>,
-    layout: Layout,
+    layout: OutputLayout,
     out: &'a mut [f32],
 }
 
@@ -280,7 +280,7 @@ pub struct HalfLinear<'a> {
     pub packed: &'a [u16],
     pub bias: &'a [f32],
     pub finish: Finish<'a>,
-    pub layout: Layout,
+    pub layout: OutputLayout,
     /// Room for one widened panel.
     pub widened: &'a mut Vec<f32>,
     pub out: &'a mut [f32],
@@ -363,7 +363,7 @@ pub fn float_tile<S: Simd, const R: usize, const P: usize>(
     acc
 }
 
-impl Layout {
+impl OutputLayout {
     #[inline(always)]
     fn at(&self, row: usize, channel: usize) -> usize {
         channel / self.group * self.group_stride + channel % self.group + row * self.row_stride

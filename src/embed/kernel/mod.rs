@@ -38,10 +38,10 @@ pub use simd::{LANES, Op};
 
 /// The instruction set that a model runs on.
 #[derive(Clone, Copy, Debug)]
-pub struct Kernel(Choice);
+pub struct Kernel(InstructionSet);
 
 #[derive(Clone, Copy, Debug)]
-enum Choice {
+enum InstructionSet {
     Portable(portable::Portable),
     #[cfg(target_arch = "x86_64")]
     Avx2(avx2::Avx2),
@@ -56,10 +56,12 @@ impl Kernel {
         let mut found = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
-            found.extend(avx512::Avx512Vnni::detect().map(|simd| Self(Choice::Avx512Vnni(simd))));
-            found.extend(avx2::Avx2::detect().map(|simd| Self(Choice::Avx2(simd))));
+            found.extend(
+                avx512::Avx512Vnni::detect().map(|simd| Self(InstructionSet::Avx512Vnni(simd))),
+            );
+            found.extend(avx2::Avx2::detect().map(|simd| Self(InstructionSet::Avx2(simd))));
         }
-        found.push(Self(Choice::Portable(portable::Portable)));
+        found.push(Self(InstructionSet::Portable(portable::Portable)));
         found
     }
 
@@ -71,22 +73,22 @@ impl Kernel {
     /// Its name in logs and benches: `avx512-vnni`, `avx2` or `portable`.
     pub fn name(self) -> &'static str {
         match self.0 {
-            Choice::Portable(_) => "portable",
+            InstructionSet::Portable(_) => "portable",
             #[cfg(target_arch = "x86_64")]
-            Choice::Avx2(_) => "avx2",
+            InstructionSet::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
-            Choice::Avx512Vnni(_) => "avx512-vnni",
+            InstructionSet::Avx512Vnni(_) => "avx512-vnni",
         }
     }
 
     /// Runs `op` with this kernel's instructions.
     pub(super) fn run<O: Op>(self, op: O) -> O::Output {
         match self.0 {
-            Choice::Portable(simd) => simd.vectorize(op),
+            InstructionSet::Portable(simd) => simd.vectorize(op),
             #[cfg(target_arch = "x86_64")]
-            Choice::Avx2(simd) => simd.vectorize(op),
+            InstructionSet::Avx2(simd) => simd.vectorize(op),
             #[cfg(target_arch = "x86_64")]
-            Choice::Avx512Vnni(simd) => simd.vectorize(op),
+            InstructionSet::Avx512Vnni(simd) => simd.vectorize(op),
         }
     }
 }

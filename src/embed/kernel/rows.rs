@@ -109,14 +109,14 @@ impl Op for Embed<'_> {
 
 /// Averages the rows of one text and scales the result to unit length. One row given is `cls`
 /// pooling. Source: Reimers & Gurevych 2019, arXiv:1908.10084, section 3 (MEAN).
-pub struct Pool<'a> {
+pub struct MeanPool<'a> {
     /// `[rows, width]`, at least one row
     pub rows: &'a [f32],
     /// `[width]`
     pub out: &'a mut [f32],
 }
 
-impl Op for Pool<'_> {
+impl Op for MeanPool<'_> {
     type Output = ();
 
     #[inline(always)]

@@ -3,9 +3,9 @@
 use proptest::prelude::*;
 
 use super::attention::{Attention, AttentionScratch};
-use super::linear::{Finish, Int8Linear, Int8Weights, Layout};
+use super::linear::{Finish, Int8Linear, Int8Weights, OutputLayout};
 use super::quantise::{Quantise, QuantisedRows, rotate_weights};
-use super::rows::{LayerNorm, NormWeights, Pool};
+use super::rows::{LayerNorm, MeanPool, NormWeights};
 use super::{Kernel, LANES};
 
 #[test]
@@ -35,8 +35,8 @@ fn numbers(count: usize, seed: u32) -> Vec<f32> {
     (0..count).map(|_| next()).collect()
 }
 
-fn row_major(width: usize) -> Layout {
-    Layout {
+fn row_major(width: usize) -> OutputLayout {
+    OutputLayout {
         group: width,
         group_stride: 0,
         row_stride: width,
@@ -138,9 +138,9 @@ proptest! {
         let activation = |row, input| byte(row, input, 1) as u8;
         let weight = |channel, input| byte(channel, input, 2) as u8 as i8;
         let sums = naive_product((rows, inputs, outputs), 3, activation, weight);
-        // Each group's rows together, as attention wants them. Whole numbers below 2^24: exact,
+        // Each group's rows together, as attention needs them. Whole numbers below 2^24: exact,
         // fused or not.
-        let layout = Layout { group: LANES * group, group_stride: LANES * group * rows, row_stride: LANES * group };
+        let layout = OutputLayout { group: LANES * group, group_stride: LANES * group * rows, row_stride: LANES * group };
         let before: Vec<f32> = (0..rows * outputs).map(|at| at as f32).collect();
         let mut want = vec![f32::NAN; rows * outputs];
         for (at, sum) in sums.iter().enumerate() {
@@ -395,7 +395,7 @@ fn pooling_averages_and_scales_to_unit_length() {
         let mut rows = vec![0.0; 2 * LANES];
         (rows[0], rows[LANES], rows[LANES + 1]) = (3.0, 3.0, 8.0);
         let mut out = [f32::NAN; LANES];
-        kernel.run(Pool {
+        kernel.run(MeanPool {
             rows: &rows,
             out: &mut out,
         });
@@ -404,7 +404,7 @@ fn pooling_averages_and_scales_to_unit_length() {
             "{}",
             kernel.name()
         );
-        kernel.run(Pool {
+        kernel.run(MeanPool {
             rows: &[0.0; LANES],
             out: &mut out,
         });

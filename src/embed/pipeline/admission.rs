@@ -32,9 +32,9 @@ pub(super) struct TextAdmission {
 /// needs more than the vector keeps a clone, so that what follows is admitted too.
 #[derive(Clone)]
 #[must_use = "a permit that is dropped at once permits nothing"]
-pub struct Permit(Arc<Admitted>);
+pub struct Permit(Arc<AdmittedText>);
 
-struct Admitted {
+struct AdmittedText {
     user: UserId,
     class: Class,
     _text: UserPermit,
@@ -58,7 +58,7 @@ impl TextAdmission {
             Class::Search => Some(self.acquire(&self.searches, user)?),
         };
         let text = self.acquire(&self.texts, user)?;
-        Ok(Permit(Arc::new(Admitted {
+        Ok(Permit(Arc::new(AdmittedText {
             user,
             class,
             _text: text,

@@ -20,7 +20,8 @@ use tokio::sync::oneshot;
 pub use self::admission::Permit;
 use self::admission::TextAdmission;
 use self::cache::QueryCache;
-use self::queue::{TextQueue, Ticket, Waiter};
+use self::queue::{TextQueue, Waiter, WaiterId};
+use super::engine::Encode;
 use crate::domain::{Embedding, UserId};
 use crate::telemetry::Metrics;
 
@@ -51,24 +52,9 @@ pub enum Error {
     Failed,
 }
 
-/// A tokenizer and a model, as the workers use them. Several threads call it at once.
-pub trait Encode: Send + Sync + 'static {
-    /// A worker's memory, created on its thread and kept between batches.
-    type Scratch;
-
-    /// Creates a worker's memory.
-    fn scratch(&self) -> Self::Scratch;
-
-    /// The ids of a text, cut to the length that the model takes.
-    fn tokenize(&self, text: &str) -> Vec<u32>;
-
-    /// One vector for each text, in their order. A text's vector does not depend on its neighbours.
-    fn embed(&self, batch: &[&[u32]], scratch: &mut Self::Scratch) -> Vec<Embedding>;
-}
-
 /// The sizes of a pipeline.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct EmbedderSettings {
     /// Threads that compute: as many as cores.
     pub workers: usize,
     /// Texts admitted at once, waiting or running; at least 4. One user may have half of them, all
@@ -81,9 +67,9 @@ pub struct Settings {
     pub cache_bytes: usize,
 }
 
-impl Default for Settings {
+impl Default for EmbedderSettings {
     fn default() -> Self {
-        Settings {
+        EmbedderSettings {
             workers: std::thread::available_parallelism().map_or(1, usize::from),
             // At 10 ms for a long text, the last of them waits about a second on two cores.
             capacity: 256,
@@ -125,7 +111,7 @@ impl Embedder {
     /// The system has no threads left.
     pub fn start<E: Encode>(
         encoder: Arc<E>,
-        settings: &Settings,
+        settings: &EmbedderSettings,
         metrics: Arc<Metrics>,
     ) -> std::io::Result<Embedder> {
         let workers = settings.workers.max(1);
@@ -174,7 +160,7 @@ impl Embedder {
     pub async fn embed(&self, permit: Permit, text: Arc<str>) -> Result<Embedding, Error> {
         let (mut waiting, reply) = match self.pipeline.submit(permit, text)? {
             Submitted::Cached(embedding) => return Ok(embedding),
-            Submitted::Waiting(waiting, reply) => (waiting, reply),
+            Submitted::WaitingText(waiting, reply) => (waiting, reply),
         };
         let result = reply.await;
         waiting.is_over = true;
@@ -221,7 +207,7 @@ impl Drop for Embedder {
 
 enum Submitted {
     Cached(Embedding),
-    Waiting(Waiting, oneshot::Receiver<Result<Embedding, Error>>),
+    WaitingText(WaitingText, oneshot::Receiver<Result<Embedding, Error>>),
 }
 
 impl Pipeline {
@@ -238,19 +224,19 @@ impl Pipeline {
             self.count_saved("cached");
             return Ok(Submitted::Cached(embedding));
         }
-        let ticket = state.queue.submit(text, Waiter { permit, reply });
+        let waiter = state.queue.submit(text, Waiter { permit, reply });
         drop(state);
-        if ticket.joined {
+        if waiter.joined {
             self.count_saved("coalesced");
         } else {
             self.work.notify_one();
         }
-        let waiting = Waiting {
+        let waiting = WaitingText {
             pipeline: Arc::clone(self),
-            ticket,
+            waiter,
             is_over: false,
         };
-        Ok(Submitted::Waiting(waiting, receiver))
+        Ok(Submitted::WaitingText(waiting, receiver))
     }
 
     /// Counts a text that needed no computing.
@@ -274,16 +260,16 @@ impl Pipeline {
 }
 
 /// Removes a caller from the queue when its future is dropped.
-struct Waiting {
+struct WaitingText {
     pipeline: Arc<Pipeline>,
-    ticket: Ticket,
+    waiter: WaiterId,
     /// Whether the caller has its result.
     is_over: bool,
 }
 
-impl Drop for Waiting {
+impl Drop for WaitingText {
     fn drop(&mut self) {
-        if !self.is_over && self.pipeline.lock().queue.leave(self.ticket) {
+        if !self.is_over && self.pipeline.lock().queue.leave(self.waiter) {
             self.pipeline.count_saved("caller_left");
         }
     }

@@ -37,7 +37,7 @@ pub(super) struct EmbedJob {
 
 /// Identifies a caller that waits.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Ticket {
+pub(super) struct WaiterId {
     job: u64,
     waiter: u64,
     /// Whether the same text of the same user was waiting or running already.
@@ -108,13 +108,13 @@ impl TextQueue {
     }
 
     /// Adds a caller: to the job of its user with the same text if there is one, or to a new one.
-    pub(super) fn submit(&mut self, text: Arc<str>, waiter: Waiter) -> Ticket {
+    pub(super) fn submit(&mut self, text: Arc<str>, waiter: Waiter) -> WaiterId {
         let (user, class) = (waiter.permit.user(), waiter.permit.class());
         let number = self.number();
         let key = (user, text);
         if let Some(&job) = self.by_text.get(&key) {
             self.join(job, number, waiter);
-            return Ticket {
+            return WaiterId {
                 job,
                 waiter: number,
                 joined: true,
@@ -137,7 +137,7 @@ impl TextQueue {
                 running: false,
             },
         );
-        Ticket {
+        WaiterId {
             job,
             waiter: number,
             joined: false,
@@ -162,18 +162,18 @@ impl TextQueue {
 
     /// Removes a caller. Returns true if that cancelled its job, because no other caller waits for
     /// it. A running job goes on, and keeps its permits until it is done.
-    pub(super) fn leave(&mut self, ticket: Ticket) -> bool {
-        let Some(job) = self.jobs.get_mut(&ticket.job).filter(|job| !job.running) else {
+    pub(super) fn leave(&mut self, waiter: WaiterId) -> bool {
+        let Some(job) = self.jobs.get_mut(&waiter.job).filter(|job| !job.running) else {
             return false;
         };
-        job.waiters.retain(|(number, _)| *number != ticket.waiter);
+        job.waiters.retain(|(number, _)| *number != waiter.waiter);
         if !job.waiters.is_empty() {
             return false;
         }
-        let Some(job) = self.finish(ticket.job) else {
+        let Some(job) = self.finish(waiter.job) else {
             return false;
         };
-        self.lane(job.class, &job.text).remove(ticket.job);
+        self.lane(job.class, &job.text).remove(waiter.job);
         self.waiting -= 1;
         true
     }

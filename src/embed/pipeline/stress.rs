@@ -52,7 +52,7 @@ impl Random {
 
 #[test]
 fn callers_on_many_threads_get_their_own_vectors_and_all_permits_are_returned() {
-    let settings = Settings {
+    let settings = EmbedderSettings {
         workers: 3,
         capacity: 24,
         batch_tokens: BATCH_TOKENS,
@@ -150,8 +150,8 @@ proptest! {
     ) {
         let admission = TextAdmission::new(40, workers);
         let mut queue = TextQueue::new(BATCH_TOKENS, workers);
-        // Callers that have no vector and have not left: ticket, user, length, class, receiver.
-        let mut callers: Vec<(Ticket, i64, usize, Class, oneshot::Receiver<_>)> = Vec::new();
+        // Callers that have no vector and have not left: id, user, length, class, receiver.
+        let mut callers: Vec<(WaiterId, i64, usize, Class, oneshot::Receiver<_>)> = Vec::new();
         let mut running: Vec<(u64, Arc<str>)> = Vec::new();
         let finish = |queue: &mut TextQueue, job: u64| {
             for (_, waiter) in queue.finish(job).unwrap().waiters {
@@ -165,8 +165,8 @@ proptest! {
                     let Ok(permit) = admission.admit(UserId(user), class) else { continue };
                     let (reply, receiver) = oneshot::channel();
                     let waiter = Waiter { permit, reply };
-                    let ticket = queue.submit("x".repeat(length).into(), waiter);
-                    callers.push((ticket, user, length, class, receiver));
+                    let waiter = queue.submit("x".repeat(length).into(), waiter);
+                    callers.push((waiter, user, length, class, receiver));
                 }
                 Step::Leave(at) if !callers.is_empty() => {
                     let at = at % callers.len();

@@ -63,7 +63,7 @@ type Asked = Pin<Box<dyn Future<Output = Result<Embedding, Error>>>>;
 
 impl Fixture {
     fn new(workers: usize) -> Fixture {
-        Self::with(Settings {
+        Self::with(EmbedderSettings {
             workers,
             capacity: 64,
             batch_tokens: 64,
@@ -71,7 +71,7 @@ impl Fixture {
         })
     }
 
-    fn with(settings: Settings) -> Fixture {
+    fn with(settings: EmbedderSettings) -> Fixture {
         let (entered_sender, entered) = mpsc::channel();
         let (steps, steps_receiver) = mpsc::channel();
         let encoder = Arc::new(Gated {

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::queue::{EmbedJob, TextBatch};
-use super::{Class, Encode, Error, Pipeline};
+use super::{Class, Error, Pipeline};
 use crate::domain::Embedding;
+use crate::embed::engine::Encode;
 
 /// A text of a batch as ids, by the number of its job.
 type Encoded = (u64, Vec<u32>);
@@ -14,7 +15,7 @@ type Encoded = (u64, Vec<u32>);
 /// Serves batches until the pipeline stops. A panic of the encoder is an error for the caller of
 /// the text that causes it. It does not end the thread.
 pub(super) fn run<E: Encode>(pipeline: &Pipeline, encoder: &E) {
-    let mut worker = Worker {
+    let mut worker = EmbedWorker {
         pipeline,
         encoder,
         scratch: None,
@@ -47,14 +48,14 @@ fn within_budget(texts: &[Encoded], budget: usize) -> usize {
     fitting.count().max(1)
 }
 
-struct Worker<'a, E: Encode> {
+struct EmbedWorker<'a, E: Encode> {
     pipeline: &'a Pipeline,
     encoder: &'a E,
     /// `None` at first, and after a panic, which may have left it in any state.
     scratch: Option<E::Scratch>,
 }
 
-impl<E: Encode> Worker<'_, E> {
+impl<E: Encode> EmbedWorker<'_, E> {
     fn compute(&mut self, chunk: &[Encoded]) {
         let started = Instant::now();
         if let Some(embeddings) = self.embed(chunk) {

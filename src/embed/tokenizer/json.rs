@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
 use super::vocabulary::Vocabulary;
-use super::words::{Rules, Specials};
+use super::words::{Specials, WordRules};
 use super::{Error, Tokenizer};
 
 #[derive(Deserialize)]
@@ -16,7 +16,7 @@ struct File {
     normalizer: Option<Normalizer>,
     pre_tokenizer: Option<Named>,
     post_processor: Option<PostProcessor>,
-    model: Model,
+    model: ModelJson,
 }
 
 #[derive(Deserialize)]
@@ -64,7 +64,7 @@ enum TemplatePart {
 }
 
 #[derive(Deserialize)]
-struct Model {
+struct ModelJson {
     r#type: Option<String>,
     unk_token: Option<String>,
     continuing_subword_prefix: Option<String>,
@@ -121,7 +121,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Tokenizer, Error> {
     })
 }
 
-fn vocabulary(model: &Model) -> Result<Vocabulary, Error> {
+fn vocabulary(model: &ModelJson) -> Result<Vocabulary, Error> {
     if model
         .r#type
         .as_deref()
@@ -204,9 +204,9 @@ fn specials(added: Vec<AddedToken>, vocabulary: &Vocabulary) -> Result<Specials,
 fn rules(
     normalizer: Option<Normalizer>,
     pre_tokenizer: Option<Named>,
-    model: &Model,
+    model: &ModelJson,
     specials: Specials,
-) -> Result<Rules, Error> {
+) -> Result<WordRules, Error> {
     let normalizer = normalizer
         .filter(|normalizer| normalizer.r#type == "BertNormalizer")
         .ok_or(Error::Unsupported("`normalizer` is not a BertNormalizer"))?;
@@ -219,7 +219,7 @@ fn rules(
         return Err(Error::Unsupported("`normalizer.clean_text` is false"));
     }
     let lowercase = normalizer.lowercase.unwrap_or(true);
-    Ok(Rules {
+    Ok(WordRules {
         lowercase,
         strip_accents: normalizer.strip_accents.unwrap_or(lowercase),
         handle_chinese_chars: normalizer.handle_chinese_chars.unwrap_or(true),

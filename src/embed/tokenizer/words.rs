@@ -52,7 +52,7 @@ impl Specials {
 }
 
 /// How text becomes words. Flags are named as in `tokenizer.json`.
-pub(super) struct Rules {
+pub(super) struct WordRules {
     pub(super) lowercase: bool,
     pub(super) strip_accents: bool,
     pub(super) handle_chinese_chars: bool,
@@ -61,7 +61,7 @@ pub(super) struct Rules {
     pub(super) specials: Specials,
 }
 
-impl Rules {
+impl WordRules {
     /// Visits the pieces of `text` until the visitor breaks. Reads little further than the end of
     /// the last piece visited, so a long text costs only what is used of it.
     pub(super) fn for_each_piece<V>(&self, text: &str, visit: V) -> ControlFlow<()>
@@ -92,7 +92,7 @@ impl Rules {
 
 /// A character passes the stages `clean`, `decompose`, `lower` and `split`, in this order.
 struct Splitter<'r, V> {
-    rules: &'r Rules,
+    rules: &'r WordRules,
     visit: V,
     /// The word so far; not extended further once it is too long.
     word: String,

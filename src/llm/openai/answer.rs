@@ -8,7 +8,7 @@ use hyper::body::{Body, Incoming};
 
 use super::attempt::AnswerLimits;
 use super::fault::{Fault, FaultKind};
-use super::reader::{Answer, End, Reader, Received};
+use super::reader::{AnswerReader, BodyEnd, Received, UpstreamAnswer};
 
 /// How much of an error's body is read, and for how long. The message is in it, and a connection
 /// can be used again only after the end of the body.
@@ -66,14 +66,14 @@ impl<'a> Deltas<'a> {
 pub async fn read(
     mut body: Incoming,
     limits: &AnswerLimits,
-    reader: &mut Reader,
+    reader: &mut AnswerReader,
     deltas: &mut Deltas<'_>,
-    mut on_piece: impl FnMut(&Reader, Received),
-) -> Result<Answer, Fault> {
+    mut on_piece: impl FnMut(&AnswerReader, Received),
+) -> Result<UpstreamAnswer, Fault> {
     if body.size_hint().lower() > reader.room() as u64 {
         return Err(FaultKind::TooLong.into());
     }
-    let mut waiting = Waiting::new(limits, deltas.is_streamed());
+    let mut waiting = ReadDeadline::new(limits, deltas.is_streamed());
     let ended: Result<(), Fault> = loop {
         let piece = match next(&mut body, waiting.until(limits)).await {
             Ok(Some(piece)) => piece,
@@ -102,8 +102,8 @@ pub async fn read(
         }
     };
     let end = match ended {
-        Ok(()) => End::Orderly,
-        Err(_) => End::Cut,
+        Ok(()) => BodyEnd::Orderly,
+        Err(_) => BodyEnd::Cut,
     };
     match (reader.finish(end), ended) {
         // The answer is complete, however its body ended.
@@ -117,13 +117,13 @@ pub async fn read(
 }
 
 /// When the next bytes are due, and the kind of failure if they do not come.
-struct Waiting {
+struct ReadDeadline {
     until: (Instant, FaultKind),
     /// When the end of the body is due. Set once the answer is complete.
     end_by: Option<Instant>,
 }
 
-impl Waiting {
+impl ReadDeadline {
     fn new(limits: &AnswerLimits, is_streamed: bool) -> Self {
         let until = match is_streamed {
             true => (limits.first_token_by, FaultKind::FirstTokenTimeout),
@@ -166,7 +166,7 @@ fn silence(limits: &AnswerLimits) -> (Instant, FaultKind) {
 
 /// Waits a moment for the rest after `[DONE]`: the end of the body, perhaps the usage. The answer
 /// is complete without them.
-async fn end(body: &mut Incoming, reader: &mut Reader) {
+async fn end(body: &mut Incoming, reader: &mut AnswerReader) {
     let most = match reader.has_usage() {
         true => END_TIME,
         false => LATE_USAGE_TIME,

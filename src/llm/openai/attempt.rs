@@ -9,9 +9,9 @@ use hyper::header::CONTENT_ENCODING;
 
 use super::answer::{self, Deltas};
 use super::breaker::{AttemptOutcome, AttemptPermit};
-use super::endpoint::Endpoint;
+use super::endpoint::UpstreamEndpoint;
 use super::fault::{Fault, FaultKind};
-use super::reader::{Answer, Reader, Received};
+use super::reader::{AnswerReader, Received, UpstreamAnswer};
 use super::{error_message, retry};
 use crate::memory_budget::Reservation;
 
@@ -33,7 +33,7 @@ pub struct AnswerLimits {
 
 /// A running attempt. If it is dropped, the breaker learns nothing.
 pub struct UpstreamAttempt<'a> {
-    endpoint: &'a Endpoint,
+    endpoint: &'a UpstreamEndpoint,
     /// Its number within the call, from 1.
     number: u32,
     limits: AnswerLimits,
@@ -51,7 +51,7 @@ pub struct UpstreamAttempt<'a> {
 impl<'a> UpstreamAttempt<'a> {
     /// A new attempt. `number` counts the attempts of a call from 1.
     pub fn new(
-        endpoint: &'a Endpoint,
+        endpoint: &'a UpstreamEndpoint,
         number: u32,
         limits: AnswerLimits,
         permit: AttemptPermit<'a>,
@@ -89,7 +89,7 @@ impl<'a> UpstreamAttempt<'a> {
         body: Bytes,
         deltas: &mut Deltas<'_>,
         memory: &mut Reservation,
-    ) -> Result<Answer, Fault> {
+    ) -> Result<UpstreamAnswer, Fault> {
         let is_streamed = deltas.is_streamed();
         let (endpoint, limits) = (self.endpoint, self.limits);
         let (head_by, too_late) = if is_streamed && limits.first_token_by < limits.whole_by.0 {
@@ -126,12 +126,12 @@ impl<'a> UpstreamAttempt<'a> {
         body: Incoming,
         deltas: &mut Deltas<'_>,
         memory: &mut Reservation,
-    ) -> Result<Answer, Fault> {
+    ) -> Result<UpstreamAnswer, Fault> {
         if !deltas.is_streamed() {
             self.permit.note_response();
         }
-        let mut reader = Reader::new(self.limits.text_bytes);
-        let on_piece = |reader: &Reader, received: Received| {
+        let mut reader = AnswerReader::new(self.limits.text_bytes);
+        let on_piece = |reader: &AnswerReader, received: Received| {
             memory.resize(reader.held_bytes());
             if received.is_alive {
                 self.is_alive = true;
@@ -148,7 +148,7 @@ impl<'a> UpstreamAttempt<'a> {
     /// not logged.
     pub fn settle(
         self,
-        answer: &Result<Answer, Fault>,
+        answer: &Result<UpstreamAnswer, Fault>,
         outcome: AttemptOutcome,
         chance: f64,
         prompts: &[&str],

@@ -28,12 +28,12 @@ const PROBE_PATIENCE: Duration = Duration::from_secs(3);
 pub struct Breaker {
     /// Shows its state: closed 0, half-open 1, open 2.
     shown: Gauge,
-    state: Mutex<State>,
+    state: Mutex<BreakerState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    phase: Phase,
+struct BreakerState {
+    phase: BreakerPhase,
     /// Failures since the last success.
     consecutive: u32,
     /// When calls ended and whether they failed, oldest first.
@@ -45,7 +45,7 @@ struct State {
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-enum Phase {
+enum BreakerPhase {
     #[default]
     Closed,
     Open {
@@ -94,7 +94,7 @@ impl std::fmt::Debug for AttemptPermit<'_> {
 impl Breaker {
     /// A closed breaker.
     pub fn new(shown: Gauge) -> Self {
-        let state = State::default();
+        let state = BreakerState::default();
         shown.set(state.phase.value());
         Self {
             shown,
@@ -109,16 +109,16 @@ impl Breaker {
             return Err(wait);
         }
         let probes = match state.phase {
-            Phase::Closed => None,
-            Phase::Open { .. } => {
+            BreakerPhase::Closed => None,
+            BreakerPhase::Open { .. } => {
                 state.rounds += 1;
                 Some(state.rounds)
             }
-            Phase::Probing { .. } => Some(state.rounds),
+            BreakerPhase::Probing { .. } => Some(state.rounds),
         };
         if probes.is_some() {
             let next = now + PROBE_PATIENCE;
-            self.enter(&mut state, Phase::Probing { next });
+            self.enter(&mut state, BreakerPhase::Probing { next });
         }
         Ok(AttemptPermit {
             breaker: self,
@@ -133,12 +133,12 @@ impl Breaker {
     }
 
     /// Changes the phase. The caller holds the lock, so the gauge shows the latest phase.
-    fn enter(&self, state: &mut State, phase: Phase) {
+    fn enter(&self, state: &mut BreakerState, phase: BreakerPhase) {
         state.phase = phase;
         self.shown.set(phase.value());
     }
 
-    fn open(&self, state: &mut State, now: Instant, chance: f64) {
+    fn open(&self, state: &mut BreakerState, now: Instant, chance: f64) {
         let time = FIRST_OPEN
             .saturating_mul(1 << state.openings.min(10))
             .min(LONGEST_OPEN);
@@ -146,10 +146,10 @@ impl Breaker {
         state.consecutive = 0;
         state.recent.clear();
         let until = now + time.mul_f64(0.8 + 0.4 * chance.clamp(0.0, 1.0));
-        self.enter(state, Phase::Open { until });
+        self.enter(state, BreakerPhase::Open { until });
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, BreakerState> {
         self.state.lock()
     }
 }
@@ -165,7 +165,7 @@ impl AttemptPermit<'_> {
         let mut state = self.breaker.lock();
         if state.is_probing(round) {
             state.consecutive = CONSECUTIVE - 1;
-            self.breaker.enter(&mut state, Phase::Closed);
+            self.breaker.enter(&mut state, BreakerPhase::Closed);
         }
     }
 
@@ -178,22 +178,25 @@ impl AttemptPermit<'_> {
         let failed = outcome == AttemptOutcome::Failure;
         let mut state = self.breaker.lock();
         match (state.phase, self.probes.take()) {
-            (Phase::Probing { .. }, Some(round)) if round == state.rounds => {
+            (BreakerPhase::Probing { .. }, Some(round)) if round == state.rounds => {
                 if failed {
                     self.breaker.open(&mut state, now, chance);
                 } else {
                     (state.consecutive, state.openings) = (0, 0);
-                    self.breaker.enter(&mut state, Phase::Closed);
+                    self.breaker.enter(&mut state, BreakerPhase::Closed);
                 }
             }
-            (Phase::Closed, _) if self.admitted == state.rounds => {
+            (BreakerPhase::Closed, _) if self.admitted == state.rounds => {
                 state.note(failed, now);
                 if state.is_too_much() {
                     self.breaker.open(&mut state, now, chance);
                 }
             }
             // The call had begun before the breaker last opened.
-            (Phase::Closed | Phase::Open { .. } | Phase::Probing { .. }, _) => {}
+            (
+                BreakerPhase::Closed | BreakerPhase::Open { .. } | BreakerPhase::Probing { .. },
+                _,
+            ) => {}
         }
     }
 }
@@ -205,13 +208,14 @@ impl Drop for AttemptPermit<'_> {
             if state.is_probing(round) {
                 // The next call is a probe.
                 let next = Instant::now();
-                self.breaker.enter(&mut state, Phase::Probing { next });
+                self.breaker
+                    .enter(&mut state, BreakerPhase::Probing { next });
             }
         }
     }
 }
 
-impl Phase {
+impl BreakerPhase {
     /// How a metric shows it.
     fn value(self) -> f64 {
         match self {
@@ -222,17 +226,19 @@ impl Phase {
     }
 }
 
-impl State {
+impl BreakerState {
     /// How long no attempt is admitted; `None` if one is admitted now.
     fn wait(&self, now: Instant) -> Option<Duration> {
         match self.phase {
-            Phase::Closed => None,
-            Phase::Open { until: at } | Phase::Probing { next: at } => (at > now).then(|| at - now),
+            BreakerPhase::Closed => None,
+            BreakerPhase::Open { until: at } | BreakerPhase::Probing { next: at } => {
+                (at > now).then(|| at - now)
+            }
         }
     }
 
     fn is_probing(&self, round: u64) -> bool {
-        matches!(self.phase, Phase::Probing { .. }) && self.rounds == round
+        matches!(self.phase, BreakerPhase::Probing { .. }) && self.rounds == round
     }
 
     fn note(&mut self, failed: bool, now: Instant) {

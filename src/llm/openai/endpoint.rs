@@ -22,7 +22,7 @@ const USER_AGENT_VALUE: &str = concat!("prompt-service/", env!("CARGO_PKG_VERSIO
 
 /// One upstream. Its key is only in the header that is sent to its address.
 #[derive(Debug)]
-pub struct Endpoint {
+pub struct UpstreamEndpoint {
     /// Its name in metrics and in the log: `primary`, `fallback-1`, …
     pub name: String,
     /// The address, the key and the model.
@@ -39,7 +39,7 @@ pub struct Endpoint {
     authorization: Option<HeaderValue>,
 }
 
-impl Endpoint {
+impl UpstreamEndpoint {
     /// The upstream with that index in the list.
     ///
     /// # Errors

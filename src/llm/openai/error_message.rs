@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use super::line::{is_unseen, one_line};
-use super::reader::Value;
+use super::reader::JsonValue;
 
 /// Longest message that is logged, in characters.
 const MESSAGE_CHARS: usize = 200;
@@ -25,7 +25,7 @@ pub fn find(body: &[u8]) -> Option<String> {
     if let Some(start) = body.iter().position(|byte| *byte == b'{')
         && body[..start].iter().all(|byte| b"[ \t\r\n".contains(byte))
     {
-        return of_object(Value::new(&body[start..]));
+        return of_object(JsonValue::new(&body[start..]));
     }
     // The first line of a page has no message, and neither has JSON that is not an object.
     if body.first().is_none_or(|byte| b"<[\"".contains(byte)) {
@@ -35,7 +35,7 @@ pub fn find(body: &[u8]) -> Option<String> {
     Some(String::from_utf8_lossy(line).into_owned())
 }
 
-fn of_object(object: Value<'_>) -> Option<String> {
+fn of_object(object: JsonValue<'_>) -> Option<String> {
     // Gateways put the error that they received into an error of their own.
     let mut object = object;
     for _ in 0..4 {
@@ -54,7 +54,7 @@ fn of_object(object: Value<'_>) -> Option<String> {
         }
         // An `error` beside another text is a code.
         let mut texts = texts.into_iter().flatten().chain(error);
-        if let Some(text) = texts.clone().find_map(Value::text) {
+        if let Some(text) = texts.clone().find_map(JsonValue::text) {
             return Some(text);
         }
         // A list of what is wrong with each field.
@@ -74,10 +74,10 @@ pub fn presentable(message: &str, prompts: &[&str], key: Option<&str>) -> String
     let (prompts, key) = texts.split_at(prompts.len());
     let prompts = prompts
         .iter()
-        .map(|prompt| Secret::new(prompt, shortest_word(prompt)));
+        .map(|prompt| SecretText::new(prompt, shortest_word(prompt)));
     // OpenAI shows the beginning and the end of a refused key.
-    let key = key.iter().map(|key| Secret::new(key, 2));
-    let secrets: Vec<Secret<'_>> = prompts.chain(key).collect();
+    let key = key.iter().map(|key| SecretText::new(key, 2));
+    let secrets: Vec<SecretText<'_>> = prompts.chain(key).collect();
 
     // Characters that are not shown must not part a word either.
     let line = message.replace(['\n', '\r', '\t'], " ");
@@ -112,14 +112,14 @@ fn shortest_word(prompt: &str) -> usize {
 }
 
 /// Something that may not be logged, in lower case.
-struct Secret<'a> {
+struct SecretText<'a> {
     text: &'a str,
     words: HashSet<&'a str>,
     /// Words that are shorter, and have no digit, may be shown.
     shortest_word: usize,
 }
 
-impl<'a> Secret<'a> {
+impl<'a> SecretText<'a> {
     fn new(text: &'a str, shortest_word: usize) -> Self {
         let words = text.split(|c| !is_of_word(c));
         Self {

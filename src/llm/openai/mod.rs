@@ -25,10 +25,10 @@ use futures_util::future::join_all;
 use self::answer::Deltas;
 use self::attempt::{AnswerLimits, UpstreamAttempt};
 use self::breaker::AttemptOutcome;
-use self::endpoint::Endpoint;
+use self::endpoint::UpstreamEndpoint;
 use self::fault::{Fault, FaultKind};
 pub use self::models::{ModelFinding, UpstreamCheck};
-use self::reader::{Answer, End, Reader};
+use self::reader::{AnswerReader, BodyEnd, UpstreamAnswer};
 use super::measure::CallLabels;
 use super::{Completion, Failure};
 use crate::config::UpstreamConfig;
@@ -41,7 +41,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// The upstreams, in the order in which they are asked.
 pub struct Upstreams {
     config: UpstreamConfig,
-    endpoints: Vec<Endpoint>,
+    endpoints: Vec<UpstreamEndpoint>,
     metrics: Arc<Metrics>,
 }
 
@@ -70,7 +70,7 @@ pub enum Error {
 }
 
 /// Why an upstream has given no answer.
-enum Ended {
+enum NoAnswer {
     /// The upstream was not asked. Its breaker stays open for so long.
     Refused(Duration),
     /// The failure of the last attempt.
@@ -79,20 +79,20 @@ enum Ended {
 
 /// One call with all its attempts. If it is dropped before its end, it is counted as cancelled,
 /// because it was paid for nevertheless.
-struct Call<'a, 'd> {
+struct UpstreamCall<'a, 'd> {
     prompt: &'a str,
     memory: Reservation,
     deltas: Deltas<'d>,
     began: Instant,
     attempts: u32,
     /// The upstream that was asked last; at first, the first one of the list.
-    endpoint: &'a Endpoint,
+    endpoint: &'a UpstreamEndpoint,
     metrics: &'a Metrics,
     is_over: bool,
 }
 
-impl Call<'_, '_> {
-    fn end(&mut self, error_type: Option<&'static str>, answer: Option<&Answer>) {
+impl UpstreamCall<'_, '_> {
+    fn end(&mut self, error_type: Option<&'static str>, answer: Option<&UpstreamAnswer>) {
         self.is_over = true;
         let labels = self.endpoint.labels();
         if let Some(first_at) = self.deltas.first_at() {
@@ -106,7 +106,7 @@ impl Call<'_, '_> {
     }
 }
 
-impl Drop for Call<'_, '_> {
+impl Drop for UpstreamCall<'_, '_> {
     fn drop(&mut self) {
         if !self.is_over {
             self.end(Some("cancelled"), None);
@@ -128,7 +128,7 @@ impl Upstreams {
         });
         let endpoints = config.endpoints.iter().enumerate().map(|(at, endpoint)| {
             let tls = Arc::clone(&tls);
-            Endpoint::new(at, endpoint, tls, config.connect_timeout, &metrics)
+            UpstreamEndpoint::new(at, endpoint, tls, config.connect_timeout, &metrics)
         });
         let endpoints: Vec<_> = endpoints.collect::<Result<_, _>>()?;
         for endpoint in &endpoints {
@@ -159,7 +159,7 @@ impl Upstreams {
         prompt: &str,
         on_delta: Option<&mut (dyn FnMut(&str) + Send)>,
     ) -> Result<Completion, Failure> {
-        let mut call = Call {
+        let mut call = UpstreamCall {
             prompt,
             memory,
             deltas: Deltas::new(on_delta),
@@ -178,10 +178,10 @@ impl Upstreams {
                     call.end(None, Some(&answer));
                     return Ok(completion(answer, endpoint, call.began));
                 }
-                Err(Ended::Refused(more)) => {
+                Err(NoAnswer::Refused(more)) => {
                     wait = Some(wait.map_or(more, |wait| wait.min(more)));
                 }
-                Err(Ended::Failed(fault)) => {
+                Err(NoAnswer::Failed(fault)) => {
                     last = Some(fault);
                     if call.deltas.first_at().is_some() || !fault.may_succeed_elsewhere() {
                         break;
@@ -200,10 +200,10 @@ impl Upstreams {
     /// Asks one upstream until it answers or a retry is useless. `others` may be asked after it.
     async fn ask<'a>(
         &self,
-        endpoint: &'a Endpoint,
-        others: &[Endpoint],
-        call: &mut Call<'a, '_>,
-    ) -> Result<Answer, Ended> {
+        endpoint: &'a UpstreamEndpoint,
+        others: &[UpstreamEndpoint],
+        call: &mut UpstreamCall<'a, '_>,
+    ) -> Result<UpstreamAnswer, NoAnswer> {
         let is_streamed = call.deltas.is_streamed();
         let prompts = [
             call.prompt,
@@ -216,13 +216,13 @@ impl Upstreams {
         loop {
             let now = Instant::now();
             if now >= whole_by {
-                return Err(Ended::Failed(
+                return Err(NoAnswer::Failed(
                     last.unwrap_or_else(|| FaultKind::TotalTimeout.into()),
                 ));
             }
             let permit = match endpoint.breaker.admit(now) {
                 Ok(permit) => permit,
-                Err(wait) => return Err(last.map_or(Ended::Refused(wait), Ended::Failed)),
+                Err(wait) => return Err(last.map_or(NoAnswer::Refused(wait), NoAnswer::Failed)),
             };
             if retries == 0 {
                 endpoint.budget.note_call();
@@ -266,13 +266,13 @@ impl Upstreams {
                 || !fault.is_retryable()
                 || retries > self.config.max_retries
             {
-                return Err(Ended::Failed(fault));
+                return Err(NoAnswer::Failed(fault));
             }
             let wait = retry::backoff(retries, fault.retry_after, chance());
             let now = Instant::now();
             let is_too_late = now + wait >= call.began + self.config.total_timeout;
             if is_too_late || (wait > PATIENCE && has_next(now)) || !endpoint.budget.take(now) {
-                return Err(Ended::Failed(fault));
+                return Err(NoAnswer::Failed(fault));
             }
             self.metrics
                 .upstream_retries
@@ -285,7 +285,7 @@ impl Upstreams {
 
 /// What the client reads from an answer's body.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reading {
+pub struct AnswerReading {
     /// The pieces of text that are handed over, joined.
     pub deltas: String,
     /// The answer, or the word under which the failure is counted.
@@ -304,15 +304,19 @@ pub fn read_answer<'a>(
     pieces: impl IntoIterator<Item = &'a [u8]>,
     most_text: usize,
     is_cut: bool,
-) -> Reading {
-    let (mut reader, mut deltas) = (Reader::new(most_text), String::new());
-    let mut end = if is_cut { End::Cut } else { End::Orderly };
+) -> AnswerReading {
+    let (mut reader, mut deltas) = (AnswerReader::new(most_text), String::new());
+    let mut end = if is_cut {
+        BodyEnd::Cut
+    } else {
+        BodyEnd::Orderly
+    };
     let mut failure = None;
     for piece in pieces {
         let fed = reader.feed(piece);
         deltas.push_str(reader.new_text());
         if let Err(kind) = fed {
-            (end, failure) = (End::Cut, Some(kind));
+            (end, failure) = (BodyEnd::Cut, Some(kind));
             break;
         }
     }
@@ -327,7 +331,7 @@ pub fn read_answer<'a>(
             upstream_duration: Duration::ZERO,
         }
     });
-    Reading {
+    AnswerReading {
         deltas,
         answer: answer.map_err(|kind| Fault::from(failure.unwrap_or(kind)).error_type()),
         skipped: reader.skipped(),
@@ -336,7 +340,11 @@ pub fn read_answer<'a>(
 
 /// What an attempt shows about its upstream. The deadline of the whole call is the client's. If it
 /// has passed, that is a failure only of an upstream that had enough time and did not even begin.
-fn outcome(answer: &Result<Answer, Fault>, is_alive: bool, is_short: bool) -> AttemptOutcome {
+fn outcome(
+    answer: &Result<UpstreamAnswer, Fault>,
+    is_alive: bool,
+    is_short: bool,
+) -> AttemptOutcome {
     match answer {
         Ok(_) => AttemptOutcome::Success,
         Err(fault) if fault.kind == FaultKind::TotalTimeout && is_alive => AttemptOutcome::Success,
@@ -353,7 +361,7 @@ fn outcome(answer: &Result<Answer, Fault>, is_alive: bool, is_short: bool) -> At
     }
 }
 
-fn completion(answer: Answer, endpoint: &Endpoint, began: Instant) -> Completion {
+fn completion(answer: UpstreamAnswer, endpoint: &UpstreamEndpoint, began: Instant) -> Completion {
     Completion {
         text: answer.text,
         model: answer

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use hyper::Uri;
 
-use super::endpoint::Endpoint;
-use super::reader::Value;
+use super::endpoint::UpstreamEndpoint;
+use super::reader::JsonValue;
 
 /// How long an upstream may take for one answer.
 const TIME: Duration = Duration::from_secs(10);
@@ -64,7 +64,7 @@ pub enum ModelFinding {
 }
 
 /// Checks one upstream.
-pub async fn check(index: usize, endpoint: &Endpoint) -> UpstreamCheck {
+pub async fn check(index: usize, endpoint: &UpstreamEndpoint) -> UpstreamCheck {
     UpstreamCheck {
         upstream: endpoint.name.clone(),
         index,
@@ -76,7 +76,7 @@ pub async fn check(index: usize, endpoint: &Endpoint) -> UpstreamCheck {
     }
 }
 
-async fn finding(endpoint: &Endpoint) -> Result<ModelFinding, &'static str> {
+async fn finding(endpoint: &UpstreamEndpoint) -> Result<ModelFinding, &'static str> {
     let base_url = &endpoint.config.base_url;
     let (status, body) = get(endpoint, &base_url.join("/models"), true).await?;
     let models = match status {
@@ -97,7 +97,7 @@ async fn finding(endpoint: &Endpoint) -> Result<ModelFinding, &'static str> {
         // A list need not have every name by which a model can be asked.
         let url = base_url.join(&format!("/models/{asked}"));
         if let Ok((200, body)) = get(endpoint, &url, true).await {
-            found = Model::read(Value::new(body.trim_ascii()));
+            found = ListedModel::read(JsonValue::new(body.trim_ascii()));
         }
     }
     let Some(model) = found else {
@@ -119,14 +119,18 @@ async fn finding(endpoint: &Endpoint) -> Result<ModelFinding, &'static str> {
 }
 
 /// The base URL with a version, if there is a list under it.
-async fn better(endpoint: &Endpoint) -> Option<String> {
+async fn better(endpoint: &UpstreamEndpoint) -> Option<String> {
     let base = endpoint.config.base_url.join("/v1");
     let (status, body) = get(endpoint, &format!("{base}/models"), true).await.ok()?;
     (matches!(status, 401 | 403) || list(&body).is_some()).then_some(base)
 }
 
 /// Sends a request. Returns the status and the body, or the word for what went wrong.
-async fn get(endpoint: &Endpoint, url: &str, with_key: bool) -> Result<(u16, Bytes), &'static str> {
+async fn get(
+    endpoint: &UpstreamEndpoint,
+    url: &str,
+    with_key: bool,
+) -> Result<(u16, Bytes), &'static str> {
     let uri: Uri = url.parse().map_err(|_| "unsendable")?;
     let asking = async {
         let sent = endpoint.transport.send(endpoint.get(uri, with_key)).await;
@@ -144,14 +148,14 @@ async fn get(endpoint: &Endpoint, url: &str, with_key: bool) -> Result<(u16, Byt
 
 /// One model of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Model {
+struct ListedModel {
     name: String,
     shutdown: Option<SystemTime>,
 }
 
-impl Model {
+impl ListedModel {
     /// A model as a list has it, or alone.
-    fn read(value: Value<'_>) -> Option<Self> {
+    fn read(value: JsonValue<'_>) -> Option<Self> {
         let [id, name, shutdown] = value.object(["id", "name", "shutdown_date"]).members;
         let name = value
             .text()
@@ -176,16 +180,16 @@ impl Model {
 }
 
 /// Reads the models of a list, in any of the usual forms. `None` if there is no list.
-fn list(body: &[u8]) -> Option<Vec<Model>> {
-    let body = Value::new(body.trim_ascii());
+fn list(body: &[u8]) -> Option<Vec<ListedModel>> {
+    let body = JsonValue::new(body.trim_ascii());
     let [data, models] = body.object(["data", "models"]).members;
     let mut lists = [Some(body), data, models].into_iter().flatten();
     let list = lists.find(|list| list.is_array())?;
-    Some(list.items().filter_map(Model::read).collect())
+    Some(list.items().filter_map(ListedModel::read).collect())
 }
 
 /// Reads a date: a text with or without a time, or seconds or milliseconds since 1970.
-fn date(value: Value<'_>) -> Option<SystemTime> {
+fn date(value: JsonValue<'_>) -> Option<SystemTime> {
     if let Some(number) = value.number() {
         let seconds = if number > 1e11 {
             number / 1000.0
@@ -201,7 +205,7 @@ fn date(value: Value<'_>) -> Option<SystemTime> {
 }
 
 /// The name with the longest common prefix, if that is at least half of the requested name.
-fn similar(asked: &str, models: &[Model]) -> Option<String> {
+fn similar(asked: &str, models: &[ListedModel]) -> Option<String> {
     let common = |name: &str| {
         let pairs = asked.chars().zip(name.chars());
         pairs
@@ -256,7 +260,7 @@ mod tests {
             ("models/gemini-2", "gemini-2"),
             ("openai/*", "openai/gpt-6-luna"),
         ] {
-            let model = Model {
+            let model = ListedModel {
                 name: name.to_owned(),
                 shutdown: None,
             };
@@ -277,7 +281,7 @@ mod tests {
             r#""1796947200""#,
         ] {
             assert_eq!(
-                date(Value::new(written.as_bytes())),
+                date(JsonValue::new(written.as_bytes())),
                 Some(expected),
                 "{written}"
             );
@@ -291,13 +295,13 @@ mod tests {
             "{}",
             r#""ééééééééé""#,
         ] {
-            assert_eq!(date(Value::new(written.as_bytes())), None, "{written}");
+            assert_eq!(date(JsonValue::new(written.as_bytes())), None, "{written}");
         }
     }
 
     #[test]
     fn a_similar_name_is_shown() {
-        let models = ["gpt-6-luna", "gpt-5", "text-embedding-4"].map(|name| Model {
+        let models = ["gpt-6-luna", "gpt-5", "text-embedding-4"].map(|name| ListedModel {
             name: name.to_owned(),
             shutdown: None,
         });

@@ -8,7 +8,7 @@ use crate::config::{Endpoint, UpstreamConfig};
 #[derive(Serialize)]
 struct Request<'a> {
     model: &'a str,
-    messages: Vec<Message<'a>>,
+    messages: Vec<ChatMessage<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_tokens: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -24,7 +24,7 @@ struct Request<'a> {
 }
 
 #[derive(Serialize)]
-struct Message<'a> {
+struct ChatMessage<'a> {
     role: &'static str,
     content: &'a str,
 }
@@ -41,11 +41,11 @@ pub fn request(
     prompt: &str,
     is_streamed: bool,
 ) -> Bytes {
-    let system = config.system_prompt.as_deref().map(|content| Message {
+    let system = config.system_prompt.as_deref().map(|content| ChatMessage {
         role: "system",
         content,
     });
-    let user = Message {
+    let user = ChatMessage {
         role: "user",
         content: prompt,
     };

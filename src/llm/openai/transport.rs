@@ -44,7 +44,7 @@ type Tls = HttpsConnector<HttpConnector<Resolver>>;
 
 /// Sends requests to one upstream over its connections.
 #[derive(Clone, Debug)]
-pub struct Transport(Client<Connector, Full<Bytes>>);
+pub struct Transport(Client<DeadlineConnector, Full<Bytes>>);
 
 impl Transport {
     /// Connections that trust `tls`, made within `connect_timeout`. Without TLS, only private
@@ -61,7 +61,7 @@ impl Transport {
         } else {
             builder.https_or_http()
         };
-        let connector = Connector {
+        let connector = DeadlineConnector {
             inner: builder.enable_http1().wrap_connector(tcp),
             timeout: connect_timeout,
         };
@@ -166,12 +166,12 @@ struct ConnectTimedOut;
 
 /// Connects within a deadline that covers name lookup, TCP and TLS.
 #[derive(Clone, Debug)]
-struct Connector {
+struct DeadlineConnector {
     inner: Tls,
     timeout: Duration,
 }
 
-impl Service<Uri> for Connector {
+impl Service<Uri> for DeadlineConnector {
     type Response = <Tls as Service<Uri>>::Response;
     type Error = BoxError;
     type Future = BoxFuture<Self::Response, BoxError>;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::super::kernel::{Candidate, Kernel};
-use super::super::scan::{Plan, Query, nearest, nearest_codes};
-use super::super::slab::{Shape, Slab, query_code};
+use super::super::scan::{Plan, PreparedQuery, nearest, nearest_codes};
+use super::super::slab::{RowShape, Slab, query_code};
 use super::{naive_nearest, vector};
 use crate::domain::{Embedding, PromptId};
 
@@ -44,7 +44,7 @@ struct Both {
 impl Both {
     fn new(dimension: usize) -> Self {
         Self {
-            slab: Arc::new(Slab::new(Shape::new(dimension))),
+            slab: Arc::new(Slab::new(RowShape::new(dimension))),
             rows: Vec::new(),
             next_id: 1,
             dimension,
@@ -77,7 +77,7 @@ impl Both {
     fn check_query(&self, seed: u64, k: usize) {
         let query = vector(self.dimension, seed);
         let expected = naive_nearest(self.rows.iter().map(|(id, row)| (*id, row)), &query, k);
-        let prepared = Query::new(self.slab.shape(), &query.0);
+        let prepared = PreparedQuery::new(self.slab.shape(), &query.0);
         for kernel in Kernel::available() {
             let hits = nearest(kernel, &self.slab, &prepared, k, Plan::Exact);
             assert_eq!(hits, expected, "{kernel:?}");
@@ -162,7 +162,7 @@ proptest! {
         let n = both.rows.len();
         let query = vector(70, seed);
         let all = naive_nearest(both.rows.iter().map(|(id, row)| (*id, row)), &query, n);
-        let prepared = Query::new(both.slab.shape(), &query.0);
+        let prepared = PreparedQuery::new(both.slab.shape(), &query.0);
         for kernel in Kernel::available() {
             let hits = nearest(kernel, &both.slab, &prepared, k, Plan::TwoStage { shortlist });
             prop_assert_eq!(hits.len(), k.min(n));
@@ -202,7 +202,7 @@ fn a_two_stage_scan_finds_nearly_all_of_the_nearest_rows() {
     const ROWS: usize = 8500;
     const QUERIES: usize = 50;
     let vectors = clustered(ROWS + QUERIES);
-    let shape = Shape::new(384);
+    let shape = RowShape::new(384);
     let mut slab = Slab::new(shape);
     for (id, row) in vectors[..ROWS].iter().enumerate() {
         slab.extend(&[PromptId(id as i64)], &row.to_f16_bytes());
@@ -211,7 +211,7 @@ fn a_two_stage_scan_finds_nearly_all_of_the_nearest_rows() {
     assert!(matches!(plan, Plan::TwoStage { .. }));
     let mut found = 0;
     for query in &vectors[ROWS..] {
-        let query = Query::new(shape, &query.0);
+        let query = PreparedQuery::new(shape, &query.0);
         let exact = nearest(Kernel::detect(), &slab, &query, 10, Plan::Exact);
         let hits = nearest(Kernel::detect(), &slab, &query, 10, plan);
         found += hits.iter().filter(|hit| exact.contains(hit)).count();
@@ -222,13 +222,13 @@ fn a_two_stage_scan_finds_nearly_all_of_the_nearest_rows() {
 
 #[test]
 fn equal_rows_are_ordered_by_id_wherever_they_lie() {
-    let shape = Shape::new(384);
+    let shape = RowShape::new(384);
     let row = vector(384, 5);
     let mut slab = Slab::new(shape);
     for id in (1..=5000).rev() {
         slab.extend(&[PromptId(id)], &row.to_f16_bytes());
     }
-    let query = Query::new(shape, &row.0);
+    let query = PreparedQuery::new(shape, &row.0);
     for plan in [Plan::Exact, Plan::TwoStage { shortlist: 64 }] {
         let hits = nearest(Kernel::detect(), &slab, &query, 50, plan);
         let ids: Vec<i64> = hits.iter().map(|hit| hit.id.0).collect();
@@ -238,13 +238,13 @@ fn equal_rows_are_ordered_by_id_wherever_they_lie() {
 
 #[test]
 fn scores_stay_within_minus_one_and_one() {
-    let shape = Shape::new(3);
+    let shape = RowShape::new(3);
     let mut slab = Slab::new(shape);
     for (id, x) in [2.0, -2.0, f32::NAN, 0.5].into_iter().enumerate() {
         let row = Embedding(Arc::from([x, 0.0, 0.0]));
         slab.extend(&[PromptId(id as i64)], &row.to_f16_bytes());
     }
-    let query = Query::new(shape, &[1.0, 0.0, 0.0]);
+    let query = PreparedQuery::new(shape, &[1.0, 0.0, 0.0]);
     for kernel in Kernel::available() {
         let hits = nearest(kernel, &slab, &query, 10, Plan::Exact);
         assert_eq!(hits.len(), 4);
@@ -258,7 +258,7 @@ fn scores_stay_within_minus_one_and_one() {
 
 #[test]
 fn a_full_slab_takes_824_bytes_a_row_and_a_small_one_little_more() {
-    let shape = Shape::new(384);
+    let shape = RowShape::new(384);
     let bytes_of = |n: usize| {
         let ids: Vec<PromptId> = (0..n as i64).map(PromptId).collect();
         let mut slab = Slab::new(shape);

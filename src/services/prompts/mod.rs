@@ -30,7 +30,7 @@ use crate::llm;
 use crate::memory_budget::{MemoryBudget, Reservation};
 use crate::realtime::Broker;
 use crate::search::Similarity;
-use crate::services::reembedding::Progress;
+use crate::services::reembedding::ReembeddingProgress;
 use crate::store::{self, CallStore, Holder, PromptPage, PromptStore};
 use crate::telemetry::Metrics;
 
@@ -91,7 +91,7 @@ pub struct Deps {
     /// Finds similar prompts.
     pub similarity: Arc<dyn Similarity>,
     /// Computes the vectors of prompts that were stored without one.
-    pub reembedding: Arc<Progress>,
+    pub reembedding: Arc<ReembeddingProgress>,
     /// Asks the upstream.
     pub llm: Arc<llm::Client>,
     /// How calls are bounded and ended.

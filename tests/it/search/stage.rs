@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use async_trait::async_trait;
 use prompt_service::config::SimilarScope;
 use prompt_service::domain::{Embedding, ModelId, PromptId, UserId};
-use prompt_service::embed::{Class, Embedder, Encode, Settings};
+use prompt_service::embed::{Class, Embedder, EmbedderSettings, Encode};
 use prompt_service::error::Error;
 use prompt_service::fair_semaphore::FairSemaphore;
 use prompt_service::memory_budget::{MemoryBudget, Owner};
-use prompt_service::search::{self, Hit, Similarity, Status};
-use prompt_service::services::reembedding::Progress;
+use prompt_service::search::{self, Hit, IndexStatus, Similarity};
+use prompt_service::services::reembedding::ReembeddingProgress;
 use prompt_service::services::search::{Searches, Similar};
 use prompt_service::telemetry::Metrics;
 use tokio::sync::Semaphore;
@@ -80,8 +80,8 @@ impl Similarity for Listed {
 
     fn invalidate(&self, _: UserId) {}
 
-    fn status(&self) -> Status {
-        Status::default()
+    fn status(&self) -> IndexStatus {
+        IndexStatus::default()
     }
 
     async fn prepare(&self, _: CancellationToken) {}
@@ -90,10 +90,10 @@ impl Similarity for Listed {
 /// Searches on the folder's store, with permits for eight texts: six for searches, three of them
 /// for one user.
 async fn searches(folder: &Folder, similarity: &Arc<Listed>) -> Arc<Searches> {
-    let settings = Settings {
+    let settings = EmbedderSettings {
         workers: 1,
         capacity: 8,
-        ..Settings::default()
+        ..EmbedderSettings::default()
     };
     Arc::new(Searches {
         reads: FairSemaphore::new(16, 1024),
@@ -105,7 +105,7 @@ async fn searches(folder: &Folder, similarity: &Arc<Listed>) -> Arc<Searches> {
         model: ModelId(Arc::from("one-vector")),
         similarity: Arc::clone(similarity) as _,
         scope: SimilarScope::Own,
-        reembedding: Arc::new(Progress::default()),
+        reembedding: Arc::new(ReembeddingProgress::default()),
         metrics: Arc::new(Metrics::new()),
     })
 }

@@ -1,7 +1,7 @@
 //! One choice of an answer: its text and why it ended, as they come in.
 
 use super::error_object::reports_error;
-use super::json::{Value, is_nothing};
+use super::json::{JsonValue, is_nothing};
 use super::text::{Text, decoded};
 use crate::llm::openai::line::one_line;
 
@@ -44,7 +44,7 @@ impl Choice {
     }
 
     /// Takes what an object says of this choice: its [`MEMBERS`].
-    pub fn take(&mut self, members: [Option<Value<'_>>; MEMBERS.len()]) -> Brought {
+    pub fn take(&mut self, members: [Option<JsonValue<'_>>; MEMBERS.len()]) -> Brought {
         let [delta, message, text, reason, error] = members;
         let before = self.text.len();
         let has_delta = delta.is_some_and(|delta| self.take_part(delta));
@@ -83,7 +83,7 @@ impl Choice {
 
     /// Takes a message. Returns whether it has a text. After deltas a message repeats the whole
     /// text, so only its rest is new.
-    fn take_message(&mut self, message: Value<'_>) -> bool {
+    fn take_message(&mut self, message: JsonValue<'_>) -> bool {
         if !self.came_as_deltas {
             return self.take_part(message);
         }
@@ -97,7 +97,7 @@ impl Choice {
     }
 
     /// Takes a delta or a message. Returns whether it has a text.
-    fn take_part(&mut self, part: Value<'_>) -> bool {
+    fn take_part(&mut self, part: JsonValue<'_>) -> bool {
         if part.string().is_some() {
             return self.take_content(part);
         }
@@ -111,7 +111,7 @@ impl Choice {
 
     /// Takes a content: a text, a list of parts, a single part, or a value in place of a text.
     /// Returns whether it has a text.
-    fn take_content(&mut self, content: Value<'_>) -> bool {
+    fn take_content(&mut self, content: JsonValue<'_>) -> bool {
         let has_text = if let Some(text) = content.string() {
             self.text.push_json(text);
             true
@@ -135,14 +135,14 @@ impl Choice {
 
     /// Takes a part of a list. Returns whether it has a text: other parts are thoughts, images or
     /// tool calls.
-    fn take_listed(&mut self, part: Value<'_>) -> bool {
+    fn take_listed(&mut self, part: JsonValue<'_>) -> bool {
         if let Some(text) = part.string() {
             self.text.push_json(text);
             return true;
         }
         let names = ["type", "text", "refusal", "content"];
         let [kind, texts @ ..] = part.object(names).members;
-        let kind = kind.and_then(Value::string).unwrap_or_default();
+        let kind = kind.and_then(JsonValue::string).unwrap_or_default();
         if !matches!(kind, b"" | b"text" | b"output_text" | b"refusal") {
             return false;
         }
@@ -159,21 +159,21 @@ impl Choice {
 }
 
 /// Reads a reason as one line. `None` if it is not a text, or a word for nothing.
-fn read_reason(reason: Value<'_>) -> Option<String> {
+fn read_reason(reason: JsonValue<'_>) -> Option<String> {
     let written = reason.string().filter(|text| !is_nothing(text))?;
     let reason = one_line(&decoded(written), REASON_CHARS);
     (!reason.is_empty()).then_some(reason)
 }
 
 /// Whether a delta or message has anything beside its role.
-fn has_work(part: Value<'_>) -> bool {
+fn has_work(part: JsonValue<'_>) -> bool {
     part.members()
         .any(|(name, value)| name != b"role" && value.holds_anything(1))
 }
 
 /// Whether it is an object without a type. Some gateways parse an answer that was requested as
 /// JSON.
-fn is_untyped(content: Value<'_>) -> bool {
+fn is_untyped(content: JsonValue<'_>) -> bool {
     let [kind] = content.object(["type"]).members;
     kind.is_none() && content.members().next().is_some()
 }

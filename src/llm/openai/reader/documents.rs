@@ -6,7 +6,7 @@
 //! 9.2.6), or a plain object begins there.
 
 use super::event_lines::{data_of, is_done, is_other_field, trim_between, trim_blanks};
-use super::json::{Object, Value};
+use super::json::{JsonValue, Object};
 use super::nesting::{Nesting, find_either};
 use crate::llm::openai::fault::FaultKind;
 
@@ -39,7 +39,7 @@ impl<'a> Document<'a> {
     /// Reads the object at the start of `data`. Without its end, all of `data` is taken as the
     /// object.
     fn new(data: &'a [u8]) -> Self {
-        let object = Value::new(data).object(MEMBERS);
+        let object = JsonValue::new(data).object(MEMBERS);
         Self { json: data, object }
     }
 
@@ -67,7 +67,7 @@ pub enum Origin {
 ///
 /// Items go to a sink. It returns whether the item has a choice, or an error that ends the reading.
 #[derive(Debug)]
-pub struct Documents {
+pub struct BodySplitter {
     /// Bytes that a line and an incomplete object may have together.
     limit: usize,
     /// The line that has begun, without the blanks before it.
@@ -82,7 +82,7 @@ pub struct Documents {
     after_cr: bool,
 }
 
-impl Documents {
+impl BodySplitter {
     /// For one body whose objects have at most `limit` bytes.
     pub fn new(limit: usize) -> Self {
         Self {

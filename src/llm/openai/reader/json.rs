@@ -11,14 +11,14 @@ use super::nesting::{Nesting, find_either, is_blank};
 /// A value, as its bytes, which are not checked. If the text was cut off, the end of an object or
 /// array may be missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Value<'a>(&'a [u8]);
+pub struct JsonValue<'a>(&'a [u8]);
 
 /// What was found of an object.
 #[derive(Debug)]
 pub struct Object<'a, const N: usize> {
     /// The requested members, in the order of their names. Of duplicates the last one counts that
     /// is not null.
-    pub members: [Option<Value<'a>>; N],
+    pub members: [Option<JsonValue<'a>>; N],
     /// Whether it has a member, or is the empty object. Otherwise it is not JSON.
     pub is_readable: bool,
     /// Its length in bytes. `None` if it is cut off, or if a part of it is not JSON.
@@ -26,7 +26,7 @@ pub struct Object<'a, const N: usize> {
 }
 
 /// Iterates over the members of an object, up to the first that is not JSON.
-pub struct Members<'a> {
+pub struct ObjectMembers<'a> {
     rest: &'a [u8],
     /// The bytes after the closing bracket, once the iteration has reached it.
     after: Option<&'a [u8]>,
@@ -72,7 +72,7 @@ fn value_end(bytes: &[u8]) -> Option<usize> {
     }
 }
 
-impl<'a> Value<'a> {
+impl<'a> JsonValue<'a> {
     /// A value that takes up all of `bytes`.
     pub fn new(bytes: &'a [u8]) -> Self {
         Self(bytes)
@@ -116,7 +116,7 @@ impl<'a> Value<'a> {
         for (key, value) in &mut all {
             any = true;
             if let Some(at) = place_of(key, &names) {
-                let slot: &mut Option<Value<'a>> = &mut members[at];
+                let slot: &mut Option<JsonValue<'a>> = &mut members[at];
                 if slot.is_none() || !value.is_null() {
                     *slot = Some(value);
                 }
@@ -130,8 +130,8 @@ impl<'a> Value<'a> {
     }
 
     /// Its members, if it is an object: each key as it is written between its quotes.
-    pub fn members(self) -> Members<'a> {
-        Members {
+    pub fn members(self) -> ObjectMembers<'a> {
+        ObjectMembers {
             rest: self.0.strip_prefix(b"{").unwrap_or_default(),
             after: None,
         }
@@ -190,8 +190,8 @@ fn place_of(key: &[u8], names: &[&str]) -> Option<usize> {
     place(key)
 }
 
-impl<'a> Iterator for Members<'a> {
-    type Item = (&'a [u8], Value<'a>);
+impl<'a> Iterator for ObjectMembers<'a> {
+    type Item = (&'a [u8], JsonValue<'a>);
 
     fn next(&mut self) -> Option<Self::Item> {
         let rest = trim_start(self.rest);
@@ -210,17 +210,17 @@ impl<'a> Iterator for Members<'a> {
         let Some(end) = value_end(value) else {
             // The value is cut off. The beginning of an object or array is still useful.
             let is_nested = matches!(value.first()?, b'{' | b'[');
-            return is_nested.then_some((key, Value(value)));
+            return is_nested.then_some((key, JsonValue(value)));
         };
         self.rest = after_comma(&value[end..]);
-        Some((key, Value(&value[..end])))
+        Some((key, JsonValue(&value[..end])))
     }
 }
 
 impl<'a> Iterator for Items<'a> {
-    type Item = Value<'a>;
+    type Item = JsonValue<'a>;
 
-    fn next(&mut self) -> Option<Value<'a>> {
+    fn next(&mut self) -> Option<JsonValue<'a>> {
         let rest = trim_start(self.0);
         self.0 = b"";
         // No item begins with these. An item without bytes would be found again and again.
@@ -229,7 +229,7 @@ impl<'a> Iterator for Items<'a> {
         }
         let (item, rest) = rest.split_at(value_end(rest)?);
         self.0 = after_comma(rest);
-        Some(Value(item))
+        Some(JsonValue(item))
     }
 }
 
@@ -240,7 +240,7 @@ mod tests {
     use super::*;
 
     fn member<'a>(json: &'a str, name: &str) -> Option<&'a str> {
-        let [value] = Value::new(json.as_bytes()).object([name]).members;
+        let [value] = JsonValue::new(json.as_bytes()).object([name]).members;
         value.map(|value| std::str::from_utf8(value.bytes()).unwrap())
     }
 
@@ -289,7 +289,7 @@ mod tests {
             ("[]", false),
             ("oops", false),
         ] {
-            let object = Value::new(json.as_bytes()).object([]);
+            let object = JsonValue::new(json.as_bytes()).object([]);
             assert_eq!(object.is_readable, is_readable, "{json}");
         }
     }
@@ -297,7 +297,7 @@ mod tests {
     #[test]
     fn only_complete_items_of_a_cut_array_count() {
         let list = |json: &'static str| -> Vec<&str> {
-            let items = Value::new(json.as_bytes()).items();
+            let items = JsonValue::new(json.as_bytes()).items();
             items
                 .map(|item| std::str::from_utf8(item.bytes()).unwrap())
                 .collect()
@@ -325,7 +325,7 @@ mod tests {
             ("[5]", None),
             (r#""five""#, None),
         ] {
-            assert_eq!(Value::new(json.as_bytes()).number(), number, "{json}");
+            assert_eq!(JsonValue::new(json.as_bytes()).number(), number, "{json}");
         }
     }
 
@@ -345,7 +345,7 @@ mod tests {
             "[null]",
             r#"{"message":"","type":"","param":"","code":null,"details":[]}"#,
         ] {
-            assert!(!Value::new(json.as_bytes()).holds_anything(3), "{json}");
+            assert!(!JsonValue::new(json.as_bytes()).holds_anything(3), "{json}");
         }
         for json in [
             "true",
@@ -356,7 +356,7 @@ mod tests {
             r#"{"a":{"b":"x"}}"#,
             "[[[[]]]]",
         ] {
-            assert!(Value::new(json.as_bytes()).holds_anything(3), "{json}");
+            assert!(JsonValue::new(json.as_bytes()).holds_anything(3), "{json}");
         }
     }
 
@@ -364,7 +364,7 @@ mod tests {
     fn nesting_a_million_deep_is_skipped() {
         let json = [r#"{"x":"#.repeat(1 << 20), "}".repeat(1 << 20)].concat();
         assert_eq!(value_end(json.as_bytes()), Some(json.len()));
-        assert!(Value::new(json.as_bytes()).holds_anything(3));
+        assert!(JsonValue::new(json.as_bytes()).holds_anything(3));
     }
 
     proptest! {
@@ -372,7 +372,7 @@ mod tests {
         fn an_object_ends_at_its_closing_bracket(
             json in r#"\{[ ,\x0c]?("a":("b"|7|x|7"|x\{|\[\}|\{,"c":1\})[ ,\x0c]?|\}){0,9}"#,
         ) {
-            let object = Value::new(json.as_bytes()).object([]);
+            let object = JsonValue::new(json.as_bytes()).object([]);
             if let Some(length) = object.length {
                 prop_assert_eq!(Nesting::checked().end(json.as_bytes()), Some(length));
             }
@@ -383,7 +383,7 @@ mod tests {
             prop_oneof![Just(b'{'), Just(b'['), Just(b'}'), Just(b']'), Just(b'"'), Just(b'\\'), Just(b','), Just(b':'), any::<u8>()],
             0..120,
         )) {
-            let value = Value::new(&bytes);
+            let value = JsonValue::new(&bytes);
             prop_assert!(value.members().count() <= bytes.len());
             prop_assert!(value.items().count() <= bytes.len());
             let _ = (value.object(["a"]), value.number(), value.string(), value.holds_anything(3));

@@ -14,9 +14,9 @@ mod nesting;
 mod text;
 
 use self::choice::Choice;
-use self::documents::{Document, Documents, Item, Origin};
+use self::documents::{BodySplitter, Document, Item, Origin};
 use self::error_object::reports_error;
-pub use self::json::Value;
+pub use self::json::JsonValue;
 use super::fault::FaultKind;
 use super::line::one_line;
 
@@ -32,7 +32,7 @@ const BODY_PER_TEXT: usize = 512;
 
 /// What an upstream answered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Answer {
+pub struct UpstreamAnswer {
     /// The text, without NUL.
     pub text: String,
     /// The model, as the upstream names it.
@@ -58,17 +58,17 @@ pub struct Received {
 
 /// How a body came to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum BodyEnd {
     /// In order.
     Orderly,
-    /// It broke off, fell silent or went on for too long.
+    /// It was cut off, stopped coming or took too long.
     Cut,
 }
 
 /// Reads one body.
 #[derive(Debug)]
-pub struct Reader {
-    documents: Documents,
+pub struct AnswerReader {
+    documents: BodySplitter,
     gathered: Gathered,
     /// Bytes that the body may still have.
     room: usize,
@@ -98,11 +98,11 @@ struct Gathered {
     received: Received,
 }
 
-impl Reader {
+impl AnswerReader {
     /// For one body with at most `most_text` bytes of text.
     pub fn new(most_text: usize) -> Self {
         Self {
-            documents: Documents::new(most_text * JSON_PER_TEXT + JSON_AROUND),
+            documents: BodySplitter::new(most_text * JSON_PER_TEXT + JSON_AROUND),
             gathered: Gathered {
                 most_text,
                 ..Gathered::default()
@@ -184,7 +184,7 @@ impl Reader {
     /// # Errors
     /// `Truncated` if the answer has begun and not ended, `Malformed` if there is none, or the
     /// error of [`Self::feed`].
-    pub fn finish(&mut self, end: End) -> Result<(Answer, String), FaultKind> {
+    pub fn finish(&mut self, end: BodyEnd) -> Result<(UpstreamAnswer, String), FaultKind> {
         let gathered = &mut self.gathered;
         // An error of the sink is kept in `failed`; other errors are not possible here.
         let _ = self.documents.finish(&mut |item| gathered.take(item));
@@ -238,7 +238,7 @@ impl Gathered {
     ) -> Result<bool, FaultKind> {
         let [choices, usage, model, error, kind] = document.object.members;
         if !document.object.is_readable {
-            // Incomplete objects are counted by `Documents`.
+            // Incomplete objects are counted by `BodySplitter`.
             self.skipped += u64::from(origin.is_some());
             return Ok(false);
         }
@@ -253,7 +253,7 @@ impl Gathered {
         if self.is_done {
             return Ok(false);
         }
-        if let Some(model) = model.and_then(Value::string) {
+        if let Some(model) = model.and_then(JsonValue::string) {
             self.take_model(model);
         }
         let (has_choice, has_broken_down) = match choices {
@@ -266,7 +266,7 @@ impl Gathered {
         }
         let is_error = has_broken_down
             || error.is_some_and(reports_error)
-            || kind.and_then(Value::string) == Some(b"error");
+            || kind.and_then(JsonValue::string) == Some(b"error");
         if is_error && !self.has_reason() {
             self.error = Some(document.json.to_vec());
             return Err(FaultKind::ErrorObject);
@@ -276,9 +276,9 @@ impl Gathered {
 
     /// Takes the choices: a list, or a single one. Returns whether there is one, and whether the
     /// answer broke down.
-    fn take_choices(&mut self, choices: Value<'_>) -> (bool, bool) {
+    fn take_choices(&mut self, choices: JsonValue<'_>) -> (bool, bool) {
         let mut taken = (false, false);
-        let mut each = |place: usize, choice: Value<'_>| {
+        let mut each = |place: usize, choice: JsonValue<'_>| {
             if choice.is_object() {
                 taken.0 = true;
                 taken.1 |= self.take_choice(place, choice);
@@ -300,12 +300,12 @@ impl Gathered {
     }
 
     /// Takes a choice. Returns whether the answer broke down.
-    fn take_choice(&mut self, place: usize, choice: Value<'_>) -> bool {
+    fn take_choice(&mut self, place: usize, choice: JsonValue<'_>) -> bool {
         let [delta, message, text, reason, error] = choice::MEMBERS;
         let names = ["index", delta, message, text, reason, error];
         let [index, members @ ..] = choice.object(names).members;
         // Without a readable index, the place in the list counts.
-        let index = match index.and_then(Value::number) {
+        let index = match index.and_then(JsonValue::number) {
             Some(index) => index as i64,
             None => place as i64,
         };
@@ -325,7 +325,7 @@ impl Gathered {
         brought.breakdown
     }
 
-    fn take_usage(&mut self, usage: Value<'_>) {
+    fn take_usage(&mut self, usage: JsonValue<'_>) {
         let names = [
             "prompt_tokens",
             "completion_tokens",
@@ -333,7 +333,7 @@ impl Gathered {
             "output_tokens",
         ];
         let [prompt, completion, input, output] = usage.object(names).members;
-        let count = |tokens: Option<Value<'_>>| {
+        let count = |tokens: Option<JsonValue<'_>>| {
             let tokens = tokens?.number().filter(|tokens| *tokens >= 0.0)?;
             // Saturates.
             Some(tokens as u32)
@@ -357,7 +357,7 @@ impl Gathered {
         }
     }
 
-    fn finish(&mut self, end: End) -> Result<Answer, FaultKind> {
+    fn finish(&mut self, end: BodyEnd) -> Result<UpstreamAnswer, FaultKind> {
         if let Some(kind) = self.failed {
             return Err(kind);
         }
@@ -372,7 +372,9 @@ impl Gathered {
         let is_whole = self.objects == 1
             && match (self.origin, choice.came_as_deltas()) {
                 (Some(Origin::Plain), false) => true,
-                (Some(Origin::Plain), true) | (Some(Origin::Event), false) => end == End::Orderly,
+                (Some(Origin::Plain), true) | (Some(Origin::Event), false) => {
+                    end == BodyEnd::Orderly
+                }
                 (Some(Origin::Event), true) | (None, _) => false,
             };
         if choice.reason.is_none() && !((self.is_done || is_whole) && choice.has_content) {
@@ -381,7 +383,7 @@ impl Gathered {
                 false => FaultKind::Malformed,
             });
         }
-        Ok(Answer {
+        Ok(UpstreamAnswer {
             text: choice.text.finish(),
             model: self.model.take(),
             finish_reason: choice.reason,
@@ -392,7 +394,7 @@ impl Gathered {
 }
 
 /// Whether an object is a choice, rather than a list of such.
-fn is_choice(value: Value<'_>) -> bool {
+fn is_choice(value: JsonValue<'_>) -> bool {
     let members = value.object(choice::MEMBERS).members;
     members.iter().any(Option::is_some)
 }

@@ -7,12 +7,12 @@ const UNREADABLE: &str = "\u{fffd}";
 #[derive(Debug, Default)]
 pub struct Text {
     whole: String,
-    begun: Begun,
+    begun: PartialCharacter,
 }
 
 /// The beginning of a character whose end is still to come.
 #[derive(Debug, Default)]
-enum Begun {
+enum PartialCharacter {
     #[default]
     Nothing,
     /// The first half of a surrogate pair.
@@ -29,7 +29,7 @@ impl Text {
 
     /// Its length in bytes, plus one if a character has begun. Any added text makes it longer.
     pub fn len(&self) -> usize {
-        self.whole.len() + usize::from(!matches!(self.begun, Begun::Nothing))
+        self.whole.len() + usize::from(!matches!(self.begun, PartialCharacter::Nothing))
     }
 
     /// The text at its end.
@@ -72,12 +72,12 @@ impl Text {
             return;
         }
         match std::mem::take(&mut self.begun) {
-            Begun::Nothing => self.push_utf8(bytes),
-            Begun::Surrogate(_) => {
+            PartialCharacter::Nothing => self.push_utf8(bytes),
+            PartialCharacter::Surrogate(_) => {
                 self.whole.push_str(UNREADABLE);
                 self.push_utf8(bytes);
             }
-            Begun::Bytes(mut begun) => {
+            PartialCharacter::Bytes(mut begun) => {
                 begun.extend_from_slice(bytes);
                 self.push_utf8(&begun);
             }
@@ -96,7 +96,7 @@ impl Text {
             let is_begun = chunks.peek().is_none()
                 && std::str::from_utf8(invalid).is_err_and(|error| error.error_len().is_none());
             if is_begun {
-                self.begun = Begun::Bytes(invalid.to_vec());
+                self.begun = PartialCharacter::Bytes(invalid.to_vec());
             } else if !invalid.is_empty() {
                 self.whole.push_str(UNREADABLE);
             }
@@ -125,10 +125,10 @@ impl Text {
 
     /// Adds a unit of UTF-16.
     fn push_unit(&mut self, unit: u16) {
-        if let Begun::Surrogate(first) = self.begun
+        if let PartialCharacter::Surrogate(first) = self.begun
             && let Some(Ok(character)) = char::decode_utf16([first, unit]).next()
         {
-            self.begun = Begun::Nothing;
+            self.begun = PartialCharacter::Nothing;
             self.whole.push(character);
             return;
         }
@@ -136,14 +136,14 @@ impl Text {
         match char::from_u32(u32::from(unit)) {
             Some('\0') => self.whole.push_str(UNREADABLE),
             Some(character) => self.whole.push(character),
-            None if unit < 0xdc00 => self.begun = Begun::Surrogate(unit),
+            None if unit < 0xdc00 => self.begun = PartialCharacter::Surrogate(unit),
             None => self.whole.push_str(UNREADABLE),
         }
     }
 
     /// Replaces a character that has only begun.
     fn break_off(&mut self) {
-        if !matches!(std::mem::take(&mut self.begun), Begun::Nothing) {
+        if !matches!(std::mem::take(&mut self.begun), PartialCharacter::Nothing) {
             self.whole.push_str(UNREADABLE);
         }
     }

@@ -6,7 +6,7 @@ mod packing;
 mod protocol;
 mod recorded;
 
-use prompt_service::llm::{Reading, read_answer};
+use prompt_service::llm::{AnswerReading, read_answer};
 
 use super::{Watched, config};
 use crate::support::{Reply, Upstream};
@@ -71,11 +71,11 @@ fn table() -> Vec<Case> {
 
 const MOST_TEXT: usize = 4096;
 
-fn read(pieces: &[&[u8]]) -> Reading {
+fn read(pieces: &[&[u8]]) -> AnswerReading {
     read_answer(pieces.iter().copied(), MOST_TEXT, false)
 }
 
-fn check(name: &str, reading: &Reading, expected: Expected) {
+fn check(name: &str, reading: &AnswerReading, expected: Expected) {
     match (&reading.answer, expected) {
         (Ok(answer), Answer(text, reason)) => {
             assert_eq!(answer.text, text, "{name}");

@@ -7,7 +7,7 @@ use std::ops::Deref;
 pub(super) const LINE_BYTES: usize = 64;
 
 /// A read-only array whose first item lies on a cache line.
-pub(super) enum Slab<T: 'static> {
+pub(super) enum AlignedArray<T: 'static> {
     /// Part of a `static`.
     Borrowed(&'static [T]),
     /// A heap allocation with room to begin on a cache line. It never grows, so it is never moved.
@@ -18,7 +18,7 @@ pub(super) enum Slab<T: 'static> {
     },
 }
 
-impl<T: Copy + Default> Slab<T> {
+impl<T: Copy + Default> AlignedArray<T> {
     /// An owned array of `len` items, filled by `fill`.
     pub fn build(len: usize, fill: impl FnOnce(&mut [T])) -> Self {
         let spare = LINE_BYTES / size_of::<T>();
@@ -29,7 +29,7 @@ impl<T: Copy + Default> Slab<T> {
     }
 }
 
-impl<T> Deref for Slab<T> {
+impl<T> Deref for AlignedArray<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
@@ -40,9 +40,9 @@ impl<T> Deref for Slab<T> {
     }
 }
 
-impl<T> fmt::Debug for Slab<T> {
+impl<T> fmt::Debug for AlignedArray<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Slab({} items)", self.len())
+        write!(f, "AlignedArray({} items)", self.len())
     }
 }
 
@@ -51,17 +51,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn owned_slabs_start_on_a_cache_line_and_hold_what_was_written() {
+    fn owned_arrays_start_on_a_cache_line_and_hold_what_was_written() {
         for len in [0, 1, 15, 64, 1000] {
-            let slab = Slab::<f32>::build(len, |items| {
+            let array = AlignedArray::<f32>::build(len, |items| {
                 items
                     .iter_mut()
                     .enumerate()
                     .for_each(|(i, x)| *x = i as f32)
             });
-            assert_eq!(slab.as_ptr() as usize % LINE_BYTES, 0);
-            assert_eq!(slab.len(), len);
-            assert!(slab.iter().enumerate().all(|(i, x)| *x == i as f32));
+            assert_eq!(array.as_ptr() as usize % LINE_BYTES, 0);
+            assert_eq!(array.len(), len);
+            assert!(array.iter().enumerate().all(|(i, x)| *x == i as f32));
         }
     }
 }
