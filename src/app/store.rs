@@ -77,7 +77,7 @@ impl Store {
     /// One line that names the server that has the lock.
     pub async fn lock_server(&self, shares_redis: bool) -> anyhow::Result<Option<ServerLock>> {
         Ok(match &self.kind {
-            // The locks of its files have seen to it.
+            // Its files are locked already.
             StoreKind::Sqlite(_) => None,
             StoreKind::Postgres(store) if shares_redis => Some(store.lock_shared().await?),
             StoreKind::Postgres(store) => Some(store.lock_exclusive().await?),
