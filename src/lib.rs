@@ -7,8 +7,6 @@
 pub mod config;
 pub mod domain;
 pub mod error;
-#[cfg(test)]
-mod expected;
 pub mod fair_semaphore;
 pub mod memory_budget;
 pub mod redis;
@@ -35,6 +33,7 @@ pub mod transfer;
 pub mod api;
 pub mod app;
 pub mod cli;
+pub mod program;
 
 // What strangers send, for the fuzzer.
 #[cfg(any(test, fuzzing))]

@@ -19,6 +19,8 @@ use std::time::Instant;
 
 use anyhow::Context;
 use axum::http::HeaderValue;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -81,7 +83,12 @@ impl App {
     ///
     /// # Errors
     /// One line that names the setting at fault and the repair.
-    pub async fn build(config: Config) -> anyhow::Result<Self> {
+    // Boxed, as `serve` is: otherwise each program that awaits it compiles the service once more.
+    pub fn build(config: Config) -> BoxFuture<'static, anyhow::Result<Self>> {
+        Self::build_now(config).boxed()
+    }
+
+    async fn build_now(config: Config) -> anyhow::Result<Self> {
         let started = Instant::now();
         for sentence in config.misspelt.iter().chain(&config.unused) {
             tracing::warn!("{sentence}");
@@ -286,7 +293,11 @@ impl App {
     ///
     /// # Errors
     /// If the system does not report where it listens; if another server took the store.
-    pub async fn serve(mut self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    pub fn serve(self, shutdown: BoxFuture<'static, ()>) -> BoxFuture<'static, anyhow::Result<()>> {
+        self.serve_until(shutdown).boxed()
+    }
+
+    async fn serve_until(mut self, shutdown: BoxFuture<'static, ()>) -> anyhow::Result<()> {
         let lifecycle = self.state.lifecycle.clone();
         let prompts = self.state.prompts.clone();
         self.start_background(&lifecycle);

@@ -2,7 +2,6 @@
 
 pub mod account;
 pub mod client;
-pub mod embedding;
 pub mod ids;
 pub mod prompt;
 pub mod rate;
@@ -11,9 +10,9 @@ pub mod timestamp;
 pub mod user;
 
 pub use client::{ClientNetwork, ClientSite};
-pub use embedding::{Embedding, ModelId};
 pub use ids::{PromptId, UserId};
 pub use prompt::{CallDetails, FailureCode, Prompt, PromptStatus};
+pub use prompt_service_engine::{Embedding, ModelId};
 pub use rate::{Rate, Rates};
 pub use record::{
     KeyRecord, LastIds, PromptRecord, Record, RecordCursor, RevokedToken, Session, UpstreamDay,

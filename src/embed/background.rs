@@ -9,7 +9,7 @@ use std::thread;
 
 use tokio::sync::oneshot;
 
-use super::engine::Encode;
+use super::Encode;
 use crate::domain::Embedding;
 use crate::threads::lower_priority;
 

@@ -1,59 +1,9 @@
-//! Sentence embeddings: text to vector, in the process.
-//!
-//! A [`tokenizer`] divides the text, a [`Model`] runs this project's BERT forward pass over int8
-//! weights, and the [`pipeline`] feeds it: bounded, fair, in batches, never on the async threads. A
-//! small encoder spends its time in a few dozen matrix products that fit the caches. The overhead
-//! of a general inference runtime is larger than the cost of these products; `benches/engine/`
-//! measures the difference.
+//! Sentence embeddings for requests: the [`pipeline`] feeds the engine (`crates/engine`): bounded,
+//! fair, in batches, never on the async threads.
 
-mod aligned;
 mod background;
-mod engine;
-mod folder;
-mod kernel;
-mod model;
-#[cfg(test)]
-mod packed_tests;
 pub mod pipeline;
-mod safetensors;
-#[cfg(test)]
-mod tests;
-pub mod tokenizer;
-mod weights;
-
-use std::io;
-use std::path::PathBuf;
 
 pub use background::BackgroundEmbedder;
-pub use engine::{Encode, Engine};
-pub use kernel::Kernel;
-pub use model::{Model, Scratch};
 pub use pipeline::{Class, Embedder, EmbedderSettings, Permit};
-
-/// Why a model cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A file of the model is missing or unreadable.
-    #[error("cannot read {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The system's error.
-        #[source]
-        source: io::Error,
-    },
-    /// A file is damaged, or its content does not fit its name.
-    #[error("{file} is not usable: {reason}")]
-    Malformed {
-        /// The file.
-        file: String,
-        /// The fault, as a sentence without its subject.
-        reason: String,
-    },
-    /// The model is correct, but this engine does not run its kind.
-    #[error("this kind of model is not supported: {reason}")]
-    Unsupported {
-        /// Why.
-        reason: String,
-    },
-}
+pub use prompt_service_engine::{Encode, Engine, Error, Kernel, Model, Scratch, tokenizer};

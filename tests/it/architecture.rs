@@ -103,7 +103,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "cli",
         ],
     ),
-    ("main", &["config", "telemetry", "api", "cli", "app"]),
+    ("program", &["config", "telemetry", "api", "cli", "app"]),
+    ("main", &["program"]),
     // Of tests and the fuzzer alone: whatever takes bytes of strangers.
     (
         "fuzzing",

@@ -21,7 +21,7 @@ pub use self::admission::Permit;
 use self::admission::TextAdmission;
 use self::cache::QueryCache;
 use self::queue::{TextQueue, Waiter, WaiterId};
-use super::engine::Encode;
+use super::Encode;
 use crate::domain::{Embedding, UserId};
 use crate::telemetry::Metrics;
 

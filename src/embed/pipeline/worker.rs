@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::queue::{EmbedJob, TextBatch};
 use super::{Class, Error, Pipeline};
 use crate::domain::Embedding;
-use crate::embed::engine::Encode;
+use crate::embed::Encode;
 
 /// A text of a batch as ids, by the number of its job.
 type Encoded = (u64, Vec<u32>);

@@ -264,10 +264,11 @@ pub async fn try_spawn_app_in(
     };
     let (addr, metrics_addr) = (service.local_addr()?, service.metrics_addr()?);
     let (stop, stopped) = oneshot::channel();
-    let served = runtime.spawn(service.serve(async {
-        // A sender that was dropped without a word stops the service too.
+    let shutdown = async {
+        // A sender that is dropped stops the service too.
         let _ = stopped.await;
-    }));
+    };
+    let served = runtime.spawn(service.serve(Box::pin(shutdown)));
     Ok(App {
         addr,
         metrics_addr,

