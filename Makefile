@@ -30,14 +30,14 @@ build: ## build the release binary
 	$(CARGO) build $(PROFILE)
 
 fmt: ## format the Rust code
-	$(CARGO) fmt
+	$(CARGO) fmt --all
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml
 
 check: ## formatting, lints, documentation: all that needs no running service
-	$(CARGO) fmt --check
+	$(CARGO) fmt --all --check
 	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
-	$(CARGO) clippy $(PROFILE) --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --no-deps --document-private-items
+	$(CARGO) clippy $(PROFILE) --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --workspace --no-deps --document-private-items
 	$(PYTHON) tests/tools/check_documents.py
 
 test: test-rust test-service test-replicas test-deploy ## all tests: Rust's, the release binary from outside, several replicas, the deployment files
@@ -46,9 +46,9 @@ test: test-rust test-service test-replicas test-deploy ## all tests: Rust's, the
 # of the time that two at a time take.
 test-rust: export RUST_TEST_THREADS := $(shell echo $$((2 * $$(nproc))))
 test-rust: test-servers ## unit and integration tests, those over HTTP on SQLite and again on PostgreSQL
-	$(CARGO) test $(PROFILE) --lib --bins
-	it=$$($(PYTHON) tests/tools/integration_tests.py $(CARGO) $(PROFILE)) && $$it && \
-	TEST_STORE=postgres $$it auth:: guessing:: sessions:: tokens:: purge:: prompts:: search:: realtime:: throttle:: shutdown::
+	$(CARGO) test $(PROFILE) --workspace --lib
+	$(CARGO) test $(PROFILE) --test it
+	TEST_STORE=postgres $(CARGO) test $(PROFILE) --test it -- auth:: guessing:: sessions:: tokens:: purge:: prompts:: search:: realtime:: throttle:: shutdown::
 
 test-service: build python-env ## the release binary from outside: contract, SimpleJWT, schema, pages in a browser, metrics, bad input, kill -9, upstream, shutdown
 	$(PYTEST) --ignore-glob='*/test_replicas_*' tests/python
