@@ -64,7 +64,7 @@ pub(super) enum SlabAccess {
 }
 
 /// A load, from before its turn until its end. If it is dropped without an end, the slot is not
-/// loaded, and the closed channel tells the callers that wait.
+/// loaded, and the closed channel notifies the callers that wait.
 pub(super) struct Load {
     slot: Arc<SlabSlot>,
     outcome: Arc<watch::Sender<LoadOutcome>>,
@@ -183,7 +183,7 @@ impl SlabSlot {
         }
     }
 
-    /// Makes a running load begin again: rows may have been committed that nobody will report.
+    /// Makes a running load begin again: rows may have been committed that will not be reported.
     pub(super) fn invalidate(&self) {
         self.lock().invalidations += 1;
     }

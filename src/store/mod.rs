@@ -41,7 +41,7 @@ macro_rules! account_columns {
 }
 pub(crate) use account_columns;
 
-/// What a store answers when it cannot do as asked.
+/// Why a store could not do what was requested.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The username belongs to another account.

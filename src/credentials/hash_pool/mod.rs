@@ -47,7 +47,7 @@ pub struct HashPool {
 
 /// A call that waits for a thread.
 trait HashJob: Send {
-    /// Whether nobody waits for the result any more.
+    /// Whether the caller has stopped waiting for the result.
     fn is_abandoned(&self) -> bool;
 
     /// Does the work and sends the result. Without a workspace the call fails as `Overloaded`.

@@ -11,7 +11,7 @@ use super::super::tests::Tiny;
 use super::super::{Encode, Error, Model};
 use super::Engine;
 
-/// A tokenizer of nine tokens that tells cases apart.
+/// A tokenizer of nine tokens that distinguishes upper and lower case.
 fn tokenizer_json() -> Value {
     let special = |id: u32, content: &str| json!({"id": id, "content": content});
     json!({

@@ -151,8 +151,8 @@ impl Prompts {
     ///
     /// `memory` accounts for the prompt's text, and later for the answer's.
     ///
-    /// The work goes on in a task of its own. A caller that leaves, and so drops this future or the
-    /// reader, loses nothing, unless the operator wants such calls cancelled.
+    /// The work goes on in a separate task. A caller that leaves, and so drops this future or the
+    /// reader, loses nothing, unless such calls are cancelled by setting.
     ///
     /// # Errors
     /// `Overloaded` at once if too many texts or calls wait; nothing was begun then. `Failed` if

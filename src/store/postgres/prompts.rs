@@ -169,7 +169,7 @@ impl PromptStore for PostgresStore {
             .await?;
         let mut page = PromptPage::default();
         for row in &rows {
-            // The row after the page is there to tell that there are older ones; its texts are not.
+            // The row after the page shows that there are older ones. Its texts are not sent.
             if get(row, "is_in")? {
                 page.prompts.push(prompt_from_row(row)?);
             } else {
@@ -210,7 +210,7 @@ impl PromptStore for PostgresStore {
         id: PromptId,
     ) -> Result<Option<DeletedPrompt>, Error> {
         let mut connection = self.pool.connection(PATIENCE).await?;
-        // The statement still sees the vector that its own deletion takes along.
+        // The statement still sees the vector that this deletion removes too.
         let rows = connection
             .write(
                 "WITH gone AS (DELETE FROM prompt WHERE id = $1 AND user_id = $2 RETURNING id)
