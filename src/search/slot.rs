@@ -1,8 +1,8 @@
 //! A slot for one slab, which is not loaded, being loaded, or ready.
 //!
 //! Changes that come while rows are being read are recorded and applied afterwards. A row can reach
-//! a slab twice, by the reading and by its own report, in either order. It is inserted once,
-//! because every insertion looks for its id first.
+//! a slab twice, by the reading and by its report, in either order. It is inserted once, because
+//! every insertion looks for its id first.
 
 use std::error::Error;
 use std::sync::Arc;

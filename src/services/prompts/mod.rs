@@ -289,9 +289,9 @@ impl Prompts {
         task.await.map_err(Error::internal)?
     }
 
-    /// Waits until no call runs, at most until `deadline`. Calls that still run then are stopped, and
-    /// their leases released, so that a retry with the same key takes them over, on any replica.
-    /// Call it once no more posts can arrive.
+    /// Waits until no call runs, at most until `deadline`. Calls that still run then are stopped,
+    /// and their leases released, so that a retry with the same key takes them over, on any
+    /// replica. Call it once no more posts can arrive.
     pub async fn finish_calls(&self, deadline: Instant) {
         let calls = &self.0.calls;
         calls.close();

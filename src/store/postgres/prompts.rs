@@ -1,5 +1,5 @@
-//! Prompts in PostgreSQL. Each call is one statement where that can be, so that it is one round trip and one transaction; the
-//! server lets the commits of many connections share the wait for its disk.
+//! Prompts in PostgreSQL. Each call is one statement where possible, so that it is one round trip
+//! and one transaction. In the server, the commits of many connections share one wait for the disk.
 
 use async_trait::async_trait;
 use tokio_postgres::Row;
