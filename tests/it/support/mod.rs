@@ -272,7 +272,7 @@ pub async fn try_spawn_app_in(
     let (addr, metrics_addr) = (service.local_addr()?, service.metrics_addr()?);
     let (stop, stopped) = oneshot::channel();
     let served = runtime.spawn(service.serve(async {
-        // A sender that is dropped without sending stops the service too.
+        // A sender that was dropped without a word stops the service too.
         let _ = stopped.await;
     }));
     Ok(App {

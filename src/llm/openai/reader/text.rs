@@ -22,7 +22,7 @@ enum PartialCharacter {
 }
 
 impl Text {
-    /// The text so far, without a character of which bytes are missing.
+    /// What is there, without a character that has only begun.
     pub fn as_str(&self) -> &str {
         &self.whole
     }
@@ -111,7 +111,8 @@ impl Text {
         }
     }
 
-    /// Adds the code unit whose digits are at the start of `written`. Returns the bytes after them.
+    /// Adds the unit that the digits at the start of `written` stand for. Returns the bytes after
+    /// them.
     fn push_unicode_escape<'a>(&mut self, written: &'a [u8]) -> &'a [u8] {
         let Some((unit, rest)) = hex(written) else {
             self.break_off();
@@ -155,8 +156,8 @@ pub fn decoded(written: &[u8]) -> String {
     text.finish()
 }
 
-/// The byte that an escape means. A character that needs no escape means itself; it may be the
-/// first byte of a character.
+/// The byte that an escape stands for. Anything that needs no escape stands for itself; it may be
+/// the first byte of a character.
 fn unescaped(kind: u8) -> u8 {
     match kind {
         b'b' => 0x08,
