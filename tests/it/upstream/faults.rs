@@ -107,7 +107,7 @@ fn refusals() -> Vec<Case> {
 }
 
 #[tokio::test]
-async fn refusals_in_place_of_whole_answers() {
+async fn refusals_of_whole_answers() {
     check(false, |_| (), refusals()).await;
 }
 
@@ -201,7 +201,7 @@ async fn check_each(is_streamed: bool, cases: Vec<Case>) {
 }
 
 #[tokio::test]
-async fn whole_answers_that_never_arrive() {
+async fn whole_answers_that_never_come() {
     let cases = vec![
         ("silence", TIMEOUT, Reply::default().hang()),
         (
