@@ -33,7 +33,7 @@ use tokio_util::task::TaskTracker;
 use data::{DIMENSION, Rows, Vectors};
 
 const K: usize = 10;
-/// Who searches.
+/// The user who searches.
 const USER: UserId = UserId(1);
 
 struct Arguments {

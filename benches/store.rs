@@ -1,6 +1,8 @@
-//! What the SQLite store costs: `cargo bench --bench store`. Prints a table; compare ratios within one run.
+//! The costs of the SQLite store: `cargo bench --bench store`. Prints a table. Compare ratios
+//! within one run.
 //!
-//! The folder is `STORE_BENCH_DIR` or the system's temporary one: it should lie on the disk in question, not in memory.
+//! The folder is `STORE_BENCH_DIR` or the system's temporary one. It should be on the disk in
+//! question, not in memory.
 
 #![expect(clippy::print_stdout, reason = "the table is the program's purpose")]
 
@@ -278,7 +280,8 @@ async fn reads(store: &SqliteStore, users: &[UserId], model: &ModelId) {
     .await;
 }
 
-/// The same point read without a thread of our own: on a bare connection, and through the runtime's blocking pool.
+/// The same point read without the store's threads: on a bare connection, and through the runtime's
+/// blocking pool.
 async fn hand_off(path: &Path) {
     let connection = rusqlite::Connection::open(path).expect("the file opens");
     let connection = Arc::new(std::sync::Mutex::new(connection));

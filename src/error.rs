@@ -1,7 +1,7 @@
 //! The transport-free error: why a use case cannot do what it is asked.
 //!
-//! Capabilities have errors of their own, which become these. Only `api` turns these into status
-//! codes.
+//! Each capability has an error type, which is converted into this one. Only `api` turns these into
+//! status codes.
 
 use std::time::Duration;
 
@@ -125,7 +125,7 @@ pub enum Unauthenticated {
 /// The problem of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenProblem {
-    /// Malformed, of another algorithm, or not signed by a key of ours.
+    /// Malformed, of another algorithm, or not signed by a key of this service.
     Invalid,
     /// Past its `exp`.
     Expired,

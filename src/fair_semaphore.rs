@@ -55,11 +55,12 @@ impl<K: Eq + Hash + Clone> FairSemaphore<K> {
                 return Ok(FairPermit(Arc::clone(self)));
             }
             let (grant, granted) = oneshot::channel();
-            // Dropping the sender of another caller tells that caller that there is no room.
+            // When the sender of another caller is dropped, that caller learns that there is no
+            // room.
             drop(state.waiting.push(key, grant));
             granted
         };
-        // The message transfers the permit, so it must be returned if nobody receives the message.
+        // The message transfers the permit, so it must be returned if the message is not received.
         let waiting = WaitingCaller {
             semaphore: self,
             granted,

@@ -1,7 +1,7 @@
 //! Prompt Service: accounts, an LLM, durable history, semantic search and push in one process.
 //!
-//! Modules in reading order, from what knows nothing of the rest to what knows everything; `docs/ARCHITECTURE.md` draws the
-//! request's path through them.
+//! Modules in reading order: first those that use no others, last the one that uses all.
+//! `docs/ARCHITECTURE.md` shows the path of a request through them.
 
 // Values and rules, what went wrong, what may be set, what operators see, what replicas share.
 pub mod config;
@@ -15,7 +15,8 @@ pub mod threads;
 pub mod turns;
 pub mod user_permits;
 
-// Capabilities: each knows the layer above and none of the others.
+// Capabilities: each uses the modules above and none of the others, except that `search` reads the
+// store.
 pub mod credentials;
 pub mod data_dir;
 pub mod embed;
@@ -29,7 +30,7 @@ pub mod throttle;
 pub mod services;
 pub mod transfer;
 
-// The way in, and the place where everything is wired.
+// The ways in, and the place where everything is wired.
 pub mod api;
 pub mod app;
 pub mod cli;

@@ -26,7 +26,7 @@ const LITTLE: usize = 256 << 10;
 #[error("requests in flight hold as much memory as they may")]
 pub struct Exhausted;
 
-/// Who memory is held for. Either part may be unknown: the request has no user yet, or comes
+/// The owner of reserved memory. Either part may be unknown: the request has no user yet, or comes
 /// through a proxy that hides the network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Owner {

@@ -192,8 +192,8 @@ fn median(values: &[f64]) -> f64 {
     percentile(values, 0.5)
 }
 
-/// Reads batches, one JSON array of arrays of ids a line, and answers each with the median seconds
-/// of a tenth of a second of calls.
+/// Reads batches, one JSON array of arrays of ids a line. Writes for each the median seconds of a
+/// call, over a tenth of a second of calls.
 fn serve() -> anyhow::Result<()> {
     let model = Model::bundled()?;
     let mut scratch = Scratch::default();

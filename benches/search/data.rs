@@ -258,7 +258,7 @@ impl Runs {
         ((owner - 1) as usize * self.rows).div_ceil(self.owners)
     }
 
-    /// The page of ids asked for, and the rows they stand for.
+    /// The requested page of ids, and their rows.
     fn page(
         &self,
         owner: Option<UserId>,

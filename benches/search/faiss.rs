@@ -76,7 +76,7 @@ impl Faiss {
 
 impl Drop for Faiss {
     fn drop(&mut self) {
-        // What is left behind lies in the folder for temporary files.
+        // If this fails, the rest stays in the system's folder for temporary files.
         let _ = fs::remove_dir_all(&self.folder);
     }
 }

@@ -1,4 +1,5 @@
-//! A client of the service or of the upstream itself: as little as will do, so that little of the time is its own.
+//! A client of the service or of the upstream itself. It does as little as possible, so that it
+//! takes little of the measured time.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -53,7 +54,7 @@ impl Connection {
         }
     }
 
-    /// Sends a request with a body; answers the moment at which it was sent.
+    /// Sends a request with a body. Returns the moment at which it was sent.
     pub async fn send(&mut self, path: &str, body: &Value) -> u64 {
         let body = body.to_string();
         let bearer = self.access.as_ref();
@@ -113,7 +114,8 @@ impl Connection {
         }
     }
 
-    /// Asks for a stream and reads it to its end, after which the connection is of no use; tells when its first piece has come.
+    /// Asks for a stream and reads it to its end; the connection cannot be used again. Calls
+    /// `begun` when the first piece has come.
     pub async fn stream(&mut self, prompt: &str, begun: impl FnOnce()) -> Seen {
         let sent = self.ask(prompt, true).await;
         let mut begun = Some(begun);
@@ -151,7 +153,8 @@ impl Connection {
     }
 }
 
-/// The text of a line of an event, in either protocol; pieces lie within a chunk each, so that lines are whole.
+/// The text of a line of an event, in either protocol. Each piece is within one chunk, so lines are
+/// whole.
 fn piece(line: &[u8]) -> Option<String> {
     let data: Value = serde_json::from_slice(line.strip_prefix(b"data: ")?).ok()?;
     let text = data["text"].as_str();

@@ -1,8 +1,10 @@
-//! What the service adds to an upstream's answers: `cargo bench --bench streams`, with `-- --short` to see that it works.
+//! The time that the service adds to an upstream's answers: `cargo bench --bench streams`. The
+//! option `--short` (after `--`) only checks that the benchmark works.
 //!
-//! Starts the release binary before a scripted upstream that runs here, beside the clients. The upstream stamps what it sends with
-//! the clock that the clients read, so that each piece tells how long it was on its way. The same clients also ask the upstream directly:
-//! what they lose there is this program's own, and the machine's. Everything shares the machine.
+//! Starts the release binary with a scripted upstream that runs in this process, beside the
+//! clients. The upstream stamps each piece by the clock that the clients read, so a piece shows how
+//! long it took to arrive. The same clients also ask the upstream directly: the time that this
+//! takes is that of this program and of the machine. Everything runs on one machine.
 
 #![expect(clippy::print_stdout, reason = "the table is the program's purpose")]
 
@@ -25,7 +27,8 @@ use self::upstream::{Pace, Upstream};
 const STREAMS: usize = 512;
 /// Time between two pieces of a stream: ten tokens a second.
 const PACE: Duration = Duration::from_millis(100);
-/// What the upstream thinks before its first piece, and for a whole answer: long enough for an embedding beside it.
+/// How long the upstream waits before its first piece, and before a whole answer: long enough for
+/// an embedding meanwhile.
 const THOUGHT: Duration = Duration::from_millis(50);
 /// Time over which streams are opened: faster than users come, slower than a burst.
 const RAMP: Duration = Duration::from_secs(6);

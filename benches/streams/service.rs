@@ -22,7 +22,8 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts it and registers a user. Its data lie in `STREAMS_BENCH_DIR`, or in the system's temporary folder.
+    /// Starts it and registers a user. Its data are in `STREAMS_BENCH_DIR`, or in the system's
+    /// temporary folder.
     pub async fn start(upstream: SocketAddr) -> Self {
         let parent = std::env::var_os("STREAMS_BENCH_DIR")
             .map_or_else(std::env::temp_dir, std::path::PathBuf::from);

@@ -1,4 +1,4 @@
-//! The scripted upstream: answers with stamps of when it was asked and when it sent.
+//! The scripted upstream. Its answers have stamps of when it was asked and when it sent them.
 
 use std::net::SocketAddr;
 use std::sync::LazyLock;
@@ -17,7 +17,7 @@ pub fn now() -> u64 {
     EPOCH.elapsed().as_nanos() as u64
 }
 
-/// How it answers.
+/// How it responds.
 #[derive(Clone, Copy)]
 pub struct Pace {
     /// Before the first piece, or a whole answer.

@@ -36,7 +36,7 @@ pub fn open_routes() -> OpenApiRouter<AppState> {
     accounts::open_router().merge(oauth::router())
 }
 
-/// All routes of the main listener; `/metrics` among them unless it has a listener of its own.
+/// All routes of the main listener; `/metrics` among them unless it has a separate listener.
 pub fn router(state: &AppState, documents: Documents) -> Router {
     let (known, known_description) = known_routes().split_for_parts();
     let (open, description) = open_routes().split_for_parts();

@@ -30,7 +30,7 @@ pub async fn run(
             bail!("1 fault; the rest was not looked at");
         }
     };
-    // The exit status reports faults even if nobody reads the lines.
+    // The exit status reports faults even if the reader of the lines has closed the pipe.
     let _ = writeln!(out, "ok    settings: each can be used");
     for sentence in config.misspelt.iter().chain(&config.unused) {
         let _ = writeln!(out, "note  settings: {sentence}");

@@ -12,8 +12,8 @@ use crate::llm;
 /// How long before a model ends the operator is warned.
 const NOTICE: Duration = Duration::from_secs(90 * 86_400);
 
-/// A finding for each upstream of `client`. `must_be_right`: a problem that prevents answers is an
-/// error, not only worth knowing.
+/// A finding for each upstream of `client`. `must_be_right`: a problem because of which prompts
+/// fail is an error, not only worth knowing.
 pub(super) async fn findings(
     client: &llm::Client,
     upstream: &UpstreamConfig,

@@ -1,5 +1,5 @@
-//! The health check of a running service: one request to its own port. Containers run it as their
-//! health check, so that the image needs no other program.
+//! The health check of a running service: one request to the service's port. Containers run it as
+//! their health check, so that the image needs no other program.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};

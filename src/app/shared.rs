@@ -1,4 +1,5 @@
-//! What replicas share, or one process has to itself: the throttles, the limits on guessing, the tickets, the broker.
+//! The parts that replicas share over Redis, or that one process has alone: the throttles, the
+//! login rate limiter, the tickets, the broker.
 
 use std::sync::Arc;
 use std::time::Instant;

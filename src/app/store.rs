@@ -1,4 +1,5 @@
-//! Which store stands behind the use cases, and what each kind needs besides: a lock, an index, something to load.
+//! Opens the configured store, with what each kind needs besides: a lock, an index, vectors to
+//! load.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -185,8 +186,9 @@ fn open_sqlite(path: &Path) -> anyhow::Result<SqliteStore> {
         .with_context(|| format!("DATABASE_URL: {}", path.display()))
 }
 
-/// Takes the data folder and the database file, where that is SQLite's: either alone would let a second server in that names the same
-/// file from another folder. With a database elsewhere the folder holds the generated key at most, which any number of servers may read.
+/// With SQLite, locks the data folder and the database file. One lock alone would not stop a second
+/// server that names the same file from another folder. With PostgreSQL the folder has at most the
+/// generated key, which any number of servers may read.
 ///
 /// # Errors
 /// One line that names the folder or the file and the repair.

@@ -9,7 +9,7 @@ use crate::domain::rate::{RateError, Rates};
 /// HS256 requires a key as long as its digest (RFC 7518, section 3.2).
 const MIN_KEY_BYTES: usize = 32;
 
-/// Keys that only verify must be as long as the one that signs: whoever guesses either key can
+/// Keys that only verify must be as long as the key that signs: an attacker who guesses either can
 /// forge tokens.
 pub(super) fn keys(secrets: &Secrets) -> Result<(), Error> {
     let signing = secrets.secret_key.iter().map(|key| ("SECRET_KEY", key));

@@ -76,7 +76,7 @@ pub struct UpstreamSettings {
     pub openai_fallback: Option<Fallbacks>,
 }
 
-/// A real upstream and the limits of its calls. Without one, the built-in mock answers.
+/// A real upstream and the limits of its calls. Without one, the built-in mock is used.
 #[derive(Clone, Debug)]
 pub struct UpstreamConfig {
     /// The endpoints, in the order in which they are asked; never empty.

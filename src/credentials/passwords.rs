@@ -125,9 +125,9 @@ pub fn is_known_hash(stored: &str) -> bool {
     parse_argon2id(stored).is_ok() || parse_pbkdf2(stored).is_ok()
 }
 
-/// Compares a password with a stored hash. `None` stands for an account that does not exist, and a
-/// hash that starts with `!` for one without a password (Django marks them so). Both are always
-/// wrong, and cost as much time as one of our own hashes.
+/// Compares a password with a stored hash. `None` is an account that does not exist, and a hash
+/// that starts with `!` for one without a password (Django marks them so). Both are always wrong,
+/// and cost as much time as one of our own hashes.
 pub(super) fn verify(
     password: &str,
     stored: Option<&str>,

@@ -6,13 +6,13 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest, Sha256};
 
-/// 32 random bytes that stand for a session. Whoever has them can act as the user, so only the
+/// 32 random bytes that identify a session. A holder of them can act as the user, so only the
 /// browser keeps them.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SessionSecret([u8; 32]);
 
 impl SessionSecret {
-    /// A secret that nobody can guess. Errors: the system has no randomness.
+    /// A secret that cannot be guessed. Errors: the system has no randomness.
     pub fn random() -> Result<Self, getrandom::Error> {
         let mut bytes = [0; 32];
         getrandom::fill(&mut bytes)?;

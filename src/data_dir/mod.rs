@@ -50,7 +50,7 @@ pub enum Error {
     BadKey {
         /// The folder.
         path: PathBuf,
-        /// What is wrong with the file.
+        /// Why the file cannot be used.
         what: &'static str,
     },
 }

@@ -1,4 +1,4 @@
-//! Row identifiers. Each has its own type, so that they cannot be confused.
+//! Row identifiers. Each kind of row has a separate type, so that identifiers cannot be confused.
 
 use std::fmt;
 

@@ -22,8 +22,7 @@ pub enum FailureCode {
     UpstreamUnavailable,
     /// The upstream did not answer in time (504).
     UpstreamTimeout,
-    /// Its caller disconnected, if the operator wants such calls to be cancelled; or the service
-    /// stopped.
+    /// Its caller disconnected, and such calls are cancelled by setting; or the service stopped.
     Cancelled,
     /// The process of the service that ran the call ended before the answer was stored (502).
     Interrupted,
@@ -94,13 +93,14 @@ impl FailureCode {
 pub struct Prompt {
     /// Identifies the prompt.
     pub id: PromptId,
-    /// Who posted it.
+    /// The user who posted it.
     pub user_id: UserId,
     /// The text, trimmed, without NUL.
     pub prompt: String,
     /// The model's answer; present exactly when completed.
     pub response: Option<String>,
-    /// The model that answers, as its upstream names it; `mock` for the built-in one.
+    /// The model that is asked or has answered, as its upstream names it; `mock` for the built-in
+    /// one.
     pub model: String,
     /// Its state.
     pub status: PromptStatus,

@@ -100,7 +100,7 @@ impl Rates {
     }
 }
 
-/// What is wrong with a list of rates. Quotes the wrong part, because rates are not secret.
+/// Why a list of rates is invalid. Quotes the wrong part, because rates are not secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RateError {
     /// A part is not of the form `number/unit`.

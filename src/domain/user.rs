@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn change_made_by_a_clock_far_ahead_locks_nobody_out() {
+    fn change_made_by_a_clock_far_ahead_locks_no_user_out() {
         let now = Timestamp(20_000_000);
         let changed = user(now.plus(Duration::from_secs(172_800)).0);
         let token = changed.token_date(now);

@@ -31,7 +31,7 @@ pub use upstream_errors::upstream_errors;
 pub use web_socket::web_socket;
 
 /// Cuts bytes into pieces, as a network does. `choice` decides where: 0 does not cut at all, and
-/// others cut into lengths of their own, among them single bytes.
+/// others cut into pieces of various lengths, among them single bytes.
 fn pieces(mut data: &[u8], choice: u8) -> Vec<&[u8]> {
     let most = 1_u64 << (choice % 8);
     let mut state = u64::from(choice);

@@ -19,8 +19,8 @@ pub struct CallLabels<'a> {
 }
 
 impl CallLabels<'_> {
-    /// Creates the series of tokens before the first call, so that a dashboard can tell "none yet"
-    /// from "not measured".
+    /// Creates the series of tokens before the first call, so that a dashboard can distinguish
+    /// "none yet" from "not measured".
     pub fn announce(self, metrics: &Metrics) {
         self.tokens(metrics, "input");
         self.tokens(metrics, "output");

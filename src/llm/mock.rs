@@ -1,4 +1,4 @@
-//! The built-in mock. It answers at once, with the same text for the same prompt, and costs
+//! The built-in mock. It responds at once, with the same text for the same prompt, and costs
 //! nothing.
 
 use super::Completion;

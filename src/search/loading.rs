@@ -47,7 +47,7 @@ impl Loader {
         self.deletions.lock().contains(id)
     }
 
-    /// Waits for its turn, reads the owner's rows, and tells all callers that wait.
+    /// Waits for its turn, reads the owner's rows, and notifies all callers that wait.
     pub(super) async fn load(&self, owner: SlabOwner, mut load: Load) {
         let _turn = self.turns.acquire().await;
         let outcome = self.fill(owner, &mut load).await;

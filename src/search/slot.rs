@@ -1,8 +1,8 @@
 //! A slot for one slab, which is not loaded, being loaded, or ready.
 //!
 //! Changes that come while rows are being read are recorded and applied afterwards. A row can reach
-//! a slab twice, by the reading and by its own report, in either order. It is inserted once,
-//! because every insertion looks for its id first.
+//! a slab twice, by the reading and by its report, in either order. It is inserted once, because
+//! every insertion looks for its id first.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -64,7 +64,7 @@ pub(super) enum SlabAccess {
 }
 
 /// A load, from before its turn until its end. If it is dropped without an end, the slot is not
-/// loaded, and the closed channel tells the callers that wait.
+/// loaded, and the closed channel notifies the callers that wait.
 pub(super) struct Load {
     slot: Arc<SlabSlot>,
     outcome: Arc<watch::Sender<LoadOutcome>>,
@@ -183,7 +183,7 @@ impl SlabSlot {
         }
     }
 
-    /// Makes a running load begin again: rows may have been committed that nobody will report.
+    /// Makes a running load begin again: rows may have been committed that will not be reported.
     pub(super) fn invalidate(&self) {
         self.lock().invalidations += 1;
     }

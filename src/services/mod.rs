@@ -1,4 +1,5 @@
-//! Use cases: what the service does, in terms of its capabilities. No HTTP, no JSON, no particular backend.
+//! Use cases: what the service does, by means of its capabilities. No HTTP, no JSON, no particular
+//! backend.
 
 pub mod accounts;
 pub mod health;

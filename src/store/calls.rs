@@ -22,7 +22,7 @@ pub const KEY_LIFETIME: Duration = Duration::from_secs(86_400);
 /// The code of a call that expired.
 pub(super) const EXPIRED: FailureCode = FailureCode::Interrupted;
 
-/// Who runs a call.
+/// The process and the call that hold a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Holder {
     /// The process: 16 random bytes made at its start.
@@ -44,7 +44,7 @@ pub struct KeyClaim {
 /// A call to begin.
 #[derive(Clone, Debug)]
 pub struct NewCall {
-    /// Who posted the prompt.
+    /// The user who posted the prompt.
     pub user_id: UserId,
     /// The text: trimmed, without NUL.
     pub prompt: String,
@@ -56,7 +56,7 @@ pub struct NewCall {
     pub announce: bool,
     /// The key to claim, if the request has one.
     pub key: Option<KeyClaim>,
-    /// Who runs the call.
+    /// The holder of the call's lease.
     pub holder: Holder,
     /// How long the lease is valid without renewal.
     pub lease: Duration,
@@ -127,7 +127,7 @@ pub struct CallOutcome {
     pub response: Option<Arc<str>>,
     /// The model that answered; `None` leaves the model that was asked.
     pub model: Option<String>,
-    /// What is known of the call besides.
+    /// Further details of the call.
     pub details: CallDetails,
     /// The prompt's vector and the model that made it.
     pub embedding: Option<(ModelId, Embedding)>,

@@ -1,9 +1,10 @@
 //! Durable state: accounts, sessions, prompts and their vectors.
 //!
-//! Traits, split by use. Every method is one transaction: it happens wholly or not at all, and once it has
-//! returned `Ok` it survives `kill -9` and power loss. Methods may be called from many tasks at once. A method whose
-//! future is dropped may or may not take effect. Ids given twice in one list count once, unless said otherwise. Every method
-//! has its cases in the conformance suite (`tests/it/store`), which any backend runs.
+//! Traits, split by use. Every method is one transaction: it happens wholly or not at all, and once
+//! it has returned `Ok` it survives `kill -9` and power loss. Methods may be called from many tasks
+//! at once. A method whose future is dropped may or may not take effect. Ids given twice in one
+//! list count once, unless a method says otherwise. Every method has cases in the conformance suite
+//! (`tests/it/store`), which runs on each backend.
 
 mod bulk;
 mod calls;
@@ -41,7 +42,7 @@ macro_rules! account_columns {
 }
 pub(crate) use account_columns;
 
-/// What a store answers when it cannot do as asked.
+/// Why a store could not do what was requested.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The username belongs to another account.
@@ -74,8 +75,8 @@ pub struct NewUser {
 /// Accounts, sessions and revoked tokens.
 #[async_trait]
 pub trait AccountStore: Send + Sync {
-    /// Makes an active account with `tokens_valid_from` at the epoch. `UsernameTaken` if the name (compared byte by byte)
-    /// exists; nothing is changed then.
+    /// Makes an active account with `tokens_valid_from` at the epoch. `UsernameTaken` if the name
+    /// (compared byte by byte) exists; nothing is changed then.
     async fn create_user(&self, user: NewUser) -> Result<User, Error>;
 
     /// The account of that id, or `None`.
@@ -84,18 +85,18 @@ pub trait AccountStore: Send + Sync {
     /// The account of exactly that name, or `None`.
     async fn user_by_username(&self, username: &str) -> Result<Option<User>, Error>;
 
-    /// Those of the given accounts that exist, in no order. An empty slice gives an empty answer.
+    /// Those of the given accounts that exist, in no order. An empty slice gives an empty list.
     async fn users(&self, ids: &[UserId]) -> Result<Vec<User>, Error>;
 
     /// Up to `limit` accounts with ids above `after` (all if `None`), by rising id.
     async fn list_users(&self, after: Option<UserId>, limit: usize) -> Result<Vec<User>, Error>;
 
-    /// Enables or disables an account. Disabling also sets `tokens_valid_from` to `now` (never back) and deletes its sessions.
-    /// `false` if there is no such account.
+    /// Enables or disables an account. Disabling also sets `tokens_valid_from` to `now` (never
+    /// back) and deletes its sessions. `false` if there is no such account.
     async fn set_active(&self, id: UserId, active: bool, now: Timestamp) -> Result<bool, Error>;
 
-    /// Gives an account another password hash, sets `tokens_valid_from` to `now` (never back) and deletes its sessions.
-    /// `false` if there is no such account.
+    /// Gives an account another password hash, sets `tokens_valid_from` to `now` (never back) and
+    /// deletes its sessions. `false` if there is no such account.
     async fn set_password(
         &self,
         id: UserId,
@@ -103,8 +104,8 @@ pub trait AccountStore: Send + Sync {
         now: Timestamp,
     ) -> Result<bool, Error>;
 
-    /// Replaces `old_hash` by `new_hash` of the same password: tokens and sessions stay. Does nothing, and answers `false`,
-    /// if the account's hash is not `old_hash` any more.
+    /// Replaces `old_hash` by `new_hash` of the same password: tokens and sessions stay. Returns
+    /// `false` and changes nothing if the account's hash is not `old_hash` any more.
     async fn upgrade_password_hash(
         &self,
         id: UserId,
@@ -140,7 +141,7 @@ pub trait AccountStore: Send + Sync {
     async fn purge_expired(&self, horizon: Timestamp) -> Result<u64, Error>;
 }
 
-/// What a deletion removed.
+/// The parts that a deletion removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeletedPrompt {
     /// The model of its vector, if it had one.
@@ -188,7 +189,7 @@ pub struct PromptPage {
     pub has_more: bool,
 }
 
-/// What was read of several prompts.
+/// The result of reading several prompts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PromptsRead {
     /// The first ones.
@@ -243,9 +244,9 @@ pub trait PromptStore: Send + Sync {
         text_bytes: usize,
     ) -> Result<PromptPage, Error>;
 
-    /// Those of the given prompts that exist and, if `owner` is given, are its own, each once and
+    /// Those of the given prompts that exist and, if `owner` is given, belong to it, each once and
     /// in the order given. The first ones come whole, as long as their texts are no more than
-    /// `text_bytes` together; of the others the size is told.
+    /// `text_bytes` together; of the others only the size is returned.
     async fn prompts(
         &self,
         owner: Option<UserId>,
@@ -260,8 +261,8 @@ pub trait PromptStore: Send + Sync {
         id: PromptId,
     ) -> Result<Option<DeletedPrompt>, Error>;
 
-    /// Up to `limit` vectors of `model` after `after`, of one owner or of all, by rising `(user_id, prompt_id)`.
-    /// Fewer than `limit` rows means the end was reached.
+    /// Up to `limit` vectors of `model` after `after`, of one owner or of all, by rising `(user_id,
+    /// prompt_id)`. Fewer than `limit` rows means the end was reached.
     async fn vectors(
         &self,
         model: &ModelId,
@@ -273,7 +274,8 @@ pub trait PromptStore: Send + Sync {
     /// How much of the completed prompts, of one owner or of all, `model` covers.
     async fn coverage(&self, model: &ModelId, owner: Option<UserId>) -> Result<Coverage, Error>;
 
-    /// Up to `limit` completed prompts with ids above `after` that have no vector of `model` (none, or another model's), by rising id.
+    /// Up to `limit` completed prompts with ids above `after` that have no vector of `model` (none,
+    /// or another model's), by rising id.
     async fn unembedded(
         &self,
         model: &ModelId,
@@ -281,17 +283,19 @@ pub trait PromptStore: Send + Sync {
         limit: usize,
     ) -> Result<Vec<Unembedded>, Error>;
 
-    /// Stores vectors made afterwards, replacing those there are, in one transaction. A prompt that is gone, or is not
-    /// completed, is passed over. Answers the ids whose vector was stored, in the order given. `Internal` if a vector's
-    /// length is not that of the model's others; nothing is stored then.
+    /// Stores vectors of stored prompts, replacing earlier ones, in one transaction. A prompt that
+    /// was deleted, or is not completed, is passed over. Returns the ids whose vector was stored,
+    /// in the order given. `Internal` if a vector's length is not that of the model's others;
+    /// nothing is stored then.
     async fn put_embeddings(
         &self,
         model: &ModelId,
         rows: Vec<(PromptId, Embedding)>,
     ) -> Result<Vec<PromptId>, Error>;
 
-    /// Takes the turn of giving stored prompts vectors of a new model; `None` while another server has it. The turn ends with
-    /// the claim, or when its holder loses the store. Two that work at the same time waste work and break nothing.
+    /// Claims the work of giving stored prompts vectors of a new model; `None` while another server
+    /// has the claim. It ends when it is dropped, or when its server loses the store. Two servers
+    /// that work at the same time waste work and break nothing.
     async fn claim_reembedding(&self) -> Result<Option<Claim>, Error>;
 
     /// Asks the store for a sign of life, by a read that touches it, and for what it can do. It

@@ -31,7 +31,7 @@ pub fn init(format: Option<LogFormat>, filter: &LogFilter) -> LogFormat {
             },
         },
         write: |line: &[u8]| {
-            // A log that nobody can read must not stop the service.
+            // A log whose reader is gone must not stop the service.
             let _ = std::io::stdout().write_all(line);
         },
     };

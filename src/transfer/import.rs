@@ -42,7 +42,7 @@ pub struct Import<'a> {
 /// What makes the vectors.
 #[derive(Clone, Copy)]
 pub struct Embedders<'a> {
-    /// As many as cores; each works on a batch of its own.
+    /// As many as cores; each works on a separate batch.
     pub embedders: &'a [BackgroundEmbedder],
     /// The model behind them.
     pub model: &'a ModelId,
@@ -287,7 +287,7 @@ impl<'a> Sieve<'a> {
         Ok((users, prompts.map(|prompt| (prompt.id, prompt)).collect()))
     }
 
-    /// Takes the password of a new account away if no login could check it.
+    /// Removes the password of a new account if no login could check it.
     async fn user(&mut self, user: &mut User, stored: Option<&String>) -> Result<Presence, Error> {
         if let Some(name) = stored {
             return Ok(if *name == user.username {

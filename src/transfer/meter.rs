@@ -23,7 +23,7 @@ struct Phase {
 /// What a meter shows at one moment.
 #[derive(Clone, Debug)]
 pub struct Reading {
-    /// What is being done, in words.
+    /// The present step, in words.
     pub phase: Cow<'static, str>,
     /// Rows done.
     pub done: u64,

@@ -50,7 +50,7 @@ async fn wrong_logins_of_clients_that_disconnect_are_counted() {
 }
 
 #[tokio::test]
-async fn right_logins_of_clients_that_disconnect_lock_nobody_out() {
+async fn right_logins_of_clients_that_disconnect_lock_no_user_out() {
     let app = spawn_app(behind_proxy).await;
     app.register("alice").await;
     let right = json!({ "username": "alice", "password": PASSWORD });

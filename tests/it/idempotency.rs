@@ -75,7 +75,7 @@ async fn a_repeated_post_is_answered_as_the_first_and_stored_once() {
 }
 
 #[tokio::test]
-async fn a_key_stands_for_one_request_of_one_user() {
+async fn a_key_belongs_to_one_request_of_one_user() {
     let app = spawn_app(|_| ()).await;
     let (alice, bob) = (app.user("alice").await, app.user("bob").await);
     let body = json!({ "prompt": "hello" });

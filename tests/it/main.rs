@@ -1,4 +1,5 @@
-//! The service as its clients meet it, one module a capability; and the store's contract. All in one binary, which links once.
+//! The service as its clients see it, one module for each capability, and the contract of the
+//! store. All in one binary, which is linked once.
 
 #![expect(
     clippy::unwrap_used,

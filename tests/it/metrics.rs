@@ -137,7 +137,7 @@ async fn no_label_has_a_value_chosen_by_a_client() {
 }
 
 #[tokio::test]
-async fn metrics_may_have_a_listener_of_their_own() {
+async fn metrics_may_have_a_separate_listener() {
     let app = spawn_app(|config| config.server.metrics_addr = "127.0.0.1:0".parse().ok()).await;
     let metrics = Client::new(app.metrics_addr.unwrap());
     assert_eq!(app.get("/metrics").send().await.status, 404);

@@ -201,8 +201,8 @@ async fn every_described_path_has_the_methods_described_and_no_others() {
     assert_eq!(unmatched, None);
 }
 
-/// Credentials that authenticate nobody, by name: the value of `Authorization`, further headers,
-/// and the `code` of the answer.
+/// Credentials that are refused, by name: the value of `Authorization`, further headers, and the
+/// `code` of the answer.
 struct Bad {
     name: &'static str,
     headers: Vec<(&'static str, String)>,
@@ -224,7 +224,7 @@ fn send<'a>(
 }
 
 #[tokio::test]
-async fn every_operation_answers_as_the_authorisation_table_says() {
+async fn every_operation_responds_as_the_authorisation_table_says() {
     let app = spawn_app(|_| ()).await;
     let (owner, stranger) = (app.user("owner").await, app.user("stranger").await);
     let id = owner.prompt("a prompt of the owner's").await.to_string();

@@ -204,7 +204,7 @@ async fn server_address_of_the_schema_is_relative_to_the_requested_address() {
 }
 
 #[tokio::test]
-async fn every_route_answers_with_and_without_a_slash_and_never_redirects() {
+async fn every_route_responds_with_and_without_a_slash_and_never_redirects() {
     let app = spawn_app(|_| ()).await;
     let user = app.user("alice").await;
     let document: Value = serde_json::from_slice(&Documents::make().json).unwrap();

@@ -1,4 +1,5 @@
-//! A service on PostgreSQL: what its clients see while the database is away, and who may use it.
+//! A service on PostgreSQL: what its clients see while the database is unavailable, and who may use
+//! it.
 
 use prompt_service::config::{Config, Secret, StoreConfig};
 

@@ -1,4 +1,4 @@
-//! Prompts: posting, listing, reading, deleting, and what a caller that goes away leaves behind.
+//! Prompts: posting, listing, reading, deleting, and what a caller that disconnects leaves behind.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -120,7 +120,7 @@ async fn a_page_of_long_texts_ends_early_and_the_next_one_goes_on() {
 }
 
 #[tokio::test]
-async fn bad_values_are_told_by_field() {
+async fn bad_values_are_reported_by_field() {
     let app = spawn_app(|config| config.max_prompt_chars = 10).await;
     let user = app.user("alice").await;
     for (query, fields) in [
@@ -409,7 +409,8 @@ async fn a_caller_that_hangs_up_at_once_is_served_wholly_or_not_at_all() {
             connection.set_zero_linger().unwrap();
         }
     }
-    // A post that was begun ends before the service does, so what there is after a restart is all there will be.
+    // A post that was begun ends before the service ends. So no further prompt appears after the
+    // restart.
     let app = spawn_app_in(app.stop().await, |_| ()).await;
     let user = User {
         client: app.client().with_bearer(&user.access),

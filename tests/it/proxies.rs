@@ -27,7 +27,7 @@ async fn is_first(app: &App, forwarded_for: &[&[u8]]) -> bool {
 }
 
 #[tokio::test]
-async fn clients_are_told_apart_in_every_form_of_their_addresses() {
+async fn clients_are_distinguished_in_every_form_of_their_addresses() {
     let app = spawn_app(one_registration).await;
     for (first, again) in [
         ("2001:db8:1::2", "[2001:db8:1::2]"),
@@ -47,7 +47,8 @@ async fn invalid_bytes_do_not_hide_the_hops_to_their_right() {
     assert!(is_first(&app, &[b"198.51.100.1, gr\xc3\xb6\xc3\x9fe, 198.51.100.2"]).await);
     assert!(is_first(&app, &[b"\xff\xff", b"198.51.100.3"]).await);
     assert!(!is_first(&app, &[b"198.51.100.3"]).await);
-    // The proxy could not name its client: entries to the left of its own are not trusted.
+    // The proxy could not name its client: entries to the left of the one that the proxy added are
+    // not trusted.
     assert!(is_first(&app, &[b"198.51.100.4, \xff"]).await);
     assert!(!is_first(&app, &[b"198.51.100.5, \xff"]).await);
 }

@@ -30,7 +30,7 @@ async fn read(user: &User, id: i64, last: Option<&str>) -> Stream {
 }
 
 #[tokio::test]
-async fn a_streamed_post_tells_its_id_the_text_and_the_body_of_a_201() {
+async fn a_streamed_post_sends_its_id_the_text_and_the_body_of_a_201() {
     let app = spawn_app(|_| ()).await;
     let user = app.user("alice").await;
     let mut stream = post(&user, &json!({ "prompt": "hello wide world" })).await;
@@ -328,7 +328,7 @@ fn answer(text: &str) -> CallOutcome {
 }
 
 #[tokio::test]
-async fn what_another_process_answers_is_read_whole_once_it_is_done() {
+async fn an_answer_of_another_process_is_read_whole_once_it_is_done() {
     let app = spawn_app(|config| config.server.stream_heartbeat = Duration::from_millis(20)).await;
     let user = app.user("alice").await;
     let store = app.folder.store().await;
@@ -372,7 +372,7 @@ async fn a_prompt_deleted_while_it_is_answered_ends_its_streams() {
 }
 
 #[tokio::test]
-async fn a_reader_of_what_another_process_answers_does_not_hold_up_the_end() {
+async fn a_reader_of_an_answer_of_another_process_does_not_delay_a_stop() {
     let mut app = spawn_app(|config| config.server.shutdown_grace = 2 * DEADLINE).await;
     let user = app.user("alice").await;
     let id = begin_elsewhere(&*app.folder.store().await, &user, Duration::from_secs(600)).await;
@@ -385,7 +385,7 @@ async fn a_reader_of_what_another_process_answers_does_not_hold_up_the_end() {
 }
 
 #[tokio::test]
-async fn the_call_of_a_dead_process_fails_and_its_sockets_and_streams_are_told() {
+async fn the_call_of_a_dead_process_fails_and_is_reported_to_sockets_and_streams() {
     let app = spawn_app(|_| ()).await;
     let user = app.user("alice").await;
     let bearer = format!("Bearer {}", user.access);
@@ -438,7 +438,7 @@ async fn calls_beyond_the_days_limit_are_refused_and_kept_as_failed() {
 }
 
 #[tokio::test]
-async fn answers_say_what_the_service_added() {
+async fn responses_show_the_time_that_the_service_added() {
     let app = spawn_app(|_| ()).await;
     let user = app.user("alice").await;
     let answer = user.try_prompt("hello").await;

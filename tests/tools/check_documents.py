@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Checks files that no compiler reads: links between the project's documents, files that they name,
-checksums of vendored files, syntax of Python files.
+"""Checks files that no compiler reads: links between the project's documents, files, types and modules
+that they name, checksums of vendored files, syntax of Python files.
 
 Prints the problems and fails, or prints one line. Standard library only.
 """
@@ -34,10 +34,14 @@ def headings(text):
     return anchors
 
 
+def text_of(page):
+    """A Markdown file without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
 def broken_links():
     for page in project_files(".md"):
-        text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-        for target in re.findall(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)", text):
+        for target in re.findall(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)", text_of(page)):
             if re.match(r"[a-z]+:", target):
                 continue
             name, _, anchor = target.partition("#")
@@ -48,17 +52,46 @@ def broken_links():
                 yield f"{page.relative_to(ROOT)}: {target} names no heading"
 
 
-def missing_files():
+def unclear_files():
     """Files that a document names in code style, such as `docs/STREAMING.md`, but that do not exist
-    in the project."""
+    in the project, or that are several."""
     names = re.compile(r"`([\w.-]+(?:/[\w.-]+)*\.(?:cfg|html|js|json|md|py|rs|sh|sql|toml|txt|ya?ml))`")
     known = ["/" + path.relative_to(ROOT).as_posix() for path in project_files("")]
     for page in project_files(".md"):
-        text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-        for name in names.findall(text):
-            # Named by its whole path, or by the end of it.
-            if not any(path.endswith("/" + name) for path in known):
+        for name in names.findall(text_of(page)):
+            # Named by its path from here or from one of these folders, or by the end of its path.
+            if any((folder / name).is_file() for folder in (page.parent, ROOT, ROOT / "src")):
+                continue
+            found = [path for path in known if path.endswith("/" + name)]
+            if not found:
                 yield f"{page.relative_to(ROOT)}: there is no file {name}"
+            elif len(found) > 1:
+                yield f"{page.relative_to(ROOT)}: {name} may be any of {len(found)} files, such as {found[0][1:]} and {found[1][1:]}"
+
+
+def unknown_names():
+    """Types, and paths of modules, that the map and the glossary name but that the code has not."""
+    code = "\n".join(path.read_text() for path in project_files(".rs") if "src" in path.parts)
+    words = set(re.findall(r"\w+", code))
+    for page in (ROOT / "docs" / "ARCHITECTURE.md", ROOT / "docs" / "GLOSSARY.md"):
+        text = text_of(page).partition("\n## Old words")[0]
+        for name in sorted(set(re.findall(r"`((?:\w+::)*[A-Z]\w*[a-z]\w*(?:::\w+)*|(?:\w+::)+\w+)`", text))):
+            if not words.issuperset(name.split("::")):
+                yield f"{page.relative_to(ROOT)}: the code has no {name}"
+        for name in sorted(set(re.findall(r"`((?!docs/)[a-z_]\w*(?:/\w+)+)/?`", text))):
+            if not any((ROOT / folder / (name + end)).exists() for folder in ("src", "") for end in ("", ".rs", ".md")):
+                if not list((ROOT / "docs").glob(f"{name.removeprefix('docs/')}*")):
+                    yield f"{page.relative_to(ROOT)}: there is no module {name}"
+
+
+def forgotten_modules():
+    """Differences between the map's table of modules and that of tests/it/architecture.rs."""
+    checked = (ROOT / "tests" / "it" / "architecture.rs").read_text().partition("const MAY_USE")[2].partition("\n];")[0]
+    rows = re.findall(r"^    \(\s*\"(\w+)\"", checked, re.MULTILINE)
+    table = text_of(ROOT / "docs" / "ARCHITECTURE.md").partition("\n## Modules")[2].partition("\n## ")[0]
+    described = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    if rows != described:
+        yield f"docs/ARCHITECTURE.md: its modules are {described}; tests/it/architecture.rs has {rows}"
 
 
 def changed_vendored_files():
@@ -81,7 +114,8 @@ def broken_python():
 
 
 if __name__ == "__main__":
-    problems = [*broken_links(), *missing_files(), *changed_vendored_files(), *broken_python()]
+    checks = (broken_links, unclear_files, unknown_names, forgotten_modules, changed_vendored_files, broken_python)
+    problems = [problem for check in checks for problem in check()]
     if problems:
         sys.exit("\n".join(problems))
-    print("documents: links, files named, vendored files and scripts are in order")
+    print("documents: links, names, vendored files and scripts are in order")

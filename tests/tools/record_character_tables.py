@@ -58,7 +58,7 @@ TABLES = [
     ("DECOMPOSED", "Taken apart where accents are stripped: a canonical decomposition that the reference knows.", is_decomposed),
     ("REORDERED", "Left by stripping, yet sorted by canonical reordering.", is_reordered),
     ("MARKS", "Removed after decomposition where accents are stripped: nonspacing marks.", is_stripped_mark),
-    ("PUNCTUATION", "Each a word of its own.", is_punctuation),
+    ("PUNCTUATION", "Each character is a separate word.", is_punctuation),
 ]
 
 print("//! Character classes of the reference tokenizer, as inclusive ranges in rising order.")

@@ -1,6 +1,6 @@
-//! What a run of the tests expects of its machine. The tests of kernels run those that the processor
-//! has, and pass whichever they are. A line of the run says which ran. If an environment variable names
-//! a kernel that did not run, the run fails.
+//! What a run of the tests expects of its machine. The tests of kernels run those that the
+//! processor has, and pass whichever they are. A line of the run says which ran. If an environment
+//! variable names a kernel that did not run, the run fails.
 
 use std::io::Write;
 

@@ -59,8 +59,8 @@ struct Hops {
 
 impl Hops {
     fn of(parts: &Parts, trusted: &[IpNet]) -> Self {
-        // The server sets the peer of every request. An unroutable address stands for a missing
-        // one.
+        // The server sets the peer of every request. An unroutable address takes the place of a
+        // missing one.
         let peer = parts.extensions.get::<Peer>();
         let peer = peer.map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.0.ip());
         Self::walk(peer.to_canonical(), &parts.headers, trusted)

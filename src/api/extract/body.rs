@@ -40,8 +40,8 @@ pub trait Form: Send {
 }
 
 /// Declares how a request's struct is read from a body: which of [`Fields`]' methods reads each
-/// field, and the most bytes of the body if it may be large. After `read`, [`Fields::check`] reports
-/// the fields that broke a rule.
+/// field, and the most bytes of the body if it may be large. After `read`, [`Fields::check`]
+/// reports the fields that broke a rule.
 macro_rules! form {
     ($request:ident { $($field:ident: $read:ident),+ } $(, max_bytes: $max_bytes:expr)?) => {
         impl $crate::api::extract::Form for $request {

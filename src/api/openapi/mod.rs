@@ -42,7 +42,7 @@ impl Documents {
     }
 }
 
-/// The layers around a group of routes, which have responses of their own.
+/// The layers around a group of routes, which add responses to those of the routes.
 #[derive(Clone, Copy, PartialEq)]
 enum Layers {
     /// Content negotiation, then authentication.

@@ -13,7 +13,7 @@ use crate::memory_budget::Owner;
 use crate::services::prompts::READ_BYTES;
 
 /// The most bytes of a page, as texts and as JSON, unless its first prompt alone is larger. A
-/// hundred prompts of the greatest length with their answers would be over 100 MiB.
+/// hundred prompts of the greatest length, with their answers, would be over 100 MiB.
 const PAGE_BYTES: usize = 1 << 20;
 
 /// Up to `limit` of the user's prompts older than `before`, newest first. The page ends early where

@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn network_at_its_bound_makes_room_only_among_its_own() {
+    async fn network_at_its_bound_makes_room_only_among_its_connections() {
         let all = connections(10, 2);
         let other = admit(&all, "192.0.2.1");
         let own = [admit(&all, "2001:db8::1"), admit(&all, "2001:db8::2")];

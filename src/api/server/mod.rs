@@ -146,7 +146,7 @@ impl ServedConnection {
         );
         let service = hyper::service::service_fn(|request| self.answer(request));
         let connection = http1::Builder::new()
-            // The activity has the deadlines. It can tell an idle connection from a slow head.
+            // The activity has the deadlines. It distinguishes an idle connection from a slow head.
             .header_read_timeout(None)
             .max_buf_size(HEAD_BYTES)
             .keep_alive(!self.slot.is_for_health())
@@ -208,8 +208,8 @@ impl ServedConnection {
 }
 
 /// Becomes ready when the connection misses a deadline. Each poll, which is whenever anything
-/// happens on the connection, reads the deadline again. The timer is set anew only if it would fire
-/// too late.
+/// happens on the connection, reads the deadline again. The timer is set again only if it would
+/// fire too late.
 fn overdue(
     activity: &Activity,
     mut timer: Pin<&mut Sleep>,

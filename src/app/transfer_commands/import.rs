@@ -64,7 +64,7 @@ async fn check_and_import(
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
     let planned = show(import.meter, import.check(source)).await?;
-    // Rows are imported also if nobody reads the plan.
+    // Rows are imported even if the reader of the plan has closed the pipe.
     let _ = write_plan(&planned, out);
     if arguments.dry_run {
         ensure!(planned.faults == 0, "{}", faults(planned.faults));

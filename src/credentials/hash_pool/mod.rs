@@ -34,8 +34,8 @@ pub enum Error {
 }
 
 /// Threads of lowered priority with a bounded queue, in which the sites that clients come from take
-/// turns: a burst from some addresses keeps nobody else waiting, and if it fills the queue, its own
-/// calls are refused. A call that is dropped before its turn is not worked on.
+/// turns: a burst from some addresses does not delay calls from others, and if it fills the queue,
+/// only its calls are refused. A call that is dropped before its turn is not worked on.
 ///
 /// Dropping the pool stops it.
 pub struct HashPool {
@@ -47,7 +47,7 @@ pub struct HashPool {
 
 /// A call that waits for a thread.
 trait HashJob: Send {
-    /// Whether nobody waits for the result any more.
+    /// Whether the caller has stopped waiting for the result.
     fn is_abandoned(&self) -> bool;
 
     /// Does the work and sends the result. Without a workspace the call fails as `Overloaded`.

@@ -3,7 +3,7 @@
 //! The first failures of a minute are reported as such. After them even the right password is
 //! refused for a while, so that somebody who guesses learns nothing more. Failures are counted by
 //! client and name, by client, and by the site that the client belongs to. They are never counted
-//! by name alone, so nobody can lock out a user who logs in from elsewhere.
+//! by name alone, so an attacker cannot lock out a user who logs in from elsewhere.
 
 mod redis_login_rate_limiter;
 
@@ -88,7 +88,7 @@ pub trait LoginRateLimiter: Send + Sync {
 /// Failed attempts of the last minute, and attempts whose outcome is not known yet, in the memory
 /// of this process.
 ///
-/// Names are kept as keyed 64-bit hashes. A collision, which nobody can cause on purpose, would
+/// Names are kept as keyed 64-bit hashes. A collision, which cannot be caused on purpose, would
 /// make two names of one client share their ten failures.
 #[derive(Debug)]
 pub struct LocalLoginRateLimiter {

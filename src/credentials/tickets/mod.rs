@@ -24,7 +24,7 @@ pub const MAX_TICKETS_PER_USER: usize = 20;
 /// The length of a ticket: 32 bytes in base64url.
 const TICKET_CHARS: usize = 43;
 
-/// What a ticket stands for: the access token that it was issued for.
+/// The access token that a ticket was issued for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grant {
     /// Whose it is.

@@ -153,8 +153,8 @@ impl Keys {
     }
 
     /// Makes a token that is valid from the second of `issued_at` for `lifetime`, both in whole
-    /// seconds rounded down. Without a user the claim is left out; such a token authenticates
-    /// nobody.
+    /// seconds rounded down. Without a user the claim is left out; such a token authenticates no
+    /// user.
     pub fn sign(
         &self,
         token_type: TokenType,

@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn nul_has_its_own_message() {
+    fn nul_has_a_separate_message() {
         assert_eq!(Email::parse("a\0@b.c"), Err(vec![NO_NUL, INVALID_EMAIL]));
     }
 }

@@ -29,7 +29,7 @@ pub const USERNAME_TAKEN: &str = "A user with that username already exists.";
 /// [`NOT_A_STRING`].
 pub const INVALID_EMAIL: &str = "Enter a valid email address.";
 
-/// What is wrong with one field, in words for the user. Never quotes the value.
+/// The problems of one field, in words for the user. Never quotes the value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldError {
     /// The field's name in the request.

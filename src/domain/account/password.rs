@@ -18,7 +18,7 @@ const TOO_COMMON: &str = "This password is too common.";
 const NUMERIC: &str = "This password is entirely numeric.";
 
 /// The most common passwords, one a line, lower-case, sorted. Only a few hundred: a longer list
-/// refuses passwords that nobody would guess within the ten attempts a minute that a login allows.
+/// refuses passwords that cannot be guessed within the ten attempts a minute that a login allows.
 /// Those of less than 8 characters matter only for the message, so there are few.
 const COMMON: &str = include_str!("common_passwords.txt");
 

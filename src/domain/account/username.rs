@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn nul_has_its_own_message() {
+    fn nul_has_a_separate_message() {
         assert_eq!(parsed("a\0b"), Err(vec![INVALID, NO_NUL]));
     }
 

@@ -1,5 +1,5 @@
-//! Who may enter: a bounded number of texts, at most half of them for one user, and a share of them
-//! for posts alone.
+//! Admission: a bounded number of texts, at most half of them for one user, and a share of them for
+//! posts alone.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -87,8 +87,8 @@ impl TextAdmission {
         self.texts.in_use()
     }
 
-    /// Admits nobody from now on and waits until every permit is returned; false if some are in use
-    /// at the deadline.
+    /// Refuses all texts from now on and waits until every permit is returned; false if some are in
+    /// use at the deadline.
     pub(super) fn close(&self, deadline: Instant) -> bool {
         self.texts.close(deadline)
     }
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_pipeline_admits_nobody() {
+    fn a_closed_pipeline_admits_no_text() {
         let admission = admission(4);
         let permit = admission.admit(UserId(1), Class::Post).unwrap();
         assert!(!admission.close(Instant::now()));

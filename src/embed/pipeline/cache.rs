@@ -18,7 +18,7 @@ const LONGEST_QUERY: usize = 2048;
 /// place in the deque, and a share of the user's entry in the map.
 const ENTRY_OVERHEAD: usize = 256;
 
-/// Drops the oldest query of the least recently active user first. Keyed by user, so that nobody
+/// Drops the oldest query of the least recently active user first. Keyed by user, so that no user
 /// can find out another user's queries by timing. Its byte budget bounds the number of users as
 /// well, because each has at least one entry.
 pub(super) struct QueryCache {

@@ -178,7 +178,7 @@ impl Embedder {
         self.pipeline.admission.in_use()
     }
 
-    /// Admits nobody from now on, serves everybody admitted until the deadline, then ends the
+    /// Refuses all texts from now on, embeds the admitted ones until the deadline, then ends the
     /// workers and waits for them. Texts that are left get `Stopped`. A batch that is running is
     /// finished first, after the deadline if necessary. Returns true if no text was left. Blocks:
     /// not for an async thread. A second call does nothing.

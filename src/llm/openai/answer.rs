@@ -58,7 +58,7 @@ impl<'a> Deltas<'a> {
     }
 }
 
-/// Reads an answer with `reader`, and hands each piece of text over as it comes. Calls `on_piece`
+/// Reads an answer with `reader`, and passes each piece of text on as it comes. Calls `on_piece`
 /// after each piece of the body.
 ///
 /// # Errors

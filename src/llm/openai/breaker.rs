@@ -13,7 +13,7 @@ const CONSECUTIVE: u32 = 5;
 /// there.
 const IN_WINDOW: usize = 10;
 const WINDOW: Duration = Duration::from_secs(30);
-/// Outcomes remembered: more than enough to tell a half.
+/// Outcomes remembered: more than enough to see whether half of them are failures.
 const REMEMBERED: usize = 100;
 /// How long the breaker stays open the first time. Each probe that fails doubles the time, up to
 /// [`LONGEST_OPEN`].

@@ -36,7 +36,7 @@ pub fn find(body: &[u8]) -> Option<String> {
 }
 
 fn of_object(object: JsonValue<'_>) -> Option<String> {
-    // Gateways put the error that they received into an error of their own.
+    // Gateways put the error that they received into another error.
     let mut object = object;
     for _ in 0..4 {
         let names = [

@@ -146,7 +146,7 @@ pub fn tls_config() -> Result<Option<ClientConfig>, rustls::Error> {
     }
 }
 
-/// TLS that trusts nobody, for upstreams without TLS.
+/// TLS that trusts no certificate, for upstreams without TLS.
 pub fn no_tls() -> Result<ClientConfig, rustls::Error> {
     tls_with(RootCertStore::empty())
 }

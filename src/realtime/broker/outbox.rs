@@ -27,7 +27,7 @@ pub struct Outbox {
     missed: Missed,
 }
 
-/// Who may have missed an event.
+/// The users who may have missed an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Missed {
     /// These users.
@@ -43,7 +43,7 @@ impl Default for Missed {
 }
 
 impl Missed {
-    /// Whether nobody missed anything.
+    /// Whether no event was missed.
     pub fn is_empty(&self) -> bool {
         match self {
             Self::Users(users) => users.is_empty(),
@@ -69,10 +69,10 @@ impl Missed {
     }
 }
 
-/// What is sent together: first who missed an event, then events in their order.
+/// A batch that is sent together: first the users who missed an event, then events in their order.
 #[derive(Debug, Default)]
 pub struct EventBatch {
-    /// Who may have missed an event.
+    /// The users who may have missed an event.
     pub missed: Missed,
     /// Events, in the order of publishing.
     pub events: Vec<(UserId, Arc<str>)>,

@@ -20,7 +20,7 @@ const ROWS: i64 = 2100;
 #[derive(Clone, Debug)]
 enum Step {
     Insert,
-    /// Committed, but the write fails with an outage, so nobody reports it.
+    /// Committed, but the write fails with an outage, so it is not reported.
     CommitUnknown,
     /// Committed; reported by a later `Report`.
     Commit,

@@ -85,7 +85,7 @@ pub(super) enum Outcome {
     Failed(llm::Failure),
     /// A defect of the service.
     Broken(Error),
-    /// The caller left, and the operator wants such calls cancelled.
+    /// The caller left, and such calls are cancelled by setting.
     Cancelled,
     /// The service stops. Nothing is stored: the lease is released, so that a retry takes over.
     Stopped,

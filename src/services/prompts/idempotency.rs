@@ -1,4 +1,4 @@
-//! Idempotency keys: which request a key stands for, and the response to a repeated request.
+//! Idempotency keys: which request a key belongs to, and the response to a repeated request.
 
 use std::sync::Arc;
 

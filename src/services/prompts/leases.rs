@@ -21,7 +21,7 @@ impl Prompts {
 
     /// Renews the leases of this process's calls, then ends the calls whose lease expired. In this
     /// order, and expires nothing if the renewal failed: a process that stood still, or could not
-    /// reach the store, for longer than a lease must not end its own calls.
+    /// reach the store, for longer than a lease must not end the calls that it runs.
     ///
     /// # Errors
     /// Those of the store.

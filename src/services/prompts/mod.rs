@@ -151,8 +151,8 @@ impl Prompts {
     ///
     /// `memory` accounts for the prompt's text, and later for the answer's.
     ///
-    /// The work goes on in a task of its own. A caller that leaves, and so drops this future or the
-    /// reader, loses nothing, unless the operator wants such calls cancelled.
+    /// The work goes on in a separate task. A caller that leaves, and so drops this future or the
+    /// reader, loses nothing, unless such calls are cancelled by setting.
     ///
     /// # Errors
     /// `Overloaded` at once if too many texts or calls wait; nothing was begun then. `Failed` if
@@ -289,9 +289,9 @@ impl Prompts {
         task.await.map_err(Error::internal)?
     }
 
-    /// Waits until no call runs, at most until `deadline`. Calls that still run then are stopped, and
-    /// their leases released, so that a retry with the same key takes them over, on any replica.
-    /// Call it once no more posts can arrive.
+    /// Waits until no call runs, at most until `deadline`. Calls that still run then are stopped,
+    /// and their leases released, so that a retry with the same key takes them over, on any
+    /// replica. Call it once no more posts can arrive.
     pub async fn finish_calls(&self, deadline: Instant) {
         let calls = &self.0.calls;
         calls.close();

@@ -31,7 +31,7 @@ enum Stored {
 }
 
 impl Outcome {
-    /// What is stored of it; `None` if nothing is.
+    /// The part of it that is stored; `None` if nothing is.
     fn to_store(&self, embedding_model: &crate::domain::ModelId) -> Option<CallOutcome> {
         let code = match self {
             Self::Answered(completion, embedding) => {
@@ -159,7 +159,7 @@ impl Call<'_> {
         Err(error.into())
     }
 
-    /// Makes the lease expire now rather than when nobody renews it.
+    /// Makes the lease expire now, so that no retry has to wait for its end.
     async fn release(&self) {
         let calls = &self.inner.deps.call_store;
         let released = calls

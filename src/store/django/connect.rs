@@ -14,7 +14,8 @@ use crate::store::postgres::{UrlFault, driver};
 /// or busy.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Connects, encrypted as the address asks. The connection is served by a task that ends with the client.
+/// Connects, encrypted as the address asks. The connection is served by a task that ends with the
+/// client.
 pub(super) async fn connect(url: &Secret) -> Result<Client, Error> {
     let (config, tls) = driver(url.expose()).map_err(|fault| match fault {
         UrlFault::Url(source) => Error::Address(source),

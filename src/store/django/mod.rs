@@ -32,7 +32,7 @@ pub enum Error {
     /// TLS cannot be set up as the address asks.
     #[error("TLS to the old database's server cannot be set up")]
     Tls(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// No server answers there.
+    /// No server responds there.
     #[error("the old database's server cannot be reached")]
     Unreachable(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The user, or its password, is wrong.

@@ -52,7 +52,7 @@ const PUT_USERS: &str = "
                          $6::bigint[], $7::bigint[])
     ON CONFLICT DO NOTHING";
 
-/// The vectors come as rows of their own, for the prompts that have one.
+/// The vectors are separate rows, for the prompts that have one.
 const PUT_PROMPTS: &str = "
     WITH stored AS (
         INSERT INTO prompt (id, user_id, created_at, status, error, llm_duration_ms, prompt_tokens,

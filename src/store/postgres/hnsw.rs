@@ -27,7 +27,7 @@ const ITERATIVE_SINCE: VectorVersion = (0, 8);
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// Half of a build that was interrupted is of no use. It is dropped in a transaction that holds
-/// this lock, and only if nobody is building: a build cannot begin while an index of that name
+/// this lock, and only if no server is building: a build cannot begin while an index of that name
 /// exists. "PrmSindx".
 const DROP_LOCK: i64 = 0x5072_6d53_696e_6478;
 

@@ -21,8 +21,8 @@ pub async fn inspect(url: &str, dimension: Option<usize>) -> Result<DatabaseStat
         .map_err(|_| OpenError::timed_out())?
 }
 
-/// Counts the accounts of a database of ours, and estimates its prompts: counting millions would
-/// take long, and the server has an estimate.
+/// Counts the accounts of a database of this service, and estimates its prompts: counting millions
+/// would take long, and the server has an estimate.
 ///
 /// # Errors
 /// As for [`inspect`].

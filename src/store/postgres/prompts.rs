@@ -1,5 +1,5 @@
-//! Prompts in PostgreSQL. Each call is one statement where that can be, so that it is one round trip and one transaction; the
-//! server lets the commits of many connections share the wait for its disk.
+//! Prompts in PostgreSQL. Each call is one statement where possible, so that it is one round trip
+//! and one transaction. In the server, the commits of many connections share one wait for the disk.
 
 use async_trait::async_trait;
 use tokio_postgres::Row;
@@ -169,7 +169,7 @@ impl PromptStore for PostgresStore {
             .await?;
         let mut page = PromptPage::default();
         for row in &rows {
-            // The row after the page is there to tell that there are older ones; its texts are not.
+            // The row after the page shows that there are older ones. Its texts are not sent.
             if get(row, "is_in")? {
                 page.prompts.push(prompt_from_row(row)?);
             } else {
@@ -210,7 +210,7 @@ impl PromptStore for PostgresStore {
         id: PromptId,
     ) -> Result<Option<DeletedPrompt>, Error> {
         let mut connection = self.pool.connection(PATIENCE).await?;
-        // The statement still sees the vector that its own deletion takes along.
+        // The statement still sees the vector that this deletion removes too.
         let rows = connection
             .write(
                 "WITH gone AS (DELETE FROM prompt WHERE id = $1 AND user_id = $2 RETURNING id)

@@ -62,7 +62,7 @@ pub struct DatabaseState {
 /// Checks whether the database can be used, with vectors of `dimension` numbers if that is given.
 ///
 /// # Errors
-/// What is missing, with the fix.
+/// A missing requirement, with the fix.
 pub(super) async fn examine(
     client: &Client,
     dimension: Option<usize>,

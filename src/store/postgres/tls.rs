@@ -21,9 +21,9 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 pub(super) enum Tls {
     /// `disable`: never encrypted.
     Disable,
-    /// `allow`, `prefer`: encrypted if the server supports it, whoever it is.
+    /// `allow`, `prefer`: encrypted if the server supports it; any certificate is accepted.
     Prefer,
-    /// `require`: encrypted, whoever the server is.
+    /// `require`: encrypted; any certificate is accepted.
     Require,
     /// `verify-ca`: encrypted, and the server's certificate comes from one of the roots.
     VerifyCa(Roots),

@@ -6,7 +6,7 @@ use tokio_postgres::Config;
 
 use super::tls::{Roots, Tls};
 
-/// What is wrong with the URL.
+/// Why the URL is invalid.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum UrlError {
     #[error("not a URL of the form postgres://USER:PASSWORD@HOST:PORT/DATABASE")]

@@ -75,7 +75,7 @@ pub fn backup(from: &Path, into: &Path) -> Result<Copied, BackupError> {
     examine(into)
 }
 
-/// A reading connection to a database of ours that exists.
+/// A reading connection to an existing database of this service.
 fn open(path: &Path) -> Result<Connection, BackupError> {
     if !path.try_exists().map_err(OpenError::from)? {
         return Err(BackupError::Nothing);

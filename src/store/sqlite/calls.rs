@@ -17,7 +17,8 @@ use crate::store::{
     NewCall, prompt_columns,
 };
 
-/// Microseconds since the epoch by the clock of the one machine that SQLite's file is used on, to the millisecond.
+/// Microseconds since the epoch, to the millisecond, by the clock of the machine. SQLite's file is
+/// used on one machine.
 fn clock(connection: &Connection) -> rusqlite::Result<i64> {
     connection
         .prepare_cached("SELECT CAST(unixepoch('subsec') * 1000000 AS INTEGER)")?

@@ -9,12 +9,12 @@ use super::connection::Database;
 use super::migrate::{SCHEMA_VERSION, account_table, schema_version};
 use super::{OpenError, OpenOptions};
 
-/// What is at the path of a database.
+/// The state of the path of a database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileState {
     /// Nothing, or an empty file: opening makes a database.
     Absent,
-    /// A database of ours.
+    /// A database of this service.
     Present {
         /// The version of its schema.
         schema: i32,
@@ -54,7 +54,8 @@ pub fn inspect(path: &Path) -> Result<FileState, OpenError> {
     }
 }
 
-/// Counts the accounts and prompts of a database of ours. Blocks, for longer the more there are.
+/// Counts the accounts and prompts of a database of this service. Blocks, for longer the more there
+/// are.
 ///
 /// # Errors
 /// As for [`inspect`].

@@ -135,7 +135,7 @@ impl PromptStore for SqliteStore {
         self.readers
             .read(move |connection| {
                 let mut statement = connection.prepare_cached(PROMPTS_BEFORE)?;
-                // One more than wanted tells whether there are older ones.
+                // One row more than requested shows whether there are older ones.
                 let most = sql_limit(limit.saturating_add(1));
                 let rows = statement.query_and_then([user_id.0, before, most], prompt_from_row)?;
                 let (mut page, mut bytes) = (PromptPage::default(), 0_usize);

@@ -10,7 +10,8 @@ use crate::store::{VectorCursor, VectorPage};
 /// More room is not set aside for a page of vectors before its rows are seen, whatever the limit.
 const RESERVED_ROWS: usize = 1 << 16;
 
-/// A vector on its way into the store: its stored form is made by the caller's thread, not by the writer's.
+/// A vector in its stored form. The caller's thread makes this form, so that the writer's does not
+/// have to.
 pub(super) struct StoredVector {
     dimension: usize,
     f16: Vec<u8>,
@@ -114,7 +115,8 @@ pub(super) fn page_of_vectors(
         after.map_or((i64::MIN, i64::MIN), |(user, prompt)| (user.0, prompt.0));
     let mut one_owner;
     let mut all;
-    // Two statements, because the planner takes the key's range into account only if it is written plainly.
+    // Two statements, because the planner takes the key's range into account only if it is written
+    // plainly.
     let mut rows = if let Some(owner) = owner {
         // A cursor in another owner's rows is before or after all of this one's.
         let after_prompt = match after_user.cmp(&owner.0) {

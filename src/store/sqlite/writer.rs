@@ -78,7 +78,7 @@ where
 
     fn answer(self: Box<Self>, committed: Result<(), NotCommitted>) {
         let result = match (self.result, committed) {
-            // An operation that failed keeps its own error: it was to change nothing in any case.
+            // An operation that failed keeps its error: it changes nothing in any case.
             (Some(Err(error)), _) => Err(error),
             (_, Err(error)) => Err(error.into()),
             (Some(Ok(done)), Ok(())) => Ok(done),

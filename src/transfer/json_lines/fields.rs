@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 /// The longest name of an unknown field that is shown.
 const MAX_NAME_BYTES: usize = 40;
 
-/// What is wrong with one line. Quotes at most a field's name.
+/// The problem of one line. Quotes at most a field's name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LineProblem {
     /// The bytes are not text.

@@ -23,8 +23,8 @@ const VERSION: u32 = 1;
 /// next one. It leaves new rows more ids than anybody needs.
 pub const MAX_ID: i64 = (1 << 53) - 1;
 
-/// Stands for a password that nobody knows, as Django marks one: the account cannot log in before
-/// it has another one.
+/// Marks an account without a known password, as Django does: the account cannot log in before it
+/// has another one.
 pub(super) const NO_PASSWORD: &str = "!";
 
 /// Why a file cannot be read at all, or cannot be written.

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::{Error, FORMAT, VERSION};
 use crate::domain::{LastIds, PromptRecord, Record, Timestamp, User};
 
-/// What is written beside the plain fields.
+/// The parts that are written beside the plain fields.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
     /// The hashes of passwords, from which a reader of the file can try to guess the passwords.

@@ -145,7 +145,7 @@ async fn retries_do_not_multiply_the_load_of_an_outage() {
 async fn a_connection_that_breaks_late_is_not_retried() {
     for (pause, expected) in [(300 * MS, 2), (2300 * MS, 1)] {
         let upstream = Upstream::start().await;
-        // On a kept connection, as at a proxy with a limit for silent answers.
+        // On a kept connection, as with a proxy that limits how long an answer may be silent.
         upstream.plan(Reply::answer("first"));
         upstream.plan(Reply::default().pause(pause).reset());
         let mut config = config(&upstream);

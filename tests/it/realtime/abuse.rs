@@ -165,7 +165,7 @@ async fn read_message(stream: &mut TcpStream) -> (bool, Vec<u8>) {
 }
 
 #[tokio::test]
-async fn a_reader_too_slow_is_closed_with_1013_and_disturbs_nobody() {
+async fn a_slow_reader_is_closed_with_1013_and_disturbs_no_other_socket() {
     let app = spawn_app(|config| config.server.socket_timings.closing = DEADLINE).await;
     let alice = app.user("alice").await;
     let mut slow = open_narrow(&app, &alice.access).await;

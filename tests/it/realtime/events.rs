@@ -87,7 +87,7 @@ async fn only_prompts_that_ask_for_it_are_announced() {
 }
 
 #[tokio::test]
-async fn events_arrive_in_the_order_of_the_answers_and_all_sockets_agree_on_it() {
+async fn events_arrive_in_the_order_of_the_answers_at_all_sockets_alike() {
     let app = spawn_app(|_| {}).await;
     let alice = app.user("alice").await;
     let mut sockets = [

@@ -383,7 +383,7 @@ async fn open_sockets_count_among_the_connections() {
     let open = app.metric("http_connections").await.unwrap();
     assert!(open > 10.0, "{open}");
     drop(sockets);
-    // The HTTP client keeps a few of its own.
+    // The HTTP client keeps a few connections open.
     eventually!(app.metric("http_connections").await.unwrap() < 10.0);
 }
 

@@ -78,7 +78,7 @@ async fn client_that_neither_reads_nor_closes_is_dropped() {
         sockets.push(open(&app, &alice.access).await);
     }
     eventually!(app.metric("websockets_open").await == Some(0.0));
-    // The HTTP client keeps a few connections of its own.
+    // The HTTP client keeps a few connections open.
     eventually!(app.metric("http_connections").await.unwrap() < 10.0);
 }
 

@@ -196,7 +196,7 @@ pub async fn a_new_password_ends_sessions_and_tokens(store: Store) {
     assert!(stored(&*store, &[2; 32]).await.is_some());
 }
 
-pub async fn changing_an_absent_account_answers_false(store: Store) {
+pub async fn changing_an_absent_account_returns_false(store: Store) {
     let absent = UserId(7);
     assert!(!store.set_active(absent, false, Timestamp(1)).await.unwrap());
     assert!(!store.set_active(absent, true, Timestamp(1)).await.unwrap());
@@ -242,7 +242,7 @@ pub async fn a_session_of_an_unknown_account_is_refused(store: Store) {
     assert_eq!(stored(&*store, &[1; 32]).await, None);
 }
 
-pub async fn stored_sessions_are_told_from_others(store: Store) {
+pub async fn stored_sessions_are_distinguished_from_others(store: Store) {
     let alice = user(&*store, "alice").await;
     store
         .create_session(session(1, alice.id, 0), LIMIT)

@@ -1,4 +1,5 @@
-//! Running calls, idempotency keys and the day's count. A lease of no length is over at once, so no case waits.
+//! Running calls, idempotency keys and the day's count. A lease of no length expires at once, so no
+//! case waits.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -300,7 +301,7 @@ pub async fn a_renewed_lease_does_not_expire(store: Store) {
         1
     );
     assert_eq!(store.expire_calls(9, &[]).await.unwrap(), []);
-    // Renewing sets the length anew rather than adding to it.
+    // Renewing replaces the length and does not add to it.
     assert_eq!(renew(&*store, [1; 16], &[begun.id], OVER).await, 1);
     assert_eq!(store.expire_calls(9, &[]).await.unwrap().len(), 1);
     assert_eq!(renew(&*store, [1; 16], &[begun.id], HELD).await, 0);
@@ -463,7 +464,7 @@ pub async fn a_key_of_yesterday_is_free_before_it_is_purged(store: Store) {
     store.put(keys.collect()).await.unwrap();
     assert!(state(&*store, alice, claim(2, 9)).await.is_some());
     assert_eq!(state(&*store, alice, claim(3, 9)).await, None);
-    // It may stand for another request now, and then does.
+    // The key can be claimed by another request now.
     let next = started(&*store, keyed(alice, claim(3, 1))).await;
     assert!(next.id > begun.id);
     assert_eq!(

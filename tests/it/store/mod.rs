@@ -1,7 +1,7 @@
 //! The store's contract, sentence by sentence, for any backend; and what only SQLite promises.
 
-/// Runs every case on a backend. `$open` is an `async fn() -> (Arc<dyn TestableStore>, impl Any)`: an empty store, and what
-/// must live as long as it.
+/// Runs every case on a backend. `$open` is an `async fn() -> (Arc<dyn TestableStore>, impl Any)`.
+/// It returns an empty store, and a value that must live as long as the store.
 macro_rules! conformance_suite {
     ($open:path) => {
         conformance_suite! { @cases $open;
@@ -16,12 +16,12 @@ macro_rules! conformance_suite {
                 enabling_keeps_tokens_valid_from_and_sessions,
                 tokens_valid_from_never_goes_back,
                 a_new_password_ends_sessions_and_tokens,
-                changing_an_absent_account_answers_false,
+                changing_an_absent_account_returns_false,
                 a_hash_upgrade_keeps_sessions_and_tokens,
                 a_hash_upgrade_of_a_changed_hash_does_nothing,
                 a_session_is_read_back_even_when_expired,
                 a_session_of_an_unknown_account_is_refused,
-                stored_sessions_are_told_from_others,
+                stored_sessions_are_distinguished_from_others,
                 a_session_beyond_the_limit_ends_the_oldest,
                 logging_out_deletes_the_session_and_remembers_the_token,
                 logging_out_twice_or_of_nothing_is_no_error,
@@ -148,7 +148,8 @@ pub fn model(name: &str) -> ModelId {
     ModelId(Arc::from(name))
 }
 
-/// A vector whose first number tells it from others; exact in half precision up to 2,048.
+/// A vector that differs from others in its first number, which is exact in half precision up to
+/// 2,048.
 pub fn vector(mark: u16) -> Embedding {
     Embedding(Arc::from([f32::from(mark), 0.5, 0.0, -0.5].as_slice()))
 }

@@ -430,7 +430,7 @@ impl Model {
     }
 }
 
-/// `open` answers an empty store, and what must live as long as it.
+/// `open` returns an empty store, and a value that must live as long as the store.
 pub fn compare_with_naive_model<A>(open: impl AsyncFn() -> (Arc<dyn TestableStore>, A)) {
     let runtime = Runtime::new().unwrap();
     let config = Config {

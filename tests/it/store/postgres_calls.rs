@@ -1,4 +1,5 @@
-//! Running calls in PostgreSQL while somebody else has their rows locked: each case holds a transaction open by hand.
+//! Running calls in PostgreSQL while another transaction has locked their rows. Each case holds
+//! that transaction open.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,8 +34,8 @@ async fn somebody_waits(client: &Client) {
     );
 }
 
-/// Begins a call again with its key while `meanwhile` is done to its lapsed row, by a transaction that ends after the row was
-/// seen as lapsed.
+/// Begins a call again with its key while another transaction does `meanwhile` to its expired row.
+/// That transaction ends after the row was seen as expired.
 async fn begin_again_while(meanwhile: &str) -> (Begun, Arc<PostgresStore>, Database) {
     let database = Database::migrated().await;
     let store = open(&database).await;
@@ -61,7 +62,7 @@ async fn begin_again_while(meanwhile: &str) -> (Begun, Arc<PostgresStore>, Datab
     somebody_waits(&other).await;
     client.batch_execute("COMMIT").await.unwrap();
     let begun = begun.await.unwrap();
-    // The same rows, whoever looks at them.
+    // However the call ended, there is one row at most.
     let listed = newest(&*store, alice, 9).await;
     assert!(listed.len() <= 1, "{listed:?}");
     (begun, store, database)

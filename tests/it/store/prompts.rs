@@ -284,7 +284,8 @@ pub async fn ids_are_not_reused_after_deletion(store: Store) {
     }
 }
 
-/// Two prompts of Alice, one of Bob, stored in turns; answers their ids and vectors in the order of a scan.
+/// Two prompts of Alice and one of Bob, stored in turns. Returns their ids and vectors in the order
+/// of a scan.
 async fn three_vectors(store: &dyn TestableStore) -> (Vec<VectorCursor>, Vec<Embedding>) {
     let alice = user(store, "alice").await.id;
     let bob = user(store, "bob").await.id;

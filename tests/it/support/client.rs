@@ -1,4 +1,4 @@
-//! An HTTP client that shows everything: any method, any header, any body, and the answer as it came.
+//! An HTTP client that sends any method, header and body, and shows the whole response.
 
 use std::net::SocketAddr;
 
@@ -111,12 +111,12 @@ impl Request {
         self
     }
 
-    /// Sends it and reads the whole answer; fails if there is none within the deadline.
+    /// Sends it and reads the whole response. Fails if there is none within the deadline.
     pub async fn send(self) -> Response {
         self.try_send().await.expect("the service answers")
     }
 
-    /// Sends it and reads no more than the head of the answer.
+    /// Sends it and reads only the head of the response.
     pub async fn open(self) -> Stream {
         let request = self.builder.body(Full::new(self.body)).unwrap();
         let answer = tokio::time::timeout(DEADLINE, self.pool.request(request)).await;
@@ -139,7 +139,7 @@ impl Request {
     }
 }
 
-/// A whole answer.
+/// A whole response.
 #[derive(Clone, Debug)]
 pub struct Response {
     /// The status code.

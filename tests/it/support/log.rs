@@ -14,9 +14,9 @@ pub struct Log(Arc<Mutex<Vec<u8>>>);
 impl Log {
     /// A subscriber that writes here.
     pub fn dispatch(&self) -> Dispatch {
-        // While there is only one subscriber, whichever thread first comes by a line decides for
-        // all threads whether anybody listens to it; a thread of another test, which has none,
-        // would silence it here.
+        // While there is only one subscriber, the first thread that reaches a log statement decides
+        // for all threads whether it has a listener. A thread of another test has no subscriber and
+        // would disable the statement here.
         static SECOND: OnceLock<Dispatch> = OnceLock::new();
         SECOND.get_or_init(|| Dispatch::new(tracing_subscriber::registry()));
         let written = Arc::clone(&self.0);

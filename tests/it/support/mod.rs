@@ -1,4 +1,4 @@
-//! What the tests stand on: the real service on a port of its own, clients that speak to it, and waiting for conditions.
+//! What all tests use: the real service on a free port, clients for it, and waiting for conditions.
 
 mod client;
 mod log;
@@ -38,14 +38,17 @@ pub use upstream::{Gate, Reply, Upstream, chunk};
 
 use crate::store::TestableStore;
 
-/// How long anything is waited for. No test takes this long unless it fails; a machine under load may take a good part of it.
+/// How long tests wait for a condition. Only a failing test takes this long; on a machine under
+/// load a passing one may take a large part of it.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-/// How long work at lowered priority is waited for. Beside other tests that want every core it gets a few hundredths of one, so
-/// a second of work may take a minute, and several on a slow machine.
+/// How long tests wait for work at lowered priority. Beside other tests that use every core it gets
+/// a few hundredths of one core. So a second of work may take a minute, and several minutes on a
+/// slow machine.
 pub const BACKGROUND_DEADLINE: Duration = Duration::from_secs(300);
 
-/// Waits until the condition, which may await, holds; fails at the deadline, [`DEADLINE`] if no other is given.
+/// Waits until the condition holds; the condition may await. Fails at the deadline, which is
+/// [`DEADLINE`] if no other is given.
 macro_rules! eventually {
     (within $deadline:expr; $condition:expr $(, $($message:tt)+)?) => {{
         let deadline = std::time::Instant::now() + $deadline;
@@ -83,19 +86,20 @@ pub fn skipped_on_postgres(why: &str) -> bool {
         let thread = std::thread::current();
         let name = thread.name().unwrap_or_default();
         let line = format!("skipped on PostgreSQL: {name}: {why}\n");
-        // Past the harness, which shows what a test prints only if it fails.
+        // Not by `eprintln!`, whose output the test harness shows only if the test fails.
         let _ = std::io::stderr().write_all(line.as_bytes());
     }
     on_postgres()
 }
 
-/// Waits, in the last minute of a day, for the next one: whatever a test then does of a day's limit falls into one day. Days are
-/// those of UTC.
+/// In the last minute of a UTC day, waits for the next day. So all that a test then does falls into
+/// one day and counts for one daily limit.
 pub async fn within_a_day() {
     eventually!(Timestamp::now().unix_seconds() % 86_400 < 86_400 - 59);
 }
 
-/// The data folder of an app, and its database if that is not in the folder; gone with its last owner.
+/// The data folder of an app, and its database if that is not in the folder. Removed with its last
+/// owner.
 #[derive(Clone)]
 pub struct Folder {
     folder: Arc<TempDir>,
@@ -147,7 +151,8 @@ impl Folder {
         store
     }
 
-    /// Waits until nobody uses what is in it any more. A test that has a store in it open itself must let go of it before.
+    /// Waits until its files are not in use any more. A test that has opened a store in it must
+    /// drop that store first.
     async fn is_let_go_of(&self) {
         let held = |store: &Weak<_>| store.strong_count() > 0;
         if self.opened.lock().unwrap().iter().any(held) {
@@ -168,22 +173,23 @@ impl Folder {
         }
     }
 
-    /// Whether this process has a file in it open.
+    /// Whether this process has one of its files open.
     fn has_open_files(&self) -> bool {
         let folder = self.path().canonicalize().unwrap();
         let files = std::fs::read_dir("/proc/self/fd").unwrap();
-        // One that was closed meanwhile leads nowhere.
+        // The link of a file that was closed meanwhile has no target.
         let mut files = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
         files.any(|file| file.starts_with(&folder))
     }
 }
 
 thread_local! {
-    /// Where this thread of an app's runtime logs to: each app has a log of its own.
+    /// Where this thread of an app's runtime logs to: each app has a separate log.
     static LOGS_TO: RefCell<Option<DefaultGuard>> = const { RefCell::new(None) };
 }
 
-/// A running service. It has a runtime of its own, so that it can die at any moment, and ends when this is dropped.
+/// A running service. It has a separate runtime, so that it can be killed at any moment. It ends
+/// when this is dropped.
 pub struct App {
     /// Where it listens.
     pub addr: SocketAddr,
@@ -200,10 +206,11 @@ pub struct App {
     runtime: Option<Runtime>,
 }
 
-/// The configuration that an empty environment gives, with the data in `folder`, any free port, and no throttle on prompts.
+/// The configuration of an empty environment, with the data in `folder`, any free port, and no
+/// throttle on prompts.
 pub fn config_in(folder: &Path) -> Config {
     let folder = folder.to_str().unwrap();
-    // The environment of whoever runs the tests is not part of them.
+    // The environment in which the tests run must not change their results.
     let command = Cli::command().mut_args(|arg| arg.env(clap::builder::Resettable::Reset));
     let matches = command.get_matches_from([
         "prompt-service",
@@ -218,7 +225,7 @@ pub fn config_in(folder: &Path) -> Config {
     Config::load(cli.settings, Secrets::default()).unwrap()
 }
 
-/// Believes the local peer, so that tests come from any address they name.
+/// Trusts the local peer as a proxy, so that tests can name any client address.
 pub fn behind_proxy(config: &mut Config) {
     config.server.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
 }
@@ -228,7 +235,7 @@ pub async fn spawn_app(adjust: impl FnOnce(&mut Config)) -> App {
     spawn_app_in(Folder::new(), adjust).await
 }
 
-/// Starts a service on a folder that another one has left.
+/// Starts a service on a folder that an earlier service used.
 pub async fn spawn_app_in(folder: Folder, adjust: impl FnOnce(&mut Config)) -> App {
     try_spawn_app_in(folder, adjust).await.unwrap()
 }
@@ -327,13 +334,13 @@ impl App {
         (token("access"), token("refresh"))
     }
 
-    /// What a login with that password answers.
+    /// The response to a login with that password.
     pub async fn try_login(&self, name: &str, password: &str) -> Response {
         let body = serde_json::json!({ "username": name, "password": password });
         self.post("/api/auth/login/").json(&body).send().await
     }
 
-    /// Logs an account in with a session: the cookie's secret, and the answer.
+    /// Logs an account in with a session. Returns the cookie's secret and the response.
     pub async fn login_session(&self, name: &str) -> (String, Response) {
         let body = serde_json::json!({ "username": name, "password": PASSWORD, "session": true });
         let answer = self.post("/api/auth/login/").json(&body).send().await;
@@ -356,7 +363,7 @@ impl App {
             .sign(kind, Some(UserId(user_id)), id, issued_at, lifetime)
     }
 
-    /// An access token that ran out a minute ago.
+    /// An access token that expired a minute ago.
     pub fn expired_token(&self, user_id: i64) -> String {
         let now = Timestamp::now().unix_seconds();
         self.token(
@@ -367,7 +374,8 @@ impl App {
         )
     }
 
-    /// The value of one line of `/metrics`, such as `http_requests_total{method="GET",…}`; `None` if there is no such line.
+    /// The value of one line of `/metrics`, such as `http_requests_total{method="GET",…}`. `None`
+    /// if there is no such line.
     pub async fn metric(&self, series: &str) -> Option<f64> {
         let client = self
             .metrics_addr
@@ -379,7 +387,8 @@ impl App {
         })
     }
 
-    /// Opens a WebSocket at `path_and_query` with these further headers; the answer if the handshake is refused.
+    /// Opens a WebSocket at `path_and_query` with these further headers. Returns the response as an
+    /// error if the handshake is refused.
     pub async fn socket(
         &self,
         path_and_query: &str,
@@ -388,12 +397,12 @@ impl App {
         Socket::connect(self.addr, path_and_query, headers).await
     }
 
-    /// Tells the service to stop, as a signal does, and does not wait. Once only.
+    /// Requests the service to stop, as a signal does, and does not wait. Call it only once.
     pub fn begin_stop(&mut self) {
         self.stop.take().unwrap().send(()).unwrap();
     }
 
-    /// Waits until the service has stopped by itself, and answers its folder.
+    /// Waits until the service has stopped by itself, and returns its folder.
     pub async fn stopped(mut self) -> Folder {
         let served = tokio::time::timeout(DEADLINE, &mut self.served).await;
         served
@@ -403,7 +412,7 @@ impl App {
         self.folder.clone()
     }
 
-    /// Stops the service in order, and answers its folder.
+    /// Stops the service in order, and returns its folder.
     pub async fn stop(mut self) -> Folder {
         self.begin_stop();
         self.stopped().await
@@ -414,14 +423,16 @@ impl App {
         !self.served.is_finished()
     }
 
-    /// Drops every task of the service where it stands, and answers its folder once the service has let go of it.
+    /// Drops every task of the service at once, and returns its folder when none of its files is
+    /// open any more.
     pub async fn kill(mut self) -> Folder {
         let runtime = self.runtime.take().unwrap();
-        // Waits for tasks to be dropped, as dropping a runtime does, which must not happen on an async thread.
+        // Waits until all tasks are dropped. Like dropping a runtime, this must not happen on an
+        // async thread.
         tokio::task::spawn_blocking(move || runtime.shutdown_timeout(DEADLINE))
             .await
             .unwrap();
-        // The store's own threads, or the database's, finish what they were told.
+        // The threads of the store, or of the database, finish what they have begun.
         self.folder.is_let_go_of().await;
         self.folder.clone()
     }

@@ -1,4 +1,5 @@
-//! Real PostgreSQL servers: one for all tests of the binary, and others for tests that stop or pause theirs.
+//! Real PostgreSQL servers: one for all tests of the binary, and others for tests that stop or
+//! pause their server.
 
 use std::io::Write;
 use std::net::TcpListener;
@@ -22,7 +23,8 @@ use super::DEADLINE;
 /// The releases that the tests start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Release {
-    /// Where the release makes no difference: 16, or the one that `TEST_POSTGRES` tells of.
+    /// For tests in which the release makes no difference: 16, or the one that `TEST_POSTGRES`
+    /// names.
     Usual,
     /// PostgreSQL 18.
     Eighteen,
@@ -84,8 +86,9 @@ impl Installation {
     }
 }
 
-/// Starts the server as a child of its own and waits for its input to end, which it does when the test process ends in
-/// whatever way. Then it stops the server (which may be paused) and removes its folder if told so.
+/// Starts the server as its child and waits for the end of its input, which comes when the test
+/// process ends in any way. Then it stops the server (which may be paused) and, if asked for,
+/// removes its folder.
 const SUPERVISOR: &str = r#"
     "$1" -D "$2" -c port="$3" -c fsync="$4" -c listen_addresses=127.0.0.1 -c unix_socket_directories= \
         -c max_connections=300 -c dynamic_shared_memory_type=mmap -c autovacuum_naptime=1s >>"$2/log" 2>&1 &
@@ -109,7 +112,8 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Makes a database cluster in a temporary folder and starts a server on it. `is_durable`: whether it waits for the disk.
+    /// Makes a database cluster in a temporary folder and starts a server on it. `is_durable`:
+    /// whether commits wait for the disk.
     pub fn start(is_durable: bool) -> Self {
         Self::start_release(Release::Usual, is_durable)
     }
@@ -174,12 +178,12 @@ impl Postgres {
         let server = self.pid();
         match signal {
             "STOP" => {
-                // Standing still, the server itself starts no further one behind our back.
+                // While it is paused, the server itself starts no further process.
                 stop(server);
                 children(server).into_iter().for_each(stop);
             }
             "CONT" => {
-                // The server itself last, for the same reason.
+                // The server itself continues last, for the same reason.
                 for process in children(server).into_iter().chain([server]) {
                     send(process, Signal::CONT);
                 }
@@ -193,7 +197,8 @@ impl Postgres {
         text.trim().parse().unwrap()
     }
 
-    /// Whether the server that was started says that it serves. Another's may answer on the port instead.
+    /// Whether the server that was started has reported that it is ready. The port is not asked:
+    /// another server may have it.
     fn is_ready(&self) -> bool {
         let read = |name| std::fs::read_to_string(self.folder.join(name)).unwrap_or_default();
         let (supervised, told) = (read("supervised"), read("postmaster.pid"));
@@ -215,7 +220,8 @@ impl Postgres {
             .args([&self.port.to_string(), fsync])
             .current_dir("/")
             .stdin(Stdio::piped())
-            // An interrupt from the terminal ends the tests first, and the end of their pipe then this.
+            // An interrupt from the terminal must not end this process. It ends the tests, and the
+            // end of their pipe then ends this process.
             .process_group(0)
             .spawn()
             .unwrap();
@@ -244,7 +250,7 @@ impl Postgres {
 
     fn end(&mut self, word: &str) {
         if let Some(mut supervisor) = self.supervisor.take() {
-            // One that has ended already reads nothing.
+            // A supervisor that has ended already reads nothing.
             if let Some(mut stdin) = supervisor.stdin.take() {
                 let _ = stdin.write_all(word.as_bytes());
             }
@@ -259,7 +265,8 @@ impl Drop for Postgres {
     }
 }
 
-/// Has a process stand still, and waits until it does; one that has ended meanwhile is as good.
+/// Pauses a process and waits until it is paused. A process that has ended meanwhile counts as
+/// paused.
 fn stop(process: i32) {
     send(process, Signal::STOP);
     let deadline = Instant::now() + DEADLINE;
@@ -297,8 +304,8 @@ fn free_port() -> u16 {
     listener.local_addr().unwrap().port()
 }
 
-/// The server of a release that all tests share, each with a database of its own. Its supervisor outlives the test process by a
-/// moment.
+/// The server of a release that all tests share; each test has a separate database. The supervisor
+/// ends a moment after the test process.
 fn shared(release: Release) -> &'static Postgres {
     static USUAL: OnceLock<Postgres> = OnceLock::new();
     static EIGHTEEN: OnceLock<Postgres> = OnceLock::new();
@@ -308,7 +315,7 @@ fn shared(release: Release) -> &'static Postgres {
     };
     shared.get_or_init(|| {
         let server = Postgres::start_release(release, false);
-        // On a thread of its own: the caller may be on a runtime's.
+        // On a new thread: the caller may be on a thread of a runtime, which must not block.
         std::thread::scope(|scope| {
             let made = scope.spawn(|| {
                 Builder::new_current_thread()
@@ -334,7 +341,7 @@ fn shared(release: Release) -> &'static Postgres {
     })
 }
 
-/// A look at a database that owes nothing to the store.
+/// A connection to a database that uses nothing of the store's code.
 pub async fn connect(url: &str) -> Client {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
     tokio::runtime::Handle::current().spawn(connection);
@@ -392,7 +399,7 @@ impl Database {
         shared(self.release).port
     }
 
-    /// A look at it that owes nothing to the store.
+    /// A connection to it that uses nothing of the store's code.
     pub async fn client(&self) -> Client {
         connect(&self.url()).await
     }
@@ -404,7 +411,7 @@ impl Drop for Database {
             shared(self.release).url("postgres"),
             std::mem::take(&mut self.name),
         );
-        // A runtime of its own: the test's may be on its way out. Room is all that is at stake if it fails.
+        // On a new runtime: the test's runtime may be ending. A failure only costs disk space.
         let dropped = std::thread::spawn(move || {
             let runtime = Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {

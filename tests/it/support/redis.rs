@@ -19,11 +19,13 @@ use tokio_util::task::TaskTracker;
 
 use super::DEADLINE;
 
-/// Starts the server, says its process id, and kills it when the test process lets go of the pipe, by whatever end.
+/// Starts the server, prints its process id, and kills it when the test process closes the pipe or
+/// ends in any way.
 const WATCHDOG: &str =
     r#""$@" >/dev/null 2>&1 & echo $!; cat >/dev/null; kill -9 $! 2>/dev/null; wait"#;
 
-/// A redis-server on a port of its own, with its files in a folder of its own. Gone when dropped, or with the test process.
+/// A redis-server with a free port and a temporary folder. It ends when this is dropped, or with
+/// the test process.
 pub struct RedisServer {
     folder: TempDir,
     port: u16,
@@ -37,13 +39,13 @@ struct Running {
 }
 
 impl RedisServer {
-    /// Starts one that keeps nothing on disk, and waits until it answers.
+    /// Starts one that keeps nothing on disk, and waits until it responds.
     pub fn start() -> Self {
         Self::start_as(false)
     }
 
-    /// Starts a cluster of one node. It redirects nobody, and like any node it refuses a command whose keys do not belong
-    /// together.
+    /// Starts a cluster of one node. It sends no redirections. Like any node it refuses a command
+    /// whose keys are in different slots.
     pub fn start_cluster() -> Self {
         let server = Self::start_as(true);
         let slots: Vec<String> = (0..16_384).map(|slot| slot.to_string()).collect();
@@ -70,7 +72,7 @@ impl RedisServer {
             running: None,
         };
         let deadline = Instant::now() + DEADLINE;
-        // Somebody else may take the port between the look for it and the server's own start.
+        // Another process may take the port after it was found free and before the server starts.
         let port = if is_cluster_node {
             free_port_of_a_node
         } else {
@@ -87,12 +89,13 @@ impl RedisServer {
         ([127, 0, 0, 1], self.port).into()
     }
 
-    /// What a replica is told to use this server while it is well, or gone: nothing that it says comes too late.
+    /// The configuration of a replica for tests in which this server runs or has ended. Its time
+    /// limits are long, so that no reply counts as late.
     pub fn config(&self) -> RedisConfig {
         config_at(self.addr())
     }
 
-    /// What a replica is told to use this server while it stands still.
+    /// The configuration of a replica for tests in which this server is paused.
     pub fn impatient_config(&self) -> RedisConfig {
         impatient_config_at(self.addr())
     }
@@ -111,17 +114,17 @@ impl RedisServer {
         }
     }
 
-    /// Has it stand still: it takes connections and answers nothing.
+    /// Pauses it: it accepts connections and sends nothing.
     pub fn pause(&self) {
         self.signal(Signal::STOP);
     }
 
-    /// Has it go on.
+    /// Continues it.
     pub fn resume(&self) {
         self.signal(Signal::CONT);
     }
 
-    /// Runs a command, and answers what came back as it stands on the wire.
+    /// Runs a command, and returns the reply byte by byte as it was sent.
     pub fn command(&self, words: &[&str]) -> String {
         command(self.addr(), words).unwrap()
     }
@@ -160,7 +163,7 @@ impl RedisServer {
             .unwrap();
         let server = Pid::from_raw(line.trim().parse().unwrap()).unwrap();
         self.running = Some(Running { watchdog, server });
-        // Another one may answer on the port instead.
+        // Another server may have the port.
         let itself = format!("process_id:{}\r\n", server.as_raw_nonzero());
         let deadline = Instant::now() + DEADLINE;
         loop {
@@ -178,13 +181,13 @@ impl RedisServer {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // The watchdog kills the server, also one that stands still, and ends after it.
+        // The watchdog kills the server, also a paused one, and ends after it.
         drop(self.watchdog.stdin.take());
         let _ = self.watchdog.wait();
     }
 }
 
-/// What a replica is told to use a Redis at this address that is well, or gone.
+/// The configuration of a replica for a Redis at this address that runs or has ended.
 pub fn config_at(addr: SocketAddr) -> RedisConfig {
     RedisConfig {
         url: Secret::new(format!("redis://{addr}")),
@@ -193,8 +196,9 @@ pub fn config_at(addr: SocketAddr) -> RedisConfig {
     }
 }
 
-/// The same of a Redis that does not always answer. Longer than in service, and longer than a busy machine keeps this process
-/// waiting: it must connect before Redis stands still.
+/// The same for a Redis that does not always respond. The time limit is longer than the service's,
+/// and longer than a busy machine delays this process, because the replica must connect before
+/// Redis is paused.
 pub fn impatient_config_at(addr: SocketAddr) -> RedisConfig {
     RedisConfig {
         patience: 3 * RedisConfig::PATIENCE,
@@ -202,7 +206,7 @@ pub fn impatient_config_at(addr: SocketAddr) -> RedisConfig {
     }
 }
 
-/// The server's program, fetched if need be.
+/// The server's program, fetched if necessary.
 fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
@@ -227,7 +231,7 @@ fn free_port() -> u16 {
     listener.local_addr().unwrap().port()
 }
 
-/// A cluster's node takes another port 10,000 above its own.
+/// A cluster's node also uses the port 10,000 above its port.
 fn free_port_of_a_node() -> u16 {
     loop {
         let port = free_port();
@@ -253,7 +257,7 @@ fn command(addr: SocketAddr, words: &[&str]) -> std::io::Result<String> {
     Ok(answer)
 }
 
-/// A way to a server that can be slowed down, and cut.
+/// A proxy to a server that can be slowed down and cut.
 pub struct Proxy {
     /// Where it listens.
     pub addr: SocketAddr,
@@ -268,7 +272,7 @@ struct Road {
 }
 
 impl Proxy {
-    /// A way to `target` that neither delays nor loses anything.
+    /// A proxy to `target` that neither delays nor loses anything.
     pub fn start(target: SocketAddr) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -315,7 +319,7 @@ impl Proxy {
         }
     }
 
-    /// Has everything take this much longer in each direction.
+    /// Delays everything by this much in each direction.
     pub fn delay(&self, delay: Duration) {
         self.road.send_modify(|road| road.delay = delay);
     }
@@ -331,7 +335,7 @@ impl Proxy {
     }
 }
 
-/// Takes what comes at once, and passes it on when its time has come: a long way, not a narrow one.
+/// Reads at once, and passes each piece on after the delay: high latency, not low bandwidth.
 async fn forward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, road: watch::Receiver<Road>) {
     let (sent, mut arriving) = mpsc::unbounded_channel();
     let send = async {

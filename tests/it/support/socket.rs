@@ -17,12 +17,12 @@ use super::{DEADLINE, Response};
 /// An open socket.
 pub struct Socket {
     stream: WebSocketStream<TcpStream>,
-    /// The headers of the answer that opened it.
+    /// The headers of the response that opened it.
     pub headers: HeaderMap,
 }
 
 impl Socket {
-    /// Opens a socket; the answer if the handshake is refused.
+    /// Opens a socket. Returns the response as an error if the handshake is refused.
     pub async fn connect(
         addr: SocketAddr,
         path_and_query: &str,
@@ -72,7 +72,8 @@ impl Socket {
         }
     }
 
-    /// Reads until the server closes, and answers its close code; 1006 if the connection ended without one.
+    /// Reads until the server closes, and returns its close code; 1006 if the connection ended
+    /// without one.
     pub async fn close_code(&mut self) -> u16 {
         loop {
             match self.next().await {
@@ -98,13 +99,13 @@ impl Socket {
         self.send(Message::text(text)).await;
     }
 
-    /// Closes from this side, and waits until the server has done so too.
+    /// Closes from this side, and waits until the server has closed too.
     pub async fn close(mut self) {
         let _ = self.stream.close(None).await;
         while self.next().await.is_some() {}
     }
 
-    /// The connection beneath, for what no orderly client does.
+    /// The connection beneath, for tests that break the protocol.
     pub fn stream(&mut self) -> &mut WebSocketStream<TcpStream> {
         &mut self.stream
     }

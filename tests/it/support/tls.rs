@@ -1,4 +1,4 @@
-//! Certificates, and a way to a server that ends TLS before it.
+//! Certificates, and a proxy that ends TLS before a server.
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use tempfile::TempDir;
 
-/// A certificate or key of `tests/tools/certificates.py`, which says what there is.
+/// A certificate or key of `tests/tools/certificates.py`, which lists them.
 pub fn pem(name: &str) -> PathBuf {
     static FOLDER: OnceLock<TempDir> = OnceLock::new();
     let folder = FOLDER.get_or_init(|| {
@@ -29,7 +29,7 @@ fn tool(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// A way to a server on this machine that speaks TLS to the client.
+/// A proxy to a server on this machine that speaks TLS to the client.
 pub struct TlsProxy {
     /// Where it listens.
     pub port: u16,

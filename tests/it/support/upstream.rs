@@ -1,4 +1,4 @@
-//! An upstream that does as it is told: answers well, badly, slowly or not at all, and remembers what it was asked.
+//! An upstream with planned replies: good, bad, slow or none. It remembers all requests.
 
 use std::collections::VecDeque;
 use std::io;
@@ -16,8 +16,8 @@ use tokio::task::JoinSet;
 
 use super::DEADLINE;
 
-/// A server of the chat-completions protocol on a port of its own. Each request takes the next of the planned replies; without any,
-/// it is answered well. Gone when dropped.
+/// A server of the chat-completions protocol on a free port. Each request gets the next planned
+/// reply, or a good answer if none is planned. It ends when this is dropped.
 pub struct Upstream {
     /// Where it listens.
     pub addr: SocketAddr,
@@ -33,7 +33,7 @@ struct Shared {
     broken_off: AtomicUsize,
 }
 
-/// A request as it came.
+/// A request as it was received.
 #[derive(Clone, Debug)]
 pub struct Received {
     /// Method and path.
@@ -54,7 +54,7 @@ impl Received {
     }
 }
 
-/// What happens in answer to one request.
+/// What happens after one request.
 #[derive(Clone, Debug, Default)]
 pub struct Reply(Vec<Step>);
 
@@ -89,7 +89,7 @@ impl Reply {
         Self::raw(format!("{head}\r\n{body}"))
     }
 
-    /// An error with header lines, and a body that nobody may ever see.
+    /// An error with header lines, and a body that must be shown to no client.
     pub fn error(status: u16, headers: &[&str]) -> Self {
         let body = json!({ "error": { "message": "upstream-secret-words", "code": "x" } });
         Self::of(status, "application/json", headers, &body.to_string())
@@ -172,7 +172,7 @@ impl Reply {
         self
     }
 
-    /// What another one does after this.
+    /// Adds what another reply does after this one.
     pub fn and(mut self, other: Self) -> Self {
         self.0.extend(other.0);
         self
@@ -184,13 +184,13 @@ impl Reply {
         self
     }
 
-    /// The same bytes for ever, with a pause before each.
+    /// The same bytes without end, with a pause before each.
     pub fn forever(mut self, bytes: impl Into<Bytes>, pause: Duration) -> Self {
         self.0.push(Step::Forever(bytes.into(), pause));
         self
     }
 
-    /// Nothing more, on an open connection.
+    /// Sends nothing more and keeps the connection open.
     pub fn hang(mut self) -> Self {
         self.0.push(Step::Hang);
         self
@@ -209,7 +209,7 @@ impl Reply {
     }
 }
 
-/// Holds replies up until it is opened. Open when dropped.
+/// Makes replies wait until it is opened. Dropping it opens it.
 pub struct Gate(watch::Sender<bool>);
 
 impl Gate {
@@ -235,13 +235,14 @@ impl Upstream {
         Self::start_at("127.0.0.1:0".parse().unwrap()).await
     }
 
-    /// Starts one at an address, such as that of one which is gone.
+    /// Starts one at an address, such as that of a server that has ended.
     pub async fn start_at(addr: SocketAddr) -> Self {
         let deadline = Instant::now() + DEADLINE;
         let listener = loop {
             match TcpListener::bind(addr).await {
                 Ok(listener) => break listener,
-                // The connections of the one that is gone end in their own time, and somebody else's may have its port for a moment.
+                // The connections of the server before may not have ended yet, and another process
+                // may have its port for a moment.
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                     assert!(Instant::now() < deadline, "{error}");
                     tokio::time::sleep(Duration::from_millis(10)).await;
@@ -269,8 +270,8 @@ impl Upstream {
         format!("http://{}/v1", self.addr)
     }
 
-    /// Answers each request for its models so; without this there is no such list. Such requests
-    /// are not among [`Self::requests`].
+    /// Sets the reply to each request for its models. Without it there is no such list. These
+    /// requests are not among [`Self::requests`].
     pub fn show_models(&self, reply: Reply) -> &Self {
         *self.shared.models.lock().unwrap() = Some(reply);
         self
@@ -290,7 +291,7 @@ impl Upstream {
         self
     }
 
-    /// How many replies the client did not wait for the end of.
+    /// How many replies the client did not read to the end.
     pub fn broken_off(&self) -> usize {
         self.shared.broken_off.load(Ordering::Acquire)
     }
@@ -312,7 +313,8 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-/// Answers the requests of one connection until either side closes it; a client that goes away is nothing special.
+/// Serves the requests of one connection until either side closes it. A client that disconnects is
+/// no error.
 async fn serve(mut stream: TcpStream, number: usize, shared: Arc<Shared>) {
     while let Ok(Some(request)) = read_request(&mut stream, number).await {
         let reply = if request.line.starts_with("GET ") {
@@ -339,7 +341,7 @@ async fn serve(mut stream: TcpStream, number: usize, shared: Arc<Shared>) {
                 }
                 Step::Wait(mut opened) => {
                     tokio::select! {
-                        // Opened, or its gate is gone.
+                        // The gate was opened or dropped.
                         _ = opened.wait_for(|opened| *opened) => Ok(()),
                         _ = stream.readable() => Err(io::ErrorKind::ConnectionAborted.into()),
                     }
@@ -351,7 +353,7 @@ async fn serve(mut stream: TcpStream, number: usize, shared: Arc<Shared>) {
                     }
                 },
                 Step::Hang => {
-                    // Until the client has enough of it.
+                    // Until the client closes.
                     let gone = stream.read(&mut [0; 1]).await;
                     gone.and(Err(io::ErrorKind::ConnectionAborted.into()))
                 }

@@ -70,7 +70,7 @@ async fn a_post_beyond_the_quota_neither_asks_nor_counts_and_a_failed_prompt_is_
     }
     assert_eq!(upstream.requests().len(), 1);
 
-    // The day's limit has room for one more: those refused did not count.
+    // The daily limit has room for one more: refused posts did not count.
     let path = format!("/api/prompts/{kept}");
     assert_eq!(user.delete(&path).send().await.status, 204);
     let kept = user.prompt("the second").await;
@@ -81,7 +81,7 @@ async fn a_post_beyond_the_quota_neither_asks_nor_counts_and_a_failed_prompt_is_
 }
 
 #[tokio::test]
-async fn calls_are_timed_and_what_the_service_added_is_told() {
+async fn calls_are_timed_and_the_time_of_the_service_is_shown() {
     let upstream = Upstream::start().await;
     let (app, user) = service(&upstream, |_| ()).await;
     upstream.plan(Reply::default().pause(300 * MS).and(Reply::answer("slow")));
@@ -168,6 +168,6 @@ async fn neither_key_nor_text_is_in_log_metric_or_error() {
     ] {
         assert!(!log.contains(secret), "{secret}");
     }
-    // For the operator alone.
+    // Only the operator sees it.
     assert!(log.contains("upstream-secret-words"));
 }

@@ -1,11 +1,11 @@
-//! What is shown of the call behind an answer.
+//! Which details of a call are shown with its answer.
 
 use serde_json::{Value, json};
 
 use super::{hello, service, shown};
 use crate::support::{Reply, Upstream};
 
-/// The members that say it.
+/// The members with these details.
 fn details(prompt: &Value) -> (&Value, &Value) {
     (&prompt["finish_reason"], &prompt["usage"])
 }
@@ -55,7 +55,7 @@ async fn reason_usage_and_duration_are_shown_of_a_prompt_and_in_the_list() {
         assert_eq!(prompt["duration_ms"].is_u64(), status == 201, "{prompt}");
         assert_eq!(user.all_prompts().await[0], prompt);
     }
-    // A search shows what it always did.
+    // A search shows none of them.
     let found = user.get("/api/prompts/similar?q=hello&k=1").send().await;
     assert_eq!(found.json()["results"][0].as_object().unwrap().len(), 5);
     drop(app);

@@ -63,7 +63,7 @@ async fn calls_beyond_the_grace_are_broken_off_and_their_keys_are_free_at_the_ne
     eventually!(upstream.broken_off() == 3);
     let app = restart(folder, &upstream, |_| ()).await;
     let user = at(&app, user);
-    // At once: the lease of a minute was given up.
+    // At once: the lease of a minute was released.
     let repeated = post_with(&user, "k", &hello()).await;
     assert_eq!(repeated.status, 201, "{repeated:?}");
     eventually!(shown(&user, streamed).await["status"] == "failed");
@@ -74,7 +74,7 @@ async fn calls_beyond_the_grace_are_broken_off_and_their_keys_are_free_at_the_ne
     assert_eq!(statuses, ["\"completed\"", "\"failed\"", "\"failed\""]);
 }
 
-/// Keeps everybody from writing to the database until it is dropped.
+/// Locks the database against all writes until it is dropped.
 pub(super) fn locked(path: &std::path::Path) -> Connection {
     let mut connection = Connection::open(path).unwrap();
     connection.busy_timeout(DEADLINE).unwrap();

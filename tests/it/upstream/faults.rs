@@ -1,4 +1,5 @@
-//! Upstreams that misbehave: each is told clearly, kept as failed and announced, and the next prompt is answered.
+//! Upstreams that misbehave: each fault is reported clearly, the prompt is kept as failed and
+//! announced, and the next prompt is answered.
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use serde_json::{Value, json};
 use super::{MS, outcome, post, service, shown, socket};
 use crate::support::{Reply, Response, Upstream, User, chunk, names};
 
-/// What the client is told.
+/// What the client gets.
 const FAILED: (u16, &str) = (502, "upstream_failed");
 const UNAVAILABLE: (u16, &str) = (503, "upstream_unavailable");
 const TIMEOUT: (u16, &str) = (504, "upstream_timeout");
@@ -18,7 +19,7 @@ const HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n";
 
 type Case = (&'static str, (u16, &'static str), Reply);
 
-/// Posts the name of the fault and answers what was told of it, after looking at its form.
+/// Posts the name of the fault, checks the form of the response, and returns it.
 async fn told(user: &User, is_streamed: bool, name: &str, (status, code): (u16, &str)) -> Value {
     let body = json!({ "prompt": name, "websocket": true });
     let told = if is_streamed {
@@ -47,7 +48,7 @@ async fn told(user: &User, is_streamed: bool, name: &str, (status, code): (u16, 
     told
 }
 
-/// Plays each fault to one service, which has to serve on after each.
+/// Plays each fault to one service, which must still serve after each.
 async fn check(is_streamed: bool, adjust: fn(&mut UpstreamConfig), cases: Vec<Case>) {
     let upstream = Upstream::start().await;
     let (app, user) = service(&upstream, |config| {
@@ -190,7 +191,8 @@ fn impatient(config: &mut UpstreamConfig) {
     config.total_timeout = 10_000 * MS;
 }
 
-/// Plays each fault to a service of its own, all at once, since each takes the time of a deadline.
+/// Plays each fault to a separate service, all at the same time, because each takes the time of a
+/// deadline.
 async fn check_each(is_streamed: bool, cases: Vec<Case>) {
     let checks = cases
         .into_iter()

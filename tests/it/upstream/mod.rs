@@ -1,4 +1,5 @@
-//! The service before an upstream that behaves well, badly, slowly or not at all: what clients, sockets and the store see of it.
+//! The service with an upstream that responds well, badly, slowly or not at all: what clients,
+//! sockets and the store see of it.
 
 mod calls;
 mod details;
@@ -28,7 +29,7 @@ async fn service(upstream: &Upstream, adjust: impl FnOnce(&mut Config)) -> (App,
     (app, user)
 }
 
-/// The same on a folder that another one has left; its users stay as they are.
+/// The same on a folder that an earlier service used. Its users stay as they are.
 async fn restart(folder: Folder, upstream: &Upstream, adjust: impl FnOnce(&mut Config)) -> App {
     spawn_app_in(folder, |config| {
         config.upstream = Some(crate::llm::config(upstream));
@@ -37,7 +38,7 @@ async fn restart(folder: Folder, upstream: &Upstream, adjust: impl FnOnce(&mut C
     .await
 }
 
-/// The user at another service on the same data.
+/// The same user, at another service on the same data.
 fn at(app: &App, user: User) -> User {
     User {
         client: app.client().with_bearer(&user.access),
@@ -70,7 +71,7 @@ async fn post(user: &User, body: &Value) -> Stream {
     request.json(body).open().await
 }
 
-/// Posts a prompt in a task, which is the client that may hang up.
+/// Posts a prompt in a task. Aborting the task is a client that hangs up.
 fn posting(user: &User, key: Option<&str>, body: &Value) -> JoinHandle<Response> {
     let mut request = user.post("/api/prompts");
     if let Some(key) = key {
@@ -84,7 +85,8 @@ async fn post_with(user: &User, key: &str, body: &Value) -> Response {
     posting(user, Some(key), body).await.unwrap()
 }
 
-/// Reads a stream from its start until `text` has come; the prompt's id, and the id of the last event.
+/// Reads a stream from its start until `text` has come. Returns the prompt's id and the id of the
+/// last event.
 async fn read_until(stream: &mut Stream, text: &str) -> (i64, String) {
     let started = stream.next().await.unwrap();
     assert_eq!(started.name, "started");
@@ -131,7 +133,7 @@ fn hello() -> Value {
     json!({ "prompt": "hello" })
 }
 
-/// Whether it is later than that.
+/// Whether now is later than that.
 fn passed(since: Instant, length: Duration) -> bool {
     since.elapsed() > length
 }

@@ -1,4 +1,4 @@
-//! What `check` and the start make of an upstream's list of models.
+//! What `check` and the start report about an upstream's list of models.
 
 use prompt_service::config::{BaseUrl, UpstreamConfig};
 use serde_json::{Value, json};
@@ -27,7 +27,7 @@ fn models(models: &[Value]) -> Reply {
     Reply::json(&json!({ "object": "list", "data": models }))
 }
 
-/// A day so many days from now.
+/// The day that is so many days from now.
 fn day(days: u64) -> String {
     let time = std::time::SystemTime::now() + std::time::Duration::from_secs(days * 86_400);
     humantime::format_rfc3339_seconds(time).to_string()[..10].to_owned()
@@ -81,7 +81,7 @@ async fn a_check_says_whether_address_key_and_model_are_right() {
         assert!(!line.contains("sk-primary"), "{line}");
         assert_eq!(fails, !is_right, "{line}");
         assert_eq!(line.starts_with("ok"), is_right, "{line}");
-        // Without the flag, what may be a matter of the moment is only a note.
+        // Without the flag, a problem that may end by itself is only a note.
         let (line, fails) = look(&upstream, false, |_| ()).await;
         assert!(
             line.starts_with(if is_right { "ok" } else { "note" }),
@@ -89,14 +89,14 @@ async fn a_check_says_whether_address_key_and_model_are_right() {
         );
         assert!(!fails, "{line}");
     }
-    // Nothing was asked that costs.
+    // No request was sent that costs anything.
     assert_eq!(upstream.requests().len(), 0);
 }
 
 #[tokio::test]
 async fn a_list_without_a_name_is_believed_less_than_the_model_itself() {
     let upstream = Upstream::start().await;
-    // The same answer to both questions: a list to the first, a model to the second.
+    // One reply serves both requests: it is a list for the first and a model for the second.
     upstream.show_models(Reply::json(
         &json!({ "data": [{ "id": "other" }], "id": "asked-1" }),
     ));
@@ -157,7 +157,7 @@ async fn each_upstream_has_its_own_line_with_its_own_settings() {
 }
 
 #[tokio::test]
-async fn a_model_that_ends_soon_is_told_of_in_a_check_and_at_the_start() {
+async fn a_model_that_ends_soon_is_reported_by_check_and_at_the_start() {
     let upstream = Upstream::start().await;
     for (shutdown, is_told) in [
         (json!(day(89)), true),

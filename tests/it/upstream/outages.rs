@@ -1,5 +1,6 @@
-//! The store away, or the clock wrong, while the upstream is asked: nothing is paid for that could not be stored, and what was paid for
-//! is stored or told as lost. Of SQLite's lock and file; what an outage of Postgres does is shown from outside.
+//! The store is unavailable, or the clock wrong, while the upstream is asked. Nothing is paid for
+//! that could not be stored, and what was paid for is stored or reported as lost. These tests lock
+//! SQLite's file; `tests/python` tests outages of PostgreSQL.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ fn database(app: &App) -> PathBuf {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_the_store_is_away_the_upstream_is_not_asked() {
+async fn while_the_store_is_unavailable_the_upstream_is_not_asked() {
     if skipped_on_postgres("it works on the file of SQLite itself") {
         return;
     }
@@ -69,7 +70,7 @@ async fn a_call_that_cannot_be_counted_is_not_begun() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_whose_call_others_ended_meanwhile_is_told_as_they_stored_it() {
+async fn an_answer_whose_call_another_process_ended_is_reported_as_that_one_stored_it() {
     if skipped_on_postgres("it works on the file of SQLite itself") {
         return;
     }
@@ -88,7 +89,7 @@ async fn an_answer_whose_call_others_ended_meanwhile_is_told_as_they_stored_it()
             .text()
             .contains("an outcome could not be stored yet")
     );
-    // What another process does with a call whose lease ran out.
+    // What another process does with a call whose lease expired.
     away.execute_batch(
         "DELETE FROM running_call;
          UPDATE prompt SET status = 'failed', error = 'interrupted';
@@ -101,13 +102,14 @@ async fn an_answer_whose_call_others_ended_meanwhile_is_told_as_they_stored_it()
     let id = failed.json()["id"].as_i64().unwrap();
     assert_eq!(shown(&user, id).await["status"], "failed");
     assert!(user.similar("hello", 9).await.is_empty());
-    // The sockets hear of the next prompt first: of this one whoever ended it has told.
+    // The sockets get the event of the next prompt first: the process that ended this call has
+    // reported it.
     let next = user.post("/api/prompts").json(&announced).send().await;
     assert_eq!(socket.next_json().await["data"], next.json());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_process_ends_none_of_its_own_calls_whatever_their_leases_say() {
+async fn a_process_ends_none_of_its_calls_even_if_their_leases_expired() {
     if skipped_on_postgres("it works on the file of SQLite itself") {
         return;
     }
@@ -120,7 +122,8 @@ async fn a_process_ends_none_of_its_own_calls_whatever_their_leases_say() {
     let connection = Connection::open(database(&app)).unwrap();
     connection.busy_timeout(DEADLINE).unwrap();
     let began = Instant::now();
-    // As when the clock jumps, or the process stood still: again and again, so that no renewal comes in time.
+    // As if the clock jumped or the process stood still. Repeated, so that no renewal comes in
+    // time.
     eventually!({
         let over = "UPDATE running_call SET lease_until = 0";
         assert_eq!(connection.execute(over, []).unwrap(), 1);

@@ -1,4 +1,4 @@
-//! Idempotency keys before a slow or failing upstream, and what is left of calls whose process died.
+//! Idempotency keys with a slow or failing upstream, and what is left of calls whose process died.
 
 use std::time::{Duration, Instant};
 
@@ -11,12 +11,12 @@ use super::{
 };
 use crate::support::{DEADLINE, Folder, Gate, Reply, Upstream, names, postgres};
 
-/// Has the leases of all calls run out, as they do a minute after the process that held them died.
+/// Makes the leases of all calls expire, as they do a minute after their process died.
 async fn end_leases(folder: &Folder) {
     execute(folder, "UPDATE running_call SET lease_until = 0").await;
 }
 
-/// Changes rows of the store behind the service's back.
+/// Changes rows of the store without the service.
 async fn execute(folder: &Folder, sql: &str) {
     let changed = match folder.store_config().await {
         StoreConfig::Sqlite { path, .. } => {
@@ -32,7 +32,8 @@ async fn execute(folder: &Folder, sql: &str) {
     assert_ne!(changed, 0);
 }
 
-/// What another process does with a call whose lease ran out, having taken it over by its key.
+/// What another process does with a call whose lease expired, after it took the call over by its
+/// key.
 async fn answer_elsewhere(folder: &Folder, response: &str) {
     execute(folder, "DELETE FROM running_call").await;
     let completed =
@@ -40,7 +41,7 @@ async fn answer_elsewhere(folder: &Folder, response: &str) {
     execute(folder, &completed).await;
 }
 
-/// A refusal that waits.
+/// A refusal that waits for the gate.
 fn held_failure(gate: &Gate) -> Reply {
     Reply::default().wait(gate).and(Reply::error(400, &[]))
 }
@@ -49,7 +50,7 @@ fn held_failure(gate: &Gate) -> Reply {
 async fn a_post_whose_call_another_process_took_over_is_answered_as_that_one_stored_it() {
     let upstream = Upstream::start().await;
     let (app, user) = service(&upstream, |_| ()).await;
-    // Whatever the own call comes to.
+    // However the call of this process ends.
     for reply in [held_answer as fn(&Gate) -> Reply, held_failure] {
         let gate = Gate::new();
         upstream.plan(reply(&gate));
@@ -89,7 +90,7 @@ async fn a_stream_whose_call_another_process_took_over_ends_with_the_stored_answ
         let (last, rest) = rest.split_last().unwrap();
         for event in rest {
             match event.name.as_str() {
-                // What was read before is void.
+                // The text that was read before is not part of this answer.
                 "started" => text.clear(),
                 "delta" => text.push_str(event.data["text"].as_str().unwrap()),
                 other => panic!("{other}"),
@@ -188,7 +189,7 @@ async fn after_a_crash_a_key_ends_in_one_row_and_one_further_call() {
     let early = post_with(&user, "k1", &hello()).await;
     assert_eq!(early.status, 409, "{early:?}");
     end_leases(&app.folder).await;
-    // The first is repeated until it is served, the second when its failure is known already.
+    // The first is repeated until it is served, the second after its failure was reported.
     let answered = async || {
         let answer = post_with(&user, "k1", &hello()).await;
         assert!(matches!(answer.status, 201 | 409), "{answer:?}");
@@ -214,7 +215,7 @@ async fn after_a_crash_a_key_ends_in_one_row_and_one_further_call() {
 }
 
 #[tokio::test]
-async fn after_a_crash_a_stream_without_a_key_is_failed_once_and_its_sockets_are_told() {
+async fn after_a_crash_a_stream_without_a_key_fails_once_and_its_sockets_get_the_event() {
     let upstream = Upstream::start().await;
     let (app, user) = service(&upstream, |_| ()).await;
     upstream.plan(Reply::stream_head().delta("one ").hang());
@@ -225,7 +226,7 @@ async fn after_a_crash_a_stream_without_a_key_is_failed_once_and_its_sockets_are
     let app = restart(folder, &upstream, |_| ()).await;
     let user = at(&app, user);
     let mut socket = socket(&app, &user).await;
-    // Not before: who comes later is not told.
+    // Only now: a socket that is opened later gets no event.
     end_leases(&app.folder).await;
     let event = socket.next_json().await;
     assert_eq!(event["event"], "prompt_failed");
@@ -262,7 +263,8 @@ async fn after_a_crash_a_post_with_neither_stream_nor_key_is_kept_as_failed() {
 #[tokio::test]
 async fn a_call_longer_than_its_lease_keeps_it() {
     let upstream = Upstream::start().await;
-    // Renewed every quarter of it, so that it also outlasts a process which is not let run for a while.
+    // The lease is renewed after each quarter of it, so it also outlasts a process that does not
+    // run for a while.
     let lease = Duration::from_secs(10);
     let (app, user) = service(&upstream, |config| config.calls.lease = lease).await;
     let gate = Gate::new();

@@ -1,4 +1,5 @@
-//! Streams while the upstream is still writing: who reads along, who leaves, and what a hang-up does.
+//! Streams while the upstream is still writing: subscribers that read, that leave, and what a
+//! disconnect does.
 
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ async fn read(user: &User, id: i64, last: Option<&str>) -> Stream {
     request.open().await
 }
 
-/// The user with a token of a new login.
+/// The same user with the token of a new login.
 async fn logged_in_again(app: &App, user: &User) -> User {
     eventually!(app.try_login("alice", PASSWORD).await.status == 200);
     let (access, refresh) = app.login("alice").await;
@@ -36,7 +37,8 @@ async fn logged_in_again(app: &App, user: &User) -> User {
     user
 }
 
-/// Asserts that the answer to the first request was taken to its end: its connection serves another one.
+/// Asserts that the answer to the first request was read to its end: its connection serves another
+/// request.
 async fn assert_first_was_not_broken_off(upstream: &Upstream, user: &User) {
     let first = upstream.requests()[0].connection;
     eventually!({
@@ -97,7 +99,7 @@ async fn a_stream_without_readers_is_finished_stored_and_announced() {
 }
 
 #[tokio::test]
-async fn a_whole_post_is_shown_as_running_meanwhile_and_told_in_one_piece() {
+async fn a_whole_post_is_shown_as_running_and_then_reported_in_one_piece() {
     let upstream = Upstream::start().await;
     let (app, user) = service(&upstream, |_| ()).await;
     let mut socket = socket(&app, &user).await;
@@ -154,7 +156,7 @@ async fn a_prompt_deleted_while_it_is_answered_here_ends_for_its_readers_and_soc
     gate.open();
     eventually!(app.metric("calls_running").await == Some(0.0));
 
-    // One that is answered whole tells its end too, and no end is told twice.
+    // A whole answer is announced at its end too, and no end is announced twice.
     let gate = Gate::new();
     upstream.plan(held_answer(&gate));
     let client = posting(&user, None, &announced);
@@ -248,7 +250,7 @@ async fn a_stream_ends_with_its_token_and_goes_on_with_a_new_one() {
     let (id, last) = read_until(&mut stream, "one two ").await;
     assert_eq!(stream.rest().await, []);
     assert_eq!(read(&soon_expired, id, Some(&last)).await.status, 401);
-    // Nobody reads it just now, and still it is not cancelled.
+    // It has no reader at the moment, and is not cancelled.
     let mut rest = read(&user, id, Some(&last)).await;
     gate.open();
     let rest = rest.rest().await;
@@ -300,7 +302,7 @@ async fn with_cancel_a_whole_answer_ends_with_its_caller() {
         assert_eq!(failed["error"], "cancelled");
         eventually!(upstream.broken_off() == asked);
     }
-    // What was broken off has released its key.
+    // The cancelled post has released its key.
     let again = super::post_with(&user, "k", &hello()).await;
     assert_eq!(again.status, 201, "{again:?}");
 }

@@ -11,7 +11,7 @@ use super::super::{Encode, Error, Model};
 use super::Engine;
 use crate::model_tests::Tiny;
 
-/// A tokenizer of nine tokens that tells cases apart.
+/// A tokenizer of nine tokens that distinguishes upper and lower case.
 fn tokenizer_json() -> Value {
     let special = |id: u32, content: &str| json!({"id": id, "content": content});
     json!({
@@ -167,7 +167,7 @@ fn a_model_of_mixed_precision_is_refused() {
         let refused = refusal(dir.path()).to_string();
         assert!(refused.contains("only some"), "{refused}");
     }
-    // What is no matrix is computed with in single precision in any case.
+    // All tensors that are no matrix are computed in single precision in any case.
     let file = tiny.file_of(
         |name| {
             if name.contains("LayerNorm") {

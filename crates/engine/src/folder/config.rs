@@ -185,7 +185,7 @@ impl FolderLayout {
         }
     }
 
-    /// As in sentence-transformers: its own setting, otherwise the tokenizer's.
+    /// As in sentence-transformers: the setting of the folder, otherwise the tokenizer's.
     fn max_tokens(&self) -> Result<usize, Error> {
         if let Some(length) = self.sentence()?.max_seq_length {
             return Ok(length);

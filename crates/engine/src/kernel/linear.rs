@@ -17,7 +17,7 @@ pub struct OutputLayout {
     pub row_stride: usize,
 }
 
-/// What is done to `x * w + bias` before it is written.
+/// The operation on `x * w + bias` before it is written.
 #[derive(Clone, Copy, Debug)]
 pub enum Finish<'a> {
     /// Nothing.

@@ -195,7 +195,7 @@ impl Simd for Portable {
                     }
                 }
                 // Two rows at a time keep enough independent sums in flight; of an odd number the
-                // last is its own partner.
+                // last has itself as its partner.
                 for r in (0..R).step_by(2) {
                     let pair = [r, (r + 1).min(R - 1)];
                     let rows = pair.map(|r| &rows[r * width + start..][..depth]);

@@ -117,7 +117,7 @@ pub(super) const MARKS: &[(u32, u32)] = &[
     (0x1daa1, 0x1daaf), (0x1e8d0, 0x1e8d6), (0xe0100, 0xe01ef),
 ];
 
-/// Each a word of its own.
+/// Each character is a separate word.
 #[rustfmt::skip]
 pub(super) const PUNCTUATION: &[(u32, u32)] = &[
     (0x0021, 0x002f), (0x003a, 0x0040), (0x005b, 0x0060), (0x007b, 0x007e), (0x00a1, 0x00a1), (0x00a7, 0x00a7),

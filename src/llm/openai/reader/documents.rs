@@ -1,9 +1,9 @@
 //! The JSON objects in the body of an answer, however they are packed.
 //!
-//! Neither the content type nor the request tells how a body is packed: servers label streams as
-//! JSON, and send JSON, one object a line or a list of objects where a stream was requested. So the
-//! bytes decide, line by line. A line belongs to a server-sent event (the HTML standard, section
-//! 9.2.6), or a plain object begins there.
+//! Neither the content type nor the request determines how a body is packed: servers label streams
+//! as JSON, and send JSON, one object a line or a list of objects where a stream was requested. So
+//! the bytes decide, line by line. A line belongs to a server-sent event (the HTML standard,
+//! section 9.2.6), or a plain object begins there.
 
 use super::event_lines::{data_of, is_done, is_other_field, trim_between, trim_blanks};
 use super::json::{JsonValue, Object};
@@ -105,7 +105,7 @@ impl BodySplitter {
         self.nesting.is_open() && self.origin == Origin::Plain
     }
 
-    /// Takes the next piece of the body, and hands over each item that it completes.
+    /// Takes the next piece of the body, and passes on each item that it completes.
     ///
     /// # Errors
     /// `TooLong`, or the first error of the sink.

@@ -1,6 +1,6 @@
 //! A lenient JSON reader: it looks only at the members that are needed. The rest need not be valid.
 //!
-//! Serde's parser refuses a whole answer for one `NaN` in a member that nobody reads, for a member
+//! Serde's parser refuses a whole answer for one `NaN` in a member that is not needed, for a member
 //! that comes twice, or for half a surrogate pair. This one follows brackets, quotes and commas
 //! only. It does not recurse, so deep nesting is safe, and reading a value passes over its bytes
 //! once. An object ends here where [`Nesting`] ends it, which reads the ones that come in pieces:
@@ -175,7 +175,7 @@ impl<'a> JsonValue<'a> {
     }
 }
 
-/// Whether a text stands for null, as some servers write it.
+/// Whether a text means null, as some servers write it.
 pub fn is_nothing(text: &[u8]) -> bool {
     let text = text.trim_ascii();
     text.is_empty() || text.eq_ignore_ascii_case(b"null") || text.eq_ignore_ascii_case(b"none")

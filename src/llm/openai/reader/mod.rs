@@ -2,7 +2,7 @@
 //! what it does not understand.
 //!
 //! Servers of this protocol agree on the essentials only, and every answer was paid for. So the
-//! reader refuses no answer because of a part that nobody needs. It knows neither time nor
+//! reader refuses no answer because of a part that is not needed. It knows neither time nor
 //! connections: bytes go in, text comes out.
 
 mod choice;

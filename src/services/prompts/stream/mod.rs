@@ -111,8 +111,8 @@ impl ResponseStream {
         self.finish(end, false);
     }
 
-    /// Ends with the answer that another process stored. A reader whose text is not the beginning of
-    /// that answer starts again. Changes nothing if the answer has ended.
+    /// Ends with the answer that another process stored. A reader whose text is not the beginning
+    /// of that answer starts again. Changes nothing if the answer has ended.
     pub fn end_replaced(&self, prompt: Arc<Prompt>) {
         self.finish(StreamEnd::Completed(prompt), true);
     }

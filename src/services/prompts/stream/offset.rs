@@ -29,8 +29,8 @@ impl StreamOffset {
 
     /// The offset after `piece`, which starts at this one.
     pub(super) fn after(self, piece: &str) -> Self {
-        // FNV-1a: fast, and works a byte at a time. A client could make a collision only for its own
-        // text, which gains it nothing.
+        // FNV-1a: fast, and works a byte at a time. A client could make a collision only for its
+        // own text, which gains it nothing.
         let check = piece.bytes().fold(self.check, |check, byte| {
             (check ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
