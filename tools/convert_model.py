@@ -27,7 +27,7 @@ SOURCE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 LAYERS, HIDDEN, HEADS, INNER, MAX_TOKENS = 6, 384, 12, 1536, 256
 LANES = 16
 # Vectors of sixteen lanes across which a rotation mixes; `rotation_blocks` in
-# src/embed/kernel/quantise.rs.
+# crates/engine/src/kernel/quantise.rs.
 BLOCKS = 8
 CALIBRATION_TOKENS, CALIBRATION_SEED = 12_000, 7
 # Share of the mean diagonal that is added to it, so that directions the calibration never took do

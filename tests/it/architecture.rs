@@ -18,15 +18,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("user_permits", &["domain"]),
     ("fair_semaphore", &["turns"]),
     ("error", &["domain", "memory_budget", "fair_semaphore"]),
-    // Of tests alone: what a run expects of its machine.
-    ("expected", &[]),
-    ("config", &["domain", "error"]),
-    ("telemetry", &["domain", "error", "config"]),
-    // The link that several capabilities of a replica share.
-    (
-        "redis",
-        &["domain", "error", "threads", "config", "telemetry"],
-    ),
+    ("config", &["domain"]),
+    ("telemetry", &["config"]),
+    // The connection that several capabilities of a replica share.
+    ("redis", &["config", "telemetry"]),
     // Capabilities: none knows another, but search, which reads the store's vectors.
     ("credentials", BASE),
     ("data_dir", BASE),
@@ -34,7 +29,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("llm", BASE),
     ("realtime", BASE),
     ("store", BASE),
-    ("search", &["domain", "config", "store", "expected"]),
+    ("search", &["domain", "config", "store"]),
     ("throttle", BASE),
     // Use cases.
     (
@@ -42,9 +37,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &[
             "domain",
             "error",
-            "threads",
             "memory_budget",
-            "turns",
             "fair_semaphore",
             "config",
             "telemetry",
@@ -54,7 +47,6 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "realtime",
             "search",
             "store",
-            "throttle",
         ],
     ),
     // The operator's commands that move whole stores.
@@ -81,10 +73,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "app",
         &[
             "domain",
-            "error",
-            "threads",
             "memory_budget",
-            "turns",
             "fair_semaphore",
             "config",
             "telemetry",
@@ -130,7 +119,6 @@ const BASE: &[&str] = &[
     "turns",
     "fair_semaphore",
     "user_permits",
-    "expected",
     "config",
     "telemetry",
     "redis",

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Writes src/embed/tokenizer/character_tables.rs: the character classes of the reference tokenizer.
+"""Writes crates/engine/src/tokenizer/character_tables.rs: the character classes of the reference tokenizer.
 
     python3 -m venv .venv && .venv/bin/pip install tokenizers==0.23.3
-    .venv/bin/python tests/tools/record_character_tables.py > src/embed/tokenizer/character_tables.rs
+    .venv/bin/python tests/tools/record_character_tables.py > crates/engine/src/tokenizer/character_tables.rs
 
 The reference mixes Unicode versions: its general categories are older than its lower-casing.
 Instead of guessing the version of each table, this script asks the reference about every code
