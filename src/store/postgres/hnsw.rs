@@ -37,11 +37,12 @@ const BUILD: &str = "
 
 /// Whether the index exists and is valid, and whether a server is building it.
 const STATE: &str = "
-    SELECT (SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('prompt_embedding_by_meaning')),
+    SELECT (SELECT indisvalid FROM pg_index
+            WHERE indexrelid = to_regclass('prompt_embedding_by_meaning')) AS is_valid,
            (SELECT coalesce(tuples_done, 0) FROM pg_stat_progress_create_index
-            WHERE relid = 'prompt_embedding'::regclass LIMIT 1),
+            WHERE relid = 'prompt_embedding'::regclass LIMIT 1) AS done,
            (SELECT coalesce(tuples_total, 0) FROM pg_stat_progress_create_index
-            WHERE relid = 'prompt_embedding'::regclass LIMIT 1)";
+            WHERE relid = 'prompt_embedding'::regclass LIMIT 1) AS total";
 
 /// The abilities of the installed version of pgvector.
 #[derive(Clone, Copy, Debug)]
@@ -81,9 +82,9 @@ async fn state(pool: &Pool) -> Result<IndexState, Error> {
     let mut connection = pool.connection(LONG_PATIENCE).await?;
     let row = connection.query_opt(STATE, &[]).await?;
     let row = row.ok_or(super::error::Cause::UnknownValue)?;
-    let is_valid: Option<bool> = get(&row, 0)?;
-    let done: Option<i64> = get(&row, 1)?;
-    let total: Option<i64> = get(&row, 2)?;
+    let is_valid: Option<bool> = get(&row, "is_valid")?;
+    let done: Option<i64> = get(&row, "done")?;
+    let total: Option<i64> = get(&row, "total")?;
     Ok(match (is_valid, done) {
         (Some(true), _) => IndexState::Valid,
         (_, Some(done)) => IndexState::Building {

@@ -96,8 +96,8 @@ impl Models {
             )
             .await?;
         let Some(row) = row else { return Ok(None) };
-        let number = get(&row, 0)?;
-        let dimension = usize::try_from(get::<i32>(&row, 1)?).map_err(|_| Cause::UnknownValue)?;
+        let number = get(&row, "id")?;
+        let dimension = usize::try_from(get::<i32>(&row, "dimension")?).map_err(|_| Cause::UnknownValue)?;
         let known = (number, dimension);
         self.known.write().insert(model.clone(), known);
         Ok(Some(known))
@@ -142,9 +142,9 @@ pub(super) async fn page(
         }
     };
     for row in &rows {
-        let vector: HalfVector = get(row, 2)?;
-        page.ids
-            .push((UserId(get(row, 0)?), PromptId(get(row, 1)?)));
+        let vector: HalfVector = get(row, "embedding")?;
+        let (user_id, prompt_id) = (get(row, "user_id")?, get(row, "prompt_id")?);
+        page.ids.push((UserId(user_id), PromptId(prompt_id)));
         page.f16_bytes
             .extend(vector.as_slice().iter().flat_map(|half| half.to_le_bytes()));
     }
@@ -203,11 +203,11 @@ pub(super) async fn unembedded(
     // No row has the number NULL, so every prompt lacks a vector of an unknown model.
     let number = store.models.find(&mut connection, model).await?;
     let ends = connection
-        .query_opt("SELECT min(id), max(id) FROM prompt", &[])
+        .query_opt("SELECT min(id) AS first, max(id) AS last FROM prompt", &[])
         .await?
         .ok_or(Cause::UnknownValue)?;
-    let (Some(first), Some(last)) = (get::<Option<i64>>(&ends, 0)?, get::<Option<i64>>(&ends, 1)?)
-    else {
+    let ends: (Option<i64>, Option<i64>) = (get(&ends, "first")?, get(&ends, "last")?);
+    let (Some(first), Some(last)) = ends else {
         return Ok(Vec::new());
     };
     drop(connection);
@@ -228,9 +228,9 @@ pub(super) async fn unembedded(
             .await?;
         for row in &rows {
             found.push(Unembedded {
-                id: PromptId(get(row, 0)?),
-                user_id: UserId(get(row, 1)?),
-                prompt: get(row, 2)?,
+                id: PromptId(get(row, "id")?),
+                user_id: UserId(get(row, "user_id")?),
+                prompt: get(row, "prompt")?,
             });
         }
         after = until;
@@ -320,8 +320,8 @@ impl PostgresStore {
         };
         rows.iter()
             .map(|row| {
-                let score: f64 = get(row, 1)?;
-                Ok((PromptId(get(row, 0)?), score.clamp(-1.0, 1.0) as f32))
+                let score: f64 = get(row, "score")?;
+                Ok((PromptId(get(row, "prompt_id")?), score.clamp(-1.0, 1.0) as f32))
             })
             .collect()
     }
@@ -341,4 +341,4 @@ pub(super) const NEAREST_SHARED: &str = "
         SELECT prompt_id, embedding <#> $1 AS distance FROM prompt_embedding
         WHERE model_id = $2 ORDER BY embedding <#> $1 LIMIT $3
     )
-    SELECT prompt_id, -distance FROM near ORDER BY distance, prompt_id";
+    SELECT prompt_id, -distance AS score FROM near ORDER BY distance, prompt_id";
