@@ -22,10 +22,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use prompt_service::config::SimilarScope;
 use prompt_service::domain::{Embedding, ModelId, PromptId, UserId};
-use prompt_service::search::kernel::Kernel;
-use prompt_service::search::scan::{self, Plan, PreparedQuery};
-use prompt_service::search::slab::{RowShape, Slab};
-use prompt_service::search::{Hit, Similarity, SlabIndex, SlabOptions};
+use prompt_service::search::{Similarity, SlabIndex, SlabOptions};
+use prompt_service_engine::scan::kernel::Kernel;
+use prompt_service_engine::scan::{self, Plan, PreparedQuery, RowShape, Slab};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -170,7 +169,7 @@ fn ask(
     index: &SlabIndex,
     queries: &[Embedding],
     runtime: &Runtime,
-) -> Result<(Latency, Vec<Vec<Hit>>)> {
+) -> Result<(Latency, Vec<Vec<i64>>)> {
     runtime.block_on(async {
         for query in &queries[..queries.len() / 10] {
             index.nearest(USER, query, K).await?;
@@ -178,21 +177,22 @@ fn ask(
         let (mut seconds, mut answers) = (Vec::new(), Vec::new());
         for query in queries {
             let begun = Instant::now();
-            answers.push(index.nearest(USER, query, K).await?);
+            let hits = index.nearest(USER, query, K).await?;
             seconds.push(begun.elapsed().as_secs_f64());
+            answers.push(hits.iter().map(|hit| hit.id.0).collect());
         }
         Ok((Latency::of(seconds), answers))
     })
 }
 
-/// The share of the truly nearest rows that were found.
-fn recall(truth: &[Vec<u32>], answers: &[Vec<Hit>]) -> f64 {
+/// The share of the truly nearest rows whose ids were found.
+fn recall(truth: &[Vec<u32>], answers: &[Vec<i64>]) -> f64 {
     let found: usize = truth
         .iter()
         .zip(answers)
-        .map(|(truth, hits)| {
+        .map(|(truth, ids)| {
             let truth: HashSet<i64> = truth.iter().map(|row| data::id(*row as usize).0).collect();
-            hits.iter().filter(|hit| truth.contains(&hit.id.0)).count()
+            ids.iter().filter(|id| truth.contains(id)).count()
         })
         .sum();
     found as f64 / truth.iter().map(Vec::len).sum::<usize>() as f64
@@ -282,7 +282,7 @@ fn plans_table(vectors: &Vectors) {
     );
     let shape = RowShape::new(DIMENSION);
     for n in [2_000, 4_000, 8_000, 16_000, 32_000, 64_000] {
-        let ids: Vec<PromptId> = (0..n).map(data::id).collect();
+        let ids: Vec<i64> = (0..n).map(|row| data::id(row).0).collect();
         let mut slab = Slab::new(shape);
         slab.extend(&ids, &vectors.stored(0..n));
         let queries = &vectors.queries[..200];
@@ -292,8 +292,9 @@ fn plans_table(vectors: &Vectors) {
             for query in queries.iter().chain(queries) {
                 let begun = Instant::now();
                 let query = PreparedQuery::new(shape, &query.0);
-                answers.push(scan::nearest(Kernel::detect(), &slab, &query, K, plan));
+                let hits = scan::nearest(Kernel::detect(), &slab, &query, K, plan);
                 seconds.push(begun.elapsed().as_secs_f64());
+                answers.push(hits.iter().map(|hit| hit.id).collect());
             }
             let warm = seconds.split_off(queries.len());
             (

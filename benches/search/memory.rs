@@ -6,8 +6,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use prompt_service::config::SimilarScope;
 use prompt_service::domain::{Embedding, ModelId, UserId};
-use prompt_service::search::kernel::Kernel;
 use prompt_service::search::{Similarity, SlabIndex};
+use prompt_service_engine::scan::kernel::Kernel;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 

@@ -11,7 +11,7 @@ use crate::api::Lifecycle;
 use crate::config::{SearchConfig, StoreConfig};
 use crate::data_dir::{self, DataDir};
 use crate::embed::Engine;
-use crate::search::{self, PostgresSimilarity, Similarity, SlabIndex, SlabOptions};
+use crate::search::{PostgresSimilarity, Similarity, SlabIndex, SlabOptions};
 use crate::store::postgres::{self, PostgresStore, ServerLock};
 use crate::store::sqlite::{self, FileState, SqliteStore};
 use crate::store::{AccountStore, BulkStore, CallStore, PromptStore};
@@ -108,7 +108,7 @@ impl Store {
                     memory_bytes: usize::try_from(config.memory_bytes).unwrap_or(usize::MAX),
                     concurrent_scans: cores,
                     load_wait: LOAD_WAIT,
-                    kernel: search::kernel::Kernel::detect(),
+                    kernel: prompt_service_engine::scan::kernel::Kernel::detect(),
                 };
                 let (tasks, stop) = (lifecycle.tasks.clone(), lifecycle.stopping.clone());
                 let store = Arc::clone(&self.prompts);

@@ -6,14 +6,13 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use prompt_service_engine::scan::kernel::Kernel;
+use prompt_service_engine::scan::{self, Plan, PreparedQuery, RowShape, Slab};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::kernel::Kernel;
 use super::loading::Loader;
-use super::scan::{self, Plan, PreparedQuery};
-use super::slab::{RowShape, Slab};
 use super::slab_cache::{RecentDeletions, SlabCache, SlabOwner, drop_aside};
 use super::slot::SlabAccess;
 use super::{Error, Hit, IndexStatus, Similarity, check_dimension};
@@ -168,7 +167,7 @@ impl SlabIndex {
         slab: Arc<Slab>,
         query: PreparedQuery,
         k: usize,
-    ) -> Result<Vec<Hit>, Error> {
+    ) -> Result<Vec<scan::Hit>, Error> {
         let plan = Plan::of(slab.n_rows(), k);
         let kernel = self.kernel;
         if plan.cost_bytes(self.shape, slab.n_rows()) < kernel.bytes_in_place() {
@@ -206,8 +205,14 @@ impl Similarity for SlabIndex {
             SimilarScope::Own => self.slab_of(Some(caller)).await?,
             SimilarScope::Shared => self.shared_slab().await?,
         };
-        self.scan(slab, PreparedQuery::new(self.shape, &query.0), k)
-            .await
+        let query = PreparedQuery::new(self.shape, &query.0);
+        let hits = self.scan(slab, query, k).await?.into_iter();
+        Ok(hits
+            .map(|scan::Hit { id, score }| Hit {
+                id: PromptId(id),
+                score,
+            })
+            .collect())
     }
 
     fn inserted(&self, user: UserId, id: PromptId, embedding: &Embedding) {

@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use prompt_service_engine::scan::{RowShape, Slab};
 use tokio::sync::Semaphore;
 
 use super::BoxError;
-use super::slab::{RowShape, Slab};
 use super::slab_cache::{RecentDeletions, SlabCache, SlabOwner};
 use super::slot::{Load, SlabSlot};
 use crate::domain::{ModelId, PromptId, UserId};
@@ -138,7 +138,7 @@ impl Loader {
 async fn unpacked(mut slab: Slab, page: VectorPage) -> Result<Slab, BoxError> {
     let in_place = page.ids.len() <= UNPACKED_IN_PLACE_ROWS;
     let unpack = move || {
-        let ids: Vec<PromptId> = page.ids.iter().map(|(_, id)| *id).collect();
+        let ids: Vec<i64> = page.ids.iter().map(|(_, id)| id.0).collect();
         slab.extend(&ids, &page.f16_bytes);
         slab
     };

@@ -1,19 +1,16 @@
 //! Similarity: the stored prompts nearest in meaning to a text, by cosine over their vectors.
 //!
 //! [`Similarity`] is the seam, with two implementations over the store's rows:
-//! - [`SlabIndex`] serves from memory, beside SQLite: exact scans ([`scan`]) of rows in slabs
-//!   ([`slab`]), by kernels for the present processor ([`kernel`]). Slabs are loaded when they are
+//! - [`SlabIndex`] serves from memory, beside SQLite: the engine's scan of rows in slabs
+//!   (`crates/engine/src/scan`). Slabs are loaded when they are
 //!   first needed and evicted by a byte budget (`index`, `loading`, `slot`, `slab_cache`). There is
 //!   no index to build, save or repair. A prompt takes 824 bytes at 384 dimensions: 768 of f16
 //!   vector, 48 of sign code, 8 of id.
 //! - [`PostgresSimilarity`] asks the database.
 
 mod index;
-pub mod kernel;
 mod loading;
 mod postgres;
-pub mod scan;
-pub mod slab;
 mod slab_cache;
 mod slot;
 #[cfg(test)]

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
+use prompt_service_engine::scan::Slab;
 
 use tokio::sync::watch;
 
-use super::slab::Slab;
 use crate::domain::PromptId;
 
 enum SlotState {
@@ -143,7 +143,7 @@ impl SlabSlot {
             } => Some((Arc::clone(slab), *insertions)),
             SlotInner { .. } => None,
         };
-        let looked = looked.map(|(slab, insertions)| (slab.find(id).is_some(), insertions));
+        let looked = looked.map(|(slab, insertions)| (slab.find(id.0).is_some(), insertions));
         let mut inner = self.lock();
         // Under the lock: a deletion is remembered before it is applied, so a deletion that is not
         // known yet will find the row here.
@@ -157,11 +157,11 @@ impl SlabSlot {
             SlotState::Ready(slab) => {
                 let there = match looked {
                     Some((there, insertions)) if insertions == inner.insertions => there,
-                    Some(_) | None => slab.find(id).is_some(),
+                    Some(_) | None => slab.find(id.0).is_some(),
                 };
                 if !there {
                     inner.insertions += 1;
-                    Arc::make_mut(slab).extend(&[id], &stored);
+                    Arc::make_mut(slab).extend(&[id.0], &stored);
                     self.measure(slab);
                 }
             }
@@ -172,7 +172,7 @@ impl SlabSlot {
     pub(super) fn remove(&self, id: PromptId) {
         // Looking through a million ids takes about 0.3 ms. So it is done without the lock first,
         // and only checked under the lock.
-        let likely = self.slab().and_then(|slab| slab.find(id));
+        let likely = self.slab().and_then(|slab| slab.find(id.0));
         match &mut self.lock().state {
             SlotState::Idle => {}
             SlotState::Loading(changes) => changes.push(Change::Deleted(id)),
@@ -246,8 +246,8 @@ impl Load {
             for change in changes {
                 match change {
                     Change::Inserted(id, stored) => {
-                        if slab.find(id).is_none() {
-                            Arc::make_mut(&mut slab).extend(&[id], &stored);
+                        if slab.find(id.0).is_none() {
+                            Arc::make_mut(&mut slab).extend(&[id.0], &stored);
                         }
                     }
                     Change::Deleted(id) => remove(&mut slab, id, None),
@@ -287,8 +287,8 @@ impl Drop for Load {
 }
 
 fn remove(slab: &mut Arc<Slab>, id: PromptId, likely: Option<usize>) {
-    let at = likely.filter(|at| slab.id(*at) == Some(id));
-    if let Some(at) = at.or_else(|| slab.find(id)) {
+    let at = likely.filter(|at| slab.id(*at) == Some(id.0));
+    if let Some(at) = at.or_else(|| slab.find(id.0)) {
         Arc::make_mut(slab).swap_remove(at);
     }
 }

@@ -20,6 +20,7 @@ mod model_tests;
 #[cfg(test)]
 mod packed_tests;
 mod safetensors;
+pub mod scan;
 pub mod tokenizer;
 mod weights;
 

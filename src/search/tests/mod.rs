@@ -6,7 +6,6 @@
 mod index;
 mod interleavings;
 mod races;
-mod slab;
 mod store;
 
 use std::cmp::Ordering;
@@ -17,10 +16,10 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::kernel::Kernel;
 use super::{Hit, SlabIndex, SlabOptions};
 use crate::config::SimilarScope;
 use crate::domain::{Embedding, ModelId, PromptId};
+use prompt_service_engine::scan::kernel::Kernel;
 use store::Store;
 
 const DIMENSION: usize = 70;

@@ -97,7 +97,8 @@ impl Models {
             .await?;
         let Some(row) = row else { return Ok(None) };
         let number = get(&row, "id")?;
-        let dimension = usize::try_from(get::<i32>(&row, "dimension")?).map_err(|_| Cause::UnknownValue)?;
+        let dimension =
+            usize::try_from(get::<i32>(&row, "dimension")?).map_err(|_| Cause::UnknownValue)?;
         let known = (number, dimension);
         self.known.write().insert(model.clone(), known);
         Ok(Some(known))
@@ -321,7 +322,10 @@ impl PostgresStore {
         rows.iter()
             .map(|row| {
                 let score: f64 = get(row, "score")?;
-                Ok((PromptId(get(row, "prompt_id")?), score.clamp(-1.0, 1.0) as f32))
+                Ok((
+                    PromptId(get(row, "prompt_id")?),
+                    score.clamp(-1.0, 1.0) as f32,
+                ))
             })
             .collect()
     }

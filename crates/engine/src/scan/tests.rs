@@ -1,15 +1,50 @@
 //! Slabs and scans against a list.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::super::kernel::{Candidate, Kernel};
-use super::super::scan::{Plan, PreparedQuery, nearest, nearest_codes};
-use super::super::slab::{RowShape, Slab, query_code};
-use super::{naive_nearest, vector};
-use crate::domain::{Embedding, PromptId};
+use super::kernel::{Candidate, Kernel};
+use super::slab::query_code;
+use super::{Hit, Plan, PreparedQuery, RowShape, Slab, nearest, nearest_codes};
+use crate::Embedding;
+
+/// A vector that depends only on `seed`. Many seeds give vectors with equal scores.
+fn vector(dimension: usize, seed: u64) -> Embedding {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let numbers = (0..dimension).map(|_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        f32::from((state >> 40) as u8 % 9) / 64.0 - 4.0 / 64.0
+    });
+    Embedding(numbers.collect())
+}
+
+/// The `k` best rows of a list, by definition.
+fn naive_nearest<'a>(
+    rows: impl IntoIterator<Item = (i64, &'a Embedding)>,
+    query: &Embedding,
+    k: usize,
+) -> Vec<Hit> {
+    let score =
+        |row: &Embedding| query.0.iter().zip(&*row.0).map(|(q, r)| q * r).sum::<f32>() + 0.0;
+    let mut hits: Vec<Hit> = rows
+        .into_iter()
+        .map(|(id, row)| Hit {
+            id,
+            score: score(row),
+        })
+        .collect();
+    hits.sort_by(|a, b| match b.score.total_cmp(&a.score) {
+        Ordering::Equal => a.id.cmp(&b.id),
+        unequal @ (Ordering::Less | Ordering::Greater) => unequal,
+    });
+    hits.truncate(k);
+    hits
+}
 
 #[derive(Clone, Debug)]
 enum Operation {
@@ -36,7 +71,7 @@ fn operation() -> impl Strategy<Value = Operation> {
 /// A slab and the list it must equal.
 struct Both {
     slab: Arc<Slab>,
-    rows: Vec<(PromptId, Embedding)>,
+    rows: Vec<(i64, Embedding)>,
     next_id: i64,
     dimension: usize,
 }
@@ -54,10 +89,9 @@ impl Both {
     fn add(&mut self, n: usize) {
         let first = self.next_id;
         self.next_id += n as i64;
-        let new =
-            (first..self.next_id).map(|id| (PromptId(id), vector(self.dimension, id as u64 % 701)));
+        let new = (first..self.next_id).map(|id| (id, vector(self.dimension, id as u64 % 701)));
         let new: Vec<_> = new.collect();
-        let ids: Vec<PromptId> = new.iter().map(|(id, _)| *id).collect();
+        let ids: Vec<i64> = new.iter().map(|(id, _)| *id).collect();
         let stored: Vec<u8> = new.iter().flat_map(|(_, row)| row.to_f16_bytes()).collect();
         Arc::make_mut(&mut self.slab).extend(&ids, &stored);
         self.rows.extend(new);
@@ -125,7 +159,7 @@ proptest! {
         both.add(n);
         (0..deleted).for_each(|i| both.delete((i % 97) as f64 / 97.0));
         let code = query_code(both.slab.shape(), &vector(70, seed).0);
-        let rows: HashMap<PromptId, &Embedding> = both.rows.iter().map(|(id, row)| (*id, row)).collect();
+        let rows: HashMap<i64, &Embedding> = both.rows.iter().map(|(id, row)| (*id, row)).collect();
         let mut expected: Vec<Candidate> = (0..both.slab.n_rows())
             .map(|row| {
                 let id = both.slab.id(row).unwrap();
@@ -205,7 +239,7 @@ fn a_two_stage_scan_finds_nearly_all_of_the_nearest_rows() {
     let shape = RowShape::new(384);
     let mut slab = Slab::new(shape);
     for (id, row) in vectors[..ROWS].iter().enumerate() {
-        slab.extend(&[PromptId(id as i64)], &row.to_f16_bytes());
+        slab.extend(&[id as i64], &row.to_f16_bytes());
     }
     let plan = Plan::of(ROWS, 10);
     assert!(matches!(plan, Plan::TwoStage { .. }));
@@ -226,12 +260,12 @@ fn equal_rows_are_ordered_by_id_wherever_they_lie() {
     let row = vector(384, 5);
     let mut slab = Slab::new(shape);
     for id in (1..=5000).rev() {
-        slab.extend(&[PromptId(id)], &row.to_f16_bytes());
+        slab.extend(&[id], &row.to_f16_bytes());
     }
     let query = PreparedQuery::new(shape, &row.0);
     for plan in [Plan::Exact, Plan::TwoStage { shortlist: 64 }] {
         let hits = nearest(Kernel::detect(), &slab, &query, 50, plan);
-        let ids: Vec<i64> = hits.iter().map(|hit| hit.id.0).collect();
+        let ids: Vec<i64> = hits.iter().map(|hit| hit.id).collect();
         assert_eq!(ids, (1..=50).collect::<Vec<i64>>());
     }
 }
@@ -242,7 +276,7 @@ fn scores_stay_within_minus_one_and_one() {
     let mut slab = Slab::new(shape);
     for (id, x) in [2.0, -2.0, f32::NAN, 0.5].into_iter().enumerate() {
         let row = Embedding(Arc::from([x, 0.0, 0.0]));
-        slab.extend(&[PromptId(id as i64)], &row.to_f16_bytes());
+        slab.extend(&[id as i64], &row.to_f16_bytes());
     }
     let query = PreparedQuery::new(shape, &[1.0, 0.0, 0.0]);
     for kernel in Kernel::available() {
@@ -252,7 +286,7 @@ fn scores_stay_within_minus_one_and_one() {
             hits.iter().all(|hit| (-1.0..=1.0).contains(&hit.score)),
             "{hits:?}"
         );
-        assert_eq!(hits[0].id, PromptId(0));
+        assert_eq!(hits[0].id, 0);
     }
 }
 
@@ -260,7 +294,7 @@ fn scores_stay_within_minus_one_and_one() {
 fn a_full_slab_takes_824_bytes_a_row_and_a_small_one_little_more() {
     let shape = RowShape::new(384);
     let bytes_of = |n: usize| {
-        let ids: Vec<PromptId> = (0..n as i64).map(PromptId).collect();
+        let ids: Vec<i64> = (0..n as i64).collect();
         let mut slab = Slab::new(shape);
         slab.extend(&ids, &vec![0; n * shape.stored_bytes()]);
         slab.bytes()

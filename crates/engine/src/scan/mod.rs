@@ -7,14 +7,27 @@
 //! Rows are ranked by score, equal scores by rising id. So the result does not depend on the order
 //! of the rows.
 
+pub mod kernel;
+mod slab;
+#[cfg(test)]
+mod tests;
+
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 use std::f32::consts::PI;
 
-use super::Hit;
-use super::kernel::{BLOCK_ROWS, Candidate, Kernel, LANES, QueryLine};
-use super::slab::{RowShape, SEGMENT_ROWS, Slab, query_code};
-use crate::domain::PromptId;
+use self::kernel::{BLOCK_ROWS, Candidate, Kernel, LANES, QueryLine};
+pub use self::slab::{RowShape, Slab};
+use self::slab::{SEGMENT_ROWS, query_code};
+
+/// A row and its similarity.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Hit {
+    /// The row.
+    pub id: i64,
+    /// Cosine similarity in [-1, 1].
+    pub score: f32,
+}
 
 /// Rows that a two-stage scan may score. Of a million rows, the nearest 4,096 codes include 0.9997
 /// of the true ten best.
@@ -298,7 +311,7 @@ fn distance_of(counts: &[usize], rank: usize) -> u32 {
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Ranked {
     score: f32,
-    id: PromptId,
+    id: i64,
 }
 
 impl Eq for Ranked {}
@@ -335,7 +348,7 @@ impl Best {
         }
     }
 
-    fn offer_all(&mut self, ids: &[PromptId], scores: &[f32]) {
+    fn offer_all(&mut self, ids: &[i64], scores: &[f32]) {
         for (id, score) in ids.iter().zip(scores) {
             if self.would_take(*score) {
                 self.offer(*id, *score);
@@ -353,7 +366,7 @@ impl Best {
         score < self.floor
     }
 
-    fn offer(&mut self, id: PromptId, score: f32) {
+    fn offer(&mut self, id: i64, score: f32) {
         // Rounding can make the product of two unit vectors greater than 1. A row that is not a
         // number is near to nothing.
         let score = if score.is_nan() {

@@ -9,7 +9,6 @@ use std::iter::repeat_n;
 use std::sync::Arc;
 
 use super::kernel::{BLOCK_ROWS, CodeLine, LANES, RowLine};
-use crate::domain::PromptId;
 
 /// Rows of a segment. Its codes are one piece of 192 KiB (at 384 dimensions), long enough to be
 /// read at the speed of the memory.
@@ -57,10 +56,10 @@ struct Segment {
     len: usize,
     /// No id in the segment is lower. With `highest`, it lets a search for an id skip most
     /// segments.
-    lowest: PromptId,
+    lowest: i64,
     /// No id in the segment is higher.
-    highest: PromptId,
-    ids: Arc<[PromptId]>,
+    highest: i64,
+    ids: Arc<[i64]>,
     /// `[blocks][words]`, see [`CodeLine`].
     codes: Arc<[CodeLine]>,
     /// Pieces of [`PIECE_ROWS`] rows, each `[rows][lines]`.
@@ -121,7 +120,7 @@ impl Slab {
     }
 
     /// The id of row `at`, if there is such a row.
-    pub fn id(&self, at: usize) -> Option<PromptId> {
+    pub fn id(&self, at: usize) -> Option<i64> {
         let segment = self.segments.get(at / SEGMENT_ROWS)?;
         segment.ids[..segment.len].get(at % SEGMENT_ROWS).copied()
     }
@@ -133,7 +132,7 @@ impl Slab {
 
     /// The index of the row with that id. Takes about a nanosecond per segment, and a nanosecond
     /// per three rows of the segments whose range of ids includes the id.
-    pub fn find(&self, id: PromptId) -> Option<usize> {
+    pub fn find(&self, id: i64) -> Option<usize> {
         self.segments
             .iter()
             .enumerate()
@@ -144,7 +143,7 @@ impl Slab {
 
     /// Adds rows. `stored`: `[ids.len()][dimension]` f16, little-endian. The ids are new; the sizes
     /// match.
-    pub fn extend(&mut self, ids: &[PromptId], stored: &[u8]) {
+    pub fn extend(&mut self, ids: &[i64], stored: &[u8]) {
         let row_bytes = self.shape.stored_bytes();
         assert_eq!(stored.len(), ids.len() * row_bytes, "a vector for each id");
         let (mut ids, mut stored) = (ids, stored);
@@ -194,8 +193,8 @@ impl Segment {
     fn empty() -> Self {
         Self {
             len: 0,
-            lowest: PromptId(i64::MAX),
-            highest: PromptId(i64::MIN),
+            lowest: i64::MAX,
+            highest: i64::MIN,
             ids: Arc::new([]),
             codes: Arc::new([]),
             pieces: Vec::new(),
@@ -212,7 +211,7 @@ impl Segment {
         &self.pieces[at / PIECE_ROWS][start..start + shape.lines]
     }
 
-    fn find(&self, id: PromptId) -> Option<usize> {
+    fn find(&self, id: i64) -> Option<usize> {
         // Each chunk is compared to its end, so that the compiler makes vector code of it.
         const CHUNK: usize = 64;
         let chunks = self.ids[..self.len].chunks(CHUNK);
@@ -223,7 +222,7 @@ impl Segment {
         Some(chunk * CHUNK + ids.iter().position(|other| *other == id)?)
     }
 
-    fn extend(&mut self, shape: RowShape, ids: &[PromptId], stored: &[u8]) {
+    fn extend(&mut self, shape: RowShape, ids: &[i64], stored: &[u8]) {
         self.reserve(shape, self.len + ids.len());
         let own_ids = Arc::make_mut(&mut self.ids);
         let codes = Arc::make_mut(&mut self.codes);
@@ -246,7 +245,7 @@ impl Segment {
         }
     }
 
-    fn overwrite(&mut self, shape: RowShape, at: usize, id: PromptId, lines: &[RowLine]) {
+    fn overwrite(&mut self, shape: RowShape, at: usize, id: i64, lines: &[RowLine]) {
         let start = at % PIECE_ROWS * shape.lines;
         let piece = Arc::make_mut(&mut self.pieces[at / PIECE_ROWS]);
         piece[start..start + shape.lines].copy_from_slice(lines);
@@ -260,7 +259,7 @@ impl Segment {
     fn reserve(&mut self, shape: RowShape, rows: usize) {
         if rows > self.ids.len() {
             let capacity = grown_capacity(self.ids.len(), rows, SEGMENT_ROWS);
-            self.ids = grown(&self.ids, capacity, PromptId(0));
+            self.ids = grown(&self.ids, capacity, 0);
             let code_lines = capacity / BLOCK_ROWS * shape.words;
             self.codes = grown(&self.codes, code_lines, CodeLine::ZERO);
         }
@@ -339,7 +338,7 @@ pub fn query_code(shape: RowShape, query: &[f32]) -> Vec<u64> {
 
 impl<'a> SegmentView<'a> {
     /// Its rows' ids: `[n_rows]`.
-    pub fn ids(&self) -> &'a [PromptId] {
+    pub fn ids(&self) -> &'a [i64] {
         &self.segment.ids[..self.segment.len]
     }
 
@@ -349,7 +348,7 @@ impl<'a> SegmentView<'a> {
     }
 
     /// Its rows' vectors in pieces, each `[n][lines]`, with the pieces' ids.
-    pub fn pieces(&self) -> impl Iterator<Item = (&'a [PromptId], &'a [RowLine])> {
+    pub fn pieces(&self) -> impl Iterator<Item = (&'a [i64], &'a [RowLine])> {
         let lines = self.shape.lines;
         self.ids()
             .chunks(PIECE_ROWS)

@@ -18,7 +18,7 @@ fn expected_kernels_have_run() {
         ran.push(kernel.name());
     }
     let all = ["avx512", "avx2", "portable"];
-    prompt_service_engine::expected::kernels("search", "EXPECT_SEARCH_KERNELS", &all, &ran);
+    crate::expected::kernels("search", "EXPECT_SEARCH_KERNELS", &all, &ran);
 }
 
 fn query_lines(values: &[f32]) -> Vec<QueryLine> {
