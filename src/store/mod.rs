@@ -9,6 +9,7 @@ mod bulk;
 mod calls;
 pub mod django;
 pub mod postgres;
+mod rows;
 pub mod sqlite;
 
 use std::time::Duration;
@@ -40,6 +41,19 @@ macro_rules! account_columns {
     };
 }
 pub(crate) use account_columns;
+
+/// A statement that [`rows::user`] reads.
+macro_rules! select_user {
+    ($rest:literal) => {
+        concat!(
+            "SELECT ",
+            $crate::store::account_columns!(),
+            " FROM account ",
+            $rest
+        )
+    };
+}
+pub(crate) use select_user;
 
 /// What a store answers when it cannot do as asked.
 #[derive(Debug, thiserror::Error)]
@@ -79,16 +93,15 @@ pub trait AccountStore: Send + Sync {
     async fn create_user(&self, user: NewUser) -> Result<User, Error>;
 
     /// The account of that id, or `None`.
-    async fn user(&self, id: UserId) -> Result<Option<User>, Error>;
+    async fn user(&self, id: UserId) -> Result<Option<User>, Error> {
+        Ok(self.users(&[id]).await?.pop())
+    }
 
     /// The account of exactly that name, or `None`.
     async fn user_by_username(&self, username: &str) -> Result<Option<User>, Error>;
 
     /// Those of the given accounts that exist, in no order. An empty slice gives an empty answer.
     async fn users(&self, ids: &[UserId]) -> Result<Vec<User>, Error>;
-
-    /// Up to `limit` accounts with ids above `after` (all if `None`), by rising id.
-    async fn list_users(&self, after: Option<UserId>, limit: usize) -> Result<Vec<User>, Error>;
 
     /// Enables or disables an account. Disabling also sets `tokens_valid_from` to `now` (never back) and deletes its sessions.
     /// `false` if there is no such account.
