@@ -14,8 +14,10 @@ use crate::data_dir::DataDir;
 use crate::domain::account::{
     Email, NewAccount, NewPassword, Username, canonical_username, trimmed,
 };
-use crate::domain::{CLOCK_TOLERANCE, ClientNetwork, Timestamp, User, UserId};
-use crate::store::{AccountStore, Error, NewUser};
+use crate::domain::{
+    CLOCK_TOLERANCE, ClientNetwork, Record, RecordCursor, Timestamp, User, UserId,
+};
+use crate::store::{AccountStore, BulkStore, Error, NewUser};
 
 /// Accounts read at once for a listing.
 const LIST_PAGE: usize = 500;
@@ -34,9 +36,10 @@ pub async fn run(
             let user = create(&arguments, config).await?;
             writeln!(out, "created user {}", user.id)?;
         }
-        UserCommand::List => on_store(config, async |store| list(store, out).await).await?,
+        UserCommand::List => on_store(config, async |store| list(&*store.bulk, out).await).await?,
         UserCommand::Disable { username } => {
             on_store(config, async |store| {
+                let store = &*store.accounts;
                 let id = find(store, &username).await?.id;
                 end_tokens(store, id, async |now| {
                     store.set_active(id, false, now).await
@@ -48,6 +51,7 @@ pub async fn run(
         }
         UserCommand::Enable { username } => {
             on_store(config, async |store| {
+                let store = &*store.accounts;
                 let id = find(store, &username).await?.id;
                 store.set_active(id, true, Timestamp::now()).await?;
                 Ok(())
@@ -57,7 +61,7 @@ pub async fn run(
         }
         UserCommand::SetPassword { username, secret } => {
             on_store(config, async |store| {
-                set_password(store, &username, &secret).await
+                set_password(&*store.accounts, &username, &secret).await
             })
             .await?;
             writeln!(out, "password set")?;
@@ -69,11 +73,11 @@ pub async fn run(
 /// Does the work on the configured store, which must be there.
 async fn on_store<T>(
     config: &Config,
-    work: impl AsyncFnOnce(&dyn AccountStore) -> anyhow::Result<T>,
+    work: impl AsyncFnOnce(&Store) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     store::find(&config.store).await?;
     let store = Store::open(&config.store, None).await?;
-    let done = work(&*store.accounts).await;
+    let done = work(&store).await;
     store.close().await;
     done
 }
@@ -106,32 +110,54 @@ async fn new_user(arguments: &CreateUserArgs) -> anyhow::Result<NewUser> {
         secret,
         ..
     } = arguments;
-    let new = if *hashed {
-        with_hash(username, email, secret)?
+    let (username, email, password_hash) = if *hashed {
+        let username = Username::parse(username).map_err(refused("username"))?;
+        let email = Email::parse(email).map_err(refused("email"))?;
+        let password_hash = read_secret("Password hash: ", secret)?;
+        ensure!(
+            credentials::is_known_hash(&password_hash),
+            "the hash is neither $argon2id$… nor pbkdf2_sha256$…"
+        );
+        (username, email, password_hash)
     } else {
-        with_password(username, email, secret).await?
+        let password = read_secret("Password: ", secret)?;
+        let account = NewAccount::parse(Ok(username), Ok(email), Ok(&password));
+        let account = account.map_err(|errors| {
+            let lines = errors
+                .into_iter()
+                .map(|error| refused(error.field)(error.messages).to_string());
+            anyhow!("{}", lines.collect::<Vec<_>>().join("; "))
+        })?;
+        let password_hash = hash(account.password.as_str()).await?;
+        (account.username, account.email, password_hash)
     };
     Ok(NewUser {
+        username: username.as_str().to_owned(),
+        email: email.as_str().to_owned(),
+        password_hash,
         created_at: Timestamp::now(),
-        ..new
     })
 }
 
-async fn list(store: &dyn AccountStore, out: &mut impl Write) -> anyhow::Result<()> {
-    let mut after = None;
+/// Why the value of a field cannot be used.
+fn refused(field: &str) -> impl Fn(Vec<&'static str>) -> anyhow::Error {
+    move |messages| anyhow!("{field}: {}", messages.join(" "))
+}
+
+async fn list(store: &dyn BulkStore, out: &mut impl Write) -> anyhow::Result<()> {
+    let mut after = RecordCursor::Users(None);
     loop {
-        let users = store.list_users(after, LIST_PAGE).await?;
-        let Some(last) = users.last() else {
+        let page = store.records(after, LIST_PAGE).await?;
+        let Some(last) = page.last() else {
             return Ok(());
         };
-        after = Some(last.id);
-        for user in &users {
-            let state = if user.is_active { "active" } else { "disabled" };
-            writeln!(
-                out,
-                "{}\t{}\t{}\t{state}",
-                user.id, user.username, user.email
-            )?;
+        after = last.cursor();
+        for record in &page {
+            if let Record::User(user) = record {
+                let state = if user.is_active { "active" } else { "disabled" };
+                let (id, name, email) = (user.id, &user.username, &user.email);
+                writeln!(out, "{id}\t{name}\t{email}\t{state}")?;
+            }
         }
     }
 }
@@ -142,11 +168,9 @@ async fn set_password(
     secret: &SecretPlace,
 ) -> anyhow::Result<()> {
     let user = find(store, username).await?;
-    let name = Username::parse(&user.username)
-        .map_err(|messages| anyhow!("username: {}", messages.join(" ")))?;
+    let name = Username::parse(&user.username).map_err(refused("username"))?;
     let password = read_secret("New password: ", secret)?;
-    let password = NewPassword::parse(&password, &name)
-        .map_err(|messages| anyhow!("password: {}", messages.join(" ")))?;
+    let password = NewPassword::parse(&password, &name).map_err(refused("password"))?;
     let hash = hash(password.as_str()).await?;
     end_tokens(store, user.id, async |now| {
         store.set_password(user.id, &hash, now).await
@@ -178,44 +202,6 @@ async fn find(store: &dyn AccountStore, username: &str) -> anyhow::Result<User> 
         .user_by_username(&name)
         .await?
         .context("there is no such user")
-}
-
-async fn with_password(
-    username: &str,
-    email: &str,
-    secret: &SecretPlace,
-) -> anyhow::Result<NewUser> {
-    let password = read_secret("Password: ", secret)?;
-    let account = NewAccount::parse(Ok(username), Ok(email), Ok(&password)).map_err(|errors| {
-        let lines: Vec<String> = errors
-            .iter()
-            .map(|error| format!("{}: {}", error.field, error.messages.join(" ")))
-            .collect();
-        anyhow!("{}", lines.join("; "))
-    })?;
-    Ok(NewUser {
-        username: account.username.as_str().to_owned(),
-        email: account.email.as_str().to_owned(),
-        password_hash: hash(account.password.as_str()).await?,
-        created_at: Timestamp(0),
-    })
-}
-
-fn with_hash(username: &str, email: &str, secret: &SecretPlace) -> anyhow::Result<NewUser> {
-    let username = Username::parse(username)
-        .map_err(|messages| anyhow!("username: {}", messages.join(" ")))?;
-    let email = Email::parse(email).map_err(|messages| anyhow!("email: {}", messages.join(" ")))?;
-    let password_hash = read_secret("Password hash: ", secret)?;
-    ensure!(
-        credentials::is_known_hash(&password_hash),
-        "the hash is neither $argon2id$… nor pbkdf2_sha256$…"
-    );
-    Ok(NewUser {
-        username: username.as_str().to_owned(),
-        email: email.as_str().to_owned(),
-        password_hash,
-        created_at: Timestamp(0),
-    })
 }
 
 async fn hash(password: &str) -> anyhow::Result<String> {

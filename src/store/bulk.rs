@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 
-use super::Error;
+use super::{Error, select_user};
 use crate::domain::{LastIds, Record, RecordCursor};
 
 /// Everything a store keeps, read and written by key. For operators' commands, not for requests:
@@ -32,3 +32,29 @@ pub trait BulkStore: Send + Sync {
     /// nothing is stored then.
     async fn put(&self, records: Vec<Record>) -> Result<(), Error>;
 }
+
+// The same texts for both backends. SQLite takes `$1` for a name, and binds names in the order in
+// which they first stand in the text.
+
+pub(super) const USERS_AFTER: &str = select_user!("WHERE id > $1 ORDER BY id LIMIT $2");
+
+pub(super) const PROMPTS_AFTER: &str = "
+    SELECT p.id, p.user_id, p.created_at, p.status, p.error, p.model, p.prompt, p.response,
+           p.llm_duration_ms, p.prompt_tokens, p.completion_tokens, p.finish_reason,
+           m.name AS embedding_model, e.embedding
+    FROM prompt p
+    LEFT JOIN prompt_embedding e ON e.user_id = p.user_id AND e.prompt_id = p.id
+    LEFT JOIN embedding_model m ON m.id = e.model_id
+    WHERE p.id > $1 ORDER BY p.id LIMIT $2";
+
+pub(super) const KEYS_AFTER: &str = "
+    SELECT user_id, key_hash, fingerprint, prompt_id, claimed_at FROM idempotency_key
+    WHERE (user_id, key_hash) > ($1, $2) ORDER BY user_id, key_hash LIMIT $3";
+
+pub(super) const DAYS_AFTER: &str = "
+    SELECT day, calls FROM upstream_day
+    WHERE CAST($1 AS bigint) IS NULL OR day > $1 ORDER BY day LIMIT $2";
+
+pub(super) const SESSIONS_AFTER: &str = "
+    SELECT token_hash, user_id, created_at, expires_at FROM session
+    WHERE token_hash > $1 ORDER BY token_hash LIMIT $2";

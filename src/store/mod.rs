@@ -10,6 +10,7 @@ mod bulk;
 mod calls;
 pub mod django;
 pub mod postgres;
+mod rows;
 pub mod sqlite;
 
 use std::time::Duration;
@@ -41,6 +42,19 @@ macro_rules! account_columns {
     };
 }
 pub(crate) use account_columns;
+
+/// A statement that [`rows::user`] reads.
+macro_rules! select_user {
+    ($rest:literal) => {
+        concat!(
+            "SELECT ",
+            $crate::store::account_columns!(),
+            " FROM account ",
+            $rest
+        )
+    };
+}
+pub(crate) use select_user;
 
 /// Why a store could not do what was requested.
 #[derive(Debug, thiserror::Error)]
@@ -80,16 +94,15 @@ pub trait AccountStore: Send + Sync {
     async fn create_user(&self, user: NewUser) -> Result<User, Error>;
 
     /// The account of that id, or `None`.
-    async fn user(&self, id: UserId) -> Result<Option<User>, Error>;
+    async fn user(&self, id: UserId) -> Result<Option<User>, Error> {
+        Ok(self.users(&[id]).await?.pop())
+    }
 
     /// The account of exactly that name, or `None`.
     async fn user_by_username(&self, username: &str) -> Result<Option<User>, Error>;
 
     /// Those of the given accounts that exist, in no order. An empty slice gives an empty list.
     async fn users(&self, ids: &[UserId]) -> Result<Vec<User>, Error>;
-
-    /// Up to `limit` accounts with ids above `after` (all if `None`), by rising id.
-    async fn list_users(&self, after: Option<UserId>, limit: usize) -> Result<Vec<User>, Error>;
 
     /// Enables or disables an account. Disabling also sets `tokens_valid_from` to `now` (never
     /// back) and deletes its sessions. `false` if there is no such account.

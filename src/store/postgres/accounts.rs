@@ -3,39 +3,21 @@
 
 use std::time::Duration;
 
-use async_trait::async_trait;
-use tokio_postgres::Row;
-
-use super::error::Cause;
 use super::pool::{LONG_PATIENCE, PATIENCE};
-use super::{PostgresStore, get, sql_limit};
+use super::{PostgresStore, all, first, get, one, sql_limit};
 use crate::domain::{Timestamp, User, UserId};
-use crate::store::{AccountStore, Error, NewUser, RevokedToken, Session, account_columns};
-
-/// A statement that [`user_from_row`] reads.
-macro_rules! select_user {
-    ($rest:literal) => {
-        concat!("SELECT ", account_columns!(), " FROM account ", $rest)
-    };
-}
-
-fn user_from_row(row: &Row) -> Result<User, Error> {
-    Ok(User {
-        id: UserId(get(row, "id")?),
-        username: get(row, "username")?,
-        email: get(row, "email")?,
-        password_hash: get(row, "password_hash")?,
-        is_active: get(row, "is_active")?,
-        tokens_valid_from: Timestamp(get(row, "tokens_valid_from")?),
-        created_at: Timestamp(get(row, "created_at")?),
-    })
-}
+use crate::store::calls::micros;
+use crate::store::rows;
+use crate::store::{
+    AccountStore, Error, NewUser, RevokedToken, Session, account_columns, select_user,
+};
+use async_trait::async_trait;
 
 #[async_trait]
 impl AccountStore for PostgresStore {
     async fn create_user(&self, user: NewUser) -> Result<User, Error> {
-        let mut connection = self.pool.connection(PATIENCE).await?;
-        let rows = connection
+        let rows = self
+            .pool
             .write(
                 concat!(
                     "INSERT INTO account (username, email, password_hash, is_active, tokens_valid_from, created_at)
@@ -50,15 +32,7 @@ impl AccountStore for PostgresStore {
                 ],
             )
             .await?;
-        user_from_row(rows.first().ok_or(Error::UsernameTaken)?)
-    }
-
-    async fn user(&self, id: UserId) -> Result<Option<User>, Error> {
-        let mut connection = self.pool.connection(PATIENCE).await?;
-        let row = connection
-            .query_opt(select_user!("WHERE id = $1"), &[&id.0])
-            .await?;
-        row.as_ref().map(user_from_row).transpose()
+        first(&rows, rows::user)?.ok_or(Error::UsernameTaken)
     }
 
     async fn user_by_username(&self, username: &str) -> Result<Option<User>, Error> {
@@ -66,37 +40,25 @@ impl AccountStore for PostgresStore {
         if username.contains('\0') {
             return Ok(None);
         }
-        let mut connection = self.pool.connection(PATIENCE).await?;
-        let row = connection
-            .query_opt(select_user!("WHERE username = $1"), &[&username])
+        let rows = self
+            .pool
+            .query(select_user!("WHERE username = $1"), &[&username])
             .await?;
-        row.as_ref().map(user_from_row).transpose()
+        first(&rows, rows::user)
     }
 
     async fn users(&self, ids: &[UserId]) -> Result<Vec<User>, Error> {
         let ids: Vec<i64> = ids.iter().map(|id| id.0).collect();
-        let mut connection = self.pool.connection(PATIENCE).await?;
-        let rows = connection
+        let rows = self
+            .pool
             .query(select_user!("WHERE id = ANY ($1)"), &[&ids])
             .await?;
-        rows.iter().map(user_from_row).collect()
-    }
-
-    async fn list_users(&self, after: Option<UserId>, limit: usize) -> Result<Vec<User>, Error> {
-        let after = after.map_or(i64::MIN, |id| id.0);
-        let mut connection = self.pool.connection(LONG_PATIENCE).await?;
-        let rows = connection
-            .query(
-                select_user!("WHERE id > $1 ORDER BY id LIMIT $2"),
-                &[&after, &sql_limit(limit)],
-            )
-            .await?;
-        rows.iter().map(user_from_row).collect()
+        all(&rows, rows::user)
     }
 
     async fn set_active(&self, id: UserId, active: bool, now: Timestamp) -> Result<bool, Error> {
-        let mut connection = self.pool.connection(PATIENCE).await?;
-        let rows = connection
+        let rows = self
+            .pool
             .write(
                 "WITH ended AS (DELETE FROM session WHERE user_id = $1 AND NOT $2)
                  UPDATE account SET is_active = $2, tokens_valid_from =
@@ -114,8 +76,8 @@ impl AccountStore for PostgresStore {
         password_hash: &str,
         now: Timestamp,
     ) -> Result<bool, Error> {
-        let mut connection = self.pool.connection(PATIENCE).await?;
-        let rows = connection
+        let rows = self
+            .pool
             .write(
                 "WITH ended AS (DELETE FROM session WHERE user_id = $1)
                  UPDATE account SET password_hash = $2, tokens_valid_from = greatest(tokens_valid_from, $3)
@@ -132,8 +94,8 @@ impl AccountStore for PostgresStore {
         old_hash: &str,
         new_hash: &str,
     ) -> Result<bool, Error> {
-        let mut connection = self.pool.connection(PATIENCE).await?;
-        let rows = connection
+        let rows = self
+            .pool
             .write(
                 "UPDATE account SET password_hash = $3 WHERE id = $1 AND password_hash = $2 RETURNING 1",
                 &[&id.0, &old_hash, &new_hash],
@@ -177,25 +139,15 @@ impl AccountStore for PostgresStore {
 
     async fn sessions(&self, hashes: &[[u8; 32]]) -> Result<Vec<Session>, Error> {
         let hashes: Vec<&[u8]> = hashes.iter().map(<[u8; 32]>::as_slice).collect();
-        let mut connection = self.pool.connection(PATIENCE).await?;
-        let rows = connection
+        let rows = self
+            .pool
             .query(
                 "SELECT token_hash, user_id, created_at, expires_at FROM session
                  WHERE token_hash = ANY ($1)",
                 &[&hashes],
             )
             .await?;
-        rows.iter()
-            .map(|row| {
-                let hash: &[u8] = get(row, "token_hash")?;
-                Ok(Session {
-                    token_hash: hash.try_into().map_err(|_| Cause::UnknownValue)?,
-                    user_id: UserId(get(row, "user_id")?),
-                    created_at: Timestamp(get(row, "created_at")?),
-                    expires_at: Timestamp(get(row, "expires_at")?),
-                })
-            })
-            .collect()
+        all(&rows, rows::session)
     }
 
     async fn log_out(&self, hashes: &[[u8; 32]], token: Option<RevokedToken>) -> Result<(), Error> {
@@ -204,8 +156,7 @@ impl AccountStore for PostgresStore {
             Some(token) => (Some(token.jti.as_bytes()), token.expires_at.0),
             None => (None, 0),
         };
-        let mut connection = self.pool.connection(PATIENCE).await?;
-        connection
+        self.pool
             .write(
                 "WITH ended AS (DELETE FROM session WHERE token_hash = ANY ($1))
                  INSERT INTO revoked_token (jti, expires_at)
@@ -223,31 +174,29 @@ impl AccountStore for PostgresStore {
         latest: Timestamp,
         step: Duration,
     ) -> Result<Timestamp, Error> {
-        let step = i64::try_from(step.as_micros()).unwrap_or(i64::MAX);
-        let mut connection = self.pool.connection(PATIENCE).await?;
-        let rows = connection
+        let rows = self
+            .pool
             .write(
                 // The sum may leave the range of bigint.
                 "INSERT INTO purge_horizon AS h (id, reached) VALUES (1, $1)
                  ON CONFLICT (id) DO UPDATE SET
                      reached = least(excluded.reached, h.reached::numeric + $2::bigint)::bigint
                  RETURNING reached",
-                &[&latest.0, &step],
+                &[&latest.0, &micros(step)],
             )
             .await?;
-        let row = rows.first().ok_or(Cause::UnknownValue)?;
-        Ok(Timestamp(get(row, "reached")?))
+        Ok(Timestamp(get(&one(rows)?, "reached")?))
     }
 
     async fn is_token_revoked(&self, jti: &str) -> Result<bool, Error> {
-        let mut connection = self.pool.connection(PATIENCE).await?;
-        let row = connection
-            .query_opt(
+        let rows = self
+            .pool
+            .query(
                 "SELECT 1 FROM revoked_token WHERE jti = $1",
                 &[&jti.as_bytes()],
             )
             .await?;
-        Ok(row.is_some())
+        Ok(!rows.is_empty())
     }
 
     async fn purge_expired(&self, horizon: Timestamp) -> Result<u64, Error> {
@@ -260,7 +209,7 @@ impl AccountStore for PostgresStore {
                 &[&horizon.0],
             )
             .await?;
-        let forgotten: i64 = rows.first().map_or(Ok(0), |row| get(row, "n"))?;
+        let forgotten: i64 = get(&one(rows)?, "n")?;
         Ok(u64::try_from(forgotten).unwrap_or(0))
     }
 }

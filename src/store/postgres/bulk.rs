@@ -6,39 +6,18 @@ use half::f16;
 use pgvector::HalfVector;
 use tokio_postgres::Row;
 
-use super::error::Cause;
 use super::pool::{Arguments, Connection, LONG_PATIENCE};
-use super::prompts::prompt_from_row;
-use super::{PostgresStore, get, sql_limit};
+use super::{PostgresStore, get, one, sql_limit};
 use crate::domain::{
-    FailureCode, KeyRecord, LastIds, ModelId, Prompt, PromptId, PromptRecord, PromptStatus, Record,
-    RecordCursor, RevokedToken, Session, Timestamp, UpstreamDay, UserId, VectorRecord,
+    FailureCode, LastIds, ModelId, Prompt, PromptRecord, PromptStatus, Record, RecordCursor,
+    VectorRecord,
 };
-use crate::store::{AccountStore, BulkStore, Error};
+use crate::store::bulk::{DAYS_AFTER, KEYS_AFTER, PROMPTS_AFTER, SESSIONS_AFTER, USERS_AFTER};
+use crate::store::rows;
+use crate::store::{BulkStore, Error};
 
 /// The table of accounts.
 const ACCOUNTS: &str = "account";
-
-const PROMPTS_AFTER: &str = "
-    SELECT p.id, p.user_id, p.created_at, p.status, p.error, p.model, p.prompt, p.response,
-           p.llm_duration_ms, p.prompt_tokens, p.completion_tokens, p.finish_reason,
-           m.name AS embedding_model, e.embedding
-    FROM prompt p
-    LEFT JOIN prompt_embedding e ON e.prompt_id = p.id
-    LEFT JOIN embedding_model m ON m.id = e.model_id
-    WHERE p.id > $1 ORDER BY p.id LIMIT $2";
-
-const KEYS_AFTER: &str = "
-    SELECT user_id, key_hash, fingerprint, prompt_id, claimed_at FROM idempotency_key
-    WHERE (user_id, key_hash) > ($1, $2) ORDER BY user_id, key_hash LIMIT $3";
-
-const DAYS_AFTER: &str = "
-    SELECT day, calls FROM upstream_day
-    WHERE $1::bigint IS NULL OR day > $1 ORDER BY day LIMIT $2";
-
-const SESSIONS_AFTER: &str = "
-    SELECT token_hash, user_id, created_at, expires_at FROM session
-    WHERE token_hash > $1 ORDER BY token_hash LIMIT $2";
 
 const TOKENS_AFTER: &str = "
     SELECT jti, expires_at FROM revoked_token
@@ -113,47 +92,9 @@ fn prompt_record(row: &Row) -> Result<Record, Error> {
             .collect(),
     });
     Ok(Record::Prompt(PromptRecord {
-        prompt: prompt_from_row(row)?,
+        prompt: rows::prompt(row)?,
         vector,
     }))
-}
-
-fn key_record(row: &Row) -> Result<Record, Error> {
-    Ok(Record::Key(KeyRecord {
-        user_id: UserId(get(row, "user_id")?),
-        key_hash: hash(row, "key_hash")?,
-        fingerprint: hash(row, "fingerprint")?,
-        prompt_id: PromptId(get(row, "prompt_id")?),
-        claimed_at: Timestamp(get(row, "claimed_at")?),
-    }))
-}
-
-fn day_record(row: &Row) -> Result<Record, Error> {
-    Ok(Record::UpstreamDay(UpstreamDay {
-        day: get(row, "day")?,
-        calls: get(row, "calls")?,
-    }))
-}
-
-fn session_record(row: &Row) -> Result<Record, Error> {
-    Ok(Record::Session(Session {
-        token_hash: hash(row, "token_hash")?,
-        user_id: UserId(get(row, "user_id")?),
-        created_at: Timestamp(get(row, "created_at")?),
-        expires_at: Timestamp(get(row, "expires_at")?),
-    }))
-}
-
-fn token_record(row: &Row) -> Result<Record, Error> {
-    Ok(Record::RevokedToken(RevokedToken {
-        jti: String::from_utf8(get(row, "jti")?).map_err(|_| Cause::UnknownValue)?,
-        expires_at: Timestamp(get(row, "expires_at")?),
-    }))
-}
-
-fn hash(row: &Row, column: &str) -> Result<[u8; 32], Error> {
-    let bytes: &[u8] = get(row, column)?;
-    Ok(bytes.try_into().map_err(|_| Cause::UnknownValue)?)
 }
 
 /// The bytes of a hash; none, which sort before any hash, where there is no hash.
@@ -211,7 +152,7 @@ impl PostgresStore {
                 continue;
             };
             let length = vector.f16_bytes.len() / 2;
-            let number = self.models.number_for(connection, &vector.model, length);
+            let number = self.models.number(connection, &vector.model, length);
             vectors.1.push(number.await?);
             vectors.0.push(record.prompt.id.0);
             vectors.2.push(halves(&vector.f16_bytes));
@@ -223,13 +164,7 @@ impl PostgresStore {
 #[async_trait]
 impl BulkStore for PostgresStore {
     async fn last_ids(&self) -> Result<LastIds, Error> {
-        let mut connection = self.pool.connection(LONG_PATIENCE).await?;
-        let row = connection.query_opt(LAST_IDS, &[]).await?;
-        let row = row.ok_or(Cause::UnknownValue)?;
-        Ok(LastIds {
-            user: UserId(get(&row, "user_id")?),
-            prompt: PromptId(get(&row, "prompt_id")?),
-        })
+        rows::last_ids(&one(self.pool.query(LAST_IDS, &[]).await?)?)
     }
 
     async fn raise_ids(&self, last: LastIds) -> Result<(), Error> {
@@ -241,34 +176,40 @@ impl BulkStore for PostgresStore {
     }
 
     async fn records(&self, after: RecordCursor, limit: usize) -> Result<Vec<Record>, Error> {
-        let rows = sql_limit(limit);
+        let most = sql_limit(limit);
         match after {
             RecordCursor::Users(after) => {
-                let users = self.list_users(after, limit).await?;
-                Ok(users.into_iter().map(Record::User).collect())
+                let after = after.map_or(i64::MIN, |id| id.0);
+                self.select(USERS_AFTER, &[&after, &most], |row| rows::user_record(row))
+                    .await
             }
             RecordCursor::Prompts(after) => {
                 let after = after.map_or(i64::MIN, |id| id.0);
-                let arguments: Arguments<'_> = &[&after, &rows];
+                let arguments: Arguments<'_> = &[&after, &most];
                 self.select(PROMPTS_AFTER, arguments, prompt_record).await
             }
             RecordCursor::Keys(after) => {
                 let user = after.map_or(i64::MIN, |(user, _)| user.0);
                 let hash = bytes(after.as_ref().map(|(_, hash)| hash));
-                let arguments: Arguments<'_> = &[&user, &hash, &rows];
-                self.select(KEYS_AFTER, arguments, key_record).await
+                let arguments: Arguments<'_> = &[&user, &hash, &most];
+                self.select(KEYS_AFTER, arguments, |row| rows::key_record(row))
+                    .await
             }
             RecordCursor::UpstreamDays(after) => {
-                self.select(DAYS_AFTER, &[&after, &rows], day_record).await
+                self.select(DAYS_AFTER, &[&after, &most], |row| rows::day_record(row))
+                    .await
             }
             RecordCursor::Sessions(after) => {
-                let arguments: Arguments<'_> = &[&bytes(after.as_ref()), &rows];
-                self.select(SESSIONS_AFTER, arguments, session_record).await
+                let arguments: Arguments<'_> = &[&bytes(after.as_ref()), &most];
+                self.select(SESSIONS_AFTER, arguments, |row| rows::session_record(row))
+                    .await
             }
             RecordCursor::RevokedTokens(after) => {
                 let after = after.as_ref().map(String::as_bytes);
-                self.select(TOKENS_AFTER, &[&after, &rows], token_record)
-                    .await
+                self.select(TOKENS_AFTER, &[&after, &most], |row| {
+                    rows::token_record(row)
+                })
+                .await
             }
         }
     }

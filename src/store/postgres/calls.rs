@@ -5,14 +5,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pgvector::HalfVector;
-use tokio_postgres::Row;
 
-use super::error::Cause;
 use super::pool::{Arguments, Connection, LONG_PATIENCE, PATIENCE};
-use super::prompts::{check_quota, parse_status, prompt_from_row};
-use super::{PostgresStore, get, sql_limit};
+use super::prompts::check_quota;
+use super::{PostgresStore, all, first, one, sql_limit};
 use crate::domain::{FailureCode, Prompt, PromptId, Timestamp, UserId, without_nul};
-use crate::store::calls::{EXPIRED, StoredKey, micros};
+use crate::store::calls::{EXPIRED, micros};
+use crate::store::rows;
 use crate::store::{
     Begun, CallOutcome, CallStore, Error, ExpiredCall, Holder, KEY_LIFETIME, KeyClaim, KeyState,
     NewCall, prompt_columns,
@@ -136,28 +135,16 @@ const EXPIRE: &str = concat!(
     " FROM expired"
 );
 
-fn stored_key(row: &Row) -> Result<StoredKey, Error> {
-    let fingerprint: &[u8] = get(row, "fingerprint")?;
-    let status: Option<&str> = get(row, "status")?;
-    Ok(StoredKey {
-        fingerprint: fingerprint.try_into().map_err(|_| Cause::UnknownValue)?,
-        prompt_id: PromptId(get(row, "prompt_id")?),
-        status: status.map(parse_status).transpose()?,
-        is_leased: get(row, "is_leased")?,
-    })
-}
-
 async fn key_state(
     connection: &mut Connection,
     user_id: UserId,
     claim: &KeyClaim,
 ) -> Result<Option<KeyState>, Error> {
     let hash = &claim.key_hash[..];
-    let row = connection
-        .query_opt(KEY_STATE, &[&user_id.0, &hash, &micros(KEY_LIFETIME)])
+    let found = connection
+        .query(KEY_STATE, &[&user_id.0, &hash, &micros(KEY_LIFETIME)])
         .await?;
-    row.map(|row| Ok(stored_key(&row)?.state(claim)))
-        .transpose()
+    Ok(first(&found, rows::stored_key)?.map(|key| key.state(claim)))
 }
 
 /// The prompt that a statement returns.
@@ -166,8 +153,8 @@ async fn one_prompt(
     sql: &str,
     arguments: Arguments<'_>,
 ) -> Result<Prompt, Error> {
-    let rows = connection.write(sql, arguments).await?;
-    prompt_from_row(rows.first().ok_or(Cause::UnknownValue)?)
+    let row = one(connection.write(sql, arguments).await?)?;
+    rows::prompt(&row)
 }
 
 async fn insert_running(connection: &mut Connection, call: &NewCall) -> Result<Prompt, Error> {
@@ -277,8 +264,8 @@ impl CallStore for PostgresStore {
         lease: Duration,
     ) -> Result<u64, Error> {
         let ids: Vec<i64> = ids.iter().map(|id| id.0).collect();
-        let mut connection = self.pool.connection(PATIENCE).await?;
-        let renewed = connection
+        let renewed = self
+            .pool
             .write(
                 concat!(
                     "UPDATE running_call SET lease_until = ",
@@ -304,7 +291,11 @@ impl CallStore for PostgresStore {
         let mut connection = self.pool.connection(PATIENCE).await?;
         let (model_number, vector) = match &outcome.embedding {
             Some((model, vector)) => (
-                Some(self.models.number(&mut connection, model, vector).await?),
+                Some(
+                    self.models
+                        .number(&mut connection, model, vector.0.len())
+                        .await?,
+                ),
                 Some(HalfVector::from_f32_slice(&vector.0)),
             ),
             None => (None, None),
@@ -329,7 +320,7 @@ impl CallStore for PostgresStore {
                 ],
             )
             .await?;
-        rows.first().map(prompt_from_row).transpose()
+        first(&rows, rows::prompt)
     }
 
     async fn expire_calls(
@@ -338,18 +329,11 @@ impl CallStore for PostgresStore {
         spared: &[PromptId],
     ) -> Result<Vec<ExpiredCall>, Error> {
         let spared: Vec<i64> = spared.iter().map(|id| id.0).collect();
-        let mut connection = self.pool.connection(PATIENCE).await?;
-        let rows = connection
+        let rows = self
+            .pool
             .write(EXPIRE, &[&sql_limit(limit), &EXPIRED.as_str(), &spared])
             .await?;
-        rows.iter()
-            .map(|row| {
-                Ok(ExpiredCall {
-                    prompt: prompt_from_row(row)?,
-                    announce: get(row, "announce")?,
-                })
-            })
-            .collect()
+        all(&rows, rows::expired_call)
     }
 
     async fn purge_keys(&self, horizon: Timestamp) -> Result<u64, Error> {
@@ -368,8 +352,8 @@ impl CallStore for PostgresStore {
             return Ok(false);
         }
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let mut connection = self.pool.connection(PATIENCE).await?;
-        let counted = connection
+        let counted = self
+            .pool
             .write(
                 "INSERT INTO upstream_day (day, calls) VALUES ($1, 1)
                  ON CONFLICT (day) DO UPDATE SET calls = upstream_day.calls + 1 WHERE upstream_day.calls < $2

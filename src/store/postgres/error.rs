@@ -35,31 +35,11 @@ pub(super) enum Cause {
     /// The lock of this server was lost and has not been taken again yet.
     #[error("the lock that keeps other servers out is being taken again")]
     Suspended,
-    /// A stored value that this program cannot have written.
-    #[error("a stored value is not one of its column's")]
-    UnknownValue,
-    /// A vector of another dimension than the schema has.
-    #[error("a vector of {given} numbers where the model's have {expected}")]
-    Dimension {
-        /// Of the vector.
-        given: usize,
-        /// Of the model's others.
-        expected: usize,
-    },
 }
 
 impl From<Cause> for Error {
     fn from(cause: Cause) -> Self {
-        match cause {
-            Cause::Server(_)
-            | Cause::Connection(_)
-            | Cause::Distrust(_)
-            | Cause::TimedOut
-            | Cause::PoolExhausted
-            | Cause::Closed
-            | Cause::Suspended => Self::Unavailable(Box::new(cause)),
-            Cause::UnknownValue | Cause::Dimension { .. } => Self::Internal(Box::new(cause)),
-        }
+        Self::Unavailable(Box::new(cause))
     }
 }
 

@@ -10,10 +10,10 @@ use std::time::Duration;
 use tokio::time::{interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::error::Cause;
+use super::error::{Cause, from_server};
 use super::migrate::VectorVersion;
 use super::pool::{LONG_PATIENCE, Pool};
-use super::{PostgresStore, get, sql_limit};
+use super::{PostgresStore, get, one, sql_limit};
 use crate::store::Error;
 
 /// Rows that a search looks at before it may stop. Recall rises with it, and so does the time.
@@ -44,29 +44,15 @@ const STATE: &str = "
            (SELECT coalesce(tuples_total, 0) FROM pg_stat_progress_create_index
             WHERE relid = 'prompt_embedding'::regclass LIMIT 1) AS total";
 
-/// The abilities of the installed version of pgvector.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct HnswSupport {
-    is_iterative: bool,
-}
-
-impl HnswSupport {
-    pub fn of(version: VectorVersion) -> Self {
-        Self {
-            is_iterative: version >= ITERATIVE_SINCE,
-        }
-    }
-
-    /// The settings of a search for `k` rows, for its transaction.
-    pub fn settings(self, k: usize) -> String {
-        let ef_search = sql_limit(k.clamp(MIN_EF_SEARCH, MAX_EF_SEARCH));
-        let iterative = if self.is_iterative {
-            "; SET LOCAL hnsw.iterative_scan = relaxed_order"
-        } else {
-            ""
-        };
-        format!("SET LOCAL hnsw.ef_search = {ef_search}{iterative}")
-    }
+/// Begins the transaction of a search for `k` rows, with its settings.
+pub(super) fn begin_search(version: VectorVersion, k: usize) -> String {
+    let ef_search = sql_limit(k.clamp(MIN_EF_SEARCH, MAX_EF_SEARCH));
+    let iterative = if version >= ITERATIVE_SINCE {
+        "; SET LOCAL hnsw.iterative_scan = relaxed_order"
+    } else {
+        ""
+    };
+    format!("BEGIN READ ONLY; SET LOCAL hnsw.ef_search = {ef_search}{iterative}")
 }
 
 /// The state of the index.
@@ -80,10 +66,9 @@ enum IndexState {
 
 async fn state(pool: &Pool) -> Result<IndexState, Error> {
     let mut connection = pool.connection(LONG_PATIENCE).await?;
-    let row = connection.query_opt(STATE, &[]).await?;
-    let row = row.ok_or(super::error::Cause::UnknownValue)?;
-    let is_valid: Option<bool> = get(&row, "is_valid")?;
-    let done: Option<i64> = get(&row, "done")?;
+    let row = one(connection.query(STATE, &[]).await?)?;
+    let (is_valid, done): (Option<bool>, Option<i64>) =
+        (get(&row, "is_valid")?, get(&row, "done")?);
     let total: Option<i64> = get(&row, "total")?;
     Ok(match (is_valid, done) {
         (Some(true), _) => IndexState::Valid,
@@ -139,20 +124,18 @@ async fn build_until_valid(pool: &Pool) {
 }
 
 async fn build(pool: &Pool) -> Result<(), Error> {
-    let failed = |error: &tokio_postgres::Error| Error::Unavailable(Box::new(Cause::from(error)));
     // A separate connection: a build takes minutes and may not run in a transaction, and a build
     // that a stopping server has begun is of use to the others.
-    let (client, _task) = pool
-        .connector()
-        .connect()
-        .await
-        .map_err(|error| failed(&error))?;
-    client
-        .batch_execute(
-            "SET statement_timeout = 0; SET lock_timeout = 0; SET client_connection_check_interval = 0",
-        )
-        .await
-        .map_err(|error| failed(&error))?;
+    let connected = async {
+        let (client, _task) = pool.connector().connect().await?;
+        client
+            .batch_execute(
+                "SET statement_timeout = 0; SET lock_timeout = 0; SET client_connection_check_interval = 0",
+            )
+            .await?;
+        Ok(client)
+    };
+    let client = connected.await.map_err(|error| Cause::from(&error))?;
     tracing::info!(
         "building the index for shared searches; they are exact and slower until it is done"
     );
@@ -162,7 +145,7 @@ async fn build(pool: &Pool) -> Result<(), Error> {
     loop {
         tokio::select! {
             built = &mut building => {
-                return built.map_err(|error| super::error::from_server(&error));
+                return built.map_err(|error| from_server(&error));
             }
             _ = ticks.tick() => {
                 if let Ok(IndexState::Building { done, total }) = state(pool).await {
@@ -196,12 +179,14 @@ mod tests {
 
     #[test]
     fn ef_search_follows_k_within_the_limits_of_the_server() {
-        let settings = |version, k| HnswSupport::of(version).settings(k);
-        assert_eq!(settings((0, 7), 5), "SET LOCAL hnsw.ef_search = 100");
         assert_eq!(
-            settings((0, 8), 400),
-            "SET LOCAL hnsw.ef_search = 400; SET LOCAL hnsw.iterative_scan = relaxed_order"
+            begin_search((0, 7), 5),
+            "BEGIN READ ONLY; SET LOCAL hnsw.ef_search = 100"
         );
-        assert!(settings((1, 0), 5000).starts_with("SET LOCAL hnsw.ef_search = 1000;"));
+        assert_eq!(
+            begin_search((0, 8), 400),
+            "BEGIN READ ONLY; SET LOCAL hnsw.ef_search = 400; SET LOCAL hnsw.iterative_scan = relaxed_order"
+        );
+        assert!(begin_search((1, 0), 5000).contains("SET LOCAL hnsw.ef_search = 1000;"));
     }
 }

@@ -58,21 +58,13 @@ pub(super) struct HeldLock {
     backend: (i32, String),
 }
 
-/// The result of an attempt.
-pub(super) enum LockAttempt {
-    /// This server has the lock.
-    Held(HeldLock),
-    /// Another server has the lock.
-    Taken,
-}
-
-/// Tries once. `previous` names an earlier connection of this server that may still hold the lock,
+/// Tries once; `None` if another server has the lock. `previous` names an earlier connection of this server that may still hold the lock,
 /// for example after a broken network: its backend is terminated.
 pub(super) async fn attempt(
     connector: &Connector,
     lock: AdvisoryLock,
     previous: Option<&(i32, String)>,
-) -> Result<LockAttempt, Cause> {
+) -> Result<Option<HeldLock>, Cause> {
     timeout(CONNECT, try_once(connector, lock, previous))
         .await
         .map_err(|_| Cause::TimedOut)?
@@ -83,7 +75,7 @@ async fn try_once(
     connector: &Connector,
     lock: AdvisoryLock,
     previous: Option<&(i32, String)>,
-) -> Result<LockAttempt, tokio_postgres::Error> {
+) -> Result<Option<HeldLock>, tokio_postgres::Error> {
     let (client, _task) = connector.connect().await?;
     // The keepalives let the database notice soon if this host is gone. No timeout may end the
     // transaction.
@@ -111,10 +103,10 @@ async fn try_once(
         )
         .await?;
     if !row.try_get::<_, bool>(0)? {
-        return Ok(LockAttempt::Taken);
+        return Ok(None);
     }
     let backend = (row.try_get(1)?, row.try_get(2)?);
-    Ok(LockAttempt::Held(HeldLock { client, backend }))
+    Ok(Some(HeldLock { client, backend }))
 }
 
 /// A server's lock of the database: alone, or together with replicas that share a Redis. The two
@@ -137,18 +129,18 @@ impl ServerLock {
     pub(super) async fn take(pool: &Pool, lock: AdvisoryLock) -> Result<Option<Self>, Cause> {
         let deadline = Instant::now() + START_WAIT;
         loop {
-            match attempt(pool.connector(), lock, None).await? {
-                LockAttempt::Held(held) => {
-                    return Ok(Some(Self {
-                        lock,
-                        held,
-                        connector: pool.connector().clone(),
-                        suspended: pool.suspended(),
-                    }));
-                }
-                LockAttempt::Taken if Instant::now() >= deadline => return Ok(None),
-                LockAttempt::Taken => sleep(RETAKE_EVERY).await,
+            if let Some(held) = attempt(pool.connector(), lock, None).await? {
+                return Ok(Some(Self {
+                    lock,
+                    held,
+                    connector: pool.connector().clone(),
+                    suspended: pool.suspended(),
+                }));
             }
+            if Instant::now() >= deadline {
+                return Ok(None);
+            }
+            sleep(RETAKE_EVERY).await;
         }
     }
 
@@ -189,8 +181,8 @@ impl ServerLock {
         let mut refused = 0;
         loop {
             match attempt(&self.connector, self.lock, Some(&self.held.backend)).await {
-                Ok(LockAttempt::Held(held)) => return Some(held),
-                Ok(LockAttempt::Taken) => {
+                Ok(Some(held)) => return Some(held),
+                Ok(None) => {
                     self.suspended.store(true, Ordering::Release);
                     // Terminating our earlier connection takes the database a moment.
                     if refused > 8 {

@@ -26,17 +26,16 @@ use std::fmt;
 
 use tokio::time::timeout;
 use tokio_postgres::row::RowIndex;
-use tokio_postgres::types::FromSql;
+use tokio_postgres::types::{FromSql, FromSqlOwned};
 use tokio_postgres::{Client, Config, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use self::error::Cause;
-use self::hnsw::HnswSupport;
-use self::migrate::migrate;
+use self::migrate::{VectorVersion, migrate};
 use self::open_error::{at_connection, no_connection};
 use self::pool::{CONNECT, Connector, Pool};
 use self::vectors::Models;
-use super::{Claim, Error, sql_limit};
+use super::rows::{Column, Defect, StoredRow};
+use super::{Error, sql_limit};
 
 pub(super) use self::error::meaning;
 pub use self::inspect::{count_rows, inspect};
@@ -75,7 +74,7 @@ impl Default for OpenOptions {
 pub struct PostgresStore {
     pool: Pool,
     models: Models,
-    hnsw: HnswSupport,
+    pgvector: VectorVersion,
 }
 
 impl fmt::Debug for PostgresStore {
@@ -98,13 +97,13 @@ impl PostgresStore {
     /// One line that names the setting and the fix.
     pub async fn open(url: &str, options: OpenOptions) -> Result<Self, OpenError> {
         let (connector, mut client) = connect(url).await?;
-        let version = migrate(&mut client, options.dimension).await?;
+        let pgvector = migrate(&mut client, options.dimension).await?;
         let pool = Pool::new(connector, options.pool_size.max(1))
             .map_err(|error| OpenError::Failed(Box::new(error)))?;
         Ok(Self {
             pool,
             models: Models::default(),
-            hnsw: HnswSupport::of(version),
+            pgvector,
         })
     }
 
@@ -131,15 +130,6 @@ impl PostgresStore {
     /// Refuses further calls and closes the connections; the calls in progress close theirs.
     pub async fn close(&self) {
         self.pool.close().await;
-    }
-
-    /// Claims the re-embedding of stored prompts: see
-    /// [`PromptStore::claim_reembedding`](super::PromptStore::claim_reembedding).
-    async fn claim(&self) -> Result<Option<Claim>, Error> {
-        match lock::attempt(self.pool.connector(), lock::REEMBEDDING, None).await? {
-            lock::LockAttempt::Held(held) => Ok(Some(Claim::new(held))),
-            lock::LockAttempt::Taken => Ok(None),
-        }
     }
 }
 
@@ -174,5 +164,31 @@ async fn connect(url: &str) -> Result<(Connector, Client), OpenError> {
 
 /// A column of a row. A value that does not fit its type is a defect.
 fn get<'a, T: FromSql<'a>>(row: &'a Row, column: impl RowIndex + fmt::Display) -> Result<T, Error> {
-    row.try_get(column).map_err(|_| Cause::UnknownValue.into())
+    row.try_get(column).map_err(|_| Defect::UnknownValue.into())
+}
+
+impl<T: FromSqlOwned> Column<T> for Row {
+    fn read(&self, column: &str) -> Result<T, Error> {
+        get(self, column)
+    }
+}
+
+impl StoredRow for Row {}
+
+/// The values in rows.
+fn all<T>(rows: &[Row], read: fn(&dyn StoredRow) -> Result<T, Error>) -> Result<Vec<T>, Error> {
+    rows.iter().map(|row| read(row)).collect()
+}
+
+/// The value in the row of a statement that returns at most one.
+fn first<T>(
+    rows: &[Row],
+    read: fn(&dyn StoredRow) -> Result<T, Error>,
+) -> Result<Option<T>, Error> {
+    rows.first().map(|row| read(row)).transpose()
+}
+
+/// The row of a statement that always returns one.
+fn one(mut rows: Vec<Row>) -> Result<Row, Defect> {
+    rows.pop().ok_or(Defect::UnknownValue)
 }

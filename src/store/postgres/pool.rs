@@ -1,6 +1,5 @@
 //! The connections: made when needed, probed when they have been idle, closed at the first doubt.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,6 +8,7 @@ use deadpool_postgres::{
     Connect, Hook, HookError, Manager, ManagerConfig, Object, PoolError, RecyclingMethod, Runtime,
     Timeouts,
 };
+use futures_util::future::BoxFuture;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_postgres::types::ToSql;
@@ -96,22 +96,13 @@ impl Connect for Connector {
     fn connect(
         &self,
         _: &Config,
-    ) -> Pin<
-        Box<
-            dyn Future<
-                    Output = Result<
-                        (tokio_postgres::Client, JoinHandle<()>),
-                        tokio_postgres::Error,
-                    >,
-                > + Send
-                + '_,
-        >,
-    > {
+    ) -> BoxFuture<'_, Result<(tokio_postgres::Client, JoinHandle<()>), tokio_postgres::Error>>
+    {
         Box::pin(Self::connect(self))
     }
 }
 
-/// WriteCounters since the store was opened.
+/// Writes since the store was opened.
 #[derive(Debug, Default)]
 struct WriteCounters {
     written: AtomicU64,
@@ -198,6 +189,18 @@ impl Pool {
         })
     }
 
+    /// The rows of the only statement of a call.
+    pub async fn query(&self, sql: &str, arguments: Arguments<'_>) -> Result<Vec<Row>, Error> {
+        let mut connection = self.connection(PATIENCE).await?;
+        connection.query(sql, arguments).await
+    }
+
+    /// Does the same for a statement that changes rows.
+    pub async fn write(&self, sql: &str, arguments: Arguments<'_>) -> Result<Vec<Row>, Error> {
+        let mut connection = self.connection(PATIENCE).await?;
+        connection.write(sql, arguments).await
+    }
+
     pub fn stats(&self) -> Stats {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let written = load(&self.writes.written);
@@ -260,15 +263,6 @@ impl Connection {
         settle(self.deadline, &mut self.is_waiting, answer).await
     }
 
-    /// The row of a statement that returns at most one.
-    pub async fn query_opt(
-        &mut self,
-        sql: &str,
-        arguments: Arguments<'_>,
-    ) -> Result<Option<Row>, Error> {
-        Ok(self.query(sql, arguments).await?.pop())
-    }
-
     /// Runs a statement that changes rows; returns its rows.
     pub async fn write(&mut self, sql: &str, arguments: Arguments<'_>) -> Result<Vec<Row>, Error> {
         let answer = self.query(sql, arguments).await;
@@ -301,21 +295,10 @@ impl Connection {
         settle(self.deadline, &mut self.is_waiting, answer).await
     }
 
-    /// The rows of a statement under settings that hold for it alone.
-    pub async fn query_under(
-        &mut self,
-        settings: &str,
-        sql: &str,
-        arguments: Arguments<'_>,
-    ) -> Result<Vec<Row>, Error> {
-        let begin = format!("BEGIN READ ONLY; {settings}");
-        self.query_within(&begin, sql, arguments).await
-    }
-
     /// The rows of a statement in a separate transaction that begins with `begin`. All of it is
     /// sent at once and takes one round trip. It works behind a pooler that gives each transaction
     /// another session.
-    async fn query_within(
+    pub async fn query_within(
         &mut self,
         begin: &str,
         sql: &str,

@@ -1,22 +1,25 @@
 //! Prompts in PostgreSQL. Each call is one statement where possible, so that it is one round trip
 //! and one transaction. In the server, the commits of many connections share one wait for the disk.
 
-use async_trait::async_trait;
-use tokio_postgres::Row;
+use std::collections::{HashMap, HashSet};
 
-use super::error::Cause;
-use super::pool::Connection;
-use super::pool::PATIENCE;
-use super::{PostgresStore, get, sql_limit, vectors};
-use crate::domain::{
-    CallDetails, Embedding, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, UserId,
-};
+use async_trait::async_trait;
+use pgvector::HalfVector;
+
+use super::pool::{Connection, LONG_PATIENCE, PATIENCE};
+use super::{PostgresStore, all, first, get, lock, one, sql_limit};
+use crate::domain::{Embedding, ModelId, Prompt, PromptId, UserId};
+use crate::store::rows::{self, Defect};
 use crate::store::{
     Access, Claim, Coverage, DeletedPrompt, Error, PromptPage, PromptStore, PromptsRead, Stats,
     Unembedded, VectorCursor, VectorPage, prompt_columns,
 };
 
-/// A statement that [`prompt_from_row`] reads.
+/// Ids that one statement looks through for prompts without a vector. No statement takes long then,
+/// however many prompts have one.
+const WINDOW: i64 = 50_000;
+
+/// A statement that [`rows::prompt`] reads.
 macro_rules! select_prompt {
     ($rest:literal) => {
         concat!("SELECT ", prompt_columns!(), " FROM prompt ", $rest)
@@ -36,7 +39,7 @@ const PROMPTS_BEFORE: &str = "
     ) AS measured
     ORDER BY id DESC";
 
-/// Besides the columns of [`prompt_from_row`]: the bytes of the texts, and whether the texts are
+/// Besides the columns of [`rows::prompt`]: the bytes of the texts, and whether the texts are
 /// included.
 const PROMPTS_BY_ID: &str = "
     SELECT id, user_id, created_at, status, error, model,
@@ -54,39 +57,6 @@ const PROMPTS_BY_ID: &str = "
     ) AS placed
     ORDER BY place";
 
-/// Reads the columns of [`prompt_columns`].
-pub(super) fn prompt_from_row(row: &Row) -> Result<Prompt, Error> {
-    let error: Option<&str> = get(row, "error")?;
-    let number = |column| -> Result<Option<u32>, Error> {
-        get::<Option<i64>>(row, column)?
-            .map(|number| u32::try_from(number).map_err(|_| Cause::UnknownValue.into()))
-            .transpose()
-    };
-    Ok(Prompt {
-        id: PromptId(get(row, "id")?),
-        user_id: UserId(get(row, "user_id")?),
-        created_at: Timestamp(get(row, "created_at")?),
-        status: parse_status(get(row, "status")?)?,
-        error: error
-            .map(|word| FailureCode::parse(word).ok_or(Cause::UnknownValue))
-            .transpose()?,
-        model: get(row, "model")?,
-        prompt: get(row, "prompt")?,
-        response: get(row, "response")?,
-        call: CallDetails {
-            duration_ms: number("llm_duration_ms")?,
-            prompt_tokens: number("prompt_tokens")?,
-            completion_tokens: number("completion_tokens")?,
-            finish_reason: get(row, "finish_reason")?,
-        },
-    })
-}
-
-/// The status behind a stored word.
-pub(super) fn parse_status(word: &str) -> Result<PromptStatus, Error> {
-    Ok(PromptStatus::parse(word).ok_or(Cause::UnknownValue)?)
-}
-
 /// Whether the user keeps fewer prompts than that. Counts in the index by user, at most as far as
 /// needed.
 async fn has_room(
@@ -100,7 +70,7 @@ async fn has_room(
             &[&user_id.0, &i64::from(max_prompts)],
         )
         .await?;
-    get(rows.first().ok_or(Cause::UnknownValue)?, "has_room")
+    get(&one(rows)?, "has_room")
 }
 
 /// Fails if the user may not keep another prompt. Inside a transaction, which is rolled back, by
@@ -135,14 +105,14 @@ impl PromptStore for PostgresStore {
     }
 
     async fn prompt(&self, user_id: UserId, id: PromptId) -> Result<Option<Prompt>, Error> {
-        let mut connection = self.pool.connection(PATIENCE).await?;
-        let row = connection
-            .query_opt(
+        let row = self
+            .pool
+            .query(
                 select_prompt!("WHERE id = $1 AND user_id = $2"),
                 &[&id.0, &user_id.0],
             )
             .await?;
-        row.as_ref().map(prompt_from_row).transpose()
+        first(&row, rows::prompt)
     }
 
     async fn list_prompts(
@@ -154,8 +124,8 @@ impl PromptStore for PostgresStore {
     ) -> Result<PromptPage, Error> {
         let before = before.map_or(i64::MAX, |id| id.0);
         let (limit, text_bytes) = (sql_limit(limit), sql_limit(text_bytes));
-        let mut connection = self.pool.connection(PATIENCE).await?;
-        let rows = connection
+        let rows = self
+            .pool
             .query(
                 PROMPTS_BEFORE,
                 &[
@@ -171,7 +141,7 @@ impl PromptStore for PostgresStore {
         for row in &rows {
             // The row after the page shows that there are older ones. Its texts are not sent.
             if get(row, "is_in")? {
-                page.prompts.push(prompt_from_row(row)?);
+                page.prompts.push(rows::prompt(row)?);
             } else {
                 page.has_more = true;
             }
@@ -187,17 +157,17 @@ impl PromptStore for PostgresStore {
     ) -> Result<PromptsRead, Error> {
         let ids: Vec<i64> = ids.iter().map(|id| id.0).collect();
         let owner = owner.map(|owner| owner.0);
-        let mut connection = self.pool.connection(PATIENCE).await?;
-        let rows = connection
+        let rows = self
+            .pool
             .query(PROMPTS_BY_ID, &[&ids, &owner, &sql_limit(text_bytes)])
             .await?;
         let mut read = PromptsRead::default();
         for row in &rows {
             let size: i64 = get(row, "text_bytes")?;
             if get(row, "is_whole")? {
-                read.whole.push(prompt_from_row(row)?);
+                read.whole.push(rows::prompt(row)?);
             } else {
-                let size = usize::try_from(size).map_err(|_| Cause::UnknownValue)?;
+                let size = usize::try_from(size).map_err(|_| Defect::UnknownValue)?;
                 read.rest.push((PromptId(get(row, "id")?), size));
             }
         }
@@ -209,9 +179,9 @@ impl PromptStore for PostgresStore {
         user_id: UserId,
         id: PromptId,
     ) -> Result<Option<DeletedPrompt>, Error> {
-        let mut connection = self.pool.connection(PATIENCE).await?;
-        // The statement still sees the vector that this deletion removes too.
-        let rows = connection
+        // The statement still sees the vector that its own deletion takes along.
+        let rows = self
+            .pool
             .write(
                 "WITH gone AS (DELETE FROM prompt WHERE id = $1 AND user_id = $2 RETURNING id)
                  SELECT m.name FROM gone
@@ -220,14 +190,12 @@ impl PromptStore for PostgresStore {
                 &[&id.0, &user_id.0],
             )
             .await?;
-        rows.first()
-            .map(|row| {
-                let model: Option<&str> = get(row, "name")?;
-                Ok(DeletedPrompt {
-                    embedding_model: model.map(|name| ModelId(name.into())),
-                })
+        first(&rows, |row| {
+            let model: Option<String> = row.read("name")?;
+            Ok(DeletedPrompt {
+                embedding_model: model.map(|name| ModelId(name.into())),
             })
-            .transpose()
+        })
     }
 
     async fn vectors(
@@ -237,11 +205,82 @@ impl PromptStore for PostgresStore {
         after: Option<VectorCursor>,
         limit: usize,
     ) -> Result<VectorPage, Error> {
-        vectors::page(self, model, owner, after, limit).await
+        let mut connection = self.pool.connection(LONG_PATIENCE).await?;
+        let mut page = VectorPage::default();
+        let Some(number) = self.models.find(&mut connection, model).await? else {
+            return Ok(page);
+        };
+        let (after_user, after_prompt) =
+            after.map_or((i64::MIN, i64::MIN), |(user, prompt)| (user.0, prompt.0));
+        let limit = sql_limit(limit);
+        let rows = match owner {
+            Some(owner) => {
+                connection
+                    .query(
+                        "SELECT user_id, prompt_id, embedding FROM prompt_embedding
+                         WHERE model_id = $1 AND user_id = $2 AND (user_id, prompt_id) > ($3, $4)
+                         ORDER BY prompt_id LIMIT $5",
+                        &[&number, &owner.0, &after_user, &after_prompt, &limit],
+                    )
+                    .await?
+            }
+            None => {
+                connection
+                    .query(
+                        "SELECT user_id, prompt_id, embedding FROM prompt_embedding
+                         WHERE model_id = $1 AND (user_id, prompt_id) > ($2, $3)
+                         ORDER BY user_id, prompt_id LIMIT $4",
+                        &[&number, &after_user, &after_prompt, &limit],
+                    )
+                    .await?
+            }
+        };
+        for row in &rows {
+            let vector: HalfVector = get(row, 2)?;
+            page.ids
+                .push((UserId(get(row, 0)?), PromptId(get(row, 1)?)));
+            page.f16_bytes
+                .extend(vector.as_slice().iter().flat_map(|half| half.to_le_bytes()));
+        }
+        Ok(page)
     }
 
+    /// Counted when asked, which is at a start and while a change of model is under way, and never on
+    /// the way of an insert: a counter kept up to date would make the inserts of one user, or of all,
+    /// wait for each other's commits.
     async fn coverage(&self, model: &ModelId, owner: Option<UserId>) -> Result<Coverage, Error> {
-        vectors::coverage(self, model, owner).await
+        let mut connection = self.pool.connection(LONG_PATIENCE).await?;
+        let number = self.models.find(&mut connection, model).await?;
+        let row = match owner {
+            // One statement, so that both counts are of one moment.
+            Some(owner) => {
+                connection
+                    .query(
+                        "SELECT (SELECT count(*) FROM prompt_embedding WHERE model_id = $1 AND user_id = $2),
+                                (SELECT count(*) FROM prompt WHERE user_id = $2 AND status = 'completed')",
+                        &[&number, &owner.0],
+                    )
+                    .await?
+            }
+            None => {
+                connection
+                    .query(
+                        "SELECT (SELECT count(*) FROM prompt_embedding WHERE model_id = $1),
+                                (SELECT count(*) FROM prompt WHERE status = 'completed')",
+                        &[&number],
+                    )
+                    .await?
+            }
+        };
+        let row = one(row)?;
+        let count = |at| {
+            get::<i64>(&row, at)
+                .and_then(|count| u64::try_from(count).map_err(|_| Defect::UnknownValue.into()))
+        };
+        Ok(Coverage {
+            embedded: count(0)?,
+            completed: count(1)?,
+        })
     }
 
     async fn unembedded(
@@ -250,7 +289,38 @@ impl PromptStore for PostgresStore {
         after: Option<PromptId>,
         limit: usize,
     ) -> Result<Vec<Unembedded>, Error> {
-        vectors::unembedded(self, model, after, limit).await
+        let mut connection = self.pool.connection(LONG_PATIENCE).await?;
+        // No row has the number NULL, so every prompt lacks a vector of an unknown model.
+        let number = self.models.find(&mut connection, model).await?;
+        let ends = connection
+            .query("SELECT min(id), max(id) FROM prompt", &[])
+            .await?;
+        let ends = one(ends)?;
+        let (Some(first), Some(last)) =
+            (get::<Option<i64>>(&ends, 0)?, get::<Option<i64>>(&ends, 1)?)
+        else {
+            return Ok(Vec::new());
+        };
+        drop(connection);
+        let mut after = after.map_or(i64::MIN, |id| id.0).max(first - 1);
+        let mut found = Vec::new();
+        while after < last && found.len() < limit {
+            // Each window has the deadline of a separate call.
+            let mut connection = self.pool.connection(LONG_PATIENCE).await?;
+            let until = after.saturating_add(WINDOW);
+            let rows = connection
+                .query(
+                    "SELECT id, user_id, prompt FROM prompt p
+                     WHERE id > $1 AND id <= $2 AND status = 'completed' AND NOT EXISTS (
+                         SELECT 1 FROM prompt_embedding e WHERE e.prompt_id = p.id AND e.model_id = $3)
+                     ORDER BY id LIMIT $4",
+                    &[&after, &until, &number, &sql_limit(limit - found.len())],
+                )
+                .await?;
+            found.extend(all(&rows, rows::unembedded)?);
+            after = until;
+        }
+        Ok(found)
     }
 
     async fn put_embeddings(
@@ -258,26 +328,69 @@ impl PromptStore for PostgresStore {
         model: &ModelId,
         rows: Vec<(PromptId, Embedding)>,
     ) -> Result<Vec<PromptId>, Error> {
-        vectors::put(self, model, &rows).await
+        let Some((_, first)) = rows.first() else {
+            return Ok(Vec::new());
+        };
+        let mut connection = self.pool.connection(LONG_PATIENCE).await?;
+        let number = self
+            .models
+            .number(&mut connection, model, first.0.len())
+            .await?;
+        if let Some((_, odd)) = rows.iter().find(|(_, row)| row.0.len() != first.0.len()) {
+            let (given, expected) = (odd.0.len(), first.0.len());
+            return Err(Defect::Dimension { given, expected }.into());
+        }
+        // If a prompt is given twice, the last vector counts: one statement may not write a row twice.
+        let latest: HashMap<PromptId, &Embedding> =
+            rows.iter().map(|(id, vector)| (*id, vector)).collect();
+        let ids: Vec<i64> = latest.keys().map(|id| id.0).collect();
+        let vectors: Vec<HalfVector> = latest
+            .values()
+            .map(|vector| HalfVector::from_f32_slice(&vector.0))
+            .collect();
+        // The lock prevents the deletion of a prompt before its vector refers to it. The order prevents
+        // a deadlock of two servers that write the same rows.
+        let stored = connection
+            .write(
+                "WITH given AS MATERIALIZED (
+                     SELECT p.id, p.user_id, g.embedding
+                     FROM unnest($2::bigint[], $3::halfvec[]) AS g (id, embedding) JOIN prompt p ON p.id = g.id
+                     WHERE p.status = 'completed' ORDER BY p.id FOR KEY SHARE OF p
+                 )
+                 INSERT INTO prompt_embedding (prompt_id, user_id, model_id, embedding)
+                 SELECT id, user_id, $1, embedding FROM given
+                 ON CONFLICT (prompt_id) DO UPDATE SET model_id = excluded.model_id, embedding = excluded.embedding
+                 RETURNING prompt_id",
+                &[&number, &ids, &vectors],
+            )
+            .await?;
+        let stored: HashSet<PromptId> = stored
+            .iter()
+            .map(|row| get(row, 0).map(PromptId))
+            .collect::<Result<_, _>>()?;
+        let given = rows.iter().map(|(id, _)| *id);
+        Ok(given.filter(|id| stored.contains(id)).collect())
     }
 
     async fn claim_reembedding(&self) -> Result<Option<Claim>, Error> {
-        self.claim().await
+        let held = lock::attempt(self.pool.connector(), lock::REEMBEDDING, None).await?;
+        Ok(held.map(Claim::new))
     }
 
     async fn ping(&self) -> Result<Access, Error> {
-        let mut connection = self.pool.connection(PATIENCE).await?;
         // A standby is read-only, and so is what its operator has set to be.
-        let row = connection
-            .query_opt(
+        let row = self
+            .pool
+            .query(
                 "SELECT current_setting('transaction_read_only')::boolean AS is_read_only,
                         EXISTS (SELECT FROM embedding_model)",
                 &[],
             )
             .await?;
-        Ok(match row {
-            Some(row) if get(&row, "is_read_only")? => Access::ReadOnly,
-            Some(_) | None => Access::ReadWrite,
+        Ok(if get(&one(row)?, "is_read_only")? {
+            Access::ReadOnly
+        } else {
+            Access::ReadWrite
         })
     }
 

@@ -3,41 +3,22 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use rusqlite::{Connection, Params, Row, params};
+use rusqlite::{Connection, Params, params};
 
-use super::error::Failure;
-use super::prompts::prompt_from_row;
-use super::vectors::number_model;
+use super::statements::{all, execute, one};
+use super::vectors::put_vector;
 use super::{SqliteStore, sql_limit};
 use crate::domain::{
-    FailureCode, KeyRecord, LastIds, ModelId, PromptId, PromptRecord, PromptStatus, Record,
-    RecordCursor, RevokedToken, Session, Timestamp, UpstreamDay, UserId, VectorRecord,
+    FailureCode, LastIds, ModelId, PromptRecord, PromptStatus, Record, RecordCursor, VectorRecord,
 };
-use crate::store::{AccountStore, BulkStore, Error};
+use crate::store::bulk::{DAYS_AFTER, KEYS_AFTER, PROMPTS_AFTER, SESSIONS_AFTER, USERS_AFTER};
+use crate::store::rows::{self, Defect, StoredRow};
+use crate::store::{BulkStore, Error};
 
 /// The table of accounts, whose counter of ids SQLite keeps by this name.
 const ACCOUNTS: &str = "account";
 
-const PROMPTS_AFTER: &str =
-    "SELECT p.id, p.user_id, p.created_at, p.status, p.error, p.model, p.prompt, p.response,
-            p.llm_duration_ms, p.prompt_tokens, p.completion_tokens, p.finish_reason,
-            m.name AS embedding_model, e.embedding
-     FROM prompt p
-     LEFT JOIN prompt_embedding e ON e.user_id = p.user_id AND e.prompt_id = p.id
-     LEFT JOIN embedding_model m ON m.id = e.model_id
-     WHERE p.id > ?1 ORDER BY p.id LIMIT ?2";
-
-const KEYS_AFTER: &str =
-    "SELECT user_id, key_hash, fingerprint, prompt_id, claimed_at FROM idempotency_key
-     WHERE (user_id, key_hash) > (?1, ?2) ORDER BY user_id, key_hash LIMIT ?3";
-
-const DAYS_AFTER: &str =
-    "SELECT day, calls FROM upstream_day WHERE ?1 IS NULL OR day > ?1 ORDER BY day LIMIT ?2";
-
-const SESSIONS_AFTER: &str = "SELECT token_hash, user_id, created_at, expires_at FROM session
-     WHERE token_hash > ?1 ORDER BY token_hash LIMIT ?2";
-
-const TOKENS_AFTER: &str = "SELECT jti, expires_at FROM revoked_token
+const TOKENS_AFTER: &str = "SELECT CAST(jti AS BLOB) AS jti, expires_at FROM revoked_token
      WHERE ?1 IS NULL OR jti > ?1 ORDER BY jti LIMIT ?2";
 
 const PUT_USER: &str = "INSERT INTO account (id, username, email, password_hash, is_active,
@@ -49,9 +30,6 @@ const PUT_PROMPT: &str = "INSERT INTO prompt (id, user_id, created_at, status, e
                          response, finish_reason)
      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12) ON CONFLICT DO NOTHING";
 
-const PUT_VECTOR: &str = "INSERT INTO prompt_embedding (user_id, prompt_id, model_id, embedding)
-     VALUES (?1, ?2, ?3, ?4)";
-
 const PUT_KEY: &str = "INSERT INTO idempotency_key (user_id, key_hash, fingerprint, prompt_id,
                       claimed_at)
      VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO NOTHING";
@@ -62,53 +40,21 @@ const PUT_DAY: &str = "INSERT INTO upstream_day (day, calls) VALUES (?1, ?2)
 const PUT_SESSION: &str = "INSERT INTO session (token_hash, user_id, created_at, expires_at)
      VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING";
 
-const PUT_TOKEN: &str = "INSERT INTO revoked_token (jti, expires_at) VALUES (?1, ?2)
+/// Of a token given twice the later expiry counts.
+pub(super) const PUT_TOKEN: &str = "INSERT INTO revoked_token (jti, expires_at) VALUES (?1, ?2)
      ON CONFLICT DO UPDATE SET expires_at = max(expires_at, excluded.expires_at)";
 
-fn prompt_record(row: &Row<'_>) -> Result<Record, Failure> {
-    let model: Option<String> = row.get("embedding_model")?;
-    let vector = model.map(|name| -> Result<_, Failure> {
+fn prompt_record(row: &dyn StoredRow) -> Result<Record, Error> {
+    let model: Option<String> = row.read("embedding_model")?;
+    let vector = model.map(|name| -> Result<_, Error> {
         Ok(VectorRecord {
             model: ModelId(Arc::from(name)),
-            f16_bytes: row.get("embedding")?,
+            f16_bytes: row.read("embedding")?,
         })
     });
     Ok(Record::Prompt(PromptRecord {
-        prompt: prompt_from_row(row)?,
+        prompt: rows::prompt(row)?,
         vector: vector.transpose()?,
-    }))
-}
-
-fn key_record(row: &Row<'_>) -> Result<Record, Failure> {
-    Ok(Record::Key(KeyRecord {
-        user_id: UserId(row.get("user_id")?),
-        key_hash: row.get("key_hash")?,
-        fingerprint: row.get("fingerprint")?,
-        prompt_id: PromptId(row.get("prompt_id")?),
-        claimed_at: Timestamp(row.get("claimed_at")?),
-    }))
-}
-
-fn day_record(row: &Row<'_>) -> Result<Record, Failure> {
-    Ok(Record::UpstreamDay(UpstreamDay {
-        day: row.get("day")?,
-        calls: row.get("calls")?,
-    }))
-}
-
-fn session_record(row: &Row<'_>) -> Result<Record, Failure> {
-    Ok(Record::Session(Session {
-        token_hash: row.get("token_hash")?,
-        user_id: UserId(row.get("user_id")?),
-        created_at: Timestamp(row.get("created_at")?),
-        expires_at: Timestamp(row.get("expires_at")?),
-    }))
-}
-
-fn token_record(row: &Row<'_>) -> Result<Record, Failure> {
-    Ok(Record::RevokedToken(RevokedToken {
-        jti: row.get("jti")?,
-        expires_at: Timestamp(row.get("expires_at")?),
     }))
 }
 
@@ -117,12 +63,7 @@ fn bytes(hash: Option<[u8; 32]>) -> Vec<u8> {
     hash.map_or_else(Vec::new, Vec::from)
 }
 
-/// Returns whether the row was stored or changed.
-fn execute(connection: &Connection, sql: &str, arguments: impl Params) -> Result<bool, Failure> {
-    Ok(connection.prepare_cached(sql)?.execute(arguments)? > 0)
-}
-
-fn put(connection: &Connection, record: &Record) -> Result<(), Failure> {
+fn put(connection: &Connection, record: &Record) -> Result<usize, Error> {
     match record {
         Record::User(user) => execute(
             connection,
@@ -166,12 +107,11 @@ fn put(connection: &Connection, record: &Record) -> Result<(), Failure> {
             params![token.jti, token.expires_at.0],
         ),
     }
-    .map(drop)
 }
 
-fn put_prompt(connection: &Connection, record: &PromptRecord) -> Result<bool, Failure> {
+fn put_prompt(connection: &Connection, record: &PromptRecord) -> Result<usize, Error> {
     let prompt = &record.prompt;
-    let is_stored = execute(
+    let stored = execute(
         connection,
         PUT_PROMPT,
         params![
@@ -190,19 +130,17 @@ fn put_prompt(connection: &Connection, record: &PromptRecord) -> Result<bool, Fa
         ],
     )?;
     if let Some(vector) = &record.vector
-        && is_stored
+        && stored > 0
         && prompt.status == PromptStatus::Completed
     {
-        let number = number_model(connection, &vector.model, vector.f16_bytes.len() / 2)?;
-        let arguments = params![prompt.user_id.0, prompt.id.0, number, vector.f16_bytes];
-        execute(connection, PUT_VECTOR, arguments)?;
+        put_vector(connection, prompt.id, &vector.model, &vector.f16_bytes)?;
     }
-    Ok(is_stored)
+    Ok(stored)
 }
 
 /// Raises the counter that SQLite keeps for a table with `AUTOINCREMENT`. The counter's row appears
 /// with the table's first row only.
-fn raise(connection: &Connection, table: &str, last: i64) -> Result<(), Failure> {
+fn raise(connection: &Connection, table: &str, last: i64) -> Result<(), Error> {
     const ADD: &str = "INSERT INTO sqlite_sequence (name, seq)
          SELECT ?1, 0 WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = ?1)";
     const RAISE: &str = "UPDATE sqlite_sequence SET seq = ?2 WHERE name = ?1 AND seq < ?2";
@@ -216,13 +154,10 @@ impl SqliteStore {
         &self,
         sql: &'static str,
         arguments: impl Params + Send + 'static,
-        record: fn(&Row<'_>) -> Result<Record, Failure>,
+        record: fn(&dyn StoredRow) -> Result<Record, Error>,
     ) -> Result<Vec<Record>, Error> {
         self.readers
-            .read(move |connection| {
-                let mut statement = connection.prepare_cached(sql)?;
-                statement.query_and_then(arguments, record)?.collect()
-            })
+            .read(move |connection| all(connection, sql, arguments, record))
             .await
     }
 }
@@ -232,18 +167,15 @@ impl BulkStore for SqliteStore {
     async fn last_ids(&self) -> Result<LastIds, Error> {
         self.readers
             .read(|connection| {
-                let mut statement = connection.prepare_cached(
+                let last = one(
+                    connection,
                     "SELECT coalesce(max(seq) FILTER (WHERE name = ?1), 0) AS user_id,
                             coalesce(max(seq) FILTER (WHERE name = 'prompt'), 0) AS prompt_id
                      FROM sqlite_sequence",
+                    [ACCOUNTS],
+                    rows::last_ids,
                 )?;
-                let last = statement.query_row([ACCOUNTS], |row| {
-                    Ok(LastIds {
-                        user: UserId(row.get("user_id")?),
-                        prompt: PromptId(row.get("prompt_id")?),
-                    })
-                })?;
-                Ok(last)
+                Ok(last.ok_or(Defect::UnknownValue)?)
             })
             .await
     }
@@ -258,31 +190,35 @@ impl BulkStore for SqliteStore {
     }
 
     async fn records(&self, after: RecordCursor, limit: usize) -> Result<Vec<Record>, Error> {
-        let rows = sql_limit(limit);
+        let most = sql_limit(limit);
         match after {
             RecordCursor::Users(after) => {
-                let users = self.list_users(after, limit).await?;
-                Ok(users.into_iter().map(Record::User).collect())
+                let after = after.map_or(i64::MIN, |id| id.0);
+                self.select(USERS_AFTER, (after, most), rows::user_record)
+                    .await
             }
             RecordCursor::Prompts(after) => {
                 let after = after.map_or(i64::MIN, |id| id.0);
-                let arguments = (after, rows);
+                let arguments = (after, most);
                 self.select(PROMPTS_AFTER, arguments, prompt_record).await
             }
             RecordCursor::Keys(after) => {
                 let user = after.map_or(i64::MIN, |(user, _)| user.0);
-                let arguments = (user, bytes(after.map(|(_, hash)| hash)), rows);
-                self.select(KEYS_AFTER, arguments, key_record).await
+                let arguments = (user, bytes(after.map(|(_, hash)| hash)), most);
+                self.select(KEYS_AFTER, arguments, rows::key_record).await
             }
             RecordCursor::UpstreamDays(after) => {
-                self.select(DAYS_AFTER, (after, rows), day_record).await
+                self.select(DAYS_AFTER, (after, most), rows::day_record)
+                    .await
             }
             RecordCursor::Sessions(after) => {
-                let arguments = (bytes(after), rows);
-                self.select(SESSIONS_AFTER, arguments, session_record).await
+                let arguments = (bytes(after), most);
+                self.select(SESSIONS_AFTER, arguments, rows::session_record)
+                    .await
             }
             RecordCursor::RevokedTokens(after) => {
-                self.select(TOKENS_AFTER, (after, rows), token_record).await
+                self.select(TOKENS_AFTER, (after, most), rows::token_record)
+                    .await
             }
         }
     }
@@ -292,7 +228,7 @@ impl BulkStore for SqliteStore {
             .write(move |connection| {
                 records
                     .iter()
-                    .try_for_each(|record| put(connection, record))
+                    .try_for_each(|record| put(connection, record).map(drop))
             })
             .await
     }

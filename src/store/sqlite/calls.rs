@@ -7,11 +7,12 @@ use async_trait::async_trait;
 use rusqlite::{Connection, params};
 
 use super::SqliteStore;
-use super::error::Failure;
-use super::prompts::{check_quota, parse_status, prompt_by_id, prompt_from_row};
-use super::vectors::{StoredVector, insert_vector};
+use super::prompts::has_room;
+use super::statements::{all, execute, one};
+use super::vectors::put_vector;
 use crate::domain::{FailureCode, Prompt, PromptId, Timestamp, UserId};
-use crate::store::calls::{EXPIRED, StoredKey, micros};
+use crate::store::calls::{EXPIRED, micros};
+use crate::store::rows::{self, Defect};
 use crate::store::{
     Begun, CallOutcome, CallStore, Error, ExpiredCall, Holder, KEY_LIFETIME, KeyClaim, KeyState,
     NewCall, prompt_columns,
@@ -30,123 +31,81 @@ fn key_state(
     connection: &Connection,
     user_id: UserId,
     claim: &KeyClaim,
-) -> Result<Option<KeyState>, Failure> {
+) -> Result<Option<KeyState>, Error> {
     let now = clock(connection)?;
-    let mut statement = connection.prepare_cached(
+    let newest_free = now.saturating_sub(micros(KEY_LIFETIME));
+    let key = one(
+        connection,
         "SELECT k.fingerprint, k.prompt_id, p.status, coalesce(r.lease_until > ?3, false) AS is_leased
          FROM idempotency_key k
          LEFT JOIN prompt p ON p.id = k.prompt_id
          LEFT JOIN running_call r ON r.prompt_id = k.prompt_id
          WHERE k.user_id = ?1 AND k.key_hash = ?2 AND k.claimed_at > ?4",
+        params![user_id.0, claim.key_hash, now, newest_free],
+        rows::stored_key,
     )?;
-    let newest_free = now.saturating_sub(micros(KEY_LIFETIME));
-    let arguments = params![user_id.0, claim.key_hash, now, newest_free];
-    let mut rows = statement.query_and_then(arguments, |row| -> Result<_, Failure> {
-        Ok(StoredKey {
-            fingerprint: row.get("fingerprint")?,
-            prompt_id: PromptId(row.get("prompt_id")?),
-            status: row
-                .get_ref("status")?
-                .as_str_or_null()
-                .map_err(rusqlite::Error::from)?
-                .map(parse_status)
-                .transpose()?,
-            is_leased: row.get("is_leased")?,
-        }
-        .state(claim))
-    })?;
-    rows.next().transpose()
+    Ok(key.map(|key| key.state(claim)))
 }
 
-fn begin(connection: &Connection, call: &NewCall) -> Result<Begun, Failure> {
+fn begin(connection: &Connection, call: &NewCall) -> Result<Begun, Error> {
     let state = match &call.key {
         Some(claim) => key_state(connection, call.user_id, claim)?,
         None => None,
     };
     let now = clock(connection)?;
     let prompt = match state {
-        None => insert_running(connection, call)?,
-        Some(KeyState::Expired(id)) => take_over(connection, id, &call.model)?,
+        None => {
+            if let Some(most) = call.max_prompts
+                && !has_room(connection, call.user_id, most)?
+            {
+                return Err(Error::QuotaExceeded);
+            }
+            one(
+                connection,
+                concat!(
+                    "INSERT INTO prompt (user_id, created_at, status, model, prompt)
+                     VALUES (?1, ?2, 'running', ?3, ?4) RETURNING ",
+                    prompt_columns!()
+                ),
+                params![call.user_id.0, call.created_at.0, call.model, call.prompt],
+                rows::prompt,
+            )?
+        }
+        Some(KeyState::Expired(id)) => one(
+            connection,
+            concat!(
+                "UPDATE prompt SET status = 'running', error = NULL, model = ?2 WHERE id = ?1 RETURNING ",
+                prompt_columns!()
+            ),
+            params![id.0, call.model],
+            rows::prompt,
+        )?,
         Some(state) => return Ok(Begun::Known(state)),
     };
+    let prompt = prompt.ok_or(Defect::UnknownValue)?;
     if let Some(key) = &call.key {
-        claim(connection, call.user_id, key, prompt.id, now)?;
+        execute(
+            connection,
+            "INSERT INTO idempotency_key (user_id, key_hash, fingerprint, prompt_id, claimed_at)
+             VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO UPDATE SET
+             fingerprint = excluded.fingerprint, prompt_id = excluded.prompt_id, claimed_at = excluded.claimed_at",
+            params![call.user_id.0, key.key_hash, key.fingerprint, prompt.id.0, now],
+        )?;
     }
-    connection
-        .prepare_cached(
-            "INSERT INTO running_call (prompt_id, replica, call, lease_until, announce)
-             VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO UPDATE SET replica = excluded.replica,
-             call = excluded.call, lease_until = excluded.lease_until, announce = excluded.announce",
-        )?
-        .execute(params![
+    execute(
+        connection,
+        "INSERT INTO running_call (prompt_id, replica, call, lease_until, announce)
+         VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO UPDATE SET replica = excluded.replica,
+         call = excluded.call, lease_until = excluded.lease_until, announce = excluded.announce",
+        params![
             prompt.id.0,
             call.holder.replica,
             call.holder.call,
             now.saturating_add(micros(call.lease)),
             call.announce,
-        ])?;
+        ],
+    )?;
     Ok(Begun::Started(prompt))
-}
-
-fn insert_running(connection: &Connection, call: &NewCall) -> Result<Prompt, Failure> {
-    check_quota(connection, call.user_id, call.max_prompts)?;
-    one_prompt(
-        connection,
-        concat!(
-            "INSERT INTO prompt (user_id, created_at, status, model, prompt)
-             VALUES (?1, ?2, 'running', ?3, ?4) RETURNING ",
-            prompt_columns!()
-        ),
-        params![call.user_id.0, call.created_at.0, call.model, call.prompt],
-    )
-}
-
-fn take_over(connection: &Connection, id: PromptId, model: &str) -> Result<Prompt, Failure> {
-    one_prompt(
-        connection,
-        concat!(
-            "UPDATE prompt SET status = 'running', error = NULL, model = ?2 WHERE id = ?1 RETURNING ",
-            prompt_columns!()
-        ),
-        params![id.0, model],
-    )
-}
-
-/// The prompt that a statement returns.
-fn one_prompt(
-    connection: &Connection,
-    sql: &str,
-    arguments: &[&dyn rusqlite::ToSql],
-) -> Result<Prompt, Failure> {
-    let mut statement = connection.prepare_cached(sql)?;
-    let mut rows = statement.query_and_then(arguments, prompt_from_row)?;
-    let prompt = rows.next().ok_or(rusqlite::Error::QueryReturnedNoRows)?;
-    // A statement that changes rows is complete only when it is stepped to its end.
-    rows.next().transpose()?;
-    prompt
-}
-
-fn claim(
-    connection: &Connection,
-    user_id: UserId,
-    key: &KeyClaim,
-    id: PromptId,
-    now: i64,
-) -> rusqlite::Result<()> {
-    connection
-        .prepare_cached(
-            "INSERT INTO idempotency_key (user_id, key_hash, fingerprint, prompt_id, claimed_at)
-             VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO UPDATE SET
-             fingerprint = excluded.fingerprint, prompt_id = excluded.prompt_id, claimed_at = excluded.claimed_at",
-        )?
-        .execute(params![
-            user_id.0,
-            key.key_hash,
-            key.fingerprint,
-            id.0,
-            now
-        ])?;
-    Ok(())
 }
 
 fn settle(
@@ -154,17 +113,17 @@ fn settle(
     id: PromptId,
     holder: Holder,
     outcome: &CallOutcome,
-    vector: Option<&StoredVector>,
-) -> Result<Option<Prompt>, Failure> {
-    let released = connection
-        .prepare_cached(
-            "DELETE FROM running_call WHERE prompt_id = ?1 AND replica = ?2 AND call = ?3",
-        )?
-        .execute(params![id.0, holder.replica, holder.call])?;
+    f16: Option<&[u8]>,
+) -> Result<Option<Prompt>, Error> {
+    let released = execute(
+        connection,
+        "DELETE FROM running_call WHERE prompt_id = ?1 AND replica = ?2 AND call = ?3",
+        params![id.0, holder.replica, holder.call],
+    )?;
     if released == 0 {
         return Ok(None);
     }
-    let prompt = one_prompt(
+    let prompt = one(
         connection,
         concat!(
             "UPDATE prompt SET status = ?2, error = ?3, response = ?4, model = coalesce(?5, model),
@@ -183,43 +142,44 @@ fn settle(
             outcome.details.prompt_tokens,
             outcome.details.completion_tokens,
         ],
+        rows::prompt,
     )?;
     if outcome.error.is_some() {
-        connection
-            .prepare_cached("DELETE FROM idempotency_key WHERE prompt_id = ?1")?
-            .execute([id.0])?;
+        let sql = "DELETE FROM idempotency_key WHERE prompt_id = ?1";
+        execute(connection, sql, [id.0])?;
     }
-    if let (Some((model, _)), Some(vector)) = (&outcome.embedding, vector) {
-        insert_vector(connection, prompt.user_id, id, model, vector)?;
+    if let (Some((model, _)), Some(f16)) = (&outcome.embedding, f16) {
+        put_vector(connection, id, model, f16)?;
     }
-    Ok(Some(prompt))
+    Ok(prompt)
 }
 
 fn expire(
     connection: &Connection,
     limit: usize,
     spared: &HashSet<PromptId>,
-) -> Result<Vec<ExpiredCall>, Failure> {
-    let over = connection
-        .prepare_cached(
-            "SELECT prompt_id, announce FROM running_call WHERE lease_until <= ?1
-             ORDER BY lease_until",
-        )?
-        .query_map([clock(connection)?], |row| {
-            Ok((PromptId(row.get("prompt_id")?), row.get("announce")?))
-        })?
-        .filter(|row| !matches!(row, Ok((id, _)) if spared.contains(id)))
-        .take(limit)
-        .collect::<rusqlite::Result<Vec<(PromptId, bool)>>>()?;
-    let mut expired = Vec::with_capacity(over.len());
-    for (id, announce) in over {
-        connection
-            .prepare_cached("DELETE FROM running_call WHERE prompt_id = ?1")?
-            .execute([id.0])?;
-        connection
-            .prepare_cached("UPDATE prompt SET status = 'failed', error = ?2 WHERE id = ?1")?
-            .execute(params![id.0, EXPIRED.as_str()])?;
-        let prompt = prompt_by_id(connection, id)?;
+) -> Result<Vec<ExpiredCall>, Error> {
+    let over: Vec<(PromptId, bool)> = all(
+        connection,
+        "SELECT prompt_id, announce FROM running_call WHERE lease_until <= ?1
+         ORDER BY lease_until",
+        [clock(connection)?],
+        |row| Ok((PromptId(row.read("prompt_id")?), row.read("announce")?)),
+    )?;
+    let over = over.into_iter().filter(|(id, _)| !spared.contains(id));
+    let mut expired = Vec::new();
+    for (id, announce) in over.take(limit) {
+        let release = "DELETE FROM running_call WHERE prompt_id = ?1";
+        execute(connection, release, [id.0])?;
+        let prompt = one(
+            connection,
+            concat!(
+                "UPDATE prompt SET status = 'failed', error = ?2 WHERE id = ?1 RETURNING ",
+                prompt_columns!()
+            ),
+            params![id.0, EXPIRED.as_str()],
+            rows::prompt,
+        )?;
         expired.extend(prompt.map(|prompt| ExpiredCall { prompt, announce }));
     }
     Ok(expired)
@@ -257,14 +217,12 @@ impl CallStore for SqliteStore {
         self.writer
             .write(move |connection| {
                 let until = clock(connection)?.saturating_add(micros(lease));
-                let mut statement = connection.prepare_cached(
-                    "UPDATE running_call SET lease_until = ?3 WHERE prompt_id = ?1 AND replica = ?2",
-                )?;
+                let sql = "UPDATE running_call SET lease_until = ?3 WHERE prompt_id = ?1 AND replica = ?2";
                 let mut renewed = 0;
                 for id in ids {
-                    renewed += statement.execute(params![id.0, replica, until])?;
+                    renewed += execute(connection, sql, params![id.0, replica, until])?;
                 }
-                Ok(u64::try_from(renewed).unwrap_or(u64::MAX))
+                Ok(renewed as u64)
             })
             .await
     }
@@ -276,12 +234,10 @@ impl CallStore for SqliteStore {
         outcome: CallOutcome,
     ) -> Result<Option<Prompt>, Error> {
         // Converted here rather than on the writer's thread.
-        let vector = outcome
-            .embedding
-            .as_ref()
-            .map(|(_, embedding)| StoredVector::from(embedding));
+        let embedding = outcome.embedding.as_ref();
+        let f16 = embedding.map(|(_, embedding)| embedding.to_f16_bytes());
         self.writer
-            .write(move |connection| settle(connection, id, holder, &outcome, vector.as_ref()))
+            .write(move |connection| settle(connection, id, holder, &outcome, f16.as_deref()))
             .await
     }
 
@@ -312,30 +268,22 @@ impl CallStore for SqliteStore {
     async fn purge_keys(&self, horizon: Timestamp) -> Result<u64, Error> {
         self.writer
             .write_vital(move |connection| {
-                let last = horizon.minus(KEY_LIFETIME).0;
-                let gone = connection
-                    .prepare_cached("DELETE FROM idempotency_key WHERE claimed_at <= ?1")?
-                    .execute([last])?;
-                Ok(u64::try_from(gone).unwrap_or(u64::MAX))
+                let sql = "DELETE FROM idempotency_key WHERE claimed_at <= ?1";
+                let gone = execute(connection, sql, [horizon.minus(KEY_LIFETIME).0])?;
+                Ok(gone as u64)
             })
             .await
     }
 
     async fn count_upstream_call(&self, day: i64, limit: u64) -> Result<bool, Error> {
+        if limit == 0 {
+            return Ok(false);
+        }
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let sql = "INSERT INTO upstream_day (day, calls) VALUES (?1, 1)
+                   ON CONFLICT DO UPDATE SET calls = calls + 1 WHERE calls < ?2";
         self.writer
-            .write(move |connection| {
-                if limit == 0 {
-                    return Ok(false);
-                }
-                let counted = connection
-                    .prepare_cached(
-                        "INSERT INTO upstream_day (day, calls) VALUES (?1, 1)
-                         ON CONFLICT DO UPDATE SET calls = calls + 1 WHERE calls < ?2",
-                    )?
-                    .execute([day, limit])?;
-                Ok(counted > 0)
-            })
+            .write(move |connection| Ok(execute(connection, sql, [day, limit])? > 0))
             .await
     }
 }

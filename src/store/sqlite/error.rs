@@ -6,52 +6,28 @@ use rusqlite::{ErrorCode, ffi};
 
 use crate::store::Error;
 
-/// A failure of one operation on a connection, before it is known whether its transaction commits.
-#[derive(Debug)]
-pub(super) enum Failure {
-    /// SQLite's own.
-    Sqlite(rusqlite::Error),
-    /// An error of the store's contract, or a defect found by our own checks.
-    Store(Error),
-}
-
-impl Failure {
-    /// SQLite's error, if it means that the file cannot be written.
-    pub fn cannot_write(&self) -> Option<ffi::Error> {
-        match self {
-            Self::Sqlite(error) if cannot_write(error) => error.sqlite_error().copied(),
-            Self::Sqlite(_) | Self::Store(_) => None,
-        }
-    }
-}
-
-impl From<rusqlite::Error> for Failure {
+impl From<rusqlite::Error> for Error {
     fn from(error: rusqlite::Error) -> Self {
-        Self::Sqlite(error)
-    }
-}
-
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        Self::Store(error)
-    }
-}
-
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Store(error) => error,
-            Failure::Sqlite(error) => {
-                let temporary = is_temporary(&error);
-                let cause = without_sql(error).into();
-                if temporary {
-                    Self::Unavailable(cause)
-                } else {
-                    Self::Internal(cause)
-                }
-            }
+        let temporary = is_temporary(&error);
+        let cause = without_sql(error).into();
+        if temporary {
+            Self::Unavailable(cause)
+        } else {
+            Self::Internal(cause)
         }
     }
+}
+
+/// SQLite's error behind the failure of an operation, if it means that the file cannot be written.
+pub(super) fn write_failure(failure: &Error) -> Option<ffi::Error> {
+    let Error::Unavailable(cause) = failure else {
+        return None;
+    };
+    let error = cause.downcast_ref::<rusqlite::Error>()?;
+    error
+        .sqlite_error()
+        .copied()
+        .filter(|_| cannot_write(error))
 }
 
 /// Why a whole batch of writes failed; shared by its operations.
@@ -79,23 +55,6 @@ pub(super) struct Closed;
 impl From<Closed> for Error {
     fn from(closed: Closed) -> Self {
         Self::Unavailable(Box::new(closed))
-    }
-}
-
-/// A value that this program must never have stored or passed.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Defect {
-    #[error("a stored word is not one of its column's")]
-    UnknownWord,
-    #[error("the operation panicked")]
-    Panicked,
-    #[error("a vector of {given} numbers where the model's have {expected}")]
-    Dimension { given: usize, expected: usize },
-}
-
-impl From<Defect> for Failure {
-    fn from(defect: Defect) -> Self {
-        Self::Store(Error::Internal(Box::new(defect)))
     }
 }
 

@@ -19,6 +19,7 @@ mod open;
 mod prompts;
 mod reader;
 mod reserve;
+mod statements;
 mod vectors;
 mod writer;
 mod writer_thread;

@@ -4,17 +4,15 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, params};
 
-use super::error::{Defect, Failure};
-use super::vectors::{StoredVector, model_number, page_of_vectors, put_vector};
+use super::statements::{all, execute, one};
+use super::vectors::{model_number, page_of_vectors, put_vector};
 use super::{SqliteStore, sql_limit};
-use crate::domain::{
-    CallDetails, Embedding, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, UserId,
-};
+use crate::domain::{Embedding, ModelId, Prompt, PromptId, UserId};
 use crate::store::{
     Access, Claim, Coverage, DeletedPrompt, Error, PromptPage, PromptStore, PromptsRead,
-    Unembedded, VectorCursor, VectorPage, prompt_columns,
+    Unembedded, VectorCursor, VectorPage, prompt_columns, rows,
 };
 
 /// Stands for "completed" among the models of `prompt_count`, as the schema says.
@@ -36,86 +34,36 @@ const PROMPTS_BEFORE: &str = concat!(
 );
 
 const TEXT_BYTES_BY_ID: &str =
-    "SELECT octet_length(prompt) + coalesce(octet_length(response), 0) FROM prompt
+    "SELECT octet_length(prompt) + coalesce(octet_length(response), 0) AS text_bytes FROM prompt
      WHERE id = ?1 AND (?2 IS NULL OR user_id = ?2)";
 
-/// Reads the columns of [`prompt_columns`].
-pub(super) fn prompt_from_row(row: &Row<'_>) -> Result<Prompt, Failure> {
-    let status = row.get_ref("status")?;
-    let error = row.get_ref("error")?;
-    let error = error.as_str_or_null().map_err(rusqlite::Error::from)?;
-    Ok(Prompt {
-        id: PromptId(row.get("id")?),
-        user_id: UserId(row.get("user_id")?),
-        created_at: Timestamp(row.get("created_at")?),
-        status: parse_status(status.as_str().map_err(rusqlite::Error::from)?)?,
-        error: error
-            .map(|word| FailureCode::parse(word).ok_or(Defect::UnknownWord))
-            .transpose()?,
-        model: row.get("model")?,
-        prompt: row.get("prompt")?,
-        response: row.get("response")?,
-        call: CallDetails {
-            duration_ms: row.get("llm_duration_ms")?,
-            prompt_tokens: row.get("prompt_tokens")?,
-            completion_tokens: row.get("completion_tokens")?,
-            finish_reason: row.get("finish_reason")?,
-        },
-    })
-}
-
-/// The status behind a stored word.
-pub(super) fn parse_status(word: &str) -> Result<PromptStatus, Failure> {
-    Ok(PromptStatus::parse(word).ok_or(Defect::UnknownWord)?)
-}
-
-fn count(connection: &Connection, user_id: i64, model_number: i64) -> rusqlite::Result<u64> {
-    let n = connection
-        .prepare_cached("SELECT n FROM prompt_count WHERE user_id = ?1 AND model_id = ?2")?
-        .query_row([user_id, model_number], |row| row.get::<_, i64>(0))
-        .optional()?;
+fn count(connection: &Connection, user_id: i64, model_number: i64) -> Result<u64, Error> {
+    let sql = "SELECT n FROM prompt_count WHERE user_id = ?1 AND model_id = ?2";
+    let n: Option<i64> = one(connection, sql, [user_id, model_number], |row| {
+        row.read("n")
+    })?;
     Ok(n.and_then(|n| u64::try_from(n).ok()).unwrap_or(0))
-}
-
-/// The prompt of that id.
-pub(super) fn prompt_by_id(
-    connection: &Connection,
-    id: PromptId,
-) -> Result<Option<Prompt>, Failure> {
-    connection
-        .prepare_cached(PROMPT_BY_ID)?
-        .query_and_then(params![id.0, None::<i64>], prompt_from_row)?
-        .next()
-        .transpose()
 }
 
 /// Whether the user keeps fewer prompts than that. Counts in the index by user, at most as far as
 /// needed.
-fn has_room(connection: &Connection, user_id: UserId, max_prompts: u32) -> rusqlite::Result<bool> {
-    connection
+pub(super) fn has_room(
+    connection: &Connection,
+    user_id: UserId,
+    max_prompts: u32,
+) -> Result<bool, Error> {
+    Ok(connection
         .prepare_cached(
             "SELECT count(*) < ?2 FROM (SELECT 1 FROM prompt WHERE user_id = ?1 LIMIT ?2)",
         )?
-        .query_row(params![user_id.0, max_prompts], |row| row.get(0))
-}
-
-/// Fails if the user may not keep another prompt.
-pub(super) fn check_quota(
-    connection: &Connection,
-    user_id: UserId,
-    max_prompts: Option<u32>,
-) -> Result<(), Failure> {
-    match max_prompts {
-        Some(most) if !has_room(connection, user_id, most)? => Err(Error::QuotaExceeded.into()),
-        Some(_) | None => Ok(()),
-    }
+        .query_row(params![user_id.0, max_prompts], |row| row.get(0))?)
 }
 
 #[async_trait]
 impl PromptStore for SqliteStore {
     async fn has_room(&self, user_id: UserId, max_prompts: u32) -> Result<bool, Error> {
         self.readers
-            .read(move |connection| Ok(has_room(connection, user_id, max_prompts)?))
+            .read(move |connection| has_room(connection, user_id, max_prompts))
             .await
     }
 
@@ -137,9 +85,10 @@ impl PromptStore for SqliteStore {
                 let mut statement = connection.prepare_cached(PROMPTS_BEFORE)?;
                 // One row more than requested shows whether there are older ones.
                 let most = sql_limit(limit.saturating_add(1));
-                let rows = statement.query_and_then([user_id.0, before, most], prompt_from_row)?;
+                let arguments = [user_id.0, before, most];
+                let prompts = statement.query_and_then(arguments, |row| rows::prompt(row))?;
                 let (mut page, mut bytes) = (PromptPage::default(), 0_usize);
-                for prompt in rows {
+                for prompt in prompts {
                     let prompt: Prompt = prompt?;
                     bytes = bytes.saturating_add(prompt.text_bytes());
                     let is_first = page.prompts.is_empty();
@@ -166,14 +115,14 @@ impl PromptStore for SqliteStore {
         self.readers
             .read(move |connection| {
                 let transaction = connection.unchecked_transaction()?;
-                let mut sizes = transaction.prepare_cached(TEXT_BYTES_BY_ID)?;
-                let mut prompts = transaction.prepare_cached(PROMPT_BY_ID)?;
                 let owner = owner.map(|owner| owner.0);
                 let (mut read, mut room) = (PromptsRead::default(), text_bytes);
                 for id in ids {
-                    let size = sizes
-                        .query_row(params![id.0, owner], |row| row.get::<_, i64>(0))
-                        .optional()?;
+                    let arguments = params![id.0, owner];
+                    let size: Option<i64> =
+                        one(&transaction, TEXT_BYTES_BY_ID, arguments, |row| {
+                            row.read("text_bytes")
+                        })?;
                     let Some(size) = size.and_then(|size| usize::try_from(size).ok()) else {
                         continue;
                     };
@@ -182,8 +131,8 @@ impl PromptStore for SqliteStore {
                         continue;
                     }
                     room -= size;
-                    let mut rows = prompts.query_and_then(params![id.0, owner], prompt_from_row)?;
-                    read.whole.extend(rows.next().transpose()?);
+                    let prompt = one(&transaction, PROMPT_BY_ID, arguments, rows::prompt)?;
+                    read.whole.extend(prompt);
                 }
                 Ok(read)
             })
@@ -197,17 +146,17 @@ impl PromptStore for SqliteStore {
     ) -> Result<Option<DeletedPrompt>, Error> {
         self.writer
             .write_vital(move |connection| {
-                let model: Option<String> = connection
-                    .prepare_cached(
-                        "SELECT m.name FROM prompt_embedding e JOIN embedding_model m ON m.id = e.model_id
-                         WHERE e.user_id = ?1 AND e.prompt_id = ?2",
-                    )?
-                    .query_row([user_id.0, id.0], |row| row.get(0))
-                    .optional()?;
+                let key = [user_id.0, id.0];
+                let model: Option<String> = one(
+                    connection,
+                    "SELECT m.name FROM prompt_embedding e JOIN embedding_model m ON m.id = e.model_id
+                     WHERE e.user_id = ?1 AND e.prompt_id = ?2",
+                    key,
+                    |row| row.read("name"),
+                )?;
                 // The vector goes with it by the schema's cascade.
-                let deleted = connection
-                    .prepare_cached("DELETE FROM prompt WHERE id = ?2 AND user_id = ?1")?
-                    .execute([user_id.0, id.0])?;
+                let delete = "DELETE FROM prompt WHERE id = ?2 AND user_id = ?1";
+                let deleted = execute(connection, delete, key)?;
                 Ok((deleted > 0).then(|| DeletedPrompt {
                     embedding_model: model.map(|name| ModelId(Arc::from(name))),
                 }))
@@ -259,22 +208,16 @@ impl PromptStore for SqliteStore {
                 let transaction = connection.unchecked_transaction()?;
                 // No row has the number NULL, so of an unknown model every prompt lacks a vector.
                 let model_number = model_number(&transaction, &model)?;
-                let mut statement = transaction.prepare_cached(
+                all(
+                    &transaction,
                     "SELECT id, user_id, prompt FROM prompt p
                      WHERE id > ?1 AND status = 'completed' AND NOT EXISTS (
                          SELECT 1 FROM prompt_embedding e
                          WHERE e.user_id = p.user_id AND e.prompt_id = p.id AND e.model_id = ?2)
                      ORDER BY id LIMIT ?3",
-                )?;
-                let rows =
-                    statement.query_map(params![after, model_number, sql_limit(limit)], |row| {
-                        Ok(Unembedded {
-                            id: PromptId(row.get("id")?),
-                            user_id: UserId(row.get("user_id")?),
-                            prompt: row.get("prompt")?,
-                        })
-                    })?;
-                Ok(rows.collect::<Result<_, _>>()?)
+                    params![after, model_number, sql_limit(limit)],
+                    rows::unembedded,
+                )
             })
             .await
     }
@@ -285,9 +228,9 @@ impl PromptStore for SqliteStore {
         rows: Vec<(PromptId, Embedding)>,
     ) -> Result<Vec<PromptId>, Error> {
         let model = model.clone();
-        let rows: Vec<(PromptId, StoredVector)> = rows
+        let rows: Vec<_> = rows
             .iter()
-            .map(|(id, embedding)| (*id, StoredVector::from(embedding)))
+            .map(|(id, embedding)| (*id, embedding.to_f16_bytes()))
             .collect();
         self.writer
             .write(move |connection| {

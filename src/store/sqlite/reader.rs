@@ -12,8 +12,9 @@ use rusqlite::Connection;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::connection::Database;
-use super::error::{Closed, Defect, Failure};
+use super::error::Closed;
 use crate::store::Error;
+use crate::store::rows::Defect;
 use crate::threads::{JobQueue, Next, ThreadGroup};
 
 /// Reads that may wait in the queue; further callers wait for room in it.
@@ -50,7 +51,7 @@ impl Readers {
     pub async fn read<T, F>(&self, work: F) -> Result<T, Error>
     where
         T: Send + 'static,
-        F: FnOnce(&Connection) -> Result<T, Failure> + Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
     {
         let _place = self.places.acquire().await.map_err(|_| Closed)?;
         let (reply, answer) = oneshot::channel();
@@ -62,7 +63,7 @@ impl Readers {
             };
             let keep = result.is_ok();
             // The caller may have left.
-            let _ = reply.send(result.map_err(Error::from));
+            let _ = reply.send(result);
             keep
         });
         self.queue

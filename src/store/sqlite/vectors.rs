@@ -1,100 +1,63 @@
 //! Vectors of prompts in SQLite, and the numbers of the models that made them.
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, params};
 
-use super::error::{Defect, Failure};
 use super::sql_limit;
-use crate::domain::{Embedding, ModelId, PromptId, UserId};
-use crate::store::{VectorCursor, VectorPage};
+use super::statements::{execute, one};
+use crate::domain::{ModelId, PromptId, UserId};
+use crate::store::rows::Defect;
+use crate::store::{Error, VectorCursor, VectorPage};
 
 /// More room is not set aside for a page of vectors before its rows are seen, whatever the limit.
 const RESERVED_ROWS: usize = 1 << 16;
 
-/// A vector in its stored form. The caller's thread makes this form, so that the writer's does not
-/// have to.
-pub(super) struct StoredVector {
-    dimension: usize,
-    f16: Vec<u8>,
-}
-
-impl From<&Embedding> for StoredVector {
-    fn from(embedding: &Embedding) -> Self {
-        Self {
-            dimension: embedding.0.len(),
-            f16: embedding.to_f16_bytes(),
-        }
-    }
+/// The model's number and the length of its vectors, if it has made any vector.
+fn known_model(connection: &Connection, model: &ModelId) -> Result<Option<(i64, i64)>, Error> {
+    let sql = "SELECT id, dimension FROM embedding_model WHERE name = ?1";
+    one(connection, sql, [&model.0], |row| {
+        Ok((row.read("id")?, row.read("dimension")?))
+    })
 }
 
 /// The model's number, if it has made any vector.
-pub(super) fn model_number(
-    connection: &Connection,
-    model: &ModelId,
-) -> rusqlite::Result<Option<i64>> {
-    connection
-        .prepare_cached("SELECT id FROM embedding_model WHERE name = ?1")?
-        .query_row([&model.0], |row| row.get(0))
-        .optional()
+pub(super) fn model_number(connection: &Connection, model: &ModelId) -> Result<Option<i64>, Error> {
+    Ok(known_model(connection, model)?.map(|(number, _)| number))
 }
 
 /// The model's number, given now if it is new. All vectors of a model are of one length.
 pub(super) fn number_model(
     connection: &Connection,
     model: &ModelId,
-    dimension: usize,
-) -> Result<i64, Failure> {
-    let known: Option<(i64, usize)> = connection
-        .prepare_cached("SELECT id, dimension FROM embedding_model WHERE name = ?1")?
-        .query_row([&model.0], |row| {
-            let dimension: i64 = row.get("dimension")?;
-            Ok((row.get("id")?, usize::try_from(dimension).unwrap_or(0)))
-        })
-        .optional()?;
-    match known {
-        Some((id, expected)) if expected == dimension => Ok(id),
-        Some((_, expected)) => Err(Defect::Dimension {
-            given: dimension,
-            expected,
-        }
-        .into()),
-        None => Ok(connection
+    given: usize,
+) -> Result<i64, Error> {
+    let Some((number, expected)) = known_model(connection, model)? else {
+        return Ok(connection
             .prepare_cached("INSERT INTO embedding_model (name, dimension) VALUES (?1, ?2)")?
-            .insert(params![model.0, sql_limit(dimension)])?),
+            .insert(params![model.0, sql_limit(given)])?);
+    };
+    let expected = usize::try_from(expected).unwrap_or(0);
+    if expected != given {
+        return Err(Defect::Dimension { given, expected }.into());
     }
-}
-
-/// Stores the vector of a prompt.
-pub(super) fn insert_vector(
-    connection: &Connection,
-    user_id: UserId,
-    id: PromptId,
-    model: &ModelId,
-    vector: &StoredVector,
-) -> Result<(), Failure> {
-    let model_number = number_model(connection, model, vector.dimension)?;
-    connection
-        .prepare_cached(
-            "INSERT INTO prompt_embedding (user_id, prompt_id, model_id, embedding) VALUES (?1, ?2, ?3, ?4)",
-        )?
-        .execute(params![user_id.0, id.0, model_number, vector.f16])?;
-    Ok(())
+    Ok(number)
 }
 
 /// Stores the vector of a completed prompt, or replaces it. Returns whether there is such a prompt.
+/// The caller converts the vector to `f16`, and not the writer's thread.
 pub(super) fn put_vector(
     connection: &Connection,
     id: PromptId,
     model: &ModelId,
-    vector: &StoredVector,
-) -> Result<bool, Failure> {
-    let model_number = number_model(connection, model, vector.dimension)?;
-    let changed = connection
-        .prepare_cached(
-            "INSERT INTO prompt_embedding (user_id, prompt_id, model_id, embedding)
-             SELECT user_id, id, ?2, ?3 FROM prompt WHERE id = ?1 AND status = 'completed'
-             ON CONFLICT DO UPDATE SET model_id = excluded.model_id, embedding = excluded.embedding",
-        )?
-        .execute(params![id.0, model_number, vector.f16])?;
+    f16: &[u8],
+) -> Result<bool, Error> {
+    let model_number = number_model(connection, model, f16.len() / 2)?;
+    let changed = execute(
+        connection,
+        "INSERT INTO prompt_embedding (user_id, prompt_id, model_id, embedding)
+         SELECT user_id, id, ?2, ?3 FROM prompt WHERE id = ?1 AND status = 'completed'
+         ON CONFLICT DO UPDATE SET model_id = excluded.model_id, embedding = excluded.embedding",
+        params![id.0, model_number, f16],
+    )?;
     Ok(changed > 0)
 }
 
@@ -105,7 +68,7 @@ pub(super) fn page_of_vectors(
     owner: Option<UserId>,
     after: Option<VectorCursor>,
     limit: usize,
-) -> Result<VectorPage, Failure> {
+) -> Result<VectorPage, Error> {
     let transaction = connection.unchecked_transaction()?;
     let mut page = VectorPage::default();
     let Some(model_number) = model_number(&transaction, model)? else {

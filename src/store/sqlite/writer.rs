@@ -12,10 +12,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use rusqlite::{Connection, ffi};
 use tokio::sync::{mpsc, oneshot};
 
-use super::error::{Closed, Defect, Failure, NotCommitted};
+use super::error::{Closed, NotCommitted, write_failure};
 use super::reserve::Reserve;
 use super::writer_thread::WriterThread;
 use crate::store::Error;
+use crate::store::rows::Defect;
 use crate::threads::ThreadGroup;
 
 /// Operations that may wait in the queue; further callers wait for room in it.
@@ -57,7 +58,7 @@ struct Write<T, F> {
 impl<T, F> Operation for Write<T, F>
 where
     T: Send,
-    F: FnMut(&Connection) -> Result<T, Failure> + Send,
+    F: FnMut(&Connection) -> Result<T, Error> + Send,
 {
     fn run(&mut self, connection: &Connection) -> Ran {
         let work = &mut self.work;
@@ -66,9 +67,9 @@ where
             .unwrap_or_else(|_| Err(Defect::Panicked.into()));
         let ran = match &result {
             Ok(_) => Ran::Done,
-            Err(failure) => failure.cannot_write().map_or(Ran::Undone, Ran::CannotWrite),
+            Err(error) => write_failure(error).map_or(Ran::Undone, Ran::CannotWrite),
         };
-        self.result = Some(result.map_err(Error::from));
+        self.result = Some(result);
         ran
     }
 
@@ -96,7 +97,7 @@ pub(super) fn operation<T, F>(
 ) -> (Box<dyn Operation>, oneshot::Receiver<Result<T, Error>>)
 where
     T: Send + 'static,
-    F: FnMut(&Connection) -> Result<T, Failure> + Send + 'static,
+    F: FnMut(&Connection) -> Result<T, Error> + Send + 'static,
 {
     let (reply, answer) = oneshot::channel();
     let write = Write {
@@ -159,12 +160,11 @@ impl Writer {
     pub async fn write<T, F>(&self, work: F) -> Result<T, Error>
     where
         T: Send + 'static,
-        F: FnOnce(&Connection) -> Result<T, Failure> + Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
     {
         let mut work = Some(work);
         let (operation, answer) = operation(false, move |connection: &Connection| {
-            let work = work.take().ok_or(Error::from(Closed))?;
-            work(connection)
+            work.take().ok_or(Closed)?(connection)
         });
         self.send(WriterCommand::Run(operation), answer).await?
     }
@@ -174,7 +174,7 @@ impl Writer {
     pub async fn write_vital<T, F>(&self, work: F) -> Result<T, Error>
     where
         T: Send + 'static,
-        F: FnMut(&Connection) -> Result<T, Failure> + Send + 'static,
+        F: FnMut(&Connection) -> Result<T, Error> + Send + 'static,
     {
         let (operation, answer) = operation(true, work);
         self.send(WriterCommand::Run(operation), answer).await?

@@ -130,8 +130,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use prompt_service::domain::{
-    CallDetails, Embedding, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, User,
-    UserId,
+    CallDetails, Embedding, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Record,
+    RecordCursor, Timestamp, User, UserId,
 };
 use prompt_service::store::{
     AccountStore, Begun, BulkStore, CallOutcome, CallStore, Error, Holder, NewCall, NewUser,
@@ -167,6 +167,22 @@ pub fn new_user(username: &str) -> NewUser {
 /// Makes that account.
 pub async fn user(store: &dyn TestableStore, username: &str) -> User {
     store.create_user(new_user(username)).await.unwrap()
+}
+
+/// Up to `limit` accounts after that one, by rising id.
+pub async fn list_users(
+    store: &(impl BulkStore + ?Sized),
+    after: Option<UserId>,
+    limit: usize,
+) -> Vec<User> {
+    let users = store.records(RecordCursor::Users(after), limit).await;
+    let user = |record| {
+        let Record::User(user) = record else {
+            panic!("an account, not {record:?}");
+        };
+        user
+    };
+    users.unwrap().into_iter().map(user).collect()
 }
 
 /// A prompt and its outcome.

@@ -2,12 +2,12 @@
 
 use prompt_service::config::Secret;
 use prompt_service::domain::UserId;
+use prompt_service::store::PromptStore;
 use prompt_service::store::django::DjangoDatabase;
 use prompt_service::store::postgres::{OpenError, OpenOptions, PostgresStore, inspect};
-use prompt_service::store::{AccountStore, PromptStore};
 use tokio_util::sync::CancellationToken;
 
-use crate::store::{InsertPrompt, embedded, model, user, vector};
+use crate::store::{InsertPrompt, embedded, list_users, model, user, vector};
 use crate::support::postgres::{Database, Release};
 
 /// The URL of a database for a new role, which may log in and nothing else. Roles belong to the
@@ -160,7 +160,7 @@ async fn existing_tables_must_be_writable_and_owned_by_the_role() {
     run(&database, granted).await;
     let store = open(&url, Some(384)).await.unwrap();
     assert_eq!(user(&store, "alice").await.id, UserId(1));
-    assert_eq!(store.list_users(None, 5).await.unwrap().len(), 1);
+    assert_eq!(list_users(&store, None, 5).await.len(), 1);
     let refused = inspect(&url, Some(4)).await.unwrap_err();
     assert!(
         matches!(refused, OpenError::Dimension { .. }),

@@ -10,7 +10,7 @@ use prompt_service::store::{AccountStore, PromptStore};
 use rusqlite::Connection;
 
 use crate::store::sqlite::open_in;
-use crate::store::{model, newest, user};
+use crate::store::{list_users, model, newest, user};
 
 fn refused(path: &Path) -> OpenError {
     let error = SqliteStore::open(path, OpenOptions::default()).unwrap_err();
@@ -43,7 +43,7 @@ async fn file_in_use_and_closed_file_are_opened_again() {
     let bob = user(&second, "bob").await;
     second.close().await;
     let third = open_in(folder.path(), OpenOptions::default());
-    assert_eq!(third.list_users(None, 9).await.unwrap(), [alice, bob]);
+    assert_eq!(list_users(&third, None, 9).await, [alice, bob]);
 }
 
 #[tokio::test]

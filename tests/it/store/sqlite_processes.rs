@@ -11,13 +11,13 @@ use std::{env, fs};
 
 use prompt_service::domain::{Prompt, PromptId, PromptStatus, UserId};
 use prompt_service::store::sqlite::{OpenOptions, SqliteStore};
-use prompt_service::store::{AccountStore, Error, PromptStore};
+use prompt_service::store::{Error, PromptStore};
 use rusqlite::Connection;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
 use crate::store::sqlite::{assert_sound, open_in, prompt_is_in_file};
-use crate::store::{InsertPrompt, embedded, model, user};
+use crate::store::{InsertPrompt, embedded, list_users, model, user};
 use crate::support::DEADLINE;
 
 const ROLE: &str = "STORE_TEST_ROLE";
@@ -83,7 +83,7 @@ fn start_child(role: &str, folder: &Path) -> Child {
 
 async fn insert_until_killed(folder: &Path) {
     let store = Arc::new(open_in(folder, OpenOptions::default()));
-    let owner = store.list_users(None, 1).await.unwrap()[0].id;
+    let owner = list_users(&*store, None, 1).await[0].id;
     let mut tasks = JoinSet::new();
     for _ in 0..16 {
         let store = Arc::clone(&store);
@@ -206,7 +206,7 @@ fn another_process_can_write_beside_a_busy_store() {
             assert_eq!(lines, ["done"]);
         }
         tasks.shutdown().await;
-        assert_eq!(store.list_users(None, 999).await.unwrap().len(), 401);
+        assert_eq!(list_users(&*store, None, 999).await.len(), 401);
         assert_eq!(store.stats().failed_batches, 0);
         store.close().await;
     });
@@ -286,7 +286,7 @@ fn full_disk_loses_no_acknowledged_write() {
     assert_sound(folder.path());
     block_on(async {
         let store = open_in(folder.path(), OpenOptions::default());
-        let owner = store.list_users(None, 1).await.unwrap()[0].id;
+        let owner = list_users(&store, None, 1).await[0].id;
         let listed = store
             .list_prompts(owner, None, usize::MAX, usize::MAX)
             .await

@@ -10,12 +10,13 @@ use prompt_service::domain::{
 };
 use prompt_service::embed::{BackgroundEmbedder, Engine};
 use prompt_service::store::sqlite::SqliteStore;
-use prompt_service::store::{AccountStore, BulkStore, PromptStore};
+use prompt_service::store::{BulkStore, PromptStore};
 use prompt_service::transfer::import::{Embedders, Import, Report};
 use prompt_service::transfer::source::Source;
 use prompt_service::transfer::{Error, Fault, Location, Meter, Problem, Row, RowCounts};
 
 use crate::store::bulk::{prompt_records, put};
+use crate::store::list_users;
 use crate::support::Folder;
 use crate::transfer::{embedded_store, interrupted};
 
@@ -187,10 +188,7 @@ async fn interrupted_import_continues_and_doubles_nothing() {
             .as_ref()
             .is_some_and(|vector| vector.model == *model)
     }));
-    assert_eq!(
-        target.store.list_users(None, 99).await.unwrap(),
-        source.users
-    );
+    assert_eq!(list_users(&target.store, None, 99).await, source.users);
     assert_eq!(target.store.last_ids().await.unwrap(), source.last);
 
     let again = target.run(&mut source).await;
@@ -265,7 +263,7 @@ async fn conflicts_with_the_store_are_reported_and_the_rest_is_imported() {
             (Location::Prompt(PromptId(5)), Problem::NoOwner),
         ]
     );
-    let names = store.list_users(None, 9).await.unwrap();
+    let names = list_users(store, None, 9).await;
     let names: Vec<&str> = names.iter().map(|user| user.username.as_str()).collect();
     assert_eq!(names, ["alice", "bob", "dave"]);
     let found = store.prompt(UserId(2), PromptId(2)).await.unwrap();
@@ -280,7 +278,7 @@ async fn check_changes_nothing() {
     let report = target.import().check(&mut source).await.unwrap();
     assert_eq!(report.new, counts(1, 1));
     assert_eq!(target.store.last_ids().await.unwrap(), LastIds::NONE);
-    assert_eq!(target.store.list_users(None, 9).await.unwrap(), []);
+    assert_eq!(list_users(&target.store, None, 9).await, []);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -305,7 +303,7 @@ async fn unusual_accounts_are_imported_as_far_as_possible() {
         .map(|fault| fault.problem.clone())
         .collect();
     assert_eq!(problems, [Problem::Name, Problem::Name]);
-    let stored = target.store.list_users(None, 9).await.unwrap();
+    let stored = list_users(&target.store, None, 9).await;
     let hashes: Vec<&str> = stored
         .iter()
         .map(|user| user.password_hash.as_str())

@@ -9,6 +9,7 @@ use prompt_service::store::{AccountStore, PromptStore};
 use serde_json::{Value, json};
 
 use crate::store::bulk::prompt_records;
+use crate::store::list_users;
 use crate::support::{App, Folder, User, config_in, spawn_app, spawn_app_in};
 use crate::transfer::{command, embedded_store};
 
@@ -278,7 +279,7 @@ async fn faulty_lines_are_named_by_number_and_prevent_the_import_unless_skipped(
         "{output}"
     );
     let store = embedded_store(&folder);
-    assert_eq!(store.list_users(None, 9).await.unwrap(), []);
+    assert_eq!(list_users(&store, None, 9).await, []);
     store.close().await;
 
     let file = file.to_str().unwrap();
@@ -288,7 +289,7 @@ async fn faulty_lines_are_named_by_number_and_prevent_the_import_unless_skipped(
         .await
         .unwrap();
     let store = embedded_store(&folder);
-    assert_eq!(store.list_users(None, 9).await.unwrap().len(), 1);
+    assert_eq!(list_users(&store, None, 9).await.len(), 1);
     let kept = store
         .prompts(None, &[PromptId(1)], usize::MAX)
         .await

@@ -1,0 +1,175 @@
+//! Rows as both backends read them: their columns have the same names and meanings.
+
+use super::{Error, ExpiredCall, Unembedded};
+use crate::domain::{
+    CallDetails, FailureCode, KeyRecord, LastIds, Prompt, PromptId, PromptStatus, Record,
+    RevokedToken, Session, Timestamp, UpstreamDay, User, UserId,
+};
+use crate::store::calls::StoredKey;
+
+/// A stored or given value that this program must never have stored or passed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Defect {
+    /// A stored value that this program cannot have written.
+    #[error("a stored value is not one of its column's")]
+    UnknownValue,
+    /// A vector of another dimension than those of its model.
+    #[error("a vector of {given} numbers where the model's have {expected}")]
+    Dimension {
+        /// Of the vector.
+        given: usize,
+        /// Of the model's others.
+        expected: usize,
+    },
+    /// A defect of this program.
+    #[error("the operation panicked")]
+    Panicked,
+}
+
+impl From<Defect> for Error {
+    fn from(defect: Defect) -> Self {
+        Self::Internal(Box::new(defect))
+    }
+}
+
+/// A row with columns of the type `T`.
+pub(super) trait Column<T> {
+    /// The value of the column of that name.
+    fn read(&self, column: &str) -> Result<T, Error>;
+}
+
+/// A row of either backend.
+pub(super) trait StoredRow:
+    Column<i64>
+    + Column<bool>
+    + Column<String>
+    + Column<Vec<u8>>
+    + Column<Option<i64>>
+    + Column<Option<String>>
+{
+}
+
+/// Reads the columns of [`account_columns`](super::account_columns).
+pub(super) fn user(row: &dyn StoredRow) -> Result<User, Error> {
+    Ok(User {
+        id: UserId(row.read("id")?),
+        username: row.read("username")?,
+        email: row.read("email")?,
+        password_hash: row.read("password_hash")?,
+        is_active: row.read("is_active")?,
+        tokens_valid_from: Timestamp(row.read("tokens_valid_from")?),
+        created_at: Timestamp(row.read("created_at")?),
+    })
+}
+
+/// Reads the columns of [`prompt_columns`](super::prompt_columns).
+pub(super) fn prompt(row: &dyn StoredRow) -> Result<Prompt, Error> {
+    let error: Option<String> = row.read("error")?;
+    let number = |column| -> Result<Option<u32>, Error> {
+        let number: Option<i64> = row.read(column)?;
+        let number = number.map(u32::try_from).transpose();
+        Ok(number.map_err(|_| Defect::UnknownValue)?)
+    };
+    Ok(Prompt {
+        id: PromptId(row.read("id")?),
+        user_id: UserId(row.read("user_id")?),
+        created_at: Timestamp(row.read("created_at")?),
+        status: status(row.read("status")?)?,
+        error: error
+            .map(|word| FailureCode::parse(&word).ok_or(Defect::UnknownValue))
+            .transpose()?,
+        model: row.read("model")?,
+        prompt: row.read("prompt")?,
+        response: row.read("response")?,
+        call: CallDetails {
+            duration_ms: number("llm_duration_ms")?,
+            prompt_tokens: number("prompt_tokens")?,
+            completion_tokens: number("completion_tokens")?,
+            finish_reason: row.read("finish_reason")?,
+        },
+    })
+}
+
+/// The status behind a stored word.
+fn status(word: String) -> Result<PromptStatus, Defect> {
+    PromptStatus::parse(&word).ok_or(Defect::UnknownValue)
+}
+
+/// A SHA-256.
+fn hash(row: &dyn StoredRow, column: &str) -> Result<[u8; 32], Error> {
+    let bytes: Vec<u8> = row.read(column)?;
+    Ok(bytes.try_into().map_err(|_| Defect::UnknownValue)?)
+}
+
+pub(super) fn stored_key(row: &dyn StoredRow) -> Result<StoredKey, Error> {
+    let word: Option<String> = row.read("status")?;
+    Ok(StoredKey {
+        fingerprint: hash(row, "fingerprint")?,
+        prompt_id: PromptId(row.read("prompt_id")?),
+        status: word.map(status).transpose()?,
+        is_leased: row.read("is_leased")?,
+    })
+}
+
+pub(super) fn expired_call(row: &dyn StoredRow) -> Result<ExpiredCall, Error> {
+    Ok(ExpiredCall {
+        prompt: prompt(row)?,
+        announce: row.read("announce")?,
+    })
+}
+
+pub(super) fn unembedded(row: &dyn StoredRow) -> Result<Unembedded, Error> {
+    Ok(Unembedded {
+        id: PromptId(row.read("id")?),
+        user_id: UserId(row.read("user_id")?),
+        prompt: row.read("prompt")?,
+    })
+}
+
+pub(super) fn session(row: &dyn StoredRow) -> Result<Session, Error> {
+    Ok(Session {
+        token_hash: hash(row, "token_hash")?,
+        user_id: UserId(row.read("user_id")?),
+        created_at: Timestamp(row.read("created_at")?),
+        expires_at: Timestamp(row.read("expires_at")?),
+    })
+}
+
+pub(super) fn key_record(row: &dyn StoredRow) -> Result<Record, Error> {
+    Ok(Record::Key(KeyRecord {
+        user_id: UserId(row.read("user_id")?),
+        key_hash: hash(row, "key_hash")?,
+        fingerprint: hash(row, "fingerprint")?,
+        prompt_id: PromptId(row.read("prompt_id")?),
+        claimed_at: Timestamp(row.read("claimed_at")?),
+    }))
+}
+
+pub(super) fn session_record(row: &dyn StoredRow) -> Result<Record, Error> {
+    session(row).map(Record::Session)
+}
+
+pub(super) fn user_record(row: &dyn StoredRow) -> Result<Record, Error> {
+    user(row).map(Record::User)
+}
+
+/// Reads the `jti` as bytes.
+pub(super) fn token_record(row: &dyn StoredRow) -> Result<Record, Error> {
+    let jti = String::from_utf8(row.read("jti")?).map_err(|_| Defect::UnknownValue)?;
+    let expires_at = Timestamp(row.read("expires_at")?);
+    Ok(Record::RevokedToken(RevokedToken { jti, expires_at }))
+}
+
+pub(super) fn day_record(row: &dyn StoredRow) -> Result<Record, Error> {
+    Ok(Record::UpstreamDay(UpstreamDay {
+        day: row.read("day")?,
+        calls: row.read("calls")?,
+    }))
+}
+
+pub(super) fn last_ids(row: &dyn StoredRow) -> Result<LastIds, Error> {
+    Ok(LastIds {
+        user: UserId(row.read("user_id")?),
+        prompt: PromptId(row.read("prompt_id")?),
+    })
+}
