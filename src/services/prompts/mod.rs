@@ -165,7 +165,7 @@ impl Prompts {
         let permits = Permits::take(&self.0.deps, new.user_id, memory)?;
         let (reply, result) = oneshot::channel();
         let inner = Arc::clone(&self.0);
-        let span = tracing::info_span!("call", prompt_id = tracing::field::Empty);
+        let span = tracing::error_span!("call", prompt_id = tracing::field::Empty);
         self.0.calls.spawn(
             async move { call::run(&inner, permits, new, Reply(Some(reply))).await }
                 .instrument(span),
