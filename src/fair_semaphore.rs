@@ -4,7 +4,7 @@
 use std::hash::Hash;
 use std::sync::Arc;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::turns::Turns;
@@ -49,7 +49,7 @@ impl<K: Eq + Hash + Clone> FairSemaphore<K> {
     /// [`Full`] if the queue is full and no other key has more of it.
     pub async fn acquire(self: &Arc<Self>, key: K) -> Result<FairPermit<K>, Full> {
         let granted = {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             if state.free > 0 {
                 state.free -= 1;
                 return Ok(FairPermit(Arc::clone(self)));
@@ -69,17 +69,13 @@ impl<K: Eq + Hash + Clone> FairSemaphore<K> {
     }
 
     fn release(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         while let Some(next) = state.waiting.pop() {
             if next.send(()).is_ok() {
                 return;
             }
         }
         state.free += 1;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, SemaphoreState<K>> {
-        self.state.lock()
     }
 }
 
@@ -149,7 +145,7 @@ mod tests {
         assert!(is_waiting(&mut third).await, "it is the other key's turn");
         drop(other.as_mut().await.unwrap());
         drop(third.as_mut().await.unwrap());
-        assert_eq!(semaphore.lock().free, 1);
+        assert_eq!(semaphore.state.lock().free, 1);
     }
 
     #[tokio::test]
@@ -160,9 +156,13 @@ mod tests {
         let left_at_its_turn = wait(&semaphore, 'c').await;
         drop(left_waiting);
         drop(first);
-        assert_eq!(semaphore.lock().free, 0, "it is with the one at its turn");
+        assert_eq!(
+            semaphore.state.lock().free,
+            0,
+            "it is with the one at its turn"
+        );
         drop(left_at_its_turn);
-        assert_eq!(semaphore.lock().free, 1);
+        assert_eq!(semaphore.state.lock().free, 1);
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@
 //! those of one network.
 
 use std::collections::HashMap;
-use std::hash::Hash;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -46,6 +46,22 @@ impl Owner {
     }
 }
 
+/// One part of an owner, for whom bytes are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum OwnerPart {
+    User(UserId),
+    Network(ClientNetwork),
+}
+
+impl Owner {
+    fn parts(self) -> [Option<OwnerPart>; 2] {
+        [
+            self.user.map(OwnerPart::User),
+            self.network.map(OwnerPart::Network),
+        ]
+    }
+}
+
 /// Counts the bytes that requests in flight hold.
 #[derive(Debug)]
 pub struct MemoryBudget {
@@ -58,8 +74,8 @@ pub struct MemoryBudget {
 #[derive(Debug, Default)]
 struct HeldBytes {
     all: usize,
-    users: HashMap<UserId, usize>,
-    networks: HashMap<ClientNetwork, usize>,
+    /// Only of parts that hold something.
+    parts: HashMap<OwnerPart, usize>,
 }
 
 /// Bytes held in the budget. Dropping this releases them.
@@ -131,8 +147,10 @@ impl MemoryBudget {
 
     /// Whether `owner` may hold `more` bytes.
     fn has_room(&self, held: &HeldBytes, owner: Owner, more: usize) -> bool {
-        let of_user = of(&held.users, owner.user) + more;
-        let of_network = of(&held.networks, owner.network) + more;
+        let [of_user, of_network] = owner.parts().map(|part| {
+            let held = part.and_then(|part| held.parts.get(&part));
+            held.copied().unwrap_or_default() + more
+        });
         let is_little = match owner.user {
             Some(_) => of_user <= LITTLE,
             None => owner.network.is_some() && of_network <= LITTLE,
@@ -215,35 +233,20 @@ impl Drop for Reservation {
 impl HeldBytes {
     fn add(&mut self, owner: Owner, bytes: usize) {
         self.all += bytes;
-        if let Some(user) = owner.user {
-            *self.users.entry(user).or_default() += bytes;
-        }
-        if let Some(network) = owner.network {
-            *self.networks.entry(network).or_default() += bytes;
+        for part in owner.parts().into_iter().flatten().filter(|_| bytes > 0) {
+            *self.parts.entry(part).or_default() += bytes;
         }
     }
 
     fn remove(&mut self, owner: Owner, bytes: usize) {
         self.all -= bytes;
-        take(&mut self.users, owner.user, bytes);
-        take(&mut self.networks, owner.network, bytes);
-    }
-}
-
-fn of<K: Eq + Hash>(held: &HashMap<K, usize>, key: Option<K>) -> usize {
-    key.and_then(|key| held.get(&key))
-        .copied()
-        .unwrap_or_default()
-}
-
-fn take<K: Eq + Hash>(held: &mut HashMap<K, usize>, key: Option<K>, bytes: usize) {
-    let Some(key) = key else {
-        return;
-    };
-    if let Some(of_key) = held.get_mut(&key) {
-        *of_key -= bytes;
-        if *of_key == 0 {
-            held.remove(&key);
+        for part in owner.parts().into_iter().flatten() {
+            if let Entry::Occupied(mut held) = self.parts.entry(part) {
+                *held.get_mut() -= bytes;
+                if *held.get() == 0 {
+                    held.remove();
+                }
+            }
         }
     }
 }
@@ -283,7 +286,7 @@ mod tests {
         let nobody = budget.reserve(Owner::default(), 3 * MIB).unwrap();
         drop((bob, nobody));
         assert_eq!(budget.held(), 0);
-        assert!(budget.held.lock().users.is_empty() && budget.held.lock().networks.is_empty());
+        assert!(budget.held.lock().parts.is_empty());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 
 use crate::domain::UserId;
 
@@ -59,7 +59,7 @@ impl UserPermits {
     /// # Errors
     /// [`NoPermit`] at once.
     pub fn acquire(self: &Arc<Self>, user: UserId) -> Result<UserPermit, NoPermit> {
-        let mut in_use = self.lock();
+        let mut in_use = self.in_use.lock();
         if in_use.is_closed {
             return Err(NoPermit::Closed);
         }
@@ -76,13 +76,13 @@ impl UserPermits {
 
     /// How many permits are in use.
     pub fn in_use(&self) -> usize {
-        self.lock().all
+        self.in_use.lock().all
     }
 
     /// Gives no permit from now on, and waits until all are returned; false if some are in use at
     /// the deadline. Blocks: not for an async thread.
     pub fn close(&self, deadline: Instant) -> bool {
-        let mut in_use = self.lock();
+        let mut in_use = self.in_use.lock();
         in_use.is_closed = true;
         while in_use.all > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -93,15 +93,11 @@ impl UserPermits {
         }
         true
     }
-
-    fn lock(&self) -> MutexGuard<'_, InUse> {
-        self.in_use.lock()
-    }
 }
 
 impl Drop for UserPermit {
     fn drop(&mut self) {
-        let mut in_use = self.permits.lock();
+        let mut in_use = self.permits.in_use.lock();
         in_use.all -= 1;
         if let Some(own) = in_use.users.get_mut(&self.user) {
             *own -= 1;
@@ -134,7 +130,7 @@ mod tests {
         let three = permits.acquire(UserId(3)).unwrap();
         drop((two, three));
         assert_eq!(permits.in_use(), 0);
-        assert!(permits.lock().users.is_empty());
+        assert!(permits.in_use.lock().users.is_empty());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 use serde_json::Value;
 
 use super::pieces;
+use crate::domain::without_nul;
 use crate::llm::{AnswerReading, read_answer};
 
 /// The longest body, in bytes: below the bounds that depend on where a body is cut.
@@ -51,7 +52,7 @@ fn compare_with_parser(reading: &AnswerReading, json: &Value, most_text: usize) 
     let Some(text) = usual_text(json) else {
         return;
     };
-    let text = text.replace('\0', "\u{fffd}");
+    let text = without_nul(text.to_owned());
     match &reading.answer {
         Ok(answer) => assert_eq!(answer.text, text),
         Err(kind) => assert!(text.len() > most_text, "{kind}: refused"),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use hashlink::{LinkedHashMap, LinkedHashSet};
 
@@ -61,7 +61,7 @@ impl SlabCache {
 
     /// The owner's slot, created if there is none. It is the most recently used one from now on.
     pub(super) fn touch(&self, owner: SlabOwner) -> Arc<SlabSlot> {
-        let mut inner = self.inner();
+        let mut inner = self.inner.lock();
         if let Some(cached) = inner.slots.to_back(&owner) {
             return Arc::clone(&cached.slot);
         }
@@ -79,7 +79,7 @@ impl SlabCache {
     /// The owner's slot, if there is one. A change needs no slot: the rows of a new slot are read
     /// after it.
     pub(super) fn get(&self, owner: SlabOwner) -> Option<Arc<SlabSlot>> {
-        let inner = self.inner();
+        let inner = self.inner.lock();
         let cached = inner.slots.get(&owner)?;
         Some(Arc::clone(&cached.slot))
     }
@@ -87,7 +87,7 @@ impl SlabCache {
     /// Counts the size that a slot has now, and evicts slabs until the budget is kept.
     pub(super) fn account(&self, owner: SlabOwner, slot: &Arc<SlabSlot>) {
         let mut evicted = Vec::new();
-        let mut guard = self.inner();
+        let mut guard = self.inner.lock();
         guard.recount(owner, slot);
         while guard.bytes > self.budget_bytes
             && guard.slots.len() > 1
@@ -103,17 +103,13 @@ impl SlabCache {
     }
 
     pub(super) fn totals(&self) -> CacheTotals {
-        let inner = self.inner();
+        let inner = self.inner.lock();
         CacheTotals {
             slabs: inner.slots.len(),
             rows: inner.rows,
             bytes: inner.bytes,
             evictions: inner.evictions,
         }
-    }
-
-    fn inner(&self) -> MutexGuard<'_, CacheInner> {
-        self.inner.lock()
     }
 }
 

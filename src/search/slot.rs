@@ -8,7 +8,7 @@ use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use prompt_service_engine::scan::Slab;
 
 use tokio::sync::watch;
@@ -89,7 +89,7 @@ impl SlabSlot {
 
     /// The slab, or a way to wait for it.
     pub(super) fn access(self: &Arc<Self>) -> SlabAccess {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         if let SlotState::Ready(slab) = &inner.state {
             return SlabAccess::Ready(Arc::clone(slab));
         }
@@ -110,7 +110,7 @@ impl SlabSlot {
 
     /// The slab as it is now, if it is ready.
     pub(super) fn slab(&self) -> Option<Arc<Slab>> {
-        match &self.lock().state {
+        match &self.inner.lock().state {
             SlotState::Ready(slab) => Some(Arc::clone(slab)),
             SlotState::Idle | SlotState::Loading(_) => None,
         }
@@ -135,7 +135,7 @@ impl SlabSlot {
     pub(super) fn insert(&self, id: PromptId, stored: Vec<u8>, is_deleted: impl FnOnce() -> bool) {
         // As in `remove`. This reference is dropped at once: while it is held, the change below
         // would have to copy the parts that it changes.
-        let looked = match &*self.lock() {
+        let looked = match &*self.inner.lock() {
             SlotInner {
                 state: SlotState::Ready(slab),
                 insertions,
@@ -144,7 +144,7 @@ impl SlabSlot {
             SlotInner { .. } => None,
         };
         let looked = looked.map(|(slab, insertions)| (slab.find(id.0).is_some(), insertions));
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         // Under the lock: a deletion is remembered before it is applied, so a deletion that is not
         // known yet will find the row here.
         if is_deleted() {
@@ -173,7 +173,7 @@ impl SlabSlot {
         // Looking through a million ids takes about 0.3 ms. So it is done without the lock first,
         // and only checked under the lock.
         let likely = self.slab().and_then(|slab| slab.find(id.0));
-        match &mut self.lock().state {
+        match &mut self.inner.lock().state {
             SlotState::Idle => {}
             SlotState::Loading(changes) => changes.push(Change::Deleted(id)),
             SlotState::Ready(slab) => {
@@ -185,13 +185,13 @@ impl SlabSlot {
 
     /// Makes a running load begin again: rows may have been committed that will not be reported.
     pub(super) fn invalidate(&self) {
-        self.lock().invalidations += 1;
+        self.inner.lock().invalidations += 1;
     }
 
     /// Takes the ready slab out, for the caller to drop. A load goes on.
     #[must_use = "dropping a large slab takes its time"]
     pub(super) fn take(&self) -> Option<Arc<Slab>> {
-        let mut inner = self.lock();
+        let mut inner = self.inner.lock();
         match std::mem::replace(&mut inner.state, SlotState::Idle) {
             SlotState::Ready(slab) => {
                 self.bytes.store(0, Ordering::Relaxed);
@@ -209,10 +209,6 @@ impl SlabSlot {
         self.bytes.store(slab.bytes(), Ordering::Relaxed);
         self.rows.store(slab.n_rows(), Ordering::Relaxed);
     }
-
-    fn lock(&self) -> MutexGuard<'_, SlotInner> {
-        self.inner.lock()
-    }
 }
 
 impl Load {
@@ -224,7 +220,7 @@ impl Load {
     /// Records changes from now on. Call it before the first row is read, and again before all rows
     /// are read again.
     pub(super) fn begin(&mut self) {
-        let mut inner = self.slot.lock();
+        let mut inner = self.slot.inner.lock();
         inner.state = SlotState::Loading(Vec::new());
         self.invalidations = inner.invalidations;
     }
@@ -237,7 +233,7 @@ impl Load {
     /// Applies the recorded changes to the rows, and makes them the slot's slab. Returns `false` if
     /// the slot was invalidated since `begin`: the rows must be read again then.
     pub(super) fn finish(&mut self, slab: Slab) -> bool {
-        let mut inner = self.slot.lock();
+        let mut inner = self.slot.inner.lock();
         if inner.invalidations != self.invalidations {
             return false;
         }
@@ -265,7 +261,7 @@ impl Load {
 
     /// Leaves the slot not loaded. The next caller tries again.
     pub(super) fn cancel(&mut self) {
-        let mut inner = self.slot.lock();
+        let mut inner = self.slot.inner.lock();
         self.slot.loading_bytes.store(0, Ordering::Relaxed);
         inner.state = SlotState::Idle;
         inner.load = None;

@@ -11,10 +11,8 @@ mod queue;
 mod worker;
 
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 pub use self::admission::Permit;
@@ -24,6 +22,7 @@ use self::queue::{TextQueue, Waiter, WaiterId};
 use super::Encode;
 use crate::domain::{Embedding, UserId};
 use crate::telemetry::Metrics;
+use crate::threads::{JobQueue, QueueClosed, ThreadGroup};
 
 /// What the text is for. Posts go before searches: a post has been throttled already, and its call
 /// of the upstream runs meanwhile.
@@ -85,7 +84,7 @@ impl Default for EmbedderSettings {
 /// Embeds texts. Share it by `Arc`, and end it with [`shutdown`](Embedder::shutdown).
 pub struct Embedder {
     pipeline: Arc<Pipeline>,
-    workers: Mutex<Vec<JoinHandle<()>>>,
+    workers: ThreadGroup,
 }
 
 /// What callers and workers share.
@@ -93,15 +92,12 @@ struct Pipeline {
     batch_tokens: usize,
     admission: TextAdmission,
     metrics: Arc<Metrics>,
-    state: Mutex<PipelineState>,
-    /// Signalled for each new job, and to all workers at the stop.
-    work: Condvar,
+    work: JobQueue<PipelineState>,
 }
 
 struct PipelineState {
     queue: TextQueue,
     cache: QueryCache,
-    stopped: bool,
 }
 
 impl Embedder {
@@ -118,24 +114,20 @@ impl Embedder {
         let state = PipelineState {
             queue: TextQueue::new(settings.batch_tokens, workers),
             cache: QueryCache::new(settings.cache_bytes),
-            stopped: false,
         };
         let embedder = Embedder {
             pipeline: Arc::new(Pipeline {
                 batch_tokens: settings.batch_tokens,
                 admission: TextAdmission::new(settings.capacity, workers),
                 metrics,
-                state: Mutex::new(state),
-                work: Condvar::new(),
+                work: JobQueue::new(state),
             }),
-            workers: Mutex::default(),
+            workers: ThreadGroup::default(),
         };
         for number in 0..workers {
             let (pipeline, encoder) = (Arc::clone(&embedder.pipeline), Arc::clone(&encoder));
-            let thread = std::thread::Builder::new()
-                .name(format!("embed-{number}"))
-                .spawn(move || worker::run(&pipeline, &*encoder))?;
-            embedder.lock_workers().push(thread);
+            let work = move || worker::run(&pipeline, &*encoder);
+            embedder.workers.spawn(format!("embed-{number}"), work)?;
         }
         Ok(embedder)
     }
@@ -170,7 +162,7 @@ impl Embedder {
 
     /// Texts that wait for a worker.
     pub fn queue_depth(&self) -> usize {
-        self.pipeline.lock().queue.waiting()
+        self.pipeline.work.jobs().queue.waiting()
     }
 
     /// Permits in use.
@@ -185,16 +177,8 @@ impl Embedder {
     pub fn shutdown(&self, deadline: Instant) -> bool {
         let all_served = self.pipeline.admission.close(deadline);
         self.pipeline.stop();
-        let workers = std::mem::take(&mut *self.lock_workers());
-        for worker in workers {
-            // An error is a panic outside the encoder, which has printed its message already.
-            let _ended = worker.join();
-        }
+        self.workers.join();
         all_served
-    }
-
-    fn lock_workers(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
-        self.workers.lock()
     }
 }
 
@@ -213,23 +197,19 @@ enum Submitted {
 impl Pipeline {
     fn submit(self: &Arc<Self>, permit: Permit, text: Arc<str>) -> Result<Submitted, Error> {
         let (reply, receiver) = oneshot::channel();
-        let mut state = self.lock();
-        if state.stopped {
-            return Err(Error::Stopped);
-        }
         if permit.class() == Class::Search
-            && let Some(embedding) = state.cache.get(permit.user(), &text)
+            && let Some(embedding) = self.work.jobs().cache.get(permit.user(), &text)
         {
-            drop(state);
             self.count_saved("cached");
             return Ok(Submitted::Cached(embedding));
         }
-        let waiter = state.queue.submit(text, Waiter { permit, reply });
-        drop(state);
+        let submit = |state: &mut PipelineState| state.queue.submit(text, Waiter { permit, reply });
+        let waiter = self
+            .work
+            .add(submit)
+            .map_err(|QueueClosed| Error::Stopped)?;
         if waiter.joined {
             self.count_saved("coalesced");
-        } else {
-            self.work.notify_one();
         }
         let waiting = WaitingText {
             pipeline: Arc::clone(self),
@@ -245,17 +225,9 @@ impl Pipeline {
     }
 
     fn stop(&self) {
-        let mut state = self.lock();
-        state.stopped = true;
-        let left = state.queue.clear();
-        drop(state);
+        let left = self.work.close(|state| state.queue.clear());
         // Outside the lock, because it wakes the callers.
         drop(left);
-        self.work.notify_all();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, PipelineState> {
-        self.state.lock()
     }
 }
 
@@ -269,7 +241,7 @@ struct WaitingText {
 
 impl Drop for WaitingText {
     fn drop(&mut self) {
-        if !self.is_over && self.pipeline.lock().queue.leave(self.waiter) {
+        if !self.is_over && self.pipeline.work.jobs().queue.leave(self.waiter) {
             self.pipeline.count_saved("caller_left");
         }
     }

@@ -3,6 +3,8 @@ use std::pin::Pin;
 use std::sync::mpsc;
 use std::task::{Context, Waker};
 
+use parking_lot::Mutex;
+
 use super::*;
 
 /// How long a test waits for a step. Only a defect takes so long.

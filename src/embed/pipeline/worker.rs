@@ -4,10 +4,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::queue::{EmbedJob, TextBatch};
+use super::queue::EmbedJob;
 use super::{Class, Error, Pipeline};
 use crate::domain::Embedding;
 use crate::embed::Encode;
+use crate::threads::Next;
 
 /// A text of a batch as ids, by the number of its job.
 type Encoded = (u64, Vec<u32>);
@@ -20,7 +21,7 @@ pub(super) fn run<E: Encode>(pipeline: &Pipeline, encoder: &E) {
         encoder,
         scratch: None,
     };
-    while let Some(batch) = pipeline.next_batch() {
+    while let Next::Job(batch) = pipeline.work.next(None, |state| state.queue.take()) {
         let mut encoded = Vec::with_capacity(batch.len());
         for (job, text) in batch {
             match catch_unwind(AssertUnwindSafe(|| encoder.tokenize(&text))) {
@@ -110,22 +111,8 @@ impl<E: Encode> EmbedWorker<'_, E> {
 }
 
 impl Pipeline {
-    /// Waits for work and takes it. Returns `None` when the pipeline stops.
-    fn next_batch(&self) -> Option<TextBatch> {
-        let mut state = self.lock();
-        loop {
-            if state.stopped {
-                return None;
-            }
-            if let Some(batch) = state.queue.take() {
-                return Some(batch);
-            }
-            self.work.wait(&mut state);
-        }
-    }
-
     fn finish(&self, job: u64, result: &Result<Embedding, Error>) -> Option<EmbedJob> {
-        let mut state = self.lock();
+        let mut state = self.work.jobs();
         let job = state.queue.finish(job)?;
         let mut waiters = job.waiters.iter();
         let is_query = waiters.any(|(_, waiter)| waiter.permit.class() == Class::Search);

@@ -8,7 +8,8 @@ use hyper::body::{Body, Incoming};
 
 use super::attempt::AnswerLimits;
 use super::fault::{Fault, FaultKind};
-use super::reader::{AnswerReader, BodyEnd, Received, UpstreamAnswer};
+use super::reader::{AnswerReader, BodyEnd, Received};
+use crate::llm::Completion;
 
 /// How much of an error's body is read, and for how long. The message is in it, and a connection
 /// can be used again only after the end of the body.
@@ -69,7 +70,7 @@ pub async fn read(
     reader: &mut AnswerReader,
     deltas: &mut Deltas<'_>,
     mut on_piece: impl FnMut(&AnswerReader, Received),
-) -> Result<UpstreamAnswer, Fault> {
+) -> Result<Completion, Fault> {
     if body.size_hint().lower() > reader.room() as u64 {
         return Err(FaultKind::TooLong.into());
     }

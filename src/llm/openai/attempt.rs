@@ -11,8 +11,9 @@ use super::answer::{self, Deltas};
 use super::breaker::{AttemptOutcome, AttemptPermit};
 use super::endpoint::UpstreamEndpoint;
 use super::fault::{Fault, FaultKind};
-use super::reader::{AnswerReader, Received, UpstreamAnswer};
+use super::reader::{AnswerReader, Received};
 use super::{error_message, retry};
+use crate::llm::Completion;
 use crate::memory_budget::Reservation;
 
 /// Longest request id that is logged, in bytes.
@@ -34,50 +35,33 @@ pub struct AnswerLimits {
 /// A running attempt. If it is dropped, the breaker learns nothing.
 pub struct UpstreamAttempt<'a> {
     endpoint: &'a UpstreamEndpoint,
-    /// Its number within the call, from 1.
-    number: u32,
     limits: AnswerLimits,
     permit: AttemptPermit<'a>,
     began: Instant,
-    status: Option<u16>,
-    request_id: Option<String>,
     /// The upstream's error message, as it came.
     message: Option<String>,
-    /// Events of the answer that could not be read.
-    skipped: u64,
-    is_alive: bool,
+    /// Events of the answer that could not be read and were left out.
+    pub skipped: u64,
+    /// Whether a streamed answer has brought a sign of life.
+    pub is_alive: bool,
 }
 
 impl<'a> UpstreamAttempt<'a> {
-    /// A new attempt. `number` counts the attempts of a call from 1.
+    /// A new attempt.
     pub fn new(
         endpoint: &'a UpstreamEndpoint,
-        number: u32,
         limits: AnswerLimits,
         permit: AttemptPermit<'a>,
     ) -> Self {
         Self {
             endpoint,
-            number,
             limits,
             permit,
             began: Instant::now(),
-            status: None,
-            request_id: None,
             message: None,
             skipped: 0,
             is_alive: false,
         }
-    }
-
-    /// Whether a streamed answer has brought a sign of life.
-    pub fn is_alive(&self) -> bool {
-        self.is_alive
-    }
-
-    /// Events of the answer that could not be read and were left out.
-    pub fn skipped(&self) -> u64 {
-        self.skipped
     }
 
     /// Sends the request and reads its answer.
@@ -89,7 +73,7 @@ impl<'a> UpstreamAttempt<'a> {
         body: Bytes,
         deltas: &mut Deltas<'_>,
         memory: &mut Reservation,
-    ) -> Result<UpstreamAnswer, Fault> {
+    ) -> Result<Completion, Fault> {
         let is_streamed = deltas.is_streamed();
         let (endpoint, limits) = (self.endpoint, self.limits);
         let (head_by, too_late) = if is_streamed && limits.first_token_by < limits.whole_by.0 {
@@ -102,8 +86,9 @@ impl<'a> UpstreamAttempt<'a> {
             .await
             .map_err(|_| too_late)??;
         let (head, body) = response.into_parts();
-        self.status = Some(head.status.as_u16());
-        self.request_id = request_id(&head.headers);
+        let span = tracing::Span::current();
+        span.record("status", head.status.as_u16());
+        span.record("upstream_request_id", request_id(&head.headers));
         if !head.status.is_success() {
             self.message = error_message::find(&answer::read_error(body).await);
             return Err(Fault {
@@ -126,7 +111,7 @@ impl<'a> UpstreamAttempt<'a> {
         body: Incoming,
         deltas: &mut Deltas<'_>,
         memory: &mut Reservation,
-    ) -> Result<UpstreamAnswer, Fault> {
+    ) -> Result<Completion, Fault> {
         if !deltas.is_streamed() {
             self.permit.note_response();
         }
@@ -144,71 +129,40 @@ impl<'a> UpstreamAttempt<'a> {
         answer
     }
 
-    /// Reports the end to the breaker and the log. `prompts` are the texts that were sent; they are
+    /// Reports the end to the breaker and the log, in the span of the attempt. `prompts` are the texts that were sent; they are
     /// not logged.
     pub fn settle(
         self,
-        answer: &Result<UpstreamAnswer, Fault>,
+        answer: &Result<Completion, Fault>,
         outcome: AttemptOutcome,
         chance: f64,
         prompts: &[&str],
     ) {
-        let Self {
-            endpoint,
-            number: attempt,
-            permit,
-            began,
-            status,
-            request_id: upstream_request_id,
-            message,
-            skipped,
-            ..
-        } = self;
-        permit.settle(outcome, Instant::now(), chance);
-        let (upstream, duration_ms) = (&endpoint.name, began.elapsed().as_millis() as u64);
-        let skipped_events = (skipped > 0).then_some(skipped);
+        self.permit.settle(outcome, Instant::now(), chance);
+        let duration_ms = self.began.elapsed().as_millis() as u64;
+        let skipped_events = (self.skipped > 0).then_some(self.skipped);
         let Err(fault) = answer else {
-            tracing::info!(
-                upstream,
-                attempt,
-                status,
-                upstream_request_id,
-                skipped_events,
-                duration_ms,
-                "upstream answered"
-            );
+            tracing::info!(skipped_events, duration_ms, "upstream answered");
             return;
         };
-        let (url, error_type) = (endpoint.url(), fault.error_type());
-        let key = endpoint.config.api_key.as_ref().map(|key| key.expose());
-        let upstream_message =
-            message.map(|message| error_message::presentable(&message, prompts, key));
+        let (url, error_type) = (self.endpoint.url(), fault.error_type());
+        let key = self.endpoint.config.api_key.as_ref();
+        let key = key.map(|key| key.expose());
+        let message = self.message.as_deref();
+        let upstream_message = message.map(|text| error_message::presentable(text, prompts, key));
+        let _span = tracing::error_span!(
+            "fault",
+            url,
+            upstream_message,
+            error_type,
+            skipped_events,
+            duration_ms
+        )
+        .entered();
         if fault.is_misconfiguration() {
-            tracing::error!(
-                upstream,
-                url,
-                attempt,
-                status,
-                upstream_request_id,
-                upstream_message,
-                error_type,
-                skipped_events,
-                duration_ms,
-                "upstream refused: check its address, its key and its model"
-            );
+            tracing::error!("upstream refused: check its address, its key and its model");
         } else {
-            tracing::warn!(
-                upstream,
-                url,
-                attempt,
-                status,
-                upstream_request_id,
-                upstream_message,
-                error_type,
-                skipped_events,
-                duration_ms,
-                "upstream failed"
-            );
+            tracing::warn!("upstream failed");
         }
     }
 }
@@ -228,8 +182,8 @@ fn is_encoded(headers: &HeaderMap) -> bool {
 }
 
 /// The upstream's name for the request, if it is one that can be logged.
-fn request_id(headers: &HeaderMap) -> Option<String> {
+fn request_id(headers: &HeaderMap) -> Option<&str> {
     let id = headers.get("x-request-id")?.to_str().ok()?;
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.:/+=".contains(c);
-    (id.len() <= REQUEST_ID_BYTES && id.chars().all(is_plain)).then(|| id.to_owned())
+    (id.len() <= REQUEST_ID_BYTES && id.chars().all(is_plain)).then_some(id)
 }

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use prometheus::Gauge;
 
 /// Failures in a row that open the breaker, however long they took.
@@ -25,6 +25,7 @@ const LONGEST_OPEN: Duration = Duration::from_secs(60);
 const PROBE_PATIENCE: Duration = Duration::from_secs(3);
 
 /// The breaker of one upstream. Time and randomness come in as arguments.
+#[derive(Debug)]
 pub struct Breaker {
     /// Shows its state: closed 0, half-open 1, open 2.
     shown: Gauge,
@@ -70,6 +71,7 @@ pub enum AttemptOutcome {
 
 /// The right to make one attempt. If it is dropped without an outcome, as when the caller leaves,
 /// the breaker learns nothing.
+#[derive(Debug)]
 #[must_use]
 pub struct AttemptPermit<'a> {
     breaker: &'a Breaker,
@@ -77,18 +79,6 @@ pub struct AttemptPermit<'a> {
     admitted: u64,
     /// The round of the probe, if the attempt is a probe without an outcome.
     probes: Option<u64>,
-}
-
-impl std::fmt::Debug for Breaker {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Breaker").field(&self.lock().phase).finish()
-    }
-}
-
-impl std::fmt::Debug for AttemptPermit<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("AttemptPermit").field(&self.probes).finish()
-    }
 }
 
 impl Breaker {
@@ -104,7 +94,7 @@ impl Breaker {
 
     /// Admits an attempt, or returns how long no attempt is admitted.
     pub fn admit(&self, now: Instant) -> Result<AttemptPermit<'_>, Duration> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if let Some(wait) = state.wait(now) {
             return Err(wait);
         }
@@ -129,7 +119,7 @@ impl Breaker {
 
     /// Whether an attempt would be admitted.
     pub fn would_admit(&self, now: Instant) -> bool {
-        self.lock().wait(now).is_none()
+        self.state.lock().wait(now).is_none()
     }
 
     /// Changes the phase. The caller holds the lock, so the gauge shows the latest phase.
@@ -148,10 +138,6 @@ impl Breaker {
         let until = now + time.mul_f64(0.8 + 0.4 * chance.clamp(0.0, 1.0));
         self.enter(state, BreakerPhase::Open { until });
     }
-
-    fn lock(&self) -> MutexGuard<'_, BreakerState> {
-        self.state.lock()
-    }
 }
 
 impl AttemptPermit<'_> {
@@ -162,7 +148,7 @@ impl AttemptPermit<'_> {
         let Some(round) = self.probes.take() else {
             return;
         };
-        let mut state = self.breaker.lock();
+        let mut state = self.breaker.state.lock();
         if state.is_probing(round) {
             state.consecutive = CONSECUTIVE - 1;
             self.breaker.enter(&mut state, BreakerPhase::Closed);
@@ -176,27 +162,18 @@ impl AttemptPermit<'_> {
             return;
         }
         let failed = outcome == AttemptOutcome::Failure;
-        let mut state = self.breaker.lock();
-        match (state.phase, self.probes.take()) {
-            (BreakerPhase::Probing { .. }, Some(round)) if round == state.rounds => {
-                if failed {
-                    self.breaker.open(&mut state, now, chance);
-                } else {
-                    (state.consecutive, state.openings) = (0, 0);
-                    self.breaker.enter(&mut state, BreakerPhase::Closed);
-                }
-            }
-            (BreakerPhase::Closed, _) if self.admitted == state.rounds => {
-                state.note(failed, now);
-                if state.is_too_much() {
-                    self.breaker.open(&mut state, now, chance);
-                }
-            }
-            // The call had begun before the breaker last opened.
-            (
-                BreakerPhase::Closed | BreakerPhase::Open { .. } | BreakerPhase::Probing { .. },
-                _,
-            ) => {}
+        let mut state = self.breaker.state.lock();
+        let is_probe = self
+            .probes
+            .take()
+            .is_some_and(|round| state.is_probing(round));
+        // Otherwise the call began before the breaker last opened.
+        let counts = matches!(state.phase, BreakerPhase::Closed) && self.admitted == state.rounds;
+        if is_probe && !failed {
+            (state.consecutive, state.openings) = (0, 0);
+            self.breaker.enter(&mut state, BreakerPhase::Closed);
+        } else if is_probe || (counts && state.is_too_much_after(failed, now)) {
+            self.breaker.open(&mut state, now, chance);
         }
     }
 }
@@ -204,7 +181,7 @@ impl AttemptPermit<'_> {
 impl Drop for AttemptPermit<'_> {
     fn drop(&mut self) {
         if let Some(round) = self.probes {
-            let mut state = self.breaker.lock();
+            let mut state = self.breaker.state.lock();
             if state.is_probing(round) {
                 // The next call is a probe.
                 let next = Instant::now();
@@ -241,7 +218,8 @@ impl BreakerState {
         matches!(self.phase, BreakerPhase::Probing { .. }) && self.rounds == round
     }
 
-    fn note(&mut self, failed: bool, now: Instant) {
+    /// Notes an outcome. Returns whether there are too many failures now.
+    fn is_too_much_after(&mut self, failed: bool, now: Instant) -> bool {
         if failed {
             self.consecutive += 1;
         } else {
@@ -252,9 +230,6 @@ impl BreakerState {
         while self.recent.len() > REMEMBERED || self.recent.front().is_some_and(is_old) {
             self.recent.pop_front();
         }
-    }
-
-    fn is_too_much(&self) -> bool {
         let failures = self.recent.iter().filter(|(_, failed)| *failed).count();
         self.consecutive >= CONSECUTIVE
             || (failures >= IN_WINDOW && failures * 2 >= self.recent.len())

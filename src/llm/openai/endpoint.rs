@@ -95,33 +95,36 @@ impl UpstreamEndpoint {
 
     /// A GET request.
     pub fn get(&self, uri: Uri, with_key: bool) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::default());
-        *request.uri_mut() = uri;
-        let headers = request.headers_mut();
-        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
-        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        headers.insert(USER_AGENT, HeaderValue::from_static(USER_AGENT_VALUE));
-        if let Some(authorization) = self.authorization.as_ref().filter(|_| with_key) {
-            headers.insert(AUTHORIZATION, authorization.clone());
-        }
-        request
+        self.bare(uri, "application/json", Bytes::new(), with_key)
     }
 
     /// A POST request with that body.
     pub fn request(&self, body: Bytes, is_streamed: bool) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(body));
-        *request.method_mut() = hyper::Method::POST;
-        *request.uri_mut() = self.uri.clone();
         let accept = match is_streamed {
             true => "text/event-stream",
             false => "application/json",
         };
+        let mut request = self.bare(self.uri.clone(), accept, body, true);
+        *request.method_mut() = hyper::Method::POST;
+        let json = HeaderValue::from_static("application/json");
+        request.headers_mut().insert(CONTENT_TYPE, json);
+        request
+    }
+
+    fn bare(
+        &self,
+        uri: Uri,
+        accept: &'static str,
+        body: Bytes,
+        with_key: bool,
+    ) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::new(body));
+        *request.uri_mut() = uri;
         let headers = request.headers_mut();
         headers.insert(ACCEPT, HeaderValue::from_static(accept));
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(USER_AGENT, HeaderValue::from_static(USER_AGENT_VALUE));
-        if let Some(authorization) = &self.authorization {
+        if let Some(authorization) = self.authorization.as_ref().filter(|_| with_key) {
             headers.insert(AUTHORIZATION, authorization.clone());
         }
         request

@@ -9,6 +9,8 @@ use crate::llm::Failure;
 /// for a person.
 const DEFAULT_WAIT: Duration = Duration::from_secs(5);
 
+const UNAVAILABLE: &str = "The upstream is unavailable.";
+
 /// Why an attempt gave no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultKind {
@@ -65,33 +67,18 @@ impl From<FaultKind> for Fault {
     }
 }
 
-impl FaultKind {
-    /// Whether the next attempt may succeed.
-    fn may_pass(self) -> bool {
-        match self {
-            FaultKind::Connect | FaultKind::ConnectTimeout => true,
-            FaultKind::Broken { is_early } => is_early,
-            FaultKind::Status(501) => false,
-            FaultKind::Status(status) => matches!(status, 408 | 409 | 429 | 500..=599),
-            FaultKind::FirstTokenTimeout
-            | FaultKind::TokenTimeout
-            | FaultKind::AnswerTimeout
-            | FaultKind::TotalTimeout
-            | FaultKind::Truncated
-            | FaultKind::Malformed
-            | FaultKind::Encoded
-            | FaultKind::TooLong
-            | FaultKind::ErrorObject => false,
-        }
-    }
-}
-
 impl Fault {
     /// Whether a retry at the same upstream makes sense: it may have been busy or restarting. There
     /// is no retry if the upstream has begun to answer or may have worked for a while, because that
     /// was paid for.
     pub fn is_retryable(&self) -> bool {
-        self.should_retry.unwrap_or_else(|| self.kind.may_pass())
+        self.should_retry.unwrap_or(matches!(
+            self.kind,
+            FaultKind::Connect
+                | FaultKind::ConnectTimeout
+                | FaultKind::Broken { is_early: true }
+                | FaultKind::Status(408 | 409 | 429 | 500 | 502..=599)
+        ))
     }
 
     /// Whether another upstream may succeed. Not if the request itself is wrong, or no time is
@@ -106,21 +93,10 @@ impl Fault {
     /// Whether this is a failure of the upstream as a whole. A refusal (429 too) shows that it
     /// works.
     pub fn is_outage(&self) -> bool {
-        match self.kind {
-            FaultKind::Status(status) => !(400..500).contains(&status) || status == 408,
-            FaultKind::TooLong => false,
-            FaultKind::Connect
-            | FaultKind::ConnectTimeout
-            | FaultKind::Broken { .. }
-            | FaultKind::FirstTokenTimeout
-            | FaultKind::TokenTimeout
-            | FaultKind::AnswerTimeout
-            | FaultKind::TotalTimeout
-            | FaultKind::Truncated
-            | FaultKind::Malformed
-            | FaultKind::Encoded
-            | FaultKind::ErrorObject => true,
-        }
+        !matches!(
+            self.kind,
+            FaultKind::TooLong | FaultKind::Status(400..=407 | 409..=499)
+        )
     }
 
     /// Whether the operator has to correct something: the key, the address or the model.
@@ -149,15 +125,11 @@ impl Fault {
 
     /// What the client of this service gets.
     pub fn into_failure(self) -> Failure {
+        let unavailable = |detail| (FailureCode::UpstreamUnavailable, detail);
+        let failed = |detail| (FailureCode::UpstreamFailed, detail);
         let (code, detail) = match self.kind {
-            FaultKind::Status(429) => (
-                FailureCode::UpstreamUnavailable,
-                "The upstream has too many requests.",
-            ),
-            FaultKind::Status(503 | 529) => (
-                FailureCode::UpstreamUnavailable,
-                "The upstream is unavailable.",
-            ),
+            FaultKind::Status(429) => unavailable("The upstream has too many requests."),
+            FaultKind::Status(503 | 529) => unavailable(UNAVAILABLE),
             FaultKind::ConnectTimeout
             | FaultKind::FirstTokenTimeout
             | FaultKind::TokenTimeout
@@ -167,26 +139,17 @@ impl Fault {
                 FailureCode::UpstreamTimeout,
                 "The upstream did not answer in time.",
             ),
-            FaultKind::Connect => (
-                FailureCode::UpstreamFailed,
-                "The upstream could not be reached.",
-            ),
-            FaultKind::Broken { .. } | FaultKind::Truncated => (
-                FailureCode::UpstreamFailed,
-                "The upstream's answer broke off.",
-            ),
-            FaultKind::Status(_) | FaultKind::ErrorObject => (
-                FailureCode::UpstreamFailed,
-                "The upstream answered with an error.",
-            ),
-            FaultKind::Malformed | FaultKind::Encoded => (
-                FailureCode::UpstreamFailed,
-                "The upstream's answer could not be understood.",
-            ),
-            FaultKind::TooLong => (
-                FailureCode::UpstreamFailed,
-                "The upstream's answer is too long.",
-            ),
+            FaultKind::Connect => failed("The upstream could not be reached."),
+            FaultKind::Broken { .. } | FaultKind::Truncated => {
+                failed("The upstream's answer broke off.")
+            }
+            FaultKind::Status(_) | FaultKind::ErrorObject => {
+                failed("The upstream answered with an error.")
+            }
+            FaultKind::Malformed | FaultKind::Encoded => {
+                failed("The upstream's answer could not be understood.")
+            }
+            FaultKind::TooLong => failed("The upstream's answer is too long."),
         };
         let default = (code == FailureCode::UpstreamUnavailable).then_some(DEFAULT_WAIT);
         Failure {
@@ -201,34 +164,24 @@ impl Fault {
 pub fn all_open(wait: Duration) -> Failure {
     Failure {
         code: FailureCode::UpstreamUnavailable,
-        detail: "The upstream is unavailable.",
+        detail: UNAVAILABLE,
         retry_after: Some(wait),
     }
 }
 
 fn status_word(status: u16) -> &'static str {
-    match status {
-        400 => "400",
-        401 => "401",
-        403 => "403",
-        404 => "404",
-        408 => "408",
-        409 => "409",
-        413 => "413",
-        422 => "422",
-        429 => "429",
-        500 => "500",
-        502 => "502",
-        503 => "503",
-        504 => "504",
-        529 => "529",
-        _ => match status / 100 {
-            3 => "3xx",
-            4 => "4xx",
-            5 => "5xx",
-            _ => "other_status",
-        },
-    }
+    const COUNTED_APART: [&str; 14] = [
+        "400", "401", "403", "404", "408", "409", "413", "422", "429", "500", "502", "503", "504",
+        "529",
+    ];
+    let mut words = COUNTED_APART.into_iter();
+    let word = words.find(|word| word.parse() == Ok(status));
+    word.unwrap_or(match status / 100 {
+        3 => "3xx",
+        4 => "4xx",
+        5 => "5xx",
+        _ => "other_status",
+    })
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use tracing::Instrument;
 
 use self::answer::Deltas;
 use self::attempt::{AnswerLimits, UpstreamAttempt};
@@ -28,7 +29,7 @@ use self::breaker::AttemptOutcome;
 use self::endpoint::UpstreamEndpoint;
 use self::fault::{Fault, FaultKind};
 pub use self::models::{ModelFinding, UpstreamCheck};
-use self::reader::{AnswerReader, BodyEnd, UpstreamAnswer};
+use self::reader::{AnswerReader, BodyEnd};
 use super::measure::CallLabels;
 use super::{Completion, Failure};
 use crate::config::UpstreamConfig;
@@ -39,18 +40,11 @@ use crate::telemetry::Metrics;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The upstreams, in the order in which they are asked.
+#[derive(Debug)]
 pub struct Upstreams {
     config: UpstreamConfig,
     endpoints: Vec<UpstreamEndpoint>,
     metrics: Arc<Metrics>,
-}
-
-impl std::fmt::Debug for Upstreams {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Upstreams")
-            .field("endpoints", &self.endpoints)
-            .finish_non_exhaustive()
-    }
 }
 
 /// A client cannot be made from these settings on this machine.
@@ -92,7 +86,7 @@ struct UpstreamCall<'a, 'd> {
 }
 
 impl UpstreamCall<'_, '_> {
-    fn end(&mut self, error_type: Option<&'static str>, answer: Option<&UpstreamAnswer>) {
+    fn end(&mut self, error_type: Option<&'static str>, answer: Option<&Completion>) {
         self.is_over = true;
         let labels = self.endpoint.labels();
         if let Some(first_at) = self.deltas.first_at() {
@@ -174,9 +168,13 @@ impl Upstreams {
         for (at, endpoint) in self.endpoints.iter().enumerate() {
             let others = &self.endpoints[at + 1..];
             match self.ask(endpoint, others, &mut call).await {
-                Ok(answer) => {
+                Ok(mut answer) => {
                     call.end(None, Some(&answer));
-                    return Ok(completion(answer, endpoint, call.began));
+                    if answer.model.is_empty() {
+                        answer.model.clone_from(&endpoint.config.model);
+                    }
+                    answer.upstream_duration = call.began.elapsed();
+                    return Ok(answer);
                 }
                 Err(NoAnswer::Refused(more)) => {
                     wait = Some(wait.map_or(more, |wait| wait.min(more)));
@@ -203,7 +201,7 @@ impl Upstreams {
         endpoint: &'a UpstreamEndpoint,
         others: &[UpstreamEndpoint],
         call: &mut UpstreamCall<'a, '_>,
-    ) -> Result<UpstreamAnswer, NoAnswer> {
+    ) -> Result<Completion, NoAnswer> {
         let is_streamed = call.deltas.is_streamed();
         let prompts = [
             call.prompt,
@@ -242,20 +240,28 @@ impl Upstreams {
             };
             call.attempts += 1;
             call.endpoint = endpoint;
-            let mut attempt = UpstreamAttempt::new(endpoint, call.attempts, limits, permit);
+            let span = tracing::error_span!(
+                "attempt",
+                attempt = call.attempts,
+                upstream = endpoint.name,
+                status = tracing::field::Empty,
+                upstream_request_id = tracing::field::Empty,
+            );
+            let mut attempt = UpstreamAttempt::new(endpoint, limits, permit);
             let answer = attempt
                 .run(body.clone(), &mut call.deltas, &mut call.memory)
+                .instrument(span.clone())
                 .await;
             // If other attempts have used up the time, its end says nothing about this upstream.
             let is_short = call.attempts > 1 && limits.first_token_by > whole_by.0;
-            let outcome = outcome(&answer, attempt.is_alive(), is_short);
-            if attempt.skipped() > 0 {
+            let outcome = outcome(&answer, attempt.is_alive, is_short);
+            if attempt.skipped > 0 {
                 self.metrics
                     .upstream_events_skipped
                     .with_label_values(&[&endpoint.name])
-                    .inc_by(attempt.skipped());
+                    .inc_by(attempt.skipped);
             }
-            attempt.settle(&answer, outcome, chance(), &prompts);
+            span.in_scope(|| attempt.settle(&answer, outcome, chance(), &prompts));
             let fault = match answer {
                 Ok(answer) => return Ok(answer),
                 Err(fault) => fault,
@@ -322,14 +328,7 @@ pub fn read_answer<'a>(
     }
     let answer = reader.finish(end).map(|(answer, rest)| {
         deltas.push_str(&rest);
-        Completion {
-            text: answer.text,
-            model: answer.model.unwrap_or_default(),
-            finish_reason: answer.finish_reason,
-            prompt_tokens: answer.prompt_tokens,
-            completion_tokens: answer.completion_tokens,
-            upstream_duration: Duration::ZERO,
-        }
+        answer
     });
     AnswerReading {
         deltas,
@@ -340,37 +339,22 @@ pub fn read_answer<'a>(
 
 /// What an attempt shows about its upstream. The deadline of the whole call is the client's. If it
 /// has passed, that is a failure only of an upstream that had enough time and did not even begin.
-fn outcome(
-    answer: &Result<UpstreamAnswer, Fault>,
-    is_alive: bool,
-    is_short: bool,
-) -> AttemptOutcome {
-    match answer {
-        Ok(_) => AttemptOutcome::Success,
-        Err(fault) if fault.kind == FaultKind::TotalTimeout && is_alive => AttemptOutcome::Success,
-        Err(fault)
-            if matches!(
-                fault.kind,
-                FaultKind::TotalTimeout | FaultKind::AnswerTimeout
-            ) && is_short =>
-        {
-            AttemptOutcome::Unknown
-        }
-        Err(fault) if fault.is_outage() => AttemptOutcome::Failure,
-        Err(_) => AttemptOutcome::Success,
-    }
-}
-
-fn completion(answer: UpstreamAnswer, endpoint: &UpstreamEndpoint, began: Instant) -> Completion {
-    Completion {
-        text: answer.text,
-        model: answer
-            .model
-            .unwrap_or_else(|| endpoint.config.model.clone()),
-        finish_reason: answer.finish_reason,
-        prompt_tokens: answer.prompt_tokens,
-        completion_tokens: answer.completion_tokens,
-        upstream_duration: began.elapsed(),
+fn outcome(answer: &Result<Completion, Fault>, is_alive: bool, is_short: bool) -> AttemptOutcome {
+    let Err(fault) = answer else {
+        return AttemptOutcome::Success;
+    };
+    let is_late = matches!(
+        fault.kind,
+        FaultKind::TotalTimeout | FaultKind::AnswerTimeout
+    );
+    if fault.kind == FaultKind::TotalTimeout && is_alive {
+        AttemptOutcome::Success
+    } else if is_late && is_short {
+        AttemptOutcome::Unknown
+    } else if fault.is_outage() {
+        AttemptOutcome::Failure
+    } else {
+        AttemptOutcome::Success
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use hyper::HeaderMap;
 use hyper::header::RETRY_AFTER;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 /// The longest wait before the first retry. It doubles with each further one, up to
 /// [`LONGEST_BACKOFF`].
@@ -93,13 +93,13 @@ impl RetryBudget {
 
     /// Notes the first attempt of a call.
     pub fn note_call(&self) {
-        let mut bucket = self.lock();
+        let mut bucket = self.0.lock();
         bucket.tokens = (bucket.tokens + PER_CALL).min(CAPACITY);
     }
 
     /// Takes one retry. Returns false if there is none.
     pub fn take(&self, now: Instant) -> bool {
-        let mut bucket = self.lock();
+        let mut bucket = self.0.lock();
         let passed = now.saturating_duration_since(bucket.filled_at);
         bucket.filled_at = bucket.filled_at.max(now);
         bucket.tokens = (bucket.tokens + passed.as_secs_f64() * PER_SECOND).min(CAPACITY);
@@ -108,10 +108,6 @@ impl RetryBudget {
             bucket.tokens -= 1.0;
         }
         is_allowed
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Bucket> {
-        self.0.lock()
     }
 }
 

@@ -1,25 +1,26 @@
 //! Connections to one upstream: pooled, over TLS if the address says so, made within a deadline,
 //! and only to permitted addresses.
 
-use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::{Request, Response, Uri};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::{HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
 use hyper_util::client::legacy::connect::{HttpConnector, capture_connection};
 use hyper_util::client::legacy::{Client, Error};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::{ClientConfig, RootCertStore};
-use tower::Service;
+use tokio::net::TcpStream;
+use tower::timeout::Timeout;
+use tower::timeout::error::Elapsed;
+use tower::util::BoxCloneSyncService;
+use tower::{BoxError, Service};
 
 use super::fault::FaultKind;
 use crate::config::is_private;
@@ -38,22 +39,22 @@ const EARLY: Duration = Duration::from_secs(2);
 /// How often a silent connection is probed, so that a lost connection is noticed.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
-type BoxFuture<T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
-type Tls = HttpsConnector<HttpConnector<Resolver>>;
+/// Connects within a deadline that covers name lookup, TCP and TLS.
+type Connector = BoxCloneSyncService<Uri, MaybeHttpsStream<TokioIo<TcpStream>>, BoxError>;
 
 /// Sends requests to one upstream over its connections.
 #[derive(Clone, Debug)]
-pub struct Transport(Client<DeadlineConnector, Full<Bytes>>);
+pub struct Transport(Client<Connector, Full<Bytes>>);
 
 impl Transport {
     /// Connections that trust `tls`, made within `connect_timeout`. Without TLS, only private
     /// addresses are permitted.
     pub fn new(tls: Arc<ClientConfig>, is_https: bool, connect_timeout: Duration) -> Self {
-        let resolver = Resolver {
-            inner: GaiResolver::new(),
-            only_private: !is_https,
-        };
+        let mut system = GaiResolver::new();
+        let resolver = tower::service_fn(move |name: Name| {
+            let lookup = system.call(name);
+            async move { allowed(lookup.await?.collect(), !is_https) }
+        });
         let tcp = tcp_connector(resolver, connect_timeout);
         let builder = HttpsConnectorBuilder::new().with_tls_config(tls.as_ref().clone());
         let builder = if is_https {
@@ -61,10 +62,8 @@ impl Transport {
         } else {
             builder.https_or_http()
         };
-        let connector = DeadlineConnector {
-            inner: builder.enable_http1().wrap_connector(tcp),
-            timeout: connect_timeout,
-        };
+        let connector = builder.enable_http1().wrap_connector(tcp);
+        let connector = Connector::new(Timeout::new(connector, connect_timeout));
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
@@ -107,7 +106,7 @@ fn tcp_connector<R>(resolver: R, timeout: Duration) -> HttpConnector<R> {
 
 fn kind(error: &Error, is_early: bool) -> FaultKind {
     if error.is_connect() {
-        let is_late = find::<ConnectTimedOut>(error).is_some()
+        let is_late = find::<Elapsed>(error).is_some()
             || find::<io::Error>(error).is_some_and(|io| io.kind() == io::ErrorKind::TimedOut);
         return match is_late {
             true => FaultKind::ConnectTimeout,
@@ -159,60 +158,8 @@ fn tls_with(roots: RootCertStore) -> Result<ClientConfig, rustls::Error> {
         .with_no_client_auth())
 }
 
-/// Name lookup, TCP and TLS took too long.
-#[derive(Debug, thiserror::Error)]
-#[error("no connection in time")]
-struct ConnectTimedOut;
-
-/// Connects within a deadline that covers name lookup, TCP and TLS.
-#[derive(Clone, Debug)]
-struct DeadlineConnector {
-    inner: Tls,
-    timeout: Duration,
-}
-
-impl Service<Uri> for DeadlineConnector {
-    type Response = <Tls as Service<Uri>>::Response;
-    type Error = BoxError;
-    type Future = BoxFuture<Self::Response, BoxError>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, uri: Uri) -> Self::Future {
-        let connecting = tokio::time::timeout(self.timeout, self.inner.call(uri));
-        Box::pin(async { connecting.await.map_err(|_| ConnectTimedOut)? })
-    }
-}
-
-/// Looks names up. Without TLS, it refuses a name with a public address. This happens for each
-/// connection, so a name whose address changes later is refused too.
-#[derive(Clone, Debug)]
-struct Resolver {
-    inner: GaiResolver,
-    only_private: bool,
-}
-
-impl Service<Name> for Resolver {
-    type Response = std::vec::IntoIter<SocketAddr>;
-    type Error = io::Error;
-    type Future = BoxFuture<Self::Response, io::Error>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, name: Name) -> Self::Future {
-        let only_private = self.only_private;
-        let lookup = self.inner.call(name);
-        Box::pin(async move {
-            let addresses: Vec<SocketAddr> = lookup.await?.collect();
-            allowed(addresses, only_private)
-        })
-    }
-}
-
+/// The addresses of a name. Without TLS it refuses a name with a public address. This happens for
+/// each connection, so a name whose address changes later is refused too.
 fn allowed(
     addresses: Vec<SocketAddr>,
     only_private: bool,
@@ -230,25 +177,6 @@ fn allowed(
 mod tests {
     use super::*;
 
-    /// A name with two addresses, of which the first does not respond.
-    #[derive(Clone)]
-    struct Twofold;
-
-    impl Service<Name> for Twofold {
-        type Response = std::vec::IntoIter<SocketAddr>;
-        type Error = io::Error;
-        type Future = std::future::Ready<io::Result<Self::Response>>;
-
-        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
-        }
-
-        fn call(&mut self, _: Name) -> Self::Future {
-            let addresses = [[127, 0, 0, 2], [127, 0, 0, 1]].map(|ip| SocketAddr::from((ip, 0)));
-            std::future::ready(Ok(Vec::from(addresses).into_iter()))
-        }
-    }
-
     #[tokio::test]
     async fn one_dead_address_of_several_leaves_time_for_the_next() {
         let alive = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -262,7 +190,12 @@ mod tests {
         let _held: Vec<_> = (0..4)
             .map_while(|_| std::net::TcpStream::connect_timeout(&address, wait).ok())
             .collect();
-        let mut connector = tcp_connector(Twofold, Duration::from_secs(1));
+        // A name with two addresses, of which the first does not respond.
+        let twofold = tower::service_fn(|_: Name| {
+            let addresses = [[127, 0, 0, 2], [127, 0, 0, 1]].map(|ip| SocketAddr::from((ip, 0)));
+            std::future::ready(Ok::<_, io::Error>(Vec::from(addresses).into_iter()))
+        });
+        let mut connector = tcp_connector(twofold, Duration::from_secs(1));
         let uri = format!("http://upstream.example:{port}").parse().unwrap();
         let connecting = tokio::time::timeout(Duration::from_secs(1), connector.call(uri));
         assert!(connecting.await.unwrap().is_ok());

@@ -1,10 +1,10 @@
 //! A short-lived cache of accounts, so that not every request asks the store whether its user still
 //! exists.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hashlink::LinkedHashMap;
 use parking_lot::Mutex;
 
 use crate::domain::{User, UserId};
@@ -14,15 +14,14 @@ use crate::store::AccountStore;
 /// How old an entry may be. A disabled account or a changed password takes effect within this time
 /// plus one request, on every process that shares the store; the contract allows 5 s.
 const MAX_AGE: Duration = Duration::from_secs(2);
-/// The most entries. Beyond it the outdated entries are removed, and all entries if none is
-/// outdated.
+/// The most entries. Beyond it the entry that was read first is removed.
 const CAPACITY: usize = 10_000;
 
 /// Accounts by id, each read at most two seconds ago. A missing account is not remembered: it is
 /// rare, and the account may be created.
 #[derive(Default)]
 pub struct KnownUsers {
-    users: Mutex<HashMap<UserId, (Arc<User>, Instant)>>,
+    users: Mutex<LinkedHashMap<UserId, (Arc<User>, Instant)>>,
 }
 
 impl KnownUsers {
@@ -46,13 +45,10 @@ impl KnownUsers {
             return Ok(None);
         };
         let mut users = self.users.lock();
-        if users.len() >= CAPACITY && !users.contains_key(&id) {
-            users.retain(|_, (_, read_at)| now.saturating_duration_since(*read_at) < MAX_AGE);
-            if users.len() >= CAPACITY {
-                users.clear();
-            }
-        }
         users.insert(id, (Arc::clone(&user), now));
+        if users.len() > CAPACITY {
+            users.pop_front();
+        }
         Ok(Some(user))
     }
 

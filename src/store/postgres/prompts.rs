@@ -236,9 +236,9 @@ impl PromptStore for PostgresStore {
             }
         };
         for row in &rows {
-            let vector: HalfVector = get(row, 2)?;
-            page.ids
-                .push((UserId(get(row, 0)?), PromptId(get(row, 1)?)));
+            let vector: HalfVector = get(row, "embedding")?;
+            let (user_id, prompt_id) = (get(row, "user_id")?, get(row, "prompt_id")?);
+            page.ids.push((UserId(user_id), PromptId(prompt_id)));
             page.f16_bytes
                 .extend(vector.as_slice().iter().flat_map(|half| half.to_le_bytes()));
         }
@@ -256,8 +256,8 @@ impl PromptStore for PostgresStore {
             Some(owner) => {
                 connection
                     .query(
-                        "SELECT (SELECT count(*) FROM prompt_embedding WHERE model_id = $1 AND user_id = $2),
-                                (SELECT count(*) FROM prompt WHERE user_id = $2 AND status = 'completed')",
+                        "SELECT (SELECT count(*) FROM prompt_embedding WHERE model_id = $1 AND user_id = $2) AS embedded,
+                                (SELECT count(*) FROM prompt WHERE user_id = $2 AND status = 'completed') AS completed",
                         &[&number, &owner.0],
                     )
                     .await?
@@ -265,21 +265,21 @@ impl PromptStore for PostgresStore {
             None => {
                 connection
                     .query(
-                        "SELECT (SELECT count(*) FROM prompt_embedding WHERE model_id = $1),
-                                (SELECT count(*) FROM prompt WHERE status = 'completed')",
+                        "SELECT (SELECT count(*) FROM prompt_embedding WHERE model_id = $1) AS embedded,
+                                (SELECT count(*) FROM prompt WHERE status = 'completed') AS completed",
                         &[&number],
                     )
                     .await?
             }
         };
         let row = one(row)?;
-        let count = |at| {
-            get::<i64>(&row, at)
+        let count = |name| {
+            get::<i64>(&row, name)
                 .and_then(|count| u64::try_from(count).map_err(|_| Defect::UnknownValue.into()))
         };
         Ok(Coverage {
-            embedded: count(0)?,
-            completed: count(1)?,
+            embedded: count("embedded")?,
+            completed: count("completed")?,
         })
     }
 
@@ -293,11 +293,11 @@ impl PromptStore for PostgresStore {
         // No row has the number NULL, so every prompt lacks a vector of an unknown model.
         let number = self.models.find(&mut connection, model).await?;
         let ends = connection
-            .query("SELECT min(id), max(id) FROM prompt", &[])
+            .query("SELECT min(id) AS first, max(id) AS last FROM prompt", &[])
             .await?;
         let ends = one(ends)?;
-        let (Some(first), Some(last)) =
-            (get::<Option<i64>>(&ends, 0)?, get::<Option<i64>>(&ends, 1)?)
+        let (Some(first), Some(last)): (Option<i64>, Option<i64>) =
+            (get(&ends, "first")?, get(&ends, "last")?)
         else {
             return Ok(Vec::new());
         };
@@ -366,7 +366,7 @@ impl PromptStore for PostgresStore {
             .await?;
         let stored: HashSet<PromptId> = stored
             .iter()
-            .map(|row| get(row, 0).map(PromptId))
+            .map(|row| get(row, "prompt_id").map(PromptId))
             .collect::<Result<_, _>>()?;
         let given = rows.iter().map(|(id, _)| *id);
         Ok(given.filter(|id| stored.contains(id)).collect())

@@ -90,8 +90,10 @@ impl Choice {
         let mut repeated = Self::default();
         let has_text = repeated.take_part(message);
         let repeated = repeated.text.finish();
-        if let Some(rest) = repeated.strip_prefix(self.text.as_str()) {
-            self.text.push_bytes(rest.as_bytes());
+        if let Some(rest) = repeated.strip_prefix(self.text.as_str())
+            && !rest.is_empty()
+        {
+            self.text.push_str(rest);
         }
         has_text
     }
@@ -124,7 +126,8 @@ impl Choice {
         } else if self.take_listed(content) {
             true
         } else if content.is_number() || is_untyped(content) {
-            self.text.push_bytes(content.bytes());
+            self.text
+                .push_str(&String::from_utf8_lossy(content.bytes()));
             true
         } else {
             false

@@ -26,6 +26,9 @@ pub enum Item<'a> {
     Unreadable,
 }
 
+/// Takes each item. It returns whether the item has a choice, or an error that ends the reading.
+pub type Sink<'a> = dyn FnMut(Item<'_>) -> Result<bool, FaultKind> + 'a;
+
 /// A JSON object.
 #[derive(Debug)]
 pub struct Document<'a> {
@@ -63,9 +66,8 @@ pub enum Origin {
     Plain,
 }
 
-/// Splits a body into items. Pieces of the body may end anywhere: in a line ending, in a character.
-///
-/// Items go to a sink. It returns whether the item has a choice, or an error that ends the reading.
+/// Splits a body into items, which go to a [`Sink`]. Pieces of the body may end anywhere: in a line
+/// ending, in a character.
 #[derive(Debug)]
 pub struct BodySplitter {
     /// Bytes that a line and an incomplete object may have together.
@@ -109,11 +111,7 @@ impl BodySplitter {
     ///
     /// # Errors
     /// `TooLong`, or the first error of the sink.
-    pub fn feed(
-        &mut self,
-        mut piece: &[u8],
-        sink: &mut impl FnMut(Item<'_>) -> Result<bool, FaultKind>,
-    ) -> Result<(), FaultKind> {
+    pub fn feed(&mut self, mut piece: &[u8], sink: &mut Sink<'_>) -> Result<(), FaultKind> {
         while !piece.is_empty() {
             piece = if self.is_in_plain_object() {
                 self.feed_object(piece, sink)?
@@ -129,10 +127,7 @@ impl BodySplitter {
     ///
     /// # Errors
     /// As [`Self::feed`].
-    pub fn finish(
-        &mut self,
-        sink: &mut impl FnMut(Item<'_>) -> Result<bool, FaultKind>,
-    ) -> Result<(), FaultKind> {
+    pub fn finish(&mut self, sink: &mut Sink<'_>) -> Result<(), FaultKind> {
         let line = std::mem::take(&mut self.line);
         self.take_line(&line, sink)?;
         self.abandon(sink)
@@ -142,7 +137,7 @@ impl BodySplitter {
     fn feed_object<'a>(
         &mut self,
         piece: &'a [u8],
-        sink: &mut impl FnMut(Item<'_>) -> Result<bool, FaultKind>,
+        sink: &mut Sink<'_>,
     ) -> Result<&'a [u8], FaultKind> {
         // Mostly the whole object is in one piece.
         if !self.nesting.is_open()
@@ -171,7 +166,7 @@ impl BodySplitter {
     fn skip_line<'a>(
         &mut self,
         piece: &'a [u8],
-        sink: &mut impl FnMut(Item<'_>) -> Result<bool, FaultKind>,
+        sink: &mut Sink<'_>,
     ) -> Result<&'a [u8], FaultKind> {
         self.nesting = Nesting::checked();
         self.line = std::mem::take(&mut self.object);
@@ -189,7 +184,7 @@ impl BodySplitter {
     fn feed_line<'a>(
         &mut self,
         mut piece: &'a [u8],
-        sink: &mut impl FnMut(Item<'_>) -> Result<bool, FaultKind>,
+        sink: &mut Sink<'_>,
     ) -> Result<&'a [u8], FaultKind> {
         if std::mem::take(&mut self.after_cr) {
             piece = piece.strip_prefix(b"\n").unwrap_or(piece);
@@ -227,11 +222,7 @@ impl BodySplitter {
     }
 
     /// Takes a complete line, without its line ending and without the blanks before it.
-    fn take_line(
-        &mut self,
-        line: &[u8],
-        sink: &mut impl FnMut(Item<'_>) -> Result<bool, FaultKind>,
-    ) -> Result<(), FaultKind> {
+    fn take_line(&mut self, line: &[u8], sink: &mut Sink<'_>) -> Result<(), FaultKind> {
         if line.is_empty() {
             return self.abandon(sink);
         }
@@ -251,11 +242,7 @@ impl BodySplitter {
 
     /// Takes the first line of an event's data. An object goes to the sink as soon as it is
     /// complete, because some servers send no blank line after it.
-    fn take_data(
-        &mut self,
-        data: &[u8],
-        sink: &mut impl FnMut(Item<'_>) -> Result<bool, FaultKind>,
-    ) -> Result<(), FaultKind> {
+    fn take_data(&mut self, data: &[u8], sink: &mut Sink<'_>) -> Result<(), FaultKind> {
         let (mut rest, _) = take_complete(data, Origin::Event, sink)?;
         // Some proxies lose the line endings between two events.
         while let Some(next) = data_of(rest) {
@@ -276,11 +263,7 @@ impl BodySplitter {
     }
 
     /// Adds a line of data to the object of an event, which begins with it or is open.
-    fn extend_event(
-        &mut self,
-        data: &[u8],
-        sink: &mut impl FnMut(Item<'_>) -> Result<bool, FaultKind>,
-    ) -> Result<(), FaultKind> {
+    fn extend_event(&mut self, data: &[u8], sink: &mut Sink<'_>) -> Result<(), FaultKind> {
         if !self.object.is_empty() {
             self.extend_object(b"\n")?;
         }
@@ -304,10 +287,7 @@ impl BodySplitter {
 
     /// Gives up an object that is not complete. Its lines may be several objects, of which only one
     /// is incomplete. Otherwise its beginning may have all that is needed.
-    fn abandon(
-        &mut self,
-        sink: &mut impl FnMut(Item<'_>) -> Result<bool, FaultKind>,
-    ) -> Result<(), FaultKind> {
+    fn abandon(&mut self, sink: &mut Sink<'_>) -> Result<(), FaultKind> {
         if !self.nesting.is_open() {
             return Ok(());
         }
@@ -352,7 +332,7 @@ impl BodySplitter {
 fn take_complete<'a>(
     data: &'a [u8],
     origin: Origin,
-    sink: &mut impl FnMut(Item<'_>) -> Result<bool, FaultKind>,
+    sink: &mut Sink<'_>,
 ) -> Result<(&'a [u8], bool), FaultKind> {
     let (mut rest, mut has_choice) = (trim_between(data), false);
     while rest.starts_with(b"{")

@@ -13,12 +13,15 @@ mod json;
 mod nesting;
 mod text;
 
+use std::time::Duration;
+
 use self::choice::Choice;
 use self::documents::{BodySplitter, Document, Item, Origin};
 use self::error_object::reports_error;
 pub use self::json::JsonValue;
 use super::fault::FaultKind;
 use super::line::one_line;
+use crate::llm::Completion;
 
 /// Longest name of a model that is kept, in characters.
 const MODEL_CHARS: usize = 200;
@@ -29,21 +32,6 @@ const JSON_PER_TEXT: usize = 6;
 /// Bytes that a body may have for each byte of text. Servers send a few hundred with every token of
 /// a stream.
 const BODY_PER_TEXT: usize = 512;
-
-/// What an upstream answered.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct UpstreamAnswer {
-    /// The text, without NUL.
-    pub text: String,
-    /// The model, as the upstream names it.
-    pub model: Option<String>,
-    /// Why it ended.
-    pub finish_reason: Option<String>,
-    /// Tokens of the question.
-    pub prompt_tokens: Option<u32>,
-    /// Tokens of the answer.
-    pub completion_tokens: Option<u32>,
-}
 
 /// What a piece of the body brought.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -179,12 +167,12 @@ impl AnswerReader {
     }
 
     /// Ends the body. Returns the answer, and the part of its text that `new_text` has not
-    /// returned.
+    /// returned. The model is empty if the upstream does not name it.
     ///
     /// # Errors
     /// `Truncated` if the answer has begun and not ended, `Malformed` if there is none, or the
     /// error of [`Self::feed`].
-    pub fn finish(&mut self, end: BodyEnd) -> Result<(UpstreamAnswer, String), FaultKind> {
+    pub fn finish(&mut self, end: BodyEnd) -> Result<(Completion, String), FaultKind> {
         let gathered = &mut self.gathered;
         // An error of the sink is kept in `failed`; other errors are not possible here.
         let _ = self.documents.finish(&mut |item| gathered.take(item));
@@ -357,7 +345,7 @@ impl Gathered {
         }
     }
 
-    fn finish(&mut self, end: BodyEnd) -> Result<UpstreamAnswer, FaultKind> {
+    fn finish(&mut self, end: BodyEnd) -> Result<Completion, FaultKind> {
         if let Some(kind) = self.failed {
             return Err(kind);
         }
@@ -383,12 +371,13 @@ impl Gathered {
                 false => FaultKind::Malformed,
             });
         }
-        Ok(UpstreamAnswer {
+        Ok(Completion {
             text: choice.text.finish(),
-            model: self.model.take(),
+            model: self.model.take().unwrap_or_default(),
             finish_reason: choice.reason,
             prompt_tokens: self.prompt_tokens,
             completion_tokens: self.completion_tokens,
+            upstream_duration: Duration::ZERO,
         })
     }
 }

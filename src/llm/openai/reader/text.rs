@@ -1,24 +1,17 @@
 //! The text of an answer as it comes in, put together again where a server cut through a character.
 
-/// Replaces a character that cannot be read, and NUL, which not every store can keep.
-const UNREADABLE: &str = "\u{fffd}";
+use crate::domain::without_nul;
+
+/// Replaces a character that cannot be read.
+const UNREADABLE: char = '\u{fffd}';
 
 /// A text that grows piece by piece. A character may be cut anywhere between two pieces.
 #[derive(Debug, Default)]
 pub struct Text {
     whole: String,
-    begun: PartialCharacter,
-}
-
-/// The beginning of a character whose end is still to come.
-#[derive(Debug, Default)]
-enum PartialCharacter {
-    #[default]
-    Nothing,
-    /// The first half of a surrogate pair.
-    Surrogate(u16),
-    /// The first one to three bytes of its UTF-8.
-    Bytes(Vec<u8>),
+    /// The beginning of a character whose end is still to come, as it is written: the escape of the
+    /// first half of a surrogate pair, or the first one to three bytes of UTF-8.
+    begun: Vec<u8>,
 }
 
 impl Text {
@@ -29,7 +22,7 @@ impl Text {
 
     /// Its length in bytes, plus one if a character has begun. Any added text makes it longer.
     pub fn len(&self) -> usize {
-        self.whole.len() + usize::from(!matches!(self.begun, PartialCharacter::Nothing))
+        self.whole.len() + usize::from(!self.begun.is_empty())
     }
 
     /// The text at its end.
@@ -39,112 +32,70 @@ impl Text {
     }
 
     /// Adds a JSON string: what is between its quotes, as it is written.
-    pub fn push_json(&mut self, mut written: &[u8]) {
-        // Plain bytes and simple escapes are collected, and their UTF-8 is checked once.
-        let mut plain = Vec::new();
-        while let Some(at) = written.iter().position(|byte| *byte == b'\\') {
-            let (run, escape) = written.split_at(at);
-            plain.extend_from_slice(run);
-            written = match escape {
-                [_, b'u', rest @ ..] => {
-                    self.push_bytes(&plain);
-                    plain.clear();
-                    self.push_unicode_escape(rest)
+    pub fn push_json(&mut self, written: &[u8]) {
+        let mut joined = std::mem::take(&mut self.begun);
+        let mut rest = written;
+        if !joined.is_empty() {
+            joined.extend_from_slice(written);
+            rest = &joined;
+        }
+        while let Some(at) = rest.iter().position(|byte| *byte == b'\\') {
+            let (run, escape) = rest.split_at(at);
+            self.push_utf8(run);
+            self.break_off();
+            let (character, length) = match escape.get(1) {
+                Some(b'u') => match unit(escape) {
+                    Some(0xd800..0xdc00) if escape.len() == UNIT_BYTES => {
+                        self.begun = escape.to_vec();
+                        return;
+                    }
+                    Some(first) => decoded_unit(first, unit(&escape[UNIT_BYTES..])),
+                    None => (UNREADABLE, 2),
+                },
+                Some(b'b') => ('\u{8}', 2),
+                Some(b'f') => ('\u{c}', 2),
+                Some(b'n') => ('\n', 2),
+                Some(b'r') => ('\r', 2),
+                Some(b't') => ('\t', 2),
+                Some(b'\\') => ('\\', 2),
+                // Anything that needs no escape stands for itself.
+                Some(_) | None => {
+                    rest = &escape[1..];
+                    continue;
                 }
-                [_, kind, rest @ ..] => {
-                    plain.push(unescaped(*kind));
-                    rest
-                }
-                _ => b"",
             };
+            self.whole.push(character);
+            rest = &escape[length..];
         }
-        if plain.is_empty() {
-            self.push_bytes(written);
-        } else {
-            plain.extend_from_slice(written);
-            self.push_bytes(&plain);
-        }
+        self.push_utf8(rest);
     }
 
-    /// Adds bytes of UTF-8.
-    pub fn push_bytes(&mut self, bytes: &[u8]) {
-        if bytes.is_empty() {
-            return;
-        }
-        match std::mem::take(&mut self.begun) {
-            PartialCharacter::Nothing => self.push_utf8(bytes),
-            PartialCharacter::Surrogate(_) => {
-                self.whole.push_str(UNREADABLE);
-                self.push_utf8(bytes);
-            }
-            PartialCharacter::Bytes(mut begun) => {
-                begun.extend_from_slice(bytes);
-                self.push_utf8(&begun);
-            }
-        }
+    /// Adds text that is decoded already.
+    pub fn push_str(&mut self, text: &str) {
+        self.break_off();
+        self.whole.push_str(&without_nul(text.to_owned()));
     }
 
     fn push_utf8(&mut self, bytes: &[u8]) {
+        // The check of a whole text is several times faster than the division into chunks.
         if let Ok(text) = std::str::from_utf8(bytes) {
-            self.push_str(text);
-            return;
+            return self.push_str(text);
         }
-        let mut chunks = bytes.utf8_chunks().peekable();
-        while let Some(chunk) = chunks.next() {
+        for chunk in bytes.utf8_chunks() {
             self.push_str(chunk.valid());
-            let invalid = chunk.invalid();
-            let is_begun = chunks.peek().is_none()
-                && std::str::from_utf8(invalid).is_err_and(|error| error.error_len().is_none());
-            if is_begun {
-                self.begun = PartialCharacter::Bytes(invalid.to_vec());
-            } else if !invalid.is_empty() {
-                self.whole.push_str(UNREADABLE);
-            }
+            self.begun.extend_from_slice(chunk.invalid());
         }
-    }
-
-    fn push_str(&mut self, text: &str) {
-        if text.contains('\0') {
-            self.whole.push_str(&text.replace('\0', UNREADABLE));
-        } else {
-            self.whole.push_str(text);
-        }
-    }
-
-    /// Adds the unit that the digits at the start of `written` stand for. Returns the bytes after
-    /// them.
-    fn push_unicode_escape<'a>(&mut self, written: &'a [u8]) -> &'a [u8] {
-        let Some((unit, rest)) = hex(written) else {
+        let is_begun = |error: std::str::Utf8Error| error.error_len().is_none();
+        if !std::str::from_utf8(&self.begun).is_err_and(is_begun) {
             self.break_off();
-            self.whole.push_str(UNREADABLE);
-            return written;
-        };
-        self.push_unit(unit);
-        rest
-    }
-
-    /// Adds a unit of UTF-16.
-    fn push_unit(&mut self, unit: u16) {
-        if let PartialCharacter::Surrogate(first) = self.begun
-            && let Some(Ok(character)) = char::decode_utf16([first, unit]).next()
-        {
-            self.begun = PartialCharacter::Nothing;
-            self.whole.push(character);
-            return;
-        }
-        self.break_off();
-        match char::from_u32(u32::from(unit)) {
-            Some('\0') => self.whole.push_str(UNREADABLE),
-            Some(character) => self.whole.push(character),
-            None if unit < 0xdc00 => self.begun = PartialCharacter::Surrogate(unit),
-            None => self.whole.push_str(UNREADABLE),
         }
     }
 
     /// Replaces a character that has only begun.
     fn break_off(&mut self) {
-        if !matches!(std::mem::take(&mut self.begun), PartialCharacter::Nothing) {
-            self.whole.push_str(UNREADABLE);
+        if !self.begun.is_empty() {
+            self.begun.clear();
+            self.whole.push(UNREADABLE);
         }
     }
 }
@@ -156,27 +107,25 @@ pub fn decoded(written: &[u8]) -> String {
     text.finish()
 }
 
-/// The byte that an escape stands for. Anything that needs no escape stands for itself; it may be
-/// the first byte of a character.
-fn unescaped(kind: u8) -> u8 {
-    match kind {
-        b'b' => 0x08,
-        b'f' => 0x0c,
-        b'n' => b'\n',
-        b'r' => b'\r',
-        b't' => b'\t',
-        _ => kind,
-    }
+/// Bytes of an escaped unit of UTF-16, such as `\u00e9`.
+const UNIT_BYTES: usize = 6;
+
+/// The unit of UTF-16 whose escape stands at the start of `written`.
+fn unit(written: &[u8]) -> Option<u16> {
+    let mut digits = written.strip_prefix(br"\u")?.get(..4)?.iter();
+    digits.try_fold(0, |unit, digit| {
+        let digit = char::from(*digit).to_digit(16)?;
+        Some(unit << 4 | digit as u16)
+    })
 }
 
-/// Four hexadecimal digits, and what comes after them.
-fn hex(written: &[u8]) -> Option<(u16, &[u8])> {
-    let (digits, rest) = written.split_at_checked(4)?;
-    let digits = std::str::from_utf8(digits).ok()?;
-    // The standard library would take a sign too.
-    let is_hex = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
-    let unit = u16::from_str_radix(digits, 16).ok().filter(|_| is_hex)?;
-    Some((unit, rest))
+/// The character that begins with the unit `first`, and the bytes that it was read from.
+fn decoded_unit(first: u16, second: Option<u16>) -> (char, usize) {
+    let units = [first].into_iter().chain(second);
+    match char::decode_utf16(units).next() {
+        Some(Ok(c)) if c != '\0' => (c, UNIT_BYTES * c.len_utf16()),
+        _ => (UNREADABLE, UNIT_BYTES),
+    }
 }
 
 #[cfg(test)]
