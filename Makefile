@@ -18,7 +18,7 @@ FUZZ ?=
 # Suites that need only the address of a service, and so run unchanged on replicas.
 SAME_ON_REPLICAS := $(addprefix tests/python/test_,recorded_errors.py simplejwt.py metrics.py schema.py secrecy.py undisturbed.py attacks_logins.py)
 
-.PHONY: help run build fmt check test test-rust test-service soak fuzz bench bench-engine bench-search bench-store bench-streams bench-service test-servers python-env test-deploy python-env-deploy test-litellm test-replicas bench-replicas bench-import bench-move python-env-litellm
+.PHONY: help run build fmt check test test-rust test-service soak fuzz bench bench-engine bench-search bench-store bench-streams bench-service bench-posts test-servers python-env test-deploy python-env-deploy test-litellm test-replicas bench-replicas bench-import bench-move python-env-litellm
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -73,7 +73,7 @@ soak: build python-env ## kill -9 under load and during calls KILL_ROUNDS (50) t
 fuzz: ## fuzz each target for FUZZ_SECONDS (60), or those that FUZZ names; needs a nightly toolchain
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTHON) fuzz/run.py $(FUZZ)
 
-bench: bench-engine bench-search bench-store bench-streams bench-service bench-replicas ## every measurement: engine, search, store, streams, service, replicas, beside what each is compared with
+bench: bench-engine bench-search bench-store bench-streams bench-service bench-posts bench-replicas ## every measurement: engine, search, store, streams, service, replicas, beside what each is compared with
 
 bench-engine: ## the model alone, beside ONNX Runtime's int8 (fetches it)
 	benches/engine.sh
@@ -92,6 +92,9 @@ bench-service: build python-env ## the release binary under load, beside the sys
 
 test-servers:
 	@$(PYTHON) tests/tools/test_servers.py postgres postgres18 redis >/dev/null
+
+bench-posts: build python-env ## posts a second with the mock and an upstream that answers at once (BEFORE=binary: beside another build; BENCH=--short)
+	$(VENV) benches/posts.py $(if $(BEFORE),--before $(BEFORE)) $(BENCH)
 
 bench-replicas: build python-env ## one and two replicas on a Postgres, and searches among 1,000,000 rows in it (BENCH=--short: only checks that it works)
 	$(VENV) benches/replicas.py $(BENCH)

@@ -14,7 +14,7 @@ struct Case {
 /// The lines of a file of `tests/reference`.
 fn cases(file: &str) -> Vec<Case> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/reference")
+        .join("../../tests/reference")
         .join(file);
     let text = std::fs::read_to_string(path).unwrap();
     text.lines()
