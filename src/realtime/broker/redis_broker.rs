@@ -245,7 +245,7 @@ impl BrokerState {
     /// again could double events. Instead, all its users count as having missed something: here at
     /// once, and on the other replicas with the next batch.
     async fn send(&self, batch: EventBatch) {
-        let mut publication = self.publish.on(&self.probe);
+        let mut publication = self.publish.key(&self.probe);
         publication.arg(&self.channel);
         match &batch.missed {
             Missed::Users(users) => {
