@@ -1,6 +1,5 @@
 //! Which store stands behind the use cases, and what each kind needs besides: a lock, an index, something to load.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,7 +43,9 @@ impl Store {
     pub async fn open(config: &StoreConfig, dimension: Option<usize>) -> anyhow::Result<Self> {
         Ok(match config {
             StoreConfig::Sqlite { path, .. } => {
-                let store = Arc::new(open_sqlite(path)?);
+                let store = SqliteStore::open(path, sqlite::OpenOptions::default())
+                    .with_context(|| format!("DATABASE_URL: {}", path.display()))?;
+                let store = Arc::new(store);
                 Self {
                     accounts: Arc::clone(&store) as _,
                     prompts: Arc::clone(&store) as _,
@@ -178,11 +179,6 @@ pub(super) fn absent(config: &StoreConfig) -> anyhow::Error {
             "DATABASE_URL: the database holds no store; name the database that the server uses"
         ),
     }
-}
-
-fn open_sqlite(path: &Path) -> anyhow::Result<SqliteStore> {
-    SqliteStore::open(path, sqlite::OpenOptions::default())
-        .with_context(|| format!("DATABASE_URL: {}", path.display()))
 }
 
 /// Takes the data folder and the database file, where that is SQLite's: either alone would let a second server in that names the same

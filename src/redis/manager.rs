@@ -83,14 +83,9 @@ impl Connection {
             Ok(Err(error)) => return Err(ConnectError::Failed(ErrorSummary::from(&error))),
             Err(_) => return Err(ConnectError::TimedOut(config.patience)),
         }
-        let stop = state.stop.clone();
         let kept = Arc::clone(&state);
-        state.tasks.spawn(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = kept.keep() => {}
-            }
-        });
+        let keep = async move { kept.stop.run_until_cancelled(kept.keep()).await };
+        state.tasks.spawn(keep);
         let connection = Self(Arc::clone(&state));
         Ok((connection, ConnectionManager { state }))
     }
