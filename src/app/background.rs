@@ -49,10 +49,8 @@ impl App {
             let mut store = StoreHealth::Ok;
             while ticks.next().await {
                 // A store that does not respond must not delay the stop.
-                tokio::select! {
-                    () = stop.cancelled() => break,
-                    now = health.watch_store(store) => store = now,
-                }
+                let watched = stop.run_until_cancelled(health.watch_store(store)).await;
+                store = watched.unwrap_or(store);
             }
         });
 
@@ -72,10 +70,8 @@ impl App {
         tasks.spawn(async move {
             while ticks.next().await {
                 // An upstream that does not respond must not delay the stop.
-                tokio::select! {
-                    () = stop.cancelled() => break,
-                    () = check_upstream::warn_of_endings(&llm) => {}
-                }
+                stop.run_until_cancelled(check_upstream::warn_of_endings(&llm))
+                    .await;
             }
         });
 
@@ -108,10 +104,8 @@ impl Ticks {
 
     /// Waits for the next; false once the service stops.
     async fn next(&mut self) -> bool {
-        tokio::select! {
-            () = self.stop.cancelled() => false,
-            _ = self.interval.tick() => true,
-        }
+        let tick = self.stop.run_until_cancelled(self.interval.tick());
+        tick.await.is_some()
     }
 }
 

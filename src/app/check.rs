@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 
-use super::preflight::{Finding, Preflight, Step};
+use super::preflight::{Finding, Preflight, STEPS, Step};
 use super::{check_upstream, health_check};
 use crate::config::{self, Config, StoreConfig};
 use crate::store::{postgres, sqlite};
@@ -38,10 +38,10 @@ pub async fn run(
     let mut preflight = Preflight::new(&config, Arc::new(Metrics::new()));
     let mut is_served = false;
     let mut faults = 0;
-    for step in Step::ALL {
+    for (step, name) in STEPS {
         let mut found = vec![preflight.look(step).await];
         if step == Step::Upstream
-            && let (Some(client), Some(upstream)) = (preflight.llm(), &config.upstream)
+            && let (Some(client), Some(upstream)) = (&preflight.llm, &config.upstream)
         {
             let asked = check_upstream::findings(client, upstream, upstream_must_be_right).await;
             found = asked.into_iter().map(|finding| finding.map(Some)).collect();
@@ -72,7 +72,7 @@ pub async fn run(
             } else {
                 (verdict, text)
             };
-            let _ = writeln!(out, "{verdict} {}: {text}", step.name());
+            let _ = writeln!(out, "{verdict} {name}: {text}");
             faults += usize::from(verdict == "fault");
         }
     }

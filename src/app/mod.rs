@@ -20,12 +20,12 @@ use std::time::Instant;
 use anyhow::Context;
 use axum::http::HeaderValue;
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, OptionFuture};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use self::listening::listen;
-use self::preflight::{Preflight, Ready, connection_room};
+use self::preflight::{Preflight, connection_room};
 use self::shared::Shared;
 use self::store::Store;
 use crate::api::{self, AppState, Bounds, Connections, Documents, Lifecycle, ServerDeps};
@@ -95,14 +95,19 @@ impl App {
         }
         let metrics = Arc::new(Metrics::new());
         let lifecycle = Lifecycle::default();
-        let preflight = Preflight::new(&config, Arc::clone(&metrics));
-        let Ready {
-            engine,
+        let mut preflight = Preflight::new(&config, Arc::clone(&metrics));
+        preflight.pass().await?;
+        let Preflight {
+            engine: Some(engine),
             redis,
-            llm,
-            socket,
+            llm: Some(llm),
+            socket: Some(socket),
             metrics_socket,
-        } = preflight.pass().await?;
+            ..
+        } = preflight
+        else {
+            unreachable!("every step was taken");
+        };
 
         let locks = store::lock_files(&config.store)?;
         let store = Store::open(&config.store, Some(engine.dimension())).await?;
@@ -352,11 +357,6 @@ impl App {
                 metrics_closing.clone(),
             )
         });
-        let metrics_server = async {
-            if let Some(server) = metrics_server {
-                server.await;
-            }
-        };
         let main = async {
             let ((), deadline) = tokio::join!(main, told);
             // Closing the connections does not wait for calls whose callers have disconnected.
@@ -366,7 +366,7 @@ impl App {
             lifecycle.tasks.wait().await;
             metrics_closing.cancel();
         };
-        tokio::join!(main, metrics_server);
+        tokio::join!(main, OptionFuture::from(metrics_server));
 
         if let Some(redis) = self.redis {
             redis.close().await;

@@ -10,7 +10,7 @@ use std::time::Instant;
 use anyhow::{Context, ensure};
 use tokio::net::TcpSocket;
 
-use crate::config::{Config, StoreConfig, UpstreamConfig};
+use crate::config::{Config, StoreConfig};
 use crate::data_dir::{self, DataDir, FolderState};
 use crate::embed::{Encode, Engine};
 use crate::llm;
@@ -54,55 +54,29 @@ pub(super) enum Step {
     Connections,
 }
 
-impl Step {
-    /// Every step, in the order in which they are taken. The store comes after the model, whose
-    /// vectors it must have room for.
-    pub const ALL: [Self; 9] = [
-        Self::DataFolder,
-        Self::SigningKey,
-        Self::Model,
-        Self::Store,
-        Self::Redis,
-        Self::Upstream,
-        Self::Address,
-        Self::MetricsAddress,
-        Self::Connections,
-    ];
-
-    /// The step's name, for operators.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::DataFolder => "data folder",
-            Self::SigningKey => "signing key",
-            Self::Model => "model",
-            Self::Store => "store",
-            Self::Redis => "redis",
-            Self::Upstream => "upstream",
-            Self::Address => "address",
-            Self::MetricsAddress => "metrics address",
-            Self::Connections => "connections",
-        }
-    }
-}
+/// Every step with its name for operators, in the order in which they are taken. The store comes
+/// after the model, whose vectors it must have room for.
+pub(super) const STEPS: [(Step, &str); 9] = [
+    (Step::DataFolder, "data folder"),
+    (Step::SigningKey, "signing key"),
+    (Step::Model, "model"),
+    (Step::Store, "store"),
+    (Step::Redis, "redis"),
+    (Step::Upstream, "upstream"),
+    (Step::Address, "address"),
+    (Step::MetricsAddress, "metrics address"),
+    (Step::Connections, "connections"),
+];
 
 /// The steps, and the resources that those taken so far have opened for the start.
 pub(super) struct Preflight<'a> {
     config: &'a Config,
     metrics: Arc<Metrics>,
-    engine: Option<Arc<Engine>>,
-    redis: Option<(Connection, ConnectionManager)>,
-    llm: Option<llm::Client>,
-    socket: Option<TcpSocket>,
-    metrics_socket: Option<TcpSocket>,
-}
-
-/// The results of the steps, for the rest of the start.
-pub(super) struct Ready {
-    pub engine: Arc<Engine>,
+    pub engine: Option<Arc<Engine>>,
     pub redis: Option<(Connection, ConnectionManager)>,
-    pub llm: llm::Client,
+    pub llm: Option<llm::Client>,
     /// Bound, and not listening yet: clients are refused until the service can serve them.
-    pub socket: TcpSocket,
+    pub socket: Option<TcpSocket>,
     pub metrics_socket: Option<TcpSocket>,
 }
 
@@ -123,20 +97,13 @@ impl<'a> Preflight<'a> {
     ///
     /// # Errors
     /// One line that names the setting at fault and the repair.
-    pub async fn pass(mut self) -> anyhow::Result<Ready> {
-        for step in Step::ALL {
+    pub async fn pass(&mut self) -> anyhow::Result<()> {
+        for (step, _) in STEPS {
             if let Some(Finding::InUse { refusal, .. }) = self.look(step).await? {
                 return Err(refusal);
             }
         }
-        const TAKEN: &str = "every step was taken";
-        Ok(Ready {
-            engine: self.engine.expect(TAKEN),
-            redis: self.redis,
-            llm: self.llm.expect(TAKEN),
-            socket: self.socket.expect(TAKEN),
-            metrics_socket: self.metrics_socket,
-        })
+        Ok(())
     }
 
     /// Takes one step; `None` where the configuration leaves nothing to look at.
@@ -263,7 +230,11 @@ impl<'a> Preflight<'a> {
 
     /// The settings alone: a start does not wait for an upstream.
     fn upstream(&mut self) -> anyhow::Result<Finding> {
-        let client = make_llm(self.config.upstream.as_ref(), &self.metrics)?;
+        let metrics = Arc::clone(&self.metrics);
+        let client = match &self.config.upstream {
+            None => llm::Client::mock(metrics),
+            Some(upstream) => llm::Client::new(upstream, metrics).context("OPENAI_BASE_URL")?,
+        };
         let client = self.llm.insert(client);
         Ok(if client.is_mock() {
             let text = "none is set: prompts are answered by the built-in mock";
@@ -272,11 +243,6 @@ impl<'a> Preflight<'a> {
             let (provider, model) = (client.provider(), client.model());
             Finding::Fine(format!("{provider} with the model {model}"))
         })
-    }
-
-    /// The client of the upstream, once its step was passed.
-    pub fn llm(&self) -> Option<&llm::Client> {
-        self.llm.as_ref()
     }
 
     /// Closes the resources that the steps have opened.
@@ -358,17 +324,6 @@ pub(super) fn load_engine(config: &Config) -> anyhow::Result<Engine> {
     match &config.embedding_model_dir {
         None => Engine::bundled().context("the bundled model"),
         Some(dir) => Engine::from_dir(dir).context("EMBEDDING_MODEL_DIR"),
-    }
-}
-
-fn make_llm(
-    upstream: Option<&UpstreamConfig>,
-    metrics: &Arc<Metrics>,
-) -> anyhow::Result<llm::Client> {
-    let metrics = Arc::clone(metrics);
-    match upstream {
-        None => Ok(llm::Client::mock(metrics)),
-        Some(upstream) => llm::Client::new(upstream, metrics).context("OPENAI_BASE_URL"),
     }
 }
 

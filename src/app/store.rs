@@ -1,7 +1,6 @@
 //! Opens the configured store, with what each kind needs besides: a lock, an index, vectors to
 //! load.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,7 +44,9 @@ impl Store {
     pub async fn open(config: &StoreConfig, dimension: Option<usize>) -> anyhow::Result<Self> {
         Ok(match config {
             StoreConfig::Sqlite { path, .. } => {
-                let store = Arc::new(open_sqlite(path)?);
+                let store = SqliteStore::open(path, sqlite::OpenOptions::default())
+                    .with_context(|| format!("DATABASE_URL: {}", path.display()))?;
+                let store = Arc::new(store);
                 Self {
                     accounts: Arc::clone(&store) as _,
                     prompts: Arc::clone(&store) as _,
@@ -179,11 +180,6 @@ pub(super) fn absent(config: &StoreConfig) -> anyhow::Error {
             "DATABASE_URL: the database holds no store; name the database that the server uses"
         ),
     }
-}
-
-fn open_sqlite(path: &Path) -> anyhow::Result<SqliteStore> {
-    SqliteStore::open(path, sqlite::OpenOptions::default())
-        .with_context(|| format!("DATABASE_URL: {}", path.display()))
 }
 
 /// With SQLite, locks the data folder and the database file. One lock alone would not stop a second

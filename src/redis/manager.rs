@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, RedisResult};
+use redis::{AsyncConnectionConfig, Client, RedisResult, Script};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Connection, ConnectionState, ErrorSummary, NumberedConnection, Script, patiently};
+use super::{Connection, ConnectionState, ErrorSummary, NumberedConnection, patiently};
 use crate::config::RedisConfig;
 use crate::telemetry::Metrics;
 
@@ -83,14 +83,9 @@ impl Connection {
             Ok(Err(error)) => return Err(ConnectError::Failed(ErrorSummary::from(&error))),
             Err(_) => return Err(ConnectError::TimedOut(config.patience)),
         }
-        let stop = state.stop.clone();
         let kept = Arc::clone(&state);
-        state.tasks.spawn(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = kept.keep() => {}
-            }
-        });
+        let keep = async move { kept.stop.run_until_cancelled(kept.keep()).await };
+        state.tasks.spawn(keep);
         let connection = Self(Arc::clone(&state));
         Ok((connection, ConnectionManager { state }))
     }
@@ -174,10 +169,7 @@ impl ConnectionState {
     }
 
     async fn probe(&self, mut connection: MultiplexedConnection) -> RedisResult<()> {
-        let key = format!("{}probe", self.prefix);
-        Script::new(PROBE)
-            .on(&key)
-            .invoke_async(&mut connection)
-            .await
+        let (probe, key) = (Script::new(PROBE), format!("{}probe", self.prefix));
+        probe.key(key).invoke_async(&mut connection).await
     }
 }

@@ -22,8 +22,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::manager::{ConnectError, ConnectionManager};
-pub use self::script::{CLOCK, Script, micros, timed};
+pub use self::script::{CLOCK, micros, script_with_clock, timed};
 use crate::telemetry::Metrics;
+pub use redis::Script;
 
 /// How long a reply that has arrived at the socket may take to reach the task that waits for it.
 const TURN: Duration = Duration::from_millis(50);

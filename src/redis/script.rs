@@ -1,32 +1,17 @@
-//! Lua scripts. Redis runs nothing else while a script runs, so several steps become one.
+//! Lua scripts. Redis runs nothing else while a script runs, so several steps become one. A call may
+//! only touch its key and keys with the same hash tag, because a cluster keeps those on one server.
 
 use std::time::Duration;
 
-use redis::ScriptInvocation;
+use redis::Script;
 
-/// A Lua script. Scripts that need the time begin with a line that reads Redis's own clock, so that
-/// no replica's clock matters.
-pub struct Script(redis::Script);
-
-/// The line with which such scripts begin: seconds, and microseconds within the second, as texts.
+/// The line with which scripts begin that need the time. It reads Redis's own clock, so that no
+/// replica's clock matters: seconds, and microseconds within the second, as texts.
 pub const CLOCK: &str = "local clock = redis.call('TIME')\n";
 
-impl Script {
-    /// A script of this text.
-    pub fn new(text: &str) -> Self {
-        Self(redis::Script::new(text))
-    }
-
-    /// A script in which `now` is the time on Redis's clock, in microseconds since 1970.
-    pub fn with_clock(text: &str) -> Self {
-        Self::new(&timed(CLOCK, text))
-    }
-
-    /// A call of the script on one key. A call may only touch that key and keys with the same hash
-    /// tag, because a cluster keeps those on one server.
-    pub fn on(&self, key: &str) -> ScriptInvocation<'_> {
-        self.0.key(key)
-    }
+/// A script in which `now` is the time on Redis's clock, in microseconds since 1970.
+pub fn script_with_clock(text: &str) -> Script {
+    Script::new(&timed(CLOCK, text))
 }
 
 /// The text of a script that takes the time from `clock`: from [`CLOCK`], except in tests that set

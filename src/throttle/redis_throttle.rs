@@ -9,7 +9,7 @@ use async_trait::async_trait;
 
 use super::{RateStatus, SlidingWindows, Throttle, ThrottleDecision};
 use crate::domain::Rates;
-use crate::redis::{Connection, Error, Script, micros};
+use crate::redis::{Connection, Error, Script, micros, script_with_clock};
 use crate::telemetry::Metrics;
 
 /// The script that decides over all rates in one step, and reads their state. It begins where `now`
@@ -49,7 +49,7 @@ impl<K: Copy + Ord + Hash + Display + Send + Sync> RedisThrottle<K> {
         Self {
             redis,
             limit,
-            script: Script::with_clock(WINDOWS),
+            script: script_with_clock(WINDOWS),
             local: SlidingWindows::new(rates.clone(), epoch),
             rates,
             metrics,
@@ -73,7 +73,7 @@ impl<K: Copy + Ord + Hash + Display + Send + Sync> RedisThrottle<K> {
         let name = self
             .redis
             .key(format_args!("throttle:{}:{{{key}}}", self.limit));
-        let mut call = self.script.on(&name);
+        let mut call = self.script.key(&name);
         call.arg(u8::from(take));
         for rate in self.rates.as_slice() {
             call.arg(rate.limit).arg(micros(rate.window()));

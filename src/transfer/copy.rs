@@ -87,8 +87,7 @@ impl Copy<'_> {
     /// Where the target's rows of a kind end, and how many they are, if they are a beginning of the
     /// source's.
     async fn end_of_target(&self, start: RecordCursor) -> Result<(RecordCursor, u64), Error> {
-        let words = Words::of(&start);
-        let phase = format!("looking at the target's {}", words.rows);
+        let phase = format!("looking at the target's {}", words(&start).1);
         self.meter.begin(phase, None);
         let mut source = pin!(rows(self.pages(self.from, start.clone())));
         let mut target = pin!(rows(self.pages(self.to, start.clone())));
@@ -108,7 +107,7 @@ impl Copy<'_> {
     /// the same time, and putting leaves those as they are.
     async fn fill(&self, after: RecordCursor, total: Option<u64>) -> Result<(), Error> {
         self.meter
-            .begin(format!("copying {}", Words::of(&after).rows), total);
+            .begin(format!("copying {}", words(&after).1), total);
         pipe(self.pages(self.from, after), async |page| {
             let copied = page.len() as u64;
             self.to.put(page).await?;
@@ -121,8 +120,8 @@ impl Copy<'_> {
 
     /// Returns how many rows both sides have.
     async fn compare(&self, start: RecordCursor, total: Option<u64>) -> Result<RowCounts, Error> {
-        let words = Words::of(&start);
-        self.meter.begin(format!("comparing {}", words.rows), total);
+        let (what, plural) = words(&start);
+        self.meter.begin(format!("comparing {plural}"), total);
         let mut source = pin!(rows(self.pages(self.from, start.clone())));
         let mut target = pin!(rows(self.pages(self.to, start)));
         let mut counts = RowCounts::default();
@@ -130,7 +129,7 @@ impl Copy<'_> {
             let (ours, theirs) = (source.try_next().await?, target.try_next().await?);
             if ours != theirs {
                 return Err(Error::Differs {
-                    what: words.row,
+                    what,
                     key: ours.or(theirs).as_ref().map_or_else(String::new, key),
                 });
             }
@@ -144,22 +143,14 @@ impl Copy<'_> {
 }
 
 /// The words for one row of a kind and for several.
-struct Words {
-    row: &'static str,
-    rows: &'static str,
-}
-
-impl Words {
-    fn of(kind: &RecordCursor) -> Self {
-        let (row, rows) = match kind {
-            RecordCursor::Users(_) => ("user", "users"),
-            RecordCursor::Prompts(_) => ("prompt", "prompts"),
-            RecordCursor::Keys(_) => ("idempotency key", "idempotency keys"),
-            RecordCursor::UpstreamDays(_) => ("day's count of calls", "counts of calls"),
-            RecordCursor::Sessions(_) => ("session", "sessions"),
-            RecordCursor::RevokedTokens(_) => ("revoked token", "revoked tokens"),
-        };
-        Self { row, rows }
+fn words(kind: &RecordCursor) -> (&'static str, &'static str) {
+    match kind {
+        RecordCursor::Users(_) => ("user", "users"),
+        RecordCursor::Prompts(_) => ("prompt", "prompts"),
+        RecordCursor::Keys(_) => ("idempotency key", "idempotency keys"),
+        RecordCursor::UpstreamDays(_) => ("day's count of calls", "counts of calls"),
+        RecordCursor::Sessions(_) => ("session", "sessions"),
+        RecordCursor::RevokedTokens(_) => ("revoked token", "revoked tokens"),
     }
 }
 

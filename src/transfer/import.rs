@@ -193,13 +193,6 @@ async fn embedded(
     Ok(batch)
 }
 
-/// How a row stands to the store.
-enum Presence {
-    New,
-    Present,
-    Conflict(Problem),
-}
-
 /// Separates new rows from those in the store already and from faulty ones.
 struct Sieve<'a> {
     import: Import<'a>,
@@ -225,31 +218,28 @@ impl<'a> Sieve<'a> {
         let (users, prompts) = self.stored(&rows).await?;
         let mut new = Vec::new();
         for Row { location, record } in rows {
-            let mut record = match record.and_then(|record| self.rules.check(record)) {
-                Ok(record) => record,
-                Err(problem) => {
-                    self.report.fault(location, problem);
-                    continue;
+            let checked = record.and_then(|record| self.rules.check(record));
+            let judged = match checked {
+                Ok(Record::User(mut user)) => {
+                    let stored = users.get(&user.id);
+                    let is_new = self.is_new_user(&mut user, stored).await?;
+                    is_new.map(|is_new| (is_new, Record::User(user)))
                 }
-            };
-            let presence = match &mut record {
-                Record::User(user) => self.user(user, users.get(&user.id)).await?,
-                Record::Prompt(PromptRecord { prompt, .. }) => {
-                    self.prompt(prompt, prompts.get(&prompt.id))
+                Ok(Record::Prompt(record)) => {
+                    let is_new = self.is_new_prompt(&record.prompt, &prompts);
+                    is_new.map(|is_new| (is_new, Record::Prompt(record)))
                 }
                 // No source has others.
-                Record::Key(_)
-                | Record::UpstreamDay(_)
-                | Record::Session(_)
-                | Record::RevokedToken(_) => continue,
+                Ok(_) => continue,
+                Err(problem) => Err(problem),
             };
-            match presence {
-                Presence::New => {
+            match judged {
+                Ok((true, record)) => {
                     self.report.new += RowCounts::of([&record]);
                     new.push(record);
                 }
-                Presence::Present => self.report.present += RowCounts::of([&record]),
-                Presence::Conflict(problem) => self.report.fault(location, problem),
+                Ok((false, record)) => self.report.present += RowCounts::of([&record]),
+                Err(problem) => self.report.fault(location, problem),
             }
         }
         Ok(new)
@@ -273,55 +263,55 @@ impl<'a> Sieve<'a> {
                 }
             }
         }
-        let Import {
-            accounts,
-            prompts: stored_prompts,
-            ..
-        } = self.import;
+        let import = self.import;
         let users: Vec<UserId> = users.into_iter().collect();
-        let users = accounts.users(&users).await?.into_iter();
+        let users = import.accounts.users(&users).await?.into_iter();
         let users: HashMap<UserId, String> = users.map(|user| (user.id, user.username)).collect();
         self.owners.extend(users.keys());
-        let prompts = stored_prompts.prompts(None, &prompts, usize::MAX).await?;
+        let prompts = import.prompts.prompts(None, &prompts, usize::MAX).await?;
         let prompts = prompts.whole.into_iter();
         Ok((users, prompts.map(|prompt| (prompt.id, prompt)).collect()))
     }
 
-    /// Removes the password of a new account if no login could check it.
-    async fn user(&mut self, user: &mut User, stored: Option<&String>) -> Result<Presence, Error> {
+    /// Whether the account is not in the store yet. Takes the password of a new account away if no
+    /// login could check it.
+    async fn is_new_user(
+        &mut self,
+        user: &mut User,
+        stored: Option<&String>,
+    ) -> Result<Result<bool, Problem>, Error> {
         if let Some(name) = stored {
-            return Ok(if *name == user.username {
-                Presence::Present
-            } else {
-                Presence::Conflict(Problem::IdTaken)
-            });
+            let is_same = *name == user.username;
+            return Ok(is_same.then_some(false).ok_or(Problem::IdTaken));
         }
         let namesake = self.import.accounts.user_by_username(&user.username);
         if namesake.await?.is_some() {
-            return Ok(Presence::Conflict(Problem::NameTaken));
+            return Ok(Err(Problem::NameTaken));
         }
         self.owners.insert(user.id);
         if !user.password_hash.starts_with(NO_PASSWORD) && !is_known_hash(&user.password_hash) {
             NO_PASSWORD.clone_into(&mut user.password_hash);
             self.report.lost_passwords += 1;
         }
-        Ok(Presence::New)
+        Ok(Ok(true))
     }
 
-    fn prompt(&self, prompt: &Prompt, stored: Option<&Prompt>) -> Presence {
+    /// Whether the prompt is not in the store yet.
+    fn is_new_prompt(
+        &self,
+        prompt: &Prompt,
+        stored: &HashMap<PromptId, Prompt>,
+    ) -> Result<bool, Problem> {
         if !self.owners.contains(&prompt.user_id) {
-            return Presence::Conflict(Problem::NoOwner);
+            return Err(Problem::NoOwner);
         }
-        match stored {
-            None => Presence::New,
-            Some(stored)
-                if stored.user_id == prompt.user_id
-                    && stored.created_at == prompt.created_at
-                    && stored.prompt == prompt.prompt =>
-            {
-                Presence::Present
+        let key = |prompt: &Prompt| (prompt.user_id, prompt.created_at);
+        match stored.get(&prompt.id) {
+            None => Ok(true),
+            Some(stored) if key(stored) == key(prompt) && stored.prompt == prompt.prompt => {
+                Ok(false)
             }
-            Some(_) => Presence::Conflict(Problem::IdTaken),
+            Some(_) => Err(Problem::IdTaken),
         }
     }
 }

@@ -1,24 +1,13 @@
 //! How far a move has come, for the display of progress.
 
 use std::borrow::Cow;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 /// Counts the rows of one phase after another. The work and the display share it by reference.
 #[derive(Debug)]
-pub struct Meter {
-    phase: Mutex<Phase>,
-    done: AtomicU64,
-}
-
-#[derive(Clone, Debug)]
-struct Phase {
-    name: Cow<'static, str>,
-    total: Option<u64>,
-    since: Instant,
-}
+pub struct Meter(Mutex<(Instant, Reading)>);
 
 /// What a meter shows at one moment.
 #[derive(Clone, Debug)]
@@ -36,48 +25,44 @@ pub struct Reading {
 impl Meter {
     /// Nothing is done yet.
     pub fn new(now: Instant) -> Self {
-        Self {
-            phase: Mutex::new(Phase {
-                name: "starting".into(),
-                total: None,
-                since: now,
-            }),
-            done: AtomicU64::new(0),
-        }
+        Self(Mutex::new((now, Reading::begin("starting".into(), None))))
     }
 
     /// Begins a phase.
-    pub fn begin(&self, name: impl Into<Cow<'static, str>>, total: Option<u64>) {
-        let name = name.into();
-        let since = Instant::now();
-        let mut phase = self.phase.lock();
-        *phase = Phase { name, total, since };
-        self.done.store(0, Ordering::Relaxed);
+    pub fn begin(&self, phase: impl Into<Cow<'static, str>>, total: Option<u64>) {
+        *self.0.lock() = (Instant::now(), Reading::begin(phase.into(), total));
     }
 
     /// Counts rows.
     pub fn advance(&self, rows: u64) {
-        self.done.fetch_add(rows, Ordering::Relaxed);
+        self.0.lock().1.done += rows;
     }
 
     /// Sets the count, where the whole of it is known.
     pub fn reached(&self, rows: u64) {
-        self.done.store(rows, Ordering::Relaxed);
+        self.0.lock().1.done = rows;
     }
 
     /// What the meter shows now.
     pub fn read(&self) -> Reading {
-        let phase = self.phase.lock().clone();
+        let (since, reading) = self.0.lock().clone();
         Reading {
-            phase: phase.name,
-            done: self.done.load(Ordering::Relaxed),
-            total: phase.total,
-            elapsed: phase.since.elapsed(),
+            elapsed: since.elapsed(),
+            ..reading
         }
     }
 }
 
 impl Reading {
+    fn begin(phase: Cow<'static, str>, total: Option<u64>) -> Self {
+        Self {
+            phase,
+            done: 0,
+            total,
+            elapsed: Duration::ZERO,
+        }
+    }
+
     /// Rows per second over the phase; 0 at its beginning.
     pub fn rate(&self) -> f64 {
         let seconds = self.elapsed.as_secs_f64();

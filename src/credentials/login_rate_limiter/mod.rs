@@ -8,12 +8,13 @@
 mod redis_login_rate_limiter;
 
 use std::collections::hash_map::RandomState;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use hashlink::LinkedHashMap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
@@ -108,18 +109,20 @@ struct AttemptKey {
     name: NameHash,
 }
 
+/// Failures of a site by rising time, at most [`MAX_FAILURES_OF_SITE`].
+type Failures = VecDeque<(Moment, AttemptKey)>;
+
 #[derive(Debug, Default)]
 struct SiteTable {
-    sites: HashMap<ClientSite, SiteState>,
-    /// Every site with failures, by the time of its last failure.
-    by_last_failure: BTreeSet<(Moment, ClientSite)>,
+    /// Sites with failures, at most [`MAX_SITES`]. The site that failed last comes last.
+    failures: LinkedHashMap<ClientSite, Failures>,
+    /// Sites with attempts that are under way or wait.
+    active: HashMap<ClientSite, ActiveSite>,
 }
 
 #[derive(Debug, Default)]
-struct SiteState {
-    /// By rising time, at most [`MAX_FAILURES_OF_SITE`].
-    failures: VecDeque<(Moment, AttemptKey)>,
-    /// Attempts that were allowed and have not ended; together with `failures` within the bounds.
+struct ActiveSite {
+    /// Attempts that were allowed and have not ended; together with the failures within the bounds.
     in_flight: Vec<AttemptKey>,
     waiting: usize,
     /// Notified when an attempt ends.
@@ -147,7 +150,7 @@ impl LocalLoginRateLimiter {
         table: &mut SiteTable,
         site: ClientSite,
     ) -> Result<(WaitSlot, OwnedNotified), LoginRefused> {
-        let known = table.sites.entry(site).or_default();
+        let known = table.active.entry(site).or_default();
         if known.waiting >= MAX_WAITING {
             return Err(LoginRefused::Overloaded);
         }
@@ -187,7 +190,7 @@ impl LoginRateLimiter for LocalLoginRateLimiter {
                         return Err(LoginRefused::TooMany { retry_after });
                     }
                     Decision::Try => {
-                        let known = table.sites.entry(site).or_default();
+                        let known = table.active.entry(site).or_default();
                         known.in_flight.push(key);
                         return Ok(LoginAttempt {
                             limiter: Arc::clone(&self),
@@ -206,76 +209,23 @@ impl LoginRateLimiter for LocalLoginRateLimiter {
 
 impl SiteTable {
     fn decide(&mut self, site: ClientSite, key: AttemptKey, now: Moment) -> Decision {
-        self.remove_old_failures(now);
-        match self.sites.get_mut(&site) {
-            None => Decision::Try,
-            Some(known) => known.decide(key, now),
-        }
-    }
-
-    /// Removes the failures of sites whose last failure was a window ago.
-    fn remove_old_failures(&mut self, now: Moment) {
-        while let Some(&(last, site)) = self.by_last_failure.first() {
-            if last + WINDOW > now {
-                break;
-            }
-            self.remove_failures(last, site);
-        }
-    }
-
-    fn remove_failures(&mut self, last: Moment, site: ClientSite) {
-        self.by_last_failure.remove(&(last, site));
-        if let Some(known) = self.sites.get_mut(&site) {
-            known.failures = VecDeque::new();
-        }
-        self.remove_if_idle(site);
-    }
-
-    fn remove_if_idle(&mut self, site: ClientSite) {
-        if self.sites.get(&site).is_some_and(SiteState::is_idle) {
-            self.sites.remove(&site);
-            if self.sites.capacity() > 64 && self.sites.capacity() / 8 > self.sites.len() {
-                self.sites.shrink_to(self.sites.len() * 2);
-            }
-        }
-    }
-
-    fn end(&mut self, key: AttemptKey, failed_at: Option<Moment>) {
-        let site = key.client.site();
-        let Some(known) = self.sites.get_mut(&site) else {
-            return;
-        };
-        if let Some(at) = known.in_flight.iter().position(|other| *other == key) {
-            known.in_flight.swap_remove(at);
-        }
-        if let Some(at) = failed_at {
-            let last = known.failures.back().map(|(last, _)| *last);
-            // Callers read their clock before they call this; the order of the calls counts.
-            let at = last.map_or(at, |last| last.max(at));
-            known.failures.push_back((at, key));
-            if let Some(last) = last {
-                self.by_last_failure.remove(&(last, site));
-            }
-            self.by_last_failure.insert((at, site));
-        }
-        known.ended.notify_waiters();
-        self.remove_if_idle(site);
-        if self.by_last_failure.len() > MAX_SITES
-            && let Some(&(last, oldest)) = self.by_last_failure.first()
+        let is_old = |at: &Moment| *at + WINDOW <= now;
+        while let Some((_, failures)) = self.failures.front()
+            && failures.back().is_none_or(|(last, _)| is_old(last))
         {
-            self.remove_failures(last, oldest);
+            self.failures.pop_front();
         }
-    }
-}
-
-impl SiteState {
-    fn decide(&mut self, key: AttemptKey, now: Moment) -> Decision {
-        let old = self.failures.partition_point(|(at, _)| *at + WINDOW <= now);
-        self.failures.drain(..old);
+        if self.failures.capacity() > 64 && self.failures.capacity() / 8 > self.failures.len() {
+            self.failures.shrink_to_fit();
+        }
+        let mut none = VecDeque::new();
+        let failures = self.failures.get_mut(&site).unwrap_or(&mut none);
+        failures.drain(..failures.partition_point(|(at, _)| is_old(at)));
+        let active = self.active.get(&site);
         let (mut refused_for, mut must_wait) = (Duration::ZERO, false);
         for (counts_with, bound) in BOUNDS {
             let of_bound = |other: AttemptKey| counts_with(key, other);
-            let failures = self.failures.iter().filter(|(_, other)| of_bound(*other));
+            let failures = failures.iter().filter(|(_, other)| of_bound(*other));
             let failed = failures.clone().count();
             if failed >= bound {
                 // Once this failure has left the window, one more attempt is allowed.
@@ -283,8 +233,8 @@ impl SiteState {
                 let wait = next_to_go.map(|(at, _)| (*at + WINDOW).saturating_sub(now));
                 refused_for = refused_for.max(wait.unwrap_or_default());
             } else {
-                let in_flight = self.in_flight.iter().filter(|other| of_bound(**other));
-                must_wait |= failed + in_flight.count() >= bound;
+                let in_flight = active.iter().flat_map(|active| &active.in_flight);
+                must_wait |= failed + in_flight.filter(|other| of_bound(**other)).count() >= bound;
             }
         }
         if refused_for > Duration::ZERO {
@@ -296,8 +246,34 @@ impl SiteState {
         }
     }
 
-    fn is_idle(&self) -> bool {
-        self.failures.is_empty() && self.in_flight.is_empty() && self.waiting == 0
+    fn end(&mut self, key: AttemptKey, failed_at: Option<Moment>) {
+        let site = key.client.site();
+        if let Some(at) = failed_at {
+            let mut failures = self.failures.remove(&site).unwrap_or_default();
+            // Callers read their clock before they call this; the order of the calls counts.
+            let at = failures.back().map_or(at, |(last, _)| at.max(*last));
+            failures.push_back((at, key));
+            self.failures.insert(site, failures);
+            if self.failures.len() > MAX_SITES {
+                self.failures.pop_front();
+            }
+        }
+        self.change(site, |active| {
+            if let Some(at) = active.in_flight.iter().position(|other| *other == key) {
+                active.in_flight.swap_remove(at);
+            }
+            active.ended.notify_waiters();
+        });
+    }
+
+    /// Changes what is known of a site's attempts, and forgets the site if it has none left.
+    fn change(&mut self, site: ClientSite, change: impl FnOnce(&mut ActiveSite)) {
+        if let Some(active) = self.active.get_mut(&site) {
+            change(active);
+            if active.in_flight.is_empty() && active.waiting == 0 {
+                self.active.remove(&site);
+            }
+        }
     }
 }
 
@@ -342,10 +318,7 @@ struct WaitSlot {
 impl Drop for WaitSlot {
     fn drop(&mut self) {
         let mut table = self.limiter.table.lock();
-        if let Some(known) = table.sites.get_mut(&self.site) {
-            known.waiting -= 1;
-        }
-        table.remove_if_idle(self.site);
+        table.change(self.site, |active| active.waiting -= 1);
     }
 }
 

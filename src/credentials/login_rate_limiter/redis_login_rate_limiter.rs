@@ -16,7 +16,7 @@ use super::{
 };
 use crate::credentials::hex;
 use crate::domain::ClientNetwork;
-use crate::redis::{Connection, Error, Script, micros};
+use crate::redis::{Connection, Error, Script, micros, script_with_clock};
 use crate::telemetry::Metrics;
 
 /// KEYS: a site's failures, scored by their time, and its attempts in flight, scored by the time
@@ -110,8 +110,8 @@ impl RedisLoginRateLimiter {
     pub fn new(redis: Connection, epoch: Instant, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             redis,
-            begin: Script::with_clock(BEGIN),
-            end: Arc::new(Script::with_clock(END)),
+            begin: script_with_clock(BEGIN),
+            end: Arc::new(script_with_clock(END)),
             local: LocalLoginRateLimiter::new(epoch),
             process: RandomState::new().hash_one(0),
             attempts: AtomicU64::new(0),
@@ -128,14 +128,14 @@ impl RedisLoginRateLimiter {
         // The space ends the client, so that no client is a prefix of another.
         let client = format!("{client} ");
         // Made before Redis is asked: this future may be dropped while Redis registers the attempt.
-        let shared = SharedAttempt {
+        let mut shared = SharedAttempt {
             redis: self.redis.clone(),
             end: Arc::clone(&self.end),
             keys: keys.clone(),
             member: format!("{client}{name}{attempt}"),
             has_failed: false,
         };
-        let mut call = self.begin.on(&keys[0]);
+        let mut call = self.begin.key(&keys[0]);
         call.key(&keys[1])
             .arg(&client)
             .arg(name)
@@ -146,26 +146,18 @@ impl RedisLoginRateLimiter {
             .arg(MAX_FAILURES_OF_CLIENT)
             .arg(MAX_FAILURES_OF_SITE);
         let patience = self.redis.patience();
-        match self.redis.run("guess_begin", patience, &call).await {
-            Ok((0_u64, _)) => Ok(RedisDecision::Try(shared)),
-            Ok((1, _)) => {
-                shared.was_not_registered();
-                Ok(RedisDecision::Wait)
-            }
-            Ok((_, wait)) => {
-                shared.was_not_registered();
-                Ok(RedisDecision::Refuse(Duration::from_micros(wait)))
-            }
-            // The script may have run, or may still run. Dropping `shared` ends the attempt.
-            Err(error) => Err(error),
+        // After an error the script may have run, or may still run. Dropping `shared` ends the
+        // attempt then.
+        let (reply, wait): (u64, u64) = self.redis.run("guess_begin", patience, &call).await?;
+        if reply == 0 {
+            return Ok(RedisDecision::Try(shared));
         }
-    }
-}
-
-impl SharedAttempt {
-    /// Redis has not registered the attempt: there is nothing to end.
-    fn was_not_registered(mut self) {
-        self.member.clear();
+        // Redis has not registered the attempt: there is nothing to end.
+        shared.member.clear();
+        Ok(match reply {
+            1 => RedisDecision::Wait,
+            _ => RedisDecision::Refuse(Duration::from_micros(wait)),
+        })
     }
 }
 
@@ -229,7 +221,7 @@ impl Drop for SharedAttempt {
         // No caller waits for this. Until it is done, the attempt counts as in flight, which keeps
         // the limits too.
         self.redis.spawn(|_| async move {
-            let mut call = end.on(&keys[0]);
+            let mut call = end.key(&keys[0]);
             call.key(&keys[1])
                 .arg(member)
                 .arg(has_failed)

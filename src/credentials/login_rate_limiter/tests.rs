@@ -45,16 +45,14 @@ impl Setting {
     }
 
     fn tracked_sites(&self) -> usize {
-        self.limiter.table.lock().sites.len()
+        let table = self.limiter.table.lock();
+        let only_active = |site: &&ClientSite| !table.failures.contains_key(*site);
+        table.failures.len() + table.active.keys().filter(only_active).count()
     }
 
     fn failures(&self, client: ClientNetwork) -> usize {
-        self.limiter
-            .table
-            .lock()
-            .sites
-            .get(&client.site())
-            .map_or(0, |known| known.failures.len())
+        let table = self.limiter.table.lock();
+        table.failures.get(&client.site()).map_or(0, VecDeque::len)
     }
 }
 
@@ -254,7 +252,7 @@ async fn table_is_bounded_and_drops_the_least_recent_failures() {
     // A minute later all of them are forgotten.
     drop(setting.begin(HOME, "alice", 3_600_000).await.unwrap());
     assert_eq!(setting.tracked_sites(), 0);
-    assert!(setting.limiter.table.lock().sites.capacity() < 1024);
+    assert!(setting.limiter.table.lock().failures.capacity() < 1024);
 }
 
 proptest! {

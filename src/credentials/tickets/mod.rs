@@ -3,12 +3,13 @@
 
 mod redis_tickets;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hashlink::LinkedHashMap;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
@@ -58,129 +59,87 @@ pub trait Tickets: Send + Sync {
 }
 
 /// Tickets in the memory of this process: at most 20 of each user who got one within the last 30 s,
-/// some 250 bytes each.
+/// some 100 bytes each.
 #[derive(Debug, Default)]
 pub struct LocalTickets {
-    table: Mutex<TicketTable>,
+    /// Each user's tickets in the order of issue, at most [`MAX_TICKETS_PER_USER`]. The user who got
+    /// one last comes last.
+    users: Mutex<LinkedHashMap<UserId, VecDeque<Ticket>>>,
 }
 
 /// SHA-256 of a ticket's characters: a copy of the memory opens no socket.
 type TicketHash = [u8; 32];
 
-#[derive(Debug, Default)]
-struct TicketTable {
-    tickets: HashMap<TicketHash, Ticket>,
-    users: HashMap<UserId, UserTickets>,
-    /// Every user in `users`, by the time at which the last ticket expires.
-    by_end: BTreeSet<(Timestamp, UserId)>,
-}
-
 #[derive(Debug)]
 struct Ticket {
+    hash: TicketHash,
     grant: Grant,
     usable_until: Timestamp,
-}
-
-#[derive(Debug)]
-struct UserTickets {
-    /// In the order of issue, at most [`MAX_TICKETS_PER_USER`].
-    tickets: VecDeque<TicketHash>,
-    end: Timestamp,
-}
-
-impl LocalTickets {
-    fn put(&self, ticket: &str, grant: Grant, now: Timestamp) {
-        let mut table = self.table.lock();
-        table.remove_expired(now);
-        table.put(hash(ticket), grant, now.plus(TICKET_LIFETIME));
-    }
 }
 
 #[async_trait]
 impl Tickets for LocalTickets {
     async fn issue(&self, grant: Grant, now: Timestamp) -> Result<String, Error> {
-        let ticket = make([])?;
-        self.put(&ticket, grant, now);
+        let ticket = make(grant.user_id)?;
+        let mut users = self.users.lock();
+        while let Some((_, tickets)) = users.front()
+            && tickets.back().is_none_or(|last| last.usable_until <= now)
+        {
+            users.pop_front();
+        }
+        if users.capacity() > 64 && users.capacity() / 8 > users.len() {
+            users.shrink_to_fit();
+        }
+        let mut tickets = users.remove(&grant.user_id).unwrap_or_default();
+        if tickets.len() >= MAX_TICKETS_PER_USER {
+            tickets.pop_front();
+        }
+        tickets.push_back(Ticket {
+            hash: hash(&ticket),
+            grant,
+            usable_until: now.plus(TICKET_LIFETIME),
+        });
+        users.insert(grant.user_id, tickets);
         Ok(ticket)
     }
 
     async fn take(&self, ticket: &str, now: Timestamp) -> Result<Option<Grant>, Error> {
-        // Longer texts are not even hashed.
-        if ticket.len() != TICKET_CHARS {
+        let mut users = self.users.lock();
+        let Some((user, tickets)) =
+            user_of(ticket).and_then(|user| Some((user, users.get_mut(&user)?)))
+        else {
             return Ok(None);
+        };
+        let hash = hash(ticket);
+        let at = tickets.iter().position(|ticket| ticket.hash == hash);
+        let taken = at.and_then(|at| tickets.remove(at));
+        if tickets.is_empty() {
+            users.remove(&user);
         }
-        let taken = self.table.lock().take(&hash(ticket));
         Ok(taken
             .filter(|ticket| now < ticket.usable_until)
             .map(|ticket| ticket.grant))
     }
 }
 
-impl TicketTable {
-    fn put(&mut self, ticket: TicketHash, grant: Grant, usable_until: Timestamp) {
-        let owned = self
-            .users
-            .entry(grant.user_id)
-            .or_insert_with(|| UserTickets {
-                tickets: VecDeque::new(),
-                end: usable_until,
-            });
-        if owned.tickets.len() >= MAX_TICKETS_PER_USER
-            && let Some(oldest) = owned.tickets.pop_front()
-        {
-            self.tickets.remove(&oldest);
-        }
-        owned.tickets.push_back(ticket);
-        self.by_end.remove(&(owned.end, grant.user_id));
-        owned.end = owned.end.max(usable_until);
-        self.by_end.insert((owned.end, grant.user_id));
-        self.tickets.insert(
-            ticket,
-            Ticket {
-                grant,
-                usable_until,
-            },
-        );
-    }
-
-    fn take(&mut self, ticket: &TicketHash) -> Option<Ticket> {
-        let taken = self.tickets.remove(ticket)?;
-        let user = taken.grant.user_id;
-        if let Some(owned) = self.users.get_mut(&user) {
-            owned.tickets.retain(|other| other != ticket);
-            if owned.tickets.is_empty() {
-                self.by_end.remove(&(owned.end, user));
-                self.users.remove(&user);
-            }
-        }
-        Some(taken)
-    }
-
-    /// Removes users whose last ticket has expired, with their tickets.
-    fn remove_expired(&mut self, now: Timestamp) {
-        while let Some(&(end, user)) = self.by_end.first() {
-            if end > now {
-                break;
-            }
-            self.by_end.pop_first();
-            let owned = self.users.remove(&user);
-            for ticket in owned.iter().flat_map(|owned| &owned.tickets) {
-                self.tickets.remove(ticket);
-            }
-        }
-        if self.tickets.capacity() > 64 && self.tickets.capacity() / 8 > self.tickets.len() {
-            self.tickets.shrink_to(self.tickets.len() * 2);
-            self.users.shrink_to(self.users.len() * 2);
-        }
-    }
+/// A ticket: the id of its user, by which it is found, and 192 random bits.
+fn make(user: UserId) -> Result<String, Error> {
+    let mut bytes = [0; 32];
+    let (id, random) = bytes.split_at_mut(8);
+    id.copy_from_slice(&user.0.to_be_bytes());
+    getrandom::fill(random).map_err(|error| Error::Unavailable(Box::new(error)))?;
+    Ok(URL_SAFE_NO_PAD.encode(bytes))
 }
 
-/// A ticket that begins with these bytes and is random after them.
-fn make<const N: usize>(prefix: [u8; N]) -> Result<String, Error> {
-    let mut bytes = [0; 32];
-    bytes[..N].copy_from_slice(&prefix);
-    getrandom::fill(&mut bytes[N..]).map_err(|error| Error::Unavailable(Box::new(error)))?;
-    Ok(URL_SAFE_NO_PAD.encode(bytes))
+/// The user whose id the ticket begins with. That does not tell whether it is one of that user's
+/// tickets. Longer texts are not decoded.
+fn user_of(ticket: &str) -> Option<UserId> {
+    if ticket.len() != TICKET_CHARS {
+        return None;
+    }
+    let bytes = URL_SAFE_NO_PAD.decode(ticket).ok()?;
+    let id = bytes.first_chunk::<8>()?;
+    Some(UserId(i64::from_be_bytes(*id)))
 }
 
 fn hash(ticket: &str) -> TicketHash {
@@ -205,7 +164,7 @@ mod tests {
 
     /// Tickets in memory, expired ones that have not been removed yet included.
     fn kept(tickets: &LocalTickets) -> usize {
-        tickets.table.lock().tickets.len()
+        tickets.users.lock().values().map(VecDeque::len).sum()
     }
 
     fn at(seconds: i64) -> Timestamp {
@@ -272,6 +231,21 @@ mod tests {
         assert_eq!(kept(&tickets), 1);
     }
 
+    #[test]
+    fn user_id_is_read_from_a_ticket_and_not_from_other_texts() {
+        let ticket = make(UserId(i64::MAX)).unwrap();
+        assert_eq!(ticket.len(), TICKET_CHARS);
+        assert_eq!(user_of(&ticket), Some(UserId(i64::MAX)));
+        for bad in [
+            "",
+            "x",
+            &"?".repeat(TICKET_CHARS),
+            &"é".repeat(TICKET_CHARS),
+        ] {
+            assert_eq!(user_of(bad), None, "{bad:?}");
+        }
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn one_of_many_racing_takers_gets_the_ticket() {
         let tickets = Arc::new(LocalTickets::default());
@@ -302,9 +276,9 @@ mod tests {
         }
         tickets.issue(grant(1), at(5_000)).await.unwrap();
         assert_eq!(kept(&tickets), 1);
-        let table = tickets.table.lock();
-        assert_eq!((table.users.len(), table.by_end.len()), (1, 1));
-        assert!(table.tickets.capacity() < 256);
+        let users = tickets.users.lock();
+        assert_eq!(users.len(), 1);
+        assert!(users.capacity() < 256);
     }
 
     proptest::proptest! {

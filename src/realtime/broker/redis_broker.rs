@@ -87,10 +87,8 @@ impl RedisBroker {
         let first = redis.subscribe(&state.channel).await?;
         let listening = Arc::clone(&state);
         redis.spawn(|stop| async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = listening.listen(first, number) => {}
-            }
+            stop.run_until_cancelled(listening.listen(first, number))
+                .await;
         });
         let publishing = Arc::clone(&state);
         redis.spawn(|stop| publishing.publish_all(stop));
@@ -214,17 +212,20 @@ impl BrokerState {
             if !self.redis.is_up() {
                 let missed = self.outbox.lock().discard();
                 self.close(&missed);
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    _ = up.wait_for(|up| *up) => {}
+                let is_up = stop.run_until_cancelled(up.wait_for(|up| *up)).await;
+                if is_up.is_none() {
+                    return;
                 }
                 continue;
             }
-            if self.outbox.lock().is_empty() {
-                tokio::select! {
-                    () = stop.cancelled() => break,
-                    () = self.filled.notified() => {}
-                }
+            let is_idle = self.outbox.lock().is_empty();
+            if is_idle
+                && stop
+                    .run_until_cancelled(self.filled.notified())
+                    .await
+                    .is_none()
+            {
+                break;
             }
         }
         let flushed = timeout(FLUSH_PATIENCE, async {
@@ -245,7 +246,7 @@ impl BrokerState {
     /// again could double events. Instead, all its users count as having missed something: here at
     /// once, and on the other replicas with the next batch.
     async fn send(&self, batch: EventBatch) {
-        let mut publication = self.publish.on(&self.probe);
+        let mut publication = self.publish.key(&self.probe);
         publication.arg(&self.channel);
         match &batch.missed {
             Missed::Users(users) => {

@@ -86,10 +86,8 @@ impl PostgresStore {
     /// exists or `stop` is cancelled. Several servers may do so at once: one of them builds. A
     /// build that was interrupted is begun again.
     pub async fn build_hnsw_index(&self, stop: CancellationToken) {
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = build_until_valid(&self.pool) => {}
-        }
+        stop.run_until_cancelled(build_until_valid(&self.pool))
+            .await;
     }
 }
 

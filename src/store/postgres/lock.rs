@@ -149,9 +149,8 @@ impl ServerLock {
     /// meanwhile: then this server must stop, and the store stays suspended.
     pub async fn hold(mut self, stop: CancellationToken) -> bool {
         loop {
-            tokio::select! {
-                () = stop.cancelled() => return true,
-                () = lost(&self.held) => {}
+            if stop.run_until_cancelled(lost(&self.held)).await.is_none() {
+                return true;
             }
             if self.lock.is_shared {
                 tracing::debug!("the lock of a replica was lost; taking it again");
@@ -159,14 +158,11 @@ impl ServerLock {
                 self.suspended.store(true, Ordering::Release);
                 tracing::warn!("the lock of the only server was lost; taking it again");
             }
-            let retaken = tokio::select! {
-                () = stop.cancelled() => return true,
-                retaken = self.retake() => retaken,
-            };
-            let Some(held) = retaken else {
-                return false;
-            };
-            self.held = held;
+            match stop.run_until_cancelled(self.retake()).await {
+                Some(Some(held)) => self.held = held,
+                Some(None) => return false,
+                None => return true,
+            }
             self.suspended.store(false, Ordering::Release);
             if self.lock.is_shared {
                 tracing::debug!("the lock of a replica is held again");

@@ -26,7 +26,6 @@ mod writer_thread;
 
 use std::fmt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use self::connection::Database;
@@ -34,7 +33,7 @@ use self::reader::Readers;
 use self::reserve::Reserve;
 use self::writer::Writer;
 use self::writer_thread::WriterThread;
-use super::{Stats, sql_limit};
+use super::{PromptStore, sql_limit};
 
 pub use self::backup::{BackupError, Copied, backup, backup_bytes};
 pub use self::inspect::{FileState, count_rows, inspect};
@@ -75,7 +74,9 @@ pub struct SqliteStore {
 
 impl fmt::Debug for SqliteStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("SqliteStore").field(&self.stats()).finish()
+        f.debug_tuple("SqliteStore")
+            .field(&PromptStore::stats(self))
+            .finish()
     }
 }
 
@@ -112,18 +113,5 @@ impl SqliteStore {
         // stays open.
         self.readers.close().await;
         self.writer.close().await;
-    }
-
-    /// The counters as they are now.
-    pub fn stats(&self) -> Stats {
-        let status = self.writer.status();
-        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Stats {
-            queued_writes: self.writer.queued(),
-            queued_reads: self.readers.queued(),
-            committed_batches: load(&status.committed_batches),
-            committed_operations: load(&status.committed_operations),
-            failed_batches: load(&status.failed_batches),
-        }
     }
 }

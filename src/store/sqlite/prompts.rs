@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use rusqlite::{Connection, params};
@@ -11,7 +12,7 @@ use super::vectors::{model_number, page_of_vectors, put_vector};
 use super::{SqliteStore, sql_limit};
 use crate::domain::{Embedding, ModelId, Prompt, PromptId, UserId};
 use crate::store::{
-    Access, Claim, Coverage, DeletedPrompt, Error, PromptPage, PromptStore, PromptsRead,
+    Access, Claim, Coverage, DeletedPrompt, Error, PromptPage, PromptStore, PromptsRead, Stats,
     Unembedded, VectorCursor, VectorPage, prompt_columns, rows,
 };
 
@@ -267,7 +268,15 @@ impl PromptStore for SqliteStore {
         })
     }
 
-    fn stats(&self) -> crate::store::Stats {
-        SqliteStore::stats(self)
+    fn stats(&self) -> Stats {
+        let status = &self.writer.status;
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Stats {
+            queued_writes: self.writer.queued(),
+            queued_reads: self.readers.queued(),
+            committed_batches: load(&status.committed_batches),
+            committed_operations: load(&status.committed_operations),
+            failed_batches: load(&status.failed_batches),
+        }
     }
 }

@@ -136,7 +136,7 @@ pub(super) struct WriterStatus {
 /// The sending end of the queue.
 pub(super) struct Writer {
     queue: mpsc::Sender<WriterCommand>,
-    status: Arc<WriterStatus>,
+    pub status: Arc<WriterStatus>,
     reserve: Reserve,
     thread: ThreadGroup,
 }
@@ -147,8 +147,8 @@ impl Writer {
         let (sender, receiver) = mpsc::channel(QUEUE);
         let writer = Self {
             queue: sender,
-            status: thread.status(),
-            reserve: thread.reserve(),
+            status: Arc::clone(&thread.status),
+            reserve: thread.reserve.clone(),
             thread: ThreadGroup::default(),
         };
         let work = move || thread.run_until_closed(receiver);
@@ -211,9 +211,5 @@ impl Writer {
     /// Operations in the queue at the moment.
     pub fn queued(&self) -> usize {
         self.queue.max_capacity() - self.queue.capacity()
-    }
-
-    pub fn status(&self) -> &WriterStatus {
-        &self.status
     }
 }

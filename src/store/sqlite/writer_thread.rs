@@ -34,11 +34,12 @@ pub(super) struct WriterThread {
     /// opens another.
     connection: Option<Connection>,
     checkpointer: Checkpointer,
-    reserve: Reserve,
+    pub reserve: Reserve,
     is_short: bool,
     /// The time and the result of the last probe.
     probed: Option<(Instant, bool)>,
-    status: Arc<WriterStatus>,
+    /// What other threads may know of this one.
+    pub status: Arc<WriterStatus>,
 }
 
 impl WriterThread {
@@ -59,16 +60,6 @@ impl WriterThread {
             thread.draw_on_reserve(Vec::new());
         }
         thread
-    }
-
-    /// What other threads may know of this one.
-    pub fn status(&self) -> Arc<WriterStatus> {
-        Arc::clone(&self.status)
-    }
-
-    /// The reserve, for its free space to be read.
-    pub fn reserve(&self) -> Reserve {
-        self.reserve.clone()
     }
 
     /// Writes what is queued until the queue is closed.

@@ -18,7 +18,10 @@ fn clients(server: &RedisServer) -> usize {
 async fn ask(replica: &Replica) -> Result<u64, prompt_service::redis::Error> {
     let script = Script::new("return 42");
     let patience = replica.redis.patience();
-    replica.redis.run("test", patience, &script.on("key")).await
+    replica
+        .redis
+        .run("test", patience, &script.key("key"))
+        .await
 }
 
 #[tokio::test]
