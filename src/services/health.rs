@@ -113,20 +113,14 @@ impl Health {
         if before == StoreHealth::Ok && now != StoreHealth::Ok {
             now = self.ask_store().await;
         }
-        match (before, now) {
-            (StoreHealth::Ok | StoreHealth::ReadOnly, StoreHealth::Down) => {
-                tracing::warn!("the store does not answer");
+        match now {
+            _ if now == before => {}
+            StoreHealth::Down => tracing::warn!("the store does not answer"),
+            StoreHealth::ReadOnly => tracing::warn!("the store cannot be written"),
+            StoreHealth::Ok if before == StoreHealth::Down => {
+                tracing::info!("the store answers again");
             }
-            (StoreHealth::Ok | StoreHealth::Down, StoreHealth::ReadOnly) => {
-                tracing::warn!("the store cannot be written");
-            }
-            (StoreHealth::Down, StoreHealth::Ok) => tracing::info!("the store answers again"),
-            (StoreHealth::ReadOnly, StoreHealth::Ok) => {
-                tracing::info!("the store can be written again");
-            }
-            (StoreHealth::Ok, StoreHealth::Ok)
-            | (StoreHealth::ReadOnly, StoreHealth::ReadOnly)
-            | (StoreHealth::Down, StoreHealth::Down) => {}
+            StoreHealth::Ok => tracing::info!("the store can be written again"),
         }
         self.set_store(now);
         now

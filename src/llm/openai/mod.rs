@@ -115,14 +115,9 @@ impl Upstreams {
     /// See [`Error`].
     pub fn new(config: &UpstreamConfig, metrics: Arc<Metrics>) -> Result<Self, Error> {
         let needs_tls = config.endpoints.iter().any(|each| each.base_url.is_https());
-        let tls = Arc::new(if needs_tls {
-            transport::tls_config()?.ok_or(Error::NoRoots)?
-        } else {
-            transport::no_tls()?
-        });
+        let tls = transport::tls_config(needs_tls)?;
         let endpoints = config.endpoints.iter().enumerate().map(|(at, endpoint)| {
-            let tls = Arc::clone(&tls);
-            UpstreamEndpoint::new(at, endpoint, tls, config.connect_timeout, &metrics)
+            UpstreamEndpoint::new(at, endpoint, &tls, config.connect_timeout, &metrics)
         });
         let endpoints: Vec<_> = endpoints.collect::<Result<_, _>>()?;
         for endpoint in &endpoints {
