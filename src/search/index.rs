@@ -251,14 +251,10 @@ impl Similarity for SlabIndex {
     }
 
     fn status(&self) -> IndexStatus {
-        let totals = self.loader.slabs.totals();
         IndexStatus {
             ready: self.scope == SimilarScope::Own || *self.loaded.borrow(),
-            rows: totals.rows as u64,
-            bytes: totals.bytes as u64,
-            slabs: totals.slabs as u64,
             loads: self.loader.loads.load(Ordering::Relaxed),
-            evictions: totals.evictions,
+            ..self.loader.slabs.totals()
         }
     }
 

@@ -82,15 +82,12 @@ impl Readiness {
     /// The state of each part in one word.
     pub fn parts(&self) -> BTreeMap<&'static str, &'static str> {
         let vectors = if self.vectors { "ok" } else { "loading" };
-        let redis = self.redis.map(|up| if up { "ok" } else { "down" });
-        [
-            ("store", self.store.as_str()),
-            ("model", "ok"),
-            ("vectors", vectors),
-        ]
-        .into_iter()
-        .chain(redis.map(|redis| ("redis", redis)))
-        .collect()
+        let store = self.store.as_str();
+        let mut parts = BTreeMap::from([("store", store), ("model", "ok"), ("vectors", vectors)]);
+        if let Some(is_up) = self.redis {
+            parts.insert("redis", if is_up { "ok" } else { "down" });
+        }
+        parts
     }
 }
 
