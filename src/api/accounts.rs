@@ -19,7 +19,7 @@ use super::session_cookie::{self, session_cookies};
 use super::state::AppState;
 use crate::domain::{ClientNetwork, Timestamp};
 use crate::error::Error;
-use crate::services::accounts::{Caller, LogIn, Registration};
+use crate::services::accounts::{Caller, LogIn, Registration, TICKET_LIFETIME};
 
 /// The routes that need no access token.
 pub fn open_router() -> OpenApiRouter<AppState> {
@@ -238,7 +238,7 @@ async fn log_in(
     })
     .into_response();
     if let Some(session) = pair.session {
-        let lifetime = state.accounts.session_lifetime().as_secs();
+        let lifetime = state.accounts.config.refresh_token_lifetime.as_secs();
         let is_secure = wants_secure_cookie(&parts, &state.server);
         session_cookie::set(response.headers_mut(), &session, lifetime, is_secure);
     }
@@ -327,8 +327,8 @@ async fn log_out(
 async fn issue_ticket(State(state): State<AppState>, caller: Caller) -> Result<Response, ApiError> {
     let ticket = state.accounts.issue_ticket(&caller).await?;
     let body = TicketResponse {
-        ticket: ticket.secret,
-        expires_in: ticket.expires_in.as_secs(),
+        ticket,
+        expires_in: TICKET_LIFETIME.as_secs(),
     };
     Ok((StatusCode::CREATED, Json(body)).into_response())
 }
@@ -343,8 +343,8 @@ async fn issue_ticket(State(state): State<AppState>, caller: Caller) -> Result<R
 async fn show_me(caller: Caller) -> Json<UserResponse> {
     Json(UserResponse {
         id: caller.user_id().0,
-        username: caller.username().to_owned(),
-        email: caller.email().to_owned(),
+        username: caller.user.username.clone(),
+        email: caller.user.email.clone(),
     })
 }
 

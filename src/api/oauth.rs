@@ -103,7 +103,7 @@ async fn get_token(
     Ok(Json(TokenResponse {
         access_token: tokens.access,
         token_type: "Bearer",
-        expires_in: state.accounts.access_token_lifetime().as_secs(),
+        expires_in: state.accounts.config.access_token_lifetime.as_secs(),
     }))
 }
 

@@ -54,21 +54,16 @@ pub struct Failure {
 /// A client of the configured upstream, or of the mock.
 #[derive(Debug)]
 pub struct Client {
-    backend: Backend,
+    /// `None` for the mock.
+    upstreams: Option<Upstreams>,
     calls: Arc<UserPermits>,
     metrics: Arc<Metrics>,
 }
 
-/// When a refused caller may retry. Calls take seconds.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
-
 /// No more calls may be in flight: in all, or of the user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too many calls are in flight")]
-pub struct Busy {
-    /// When to retry.
-    pub retry_after: Duration,
-}
+pub struct Busy;
 
 /// The right to one call. Returned when dropped.
 #[derive(Debug)]
@@ -84,12 +79,6 @@ impl Drop for CallPermit {
     }
 }
 
-#[derive(Debug)]
-enum Backend {
-    Mock,
-    OpenAi(Box<Upstreams>),
-}
-
 /// The labels of the mock's metrics.
 const MOCK: CallLabels<'static> = CallLabels {
     provider: mock::NAME,
@@ -101,7 +90,7 @@ impl Client {
     pub fn mock(metrics: Arc<Metrics>) -> Self {
         MOCK.announce(&metrics);
         Self {
-            backend: Backend::Mock,
+            upstreams: None,
             calls: UserPermits::new(usize::MAX),
             metrics,
         }
@@ -114,7 +103,7 @@ impl Client {
     pub fn new(config: &UpstreamConfig, metrics: Arc<Metrics>) -> Result<Self, Error> {
         let upstreams = Upstreams::new(config, Arc::clone(&metrics))?;
         Ok(Self {
-            backend: Backend::OpenAi(Box::new(upstreams)),
+            upstreams: Some(upstreams),
             calls: UserPermits::new(config.max_in_flight),
             metrics,
         })
@@ -128,7 +117,7 @@ impl Client {
 
     /// Whether this is the built-in mock, whose answers cost nothing.
     pub fn is_mock(&self) -> bool {
-        matches!(self.backend, Backend::Mock)
+        self.upstreams.is_none()
     }
 
     /// The model that is asked first.
@@ -137,18 +126,15 @@ impl Client {
     }
 
     fn first(&self) -> CallLabels<'_> {
-        match &self.backend {
-            Backend::Mock => MOCK,
-            Backend::OpenAi(upstreams) => upstreams.first(),
-        }
+        self.upstreams.as_ref().map_or(MOCK, Upstreams::first)
     }
 
     /// Asks each upstream, in the order of the configuration, which models it has. That costs only
     /// a few requests. The mock is not asked.
     pub async fn check_models(&self) -> Vec<UpstreamCheck> {
-        match &self.backend {
-            Backend::Mock => Vec::new(),
-            Backend::OpenAi(upstreams) => upstreams.check_models().await,
+        match &self.upstreams {
+            Some(upstreams) => upstreams.check_models().await,
+            None => Vec::new(),
         }
     }
 
@@ -159,9 +145,7 @@ impl Client {
     pub fn admit(&self, user: UserId) -> Result<CallPermit, Busy> {
         let Ok(permit) = self.calls.acquire(user) else {
             self.metrics.overloaded.inc();
-            return Err(Busy {
-                retry_after: RETRY_AFTER,
-            });
+            return Err(Busy);
         };
         let in_flight = self.metrics.upstream_calls_in_flight.clone();
         in_flight.inc();
@@ -191,9 +175,9 @@ impl Client {
         prompt: &str,
         on_delta: Option<&mut (dyn FnMut(&str) + Send)>,
     ) -> Result<Completion, Failure> {
-        let completion = match &self.backend {
-            Backend::OpenAi(upstreams) => upstreams.complete(memory, prompt, on_delta).await,
-            Backend::Mock => {
+        let completion = match &self.upstreams {
+            Some(upstreams) => upstreams.complete(memory, prompt, on_delta).await,
+            None => {
                 let began = Instant::now();
                 let completion = mock::complete(prompt, on_delta);
                 MOCK.ended(&self.metrics, began.elapsed(), None, [None, None]);

@@ -128,19 +128,13 @@ impl SlabIndex {
                 SlabAccess::Load(load, outcome) => {
                     let (loader, stop) = (Arc::clone(&self.loader), self.stop.clone());
                     self.tasks.spawn(async move {
-                        tokio::select! {
-                            () = stop.cancelled() => {}
-                            () = loader.load(owner, load) => {}
-                        }
+                        stop.run_until_cancelled(loader.load(owner, load)).await
                     });
                     outcome
                 }
             };
-            let ended = match outcome.wait_for(Option::is_some).await {
-                Ok(ended) => (*ended).clone(),
-                Err(_) => None,
-            };
-            match ended {
+            let ended = outcome.wait_for(Option::is_some).await;
+            match ended.ok().and_then(|ended| (*ended).clone()) {
                 Some(Ok(())) => {}
                 Some(Err(error)) => return Err(Error::Source(Box::new(error))),
                 None => return Err(Error::Source("the rows are no longer read".into())),
@@ -254,32 +248,23 @@ impl Similarity for SlabIndex {
             SimilarScope::Shared => {
                 let (loader, stop) = (Arc::clone(&self.loader), self.stop.clone());
                 self.tasks.spawn(async move {
-                    tokio::select! {
-                        () = stop.cancelled() => {}
-                        () = loader.reconcile(user, &slot) => {}
-                    }
+                    stop.run_until_cancelled(loader.reconcile(user, &slot))
+                        .await
                 });
             }
         }
     }
 
     fn status(&self) -> IndexStatus {
-        let totals = self.loader.slabs.totals();
         IndexStatus {
             ready: self.scope == SimilarScope::Own || *self.loaded.borrow(),
-            rows: totals.rows as u64,
-            bytes: totals.bytes as u64,
-            slabs: totals.slabs as u64,
             loads: self.loader.loads.load(Ordering::Relaxed),
-            evictions: totals.evictions,
+            ..self.loader.slabs.totals()
         }
     }
 
     /// In shared scope, loads all vectors.
     async fn prepare(&self, stop: CancellationToken) {
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = self.load_until_done() => {}
-        }
+        stop.run_until_cancelled(self.load_until_done()).await;
     }
 }

@@ -6,6 +6,7 @@ use parking_lot::Mutex;
 
 use hashlink::{LinkedHashMap, LinkedHashSet};
 
+use super::IndexStatus;
 use super::slot::SlabSlot;
 use crate::domain::{PromptId, UserId};
 
@@ -41,14 +42,6 @@ struct CachedSlot {
     rows: usize,
 }
 
-/// Sums over the slabs in memory.
-pub(super) struct CacheTotals {
-    pub(super) slabs: usize,
-    pub(super) rows: usize,
-    pub(super) bytes: usize,
-    pub(super) evictions: u64,
-}
-
 impl SlabCache {
     /// Keeps at most `budget_bytes`, or the slab that was used last and those that are being loaded
     /// if they are larger.
@@ -65,7 +58,7 @@ impl SlabCache {
         if let Some(cached) = inner.slots.to_back(&owner) {
             return Arc::clone(&cached.slot);
         }
-        let slot = Arc::new(SlabSlot::new());
+        let slot = Arc::new(SlabSlot::default());
         let cached = CachedSlot {
             slot: Arc::clone(&slot),
             bytes: OVERHEAD_BYTES,
@@ -102,13 +95,15 @@ impl SlabCache {
         drop_aside(evicted, bytes);
     }
 
-    pub(super) fn totals(&self) -> CacheTotals {
+    /// What the slabs in memory hold, without the state of loading.
+    pub(super) fn totals(&self) -> IndexStatus {
         let inner = self.inner.lock();
-        CacheTotals {
-            slabs: inner.slots.len(),
-            rows: inner.rows,
-            bytes: inner.bytes,
+        IndexStatus {
+            slabs: inner.slots.len() as u64,
+            rows: inner.rows as u64,
+            bytes: inner.bytes as u64,
             evictions: inner.evictions,
+            ..IndexStatus::default()
         }
     }
 }

@@ -15,8 +15,10 @@ use tokio::sync::watch;
 
 use crate::domain::PromptId;
 
+#[derive(Default)]
 enum SlotState {
     /// No row is in memory, and changes need not be recorded: a later load reads them.
+    #[default]
     Idle,
     /// Rows are being read. These changes have come since the reading began, in this order.
     Loading(Vec<Change>),
@@ -32,6 +34,7 @@ enum Change {
 /// How a load ended, for all callers that wait for it; `None` until then.
 pub(super) type LoadOutcome = Option<Result<(), Arc<dyn Error + Send + Sync>>>;
 
+#[derive(Default)]
 struct SlotInner {
     state: SlotState,
     /// Rows inserted into the ready slab. An id that was not found without the lock is still not
@@ -44,6 +47,7 @@ struct SlotInner {
 }
 
 /// A slab that may not be loaded yet.
+#[derive(Default)]
 pub(super) struct SlabSlot {
     inner: Mutex<SlotInner>,
     /// The size of the ready slab, otherwise 0.
@@ -73,20 +77,6 @@ pub(super) struct Load {
 }
 
 impl SlabSlot {
-    pub(super) fn new() -> Self {
-        Self {
-            inner: Mutex::new(SlotInner {
-                state: SlotState::Idle,
-                insertions: 0,
-                invalidations: 0,
-                load: None,
-            }),
-            bytes: AtomicUsize::new(0),
-            rows: AtomicUsize::new(0),
-            loading_bytes: AtomicUsize::new(0),
-        }
-    }
-
     /// The slab, or a way to wait for it.
     pub(super) fn access(self: &Arc<Self>) -> SlabAccess {
         let mut inner = self.inner.lock();
@@ -192,17 +182,14 @@ impl SlabSlot {
     #[must_use = "dropping a large slab takes its time"]
     pub(super) fn take(&self) -> Option<Arc<Slab>> {
         let mut inner = self.inner.lock();
-        match std::mem::replace(&mut inner.state, SlotState::Idle) {
-            SlotState::Ready(slab) => {
-                self.bytes.store(0, Ordering::Relaxed);
-                self.rows.store(0, Ordering::Relaxed);
-                Some(slab)
-            }
-            other @ (SlotState::Idle | SlotState::Loading(_)) => {
-                inner.state = other;
-                None
-            }
-        }
+        let SlotState::Ready(slab) = &inner.state else {
+            return None;
+        };
+        let slab = Arc::clone(slab);
+        inner.state = SlotState::Idle;
+        self.bytes.store(0, Ordering::Relaxed);
+        self.rows.store(0, Ordering::Relaxed);
+        Some(slab)
     }
 
     fn measure(&self, slab: &Slab) {

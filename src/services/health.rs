@@ -82,15 +82,12 @@ impl Readiness {
     /// The state of each part in one word.
     pub fn parts(&self) -> BTreeMap<&'static str, &'static str> {
         let vectors = if self.vectors { "ok" } else { "loading" };
-        let redis = self.redis.map(|up| if up { "ok" } else { "down" });
-        [
-            ("store", self.store.as_str()),
-            ("model", "ok"),
-            ("vectors", vectors),
-        ]
-        .into_iter()
-        .chain(redis.map(|redis| ("redis", redis)))
-        .collect()
+        let store = self.store.as_str();
+        let mut parts = BTreeMap::from([("store", store), ("model", "ok"), ("vectors", vectors)]);
+        if let Some(is_up) = self.redis {
+            parts.insert("redis", if is_up { "ok" } else { "down" });
+        }
+        parts
     }
 }
 
@@ -113,20 +110,14 @@ impl Health {
         if before == StoreHealth::Ok && now != StoreHealth::Ok {
             now = self.ask_store().await;
         }
-        match (before, now) {
-            (StoreHealth::Ok | StoreHealth::ReadOnly, StoreHealth::Down) => {
-                tracing::warn!("the store does not answer");
+        match now {
+            _ if now == before => {}
+            StoreHealth::Down => tracing::warn!("the store does not answer"),
+            StoreHealth::ReadOnly => tracing::warn!("the store cannot be written"),
+            StoreHealth::Ok if before == StoreHealth::Down => {
+                tracing::info!("the store answers again");
             }
-            (StoreHealth::Ok | StoreHealth::Down, StoreHealth::ReadOnly) => {
-                tracing::warn!("the store cannot be written");
-            }
-            (StoreHealth::Down, StoreHealth::Ok) => tracing::info!("the store answers again"),
-            (StoreHealth::ReadOnly, StoreHealth::Ok) => {
-                tracing::info!("the store can be written again");
-            }
-            (StoreHealth::Ok, StoreHealth::Ok)
-            | (StoreHealth::ReadOnly, StoreHealth::ReadOnly)
-            | (StoreHealth::Down, StoreHealth::Down) => {}
+            StoreHealth::Ok => tracing::info!("the store can be written again"),
         }
         self.set_store(now);
         now

@@ -4,7 +4,7 @@
 //! model yet. Searches find only prompts with a vector of this model meanwhile, and say which share
 //! of the prompts these are.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -74,25 +74,23 @@ impl Reembedding {
     pub async fn plan(&self) -> Result<u64, Error> {
         let coverage = self.store.coverage(&self.model, None).await?;
         let remaining = coverage.completed.saturating_sub(coverage.embedded);
-        self.note(remaining);
-        self.progress
-            .running
-            .store(remaining > 0, Ordering::Release);
+        let shown = i64::try_from(remaining).unwrap_or(i64::MAX);
+        self.metrics.reembedding_remaining.set(shown);
+        let running = &self.progress.running;
+        running.store(remaining > 0, Ordering::Release);
         Ok(remaining)
     }
 
     /// Does the work, and again at each request, until `stop` is cancelled. A later start continues
     /// where this one ended.
     pub async fn run(&self, stop: CancellationToken) {
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = async {
-                loop {
-                    self.work().await;
-                    self.progress.asked.notified().await;
-                }
-            } => {}
-        }
+        let work = async {
+            loop {
+                self.work().await;
+                self.progress.asked.notified().await;
+            }
+        };
+        stop.run_until_cancelled(work).await;
     }
 
     async fn work(&self) {
@@ -123,20 +121,16 @@ impl Reembedding {
             let Some(last) = rows.last().map(|row| row.id) else {
                 break;
             };
-            let owners: Vec<(PromptId, UserId)> =
-                rows.iter().map(|row| (row.id, row.user_id)).collect();
+            let users: Vec<UserId> = rows.iter().map(|row| row.user_id).collect();
+            let ids: Vec<PromptId> = rows.iter().map(|row| row.id).collect();
             let texts = rows.into_iter().map(|row| row.prompt).collect();
-            let made = self.embedder.embed(texts).await;
-            let embedded: Vec<(PromptId, Embedding)> = owners
-                .iter()
-                .zip(made)
-                .filter_map(|((id, _), made)| Some((*id, made?)))
-                .collect();
-            match self
-                .store
-                .put_embeddings(&self.model, embedded.clone())
-                .await
-            {
+            let made = ids.into_iter().zip(self.embedder.embed(texts).await);
+            let (embedded, owners): (Vec<(PromptId, Embedding)>, Vec<UserId>) = made
+                .zip(users)
+                .filter_map(|((id, made), user)| Some(((id, made?), user)))
+                .unzip();
+            let stored = self.store.put_embeddings(&self.model, embedded.clone());
+            match stored.await {
                 Ok(stored) => {
                     done += stored.len() as u64;
                     self.insert(owners, embedded, stored).await;
@@ -145,9 +139,7 @@ impl Reembedding {
                 Err(error) => {
                     // They may have been stored nevertheless. Then they will not come again as
                     // prompts without a vector.
-                    let users: HashSet<UserId> =
-                        owners.iter().map(|(_, user_id)| *user_id).collect();
-                    for user_id in users {
+                    for user_id in owners.into_iter().collect::<HashSet<UserId>>() {
                         self.similarity.invalidate(user_id);
                     }
                     self.wait_for_store(&error).await;
@@ -182,16 +174,15 @@ impl Reembedding {
     /// its owner's rows, which may be a million.
     async fn insert(
         &self,
-        owners: Vec<(PromptId, UserId)>,
+        owners: Vec<UserId>,
         embedded: Vec<(PromptId, Embedding)>,
         stored: Vec<PromptId>,
     ) {
         let similarity = Arc::clone(&self.similarity);
         let inserted = tokio::task::spawn_blocking(move || {
-            let owners: HashMap<PromptId, UserId> = owners.into_iter().collect();
-            for (id, embedding) in embedded.iter().filter(|(id, _)| stored.contains(id)) {
-                if let Some(user_id) = owners.get(id) {
-                    similarity.inserted(*user_id, *id, embedding);
+            for ((id, embedding), user_id) in embedded.iter().zip(owners) {
+                if stored.contains(id) {
+                    similarity.inserted(user_id, *id, embedding);
                 }
             }
         });
@@ -203,11 +194,5 @@ impl Reembedding {
     async fn wait_for_store(&self, error: &crate::store::Error) {
         tracing::warn!(%error, "embedding of stored prompts waits for the store");
         tokio::time::sleep(PAUSE).await;
-    }
-
-    fn note(&self, remaining: u64) {
-        self.metrics
-            .reembedding_remaining
-            .set(i64::try_from(remaining).unwrap_or(i64::MAX));
     }
 }

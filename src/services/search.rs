@@ -131,22 +131,13 @@ impl Searches {
         found: &[Unread],
     ) -> Result<(Vec<(Prompt, f32)>, FairPermit<UserId>), Error> {
         let turn = self.reads.acquire(caller).await?;
-        let ids: Vec<PromptId> = found.iter().map(|unread| unread.id).collect();
-        let users = self.scope.owner(caller);
-        let read = self.store.prompts(users, &ids, usize::MAX).await?;
-        // In the given order. Some may be missing.
-        let mut found = found.iter();
-        let mut score = |id| {
-            found
-                .find(|unread| unread.id == id)
-                .map(|unread| unread.score)
+        let hit = |unread: &Unread| Hit {
+            id: unread.id,
+            score: unread.score,
         };
-        let prompts = read.whole.into_iter();
-        let scored = prompts.filter_map(|prompt| Some((score(prompt.id)?, prompt)));
-        Ok((
-            scored.map(|(score, prompt)| (prompt, score)).collect(),
-            turn,
-        ))
+        let hits: Vec<Hit> = found.iter().map(hit).collect();
+        let (prompts, _) = self.read(caller, &hits, usize::MAX).await?;
+        Ok((prompts, turn))
     }
 
     /// The index can return a prompt whose deletion has committed but is not reported to it yet.
@@ -164,7 +155,7 @@ impl Searches {
             let hits = self.similarity.nearest(caller, embedding, wanted).await?;
             let turn = self.reads.acquire(caller).await?;
             let memory = self.memory.reserve(owner, READ_BYTES)?;
-            let (mut results, mut rest) = self.read(caller, &hits).await?;
+            let (mut results, mut rest) = self.read(caller, &hits, READ_BYTES).await?;
             let found = results.len() + rest.len();
             let deleted = hits.len() - found;
             if found >= k || hits.len() < wanted {
@@ -178,32 +169,29 @@ impl Searches {
         }
     }
 
-    async fn read(&self, caller: UserId, hits: &[Hit]) -> Result<Found, Error> {
+    async fn read(&self, caller: UserId, hits: &[Hit], text_bytes: usize) -> Result<Found, Error> {
         if hits.is_empty() {
             return Ok(Found::default());
         }
         let ids: Vec<PromptId> = hits.iter().map(|hit| hit.id).collect();
         let users = self.scope.owner(caller);
-        let read = self.store.prompts(users, &ids, READ_BYTES).await?;
+        let read = self.store.prompts(users, &ids, text_bytes).await?;
         // Both lists are in the order of the hits. Some hits may be missing.
         let mut hits = hits.iter();
         let mut score = |id| hits.find(|hit| hit.id == id).map(|hit| hit.score);
-        let mut found = Found::default();
-        for prompt in read.whole {
-            if let Some(score) = score(prompt.id) {
-                found.0.push((prompt, score));
-            }
-        }
-        for (id, text_bytes) in read.rest {
-            if let Some(score) = score(id) {
-                found.1.push(Unread {
-                    id,
-                    text_bytes,
-                    score,
-                });
-            }
-        }
-        Ok(found)
+        let whole = read.whole.into_iter().filter_map(|prompt| {
+            let score = score(prompt.id)?;
+            Some((prompt, score))
+        });
+        let whole = whole.collect();
+        let rest = read.rest.into_iter().filter_map(|(id, text_bytes)| {
+            Some(Unread {
+                id,
+                text_bytes,
+                score: score(id)?,
+            })
+        });
+        Ok((whole, rest.collect()))
     }
 }
 

@@ -9,7 +9,8 @@ use tracing::field::{Field, Visit};
 pub struct Fields(pub Vec<(&'static str, Value)>);
 
 /// What a field holds.
-#[derive(Clone)]
+#[derive(Clone, serde::Serialize)]
+#[serde(untagged)]
 pub enum Value {
     /// A number or a boolean.
     Plain(serde_json::Value),

@@ -7,7 +7,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
-use super::fields::{Fields, Value};
+use super::fields::Fields;
 use super::pretty::pretty_line;
 use crate::domain::Timestamp;
 
@@ -84,10 +84,7 @@ fn json_line(metadata: &Metadata<'_>, fields: &Fields) -> Vec<u8> {
         object.serialize_entry("timestamp", &Timestamp::now().to_string())?;
         object.serialize_entry("level", metadata.level().as_str())?;
         for (name, value) in &fields.0 {
-            match value {
-                Value::Plain(value) => object.serialize_entry(name, value)?,
-                Value::Text(text) | Value::Formatted(text) => object.serialize_entry(name, text)?,
-            }
+            object.serialize_entry(name, value)?;
         }
         object.serialize_entry("target", metadata.target())?;
         object.end()

@@ -12,29 +12,6 @@ const DURATION_BOUNDS: &[f64] = &[
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
     5.0, 10.0,
 ];
-/// The bounds that the OpenTelemetry GenAI conventions name for `gen_ai.client.operation.duration`.
-const GEN_AI_DURATION_BOUNDS: &[f64] = &[
-    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
-];
-/// The bounds that the OpenTelemetry GenAI conventions name for `gen_ai.client.token.usage`.
-const GEN_AI_TOKEN_BOUNDS: &[f64] = &[
-    1.0,
-    4.0,
-    16.0,
-    64.0,
-    256.0,
-    1024.0,
-    4096.0,
-    16_384.0,
-    65_536.0,
-    262_144.0,
-    1_048_576.0,
-    4_194_304.0,
-    16_777_216.0,
-    67_108_864.0,
-];
-const BATCH_BOUNDS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
-
 /// Declares the struct of metrics, its construction and its registration in one place: name, kind,
 /// help.
 macro_rules! metrics {
@@ -93,11 +70,11 @@ metrics! {
     /// Logins that failed, and those refused because too many had.
     login_failures: IntCounterVec = |help| counters("login_failures_total", help, &["reason"]);
     /// Time the upstream took to answer.
-    gen_ai_client_operation_duration: HistogramVec = |help| histograms("gen_ai_client_operation_duration_seconds", help, GEN_AI_DURATION_BOUNDS, &["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "error_type"]);
+    gen_ai_client_operation_duration: HistogramVec = |help| histograms("gen_ai_client_operation_duration_seconds", help, &exponential(0.01, 2.0, 14), &["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "error_type"]);
     /// Tokens read and written by the upstream.
-    gen_ai_client_token_usage: HistogramVec = |help| histograms("gen_ai_client_token_usage", help, GEN_AI_TOKEN_BOUNDS, &["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "gen_ai_token_type"]);
+    gen_ai_client_token_usage: HistogramVec = |help| histograms("gen_ai_client_token_usage", help, &exponential(1.0, 4.0, 14), &["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "gen_ai_token_type"]);
     /// Time from asking the upstream to the first text of a streamed answer.
-    gen_ai_client_time_to_first_chunk: HistogramVec = |help| histograms("gen_ai_client_operation_time_to_first_chunk_seconds", help, GEN_AI_DURATION_BOUNDS, &["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model"]);
+    gen_ai_client_time_to_first_chunk: HistogramVec = |help| histograms("gen_ai_client_operation_time_to_first_chunk_seconds", help, &exponential(0.01, 2.0, 14), &["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model"]);
     /// Calls to the upstream in flight.
     upstream_calls_in_flight: IntGauge = |help| gauge("upstream_calls_in_flight", help);
     /// Attempts repeated at the same upstream, by what went wrong before.
@@ -109,7 +86,7 @@ metrics! {
     /// Time from asking for an embedding to having it, waiting included.
     embedding_duration: HistogramVec = |help| histograms("embedding_duration_seconds", help, DURATION_BOUNDS, &["purpose"]);
     /// Texts embedded together.
-    embedding_batch_size: Histogram = |help| histogram("embedding_batch_texts", help, BATCH_BOUNDS);
+    embedding_batch_size: Histogram = |help| histogram("embedding_batch_texts", help, &exponential(1.0, 2.0, 9));
     /// Texts admitted and not yet embedded.
     embedding_queue_depth: IntGauge = |help| gauge("embedding_queue_depth", help);
     /// Texts that needed no computing: found in the cache, or asked for twice at once.
@@ -185,6 +162,12 @@ fn gauge(name: &str, help: String) -> IntGauge {
 
 fn gauges(name: &str, help: String, labels: &[&str]) -> GaugeVec {
     GaugeVec::new(Opts::new(name, help), labels).expect("valid metric")
+}
+
+/// `count` bounds that start at `start` and grow by `factor`: for `gen_ai` metrics those that the
+/// OpenTelemetry GenAI conventions name.
+fn exponential(start: f64, factor: f64, count: usize) -> Vec<f64> {
+    prometheus::exponential_buckets(start, factor, count).expect("valid bounds")
 }
 
 fn histogram(name: &str, help: String, bounds: &[f64]) -> Histogram {

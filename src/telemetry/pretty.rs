@@ -1,6 +1,5 @@
 //! Log lines for people: a time, a level in colour, a message, and its fields.
 
-use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tracing::{Level, Metadata};
@@ -28,16 +27,14 @@ pub fn pretty_line(metadata: &Metadata<'_>, fields: &Fields, has_colour: bool) -
         line.push(' ');
         line.push_str(&paint(DIM, &format!("{}:", metadata.target())));
     }
-    let (messages, others): (Vec<_>, Vec<_>) =
-        fields.0.iter().partition(|(name, _)| *name == "message");
-    for (_, message) in messages {
-        // Writing to a text does not fail.
-        let _ = write!(line, " {}", shown(message, true));
-    }
-    for (name, value) in others {
+    // The message comes first: the macros of `tracing` record it before the other fields.
+    for (name, value) in &fields.0 {
+        let is_message = *name == "message";
         line.push(' ');
-        line.push_str(&paint(DIM, &format!("{name}=")));
-        line.push_str(&shown(value, false));
+        if !is_message {
+            line.push_str(&paint(DIM, &format!("{name}=")));
+        }
+        line.push_str(&shown(value, is_message));
     }
     line
 }

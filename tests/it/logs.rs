@@ -1,6 +1,6 @@
 //! The log: each line of a request carries its ids, and no line carries a prompt.
 
-use crate::support::{DEADLINE, spawn_app};
+use crate::support::{DEADLINE, Reply, Upstream, spawn_app};
 
 #[tokio::test]
 async fn access_line_carries_the_ids_of_its_request() {
@@ -55,4 +55,34 @@ async fn no_line_at_any_level_carries_a_prompt_or_a_query() {
     assert!(log.contains("\"route\":\"/api/prompts/similar\""));
     assert!(!log.contains("secret question") && !log.contains("secret search"));
     assert!(!log.contains(&user.access));
+}
+
+#[tokio::test]
+async fn line_of_a_failed_attempt_carries_the_ids_of_request_user_prompt_and_attempt() {
+    let upstream = Upstream::start().await;
+    for _ in 0..2 {
+        upstream.plan(Reply::error(500, &["retry-after-ms: 1"]));
+    }
+    let app = spawn_app(|config| {
+        let mut upstream = crate::llm::config(&upstream);
+        upstream.max_retries = 1;
+        config.upstream = Some(upstream);
+    })
+    .await;
+    let user = app.user("alice").await;
+    let post = user.client.post("/api/prompts/");
+    let post = post.header("x-request-id", "post-1");
+    let body = serde_json::json!({ "prompt": "Why?" });
+    let answer = post.json(&body).send().await;
+    assert_eq!(answer.status, 502);
+    let mut failed = app.log.lines();
+    failed.retain(|line| line["message"] == "upstream failed");
+    assert_eq!(failed.len(), 2);
+    for (line, attempt) in failed.iter().zip(1..) {
+        assert_eq!(line["request_id"], "post-1");
+        assert_eq!(line["user_id"], user.id);
+        assert_eq!(line["prompt_id"], answer.json()["id"]);
+        assert_eq!(line["attempt"], attempt);
+        assert_eq!(line["status"], 500);
+    }
 }

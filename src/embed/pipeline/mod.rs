@@ -150,10 +150,13 @@ impl Embedder {
     /// # Errors
     /// `Failed`, `Stopped`.
     pub async fn embed(&self, permit: Permit, text: Arc<str>) -> Result<Embedding, Error> {
-        let (mut waiting, reply) = match self.pipeline.submit(permit, text)? {
-            Submitted::Cached(embedding) => return Ok(embedding),
-            Submitted::WaitingText(waiting, reply) => (waiting, reply),
-        };
+        if permit.class() == Class::Search
+            && let Some(embedding) = self.pipeline.work.jobs().cache.get(permit.user(), &text)
+        {
+            self.pipeline.count_saved("cached");
+            return Ok(embedding);
+        }
+        let (mut waiting, reply) = self.pipeline.submit(permit, text)?;
         let result = reply.await;
         waiting.is_over = true;
         // `stop` drops the replies of jobs that were not run.
@@ -189,20 +192,15 @@ impl Drop for Embedder {
     }
 }
 
-enum Submitted {
-    Cached(Embedding),
-    WaitingText(WaitingText, oneshot::Receiver<Result<Embedding, Error>>),
-}
+type Reply = oneshot::Receiver<Result<Embedding, Error>>;
 
 impl Pipeline {
-    fn submit(self: &Arc<Self>, permit: Permit, text: Arc<str>) -> Result<Submitted, Error> {
+    fn submit(
+        self: &Arc<Self>,
+        permit: Permit,
+        text: Arc<str>,
+    ) -> Result<(WaitingText, Reply), Error> {
         let (reply, receiver) = oneshot::channel();
-        if permit.class() == Class::Search
-            && let Some(embedding) = self.work.jobs().cache.get(permit.user(), &text)
-        {
-            self.count_saved("cached");
-            return Ok(Submitted::Cached(embedding));
-        }
         let submit = |state: &mut PipelineState| state.queue.submit(text, Waiter { permit, reply });
         let waiter = self
             .work
@@ -216,7 +214,7 @@ impl Pipeline {
             waiter,
             is_over: false,
         };
-        Ok(Submitted::WaitingText(waiting, receiver))
+        Ok((waiting, receiver))
     }
 
     /// Counts a text that needed no computing.

@@ -111,36 +111,29 @@ impl TextQueue {
     pub(super) fn submit(&mut self, text: Arc<str>, waiter: Waiter) -> WaiterId {
         let (user, class) = (waiter.permit.user(), waiter.permit.class());
         let number = self.number();
-        let key = (user, text);
-        if let Some(&job) = self.by_text.get(&key) {
+        let known = self.by_text.get(&(user, Arc::clone(&text))).copied();
+        let job = known.unwrap_or_else(|| self.number());
+        if known.is_some() {
             self.join(job, number, waiter);
-            return WaiterId {
-                job,
-                waiter: number,
-                joined: true,
-            };
-        }
-        let job = self.number();
-        let text = Arc::clone(&key.1);
-        self.lane(class, &text)
-            .push(user, job, estimated_tokens(&text));
-        self.waiting += 1;
-        self.by_text.insert(key, job);
-        let waiters = vec![(number, waiter)];
-        self.jobs.insert(
-            job,
-            EmbedJob {
+        } else {
+            let tokens = estimated_tokens(&text);
+            self.lane(class, &text).push(user, job, tokens);
+            self.waiting += 1;
+            self.by_text.insert((user, Arc::clone(&text)), job);
+            let waiters = vec![(number, waiter)];
+            let added = EmbedJob {
                 user,
                 text,
                 waiters,
                 class,
                 running: false,
-            },
-        );
+            };
+            self.jobs.insert(job, added);
+        }
         WaiterId {
             job,
             waiter: number,
-            joined: false,
+            joined: known.is_some(),
         }
     }
 
@@ -183,11 +176,8 @@ impl TextQueue {
     /// too.
     pub(super) fn take(&mut self) -> Option<TextBatch> {
         let class = self.next_class()?;
-        let lanes = match class {
-            Class::Post => &mut self.posts,
-            Class::Search => &mut self.searches,
-        };
-        let numbers = lanes.take(self.batch_tokens, self.workers);
+        let (batch_tokens, workers) = (self.batch_tokens, self.workers);
+        let numbers = self.lanes(class).take(batch_tokens, workers);
         self.waiting -= numbers.len();
         let batch = numbers.into_iter().filter_map(|number| {
             let job = self.jobs.get_mut(&number)?;
@@ -224,30 +214,31 @@ impl TextQueue {
 
     /// Removes all jobs that are not running.
     pub(super) fn clear(&mut self) -> Vec<EmbedJob> {
-        let waiting: Vec<u64> = self
-            .jobs
-            .iter()
+        let jobs = self.jobs.iter();
+        let waiting = jobs
             .filter(|(_, job)| !job.running)
-            .map(|(&number, _)| number)
-            .collect();
+            .map(|(&number, _)| number);
+        let waiting: Vec<u64> = waiting.collect();
         self.posts = Lanes::default();
         self.searches = Lanes::default();
         self.waiting = 0;
-        waiting
-            .into_iter()
-            .filter_map(|number| self.finish(number))
-            .collect()
+        let finished = waiting.into_iter().filter_map(|number| self.finish(number));
+        finished.collect()
+    }
+
+    fn lanes(&mut self, class: Class) -> &mut Lanes {
+        match class {
+            Class::Post => &mut self.posts,
+            Class::Search => &mut self.searches,
+        }
     }
 
     fn lane(&mut self, class: Class, text: &str) -> &mut Lane {
-        let lanes = match class {
-            Class::Post => &mut self.posts,
-            Class::Search => &mut self.searches,
-        };
-        if estimated_tokens(text) <= self.batch_tokens {
-            &mut lanes.short
-        } else {
-            &mut lanes.long
+        let is_short = estimated_tokens(text) <= self.batch_tokens;
+        let lanes = self.lanes(class);
+        match is_short {
+            true => &mut lanes.short,
+            false => &mut lanes.long,
         }
     }
 
@@ -266,25 +257,19 @@ impl Lanes {
         let take_long =
             self.short.jobs.is_empty() || self.long_is_next && !self.long.jobs.is_empty();
         self.long_is_next = !take_long;
-        if take_long {
-            return self
-                .long
-                .pop(usize::MAX)
-                .into_iter()
-                .map(|(number, _)| number)
-                .collect();
-        }
-        let share = self.short.tokens.div_ceil(workers).min(batch_tokens);
-        let mut taken = Vec::new();
-        let mut tokens = 0;
-        // The first is taken whatever its size, the others if they fit.
-        while let Some((number, more)) = self.short.pop(if taken.is_empty() {
-            usize::MAX
-        } else {
-            share.saturating_sub(tokens)
-        }) {
+        // The first is taken whatever its size, the other short ones if they fit.
+        let (mut room, lane) = match take_long {
+            true => (0, &mut self.long),
+            false => {
+                let share = self.short.tokens.div_ceil(workers).min(batch_tokens);
+                (share, &mut self.short)
+            }
+        };
+        let (mut taken, mut limit) = (Vec::new(), usize::MAX);
+        while let Some((number, tokens)) = lane.pop(limit) {
             taken.push(number);
-            tokens += more;
+            room = room.saturating_sub(tokens);
+            limit = room;
         }
         taken
     }

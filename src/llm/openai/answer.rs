@@ -8,7 +8,7 @@ use hyper::body::{Body, Incoming};
 
 use super::attempt::AnswerLimits;
 use super::fault::{Fault, FaultKind};
-use super::reader::{AnswerReader, BodyEnd, Received};
+use super::reader::{AnswerReader, Received};
 use crate::llm::Completion;
 
 /// How much of an error's body is read, and for how long. The message is in it, and a connection
@@ -102,11 +102,7 @@ pub async fn read(
             waiting.end_by = Some(Instant::now() + AFTER_REASON_TIME);
         }
     };
-    let end = match ended {
-        Ok(()) => BodyEnd::Orderly,
-        Err(_) => BodyEnd::Cut,
-    };
-    match (reader.finish(end), ended) {
+    match (reader.finish(ended.is_err()), ended) {
         // The answer is complete, however its body ended.
         (Ok((answer, rest)), _) => {
             deltas.hand_over(&rest);

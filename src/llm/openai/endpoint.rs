@@ -1,6 +1,5 @@
 //! One upstream: its address, its key, its connections, its breaker and its retries.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -47,7 +46,7 @@ impl UpstreamEndpoint {
     pub fn new(
         at: usize,
         config: &config::Endpoint,
-        tls: Arc<ClientConfig>,
+        tls: &ClientConfig,
         connect_timeout: Duration,
         metrics: &Metrics,
     ) -> Result<Self, hyper::http::Error> {

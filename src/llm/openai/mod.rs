@@ -29,7 +29,7 @@ use self::breaker::AttemptOutcome;
 use self::endpoint::UpstreamEndpoint;
 use self::fault::{Fault, FaultKind};
 pub use self::models::{ModelFinding, UpstreamCheck};
-use self::reader::{AnswerReader, BodyEnd};
+use self::reader::AnswerReader;
 use super::measure::CallLabels;
 use super::{Completion, Failure};
 use crate::config::UpstreamConfig;
@@ -115,14 +115,9 @@ impl Upstreams {
     /// See [`Error`].
     pub fn new(config: &UpstreamConfig, metrics: Arc<Metrics>) -> Result<Self, Error> {
         let needs_tls = config.endpoints.iter().any(|each| each.base_url.is_https());
-        let tls = Arc::new(if needs_tls {
-            transport::tls_config()?.ok_or(Error::NoRoots)?
-        } else {
-            transport::no_tls()?
-        });
+        let tls = transport::tls_config(needs_tls)?;
         let endpoints = config.endpoints.iter().enumerate().map(|(at, endpoint)| {
-            let tls = Arc::clone(&tls);
-            UpstreamEndpoint::new(at, endpoint, tls, config.connect_timeout, &metrics)
+            UpstreamEndpoint::new(at, endpoint, &tls, config.connect_timeout, &metrics)
         });
         let endpoints: Vec<_> = endpoints.collect::<Result<_, _>>()?;
         for endpoint in &endpoints {
@@ -312,24 +307,21 @@ pub fn read_answer<'a>(
     is_cut: bool,
 ) -> AnswerReading {
     let (mut reader, mut deltas) = (AnswerReader::new(most_text), String::new());
-    let mut end = if is_cut {
-        BodyEnd::Cut
-    } else {
-        BodyEnd::Orderly
-    };
     let mut failure = None;
     for piece in pieces {
         let fed = reader.feed(piece);
         deltas.push_str(reader.new_text());
         if let Err(kind) = fed {
-            (end, failure) = (BodyEnd::Cut, Some(kind));
+            failure = Some(kind);
             break;
         }
     }
-    let answer = reader.finish(end).map(|(answer, rest)| {
-        deltas.push_str(&rest);
-        answer
-    });
+    let answer = reader
+        .finish(is_cut || failure.is_some())
+        .map(|(answer, rest)| {
+            deltas.push_str(&rest);
+            answer
+        });
     AnswerReading {
         deltas,
         answer: answer.map_err(|kind| Fault::from(failure.unwrap_or(kind)).error_type()),

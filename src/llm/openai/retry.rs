@@ -57,9 +57,7 @@ pub fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
 /// Whether a retry makes sense, by the header `x-should-retry` of an answer, whatever its status.
 pub fn should_retry(headers: &HeaderMap) -> Option<bool> {
     let said = headers.get("x-should-retry")?.to_str().ok()?.trim();
-    [("true", true), ("false", false)]
-        .into_iter()
-        .find_map(|(word, meaning)| said.eq_ignore_ascii_case(word).then_some(meaning))
+    said.to_ascii_lowercase().parse().ok()
 }
 
 fn seconds(seconds: f64) -> Duration {

@@ -49,14 +49,14 @@ pub struct Transport(Client<Connector, Full<Bytes>>);
 impl Transport {
     /// Connections that trust `tls`, made within `connect_timeout`. Without TLS, only private
     /// addresses are permitted.
-    pub fn new(tls: Arc<ClientConfig>, is_https: bool, connect_timeout: Duration) -> Self {
+    pub fn new(tls: &ClientConfig, is_https: bool, connect_timeout: Duration) -> Self {
         let mut system = GaiResolver::new();
         let resolver = tower::service_fn(move |name: Name| {
             let lookup = system.call(name);
             async move { allowed(lookup.await?.collect(), !is_https) }
         });
         let tcp = tcp_connector(resolver, connect_timeout);
-        let builder = HttpsConnectorBuilder::new().with_tls_config(tls.as_ref().clone());
+        let builder = HttpsConnectorBuilder::new().with_tls_config(tls.clone());
         let builder = if is_https {
             builder.https_only()
         } else {
@@ -134,23 +134,16 @@ fn find<'a, E: std::error::Error + 'static>(
 }
 
 /// TLS that trusts the system's certificates, or those that `SSL_CERT_FILE` and `SSL_CERT_DIR`
-/// name; `None` if there are none.
-pub fn tls_config() -> Result<Option<ClientConfig>, rustls::Error> {
+/// name; nobody if `is_needed` is false.
+pub fn tls_config(is_needed: bool) -> Result<ClientConfig, super::Error> {
     let mut roots = RootCertStore::empty();
-    // A certificate that cannot be read is left out. An upstream that needs it is not trusted.
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    match roots.is_empty() {
-        true => Ok(None),
-        false => tls_with(roots).map(Some),
+    if is_needed {
+        // A certificate that cannot be read is left out. An upstream that needs it is not trusted.
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        if roots.is_empty() {
+            return Err(super::Error::NoRoots);
+        }
     }
-}
-
-/// TLS that trusts no certificate, for upstreams without TLS.
-pub fn no_tls() -> Result<ClientConfig, rustls::Error> {
-    tls_with(RootCertStore::empty())
-}
-
-fn tls_with(roots: RootCertStore) -> Result<ClientConfig, rustls::Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     Ok(ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?

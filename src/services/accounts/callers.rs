@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Accounts, refused};
-use crate::credentials::tickets::{self, TICKET_LIFETIME};
+use crate::credentials::tickets;
 use crate::credentials::{Grant, SessionSecret, TokenType};
 use crate::domain::{CredentialState, Session, Timestamp, User, UserId};
 use crate::error::{Error, TokenProblem, Unauthenticated};
@@ -23,19 +23,11 @@ pub enum CredentialEnd {
     Revoked,
 }
 
-/// A ticket for one WebSocket.
-pub struct NewTicket {
-    /// The ticket itself.
-    pub secret: String,
-    /// How long it may be used.
-    pub expires_in: Duration,
-}
-
 /// The authenticated caller, and how long its credential is valid.
 #[derive(Clone, Debug)]
 pub struct Caller {
     /// The account, at most two seconds old.
-    user: Arc<User>,
+    pub user: Arc<User>,
     /// When the credential was issued.
     pub issued_at: Timestamp,
     /// When the credential expires.
@@ -48,16 +40,6 @@ impl Caller {
     /// The account's id.
     pub fn user_id(&self) -> UserId {
         self.user.id
-    }
-
-    /// The account's name.
-    pub fn username(&self) -> &str {
-        &self.user.username
-    }
-
-    /// The account's mail address.
-    pub fn email(&self) -> &str {
-        &self.user.email
     }
 
     /// The credential of a socket that this caller opens.
@@ -76,12 +58,9 @@ impl Accounts {
     /// # Errors
     /// `AccessToken`, `NoUserId`, `UserNotFound` or `UserInactive`.
     pub async fn authenticate(&self, token: &str, now: Timestamp) -> Result<Caller, Error> {
-        let claims = self
-            .keys
-            .verify(token, TokenType::Access, now)
-            .map_err(|error| refused(error, TokenType::Access))?;
-        let user_id = claims
-            .user()
+        let verified = self.keys.verify(token, TokenType::Access, now);
+        let (claims, user_id) = verified
+            .and_then(|claims| claims.user().map(|user_id| (claims, user_id)))
             .map_err(|error| refused(error, TokenType::Access))?;
         let issued_at = claims.issued_at.unwrap_or(Timestamp(0));
         let user = self
@@ -148,17 +127,13 @@ impl Accounts {
     ///
     /// # Errors
     /// `Unavailable` if the tickets' backend is.
-    pub async fn issue_ticket(&self, caller: &Caller) -> Result<NewTicket, Error> {
+    pub async fn issue_ticket(&self, caller: &Caller) -> Result<String, Error> {
         let grant = Grant {
             user_id: caller.user_id(),
             issued_at: Some(caller.issued_at),
             expires_at: caller.expires_at,
         };
-        let secret = self.tickets.issue(grant, Timestamp::now()).await?;
-        Ok(NewTicket {
-            secret,
-            expires_in: TICKET_LIFETIME,
-        })
+        Ok(self.tickets.issue(grant, Timestamp::now()).await?)
     }
 
     /// The caller with this ticket. The ticket cannot be used again.

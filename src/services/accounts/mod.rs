@@ -6,7 +6,6 @@ mod log_in;
 mod registration;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
 
@@ -19,7 +18,9 @@ use crate::error::{Error, TokenProblem, Unauthenticated};
 use crate::store::AccountStore;
 use crate::telemetry::Metrics;
 
-pub use self::callers::{Caller, CredentialEnd, NewTicket};
+pub use crate::credentials::tickets::TICKET_LIFETIME;
+
+pub use self::callers::{Caller, CredentialEnd};
 pub use self::known_users::KnownUsers;
 pub use self::log_in::{LogIn, LoggedIn};
 pub use self::registration::Registration;
@@ -47,16 +48,6 @@ pub struct Accounts {
 }
 
 impl Accounts {
-    /// How long an access token lasts.
-    pub fn access_token_lifetime(&self) -> Duration {
-        self.config.access_token_lifetime
-    }
-
-    /// How long a session lasts.
-    pub fn session_lifetime(&self) -> Duration {
-        self.config.refresh_token_lifetime
-    }
-
     fn token(
         &self,
         kind: TokenType,

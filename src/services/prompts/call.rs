@@ -21,7 +21,7 @@ use crate::config::OnClientDisconnect;
 use crate::domain::{Embedding, FailureCode, Prompt, Timestamp, UserId};
 use crate::embed::{Class, Permit};
 use crate::error::Error;
-use crate::llm::{self, CallPermit};
+use crate::llm::{self, Busy, CallPermit};
 use crate::memory_budget::{Owner, Reservation};
 use crate::store::{self, Begun, Holder, NewCall};
 
@@ -67,10 +67,8 @@ impl Permits {
     /// `Overloaded`.
     pub fn take(deps: &Deps, user_id: UserId, memory: Reservation) -> Result<Self, Error> {
         let text = deps.embedder.admit(user_id, Class::Post)?;
-        let call = deps
-            .llm
-            .admit(user_id)
-            .map_err(|busy| Error::Overloaded(busy.retry_after))?;
+        let call = deps.llm.admit(user_id);
+        let call = call.map_err(|Busy| Error::overloaded())?;
         Ok(Self { call, text, memory })
     }
 }

@@ -23,7 +23,7 @@ use self::call::{Permits, Reply};
 pub use self::events::{Encode, Event};
 use self::stream::{ResponseStream, StreamEnd, StreamOffset, StreamReader};
 use crate::config::CallsConfig;
-use crate::domain::{Embedding, ModelId, Prompt, PromptId, PromptStatus, Timestamp, UserId};
+use crate::domain::{ModelId, Prompt, PromptId, PromptStatus, Timestamp, UserId};
 use crate::embed::Embedder;
 use crate::error::Error;
 use crate::llm;
@@ -315,16 +315,6 @@ impl Inner {
             replica: self.deps.replica,
             call: self.next_call.fetch_add(1, Ordering::Relaxed),
         }
-    }
-}
-
-/// Makes a completed prompt searchable; one without a vector as soon as it gets one.
-fn make_searchable(deps: &Deps, prompt: &Prompt, embedding: Option<&Embedding>) {
-    match embedding {
-        Some(embedding) => deps
-            .similarity
-            .inserted(prompt.user_id, prompt.id, embedding),
-        None => deps.reembedding.ask(),
     }
 }
 

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::call::{Call, Outcome};
 use super::events::{self, Event};
 use super::stream::StreamEnd;
-use super::{Created, count_outcome, make_searchable};
+use super::{Created, count_outcome};
 use crate::domain::{CallDetails, FailureCode, Prompt, PromptStatus};
 use crate::error::{Error, FailedPrompt, KeyProblem};
 use crate::store::{self, CallOutcome};
@@ -80,7 +80,11 @@ impl Call<'_> {
         let mut failed = FailedPrompt::of(&prompt);
         match outcome {
             Outcome::Answered(completion, embedding) => {
-                make_searchable(deps, &prompt, embedding.as_ref());
+                let (user_id, id) = (prompt.user_id, prompt.id);
+                match embedding {
+                    Some(embedding) => deps.similarity.inserted(user_id, id, &embedding),
+                    None => deps.reembedding.ask(),
+                }
                 if self.new.announce {
                     events::publish(deps, prompt.user_id, &Event::Completed(&prompt));
                 }

@@ -239,7 +239,7 @@ async fn beyond_the_limit_a_call_is_refused_at_once() {
     let client = Watched::new(&config);
     let one = client.client.admit(USER).unwrap();
     // Half of the permits are for other users.
-    assert!(client.client.admit(USER).unwrap_err().retry_after > Duration::ZERO);
+    assert!(client.client.admit(USER).is_err());
     let two = client.client.admit(UserId(2)).unwrap();
     assert!(client.client.admit(UserId(3)).is_err());
     drop((one, two));

@@ -12,7 +12,7 @@ mod slab;
 #[cfg(test)]
 mod tests;
 
-use std::cmp::Ordering;
+use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 use std::f32::consts::PI;
 
@@ -136,7 +136,7 @@ pub fn nearest(
 fn exact(kernel: Kernel, slab: &Slab, query: &PreparedQuery, best: &mut Best) {
     let mut scores = Vec::new();
     for segment in slab.segments() {
-        for (ids, rows) in segment.pieces() {
+        for (ids, rows) in segment.pieces(slab.shape()) {
             scores.resize(ids.len(), 0.0);
             kernel.scores(&query.lines, rows, &mut scores);
             best.offer_all(ids, &scores);
@@ -307,16 +307,10 @@ fn distance_of(counts: &[usize], rank: usize) -> u32 {
     reached.unwrap_or(counts.len().saturating_sub(1)) as u32
 }
 
-/// A row and its score; greater is better.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Ranked {
-    score: f32,
-    id: i64,
-}
+impl Eq for Hit {}
 
-impl Eq for Ranked {}
-
-impl Ord for Ranked {
+/// The better hit is greater.
+impl Ord for Hit {
     fn cmp(&self, other: &Self) -> Ordering {
         self.score
             .total_cmp(&other.score)
@@ -324,7 +318,7 @@ impl Ord for Ranked {
     }
 }
 
-impl PartialOrd for Ranked {
+impl PartialOrd for Hit {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
@@ -334,7 +328,7 @@ impl PartialOrd for Ranked {
 struct Best {
     k: usize,
     /// The worst of them on top.
-    heap: BinaryHeap<std::cmp::Reverse<Ranked>>,
+    heap: BinaryHeap<Reverse<Hit>>,
     /// A score below this is not among the best. At an equal score the ids decide.
     floor: f32,
 }
@@ -374,13 +368,13 @@ impl Best {
         } else {
             score.clamp(-1.0, 1.0) + 0.0
         };
-        let ranked = Ranked { score, id };
+        let hit = Hit { id, score };
         if self.heap.len() < self.k {
-            self.heap.push(std::cmp::Reverse(ranked));
+            self.heap.push(Reverse(hit));
         } else if let Some(mut worst) = self.heap.peek_mut()
-            && ranked > worst.0
+            && hit > worst.0
         {
-            worst.0 = ranked;
+            worst.0 = hit;
         }
         if self.heap.len() == self.k
             && let Some(worst) = self.heap.peek()
@@ -390,10 +384,7 @@ impl Best {
     }
 
     fn into_hits(self) -> Vec<Hit> {
-        let ranked = self.heap.into_sorted_vec();
-        ranked
-            .into_iter()
-            .map(|std::cmp::Reverse(Ranked { score, id })| Hit { id, score })
-            .collect()
+        let hits = self.heap.into_sorted_vec().into_iter();
+        hits.map(|Reverse(hit)| hit).collect()
     }
 }

@@ -52,7 +52,7 @@ impl RowShape {
 /// Up to [`SEGMENT_ROWS`] rows. The arrays may be longer than `len`. The rest is zero or left over,
 /// and never read.
 #[derive(Clone)]
-struct Segment {
+pub struct Segment {
     len: usize,
     /// No id in the segment is lower. With `highest`, it lets a search for an id skip most
     /// segments.
@@ -72,12 +72,6 @@ pub struct Slab {
     shape: RowShape,
     segments: Vec<Arc<Segment>>,
     len: usize,
-}
-
-/// A borrowed segment, for scans.
-pub struct SegmentView<'a> {
-    segment: &'a Segment,
-    shape: RowShape,
 }
 
 impl Slab {
@@ -112,17 +106,14 @@ impl Slab {
     }
 
     /// The segments in order.
-    pub fn segments(&self) -> impl Iterator<Item = SegmentView<'_>> {
-        self.segments.iter().map(|segment| SegmentView {
-            segment,
-            shape: self.shape,
-        })
+    pub fn segments(&self) -> impl Iterator<Item = &Segment> {
+        self.segments.iter().map(Arc::as_ref)
     }
 
     /// The id of row `at`, if there is such a row.
     pub fn id(&self, at: usize) -> Option<i64> {
         let segment = self.segments.get(at / SEGMENT_ROWS)?;
-        segment.ids[..segment.len].get(at % SEGMENT_ROWS).copied()
+        segment.ids().get(at % SEGMENT_ROWS).copied()
     }
 
     /// The vector of row `at`. Panics if there is no such row.
@@ -190,6 +181,22 @@ impl Slab {
 }
 
 impl Segment {
+    /// Its rows' ids: `[n_rows]`.
+    pub fn ids(&self) -> &[i64] {
+        &self.ids[..self.len]
+    }
+
+    /// Its rows' sign codes: `[blocks][words]`.
+    pub fn codes(&self) -> &[CodeLine] {
+        &self.codes
+    }
+
+    /// Its rows' vectors in pieces, each `[n][lines]`, with the pieces' ids.
+    pub fn pieces(&self, shape: RowShape) -> impl Iterator<Item = (&[i64], &[RowLine])> {
+        let pieces = self.ids().chunks(PIECE_ROWS).zip(&self.pieces);
+        pieces.map(move |(ids, piece)| (ids, &piece[..ids.len() * shape.lines]))
+    }
+
     fn empty() -> Self {
         Self {
             len: 0,
@@ -214,7 +221,7 @@ impl Segment {
     fn find(&self, id: i64) -> Option<usize> {
         // Each chunk is compared to its end, so that the compiler makes vector code of it.
         const CHUNK: usize = 64;
-        let chunks = self.ids[..self.len].chunks(CHUNK);
+        let chunks = self.ids().chunks(CHUNK);
         let (chunk, ids) = chunks.enumerate().find(|(_, ids)| {
             ids.iter()
                 .fold(false, |found, other| found | (*other == id))
@@ -334,25 +341,4 @@ pub fn query_code(shape: RowShape, query: &[f32]) -> Vec<u64> {
         }
     }
     code
-}
-
-impl<'a> SegmentView<'a> {
-    /// Its rows' ids: `[n_rows]`.
-    pub fn ids(&self) -> &'a [i64] {
-        &self.segment.ids[..self.segment.len]
-    }
-
-    /// Its rows' sign codes: `[blocks][words]`.
-    pub fn codes(&self) -> &'a [CodeLine] {
-        &self.segment.codes
-    }
-
-    /// Its rows' vectors in pieces, each `[n][lines]`, with the pieces' ids.
-    pub fn pieces(&self) -> impl Iterator<Item = (&'a [i64], &'a [RowLine])> {
-        let lines = self.shape.lines;
-        self.ids()
-            .chunks(PIECE_ROWS)
-            .zip(&self.segment.pieces)
-            .map(move |(ids, piece)| (ids, &piece[..ids.len() * lines]))
-    }
 }

@@ -1,19 +1,18 @@
 //! Lines of a stream of server-sent events, and what may stand between objects.
 
+use super::nesting::skip;
+
 /// Removes blanks before anything else.
 pub fn trim_blanks(bytes: &[u8]) -> &[u8] {
-    let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t');
-    let start = bytes.iter().position(|byte| !is_blank(byte));
-    &bytes[start.unwrap_or(bytes.len())..]
+    skip(bytes, |byte| matches!(byte, b' ' | b'\t'))
 }
 
 /// Removes what may come before an object: blanks, the punctuation of a list, and the three bytes
 /// of a byte order mark. Neither a field nor an object begins with any of these.
 pub fn trim_between(bytes: &[u8]) -> &[u8] {
-    let stands_between =
-        |byte: &u8| matches!(byte, b' ' | b'\t' | b'[' | b',' | b']' | 0xef | 0xbb | 0xbf);
-    let start = bytes.iter().position(|byte| !stands_between(byte));
-    &bytes[start.unwrap_or(bytes.len())..]
+    skip(bytes, |byte| {
+        matches!(byte, b' ' | b'\t' | b'[' | b',' | b']' | 0xef | 0xbb | 0xbf)
+    })
 }
 
 /// The value of the field of that name, if the line has it.

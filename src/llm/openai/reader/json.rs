@@ -6,7 +6,7 @@
 //! once. An object ends here where [`Nesting`] ends it, which reads the ones that come in pieces:
 //! how a body is cut must not change what is found in it.
 
-use super::nesting::{Nesting, find_either, is_blank};
+use super::nesting::{Nesting, find_either, is_blank, skip};
 
 /// A value, as its bytes, which are not checked. If the text was cut off, the end of an object or
 /// array may be missing.
@@ -36,8 +36,7 @@ pub struct ObjectMembers<'a> {
 pub struct Items<'a>(&'a [u8]);
 
 fn trim_start(bytes: &[u8]) -> &[u8] {
-    let start = bytes.iter().position(|byte| !is_blank(*byte));
-    &bytes[start.unwrap_or(bytes.len())..]
+    skip(bytes, is_blank)
 }
 
 /// The bytes after the comma that may follow a member or an item.

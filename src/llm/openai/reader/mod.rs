@@ -44,15 +44,6 @@ pub struct Received {
     pub is_news: bool,
 }
 
-/// How a body came to its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BodyEnd {
-    /// In order.
-    Orderly,
-    /// It was cut off, stopped coming or took too long.
-    Cut,
-}
-
 /// Reads one body.
 #[derive(Debug)]
 pub struct AnswerReader {
@@ -166,13 +157,13 @@ impl AnswerReader {
         self.gathered.error.as_deref()
     }
 
-    /// Ends the body. Returns the answer, and the part of its text that `new_text` has not
+    /// Ends the body. `is_cut`: it was cut off, stopped coming or took too long. Returns the answer, and the part of its text that `new_text` has not
     /// returned. The model is empty if the upstream does not name it.
     ///
     /// # Errors
     /// `Truncated` if the answer has begun and not ended, `Malformed` if there is none, or the
     /// error of [`Self::feed`].
-    pub fn finish(&mut self, end: BodyEnd) -> Result<(Completion, String), FaultKind> {
+    pub fn finish(&mut self, is_cut: bool) -> Result<(Completion, String), FaultKind> {
         let gathered = &mut self.gathered;
         // An error of the sink is kept in `failed`; other errors are not possible here.
         let _ = self.documents.finish(&mut |item| gathered.take(item));
@@ -180,7 +171,7 @@ impl AnswerReader {
             Some(_) => self.given,
             None => 0,
         };
-        let answer = gathered.finish(end)?;
+        let answer = gathered.finish(is_cut)?;
         let rest = answer.text[given..].to_owned();
         Ok((answer, rest))
     }
@@ -345,7 +336,7 @@ impl Gathered {
         }
     }
 
-    fn finish(&mut self, end: BodyEnd) -> Result<Completion, FaultKind> {
+    fn finish(&mut self, is_cut: bool) -> Result<Completion, FaultKind> {
         if let Some(kind) = self.failed {
             return Err(kind);
         }
@@ -360,9 +351,7 @@ impl Gathered {
         let is_whole = self.objects == 1
             && match (self.origin, choice.came_as_deltas()) {
                 (Some(Origin::Plain), false) => true,
-                (Some(Origin::Plain), true) | (Some(Origin::Event), false) => {
-                    end == BodyEnd::Orderly
-                }
+                (Some(Origin::Plain), true) | (Some(Origin::Event), false) => !is_cut,
                 (Some(Origin::Event), true) | (None, _) => false,
             };
         if choice.reason.is_none() && !((self.is_done || is_whole) && choice.has_content) {

@@ -25,6 +25,12 @@ pub fn is_blank(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
 }
 
+/// The bytes from the first on that `is_skipped` is false for.
+pub fn skip(bytes: &[u8], is_skipped: impl Fn(u8) -> bool) -> &[u8] {
+    let start = bytes.iter().position(|byte| !is_skipped(*byte));
+    &bytes[start.unwrap_or(bytes.len())..]
+}
+
 /// Finds the end of an object or array whose bytes may come in pieces.
 #[derive(Debug, Default)]
 pub struct Nesting {

@@ -64,9 +64,7 @@ pub struct Kernel(Level);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Level {
     #[cfg(target_arch = "x86_64")]
-    Avx512(x86::Avx512),
-    #[cfg(target_arch = "x86_64")]
-    Avx2(x86::Avx2),
+    X86(x86::X86),
     Portable,
 }
 
@@ -80,27 +78,17 @@ impl Kernel {
     /// last.
     pub fn available() -> Vec<Self> {
         #[cfg(target_arch = "x86_64")]
-        let special = [
-            x86::Avx512::detect().map(Level::Avx512),
-            x86::Avx2::detect().map(Level::Avx2),
-        ];
+        let special = x86::X86::available().map(Level::X86);
         #[cfg(not(target_arch = "x86_64"))]
-        let special: [Option<Level>; 0] = [];
-        special
-            .into_iter()
-            .flatten()
-            .chain([Level::Portable])
-            .map(Self)
-            .collect()
+        let special = std::iter::empty();
+        special.chain([Level::Portable]).map(Self).collect()
     }
 
     /// A name for the log: `avx512`, `avx2` or `portable`.
     pub fn name(self) -> &'static str {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512(_) => "avx512",
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2(_) => "avx2",
+            Level::X86(isa) => isa.name(),
             Level::Portable => "portable",
         }
     }
@@ -111,7 +99,7 @@ impl Kernel {
         match self.0 {
             // At 25 GB/s.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512(_) | Level::Avx2(_) => 8 << 20,
+            Level::X86(_) => 8 << 20,
             // 6 GB/s of vectors, and 2 GB/s of sign codes, on a machine without the kernels above.
             Level::Portable => 1 << 20,
         }
@@ -127,10 +115,8 @@ impl Kernel {
         );
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512(isa) => isa.scores(query, rows, scores),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2(isa) => isa.scores(query, rows, scores),
-            Level::Portable => portable::scores(query, rows, scores),
+            Level::X86(isa) => isa.scores(query, rows.chunks_exact(query.len()), scores),
+            Level::Portable => portable::scores(query, rows.chunks_exact(query.len()), scores),
         }
     }
 
@@ -145,10 +131,8 @@ impl Kernel {
         );
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512(isa) => isa.scores_scattered(query, rows, scores),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2(isa) => isa.scores_scattered(query, rows, scores),
-            Level::Portable => portable::scores_scattered(query, rows, scores),
+            Level::X86(isa) => isa.scores(query, x86::FetchAhead { rows }, scores),
+            Level::Portable => portable::scores(query, rows.iter().copied(), scores),
         }
     }
 
@@ -178,9 +162,7 @@ impl Kernel {
         };
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512(isa) => isa.near(span, found),
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2(isa) => isa.near(span, found),
+            Level::X86(isa) => isa.near(span, found),
             Level::Portable => portable::near(span, found),
         }
     }

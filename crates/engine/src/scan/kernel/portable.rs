@@ -5,14 +5,12 @@ use super::{BLOCK_ROWS, Candidate, QueryLine, RowLine, Span};
 /// Independent sums per row: enough for the compiler to use whatever vectors the target has.
 const SUMS: usize = 16;
 
-pub(super) fn scores(query: &[QueryLine], rows: &[RowLine], scores: &mut [f32]) {
-    for (row, score) in rows.chunks_exact(query.len()).zip(scores) {
-        *score = dot(query, row);
-    }
-}
-
-pub(super) fn scores_scattered(query: &[QueryLine], rows: &[&[RowLine]], scores: &mut [f32]) {
-    for (row, score) in rows.iter().zip(scores) {
+pub(super) fn scores<'a>(
+    query: &[QueryLine],
+    rows: impl Iterator<Item = &'a [RowLine]>,
+    scores: &mut [f32],
+) {
+    for (row, score) in rows.zip(scores) {
         *score = dot(query, row);
     }
 }

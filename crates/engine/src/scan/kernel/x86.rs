@@ -21,82 +21,72 @@ const BUNDLED_WORDS: usize = 6;
 /// How many rows ahead scattered rows are prefetched: about 6 KB in flight, about 100 ns of work.
 const FETCH_AHEAD: usize = 8;
 
-/// Proof that the machine has AVX-512 F and VPOPCNTDQ.
+/// Instruction sets that this machine has. Only [`X86::available`] makes one, so it is the proof.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Avx512(());
+pub(super) struct X86(InstructionSets);
 
-/// Proof that the machine has AVX2, FMA, F16C and POPCNT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Avx2(());
+enum InstructionSets {
+    /// AVX-512 F and VPOPCNTDQ.
+    Avx512,
+    /// AVX2, FMA, F16C and POPCNT.
+    Avx2,
+}
 
-impl Avx512 {
-    pub(super) fn detect() -> Option<Self> {
-        (is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vpopcntdq"))
-            .then_some(Self(()))
+impl X86 {
+    /// What the machine has, fastest first.
+    pub(super) fn available() -> impl Iterator<Item = Self> {
+        let has_avx512 =
+            is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vpopcntdq");
+        let has_avx2 = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+            && is_x86_feature_detected!("popcnt");
+        let avx512 = has_avx512.then_some(Self(InstructionSets::Avx512));
+        avx512
+            .into_iter()
+            .chain(has_avx2.then_some(Self(InstructionSets::Avx2)))
     }
 
-    pub(super) fn scores(self, query: &[QueryLine], rows: &[RowLine], scores: &mut [f32]) {
-        let rows = rows.chunks_exact(query.len());
-        // SAFETY: `self` exists only on a processor with the instruction sets.
-        unsafe { scores_avx512(query, rows, scores) }
+    pub(super) fn name(self) -> &'static str {
+        match self.0 {
+            InstructionSets::Avx512 => "avx512",
+            InstructionSets::Avx2 => "avx2",
+        }
     }
 
-    pub(super) fn scores_scattered(
+    pub(super) fn scores<'a>(
         self,
         query: &[QueryLine],
-        rows: &[&[RowLine]],
+        rows: impl Iterator<Item = &'a [RowLine]>,
         scores: &mut [f32],
     ) {
         // SAFETY: `self` exists only on a processor with the instruction sets.
-        unsafe { scores_avx512(query, FetchAhead { rows }, scores) }
+        unsafe {
+            match self.0 {
+                InstructionSets::Avx512 => scores_avx512(query, rows, scores),
+                InstructionSets::Avx2 => scores_avx2(query, rows, scores),
+            }
+        }
     }
 
     pub(super) fn near(self, span: Span<'_>, found: &mut Vec<Candidate>) {
         // SAFETY: `self` exists only on a processor with the instruction sets.
         unsafe {
-            if span.query.len() == BUNDLED_WORDS {
-                near_avx512::<BUNDLED_WORDS>(span, found);
-            } else {
-                near_avx512::<0>(span, found);
+            match (self.0, span.query.len()) {
+                (InstructionSets::Avx512, BUNDLED_WORDS) => {
+                    near_avx512::<BUNDLED_WORDS>(span, found)
+                }
+                (InstructionSets::Avx512, _) => near_avx512::<0>(span, found),
+                (InstructionSets::Avx2, _) => near_avx2(span, found),
             }
         }
     }
 }
 
-impl Avx2 {
-    pub(super) fn detect() -> Option<Self> {
-        (is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c")
-            && is_x86_feature_detected!("popcnt"))
-        .then_some(Self(()))
-    }
-
-    pub(super) fn scores(self, query: &[QueryLine], rows: &[RowLine], scores: &mut [f32]) {
-        let rows = rows.chunks_exact(query.len());
-        // SAFETY: `self` exists only on a processor with the instruction sets.
-        unsafe { scores_avx2(query, rows, scores) }
-    }
-
-    pub(super) fn scores_scattered(
-        self,
-        query: &[QueryLine],
-        rows: &[&[RowLine]],
-        scores: &mut [f32],
-    ) {
-        // SAFETY: `self` exists only on a processor with the instruction sets.
-        unsafe { scores_avx2(query, FetchAhead { rows }, scores) }
-    }
-
-    pub(super) fn near(self, span: Span<'_>, found: &mut Vec<Candidate>) {
-        // SAFETY: `self` exists only on a processor with the instruction sets.
-        unsafe { near_avx2(span, found) }
-    }
-}
-
 /// Yields scattered rows one by one, and prefetches a later row each time.
-struct FetchAhead<'a> {
-    rows: &'a [&'a [RowLine]],
+pub(super) struct FetchAhead<'a> {
+    pub(super) rows: &'a [&'a [RowLine]],
 }
 
 impl<'a> Iterator for FetchAhead<'a> {
