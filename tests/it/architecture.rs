@@ -19,7 +19,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("fair_semaphore", &["turns"]),
     ("error", &["domain", "memory_budget", "fair_semaphore"]),
     ("config", &["domain"]),
-    ("telemetry", &["config"]),
+    ("telemetry", &["domain", "config"]),
     // The connection that several capabilities of a replica share.
     ("redis", &["config", "telemetry"]),
     // Capabilities: none knows another, but search, which reads the store's vectors.
