@@ -163,15 +163,9 @@ fn current_hash(
     hash
 }
 
-/// The parts of `$argon2id$v=19$m=…,t=…,p=…$salt$hash`.
-struct Argon2idHash {
-    costs: [u32; 3],
-    params: Params,
-    salt: Vec<u8>,
-    hash: Vec<u8>,
-}
-
-fn parse_argon2id(stored: &str) -> Result<Argon2idHash, MalformedHash> {
+/// The parts of `$argon2id$v=19$m=…,t=…,p=…$salt$hash`: the costs and the length of the hash, the
+/// salt, and the hash.
+fn parse_argon2id(stored: &str) -> Result<(Params, Vec<u8>, Vec<u8>), MalformedHash> {
     let mut parts = stored
         .strip_prefix("$argon2id$")
         .ok_or(MalformedHash)?
@@ -181,20 +175,14 @@ fn parse_argon2id(stored: &str) -> Result<Argon2idHash, MalformedHash> {
     if version != "v=19" || parts.next().is_some() {
         return Err(MalformedHash);
     }
-    let costs = parse_costs(costs).ok_or(MalformedHash)?;
+    let [memory, passes, lanes] = parse_costs(costs).ok_or(MalformedHash)?;
     let salt = STANDARD_NO_PAD.decode(salt).map_err(|_| MalformedHash)?;
     let hash = STANDARD_NO_PAD.decode(hash).map_err(|_| MalformedHash)?;
     if !(16..=64).contains(&hash.len()) {
         return Err(MalformedHash);
     }
-    let [memory, passes, lanes] = costs;
     let params = Params::new(memory, passes, lanes, Some(hash.len())).map_err(|_| MalformedHash)?;
-    Ok(Argon2idHash {
-        costs,
-        params,
-        salt,
-        hash,
-    })
+    Ok((params, salt, hash))
 }
 
 fn verify_argon2id(
@@ -202,12 +190,8 @@ fn verify_argon2id(
     stored: &str,
     workspace: &mut Workspace,
 ) -> Result<Verified, MalformedHash> {
-    let Argon2idHash {
-        costs,
-        params,
-        salt,
-        hash,
-    } = parse_argon2id(stored)?;
+    let (params, salt, hash) = parse_argon2id(stored)?;
+    let costs = [params.m_cost(), params.t_cost(), params.p_cost()];
     let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
     let mut found = vec![0; hash.len()];
     workspace.derive(&argon2, password.as_bytes(), &salt, &mut found)?;

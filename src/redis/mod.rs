@@ -45,14 +45,9 @@ pub enum Error {
 }
 
 /// What went wrong, in words that name neither hosts nor keys nor values.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
 pub struct ErrorSummary(String);
-
-impl fmt::Display for ErrorSummary {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
 
 impl From<&redis::RedisError> for ErrorSummary {
     fn from(error: &redis::RedisError) -> Self {

@@ -78,7 +78,7 @@ impl Accounts {
     pub async fn authenticate(&self, token: &str, now: Timestamp) -> Result<Caller, Error> {
         let claims = self
             .keys
-            .verify(token, TokenType::Access, now)
+            .verify(token, TokenType::Access, Some(now))
             .map_err(|error| refused(error, TokenType::Access))?;
         let user_id = claims
             .user()

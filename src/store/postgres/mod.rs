@@ -176,14 +176,17 @@ impl<T: FromSqlOwned> Column<T> for Row {
 impl StoredRow for Row {}
 
 /// The values in rows.
-fn all<T>(rows: &[Row], read: fn(&dyn StoredRow) -> Result<T, Error>) -> Result<Vec<T>, Error> {
+fn all<T>(
+    rows: &[Row],
+    read: impl Fn(&dyn StoredRow) -> Result<T, Error>,
+) -> Result<Vec<T>, Error> {
     rows.iter().map(|row| read(row)).collect()
 }
 
 /// The value in the row of a statement that returns at most one.
 fn first<T>(
     rows: &[Row],
-    read: fn(&dyn StoredRow) -> Result<T, Error>,
+    read: impl Fn(&dyn StoredRow) -> Result<T, Error>,
 ) -> Result<Option<T>, Error> {
     rows.first().map(|row| read(row)).transpose()
 }

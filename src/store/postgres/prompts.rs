@@ -373,8 +373,8 @@ impl PromptStore for PostgresStore {
     }
 
     async fn claim_reembedding(&self) -> Result<Option<Claim>, Error> {
-        let held = lock::attempt(self.pool.connector(), lock::REEMBEDDING, None).await?;
-        Ok(held.map(Claim::new))
+        let held = lock::attempt(&self.pool.connector, lock::REEMBEDDING, None).await?;
+        Ok(held.map(|held| Box::new(held) as Claim))
     }
 
     async fn ping(&self) -> Result<Access, Error> {
