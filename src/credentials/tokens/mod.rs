@@ -85,12 +85,6 @@ impl TokenId {
     }
 }
 
-impl From<[u8; 16]> for TokenId {
-    fn from(bytes: [u8; 16]) -> Self {
-        Self(bytes)
-    }
-}
-
 /// The `jti` claim: 32 lower-case hexadecimal digits.
 impl fmt::Display for TokenId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
