@@ -182,21 +182,10 @@ impl Hub {
     /// Marks the sockets for which `ends` returns true to be closed with `reason`. An earlier
     /// reason stays.
     pub fn close_where(&self, reason: CloseReason, mut ends: impl FnMut(&Listener) -> bool) {
-        for socket in self
-            .sockets
-            .lock()
-            .by_user
-            .values()
-            .flat_map(HashMap::values)
-        {
-            if ends(&socket.listener) {
-                socket.close.send_if_modified(|current| {
-                    let first = current.is_none();
-                    if first {
-                        *current = Some(reason);
-                    }
-                    first
-                });
+        let sockets = self.sockets.lock();
+        for socket in sockets.by_user.values().flat_map(HashMap::values) {
+            if ends(&socket.listener) && socket.close.borrow().is_none() {
+                socket.close.send_replace(Some(reason));
             }
         }
     }
