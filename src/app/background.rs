@@ -44,13 +44,12 @@ impl App {
 
         let health = Arc::clone(&self.state.health);
         let mut ticks = Ticks::new(STORE_CHECK_EVERY, stopping);
-        let stop = stopping.clone();
         tasks.spawn(async move {
             let mut store = StoreHealth::Ok;
             while ticks.next().await {
                 // A store that does not respond must not delay the stop.
-                let watched = stop.run_until_cancelled(health.watch_store(store)).await;
-                store = watched.unwrap_or(store);
+                let watched = ticks.stop.run_until_cancelled(health.watch_store(store));
+                store = watched.await.unwrap_or(store);
             }
         });
 
@@ -66,12 +65,11 @@ impl App {
 
         let llm = Arc::clone(&self.llm);
         let mut ticks = Ticks::new(MODEL_CHECK_EVERY, stopping);
-        let stop = stopping.clone();
         tasks.spawn(async move {
             while ticks.next().await {
                 // An upstream that does not respond must not delay the stop.
-                stop.run_until_cancelled(check_upstream::warn_of_endings(&llm))
-                    .await;
+                let warned = check_upstream::warn_of_endings(&llm);
+                ticks.stop.run_until_cancelled(warned).await;
             }
         });
 

@@ -33,21 +33,14 @@ const MAX_LANES: u32 = 16;
 /// Used in place of the salt of an account that does not exist.
 const NOBODYS_SALT: [u8; SALT_BYTES] = *b"no account's own";
 
-/// The result of comparing a password.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The result of comparing a password; by default it is wrong.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Verified {
     /// The password is the account's.
     pub ok: bool,
     /// The password is right, but its hash has another algorithm or other costs than new ones:
     /// store a new hash.
     pub needs_rehash: bool,
-}
-
-impl Verified {
-    const WRONG: Self = Self {
-        ok: false,
-        needs_rehash: false,
-    };
 }
 
 /// A stored hash has an unknown form, or asks for more work than allowed.
@@ -141,7 +134,7 @@ pub(super) fn verify(
         Some(stored) if !stored.starts_with('!') => Err(MalformedHash),
         Some(_) | None => {
             black_box(current_hash(password, NOBODYS_SALT, workspace));
-            Ok(Verified::WRONG)
+            Ok(Verified::default())
         }
     }
 }
@@ -163,15 +156,9 @@ fn current_hash(
     hash
 }
 
-/// The parts of `$argon2id$v=19$m=…,t=…,p=…$salt$hash`.
-struct Argon2idHash {
-    costs: [u32; 3],
-    params: Params,
-    salt: Vec<u8>,
-    hash: Vec<u8>,
-}
-
-fn parse_argon2id(stored: &str) -> Result<Argon2idHash, MalformedHash> {
+/// The parts of `$argon2id$v=19$m=…,t=…,p=…$salt$hash`: the costs and the length of the hash, the
+/// salt, and the hash.
+fn parse_argon2id(stored: &str) -> Result<(Params, Vec<u8>, Vec<u8>), MalformedHash> {
     let mut parts = stored
         .strip_prefix("$argon2id$")
         .ok_or(MalformedHash)?
@@ -181,20 +168,14 @@ fn parse_argon2id(stored: &str) -> Result<Argon2idHash, MalformedHash> {
     if version != "v=19" || parts.next().is_some() {
         return Err(MalformedHash);
     }
-    let costs = parse_costs(costs).ok_or(MalformedHash)?;
+    let [memory, passes, lanes] = parse_costs(costs).ok_or(MalformedHash)?;
     let salt = STANDARD_NO_PAD.decode(salt).map_err(|_| MalformedHash)?;
     let hash = STANDARD_NO_PAD.decode(hash).map_err(|_| MalformedHash)?;
     if !(16..=64).contains(&hash.len()) {
         return Err(MalformedHash);
     }
-    let [memory, passes, lanes] = costs;
     let params = Params::new(memory, passes, lanes, Some(hash.len())).map_err(|_| MalformedHash)?;
-    Ok(Argon2idHash {
-        costs,
-        params,
-        salt,
-        hash,
-    })
+    Ok((params, salt, hash))
 }
 
 fn verify_argon2id(
@@ -202,12 +183,8 @@ fn verify_argon2id(
     stored: &str,
     workspace: &mut Workspace,
 ) -> Result<Verified, MalformedHash> {
-    let Argon2idHash {
-        costs,
-        params,
-        salt,
-        hash,
-    } = parse_argon2id(stored)?;
+    let (params, salt, hash) = parse_argon2id(stored)?;
+    let costs = [params.m_cost(), params.t_cost(), params.p_cost()];
     let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
     let mut found = vec![0; hash.len()];
     workspace.derive(&argon2, password.as_bytes(), &salt, &mut found)?;
@@ -296,11 +273,11 @@ mod tests {
         );
         assert_eq!(
             verify("secret124", Some(&stored), &mut workspace),
-            Ok(Verified::WRONG)
+            Ok(Verified::default())
         );
         assert_eq!(
             verify("", Some(&stored), &mut workspace),
-            Ok(Verified::WRONG)
+            Ok(Verified::default())
         );
     }
 
@@ -319,7 +296,7 @@ mod tests {
         let stored =
             "$argon2id$v=19$m=64,t=2,p=2$MDEyMzQ1Njc4OWFiY2RlZg$Paqcb6b03I1lT1Mgb8ghtOeqPbNV3rEH";
         assert_eq!(verified("secret123", stored), Ok(RIGHT_BUT_OLD));
-        assert_eq!(verified("secret124", stored), Ok(Verified::WRONG));
+        assert_eq!(verified("secret124", stored), Ok(Verified::default()));
     }
 
     #[test]
@@ -327,7 +304,7 @@ mod tests {
         // Django 5.2: make_password("secret123", salt="NaCl", hasher) with 1,000 iterations.
         let stored = "pbkdf2_sha256$1000$NaCl$0MSd5KkeNflhVp8jkOSFG8Gmzvd/WJE5ghwSLcAfQro=";
         assert_eq!(verified("secret123", stored), Ok(RIGHT_BUT_OLD));
-        assert_eq!(verified("secret124", stored), Ok(Verified::WRONG));
+        assert_eq!(verified("secret124", stored), Ok(Verified::default()));
     }
 
     #[test]
@@ -335,14 +312,14 @@ mod tests {
         let mut workspace = Workspace::default();
         assert_eq!(
             verify("secret123", None, &mut workspace),
-            Ok(Verified::WRONG)
+            Ok(Verified::default())
         );
         // The work was done in full, as for an existing account.
         assert!(workspace.held_bytes.load(Ordering::Relaxed) >= 19_456 * 1024);
         let mut workspace = Workspace::default();
         assert_eq!(
             verify("secret123", Some("!Xk2"), &mut workspace),
-            Ok(Verified::WRONG)
+            Ok(Verified::default())
         );
         assert!(workspace.held_bytes.load(Ordering::Relaxed) >= 19_456 * 1024);
     }

@@ -42,12 +42,6 @@ impl SessionSecret {
     }
 }
 
-impl From<[u8; 32]> for SessionSecret {
-    fn from(bytes: [u8; 32]) -> Self {
-        Self(bytes)
-    }
-}
-
 impl fmt::Debug for SessionSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("SessionSecret(hidden)")

@@ -46,10 +46,17 @@ impl CloseReason {
     }
 }
 
-/// The user has as many sockets as allowed.
+/// Why a subscription is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("too many sockets")]
-pub struct TooManySockets;
+pub enum SubscribeError {
+    /// The user has as many sockets as allowed.
+    #[error("too many sockets")]
+    TooManySockets,
+    /// Events cannot reach this replica at the moment, so a socket would be open and receive
+    /// nothing.
+    #[error("events are unavailable")]
+    Unavailable,
+}
 
 /// The user and the credential of an open socket, which decide whether it may stay open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +123,7 @@ impl Hub {
         self: &Arc<Self>,
         listener: Listener,
         limit: usize,
-    ) -> Result<Subscription, TooManySockets> {
+    ) -> Result<Subscription, SubscribeError> {
         let (events, event_queue) = mpsc::channel(QUEUE_EVENTS);
         let (close, closed) = watch::channel(None);
         let queued = Arc::new(AtomicUsize::new(0));
@@ -124,7 +131,7 @@ impl Hub {
         let key = sockets.next_key;
         let of_user = sockets.by_user.entry(listener.user_id).or_default();
         if of_user.len() >= limit {
-            return Err(TooManySockets);
+            return Err(SubscribeError::TooManySockets);
         }
         of_user.insert(
             key,
@@ -175,21 +182,10 @@ impl Hub {
     /// Marks the sockets for which `ends` returns true to be closed with `reason`. An earlier
     /// reason stays.
     pub fn close_where(&self, reason: CloseReason, mut ends: impl FnMut(&Listener) -> bool) {
-        for socket in self
-            .sockets
-            .lock()
-            .by_user
-            .values()
-            .flat_map(HashMap::values)
-        {
-            if ends(&socket.listener) {
-                socket.close.send_if_modified(|current| {
-                    let first = current.is_none();
-                    if first {
-                        *current = Some(reason);
-                    }
-                    first
-                });
+        let sockets = self.sockets.lock();
+        for socket in sockets.by_user.values().flat_map(HashMap::values) {
+            if ends(&socket.listener) && socket.close.borrow().is_none() {
+                socket.close.send_replace(Some(reason));
             }
         }
     }

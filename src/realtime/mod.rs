@@ -3,5 +3,5 @@
 mod broker;
 mod hub;
 
-pub use broker::{Broker, LocalBroker, RedisBroker, SubscribeError};
-pub use hub::{CloseReason, Hub, Listener, Subscription, TooManySockets};
+pub use broker::{Broker, LocalBroker, RedisBroker};
+pub use hub::{CloseReason, Hub, Listener, SubscribeError, Subscription};

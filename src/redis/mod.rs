@@ -45,14 +45,9 @@ pub enum Error {
 }
 
 /// What went wrong, in words that name neither hosts nor keys nor values.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
 pub struct ErrorSummary(String);
-
-impl fmt::Display for ErrorSummary {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
 
 impl From<&redis::RedisError> for ErrorSummary {
     fn from(error: &redis::RedisError) -> Self {
@@ -158,14 +153,25 @@ impl Connection {
         patience: Duration,
         invocation: &redis::ScriptInvocation<'_>,
     ) -> Result<T, Error> {
+        let result = self.try_run(command, patience, invocation).await;
+        if result.is_err() {
+            let failures = &self.0.metrics.redis_command_failures;
+            failures.with_label_values(&[command]).inc();
+        }
+        result
+    }
+
+    async fn try_run<T: FromRedisValue>(
+        &self,
+        command: &'static str,
+        patience: Duration,
+        invocation: &redis::ScriptInvocation<'_>,
+    ) -> Result<T, Error> {
         let connected = self.0.connection.borrow().clone();
-        let Some(NumberedConnection {
+        let NumberedConnection {
             mut connection,
             number,
-        }) = connected
-        else {
-            return Err(self.0.failed(command, Error::Unavailable));
-        };
+        } = connected.ok_or(Error::Unavailable)?;
         let started = Instant::now();
         let is_needed = patience >= self.patience();
         let work = invocation.invoke_async(&mut connection);
@@ -174,30 +180,25 @@ impl Connection {
         } else {
             timeout(patience, work).await
         };
-        self.0
-            .metrics
-            .redis_command_duration
+        let durations = &self.0.metrics.redis_command_duration;
+        durations
             .with_label_values(&[command])
             .observe(started.elapsed().as_secs_f64());
-        match answer {
-            Ok(Ok(answer)) => Ok(answer),
+        let (is_down, is_suspected, error) = match answer {
+            Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(error)) => {
-                if error.is_unrecoverable_error() {
-                    self.0.set_down(number);
-                }
-                self.0.suspected.notify_one();
-                Err(self
-                    .0
-                    .failed(command, Error::Failed(ErrorSummary::from(&error))))
+                let summary = ErrorSummary::from(&error);
+                (error.is_unrecoverable_error(), true, Error::Failed(summary))
             }
-            Err(_) => {
-                if is_needed {
-                    self.0.set_down(number);
-                    self.0.suspected.notify_one();
-                }
-                Err(self.0.failed(command, Error::TimedOut))
-            }
+            Err(_) => (is_needed, is_needed, Error::TimedOut),
+        };
+        if is_down {
+            self.0.set_down(number);
         }
+        if is_suspected {
+            self.0.suspected.notify_one();
+        }
+        Err(error)
     }
 
     /// Opens a separate connection for a subscription to `channel`, which is active when this
@@ -240,14 +241,6 @@ async fn patiently<T>(patience: Duration, work: impl Future<Output = T>) -> Resu
 }
 
 impl ConnectionState {
-    fn failed(&self, command: &'static str, error: Error) -> Error {
-        self.metrics
-            .redis_command_failures
-            .with_label_values(&[command])
-            .inc();
-        error
-    }
-
     /// Stops sending on that connection, if it is the one in use, and logs that once.
     fn set_down(&self, number: u64) {
         let was_up = self.connection.send_if_modified(|current| {

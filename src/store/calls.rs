@@ -91,29 +91,25 @@ pub enum KeyState {
     Deleted,
 }
 
-/// A claimed key as both backends read it.
-pub(super) struct StoredKey {
-    pub fingerprint: [u8; 32],
-    pub prompt_id: PromptId,
-    /// Of its prompt; `None` if the prompt was deleted.
-    pub status: Option<PromptStatus>,
-    /// Whether its prompt has a lease that is still valid.
-    pub is_leased: bool,
-}
-
-impl StoredKey {
-    /// The state of this key for a request that claims it.
-    pub fn state(&self, claim: &KeyClaim) -> KeyState {
-        if self.fingerprint != claim.fingerprint {
-            return KeyState::OtherRequest;
-        }
-        match self.status {
+impl KeyClaim {
+    /// The state of a key that is stored with that fingerprint and prompt, for a request that claims
+    /// it. `status`: of the prompt; `None` if the prompt was deleted. `is_leased`: whether the prompt
+    /// has a lease that is still valid.
+    pub(super) fn state(
+        &self,
+        fingerprint: [u8; 32],
+        id: PromptId,
+        status: Option<PromptStatus>,
+        is_leased: bool,
+    ) -> KeyState {
+        match status {
+            _ if fingerprint != self.fingerprint => KeyState::OtherRequest,
             None => KeyState::Deleted,
-            Some(PromptStatus::Completed) => KeyState::Completed(self.prompt_id),
-            Some(PromptStatus::Running | PromptStatus::Failed) if self.is_leased => {
-                KeyState::InFlight(self.prompt_id)
+            Some(PromptStatus::Completed) => KeyState::Completed(id),
+            Some(PromptStatus::Running | PromptStatus::Failed) if is_leased => {
+                KeyState::InFlight(id)
             }
-            Some(PromptStatus::Running | PromptStatus::Failed) => KeyState::Expired(self.prompt_id),
+            Some(PromptStatus::Running | PromptStatus::Failed) => KeyState::Expired(id),
         }
     }
 }
@@ -244,15 +240,8 @@ mod tests {
             fingerprint: [request; 32],
         };
         let id = PromptId(7);
-        let state = |status, is_leased, request| {
-            let stored = StoredKey {
-                fingerprint: [1; 32],
-                prompt_id: id,
-                status,
-                is_leased,
-            };
-            stored.state(&claim(request))
-        };
+        let state =
+            |status, is_leased, request| claim(request).state([1; 32], id, status, is_leased);
         for status in [PromptStatus::Running, PromptStatus::Failed] {
             assert_eq!(state(Some(status), true, 1), KeyState::InFlight(id));
             assert_eq!(state(Some(status), false, 1), KeyState::Expired(id));

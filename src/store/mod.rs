@@ -321,14 +321,7 @@ pub trait PromptStore: Send + Sync {
 }
 
 /// Something held against other servers, until dropped.
-pub struct Claim(#[expect(dead_code, reason = "only its end matters")] Box<dyn Send + Sync>);
-
-impl Claim {
-    /// A claim that ends when `guard` is dropped.
-    pub fn new(guard: impl Send + Sync + 'static) -> Self {
-        Self(Box::new(guard))
-    }
-}
+pub type Claim = Box<dyn Send + Sync>;
 
 /// A count for a `LIMIT` clause.
 fn sql_limit(limit: usize) -> i64 {

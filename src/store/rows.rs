@@ -1,11 +1,10 @@
 //! Rows as both backends read them: their columns have the same names and meanings.
 
-use super::{Error, ExpiredCall, Unembedded};
+use super::{Error, ExpiredCall, KeyClaim, KeyState, Unembedded};
 use crate::domain::{
     CallDetails, FailureCode, KeyRecord, LastIds, Prompt, PromptId, PromptStatus, Record,
     RevokedToken, Session, Timestamp, UpstreamDay, User, UserId,
 };
-use crate::store::calls::StoredKey;
 
 /// A stored or given value that this program must never have stored or passed.
 #[derive(Debug, thiserror::Error)]
@@ -101,14 +100,12 @@ fn hash(row: &dyn StoredRow, column: &str) -> Result<[u8; 32], Error> {
     Ok(bytes.try_into().map_err(|_| Defect::UnknownValue)?)
 }
 
-pub(super) fn stored_key(row: &dyn StoredRow) -> Result<StoredKey, Error> {
+/// The state of a key for a request that claims it.
+pub(super) fn key_state(row: &dyn StoredRow, claim: &KeyClaim) -> Result<KeyState, Error> {
+    let (fingerprint, id) = (hash(row, "fingerprint")?, row.read("prompt_id")?);
     let word: Option<String> = row.read("status")?;
-    Ok(StoredKey {
-        fingerprint: hash(row, "fingerprint")?,
-        prompt_id: PromptId(row.read("prompt_id")?),
-        status: word.map(status).transpose()?,
-        is_leased: row.read("is_leased")?,
-    })
+    let status = word.map(status).transpose()?;
+    Ok(claim.state(fingerprint, PromptId(id), status, row.read("is_leased")?))
 }
 
 pub(super) fn expired_call(row: &dyn StoredRow) -> Result<ExpiredCall, Error> {

@@ -36,14 +36,12 @@ pub struct RowCounts {
 }
 
 impl RowCounts {
-    fn add(&mut self, record: &Record) {
-        self.users += u64::from(matches!(record, Record::User(_)));
-        self.prompts += u64::from(matches!(record, Record::Prompt(_)));
-    }
-
     fn of<'a>(records: impl IntoIterator<Item = &'a Record>) -> Self {
         let mut counts = Self::default();
-        records.into_iter().for_each(|record| counts.add(record));
+        for record in records {
+            counts.users += u64::from(matches!(record, Record::User(_)));
+            counts.prompts += u64::from(matches!(record, Record::Prompt(_)));
+        }
         counts
     }
 }

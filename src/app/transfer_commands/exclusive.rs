@@ -15,32 +15,27 @@ use crate::store::postgres::ServerLock;
 /// An open store whose files, if it has any, no server can open.
 pub struct ExclusiveStore {
     pub store: Store,
+    /// Keeps servers out of a PostgreSQL database, for [`unless_taken`].
+    pub lock: Option<ServerLock>,
     _locks: Vec<data_dir::FileLock>,
     // Last, because the other fields have files open in it.
     _folder: Option<TempDir>,
 }
 
 impl ExclusiveStore {
-    /// Opens the store for vectors of `dimension` numbers. On PostgreSQL it comes with what keeps
-    /// servers out, for [`unless_taken`].
+    /// Opens the store for vectors of `dimension` numbers.
     ///
     /// # Errors
     /// One line that says who has the store, or names the setting at fault.
-    pub async fn open(
-        config: &StoreConfig,
-        dimension: usize,
-    ) -> anyhow::Result<(Self, Option<ServerLock>)> {
+    pub async fn open(config: &StoreConfig, dimension: usize) -> anyhow::Result<Self> {
         let locks = lock_files(config)?;
         let store = Store::open(config, Some(dimension)).await?;
-        let place = store.lock_server(false).await?;
-        Ok((
-            Self {
-                store,
-                _locks: locks,
-                _folder: None,
-            },
-            place,
-        ))
+        Ok(Self {
+            lock: store.lock_server(false).await?,
+            store,
+            _locks: locks,
+            _folder: None,
+        })
     }
 
     /// Opens an empty store in a temporary folder, which is removed with it. A dry run works on it
@@ -56,11 +51,9 @@ impl ExclusiveStore {
             .context("no temporary folder can be made")?;
         let data_dir = folder.path().to_owned();
         let path = data_dir.join("dry-run.sqlite3");
-        let (store, _) = Self::open(&StoreConfig::Sqlite { data_dir, path }, dimension).await?;
-        Ok(Self {
-            _folder: Some(folder),
-            ..store
-        })
+        let mut store = Self::open(&StoreConfig::Sqlite { data_dir, path }, dimension).await?;
+        store._folder = Some(folder);
+        Ok(store)
     }
 }
 

@@ -34,14 +34,13 @@ pub async fn import(
 ) -> anyhow::Result<()> {
     let mut source = open_source(&arguments).await?;
     let engine = Arc::new(load_engine(config)?);
-    let (store, place) = if arguments.dry_run && !store::is_there(&config.store).await? {
-        (
-            ExclusiveStore::open_temporary(engine.dimension()).await?,
-            None,
-        )
+    let is_trial = arguments.dry_run && !store::is_there(&config.store).await?;
+    let mut store = if is_trial {
+        ExclusiveStore::open_temporary(engine.dimension()).await?
     } else {
         ExclusiveStore::open(&config.store, engine.dimension()).await?
     };
+    let lock = store.lock.take();
     let meter = Meter::new(Instant::now());
     let import = Import {
         accounts: &*store.store.accounts,
@@ -51,7 +50,7 @@ pub async fn import(
         meter: &meter,
     };
     let work = check_and_import(&arguments, engine, import, &mut *source, out);
-    let done = unless_taken(place, work).await;
+    let done = unless_taken(lock, work).await;
     store.store.close().await;
     done
 }

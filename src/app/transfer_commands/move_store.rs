@@ -34,7 +34,7 @@ pub async fn move_store(
     let url = secret_url(arguments.target())?.context("--to: name the target")?;
     store::find(&config.store).await?;
     let dimension = super::super::preflight::load_engine(config)?.dimension();
-    let (source, _) = ExclusiveStore::open(&config.store, dimension).await?;
+    let source = ExclusiveStore::open(&config.store, dimension).await?;
     let options = OpenOptions {
         pool_size: POOL,
         dimension: Some(dimension),

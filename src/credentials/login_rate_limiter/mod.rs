@@ -279,7 +279,6 @@ impl SiteTable {
 
 /// A password that is about to be tried. An attempt that is dropped without an outcome counts
 /// neither as a failure nor as a success: nothing was learnt from it.
-#[derive(Debug)]
 #[must_use = "an attempt that is dropped at once limits nothing"]
 pub struct LoginAttempt {
     limiter: Arc<LocalLoginRateLimiter>,

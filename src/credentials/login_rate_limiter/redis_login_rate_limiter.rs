@@ -198,14 +198,6 @@ impl LoginRateLimiter for RedisLoginRateLimiter {
     }
 }
 
-impl std::fmt::Debug for SharedAttempt {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SharedAttempt")
-            .field("has_failed", &self.has_failed)
-            .finish_non_exhaustive()
-    }
-}
-
 impl Drop for SharedAttempt {
     fn drop(&mut self) {
         // Without a runtime the process is ending; the attempt in Redis expires.

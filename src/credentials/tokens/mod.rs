@@ -85,12 +85,6 @@ impl TokenId {
     }
 }
 
-impl From<[u8; 16]> for TokenId {
-    fn from(bytes: [u8; 16]) -> Self {
-        Self(bytes)
-    }
-}
-
 /// The `jti` claim: 32 lower-case hexadecimal digits.
 impl fmt::Display for TokenId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -186,27 +180,10 @@ impl Keys {
     ///
     /// Whether `iat` is acceptable is left to the caller, which knows the account: see
     /// [`User::credential_state`](crate::domain::User::credential_state).
+    ///
+    /// Without `now`, a token that is not valid yet or has expired has claims too: the clock may be
+    /// wrong, and a token that is logged out must stay so when the clock is right again.
     pub fn verify(
-        &self,
-        token: &str,
-        token_type: TokenType,
-        now: Timestamp,
-    ) -> Result<Claims, TokenError> {
-        self.check(token, token_type, Some(now))
-    }
-
-    /// Returns the claims of a token signed by us, even if it is not valid yet or has expired: the
-    /// clock may be wrong, and a token that is logged out must stay so when the clock is right
-    /// again.
-    pub fn verify_at_any_time(
-        &self,
-        token: &str,
-        token_type: TokenType,
-    ) -> Result<Claims, TokenError> {
-        self.check(token, token_type, None)
-    }
-
-    fn check(
         &self,
         token: &str,
         token_type: TokenType,

@@ -9,25 +9,7 @@ use crate::domain::UserId;
 use crate::telemetry::Metrics;
 
 pub use self::redis_broker::RedisBroker;
-use super::hub::{Hub, Listener, Subscription, TooManySockets};
-
-/// Why a subscription is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SubscribeError {
-    /// The user has as many sockets as allowed.
-    #[error("too many sockets")]
-    TooManySockets,
-    /// Events cannot reach this replica at the moment, so a socket would be open and receive
-    /// nothing.
-    #[error("events are unavailable")]
-    Unavailable,
-}
-
-impl From<TooManySockets> for SubscribeError {
-    fn from(_: TooManySockets) -> Self {
-        Self::TooManySockets
-    }
-}
+use super::hub::{Hub, Listener, SubscribeError, Subscription};
 
 /// Carries events to the open sockets of a user.
 ///
@@ -67,6 +49,6 @@ impl Broker for LocalBroker {
     }
 
     fn subscribe(&self, listener: Listener, limit: usize) -> Result<Subscription, SubscribeError> {
-        Ok(self.hub.subscribe(listener, limit)?)
+        self.hub.subscribe(listener, limit)
     }
 }

@@ -15,10 +15,10 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::Broker;
 use super::outbox::{EventBatch, Missed, Outbox};
-use super::{Broker, SubscribeError};
 use crate::domain::UserId;
-use crate::realtime::hub::{CloseReason, Hub, Listener, Subscription};
+use crate::realtime::hub::{CloseReason, Hub, Listener, SubscribeError, Subscription};
 use crate::redis::{Connection, Error, Script};
 use crate::telemetry::Metrics;
 

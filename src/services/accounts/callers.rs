@@ -58,7 +58,7 @@ impl Accounts {
     /// # Errors
     /// `AccessToken`, `NoUserId`, `UserNotFound` or `UserInactive`.
     pub async fn authenticate(&self, token: &str, now: Timestamp) -> Result<Caller, Error> {
-        let verified = self.keys.verify(token, TokenType::Access, now);
+        let verified = self.keys.verify(token, TokenType::Access, Some(now));
         let (claims, user_id) = verified
             .and_then(|claims| claims.user().map(|user_id| (claims, user_id)))
             .map_err(|error| refused(error, TokenType::Access))?;

@@ -118,7 +118,7 @@ impl Accounts {
     pub async fn refresh(&self, token: &str, now: Timestamp) -> Result<String, Error> {
         let claims = self
             .keys
-            .verify(token, TokenType::Refresh, now)
+            .verify(token, TokenType::Refresh, Some(now))
             .map_err(|error| refused(error, TokenType::Refresh))?;
         let issued_at = claims.issued_at.unwrap_or(Timestamp(0));
         let Some(user_id) = claims.user_id else {
@@ -169,7 +169,7 @@ impl Accounts {
     /// Those of the store.
     pub async fn log_out(&self, refresh: Option<&str>, cookies: &[&[u8]]) -> Result<(), Error> {
         let claims = refresh.and_then(|token| {
-            let verified = self.keys.verify_at_any_time(token, TokenType::Refresh);
+            let verified = self.keys.verify(token, TokenType::Refresh, None);
             verified.ok()
         });
         let token = claims.map(|claims| RevokedToken {

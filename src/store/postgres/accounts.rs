@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::pool::{LONG_PATIENCE, PATIENCE};
+use super::prompts::LOCK_ACCOUNT;
 use super::{PostgresStore, all, first, get, one, sql_limit};
 use crate::domain::{Timestamp, User, UserId};
 use crate::store::calls::micros;
@@ -109,12 +110,7 @@ impl AccountStore for PostgresStore {
         let mut connection = self.pool.connection(PATIENCE).await?;
         connection.begin().await?;
         // Logins of one user take turns: the statement below counts what the one before has stored.
-        connection
-            .query(
-                "SELECT 1 FROM account WHERE id = $1 FOR NO KEY UPDATE",
-                &[&user],
-            )
-            .await?;
+        connection.query(LOCK_ACCOUNT, &[&user]).await?;
         connection
             .write(
                 "WITH ended AS (

@@ -144,85 +144,61 @@ async fn key_state(
     let found = connection
         .query(KEY_STATE, &[&user_id.0, &hash, &micros(KEY_LIFETIME)])
         .await?;
-    Ok(first(&found, rows::stored_key)?.map(|key| key.state(claim)))
+    first(&found, |row| rows::key_state(row, claim))
 }
 
-/// The prompt that a statement returns.
-async fn one_prompt(
-    connection: &mut Connection,
-    sql: &str,
-    arguments: Arguments<'_>,
-) -> Result<Prompt, Error> {
-    let row = one(connection.write(sql, arguments).await?)?;
-    rows::prompt(&row)
-}
-
-async fn insert_running(connection: &mut Connection, call: &NewCall) -> Result<Prompt, Error> {
-    one_prompt(
-        connection,
-        INSERT_RUNNING,
-        &[
-            &call.user_id.0,
-            &call.created_at.0,
-            &call.model,
-            &call.prompt,
-            &&call.holder.replica[..],
-            &call.holder.call,
-            &micros(call.lease),
-            &call.announce,
-        ],
-    )
-    .await
-}
-
-async fn take_over(
-    connection: &mut Connection,
-    call: &NewCall,
-    id: PromptId,
-) -> Result<Prompt, Error> {
-    one_prompt(
-        connection,
-        TAKE_OVER,
-        &[
-            &id.0,
-            &call.model,
-            &&call.holder.replica[..],
-            &call.holder.call,
-            &micros(call.lease),
-            &call.announce,
-        ],
-    )
-    .await
-}
-
-/// Runs inside a transaction. If this fails, closing the connection rolls the transaction back.
-async fn begin_with_key(
-    connection: &mut Connection,
-    call: &NewCall,
-    claim: &KeyClaim,
-) -> Result<Begun, Error> {
-    let (user, hash) = (call.user_id.0, &claim.key_hash[..]);
-    connection.query(LOCK_KEY, &[&user, &hash]).await?;
-    let mut state = key_state(connection, call.user_id, claim).await?;
-    if let Some(KeyState::Expired(id)) = state {
-        // Its holder may be settling it at this moment. Read again under the locks, the state
-        // cannot change any more.
-        connection.query(LOCK_PROMPT, &[&id.0]).await?;
-        connection.query(LOCK_LEASE, &[&id.0]).await?;
+/// Runs inside a transaction if the call has a key or a quota. If this fails, closing the
+/// connection rolls the transaction back.
+async fn begin(connection: &mut Connection, call: &NewCall) -> Result<Begun, Error> {
+    let (user, replica, lease) = (call.user_id.0, &call.holder.replica[..], micros(call.lease));
+    let mut state = None;
+    if let Some(claim) = &call.key {
+        let hash = &claim.key_hash[..];
+        connection.query(LOCK_KEY, &[&user, &hash]).await?;
         state = key_state(connection, call.user_id, claim).await?;
+        if let Some(KeyState::Expired(id)) = state {
+            // Its holder may be settling it at this moment. Read again under the locks, the state
+            // cannot change any more.
+            connection.query(LOCK_PROMPT, &[&id.0]).await?;
+            connection.query(LOCK_LEASE, &[&id.0]).await?;
+            state = key_state(connection, call.user_id, claim).await?;
+        }
     }
-    let prompt = match state {
+    let begun = match state {
         None => {
             check_quota(connection, call.user_id, call.max_prompts).await?;
-            insert_running(connection, call).await?
+            let new: Arguments<'_> = &[
+                &user,
+                &call.created_at.0,
+                &call.model,
+                &call.prompt,
+                &replica,
+                &call.holder.call,
+                &lease,
+                &call.announce,
+            ];
+            connection.write(INSERT_RUNNING, new).await?
         }
-        Some(KeyState::Expired(id)) => take_over(connection, call, id).await?,
+        Some(KeyState::Expired(id)) => {
+            let taken: Arguments<'_> = &[
+                &id.0,
+                &call.model,
+                &replica,
+                &call.holder.call,
+                &lease,
+                &call.announce,
+            ];
+            connection.write(TAKE_OVER, taken).await?
+        }
         Some(state) => return Ok(Begun::Known(state)),
     };
-    let fingerprint = &claim.fingerprint[..];
-    connection
-        .write(CLAIM, &[&user, &hash, &fingerprint, &prompt.id.0])
-        .await?;
+    let prompt = rows::prompt(&one(begun)?)?;
+    if let Some(claim) = &call.key {
+        let (hash, fingerprint) = (&claim.key_hash[..], &claim.fingerprint[..]);
+        connection
+            .write(CLAIM, &[&user, &hash, &fingerprint, &prompt.id.0])
+            .await?;
+    }
     Ok(Begun::Started(prompt))
 }
 
@@ -232,18 +208,10 @@ impl CallStore for PostgresStore {
         call.model = without_nul(call.model);
         let mut connection = self.pool.connection(PATIENCE).await?;
         if call.key.is_none() && call.max_prompts.is_none() {
-            return Ok(Begun::Started(
-                insert_running(&mut connection, &call).await?,
-            ));
+            return begin(&mut connection, &call).await;
         }
         connection.begin().await?;
-        let begun = match &call.key {
-            Some(key) => begin_with_key(&mut connection, &call, key).await?,
-            None => {
-                check_quota(&mut connection, call.user_id, call.max_prompts).await?;
-                Begun::Started(insert_running(&mut connection, &call).await?)
-            }
-        };
+        let begun = begin(&mut connection, &call).await?;
         connection.commit().await?;
         Ok(begun)
     }

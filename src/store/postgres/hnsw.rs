@@ -125,7 +125,7 @@ async fn build(pool: &Pool) -> Result<(), Error> {
     // A separate connection: a build takes minutes and may not run in a transaction, and a build
     // that a stopping server has begun is of use to the others.
     let connected = async {
-        let (client, _task) = pool.connector().connect().await?;
+        let (client, _task) = pool.connector.connect().await?;
         client
             .batch_execute(
                 "SET statement_timeout = 0; SET lock_timeout = 0; SET client_connection_check_interval = 0",

@@ -1,7 +1,6 @@
 //! Inspects a database and changes nothing.
 
-use tokio::time::timeout;
-
+use super::open_error::within;
 use super::pool::{CONNECT, LONG_PATIENCE};
 use super::requirements::{DatabaseState, examine};
 use super::{OpenError, connect};
@@ -16,9 +15,7 @@ pub async fn inspect(url: &str, dimension: Option<usize>) -> Result<DatabaseStat
         let (_, client) = connect(url).await?;
         examine(&client, dimension).await
     };
-    timeout(CONNECT, inspected)
-        .await
-        .map_err(|_| OpenError::timed_out())?
+    within(CONNECT, inspected).await
 }
 
 /// Counts the accounts of a database of this service, and estimates its prompts: counting millions
@@ -38,7 +35,5 @@ pub async fn count_rows(url: &str) -> Result<(i64, i64), OpenError> {
             .await?;
         Ok((row.try_get(0)?, row.try_get(1)?))
     };
-    timeout(LONG_PATIENCE, count)
-        .await
-        .map_err(|_| OpenError::timed_out())?
+    within(LONG_PATIENCE, count).await
 }

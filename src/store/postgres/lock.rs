@@ -129,12 +129,12 @@ impl ServerLock {
     pub(super) async fn take(pool: &Pool, lock: AdvisoryLock) -> Result<Option<Self>, Cause> {
         let deadline = Instant::now() + START_WAIT;
         loop {
-            if let Some(held) = attempt(pool.connector(), lock, None).await? {
+            if let Some(held) = attempt(&pool.connector, lock, None).await? {
                 return Ok(Some(Self {
                     lock,
                     held,
-                    connector: pool.connector().clone(),
-                    suspended: pool.suspended(),
+                    connector: pool.connector.clone(),
+                    suspended: Arc::clone(&pool.suspended),
                 }));
             }
             if Instant::now() >= deadline {

@@ -24,14 +24,13 @@ mod vectors;
 
 use std::fmt;
 
-use tokio::time::timeout;
 use tokio_postgres::row::RowIndex;
 use tokio_postgres::types::{FromSql, FromSqlOwned};
 use tokio_postgres::{Client, Config, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use self::migrate::{VectorVersion, migrate};
-use self::open_error::{at_connection, no_connection};
+use self::open_error::{at_connection, no_connection, within};
 use self::pool::{CONNECT, Connector, Pool};
 use self::vectors::Models;
 use super::rows::{Column, Defect, StoredRow};
@@ -155,10 +154,8 @@ pub(super) fn driver(url: &str) -> Result<(Config, MakeRustlsConnect), UrlFault>
 async fn connect(url: &str) -> Result<(Connector, Client), OpenError> {
     let (config, tls) = driver(url)?;
     let connector = Connector::new(config, tls);
-    let connected = timeout(CONNECT, connector.connect()).await;
-    let (client, _task) = connected
-        .map_err(|_| OpenError::timed_out())?
-        .map_err(at_connection)?;
+    let connecting = async { connector.connect().await.map_err(at_connection) };
+    let (client, _task) = within(CONNECT, connecting).await?;
     Ok((connector, client))
 }
 
@@ -176,14 +173,17 @@ impl<T: FromSqlOwned> Column<T> for Row {
 impl StoredRow for Row {}
 
 /// The values in rows.
-fn all<T>(rows: &[Row], read: fn(&dyn StoredRow) -> Result<T, Error>) -> Result<Vec<T>, Error> {
+fn all<T>(
+    rows: &[Row],
+    read: impl Fn(&dyn StoredRow) -> Result<T, Error>,
+) -> Result<Vec<T>, Error> {
     rows.iter().map(|row| read(row)).collect()
 }
 
 /// The value in the row of a statement that returns at most one.
 fn first<T>(
     rows: &[Row],
-    read: fn(&dyn StoredRow) -> Result<T, Error>,
+    read: impl Fn(&dyn StoredRow) -> Result<T, Error>,
 ) -> Result<Option<T>, Error> {
     rows.first().map(|row| read(row)).transpose()
 }

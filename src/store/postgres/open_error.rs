@@ -1,5 +1,8 @@
 //! Why the store cannot be opened.
 
+use std::time::Duration;
+
+use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 
 use super::UrlFault;
@@ -165,11 +168,13 @@ pub enum OpenError {
     Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-impl OpenError {
-    /// The server did not reply in time.
-    pub(super) fn timed_out() -> Self {
-        Self::Unreachable(Box::new(Cause::TimedOut))
-    }
+/// The result of `work`, unless the server does not reply in time.
+pub(super) async fn within<T>(
+    patience: Duration,
+    work: impl Future<Output = Result<T, OpenError>>,
+) -> Result<T, OpenError> {
+    let late = |_| OpenError::Unreachable(Box::new(Cause::TimedOut));
+    timeout(patience, work).await.map_err(late)?
 }
 
 impl From<UrlFault> for OpenError {

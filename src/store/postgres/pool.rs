@@ -112,10 +112,10 @@ struct WriteCounters {
 /// A bounded set of connections.
 pub(super) struct Pool {
     pool: deadpool_postgres::Pool,
-    connector: Connector,
+    pub connector: Connector,
     writes: Arc<WriteCounters>,
     /// While set, calls are refused: see [`ServerLock`](super::ServerLock).
-    suspended: Arc<AtomicBool>,
+    pub suspended: Arc<AtomicBool>,
 }
 
 impl Pool {
@@ -156,15 +156,6 @@ impl Pool {
             writes: Arc::default(),
             suspended: Arc::default(),
         })
-    }
-
-    pub fn connector(&self) -> &Connector {
-        &self.connector
-    }
-
-    /// While this is set, all calls are refused.
-    pub fn suspended(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.suspended)
     }
 
     /// A connection for one call, which must end within `patience`.

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use async_trait::async_trait;
 use pgvector::HalfVector;
+use tokio_postgres::types::ToSql;
 
 use super::pool::{Connection, LONG_PATIENCE, PATIENCE};
 use super::{PostgresStore, all, first, get, lock, one, sql_limit};
@@ -73,6 +74,9 @@ async fn has_room(
     get(&one(rows)?, "has_room")
 }
 
+/// Makes other transactions with this statement for the same account wait until this one ends.
+pub(super) const LOCK_ACCOUNT: &str = "SELECT 1 FROM account WHERE id = $1 FOR NO KEY UPDATE";
+
 /// Fails if the user may not keep another prompt. Inside a transaction, which is rolled back, by
 /// closing its connection, if this fails. Until it ends, others that check for the same user wait,
 /// so that they count its row.
@@ -84,12 +88,7 @@ pub(super) async fn check_quota(
     let Some(most) = max_prompts else {
         return Ok(());
     };
-    connection
-        .query(
-            "SELECT 1 FROM account WHERE id = $1 FOR NO KEY UPDATE",
-            &[&user_id.0],
-        )
-        .await?;
+    connection.query(LOCK_ACCOUNT, &[&user_id.0]).await?;
     if has_room(connection, user_id, most).await? {
         Ok(())
     } else {
@@ -213,28 +212,22 @@ impl PromptStore for PostgresStore {
         let (after_user, after_prompt) =
             after.map_or((i64::MIN, i64::MIN), |(user, prompt)| (user.0, prompt.0));
         let limit = sql_limit(limit);
-        let rows = match owner {
+        let mut arguments: Vec<&(dyn ToSql + Sync)> =
+            vec![&number, &after_user, &after_prompt, &limit];
+        let sql = match &owner {
             Some(owner) => {
-                connection
-                    .query(
-                        "SELECT user_id, prompt_id, embedding FROM prompt_embedding
-                         WHERE model_id = $1 AND user_id = $2 AND (user_id, prompt_id) > ($3, $4)
-                         ORDER BY prompt_id LIMIT $5",
-                        &[&number, &owner.0, &after_user, &after_prompt, &limit],
-                    )
-                    .await?
+                arguments.push(&owner.0);
+                "SELECT user_id, prompt_id, embedding FROM prompt_embedding
+                 WHERE model_id = $1 AND user_id = $5 AND (user_id, prompt_id) > ($2, $3)
+                 ORDER BY prompt_id LIMIT $4"
             }
             None => {
-                connection
-                    .query(
-                        "SELECT user_id, prompt_id, embedding FROM prompt_embedding
-                         WHERE model_id = $1 AND (user_id, prompt_id) > ($2, $3)
-                         ORDER BY user_id, prompt_id LIMIT $4",
-                        &[&number, &after_user, &after_prompt, &limit],
-                    )
-                    .await?
+                "SELECT user_id, prompt_id, embedding FROM prompt_embedding
+                 WHERE model_id = $1 AND (user_id, prompt_id) > ($2, $3)
+                 ORDER BY user_id, prompt_id LIMIT $4"
             }
         };
+        let rows = connection.query(sql, &arguments).await?;
         for row in &rows {
             let vector: HalfVector = get(row, "embedding")?;
             let (user_id, prompt_id) = (get(row, "user_id")?, get(row, "prompt_id")?);
@@ -251,28 +244,22 @@ impl PromptStore for PostgresStore {
     async fn coverage(&self, model: &ModelId, owner: Option<UserId>) -> Result<Coverage, Error> {
         let mut connection = self.pool.connection(LONG_PATIENCE).await?;
         let number = self.models.find(&mut connection, model).await?;
-        let row = match owner {
-            // One statement, so that both counts are of one moment.
+        let mut arguments: Vec<&(dyn ToSql + Sync)> = vec![&number];
+        // One statement, so that both counts are of one moment.
+        let sql = match &owner {
             Some(owner) => {
-                connection
-                    .query(
-                        "SELECT (SELECT count(*) FROM prompt_embedding WHERE model_id = $1 AND user_id = $2) AS embedded,
-                                (SELECT count(*) FROM prompt WHERE user_id = $2 AND status = 'completed') AS completed",
-                        &[&number, &owner.0],
-                    )
-                    .await?
+                arguments.push(&owner.0);
+                "SELECT (SELECT count(*) FROM prompt_embedding
+                         WHERE model_id = $1 AND user_id = $2) AS embedded,
+                        (SELECT count(*) FROM prompt
+                         WHERE user_id = $2 AND status = 'completed') AS completed"
             }
             None => {
-                connection
-                    .query(
-                        "SELECT (SELECT count(*) FROM prompt_embedding WHERE model_id = $1) AS embedded,
-                                (SELECT count(*) FROM prompt WHERE status = 'completed') AS completed",
-                        &[&number],
-                    )
-                    .await?
+                "SELECT (SELECT count(*) FROM prompt_embedding WHERE model_id = $1) AS embedded,
+                        (SELECT count(*) FROM prompt WHERE status = 'completed') AS completed"
             }
         };
-        let row = one(row)?;
+        let row = one(connection.query(sql, &arguments).await?)?;
         let count = |name| {
             get::<i64>(&row, name)
                 .and_then(|count| u64::try_from(count).map_err(|_| Defect::UnknownValue.into()))
@@ -373,8 +360,8 @@ impl PromptStore for PostgresStore {
     }
 
     async fn claim_reembedding(&self) -> Result<Option<Claim>, Error> {
-        let held = lock::attempt(self.pool.connector(), lock::REEMBEDDING, None).await?;
-        Ok(held.map(Claim::new))
+        let held = lock::attempt(&self.pool.connector, lock::REEMBEDDING, None).await?;
+        Ok(held.map(|held| Box::new(held) as Claim))
     }
 
     async fn ping(&self) -> Result<Access, Error> {

@@ -1,7 +1,7 @@
 //! TLS to the server, by the `sslmode` of the URL.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -67,26 +67,22 @@ impl Tls {
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(TlsError::Setup)?;
-        let verifier = match self {
-            Self::Disable | Self::Prefer | Self::Require => Verifier {
-                chain: None,
-                pinned: Vec::new(),
-                is_name_checked: false,
-                provider,
-            },
+        let (chain, pinned) = match self {
+            Self::Disable | Self::Prefer | Self::Require => (None, Vec::new()),
             Self::VerifyCa(roots) | Self::VerifyFull(roots) => {
                 let (store, pinned) = load(roots)?;
                 let chain = WebPkiServerVerifier::builder_with_provider(
                     Arc::new(store),
                     Arc::clone(&provider),
                 );
-                Verifier {
-                    chain: Some(chain.build().map_err(|_| TlsError::NoRoots)?),
-                    pinned,
-                    is_name_checked: matches!(self, Self::VerifyFull(_)),
-                    provider,
-                }
+                (Some(chain.build().map_err(|_| TlsError::NoRoots)?), pinned)
             }
+        };
+        let verifier = Verifier {
+            chain,
+            pinned,
+            is_name_checked: matches!(self, Self::VerifyFull(_)),
+            provider,
         };
         let config = builder
             .dangerous()
@@ -101,7 +97,9 @@ fn load(roots: &Roots) -> Result<(RootCertStore, Vec<CertificateDer<'static>>), 
     let (certificates, pinned) = match roots {
         Roots::System => (rustls_native_certs::load_native_certs().certs, Vec::new()),
         Roots::File(path) => {
-            let named = from_file(path)?;
+            let named: Vec<_> = CertificateDer::pem_file_iter(path)
+                .and_then(Iterator::collect)
+                .map_err(|_| TlsError::RootFile)?;
             (named.clone(), named)
         }
     };
@@ -114,12 +112,6 @@ fn load(roots: &Roots) -> Result<(RootCertStore, Vec<CertificateDer<'static>>), 
         (0, Roots::File(_)) => Err(TlsError::RootFile),
         _ => Ok((store, pinned)),
     }
-}
-
-fn from_file(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect)
-        .map_err(|_| TlsError::RootFile)
 }
 
 /// Checks what the mode asks for. That is less than rustls checks by itself, or, for a certificate

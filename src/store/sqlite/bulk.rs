@@ -19,7 +19,7 @@ use crate::store::{BulkStore, Error};
 const ACCOUNTS: &str = "account";
 
 const TOKENS_AFTER: &str = "SELECT CAST(jti AS BLOB) AS jti, expires_at FROM revoked_token
-     WHERE ?1 IS NULL OR jti > ?1 ORDER BY jti LIMIT ?2";
+     WHERE ?1 IS NULL OR jti > ?1 ORDER BY revoked_token.jti LIMIT ?2";
 
 const PUT_USER: &str = "INSERT INTO account (id, username, email, password_hash, is_active,
                        tokens_valid_from, created_at)

@@ -34,7 +34,7 @@ fn key_state(
 ) -> Result<Option<KeyState>, Error> {
     let now = clock(connection)?;
     let newest_free = now.saturating_sub(micros(KEY_LIFETIME));
-    let key = one(
+    one(
         connection,
         "SELECT k.fingerprint, k.prompt_id, p.status, coalesce(r.lease_until > ?3, false) AS is_leased
          FROM idempotency_key k
@@ -42,9 +42,8 @@ fn key_state(
          LEFT JOIN running_call r ON r.prompt_id = k.prompt_id
          WHERE k.user_id = ?1 AND k.key_hash = ?2 AND k.claimed_at > ?4",
         params![user_id.0, claim.key_hash, now, newest_free],
-        rows::stored_key,
-    )?;
-    Ok(key.map(|key| key.state(claim)))
+        |row| rows::key_state(row, claim),
+    )
 }
 
 fn begin(connection: &Connection, call: &NewCall) -> Result<Begun, Error> {

@@ -248,7 +248,7 @@ impl PromptStore for SqliteStore {
 
     /// One server at a time has the file, so the turn is always free.
     async fn claim_reembedding(&self) -> Result<Option<Claim>, Error> {
-        Ok(Some(Claim::new(())))
+        Ok(Some(Box::new(())))
     }
 
     async fn ping(&self) -> Result<Access, Error> {

@@ -1,7 +1,6 @@
 //! The meaning of a line's fields.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -44,10 +43,7 @@ pub(super) fn header(line: &[u8]) -> Result<Option<(u32, LastIds)>, LineProblem>
         if (0..=MAX_ID).contains(&id) {
             Ok(id)
         } else {
-            Err(LineProblem::Value {
-                field,
-                expected: ID,
-            })
+            Err(wrong(field, ID))
         }
     };
     let last = LastIds {
@@ -65,12 +61,7 @@ pub(super) fn row(line: &[u8]) -> Result<Record, LineProblem> {
     let record = match kind.as_str() {
         "user" => Record::User(user(&mut fields)?),
         "prompt" => Record::Prompt(prompt(&mut fields)?),
-        _ => {
-            return Err(LineProblem::Value {
-                field: "type",
-                expected: KIND,
-            });
-        }
+        _ => return Err(wrong("type", KIND)),
     };
     fields.end()?;
     Ok(record)
@@ -96,20 +87,12 @@ fn prompt(fields: &mut Fields<'_>) -> Result<PromptRecord, LineProblem> {
     const ERROR: &str = "upstream_failed, upstream_unavailable, upstream_timeout, cancelled, interrupted, internal_error or null";
     let response: Option<String> = optional(fields, "response", TEXT_OR_NULL)?;
     let status = match optional::<String>(fields, "status", STATUS)? {
-        Some(word) => PromptStatus::parse(&word).ok_or(LineProblem::Value {
-            field: "status",
-            expected: STATUS,
-        })?,
+        Some(word) => PromptStatus::parse(&word).ok_or(wrong("status", STATUS))?,
         None if response.is_some() => PromptStatus::Completed,
         None => PromptStatus::Failed,
     };
-    let error = match optional::<String>(fields, "error", ERROR)? {
-        Some(word) => Some(FailureCode::parse(&word).ok_or(LineProblem::Value {
-            field: "error",
-            expected: ERROR,
-        })?),
-        None => None,
-    };
+    let error: Option<String> = optional(fields, "error", ERROR)?;
+    let error = error.map(|word| FailureCode::parse(&word).ok_or(wrong("error", ERROR)));
     let model: Option<String> = fields.take("model", TEXT)?;
     Ok(PromptRecord {
         prompt: Prompt {
@@ -119,7 +102,7 @@ fn prompt(fields: &mut Fields<'_>) -> Result<PromptRecord, LineProblem> {
             response,
             model: model.unwrap_or_else(|| UNKNOWN_MODEL.to_owned()),
             status,
-            error,
+            error: error.transpose()?,
             created_at: created_at(fields)?,
             call: CallDetails {
                 duration_ms: optional(fields, "llm_duration_ms", COUNT_OR_NULL)?,
@@ -133,10 +116,7 @@ fn prompt(fields: &mut Fields<'_>) -> Result<PromptRecord, LineProblem> {
 }
 
 fn vector(fields: &mut Fields<'_>) -> Result<Option<VectorRecord>, LineProblem> {
-    let problem = LineProblem::Value {
-        field: "embedding",
-        expected: EMBEDDING,
-    };
+    let problem = wrong("embedding", EMBEDDING);
     let raw: Option<Box<RawValue>> = optional(fields, "embedding", EMBEDDING)?;
     let Some(raw) = raw else { return Ok(None) };
     let read = || -> Result<VectorRecord, LineProblem> {
@@ -150,6 +130,11 @@ fn vector(fields: &mut Fields<'_>) -> Result<Option<VectorRecord>, LineProblem> 
         })
     };
     read().map(Some).map_err(|_| problem)
+}
+
+/// A value that its field does not take.
+fn wrong(field: &'static str, expected: &'static str) -> LineProblem {
+    LineProblem::Value { field, expected }
 }
 
 /// A field that may be missing or `null`.
@@ -168,9 +153,6 @@ fn created_at(fields: &mut Fields<'_>) -> Result<Timestamp, LineProblem> {
 
 /// Reads an RFC 3339 time in UTC, such as `2026-11-24T17:00:00.123456Z`.
 fn time(field: &'static str, text: &str) -> Result<Timestamp, LineProblem> {
-    let time: SystemTime = humantime::parse_rfc3339(text).map_err(|_| LineProblem::Value {
-        field,
-        expected: TIME,
-    })?;
+    let time = humantime::parse_rfc3339(text).map_err(|_| wrong(field, TIME))?;
     Ok(time.into())
 }
