@@ -83,9 +83,7 @@ impl Accounts {
         name: String,
         request: LogIn,
     ) -> Result<User, Error> {
-        let LogIn {
-            password, network, ..
-        } = request;
+        let (password, network) = (request.password, request.network);
         let user = self.store.user_by_username(&name).await?;
         let stored = user.as_ref().map(|user| user.password_hash.clone());
         let verified = self

@@ -136,15 +136,6 @@ impl Prompts {
         }))
     }
 
-    /// The response to a post whose idempotency key was claimed before; `None` if the post has no
-    /// key, or is to be served as a new one.
-    ///
-    /// # Errors
-    /// `IdempotencyKey`, and those of the store.
-    pub async fn replay(&self, new: &CreatePrompt) -> Result<Option<Created>, Error> {
-        idempotency::replay(&self.0, new).await
-    }
-
     /// Answers, embeds, stores and announces a prompt. The upstream is asked only once the prompt
     /// is committed as running. A whole answer is durable and searchable when this returns; a
     /// streamed one when its reader returns `Completed`.
