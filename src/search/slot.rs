@@ -70,7 +70,8 @@ pub(super) enum SlabAccess {
 /// A load, from before its turn until its end. If it is dropped without an end, the slot is not
 /// loaded, and the closed channel tells the callers that wait.
 pub(super) struct Load {
-    slot: Arc<SlabSlot>,
+    /// The slot that it fills.
+    pub(super) slot: Arc<SlabSlot>,
     outcome: Arc<watch::Sender<LoadOutcome>>,
     invalidations: u64,
     ended: bool,
@@ -198,11 +199,6 @@ impl SlabSlot {
 }
 
 impl Load {
-    /// The slot that it fills.
-    pub(super) fn slot(&self) -> &Arc<SlabSlot> {
-        &self.slot
-    }
-
     /// Records changes from now on. Call it before the first row is read, and again before all rows
     /// are read again.
     pub(super) fn begin(&mut self) {

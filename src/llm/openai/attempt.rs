@@ -124,8 +124,12 @@ impl<'a> UpstreamAttempt<'a> {
             }
         };
         let answer = answer::read(body, &self.limits, &mut reader, deltas, on_piece).await;
-        self.skipped = reader.skipped();
-        self.message = reader.error().and_then(error_message::find);
+        self.skipped = reader.gathered.skipped;
+        self.message = reader
+            .gathered
+            .error
+            .as_deref()
+            .and_then(error_message::find);
         answer
     }
 

@@ -325,7 +325,7 @@ pub fn read_answer<'a>(
     AnswerReading {
         deltas,
         answer: answer.map_err(|kind| Fault::from(failure.unwrap_or(kind)).error_type()),
-        skipped: reader.skipped(),
+        skipped: reader.gathered.skipped,
     }
 }
 

@@ -56,7 +56,6 @@ pub struct CreatePrompt {
 }
 
 /// The result of a post.
-#[derive(Debug)]
 pub enum Created {
     /// The whole answer.
     Answered {

@@ -46,30 +46,34 @@ pub struct Received {
 #[derive(Debug)]
 pub struct AnswerReader {
     documents: BodySplitter,
-    gathered: Gathered,
+    /// What has come so far.
+    pub gathered: Gathered,
     /// Bytes that the body may still have.
-    room: usize,
+    pub room: usize,
     /// Bytes of the text that `new_text` has returned.
     given: usize,
 }
 
 /// What the objects of a body have brought so far.
 #[derive(Debug, Default)]
-struct Gathered {
+pub struct Gathered {
     most_text: usize,
     /// The model and the usage; the text and the reason are in `choice`.
-    answer: Completion,
+    pub answer: Completion,
     /// The choice that is the answer as things stand, and its index: the first that came, until one
     /// with the index 0 comes.
     choice: Option<(i64, Choice)>,
-    is_done: bool,
+    /// Whether `[DONE]` has come.
+    pub is_done: bool,
     /// Objects that were read.
     objects: u64,
     /// How the first was packed.
     origin: Option<Origin>,
-    skipped: u64,
+    /// Events and objects that could not be read and were left out.
+    pub skipped: u64,
     failed: Option<FaultKind>,
-    error: Option<Vec<u8>>,
+    /// The JSON of the error that the upstream sent in place of an answer, or in the middle of one.
+    pub error: Option<Vec<u8>>,
     received: Received,
 }
 
@@ -85,11 +89,6 @@ impl AnswerReader {
             room: most_text.saturating_mul(BODY_PER_TEXT) + JSON_AROUND,
             given: 0,
         }
-    }
-
-    /// Bytes that the body may still have.
-    pub fn room(&self) -> usize {
-        self.room
     }
 
     /// Bytes of memory that the reader holds.
@@ -126,32 +125,6 @@ impl AnswerReader {
         new
     }
 
-    /// Whether the model has said why it stopped, and no text has come since: nothing undoes the
-    /// answer then.
-    pub fn has_reason(&self) -> bool {
-        self.gathered.has_reason()
-    }
-
-    /// Whether `[DONE]` has come.
-    pub fn is_done(&self) -> bool {
-        self.gathered.is_done
-    }
-
-    /// Whether the upstream has said how many tokens the answer has.
-    pub fn has_usage(&self) -> bool {
-        self.gathered.answer.completion_tokens.is_some()
-    }
-
-    /// Events and objects that could not be read and were left out.
-    pub fn skipped(&self) -> u64 {
-        self.gathered.skipped
-    }
-
-    /// The JSON of the error that the upstream sent in place of an answer, or in the middle of one.
-    pub fn error(&self) -> Option<&[u8]> {
-        self.gathered.error.as_deref()
-    }
-
     /// Ends the body. `is_cut`: it was cut off, stopped coming or took too long. Returns the answer,
     /// and the part of its text that `new_text` has not returned. The model is empty if the upstream does not name it.
     ///
@@ -174,7 +147,9 @@ impl Gathered {
         choice.map_or(0, |(_, choice)| choice.text.len())
     }
 
-    fn has_reason(&self) -> bool {
+    /// Whether the model has said why it stopped, and no text has come since: nothing undoes the
+    /// answer then.
+    pub fn has_reason(&self) -> bool {
         let choice = self.choice.as_ref();
         choice.is_some_and(|(_, choice)| choice.reason.is_some())
     }
