@@ -166,10 +166,8 @@ impl Accounts {
     /// # Errors
     /// Those of the store.
     pub async fn log_out(&self, refresh: Option<&str>, cookies: &[&[u8]]) -> Result<(), Error> {
-        let claims = refresh.and_then(|token| {
-            let verified = self.keys.verify_at_any_time(token, TokenType::Refresh);
-            verified.ok()
-        });
+        let verify = |token| self.keys.verify_at_any_time(token, TokenType::Refresh);
+        let claims = refresh.and_then(|token| verify(token).ok());
         let token = claims.map(|claims| RevokedToken {
             jti: claims.jti,
             expires_at: claims.expires_at,

@@ -306,7 +306,7 @@ impl Gathered {
         // A single complete object needs no reason, because nothing is missing from it. If it looks
         // like the first event of a stream, the body must have ended in order.
         let is_whole = self.objects == 1
-            && match (self.origin, choice.came_as_deltas()) {
+            && match (self.origin, choice.came_as_deltas) {
                 (Some(Origin::Plain), false) => true,
                 (Some(Origin::Plain), true) | (Some(Origin::Event), false) => !is_cut,
                 (Some(Origin::Event), true) | (None, _) => false,
