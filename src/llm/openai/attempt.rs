@@ -133,8 +133,8 @@ impl<'a> UpstreamAttempt<'a> {
         answer
     }
 
-    /// Reports the end to the breaker and the log, in the span of the attempt. `prompts` are the texts that were sent; they are
-    /// not logged.
+    /// Reports the end to the breaker and the log. To be called in the span of the attempt.
+    /// `prompts` are the texts that were sent; they are not logged.
     pub fn settle(
         self,
         answer: &Result<Completion, Fault>,
@@ -154,6 +154,7 @@ impl<'a> UpstreamAttempt<'a> {
         let key = key.map(|key| key.expose());
         let message = self.message.as_deref();
         let upstream_message = message.map(|text| error_message::presentable(text, prompts, key));
+        // Its fields are those of whichever line follows.
         let _span = tracing::error_span!(
             "fault",
             url,

@@ -155,6 +155,8 @@ impl Prompts {
         let permits = Permits::take(&self.0.deps, new.user_id, memory)?;
         let (reply, result) = oneshot::channel();
         let inner = Arc::clone(&self.0);
+        // At the level of errors, as the span of the request, so that no filter separates a line
+        // from its ids.
         let span = tracing::error_span!("call", prompt_id = tracing::field::Empty);
         self.0.calls.spawn(
             async move { call::run(&inner, permits, new, Reply(Some(reply))).await }
@@ -279,9 +281,9 @@ impl Prompts {
         task.await.map_err(Error::internal)?
     }
 
-    /// Waits until no call runs, at most until `deadline`. Calls that still run then are stopped, and
-    /// their leases released, so that a retry with the same key takes them over, on any replica.
-    /// Call it once no more posts can arrive.
+    /// Waits until no call runs, at most until `deadline`. Calls that still run then are stopped,
+    /// and their leases released, so that a retry with the same key takes them over, on any
+    /// replica. Call it once no more posts can arrive.
     pub async fn finish_calls(&self, deadline: Instant) {
         let calls = &self.0.calls;
         calls.close();

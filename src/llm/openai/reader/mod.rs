@@ -125,8 +125,9 @@ impl AnswerReader {
         new
     }
 
-    /// Ends the body. `is_cut`: it was cut off, stopped coming or took too long. Returns the answer,
-    /// and the part of its text that `new_text` has not returned. The model is empty if the upstream does not name it.
+    /// Ends the body. `is_cut`: it was cut off, stopped coming or took too long. Returns the
+    /// answer, and the part of its text that `new_text` has not returned. The model is empty if the
+    /// upstream does not name it.
     ///
     /// # Errors
     /// `Truncated` if the answer has begun and not ended, `Malformed` if there is none, or the
