@@ -84,14 +84,10 @@ impl UserPermits {
     pub fn close(&self, deadline: Instant) -> bool {
         let mut in_use = self.in_use.lock();
         in_use.is_closed = true;
-        while in_use.all > 0 {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            self.all_returned.wait_for(&mut in_use, left);
-        }
-        true
+        let is_any_used = |in_use: &mut InUse| in_use.all > 0;
+        self.all_returned
+            .wait_while_until(&mut in_use, is_any_used, deadline);
+        in_use.all == 0
     }
 }
 

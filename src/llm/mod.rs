@@ -21,7 +21,7 @@ use crate::telemetry::Metrics;
 use crate::user_permits::{UserPermit, UserPermits};
 
 /// An upstream's answer to a prompt.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Completion {
     /// The answer's text, without NUL; may be empty.
     pub text: String,

@@ -56,7 +56,7 @@ impl Loader {
         } else {
             self.loads.fetch_add(1, Ordering::Relaxed);
         }
-        self.slabs.account(owner, load.slot());
+        self.slabs.account(owner, &load.slot);
         load.announce(outcome.map_err(Arc::from));
     }
 
@@ -83,7 +83,7 @@ impl Loader {
             }
             // Counted while it grows, so that other slabs are evicted in time.
             load.note_bytes(slab.bytes());
-            self.slabs.account(owner, load.slot());
+            self.slabs.account(owner, &load.slot);
             after = last;
         }
     }

@@ -73,8 +73,7 @@ impl SlabCache {
     /// after it.
     pub(super) fn get(&self, owner: SlabOwner) -> Option<Arc<SlabSlot>> {
         let inner = self.inner.lock();
-        let cached = inner.slots.get(&owner)?;
-        Some(Arc::clone(&cached.slot))
+        Some(Arc::clone(&inner.slots.get(&owner)?.slot))
     }
 
     /// Counts the size that a slot has now, and evicts slabs until the budget is kept.

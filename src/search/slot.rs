@@ -70,18 +70,28 @@ pub(super) enum SlabAccess {
 /// A load, from before its turn until its end. If it is dropped without an end, the slot is not
 /// loaded, and the closed channel notifies the callers that wait.
 pub(super) struct Load {
-    slot: Arc<SlabSlot>,
+    /// The slot that it fills.
+    pub(super) slot: Arc<SlabSlot>,
     outcome: Arc<watch::Sender<LoadOutcome>>,
     invalidations: u64,
     ended: bool,
+}
+
+impl SlotInner {
+    fn ready(&self) -> Option<Arc<Slab>> {
+        match &self.state {
+            SlotState::Ready(slab) => Some(Arc::clone(slab)),
+            SlotState::Idle | SlotState::Loading(_) => None,
+        }
+    }
 }
 
 impl SlabSlot {
     /// The slab, or a way to wait for it.
     pub(super) fn access(self: &Arc<Self>) -> SlabAccess {
         let mut inner = self.inner.lock();
-        if let SlotState::Ready(slab) = &inner.state {
-            return SlabAccess::Ready(Arc::clone(slab));
+        if let Some(slab) = inner.ready() {
+            return SlabAccess::Ready(slab);
         }
         if let Some(load) = &inner.load {
             return SlabAccess::Wait(load.subscribe());
@@ -100,10 +110,7 @@ impl SlabSlot {
 
     /// The slab as it is now, if it is ready.
     pub(super) fn slab(&self) -> Option<Arc<Slab>> {
-        match &self.inner.lock().state {
-            SlotState::Ready(slab) => Some(Arc::clone(slab)),
-            SlotState::Idle | SlotState::Loading(_) => None,
-        }
+        self.inner.lock().ready()
     }
 
     /// Whether the slab is ready.
@@ -125,13 +132,9 @@ impl SlabSlot {
     pub(super) fn insert(&self, id: PromptId, stored: Vec<u8>, is_deleted: impl FnOnce() -> bool) {
         // As in `remove`. This reference is dropped at once: while it is held, the change below
         // would have to copy the parts that it changes.
-        let looked = match &*self.inner.lock() {
-            SlotInner {
-                state: SlotState::Ready(slab),
-                insertions,
-                ..
-            } => Some((Arc::clone(slab), *insertions)),
-            SlotInner { .. } => None,
+        let looked = {
+            let inner = self.inner.lock();
+            inner.ready().map(|slab| (slab, inner.insertions))
         };
         let looked = looked.map(|(slab, insertions)| (slab.find(id.0).is_some(), insertions));
         let mut inner = self.inner.lock();
@@ -182,10 +185,7 @@ impl SlabSlot {
     #[must_use = "dropping a large slab takes its time"]
     pub(super) fn take(&self) -> Option<Arc<Slab>> {
         let mut inner = self.inner.lock();
-        let SlotState::Ready(slab) = &inner.state else {
-            return None;
-        };
-        let slab = Arc::clone(slab);
+        let slab = inner.ready()?;
         inner.state = SlotState::Idle;
         self.bytes.store(0, Ordering::Relaxed);
         self.rows.store(0, Ordering::Relaxed);
@@ -199,11 +199,6 @@ impl SlabSlot {
 }
 
 impl Load {
-    /// The slot that it fills.
-    pub(super) fn slot(&self) -> &Arc<SlabSlot> {
-        &self.slot
-    }
-
     /// Records changes from now on. Call it before the first row is read, and again before all rows
     /// are read again.
     pub(super) fn begin(&mut self) {

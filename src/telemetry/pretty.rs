@@ -1,10 +1,9 @@
 //! Log lines for people: a time, a level in colour, a message, and its fields.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use tracing::{Level, Metadata};
 
 use super::fields::{Fields, Value};
+use crate::domain::Timestamp;
 
 const RESET: &str = "\x1b[0m";
 const DIM: &str = "\x1b[2m";
@@ -20,7 +19,8 @@ pub fn pretty_line(metadata: &Metadata<'_>, fields: &Fields, has_colour: bool) -
         }
     };
     let level = *metadata.level();
-    let mut line = paint(DIM, &time_of_day(SystemTime::now()));
+    // The hours, minutes and seconds.
+    let mut line = paint(DIM, &format!("{}Z", &Timestamp::now().to_string()[11..19]));
     line.push(' ');
     line.push_str(&paint(colour(level), &format!("{level:>5}")));
     if !metadata.target().starts_with(env!("CARGO_CRATE_NAME")) {
@@ -61,13 +61,6 @@ fn colour(level: Level) -> &'static str {
     }
 }
 
-/// Such as `17:00:00Z`.
-fn time_of_day(now: SystemTime) -> String {
-    let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() % 86_400;
-    let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);
-    format!("{hours:02}:{minutes:02}:{:02}Z", seconds % 60)
-}
-
 /// The text with its control characters escaped: input of others must not move the cursor or begin
 /// a line.
 fn without_controls(text: &str) -> String {
@@ -84,8 +77,6 @@ fn without_controls(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::telemetry::log_lines::LineFormat;
     use crate::telemetry::log_lines::tests::lines_of;
@@ -141,12 +132,5 @@ mod tests {
         assert!(!plain[0].contains('\x1b'), "{plain:?}");
         let coloured = logged(true, || tracing::info!(n = 1, "m"));
         assert_eq!(coloured, [" \x1b[32m INFO\x1b[0m m \x1b[2mn=\x1b[0m1"]);
-    }
-
-    #[test]
-    fn time_of_day_is_utc() {
-        let at = |seconds| time_of_day(UNIX_EPOCH + Duration::from_secs(seconds));
-        assert_eq!(at(0), "00:00:00Z");
-        assert_eq!(at(86_400 * 9 + 3600 * 17 + 60 * 4 + 9), "17:04:09Z");
     }
 }

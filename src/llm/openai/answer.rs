@@ -71,12 +71,29 @@ pub async fn read(
     deltas: &mut Deltas<'_>,
     mut on_piece: impl FnMut(&AnswerReader, Received),
 ) -> Result<Completion, Fault> {
-    if body.size_hint().lower() > reader.room() as u64 {
+    if body.size_hint().lower() > reader.room as u64 {
         return Err(FaultKind::TooLong.into());
     }
-    let mut waiting = ReadDeadline::new(limits, deltas.is_streamed());
+    // When the next bytes are due, and the kind of failure if they do not come.
+    let silence = || {
+        (
+            Instant::now() + limits.token_timeout,
+            FaultKind::TokenTimeout,
+        )
+    };
+    let mut until = match deltas.is_streamed() {
+        true => (limits.first_token_by, FaultKind::FirstTokenTimeout),
+        false => silence(),
+    };
+    // When the end of the body is due, once the answer is complete.
+    let mut end_by = None;
     let ended: Result<(), Fault> = loop {
-        let piece = match next(&mut body, waiting.until(limits)).await {
+        let due = end_by.map_or(until, |by| (by, FaultKind::TokenTimeout));
+        let due = match limits.whole_by.0 <= due.0 {
+            true => limits.whole_by,
+            false => due,
+        };
+        let piece = match next(&mut body, due).await {
             Ok(Some(piece)) => piece,
             Ok(None) => break Ok(()),
             Err(fault) => break Err(fault),
@@ -88,18 +105,19 @@ pub async fn read(
             Err(kind) => break Err(kind.into()),
         };
         on_piece(reader, received);
-        if reader.is_done() {
+        if reader.gathered.is_done {
             end(&mut body, reader).await;
             break Ok(());
         }
-        if !reader.has_reason() {
-            waiting.end_by = None;
+        if !reader.gathered.has_reason() {
+            end_by = None;
             // The first sign of life must not shorten the wait for the first text.
-            if received.is_alive || !deltas.is_streamed() {
-                waiting.extend(limits, deltas.first_at().is_none());
+            let keeps_longer = deltas.first_at().is_none() && until.0 > silence().0;
+            if !keeps_longer && (received.is_alive || !deltas.is_streamed()) {
+                until = silence();
             }
-        } else if received.is_news || waiting.end_by.is_none() {
-            waiting.end_by = Some(Instant::now() + AFTER_REASON_TIME);
+        } else if received.is_news || end_by.is_none() {
+            end_by = Some(Instant::now() + AFTER_REASON_TIME);
         }
     };
     match (reader.finish(ended.is_err()), ended) {
@@ -113,58 +131,10 @@ pub async fn read(
     }
 }
 
-/// When the next bytes are due, and the kind of failure if they do not come.
-struct ReadDeadline {
-    until: (Instant, FaultKind),
-    /// When the end of the body is due. Set once the answer is complete.
-    end_by: Option<Instant>,
-}
-
-impl ReadDeadline {
-    fn new(limits: &AnswerLimits, is_streamed: bool) -> Self {
-        let until = match is_streamed {
-            true => (limits.first_token_by, FaultKind::FirstTokenTimeout),
-            false => silence(limits),
-        };
-        Self {
-            until,
-            end_by: None,
-        }
-    }
-
-    /// Extends the deadline after a sign of life. `keeps_later`: keeps the old deadline if that is
-    /// later.
-    fn extend(&mut self, limits: &AnswerLimits, keeps_later: bool) {
-        let silence = silence(limits);
-        if !(keeps_later && self.until.0 > silence.0) {
-            self.until = silence;
-        }
-    }
-
-    fn until(&self, limits: &AnswerLimits) -> (Instant, FaultKind) {
-        let until = match self.end_by {
-            Some(by) => (by, FaultKind::TokenTimeout),
-            None => self.until,
-        };
-        match limits.whole_by.0 <= until.0 {
-            true => limits.whole_by,
-            false => until,
-        }
-    }
-}
-
-/// When an answer that has begun counts as silent.
-fn silence(limits: &AnswerLimits) -> (Instant, FaultKind) {
-    (
-        Instant::now() + limits.token_timeout,
-        FaultKind::TokenTimeout,
-    )
-}
-
 /// Waits a moment for the rest after `[DONE]`: the end of the body, perhaps the usage. The answer
 /// is complete without them.
 async fn end(body: &mut Incoming, reader: &mut AnswerReader) {
-    let most = match reader.has_usage() {
+    let most = match reader.gathered.answer.completion_tokens.is_some() {
         true => END_TIME,
         false => LATE_USAGE_TIME,
     };

@@ -124,13 +124,17 @@ impl<'a> UpstreamAttempt<'a> {
             }
         };
         let answer = answer::read(body, &self.limits, &mut reader, deltas, on_piece).await;
-        self.skipped = reader.skipped();
-        self.message = reader.error().and_then(error_message::find);
+        self.skipped = reader.gathered.skipped;
+        self.message = reader
+            .gathered
+            .error
+            .as_deref()
+            .and_then(error_message::find);
         answer
     }
 
-    /// Reports the end to the breaker and the log, in the span of the attempt. `prompts` are the texts that were sent; they are
-    /// not logged.
+    /// Reports the end to the breaker and the log. To be called in the span of the attempt.
+    /// `prompts` are the texts that were sent; they are not logged.
     pub fn settle(
         self,
         answer: &Result<Completion, Fault>,
@@ -150,6 +154,7 @@ impl<'a> UpstreamAttempt<'a> {
         let key = key.map(|key| key.expose());
         let message = self.message.as_deref();
         let upstream_message = message.map(|text| error_message::presentable(text, prompts, key));
+        // Its fields are those of whichever line follows.
         let _span = tracing::error_span!(
             "fault",
             url,

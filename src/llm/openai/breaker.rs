@@ -76,9 +76,9 @@ pub enum AttemptOutcome {
 pub struct AttemptPermit<'a> {
     breaker: &'a Breaker,
     /// The round in which the attempt was admitted.
-    admitted: u64,
-    /// The round of the probe, if the attempt is a probe without an outcome.
-    probes: Option<u64>,
+    round: u64,
+    /// Whether the attempt is a probe without an outcome.
+    is_probe: bool,
 }
 
 impl Breaker {
@@ -98,22 +98,18 @@ impl Breaker {
         if let Some(wait) = state.wait(now) {
             return Err(wait);
         }
-        let probes = match state.phase {
-            BreakerPhase::Closed => None,
-            BreakerPhase::Open { .. } => {
-                state.rounds += 1;
-                Some(state.rounds)
-            }
-            BreakerPhase::Probing { .. } => Some(state.rounds),
-        };
-        if probes.is_some() {
+        let is_probe = !matches!(state.phase, BreakerPhase::Closed);
+        if matches!(state.phase, BreakerPhase::Open { .. }) {
+            state.rounds += 1;
+        }
+        if is_probe {
             let next = now + PROBE_PATIENCE;
             self.enter(&mut state, BreakerPhase::Probing { next });
         }
         Ok(AttemptPermit {
             breaker: self,
-            admitted: state.rounds,
-            probes,
+            round: state.rounds,
+            is_probe,
         })
     }
 
@@ -145,11 +141,11 @@ impl AttemptPermit<'_> {
     /// breaker, because an answer may take minutes. The next failure, even of this attempt, opens
     /// it again, for longer.
     pub fn note_response(&mut self) {
-        let Some(round) = self.probes.take() else {
+        if !std::mem::take(&mut self.is_probe) {
             return;
-        };
+        }
         let mut state = self.breaker.state.lock();
-        if state.is_probing(round) {
+        if state.is_probing(self.round) {
             state.consecutive = CONSECUTIVE - 1;
             self.breaker.enter(&mut state, BreakerPhase::Closed);
         }
@@ -163,12 +159,9 @@ impl AttemptPermit<'_> {
         }
         let failed = outcome == AttemptOutcome::Failure;
         let mut state = self.breaker.state.lock();
-        let is_probe = self
-            .probes
-            .take()
-            .is_some_and(|round| state.is_probing(round));
+        let is_probe = std::mem::take(&mut self.is_probe) && state.is_probing(self.round);
         // Otherwise the call began before the breaker last opened.
-        let counts = matches!(state.phase, BreakerPhase::Closed) && self.admitted == state.rounds;
+        let counts = matches!(state.phase, BreakerPhase::Closed) && self.round == state.rounds;
         if is_probe && !failed {
             (state.consecutive, state.openings) = (0, 0);
             self.breaker.enter(&mut state, BreakerPhase::Closed);
@@ -180,9 +173,9 @@ impl AttemptPermit<'_> {
 
 impl Drop for AttemptPermit<'_> {
     fn drop(&mut self) {
-        if let Some(round) = self.probes {
+        if self.is_probe {
             let mut state = self.breaker.state.lock();
-            if state.is_probing(round) {
+            if state.is_probing(self.round) {
                 // The next call is a probe.
                 let next = Instant::now();
                 self.breaker

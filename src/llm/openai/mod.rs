@@ -235,6 +235,8 @@ impl Upstreams {
             };
             call.attempts += 1;
             call.endpoint = endpoint;
+            // At the level of errors, as the spans around it, so that no filter separates a line from
+            // its ids.
             let span = tracing::error_span!(
                 "attempt",
                 attempt = call.attempts,
@@ -325,7 +327,7 @@ pub fn read_answer<'a>(
     AnswerReading {
         deltas,
         answer: answer.map_err(|kind| Fault::from(failure.unwrap_or(kind)).error_type()),
-        skipped: reader.skipped(),
+        skipped: reader.gathered.skipped,
     }
 }
 

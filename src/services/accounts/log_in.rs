@@ -83,9 +83,7 @@ impl Accounts {
         name: String,
         request: LogIn,
     ) -> Result<User, Error> {
-        let LogIn {
-            password, network, ..
-        } = request;
+        let (password, network) = (request.password, request.network);
         let user = self.store.user_by_username(&name).await?;
         let stored = user.as_ref().map(|user| user.password_hash.clone());
         let verified = self
@@ -168,10 +166,8 @@ impl Accounts {
     /// # Errors
     /// Those of the store.
     pub async fn log_out(&self, refresh: Option<&str>, cookies: &[&[u8]]) -> Result<(), Error> {
-        let claims = refresh.and_then(|token| {
-            let verified = self.keys.verify(token, TokenType::Refresh, None);
-            verified.ok()
-        });
+        let verify = |token| self.keys.verify(token, TokenType::Refresh, None);
+        let claims = refresh.and_then(|token| verify(token).ok());
         let token = claims.map(|claims| RevokedToken {
             jti: claims.jti,
             expires_at: claims.expires_at,

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use tokio::sync::oneshot;
 
 use super::embedding::{PendingEmbedding, embed};
@@ -151,10 +152,8 @@ async fn reply_within(
     settling: impl Future<Output = Result<Created, Error>>,
 ) -> Result<Created, Error> {
     let mut settling = std::pin::pin!(settling);
-    tokio::select! {
-        biased;
-        result = &mut settling => return result,
-        () = tokio::time::sleep(patience) => {}
+    if let Ok(result) = tokio::time::timeout(patience, &mut settling).await {
+        return result;
     }
     reply.send(Err(Error::unavailable("the outcome waits to be stored")));
     settling.await
@@ -249,11 +248,8 @@ impl<'a> Call<'a> {
         };
         let publishing = async {
             if self.new.is_streamed && self.new.announce {
-                let ended = async {
-                    // The sender is dropped and sends nothing.
-                    let _ = ended.await;
-                };
-                events::publish_deltas(&self.inner.deps, &self.stream, ended).await;
+                // The sender is dropped and sends nothing.
+                events::publish_deltas(&self.inner.deps, &self.stream, ended.map(drop)).await;
                 if self.stream.is_deleted() {
                     self.publish_deletion();
                 }
@@ -371,10 +367,7 @@ mod tests {
         let settling = async {
             // Goes on only once the caller has its error.
             let received = received.await.unwrap();
-            assert!(
-                matches!(received, Err(Error::Unavailable(_))),
-                "{received:?}"
-            );
+            assert!(matches!(received, Err(Error::Unavailable(_))));
             answered()
         };
         let result = reply_within(Duration::from_millis(1), &mut reply, settling).await;

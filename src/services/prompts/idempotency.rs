@@ -24,25 +24,28 @@ pub(super) fn claim(new: &CreatePrompt) -> Option<KeyClaim> {
     })
 }
 
-/// The response to a request whose key was claimed before; `None` if the request is to be served
-/// as a new one.
-pub(super) async fn replay(
-    inner: &Arc<Inner>,
-    new: &CreatePrompt,
-) -> Result<Option<Created>, Error> {
-    let Some(claim) = claim(new) else {
-        return Ok(None);
-    };
-    let state = inner.deps.call_store.key_state(new.user_id, &claim).await?;
-    match state {
-        // While the store is unavailable for longer than a lease, this process's own calls look
-        // expired.
-        Some(KeyState::Expired(id)) if inner.streams.lock().contains_key(&id) => {
-            Err(Error::IdempotencyKey(KeyProblem::InFlight))
+impl Prompts {
+    /// The response to a post whose idempotency key was claimed before; `None` if the post has no
+    /// key, or is to be served as a new one.
+    ///
+    /// # Errors
+    /// `IdempotencyKey`, and those of the store.
+    pub async fn replay(&self, new: &CreatePrompt) -> Result<Option<Created>, Error> {
+        let Some(claim) = claim(new) else {
+            return Ok(None);
+        };
+        let inner = &self.0;
+        let state = inner.deps.call_store.key_state(new.user_id, &claim).await?;
+        match state {
+            // While the store is unavailable for longer than a lease, this process's own calls look
+            // expired.
+            Some(KeyState::Expired(id)) if inner.streams.lock().contains_key(&id) => {
+                Err(Error::IdempotencyKey(KeyProblem::InFlight))
+            }
+            // Beginning takes its row over.
+            Some(KeyState::Expired(_)) | None => Ok(None),
+            Some(state) => respond(inner, new, state).await.map(Some),
         }
-        // Beginning takes its row over.
-        Some(KeyState::Expired(_)) | None => Ok(None),
-        Some(state) => respond(inner, new, state).await.map(Some),
     }
 }
 

@@ -56,7 +56,6 @@ pub struct CreatePrompt {
 }
 
 /// The result of a post.
-#[derive(Debug)]
 pub enum Created {
     /// The whole answer.
     Answered {
@@ -136,15 +135,6 @@ impl Prompts {
         }))
     }
 
-    /// The response to a post whose idempotency key was claimed before; `None` if the post has no
-    /// key, or is to be served as a new one.
-    ///
-    /// # Errors
-    /// `IdempotencyKey`, and those of the store.
-    pub async fn replay(&self, new: &CreatePrompt) -> Result<Option<Created>, Error> {
-        idempotency::replay(&self.0, new).await
-    }
-
     /// Answers, embeds, stores and announces a prompt. The upstream is asked only once the prompt
     /// is committed as running. A whole answer is durable and searchable when this returns; a
     /// streamed one when its reader returns `Completed`.
@@ -165,6 +155,8 @@ impl Prompts {
         let permits = Permits::take(&self.0.deps, new.user_id, memory)?;
         let (reply, result) = oneshot::channel();
         let inner = Arc::clone(&self.0);
+        // At the level of errors, as the span of the request, so that no filter separates a line
+        // from its ids.
         let span = tracing::error_span!("call", prompt_id = tracing::field::Empty);
         self.0.calls.spawn(
             async move { call::run(&inner, permits, new, Reply(Some(reply))).await }

@@ -19,8 +19,8 @@ pub struct Choice {
     pub has_content: bool,
     /// Why the choice ended. Later text removes the reason again.
     pub reason: Option<String>,
-    /// The text came as deltas.
-    came_as_deltas: bool,
+    /// Whether the text came as deltas, piece by piece.
+    pub came_as_deltas: bool,
 }
 
 /// What one object brought to a choice.
@@ -38,11 +38,6 @@ pub struct Brought {
 pub const MEMBERS: [&str; 5] = ["delta", "message", "text", "finish_reason", "error"];
 
 impl Choice {
-    /// Whether its text came piece by piece.
-    pub fn came_as_deltas(&self) -> bool {
-        self.came_as_deltas
-    }
-
     /// Takes what an object says of this choice: its [`MEMBERS`].
     pub fn take(&mut self, members: [Option<JsonValue<'_>>; MEMBERS.len()]) -> Brought {
         let [delta, message, text, reason, error] = members;

@@ -148,7 +148,7 @@ impl BodySplitter {
             return Ok(rest);
         }
         let end = self.nesting.end(piece);
-        if self.nesting.is_broken() {
+        if self.nesting.is_broken {
             return self.skip_line(piece, sink);
         }
         let (part, rest) = piece.split_at(end.unwrap_or(piece.len()));
@@ -268,7 +268,7 @@ impl BodySplitter {
             self.extend_object(b"\n")?;
         }
         let end = self.nesting.end(data);
-        if self.nesting.is_broken() {
+        if self.nesting.is_broken {
             self.nesting = Nesting::checked();
             self.object.clear();
             return sink(Item::Unreadable).map(drop);

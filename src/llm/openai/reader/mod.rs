@@ -13,8 +13,6 @@ mod json;
 mod nesting;
 mod text;
 
-use std::time::Duration;
-
 use self::choice::Choice;
 use self::documents::{BodySplitter, Document, Item, Origin};
 use self::error_object::reports_error;
@@ -48,32 +46,34 @@ pub struct Received {
 #[derive(Debug)]
 pub struct AnswerReader {
     documents: BodySplitter,
-    gathered: Gathered,
+    /// What has come so far.
+    pub gathered: Gathered,
     /// Bytes that the body may still have.
-    room: usize,
+    pub room: usize,
     /// Bytes of the text that `new_text` has returned.
     given: usize,
 }
 
 /// What the objects of a body have brought so far.
 #[derive(Debug, Default)]
-struct Gathered {
+pub struct Gathered {
     most_text: usize,
-    model: Option<String>,
-    prompt_tokens: Option<u32>,
-    completion_tokens: Option<u32>,
-    /// The choice with the index 0, if it has come.
-    first: Option<Choice>,
-    /// The first other index, and its choice. This choice is the answer if index 0 never comes.
-    other: Option<(i64, Choice)>,
-    is_done: bool,
+    /// The model and the usage; the text and the reason are in `choice`.
+    pub answer: Completion,
+    /// The choice that is the answer as things stand, and its index: the first that came, until one
+    /// with the index 0 comes.
+    choice: Option<(i64, Choice)>,
+    /// Whether `[DONE]` has come.
+    pub is_done: bool,
     /// Objects that were read.
     objects: u64,
     /// How the first was packed.
     origin: Option<Origin>,
-    skipped: u64,
+    /// Events and objects that could not be read and were left out.
+    pub skipped: u64,
     failed: Option<FaultKind>,
-    error: Option<Vec<u8>>,
+    /// The JSON of the error that the upstream sent in place of an answer, or in the middle of one.
+    pub error: Option<Vec<u8>>,
     received: Received,
 }
 
@@ -91,16 +91,9 @@ impl AnswerReader {
         }
     }
 
-    /// Bytes that the body may still have.
-    pub fn room(&self) -> usize {
-        self.room
-    }
-
     /// Bytes of memory that the reader holds.
     pub fn held_bytes(&self) -> usize {
-        let text = |choice: Option<&Choice>| choice.map_or(0, |choice| choice.text.len());
-        let other = self.gathered.other.as_ref().map(|(_, choice)| choice);
-        self.documents.held_bytes() + text(self.gathered.first.as_ref()) + text(other)
+        self.documents.held_bytes() + self.gathered.text_bytes()
     }
 
     /// Takes the next piece of the body.
@@ -122,43 +115,19 @@ impl AnswerReader {
 
     /// The text that has come since the last call.
     pub fn new_text(&mut self) -> &str {
-        let text = match &self.gathered.first {
-            Some(choice) => choice.text.as_str(),
-            None => "",
+        // Of another choice nothing is shown, because index 0 may still come.
+        let text = match &self.gathered.choice {
+            Some((0, choice)) => choice.text.as_str(),
+            Some(_) | None => "",
         };
         let new = &text[self.given..];
         self.given = text.len();
         new
     }
 
-    /// Whether the model has said why it stopped, and no text has come since: nothing undoes the
-    /// answer then.
-    pub fn has_reason(&self) -> bool {
-        self.gathered.has_reason()
-    }
-
-    /// Whether `[DONE]` has come.
-    pub fn is_done(&self) -> bool {
-        self.gathered.is_done
-    }
-
-    /// Whether the upstream has said how many tokens the answer has.
-    pub fn has_usage(&self) -> bool {
-        self.gathered.completion_tokens.is_some()
-    }
-
-    /// Events and objects that could not be read and were left out.
-    pub fn skipped(&self) -> u64 {
-        self.gathered.skipped
-    }
-
-    /// The JSON of the error that the upstream sent in place of an answer, or in the middle of one.
-    pub fn error(&self) -> Option<&[u8]> {
-        self.gathered.error.as_deref()
-    }
-
-    /// Ends the body. `is_cut`: it was cut off, stopped coming or took too long. Returns the answer, and the part of its text that `new_text` has not
-    /// returned. The model is empty if the upstream does not name it.
+    /// Ends the body. `is_cut`: it was cut off, stopped coming or took too long. Returns the
+    /// answer, and the part of its text that `new_text` has not returned. The model is empty if the
+    /// upstream does not name it.
     ///
     /// # Errors
     /// `Truncated` if the answer has begun and not ended, `Malformed` if there is none, or the
@@ -167,26 +136,23 @@ impl AnswerReader {
         let gathered = &mut self.gathered;
         // An error of the sink is kept in `failed`; other errors are not possible here.
         let _ = self.documents.finish(&mut |item| gathered.take(item));
-        let given = match gathered.first {
-            Some(_) => self.given,
-            None => 0,
-        };
         let answer = gathered.finish(is_cut)?;
-        let rest = answer.text[given..].to_owned();
+        let rest = answer.text[self.given..].to_owned();
         Ok((answer, rest))
     }
 }
 
 impl Gathered {
-    /// The choice that is the answer as things stand.
-    fn choice(&self) -> Option<&Choice> {
-        self.first
-            .as_ref()
-            .or(self.other.as_ref().map(|(_, choice)| choice))
+    fn text_bytes(&self) -> usize {
+        let choice = self.choice.as_ref();
+        choice.map_or(0, |(_, choice)| choice.text.len())
     }
 
-    fn has_reason(&self) -> bool {
-        self.choice().is_some_and(|choice| choice.reason.is_some())
+    /// Whether the model has said why it stopped, and no text has come since: nothing undoes the
+    /// answer then.
+    pub fn has_reason(&self) -> bool {
+        let choice = self.choice.as_ref();
+        choice.is_some_and(|(_, choice)| choice.reason.is_some())
     }
 
     fn take(&mut self, item: Item<'_>) -> Result<bool, FaultKind> {
@@ -239,8 +205,7 @@ impl Gathered {
             Some(choices) => self.take_choices(choices),
             None => (false, false),
         };
-        let text = self.choice().map_or(0, |choice| choice.text.len());
-        if text > self.most_text {
+        if self.text_bytes() > self.most_text {
             return Err(FaultKind::TooLong);
         }
         let is_error = has_broken_down
@@ -288,18 +253,15 @@ impl Gathered {
             Some(index) => index as i64,
             None => place as i64,
         };
-        let brought = if index == 0 {
-            self.other = None;
-            self.first.get_or_insert_default().take(members)
-        } else if self.first.is_none() {
-            let (known, other) = self.other.get_or_insert_with(|| (index, Choice::default()));
-            if *known != index {
+        let is_other = |(known, _): &(i64, Choice)| *known != index;
+        if self.choice.as_ref().is_some_and(is_other) {
+            if index != 0 {
                 return false;
             }
-            other.take(members)
-        } else {
-            return false;
-        };
+            self.choice = None;
+        }
+        let new = || (index, Choice::default());
+        let brought = self.choice.get_or_insert_with(new).1.take(members);
         self.received.is_news |= brought.work || brought.reason;
         brought.breakdown
     }
@@ -320,19 +282,19 @@ impl Gathered {
         let prompt = count(prompt).or_else(|| count(input));
         let completion = count(completion).or_else(|| count(output));
         self.received.is_news |= prompt.is_some() || completion.is_some();
-        self.prompt_tokens = prompt.or(self.prompt_tokens);
-        self.completion_tokens = completion.or(self.completion_tokens);
+        let answer = &mut self.answer;
+        answer.prompt_tokens = prompt.or(answer.prompt_tokens);
+        answer.completion_tokens = completion.or(answer.completion_tokens);
     }
 
     fn take_model(&mut self, written: &[u8]) {
         // Every event of a stream has it.
-        let is_known = |model: &String| model.as_bytes() == written;
-        if self.model.as_ref().is_some_and(is_known) {
+        if self.answer.model.as_bytes() == written {
             return;
         }
         let model = one_line(&text::decoded(written), MODEL_CHARS);
         if !model.is_empty() {
-            self.model = Some(model);
+            self.answer.model = model;
         }
     }
 
@@ -340,16 +302,12 @@ impl Gathered {
         if let Some(kind) = self.failed {
             return Err(kind);
         }
-        let has_choice = self.choice().is_some();
-        let choice = self
-            .first
-            .take()
-            .or(self.other.take().map(|(_, choice)| choice));
-        let choice = choice.unwrap_or_default();
+        let has_choice = self.choice.is_some();
+        let (_, choice) = self.choice.take().unwrap_or_default();
         // A single complete object needs no reason, because nothing is missing from it. If it looks
         // like the first event of a stream, the body must have ended in order.
         let is_whole = self.objects == 1
-            && match (self.origin, choice.came_as_deltas()) {
+            && match (self.origin, choice.came_as_deltas) {
                 (Some(Origin::Plain), false) => true,
                 (Some(Origin::Plain), true) | (Some(Origin::Event), false) => !is_cut,
                 (Some(Origin::Event), true) | (None, _) => false,
@@ -362,11 +320,8 @@ impl Gathered {
         }
         Ok(Completion {
             text: choice.text.finish(),
-            model: self.model.take().unwrap_or_default(),
             finish_reason: choice.reason,
-            prompt_tokens: self.prompt_tokens,
-            completion_tokens: self.completion_tokens,
-            upstream_duration: Duration::ZERO,
+            ..std::mem::take(&mut self.answer)
         })
     }
 }

@@ -42,7 +42,8 @@ pub struct Nesting {
     is_checked: bool,
     /// The outermost bracket was opened, and nothing has come since.
     is_fresh: bool,
-    is_broken: bool,
+    /// Whether the object does not begin as it must. Then it has no end.
+    pub is_broken: bool,
 }
 
 impl Nesting {
@@ -57,11 +58,6 @@ impl Nesting {
     /// Whether an object or array has begun and not ended.
     pub fn is_open(&self) -> bool {
         self.depth > 0
-    }
-
-    /// Whether the object does not begin as it must. Then it has no end.
-    pub fn is_broken(&self) -> bool {
-        self.is_broken
     }
 
     /// Takes the next bytes. Returns the position after the closing bracket, if they have it.

@@ -1,6 +1,5 @@
 //! Reads one answer: as it arrives, or from the store once it is whole.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -70,15 +69,6 @@ pub struct StreamReader {
     source: Source,
     /// Keeps the answer from counting as abandoned.
     _count: Option<ReaderCount>,
-}
-
-impl fmt::Debug for StreamReader {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StreamReader")
-            .field("id", &self.cursor.id)
-            .field("offset", &self.cursor.offset)
-            .finish_non_exhaustive()
-    }
 }
 
 impl StreamReader {
