@@ -62,7 +62,7 @@ impl Default for OpenOptions {
     }
 }
 
-/// [`AccountStore`](super::AccountStore), [`PromptStore`](super::PromptStore) and
+/// [`AccountStore`](super::AccountStore), [`PromptStore`] and
 /// [`CallStore`](super::CallStore) over one SQLite file.
 ///
 /// Dropping it without [`close`](Self::close) loses nothing that was acknowledged: its threads end
