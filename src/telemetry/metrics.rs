@@ -1,11 +1,12 @@
 //! The metrics of one running service. Label values are chosen by the service alone, never by a
 //! client.
 
-use prometheus::process_collector::ProcessCollector;
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
     IntGauge, Opts, Registry, TextEncoder,
 };
+
+use super::process;
 
 /// Bounds for durations from a tenth of a millisecond to ten seconds.
 const DURATION_BOUNDS: &[f64] = &[
@@ -36,7 +37,6 @@ macro_rules! metrics {
                     let $field = make([$($help),+].concat().trim().to_owned());
                     registry.register(Box::new($field.clone())).expect("metric names are distinct");
                 )+
-                registry.register(Box::new(ProcessCollector::for_self())).expect("metric names are distinct");
                 Self { registry, $($field,)+ }
             }
         }
@@ -138,6 +138,7 @@ impl Metrics {
         TextEncoder::new()
             .encode(&self.registry.gather(), &mut text)
             .expect("writing to memory does not fail and every family has a name");
+        text.extend_from_slice(process::render().as_bytes());
         text
     }
 }

@@ -5,6 +5,7 @@ mod log_lines;
 mod logging;
 mod metrics;
 mod pretty;
+mod process;
 
 pub use log_lines::{LineFormat, LogLines};
 pub use logging::init as init_logging;
