@@ -1,6 +1,7 @@
 //! Running calls, idempotency keys and the day's count in SQLite.
 
 use std::collections::HashSet;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -187,9 +188,17 @@ fn expire(
 #[async_trait]
 impl CallStore for SqliteStore {
     async fn begin_call(&self, call: NewCall) -> Result<Begun, Error> {
-        self.writer
+        let begun = self
+            .writer
             .write(move |connection| begin(connection, &call))
-            .await
+            .await?;
+        if matches!(begun, Begun::Started(_)) {
+            self.writer
+                .status
+                .open_calls
+                .fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(begun)
     }
 
     async fn key_state(
@@ -235,9 +244,15 @@ impl CallStore for SqliteStore {
         // Converted here rather than on the writer's thread.
         let embedding = outcome.embedding.as_ref();
         let f16 = embedding.map(|(_, embedding)| embedding.to_f16_bytes());
-        self.writer
+        let settled = self
+            .writer
             .write(move |connection| settle(connection, id, holder, &outcome, f16.as_deref()))
-            .await
+            .await?;
+        self.writer
+            .status
+            .open_calls
+            .fetch_sub(1, Ordering::Relaxed);
+        Ok(settled)
     }
 
     async fn expire_calls(

@@ -2,12 +2,17 @@
 //!
 //! A commit waits for the disk. While it does, further operations gather in the queue; the next
 //! transaction takes all of them. So the disk's delay bounds the latency of a write, but not the
-//! number of writes in a second. There is no artificial delay: an operation that finds the writer
-//! idle is committed at once, alone. The thread is in `writer_thread`.
+//! number of writes in a second.
+//!
+//! A disk may be so fast that little gathers, and then most of a write's cost is its commit. So
+//! while many calls are open, a transaction that has fewer operations than the one before waits for
+//! more, until two milliseconds after that one began. Otherwise there is no artificial delay: an
+//! operation that finds the writer idle is committed at once, alone. The thread is in
+//! `writer_thread`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicU64, Ordering};
 
 use rusqlite::{Connection, ffi};
 use tokio::sync::{mpsc, oneshot};
@@ -126,6 +131,8 @@ pub(super) struct WriterStatus {
     pub committed_batches: AtomicU64,
     /// Operations in them.
     pub committed_operations: AtomicU64,
+    /// Calls that were begun here and are not settled.
+    pub open_calls: AtomicIsize,
     /// Transactions that failed as a whole.
     pub failed_batches: AtomicU64,
     /// Whether a write failed for lack of room or another failure of the disk, and none has

@@ -27,6 +27,12 @@ const PROBE_BYTES: usize = 32 << 10;
 /// waits for the disk twice.
 const PROBE_HOLDS: Duration = Duration::from_secs(1);
 
+/// While at least so many calls are open, transactions wait for company.
+const MANY_CALLS: isize = 8;
+
+/// The longest wait for company, from the start of the transaction before.
+const WAIT_FOR_COMPANY: Duration = Duration::from_millis(2);
+
 /// The state of the writer's thread.
 pub(super) struct WriterThread {
     database: Database,
@@ -67,7 +73,15 @@ impl WriterThread {
         let mut commands = Vec::with_capacity(MAX_BATCH);
         let mut batch = Vec::with_capacity(MAX_BATCH);
         let mut probes = Vec::new();
+        let (mut began, mut previous) = (Instant::now(), 0);
         while queue.blocking_recv_many(&mut commands, MAX_BATCH) > 0 {
+            let open_calls = self.status.open_calls.load(Ordering::Relaxed);
+            if open_calls >= MANY_CALLS && commands.len() < previous {
+                std::thread::sleep(WAIT_FOR_COMPANY.saturating_sub(began.elapsed()));
+                let room = MAX_BATCH - commands.len();
+                commands.extend(std::iter::from_fn(|| queue.try_recv().ok()).take(room));
+            }
+            (began, previous) = (Instant::now(), commands.len());
             for command in commands.drain(..) {
                 match command {
                     WriterCommand::Run(operation) => batch.push(operation),
