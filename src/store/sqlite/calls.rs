@@ -195,7 +195,7 @@ impl CallStore for SqliteStore {
         if matches!(begun, Begun::Started(_)) {
             self.writer
                 .status
-                .open_calls
+                .running_calls
                 .fetch_add(1, Ordering::Relaxed);
         }
         Ok(begun)
@@ -250,7 +250,7 @@ impl CallStore for SqliteStore {
             .await?;
         self.writer
             .status
-            .open_calls
+            .running_calls
             .fetch_sub(1, Ordering::Relaxed);
         Ok(settled)
     }

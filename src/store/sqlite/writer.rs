@@ -4,11 +4,10 @@
 //! transaction takes all of them. So the disk's delay bounds the latency of a write, but not the
 //! number of writes in a second.
 //!
-//! A disk may be so fast that little gathers, and then most of a write's cost is its commit. So
-//! while many calls are open, a transaction that has fewer operations than the one before waits for
-//! more, until two milliseconds after that one began. Otherwise there is no artificial delay: an
-//! operation that finds the writer idle is committed at once, alone. The thread is in
-//! `writer_thread`.
+//! On a fast disk little gathers, and then most of a write's cost is its commit. So there is a
+//! commit delay: while many calls run, a transaction with fewer operations than the one before
+//! waits for more, until two milliseconds after that one began. Otherwise an operation that finds
+//! the writer idle is committed at once, alone. The thread is in `writer_thread`.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -132,7 +131,7 @@ pub(super) struct WriterStatus {
     /// Operations in them.
     pub committed_operations: AtomicU64,
     /// Calls that were begun here and are not settled.
-    pub open_calls: AtomicIsize,
+    pub running_calls: AtomicIsize,
     /// Transactions that failed as a whole.
     pub failed_batches: AtomicU64,
     /// Whether a write failed for lack of room or another failure of the disk, and none has

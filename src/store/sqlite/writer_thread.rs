@@ -27,11 +27,11 @@ const PROBE_BYTES: usize = 32 << 10;
 /// waits for the disk twice.
 const PROBE_HOLDS: Duration = Duration::from_secs(1);
 
-/// While at least so many calls are open, transactions wait for company.
+/// From this number of running calls on, transactions may be delayed.
 const MANY_CALLS: isize = 8;
 
-/// The longest wait for company, from the start of the transaction before.
-const WAIT_FOR_COMPANY: Duration = Duration::from_millis(2);
+/// The longest commit delay, counted from the start of the transaction before.
+const LONGEST_DELAY: Duration = Duration::from_millis(2);
 
 /// The state of the writer's thread.
 pub(super) struct WriterThread {
@@ -75,9 +75,10 @@ impl WriterThread {
         let mut probes = Vec::new();
         let (mut began, mut previous) = (Instant::now(), 0);
         while queue.blocking_recv_many(&mut commands, MAX_BATCH) > 0 {
-            let open_calls = self.status.open_calls.load(Ordering::Relaxed);
-            if open_calls >= MANY_CALLS && commands.len() < previous {
-                std::thread::sleep(WAIT_FOR_COMPANY.saturating_sub(began.elapsed()));
+            let running_calls = self.status.running_calls.load(Ordering::Relaxed);
+            let delay = commit_delay(running_calls, commands.len(), previous, began.elapsed());
+            if !delay.is_zero() {
+                std::thread::sleep(delay);
                 let room = MAX_BATCH - commands.len();
                 commands.extend(std::iter::from_fn(|| queue.try_recv().ok()).take(room));
             }
@@ -337,10 +338,43 @@ fn transact(
     (operations, outcome)
 }
 
+/// How long a transaction waits for more operations than have gathered. `previous`: the operations
+/// of the transaction before, which began `since` ago.
+fn commit_delay(
+    running_calls: isize,
+    gathered: usize,
+    previous: usize,
+    since: Duration,
+) -> Duration {
+    if running_calls >= MANY_CALLS && gathered < previous {
+        LONGEST_DELAY.saturating_sub(since)
+    } else {
+        Duration::ZERO
+    }
+}
+
 fn run(connection: &Connection, sql: &str) -> rusqlite::Result<()> {
     connection.prepare_cached(sql)?.execute([]).map(drop)
 }
 
 fn failure(error: ffi::Error) -> rusqlite::Error {
     rusqlite::Error::SqliteFailure(error, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_smaller_transaction_among_many_calls_is_delayed_for_two_milliseconds_at_most() {
+        let delay = |running_calls, gathered, micros| {
+            commit_delay(running_calls, gathered, 5, Duration::from_micros(micros)).as_micros()
+        };
+        assert_eq!(delay(MANY_CALLS, 1, 500), 1500);
+        assert_eq!(delay(MANY_CALLS, 4, 0), 2000);
+        assert_eq!(delay(MANY_CALLS, 1, 2500), 0);
+        assert_eq!(delay(MANY_CALLS, 5, 500), 0);
+        assert_eq!(delay(MANY_CALLS - 1, 1, 500), 0);
+        assert_eq!(delay(-1, 1, 500), 0);
+    }
 }
