@@ -236,7 +236,7 @@ pub struct CallsConfig {
 pub struct SearchConfig {
     /// Whose prompts a caller finds.
     pub scope: SimilarScope,
-    /// Memory for vectors, in bytes; in own scope the least recently used are let go beyond it.
+    /// Memory for vectors, in bytes; in own scope the least recently used are evicted beyond it.
     pub memory_bytes: u64,
 }
 

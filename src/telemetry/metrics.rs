@@ -100,7 +100,7 @@ metrics! {
     search_vectors: IntGauge = |help| gauge("search_vectors", help);
     /// Memory of the vectors held.
     search_memory: IntGauge = |help| gauge("search_memory_bytes", help);
-    /// Users whose vectors were let go for want of memory.
+    /// Users whose vectors were evicted from memory to make room.
     search_evictions: IntGauge = |help| gauge("search_evicted_users", help);
     /// Prompts that still wait for a vector of the current model.
     reembedding_remaining: IntGauge = |help| gauge("reembedding_remaining_prompts", help);
@@ -114,10 +114,10 @@ metrics! {
     backend_up: GaugeVec = |help| gauges("backend_up", help, &["backend"]);
     /// Time of a command to Redis, by what it is for.
     redis_command_duration: HistogramVec = |help| histograms("redis_command_duration_seconds", help, DURATION_BOUNDS, &["command"]);
-    /// Commands to Redis that had no answer, those included that were not sent because it is known
-    /// to be away.
+    /// Commands to Redis without a reply, and those that were not sent because Redis is known to be
+    /// unavailable.
     redis_command_failures: IntCounterVec = |help| counters("redis_command_failures_total", help, &["command"]);
-    /// Requests that this replica decided by its own counts because Redis was away, by limit.
+    /// Limits that this replica decided by its own counts because Redis was unavailable, by limit.
     degraded_decisions: IntCounterVec = |help| counters("degraded_limit_decisions_total", help, &["limit"]);
     /// Times that sockets had to be closed because events may have missed them.
     missed_events: IntCounter = |help| counter("websocket_events_missed_total", help);
