@@ -18,7 +18,7 @@ LOGOUT = "/api/auth/logout/"
 NOTICES = 20
 
 # Seconds after which a caller leaves. A post whose outcome finds no room has its answer after 30.
-LEAVES = 5
+LEAVES = 2
 
 
 @pytest.fixture
