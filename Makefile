@@ -42,9 +42,9 @@ check: ## formatting, lints, documentation: all that needs no running service
 
 test: test-rust test-service test-replicas test-deploy ## all tests: Rust's, the release binary from outside, several replicas, the deployment files
 
-# Most of these tests wait more than they compute: on two cores, four tests at a time take three fifths
-# of the time that two at a time take.
-test-rust: export RUST_TEST_THREADS := $(shell echo $$((2 * $$(nproc))))
+# Most of these tests wait more than they compute: on two cores, six tests at a time take three
+# quarters of the time that four at a time take.
+test-rust: export RUST_TEST_THREADS := $(shell echo $$((3 * $$(nproc))))
 test-rust: test-servers ## unit and integration tests, those over HTTP on SQLite and again on PostgreSQL
 	$(CARGO) test $(PROFILE) --workspace --lib
 	$(CARGO) test $(PROFILE) --test it
