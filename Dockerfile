@@ -1,13 +1,14 @@
 # syntax=docker/dockerfile:1
-# An image with the binary, the C library that it needs, and certificates. No shell, no package manager.
+# An image with the binary, the C library that it needs, and certificates. No shell, no package
+# manager.
 #
 #   docker build -t prompt-service .
 #   docker run --read-only --cap-drop ALL -p 8000:8000 -v prompt-data:/data -e REGISTRATION=open prompt-service
 
 FROM rust:1.95.0-slim-bookworm AS build
 WORKDIR /src
-# The files that .dockerignore allows: sources, assets, migrations, the lock file. rust-toolchain.toml
-# is left out, because the image's own toolchain is used.
+# The files that .dockerignore allows: sources, assets, migrations, the lock file.
+# rust-toolchain.toml is left out, because the image's own toolchain is used.
 COPY . .
 # Dependencies and compiled code stay in the builder's cache between builds, so only changes are
 # compiled again. The cache is not part of the layer, so the image's root is built in the same step.

@@ -2,8 +2,8 @@
 
 PYTHON ?= python3
 CARGO ?= cargo
-# The release profile everywhere, also for lints and documentation, so that dependencies, build scripts
-# and macros are built only once.
+# The release profile everywhere, also for lints and documentation, so that dependencies, build
+# scripts and macros are built only once.
 PROFILE := --release --locked
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 VENV := $(TARGET)/venv/bin/python

@@ -12,7 +12,8 @@ data=$2/data
 mkdir -p "$root/etc/ssl/certs" "$data"
 cp "$binary" "$root/prompt-service"
 
-# Lines with a path: "libm.so.6 => /lib/x86_64-linux-gnu/libm.so.6 (0x…)" and "/lib64/ld-linux-x86-64.so.2 (0x…)".
+# Lines with a path: "libm.so.6 => /lib/x86_64-linux-gnu/libm.so.6 (0x…)" and
+# "/lib64/ld-linux-x86-64.so.2 (0x…)".
 libraries=$(ldd "$binary")
 case $libraries in
 *"not found"*)
@@ -28,8 +29,8 @@ done
 
 cp -L /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
 
-# The packages of these files, in the place where scanners look for known weaknesses in images without a
-# package manager.
+# The packages of these files, in the place where scanners look for known weaknesses in images
+# without a package manager.
 if command -v dpkg-query >/dev/null; then
     mkdir -p "$root/var/lib/dpkg/status.d"
     cp -L /etc/os-release "$root/etc/"
@@ -40,8 +41,8 @@ if command -v dpkg-query >/dev/null; then
         dpkg-query --status "$package" >"$root/var/lib/dpkg/status.d/$package"
     done
 fi
-# Without this file the C library asks name servers first. If they do not know a name, it does not look
-# into /etc/hosts.
+# Without this file the C library asks name servers first. If they do not know a name, it does not
+# look into /etc/hosts.
 echo "hosts: files dns" >"$root/etc/nsswitch.conf"
 # Names for the numeric owners of files; nobody can log in.
 echo "prompt:x:65532:65532::/data:/prompt-service" >"$root/etc/passwd"

@@ -190,9 +190,9 @@ async fn register(
 
 /// Log in
 ///
-/// Returns a refresh and an access token, and sets the session cookie if asked for. The cookie is called
-/// `session`, over TLS `__Host-session`; a page of another origin may not ask for it. After ten
-/// failures in a minute for one name from one address, further tries are refused for a while.
+/// Returns a refresh and an access token, and sets the session cookie if asked for. The cookie is
+/// called `session`, over TLS `__Host-session`; a page of another origin may not ask for it. After
+/// ten failures in a minute for one name from one address, further tries are refused for a while.
 #[utoipa::path(
     post, path = "/api/auth/login", tag = "accounts", operation_id = "login", security(()),
     request_body(content = LogInRequest, content_type = "application/json"),

@@ -1,5 +1,6 @@
-//! Lua scripts. Redis runs nothing else while a script runs, so several steps become one. A call may
-//! only touch its key and keys with the same hash tag, because a cluster keeps those on one server.
+//! Lua scripts. Redis runs nothing else while a script runs, so several steps become one. A call
+//! may only touch its key and keys with the same hash tag, because a cluster keeps those on one
+//! server.
 
 use std::time::Duration;
 

@@ -92,9 +92,9 @@ pub enum KeyState {
 }
 
 impl KeyClaim {
-    /// The state of a key that is stored with that fingerprint and prompt, for a request that claims
-    /// it. `status`: of the prompt; `None` if the prompt was deleted. `is_leased`: whether the prompt
-    /// has a lease that is still valid.
+    /// The state of a key that is stored with that fingerprint and prompt, for a request that
+    /// claims it. `status`: of the prompt; `None` if the prompt was deleted. `is_leased`: whether
+    /// the prompt has a lease that is still valid.
     pub(super) fn state(
         &self,
         fingerprint: [u8; 32],

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Checks files that no compiler reads: links between the project's documents, files, types and modules
-that they name, checksums of vendored files, syntax of Python files.
+that they name, checksums of vendored files, syntax of Python files, width of comments.
 
 Prints the problems and fails, or prints one line. Standard library only.
 """
@@ -113,9 +113,18 @@ def broken_python():
             yield f"{path.relative_to(ROOT)}:{error.lineno}: {error.msg}"
 
 
+def wide_comments():
+    """Comment lines of more than 100 columns, which rustfmt leaves as they are."""
+    for suffix, comment in ((".rs", r"//"), (".py", r"#"), (".sh", r"#"), (".toml", r"#"), ("Makefile", r"#")):
+        for path in project_files(suffix):
+            for number, line in enumerate(path.read_text().splitlines(), 1):
+                if len(line) > 100 and re.match(rf"\s*{comment}", line):
+                    yield f"{path.relative_to(ROOT)}:{number}: a comment of {len(line)} columns"
+
+
 if __name__ == "__main__":
-    checks = (broken_links, unclear_files, unknown_names, forgotten_modules, changed_vendored_files, broken_python)
+    checks = (broken_links, unclear_files, unknown_names, forgotten_modules, changed_vendored_files, broken_python, wide_comments)
     problems = [problem for check in checks for problem in check()]
     if problems:
         sys.exit("\n".join(problems))
-    print("documents: links, names, vendored files and scripts are in order")
+    print("documents: links, names, vendored files, scripts and comments are in order")

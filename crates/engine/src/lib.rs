@@ -1,12 +1,12 @@
 //! Sentence embeddings: text to vector, in the process.
 //!
-//! A [`tokenizer`] divides the text, and a [`Model`] runs this project's BERT forward pass over int8
-//! weights. A small encoder spends its time in a few dozen matrix products that fit the caches. The
-//! overhead of a general inference runtime is larger than the cost of these products;
+//! A [`tokenizer`] divides the text, and a [`Model`] runs this project's BERT forward pass over
+//! int8 weights. A small encoder spends its time in a few dozen matrix products that fit the
+//! caches. The overhead of a general inference runtime is larger than the cost of these products;
 //! `benches/engine/` measures the difference.
 //!
-//! A crate of its own, because it is the only code that needs the optimiser's highest level for more
-//! than one function: the service around it is compiled at a lower level in less than half the time.
+//! It is a crate of its own so that it alone is compiled at the highest level of optimisation. The
+//! rest of the service waits for the network and the disk, and compiles faster at a lower level.
 
 mod aligned;
 mod embedding;

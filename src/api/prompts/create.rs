@@ -48,8 +48,8 @@ form!(CreatePromptRequest { prompt: text, websocket: flag, stream: optional_flag
 
 /// Post a prompt
 ///
-/// Runs it on the LLM, stores it and makes it searchable, all before the response. Throttled for each
-/// user.
+/// Runs it on the LLM, stores it and makes it searchable, all before the response. Throttled for
+/// each user.
 ///
 /// With `"stream": true`, or with `Accept: text/event-stream` and no `stream` in the body, the
 /// answer has status 200 and is a stream of server-sent events: `started` (`{"id"}`), `delta`

@@ -184,8 +184,8 @@ const NO_SUCH_PROMPT: &str = "There is no such prompt, or it is another user's."
 
 /// List prompts
 ///
-/// The caller's prompts, newest first. A page may have fewer prompts than `limit` although there are
-/// more: only `next` says whether there are.
+/// The caller's prompts, newest first. A page may have fewer prompts than `limit` although there
+/// are more: only `next` says whether there are.
 #[utoipa::path(
     get, path = "/api/prompts", tag = "prompts", operation_id = "list_prompts", security(("bearer" = [])),
     params(ListParameters),
@@ -244,8 +244,8 @@ fn share(coverage: f64) -> String {
 /// Show a prompt
 ///
 /// One of the caller's prompts. With `Accept: text/event-stream` its answer is streamed, from the
-/// event after `Last-Event-ID` if that is given. The process that runs the call streams it live, any
-/// other process once it is complete.
+/// event after `Last-Event-ID` if that is given. The process that runs the call streams it live,
+/// any other process once it is complete.
 #[utoipa::path(
     get, path = "/api/prompts/{id}", tag = "prompts", operation_id = "show_prompt", security(("bearer" = [])),
     params(

@@ -62,8 +62,8 @@ pub trait Tickets: Send + Sync {
 /// some 100 bytes each.
 #[derive(Debug, Default)]
 pub struct LocalTickets {
-    /// Each user's tickets in the order of issue, at most [`MAX_TICKETS_PER_USER`]. The user who got
-    /// one last comes last.
+    /// Each user's tickets in the order of issue, at most [`MAX_TICKETS_PER_USER`]. The user who
+    /// got one last comes last.
     users: Mutex<LinkedHashMap<UserId, VecDeque<Ticket>>>,
 }
 

@@ -235,8 +235,8 @@ impl Upstreams {
             };
             call.attempts += 1;
             call.endpoint = endpoint;
-            // At the level of errors, as the spans around it, so that no filter separates a line from
-            // its ids.
+            // At the level of errors, as the spans around it, so that no filter separates a line
+            // from its ids.
             let span = tracing::error_span!(
                 "attempt",
                 attempt = call.attempts,

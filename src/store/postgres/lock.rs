@@ -58,8 +58,9 @@ pub(super) struct HeldLock {
     backend: (i32, String),
 }
 
-/// Tries once; `None` if another server has the lock. `previous` names an earlier connection of this server that may still hold the lock,
-/// for example after a broken network: its backend is terminated.
+/// Tries once; `None` if another server has the lock. `previous` names an earlier connection of
+/// this server that may still hold the lock, for example after a broken network: its backend is
+/// terminated.
 pub(super) async fn attempt(
     connector: &Connector,
     lock: AdvisoryLock,

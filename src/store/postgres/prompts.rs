@@ -238,9 +238,9 @@ impl PromptStore for PostgresStore {
         Ok(page)
     }
 
-    /// Counted when asked, which is at a start and while a change of model is under way, and never on
-    /// the way of an insert: a counter kept up to date would make the inserts of one user, or of all,
-    /// wait for each other's commits.
+    /// Counted when asked, which is at a start and while a change of model is under way, and never
+    /// on the way of an insert: a counter kept up to date would make the inserts of one user, or of
+    /// all, wait for each other's commits.
     async fn coverage(&self, model: &ModelId, owner: Option<UserId>) -> Result<Coverage, Error> {
         let mut connection = self.pool.connection(LONG_PATIENCE).await?;
         let number = self.models.find(&mut connection, model).await?;
@@ -327,7 +327,8 @@ impl PromptStore for PostgresStore {
             let (given, expected) = (odd.0.len(), first.0.len());
             return Err(Defect::Dimension { given, expected }.into());
         }
-        // If a prompt is given twice, the last vector counts: one statement may not write a row twice.
+        // If a prompt is given twice, the last vector counts: one statement may not write a row
+        // twice.
         let latest: HashMap<PromptId, &Embedding> =
             rows.iter().map(|(id, vector)| (*id, vector)).collect();
         let ids: Vec<i64> = latest.keys().map(|id| id.0).collect();
@@ -335,8 +336,8 @@ impl PromptStore for PostgresStore {
             .values()
             .map(|vector| HalfVector::from_f32_slice(&vector.0))
             .collect();
-        // The lock prevents the deletion of a prompt before its vector refers to it. The order prevents
-        // a deadlock of two servers that write the same rows.
+        // The lock prevents the deletion of a prompt before its vector refers to it. The order
+        // prevents a deadlock of two servers that write the same rows.
         let stored = connection
             .write(
                 "WITH given AS MATERIALIZED (

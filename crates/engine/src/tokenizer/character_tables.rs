@@ -1,6 +1,7 @@
 //! Character classes of the reference tokenizer, as inclusive ranges in rising order.
 //!
-//! Recorded from `tokenizers` 0.23.3 by `tests/tools/record_character_tables.py`; not edited by hand.
+//! Recorded from `tokenizers` 0.23.3 by `tests/tools/record_character_tables.py`; not edited by
+//! hand.
 
 /// Removed from the text before anything else, as control, format and private characters are.
 #[rustfmt::skip]
