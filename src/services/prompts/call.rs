@@ -173,7 +173,10 @@ async fn begin(
     let over_limit = count(deps, new.now).await?;
     let call = NewCall {
         user_id: new.user_id,
+        source: crate::domain::PromptSource::Api,
         prompt: new.prompt.clone(),
+        chat: None,
+        is_kept: true,
         model: deps.llm.model().to_owned(),
         created_at: new.now,
         announce: new.announce,

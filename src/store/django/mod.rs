@@ -13,7 +13,7 @@ use tokio_postgres::{Client, Row};
 use super::postgres::{NO_TIMEOUTS, meaning};
 use crate::config::Secret;
 use crate::domain::{
-    CallDetails, FailureCode, LastIds, Prompt, PromptId, PromptRecord, PromptStatus, Record,
+    CallDetails, FailureCode, LastIds, Prompt, PromptId, PromptRecord, PromptSource, PromptStatus, Record,
     RecordCursor, Timestamp, User, UserId,
 };
 
@@ -254,6 +254,7 @@ fn prompt(row: &Row, unknown_model: &str) -> Result<Record, Error> {
         prompt: Prompt {
             id: PromptId(row.try_get("id")?),
             user_id: UserId(row.try_get("user_id")?),
+            source: PromptSource::Api,
             prompt: text,
             response,
             model: model.to_owned(),
@@ -263,5 +264,6 @@ fn prompt(row: &Row, unknown_model: &str) -> Result<Record, Error> {
             call: CallDetails::default(),
         },
         vector: None,
+        chat: None,
     }))
 }
