@@ -2,7 +2,9 @@
 
 use half::f16;
 
-use super::{ChatTexts, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, User, UserId};
+use super::{
+    ChatTexts, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, User, UserId,
+};
 
 /// A row of a store, with its id or its key.
 #[derive(Clone, Debug, PartialEq, Eq)]

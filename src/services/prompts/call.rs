@@ -342,12 +342,13 @@ impl Drop for Call<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{CallDetails, PromptId, PromptStatus};
+    use crate::domain::{CallDetails, PromptId, PromptSource, PromptStatus};
 
     fn answered() -> Result<Created, Error> {
         let prompt = Prompt {
             id: PromptId(7),
             user_id: UserId(1),
+            source: PromptSource::Api,
             prompt: "Why?".to_owned(),
             response: Some("Because.".to_owned()),
             model: "mock".to_owned(),

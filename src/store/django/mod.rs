@@ -13,8 +13,8 @@ use tokio_postgres::{Client, Row};
 use super::postgres::{NO_TIMEOUTS, meaning};
 use crate::config::Secret;
 use crate::domain::{
-    CallDetails, FailureCode, LastIds, Prompt, PromptId, PromptRecord, PromptSource, PromptStatus, Record,
-    RecordCursor, Timestamp, User, UserId,
+    CallDetails, FailureCode, LastIds, Prompt, PromptId, PromptRecord, PromptSource, PromptStatus,
+    Record, RecordCursor, Timestamp, User, UserId,
 };
 
 /// What the old system's mock put before a prompt to make its answer.

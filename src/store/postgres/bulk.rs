@@ -9,8 +9,8 @@ use tokio_postgres::Row;
 use super::pool::{Arguments, Connection, LONG_PATIENCE};
 use super::{PostgresStore, get, one, sql_limit};
 use crate::domain::{
-    ChatTexts, FailureCode, LastIds, ModelId, Prompt, PromptRecord, PromptStatus, Record, RecordCursor,
-    VectorRecord,
+    ChatTexts, FailureCode, LastIds, ModelId, Prompt, PromptRecord, PromptStatus, Record,
+    RecordCursor, VectorRecord,
 };
 use crate::store::bulk::{DAYS_AFTER, KEYS_AFTER, PROMPTS_AFTER, SESSIONS_AFTER, USERS_AFTER};
 use crate::store::rows;

@@ -95,7 +95,13 @@ fn begin(connection: &Connection, call: &NewCall) -> Result<Begun, Error> {
             connection,
             "INSERT INTO chat_call (prompt_id, user_id, metadata, messages, request)
              VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO NOTHING",
-            params![prompt.id.0, prompt.user_id.0, chat.metadata, chat.messages, chat.request],
+            params![
+                prompt.id.0,
+                prompt.user_id.0,
+                chat.metadata,
+                chat.messages,
+                chat.request
+            ],
         )?;
     }
     if let Some(key) = &call.key {

@@ -68,10 +68,9 @@ impl ChatStore for SqliteStore {
         self.readers
             .read(move |connection| {
                 let transaction = connection.unchecked_transaction()?;
-                let size: Option<i64> =
-                    one(&transaction, CHAT_BYTES, [id.0, user_id.0], |row| {
-                        row.read("text_bytes")
-                    })?;
+                let size: Option<i64> = one(&transaction, CHAT_BYTES, [id.0, user_id.0], |row| {
+                    row.read("text_bytes")
+                })?;
                 let Some(size) = size.and_then(|size| usize::try_from(size).ok()) else {
                     return Ok(None);
                 };

@@ -23,8 +23,7 @@ const NUMBER: &str = "a whole number";
 const COUNT_OR_NULL: &str = "a whole number from 0 to 4294967295, or null";
 const TIME: &str = "a time such as 2026-11-24T12:00:00Z";
 const KIND: &str = "\"user\" or \"prompt\"";
-const CHAT: &str =
-    "{\"messages\": LIST, \"request\": OBJECT, \"metadata\": OBJECT OF TEXTS, \"answer\": OBJECT or null}";
+const CHAT: &str = "{\"messages\": LIST, \"request\": OBJECT, \"metadata\": OBJECT OF TEXTS, \"answer\": OBJECT or null}";
 const EMBEDDING: &str = "{\"model\": NAME, \"f16\": BASE64}";
 
 /// A header's version, and the highest ids that it names. `None` if the line is not a header.
