@@ -402,7 +402,7 @@ impl App {
         if self.llm.is_mock() {
             tracing::warn!("prompts are answered by the built-in mock: no upstream is set");
         } else {
-            let (provider, model) = (self.llm.provider(), self.llm.model());
+            let (provider, model) = (self.llm.provider(), self.llm.default_route().model());
             tracing::info!(provider, model, "prompts are answered by an upstream");
         }
         if let Some(addr) = self.metrics_addr()? {

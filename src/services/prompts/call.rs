@@ -22,7 +22,7 @@ use crate::config::OnClientDisconnect;
 use crate::domain::{Embedding, FailureCode, Prompt, Timestamp, UserId};
 use crate::embed::{Class, Permit};
 use crate::error::Error;
-use crate::llm::{self, Busy, CallPermit};
+use crate::llm::{self, AnswerSink, AttemptLog, Busy, CallPermit, Content, Question, TextSink};
 use crate::memory_budget::{Owner, Reservation};
 use crate::store::{self, Begun, Holder, NewCall};
 
@@ -174,7 +174,7 @@ async fn begin(
     let call = NewCall {
         user_id: new.user_id,
         prompt: new.prompt.clone(),
-        model: deps.llm.model().to_owned(),
+        model: deps.llm.default_route().model().to_owned(),
         created_at: new.now,
         announce: new.announce,
         key: idempotency::claim(new),
@@ -199,6 +199,8 @@ async fn count(deps: &Deps, now: Timestamp) -> Result<Option<llm::Failure>, stor
         code: FailureCode::UpstreamUnavailable,
         detail: "The daily limit of calls is reached.",
         retry_after: Some(Timestamp((day + 1).saturating_mul(MICROS_A_DAY)).since(now)),
+        upstream_error: None,
+        attempts: Vec::new(),
     }))
 }
 
@@ -277,12 +279,15 @@ impl<'a> Call<'a> {
                 OnClientDisconnect::Cancel => reply.abandoned().await,
             }
         };
-        let mut push = |piece: &str| self.stream.push(piece);
-        let on_delta = new
-            .is_streamed
-            .then_some(&mut push as &mut (dyn FnMut(&str) + Send));
+        let mut push = TextSink(|piece: &str| self.stream.push(piece));
+        let sink = new.is_streamed.then_some(&mut push as &mut dyn AnswerSink);
         let memory = deps.memory.hold(Owner::user(new.user_id), 0);
-        let asking = embedding.during(deps.llm.complete(permit, memory, &new.prompt, on_delta));
+        let question = Question {
+            route: deps.llm.default_route(),
+            content: Content::Prompt(&new.prompt),
+            attempts: AttemptLog::default(),
+        };
+        let asking = embedding.during(deps.llm.complete(permit, memory, question, sink));
         let completion = tokio::select! {
             biased;
             completion = asking => match completion {
