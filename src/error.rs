@@ -42,6 +42,12 @@ pub enum Error {
     /// The prompt was taken and has no answer; it is kept.
     #[error("the prompt failed: {}", .0.code.as_str())]
     Failed(FailedPrompt),
+    /// The upstream refuses a chat request, which its caller can mend.
+    #[error("the upstream refuses the request")]
+    Refused(Box<Refusal>),
+    /// No upstream serves the model.
+    #[error("no upstream serves the model")]
+    ModelNotFound,
     /// The request cannot be served because of its idempotency key.
     #[error("idempotency key: {0:?}")]
     IdempotencyKey(KeyProblem),
@@ -84,6 +90,22 @@ impl FailedPrompt {
             retry_after: None,
         }
     }
+}
+
+/// What an upstream says is wrong with a chat request. It may repeat parts of the request, so it is
+/// for the caller alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The HTTP status, a 4xx.
+    pub status: u16,
+    /// For humans.
+    pub message: String,
+    /// The kind of error, in OpenAI's words.
+    pub error_type: Option<String>,
+    /// The member of the request that is wrong.
+    pub param: Option<String>,
+    /// For programs.
+    pub code: Option<String>,
 }
 
 /// Why a request with an idempotency key is not served.

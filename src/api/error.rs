@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use crate::domain::{FailureCode, PromptId};
 use crate::error::{
-    Error, FailedPrompt, FieldErrors, KeyProblem, Source, TokenProblem, Unauthenticated,
+    Error, FailedPrompt, FieldErrors, KeyProblem, Refusal, Source, TokenProblem, Unauthenticated,
 };
 
 /// The `Retry-After` of a response that asks to try again when no better time is known.
@@ -141,6 +141,21 @@ impl ApiError {
         Self::new(status, json!({ "detail": detail, "code": code }))
     }
 
+    /// 400 about one member of a request of OpenAI's protocol.
+    pub fn invalid_member(message: &str, param: Option<&'static str>) -> Self {
+        let error = Self::bad_request(message);
+        match param {
+            Some(param) => error.about(param),
+            None => error,
+        }
+    }
+
+    /// The same, about that member of the request.
+    fn about(mut self, param: &'static str) -> Self {
+        self.body["param"] = Value::from(param);
+        self
+    }
+
     /// The same, with how long the client should wait.
     pub fn later(mut self, wait: Duration) -> Self {
         self.retry_after = Some(wait);
@@ -178,6 +193,13 @@ impl From<Error> for ApiError {
             )
             .later(wait),
             Error::Failed(failed) => failed_prompt(&failed),
+            Error::Refused(refusal) => refused(*refusal),
+            Error::ModelNotFound => Self::coded(
+                StatusCode::NOT_FOUND,
+                "The model does not exist, or you may not use it.",
+                "model_not_found",
+            )
+            .about("model"),
             Error::IdempotencyKey(problem) => key_problem(problem),
             Error::QuotaExceeded => Self::coded(
                 StatusCode::FORBIDDEN,
@@ -217,6 +239,19 @@ fn failed_prompt(failed: &FailedPrompt) -> ApiError {
         None if status == StatusCode::SERVICE_UNAVAILABLE => error.later(LATER),
         None => error,
     }
+}
+
+fn refused(refusal: Refusal) -> ApiError {
+    let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::BAD_REQUEST);
+    ApiError::new(
+        status,
+        json!({
+            "detail": refusal.message,
+            "type": refusal.error_type,
+            "param": refusal.param,
+            "code": refusal.code,
+        }),
+    )
 }
 
 fn key_problem(problem: KeyProblem) -> ApiError {

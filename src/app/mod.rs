@@ -173,6 +173,7 @@ impl App {
         let prompts = Prompts::new(prompts::Deps {
             store: Arc::clone(&prompt_store),
             call_store: Arc::clone(&store.calls),
+            chat_store: Arc::clone(&store.chats),
             replica,
             embedder: Arc::clone(&embedder),
             model: model.clone(),
@@ -402,7 +403,7 @@ impl App {
         if self.llm.is_mock() {
             tracing::warn!("prompts are answered by the built-in mock: no upstream is set");
         } else {
-            let (provider, model) = (self.llm.provider(), self.llm.model());
+            let (provider, model) = (self.llm.provider(), self.llm.default_route().model());
             tracing::info!(provider, model, "prompts are answered by an upstream");
         }
         if let Some(addr) = self.metrics_addr()? {

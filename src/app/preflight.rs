@@ -240,7 +240,7 @@ impl<'a> Preflight<'a> {
             let text = "none is set: prompts are answered by the built-in mock";
             Finding::Note(text.to_owned())
         } else {
-            let (provider, model) = (client.provider(), client.model());
+            let (provider, model) = (client.provider(), client.default_route().model());
             Finding::Fine(format!("{provider} with the model {model}"))
         })
     }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::Deserialize;
 
-use super::endpoint::{Endpoint, checked_key, checked_model};
+use super::endpoint::{Endpoint, ServedModels, checked_key, checked_model};
 use super::{BaseUrl, Error, Secret, names};
 
 const SETTING: &str = "OPENAI_FALLBACK";
@@ -90,9 +90,11 @@ pub(super) fn checked(
             }
         };
         endpoints.push(Endpoint {
-            model: checked_model(SETTING, &fallback.model)?,
+            name: format!("fallback-{}", at + 1),
+            models: ServedModels::Always(checked_model(SETTING, &fallback.model)?),
             api_key: checked_key(SETTING, key)?,
             base_url,
+            fallback: Vec::new(),
         });
     }
     Ok(endpoints)

@@ -25,7 +25,7 @@ use ipnet::IpNet;
 
 pub use base_url::{BaseUrl, is_private};
 pub use checks::normal_origin;
-pub use endpoint::Endpoint;
+pub use endpoint::{Endpoint, ModelPattern, ServedModels, is_model_name};
 pub use env_file::{EnvFileError, read_env_file};
 pub use fallback::{Fallback, Fallbacks};
 pub use log_filter::LogFilter;

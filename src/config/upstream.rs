@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::endpoint::{Endpoint, checked_key, checked_model};
+use super::endpoint::{Endpoint, ServedModels, checked_key, checked_model};
 use super::fallback::{self, Fallbacks};
 use super::{BaseUrl, ByteSize, Error, Secret};
 
@@ -79,8 +79,10 @@ pub struct UpstreamSettings {
 /// A real upstream and the limits of its calls. Without one, the built-in mock is used.
 #[derive(Clone, Debug)]
 pub struct UpstreamConfig {
-    /// The endpoints, in the order in which they are asked; never empty.
+    /// The upstreams. The first whose models include the requested one is asked first.
     pub endpoints: Vec<Endpoint>,
+    /// The model of `POST /api/prompts`. One of the upstreams has it.
+    pub default_model: String,
     /// The system prompt, sent before each prompt.
     pub system_prompt: Option<String>,
     /// Most tokens of an answer.
@@ -128,14 +130,17 @@ pub(super) fn checked(
         (None, Some(_)) => OPENAI,
         (Some(url), _) => url,
     };
-    let mut endpoints = vec![Endpoint {
-        model: checked_model("OPENAI_MODEL", &settings.openai_model)?,
+    let default_model = checked_model("OPENAI_MODEL", &settings.openai_model)?;
+    let first = Endpoint {
+        name: "primary".to_owned(),
         base_url: BaseUrl::parse(base_url)
             .map_err(|problem| Error::new("OPENAI_BASE_URL", problem))?,
         api_key: checked_key("OPENAI_API_KEY", api_key)?,
-    }];
-    let first = endpoints[0].base_url.clone();
-    endpoints.extend(fallback::checked(&fallbacks, &first, fallback_keys)?);
+        models: ServedModels::any(),
+        fallback: (1..=fallbacks.len()).collect(),
+    };
+    let others = fallback::checked(&fallbacks, &first.base_url, fallback_keys)?;
+    let endpoints = std::iter::once(first).chain(others).collect();
     let in_range = |setting, value: Option<f64>, least: f64, most: f64| match value {
         Some(value) if !(least..=most).contains(&value) => Err(Error::new(
             setting,
@@ -145,6 +150,7 @@ pub(super) fn checked(
     };
     Ok(Some(UpstreamConfig {
         endpoints,
+        default_model,
         system_prompt: settings
             .system_prompt
             .clone()

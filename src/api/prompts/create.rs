@@ -17,7 +17,7 @@ use crate::domain::{Timestamp, UserId};
 use crate::error::Error;
 use crate::memory_budget::{Owner, Reservation};
 use crate::services::accounts::Caller;
-use crate::services::prompts::{CreatePrompt, Created};
+use crate::services::prompts::{CreatePrompt, Created, Post};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -146,7 +146,8 @@ fn read(
     check_length("prompt", &request.prompt, state.max_prompt_chars)?;
     let new = CreatePrompt {
         user_id,
-        prompt: request.prompt,
+        post: Post::Prompt(request.prompt),
+        route: state.prompts.route(None)?,
         announce: request.websocket,
         is_streamed: request.stream.unwrap_or_else(|| wants_stream(headers)),
         key,
@@ -178,6 +179,7 @@ fn respond(state: &AppState, caller: Caller, created: Created) -> Result<Respons
     let (mut response, is_replayed) = match created {
         Created::Answered {
             prompt,
+            answer: _,
             upstream,
             is_replayed,
         } => {
@@ -199,6 +201,9 @@ fn respond(state: &AppState, caller: Caller, created: Created) -> Result<Respons
             reader,
             is_replayed,
         } => (stream::respond(state, caller, reader), is_replayed),
+        Created::Chunks(_) => {
+            return Err(Error::internal("a prompt was answered like a chat call").into());
+        }
     };
     if is_replayed {
         response

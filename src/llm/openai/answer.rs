@@ -9,7 +9,7 @@ use hyper::body::{Body, Incoming};
 use super::attempt::AnswerLimits;
 use super::fault::{Fault, FaultKind};
 use super::reader::{AnswerReader, Received};
-use crate::llm::Completion;
+use crate::llm::{AnswerSink, Completion, Content};
 
 /// How much of an error's body is read, and for how long. The message is in it, and a connection
 /// can be used again only after the end of the body.
@@ -25,24 +25,45 @@ const LATE_USAGE_TIME: Duration = Duration::from_millis(100);
 /// whole, and the caller waits for it.
 const AFTER_REASON_TIME: Duration = Duration::from_secs(5);
 
-/// Hands over the text of a streamed answer, and notes when it began.
-pub struct Deltas<'a> {
-    on_delta: Option<&'a mut (dyn FnMut(&str) + Send)>,
+/// Hands over a streamed answer, and notes when it began.
+pub struct Handover<'a> {
+    sink: Option<&'a mut dyn AnswerSink>,
+    is_streamed: bool,
+    /// Whether the answer is one to a chat request.
+    is_chat: bool,
+    /// Choices that are wanted.
+    #[expect(dead_code, reason = "the accumulation of answers needs it")]
+    pub choices: u32,
     first_at: Option<Instant>,
+    has_text: bool,
 }
 
-impl<'a> Deltas<'a> {
-    /// Hands text to `on_delta`; `None` for a whole answer.
-    pub fn new(on_delta: Option<&'a mut (dyn FnMut(&str) + Send)>) -> Self {
+impl<'a> Handover<'a> {
+    /// Hands the answer to `sink`. A prompt's answer is streamed if there is one.
+    pub fn new(content: Content<'_>, sink: Option<&'a mut dyn AnswerSink>) -> Self {
+        let (is_streamed, is_chat, choices) = match content {
+            Content::Prompt(_) => (sink.is_some(), false, 1),
+            Content::Chat(request) => (request.is_streamed(), true, request.choices()),
+        };
         Self {
-            on_delta,
+            sink: sink.filter(|_| is_streamed),
+            is_streamed,
+            is_chat,
+            choices,
             first_at: None,
+            has_text: false,
         }
     }
 
     /// Whether the answer is streamed.
     pub fn is_streamed(&self) -> bool {
-        self.on_delta.is_some()
+        self.is_streamed
+    }
+
+    /// Whether the answer is one to a chat request, of which everything is kept.
+    #[expect(dead_code, reason = "the accumulation of answers needs it")]
+    pub fn is_chat(&self) -> bool {
+        self.is_chat
     }
 
     /// When the first piece was handed over. There is no retry after it, because the caller has it.
@@ -51,10 +72,11 @@ impl<'a> Deltas<'a> {
     }
 
     /// Hands a piece of text over, unless it is empty.
-    fn hand_over(&mut self, delta: &str) {
-        if let (false, Some(on_delta)) = (delta.is_empty(), &mut self.on_delta) {
+    fn text(&mut self, piece: &str) {
+        if let (false, Some(sink)) = (piece.is_empty(), &mut self.sink) {
             self.first_at.get_or_insert_with(Instant::now);
-            on_delta(delta);
+            self.has_text = true;
+            sink.text(piece);
         }
     }
 }
@@ -68,7 +90,7 @@ pub async fn read(
     mut body: Incoming,
     limits: &AnswerLimits,
     reader: &mut AnswerReader,
-    deltas: &mut Deltas<'_>,
+    handover: &mut Handover<'_>,
     mut on_piece: impl FnMut(&AnswerReader, Received),
 ) -> Result<Completion, Fault> {
     if body.size_hint().lower() > reader.room as u64 {
@@ -81,7 +103,7 @@ pub async fn read(
             FaultKind::TokenTimeout,
         )
     };
-    let mut until = match deltas.is_streamed() {
+    let mut until = match handover.is_streamed() {
         true => (limits.first_token_by, FaultKind::FirstTokenTimeout),
         false => silence(),
     };
@@ -99,7 +121,7 @@ pub async fn read(
             Err(fault) => break Err(fault),
         };
         let fed = reader.feed(&piece);
-        deltas.hand_over(reader.new_text());
+        handover.text(reader.new_text());
         let received = match fed {
             Ok(received) => received,
             Err(kind) => break Err(kind.into()),
@@ -112,8 +134,8 @@ pub async fn read(
         if !reader.gathered.has_reason() {
             end_by = None;
             // The first sign of life must not shorten the wait for the first text.
-            let keeps_longer = deltas.first_at().is_none() && until.0 > silence().0;
-            if !keeps_longer && (received.is_alive || !deltas.is_streamed()) {
+            let keeps_longer = !handover.has_text && until.0 > silence().0;
+            if !keeps_longer && (received.is_alive || !handover.is_streamed()) {
                 until = silence();
             }
         } else if received.is_news || end_by.is_none() {
@@ -123,7 +145,7 @@ pub async fn read(
     match (reader.finish(ended.is_err()), ended) {
         // The answer is complete, however its body ended.
         (Ok((answer, rest)), _) => {
-            deltas.hand_over(&rest);
+            handover.text(&rest);
             Ok(answer)
         }
         (Err(_), Err(fault)) => Err(fault),

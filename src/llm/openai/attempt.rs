@@ -7,13 +7,13 @@ use hyper::HeaderMap;
 use hyper::body::Incoming;
 use hyper::header::CONTENT_ENCODING;
 
-use super::answer::{self, Deltas};
+use super::answer::{self, Handover};
 use super::breaker::{AttemptOutcome, AttemptPermit};
 use super::endpoint::UpstreamEndpoint;
 use super::fault::{Fault, FaultKind};
 use super::reader::{AnswerReader, Received};
 use super::{error_message, retry};
-use crate::llm::Completion;
+use crate::llm::{Completion, Content};
 use crate::memory_budget::Reservation;
 
 /// Longest request id that is logged, in bytes.
@@ -44,6 +44,8 @@ pub struct UpstreamAttempt<'a> {
     pub skipped: u64,
     /// Whether a streamed answer has brought a sign of life.
     pub is_alive: bool,
+    /// The model and the usage, as far as a failed answer has told them.
+    pub seen: Completion,
 }
 
 impl<'a> UpstreamAttempt<'a> {
@@ -61,6 +63,7 @@ impl<'a> UpstreamAttempt<'a> {
             message: None,
             skipped: 0,
             is_alive: false,
+            seen: Completion::default(),
         }
     }
 
@@ -71,10 +74,10 @@ impl<'a> UpstreamAttempt<'a> {
     pub async fn run(
         &mut self,
         body: Bytes,
-        deltas: &mut Deltas<'_>,
+        handover: &mut Handover<'_>,
         memory: &mut Reservation,
     ) -> Result<Completion, Fault> {
-        let is_streamed = deltas.is_streamed();
+        let is_streamed = handover.is_streamed();
         let (endpoint, limits) = (self.endpoint, self.limits);
         let (head_by, too_late) = if is_streamed && limits.first_token_by < limits.whole_by.0 {
             (limits.first_token_by, FaultKind::FirstTokenTimeout)
@@ -97,7 +100,7 @@ impl<'a> UpstreamAttempt<'a> {
                 should_retry: retry::should_retry(&head.headers),
             });
         }
-        match self.read(body, deltas, memory).await {
+        match self.read(body, handover, memory).await {
             // A body that cannot be read may be compressed. The header alone proves nothing.
             Err(fault) if fault.kind == FaultKind::Malformed && is_encoded(&head.headers) => {
                 Err(FaultKind::Encoded.into())
@@ -109,10 +112,10 @@ impl<'a> UpstreamAttempt<'a> {
     async fn read(
         &mut self,
         body: Incoming,
-        deltas: &mut Deltas<'_>,
+        handover: &mut Handover<'_>,
         memory: &mut Reservation,
     ) -> Result<Completion, Fault> {
-        if !deltas.is_streamed() {
+        if !handover.is_streamed() {
             self.permit.note_response();
         }
         let mut reader = AnswerReader::new(self.limits.text_bytes);
@@ -123,8 +126,9 @@ impl<'a> UpstreamAttempt<'a> {
                 self.permit.note_response();
             }
         };
-        let answer = answer::read(body, &self.limits, &mut reader, deltas, on_piece).await;
+        let answer = answer::read(body, &self.limits, &mut reader, handover, on_piece).await;
         self.skipped = reader.gathered.skipped;
+        self.seen = std::mem::take(&mut reader.gathered.answer);
         self.message = reader
             .gathered
             .error
@@ -134,13 +138,14 @@ impl<'a> UpstreamAttempt<'a> {
     }
 
     /// Reports the end to the breaker and the log. To be called in the span of the attempt.
-    /// `prompts` are the texts that were sent; they are not logged.
+    /// `content` and the prompt of the `system` are what was sent; they are not logged.
     pub fn settle(
         self,
         answer: &Result<Completion, Fault>,
         outcome: AttemptOutcome,
         chance: f64,
-        prompts: &[&str],
+        content: Content<'_>,
+        system: Option<&str>,
     ) {
         self.permit.settle(outcome, Instant::now(), chance);
         let duration_ms = self.began.elapsed().as_millis() as u64;
@@ -153,7 +158,13 @@ impl<'a> UpstreamAttempt<'a> {
         let key = self.endpoint.config.api_key.as_ref();
         let key = key.map(|key| key.expose());
         let message = self.message.as_deref();
-        let upstream_message = message.map(|text| error_message::presentable(text, prompts, key));
+        let upstream_message = message.map(|text| {
+            let prompts = match content {
+                Content::Prompt(prompt) => [prompt, system.unwrap_or_default()],
+                Content::Chat(_) => return error_message::presentable("", &[], None),
+            };
+            error_message::presentable(text, &prompts, key)
+        });
         // Its fields are those of whichever line follows.
         let _span = tracing::error_span!(
             "fault",

@@ -99,6 +99,15 @@ impl Fault {
         )
     }
 
+    /// Whether the attempt may have cost money. Not if there was no connection, or a status says
+    /// that there is no answer.
+    pub fn may_have_cost(&self) -> bool {
+        !matches!(
+            self.kind,
+            FaultKind::Connect | FaultKind::ConnectTimeout | FaultKind::Status(_)
+        )
+    }
+
     /// Whether the operator has to correct something: the key, the address or the model.
     pub fn is_misconfiguration(&self) -> bool {
         matches!(self.kind, FaultKind::Status(300..=399 | 401 | 403 | 404))
@@ -156,6 +165,8 @@ impl Fault {
             code,
             detail,
             retry_after: self.retry_after.or(default),
+            upstream_error: None,
+            attempts: Vec::new(),
         }
     }
 }
@@ -166,6 +177,8 @@ pub fn all_open(wait: Duration) -> Failure {
         code: FailureCode::UpstreamUnavailable,
         detail: UNAVAILABLE,
         retry_after: Some(wait),
+        upstream_error: None,
+        attempts: Vec::new(),
     }
 }
 

@@ -9,6 +9,8 @@ use hyper::Uri;
 
 use super::endpoint::UpstreamEndpoint;
 use super::reader::JsonValue;
+use crate::config::ServedModels;
+use crate::llm::mock;
 
 /// How long an upstream may take for one answer.
 const TIME: Duration = Duration::from_secs(10);
@@ -63,20 +65,52 @@ pub enum ModelFinding {
     Unreachable(&'static str),
 }
 
+/// A model that callers can ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedModel {
+    /// Its name.
+    pub id: String,
+    /// The upstream that serves it.
+    pub upstream: String,
+    /// When it was made, in seconds since 1970, if the upstream says so.
+    pub created: Option<u64>,
+    /// Who has made it, if the upstream says so; one line of at most 200 characters.
+    pub owned_by: Option<String>,
+    /// When it ends, if the upstream says so.
+    pub shutdown: Option<SystemTime>,
+}
+
+impl ListedModel {
+    /// The mock's.
+    pub fn mock() -> Self {
+        Self {
+            id: mock::NAME.to_owned(),
+            upstream: mock::NAME.to_owned(),
+            created: None,
+            owned_by: None,
+            shutdown: None,
+        }
+    }
+}
+
 /// Checks one upstream.
-pub async fn check(index: usize, endpoint: &UpstreamEndpoint) -> UpstreamCheck {
+pub async fn check(index: usize, endpoint: &UpstreamEndpoint, default: &str) -> UpstreamCheck {
+    let model = match &endpoint.config.models {
+        ServedModels::Always(model) => model,
+        ServedModels::Matching { .. } => default,
+    };
     UpstreamCheck {
-        upstream: endpoint.name.clone(),
+        upstream: endpoint.config.name.clone(),
         index,
         url: endpoint.config.base_url.join("/models"),
-        model: endpoint.config.model.clone(),
-        finding: finding(endpoint)
+        model: model.to_owned(),
+        finding: finding(endpoint, model)
             .await
             .unwrap_or_else(ModelFinding::Unreachable),
     }
 }
 
-async fn finding(endpoint: &UpstreamEndpoint) -> Result<ModelFinding, &'static str> {
+async fn finding(endpoint: &UpstreamEndpoint, asked: &str) -> Result<ModelFinding, &'static str> {
     let base_url = &endpoint.config.base_url;
     let (status, body) = get(endpoint, &base_url.join("/models"), true).await?;
     let models = match status {
@@ -91,13 +125,12 @@ async fn finding(endpoint: &UpstreamEndpoint) -> Result<ModelFinding, &'static s
             better: better(endpoint).await,
         });
     };
-    let asked = &endpoint.config.model;
     let mut found = models.iter().find(|model| model.is(asked)).cloned();
     if found.is_none() {
         // A list need not have every name by which a model can be asked.
         let url = base_url.join(&format!("/models/{asked}"));
         if let Ok((200, body)) = get(endpoint, &url, true).await {
-            found = ListedModel::read(JsonValue::new(body.trim_ascii()));
+            found = ListEntry::read(JsonValue::new(body.trim_ascii()));
         }
     }
     let Some(model) = found else {
@@ -148,12 +181,12 @@ async fn get(
 
 /// One model of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct ListedModel {
+struct ListEntry {
     name: String,
     shutdown: Option<SystemTime>,
 }
 
-impl ListedModel {
+impl ListEntry {
     /// A model as a list has it, or alone.
     fn read(value: JsonValue<'_>) -> Option<Self> {
         let [id, name, shutdown] = value.object(["id", "name", "shutdown_date"]).members;
@@ -180,12 +213,12 @@ impl ListedModel {
 }
 
 /// Reads the models of a list, in any of the usual forms. `None` if there is no list.
-fn list(body: &[u8]) -> Option<Vec<ListedModel>> {
+fn list(body: &[u8]) -> Option<Vec<ListEntry>> {
     let body = JsonValue::new(body.trim_ascii());
     let [data, models] = body.object(["data", "models"]).members;
     let mut lists = [Some(body), data, models].into_iter().flatten();
     let list = lists.find(|list| list.is_array())?;
-    Some(list.items().filter_map(ListedModel::read).collect())
+    Some(list.items().filter_map(ListEntry::read).collect())
 }
 
 /// Reads a date: a text with or without a time, or seconds or milliseconds since 1970.
@@ -205,7 +238,7 @@ fn date(value: JsonValue<'_>) -> Option<SystemTime> {
 }
 
 /// The name with the longest common prefix, if that is at least half of the requested name.
-fn similar(asked: &str, models: &[ListedModel]) -> Option<String> {
+fn similar(asked: &str, models: &[ListEntry]) -> Option<String> {
     let common = |name: &str| {
         let pairs = asked.chars().zip(name.chars());
         pairs
@@ -260,7 +293,7 @@ mod tests {
             ("models/gemini-2", "gemini-2"),
             ("openai/*", "openai/gpt-6-luna"),
         ] {
-            let model = ListedModel {
+            let model = ListEntry {
                 name: name.to_owned(),
                 shutdown: None,
             };
@@ -301,7 +334,7 @@ mod tests {
 
     #[test]
     fn a_similar_name_is_shown() {
-        let models = ["gpt-6-luna", "gpt-5", "text-embedding-4"].map(|name| ListedModel {
+        let models = ["gpt-6-luna", "gpt-5", "text-embedding-4"].map(|name| ListEntry {
             name: name.to_owned(),
             shutdown: None,
         });

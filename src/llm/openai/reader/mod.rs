@@ -17,6 +17,7 @@ use self::choice::Choice;
 use self::documents::{BodySplitter, Document, Item, Origin};
 use self::error_object::reports_error;
 pub use self::json::JsonValue;
+pub use self::text::decoded;
 use super::fault::FaultKind;
 use super::line::one_line;
 use crate::llm::Completion;

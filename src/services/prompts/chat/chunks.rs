@@ -26,7 +26,8 @@ pub enum ChatEvent {
 #[derive(Debug)]
 struct Queue {
     chunks: VecDeque<Bytes>,
-    /// Accounts for the chunks.
+    /// Bytes of the chunks, and their account.
+    bytes: usize,
     memory: Reservation,
     end: Option<Result<(), Error>>,
     /// Nothing is put in any more: there is an end, or the reader has left.
@@ -55,6 +56,7 @@ pub fn chunk_queue(memory: Reservation) -> (ChunkSender, ChatReader) {
     let shared = Arc::new(Shared {
         queue: Mutex::new(Queue {
             chunks: VecDeque::new(),
+            bytes: 0,
             memory,
             end: None,
             is_closed: false,
@@ -73,7 +75,10 @@ impl ChunkSender {
             return;
         }
         match queue.memory.try_grow(chunk.len()) {
-            Ok(()) => queue.chunks.push_back(Bytes::copy_from_slice(chunk)),
+            Ok(()) => {
+                queue.bytes += chunk.len();
+                queue.chunks.push_back(Bytes::copy_from_slice(chunk));
+            }
             Err(exhausted) => {
                 queue.end = Some(Err(exhausted.into()));
                 queue.is_closed = true;
@@ -107,7 +112,8 @@ impl ChatReader {
             {
                 let mut queue = self.0.queue.lock();
                 if let Some(chunk) = queue.chunks.pop_front() {
-                    let left = queue.memory.bytes().saturating_sub(chunk.len());
+                    queue.bytes -= chunk.len();
+                    let left = queue.bytes;
                     queue.memory.resize(left);
                     return Some(ChatEvent::Chunk(chunk));
                 }
@@ -129,6 +135,7 @@ impl Drop for ChatReader {
         let mut queue = self.0.queue.lock();
         queue.is_closed = true;
         queue.chunks.clear();
+        queue.bytes = 0;
         queue.memory.resize(0);
         drop(queue);
         self.0.left.notify_one();
