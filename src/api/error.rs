@@ -87,6 +87,15 @@ const DELETED: (&str, &str) = (
     "prompt_deleted",
 );
 
+/// What an error says, left in the response's extensions for those who say it in another form.
+#[derive(Clone, Debug)]
+pub struct ErrorFacts {
+    /// The body, as JSON.
+    pub body: Value,
+    /// When the client should try again.
+    pub retry_after: Option<Duration>,
+}
+
 /// The cause of a 5xx, left in the response's extensions for the one log line about it.
 #[derive(Clone, Debug)]
 pub struct Cause(pub std::sync::Arc<Source>);
@@ -125,6 +134,11 @@ impl ApiError {
     /// The body alone.
     pub fn into_body(self) -> Value {
         self.body
+    }
+
+    /// The status and the body.
+    pub fn into_parts(self) -> (StatusCode, Value) {
+        (self.status, self.body)
     }
 
     fn new(status: StatusCode, body: Value) -> Self {
@@ -371,6 +385,10 @@ impl IntoResponse for ApiError {
                 .extensions_mut()
                 .insert(Cause(std::sync::Arc::new(source)));
         }
+        response.extensions_mut().insert(ErrorFacts {
+            body: self.body,
+            retry_after: self.retry_after,
+        });
         response
     }
 }

@@ -240,6 +240,11 @@ impl App {
                 .policy()
                 .and_then(|policy| HeaderValue::from_str(&policy).ok()),
             prompt_throttle: shared.prompt_throttle,
+            v1_throttle: shared.v1_throttle,
+            models: Models {
+                llm: Arc::clone(&llm),
+                embedding_model: model.to_string(),
+            },
             register_throttle: shared.register_throttle,
             memory,
             reads,

@@ -70,6 +70,8 @@ pub struct Config {
     pub accounts: AccountsConfig,
     /// Rates for `POST /api/prompts`; none is off.
     pub prompt_throttle: Rates,
+    /// Rates for calls of `/v1`; none is off.
+    pub v1_throttle: Rates,
     /// How calls of the upstream are bounded and ended.
     pub calls: CallsConfig,
     /// The scope and memory of similarity searches.
@@ -99,6 +101,8 @@ pub struct ServerConfig {
     pub cors_allowed_origins: Vec<String>,
     /// When the session cookie is marked `Secure`.
     pub cookie_secure: CookieSecure,
+    /// The largest body of a chat call, in bytes.
+    pub max_v1_body: usize,
     /// WebSockets one user may hold open.
     pub max_sockets_per_user: usize,
     /// Connections in all.
@@ -272,6 +276,7 @@ impl Config {
                 trusted_proxies: settings.trusted_proxies,
                 cors_allowed_origins: origins,
                 cookie_secure: settings.cookie_secure,
+                max_v1_body: checks::v1_body(settings.max_v1_body)?,
                 max_sockets_per_user: settings.max_sockets_per_user as usize,
                 max_connections: settings.max_connections as usize,
                 max_connections_per_network,
@@ -299,6 +304,7 @@ impl Config {
                 register_throttle: checks::rates("REGISTER_THROTTLE", &settings.register_throttle)?,
             },
             prompt_throttle: checks::rates("PROMPT_THROTTLE", &settings.prompt_throttle)?,
+            v1_throttle: checks::rates("V1_THROTTLE", &settings.v1_throttle)?,
             calls: CallsConfig {
                 daily_limit: settings.upstream_daily_limit,
                 max_prompts_per_user: settings.max_prompts_per_user,

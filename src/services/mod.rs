@@ -3,6 +3,7 @@
 
 pub mod accounts;
 pub mod health;
+pub mod models;
 pub mod prompts;
 pub mod purge;
 pub mod reembedding;

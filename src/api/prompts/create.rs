@@ -201,7 +201,7 @@ fn respond(state: &AppState, caller: Caller, created: Created) -> Result<Respons
             reader,
             is_replayed,
         } => (stream::respond(state, caller, reader), is_replayed),
-        Created::Chunks(_) => {
+        Created::Chunks { .. } => {
             return Err(Error::internal("a prompt was answered like a chat call").into());
         }
     };

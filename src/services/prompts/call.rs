@@ -21,7 +21,7 @@ use super::stream::ResponseStream;
 use super::chat::{ChunkSender, chunk_queue};
 use super::{CreatePrompt, Created, Deps, Inner, Post, idempotency};
 use crate::config::OnClientDisconnect;
-use crate::domain::{Embedding, FailureCode, Prompt, Timestamp};
+use crate::domain::{Embedding, FailureCode, Prompt, PromptId, Timestamp};
 use crate::embed::{Class, Permit};
 use crate::error::Error;
 use crate::llm::{self, AnswerSink, AttemptLog, Busy, CallPermit, Question};
@@ -60,9 +60,9 @@ impl Reply {
     }
 
     /// Lets the caller read chunks from now on.
-    fn stream_chunks(&mut self, memory: Reservation) {
+    fn stream_chunks(&mut self, id: PromptId, memory: Reservation) {
         let (chunks, reader) = chunk_queue(memory);
-        self.send(Ok(Created::Chunks(reader)));
+        self.send(Ok(Created::Chunks { id, reader }));
         self.chunks = Some(chunks);
     }
 
@@ -156,7 +156,8 @@ pub(super) async fn run(inner: &Arc<Inner>, permits: Permits, new: CreatePrompt,
         None => {
             match &new.post {
                 Post::Chat(_) if new.is_streamed => {
-                    reply.stream_chunks(deps.memory.hold(Owner::user(new.user_id), 0));
+                    let memory = deps.memory.hold(Owner::user(new.user_id), 0);
+                    reply.stream_chunks(call.prompt.id, memory);
                 }
                 Post::Prompt(_) if new.is_streamed => {
                     reply.send(Ok(Created::Streaming {
@@ -414,7 +415,7 @@ impl Drop for Call<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{CallDetails, PromptId, PromptSource, PromptStatus, UserId};
+    use crate::domain::{CallDetails, PromptSource, PromptStatus, UserId};
 
     fn answered() -> Result<Created, Error> {
         let prompt = Prompt {

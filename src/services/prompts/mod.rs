@@ -131,7 +131,12 @@ pub enum Created {
         is_replayed: bool,
     },
     /// The streamed answer to a chat call.
-    Chunks(ChatReader),
+    Chunks {
+        /// The prompt of the call.
+        id: PromptId,
+        /// Reads the chunks from the first one on.
+        reader: ChatReader,
+    },
     /// The streamed answer to a prompt.
     Streaming {
         /// Reads the answer from the beginning.
