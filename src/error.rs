@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::domain::{FailureCode, Prompt, PromptId};
+use crate::domain::{FailureCode, Prompt, PromptId, Scope};
 use crate::fair_semaphore::Full;
 use crate::memory_budget::Exhausted;
 
@@ -54,6 +54,12 @@ pub enum Error {
     /// The user keeps as many prompts as the operator allows; deleting some helps.
     #[error("the user keeps as many prompts as allowed")]
     QuotaExceeded,
+    /// The user has as many live API keys as allowed; revoking one helps.
+    #[error("the user has as many live API keys as allowed")]
+    TooManyApiKeys,
+    /// The API key may not be used for this.
+    #[error("the API key has no permission for this")]
+    Scope(ScopeProblem),
     /// The prompt was deleted while it was being answered.
     #[error("deleted meanwhile")]
     Deleted,
@@ -119,6 +125,15 @@ pub enum KeyProblem {
     Deleted,
 }
 
+/// Why an API key may not be used for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScopeProblem {
+    /// It lacks this scope.
+    Lacks(Scope),
+    /// No API key can be used for such a request, whatever its scopes.
+    NoKeys,
+}
+
 /// Why a caller is not authenticated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unauthenticated {
@@ -128,6 +143,8 @@ pub enum Unauthenticated {
     MalformedHeader,
     /// An invalid access token; why.
     AccessToken(TokenProblem),
+    /// An API key that cannot be used; why.
+    ApiKey(ApiKeyProblem),
     /// An invalid refresh token; why.
     RefreshToken(TokenProblem),
     /// A valid access token without a usable `user_id`.
@@ -142,6 +159,17 @@ pub enum Unauthenticated {
     WrongCredentials,
     /// An invalid session cookie or ticket.
     SpentCredential,
+}
+
+/// The problem of an API key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ApiKeyProblem {
+    /// Malformed, or never given out.
+    Invalid,
+    /// Past its `expires_at`, or replaced by a rotation whose grace is over.
+    Expired,
+    /// Revoked by its user or by the operator.
+    Revoked,
 }
 
 /// The problem of a token.

@@ -11,7 +11,8 @@ use utoipa::ToSchema;
 
 use crate::domain::{FailureCode, PromptId};
 use crate::error::{
-    Error, FailedPrompt, FieldErrors, KeyProblem, Refusal, Source, TokenProblem, Unauthenticated,
+    ApiKeyProblem, Error, FailedPrompt, FieldErrors, KeyProblem, Refusal, ScopeProblem, Source,
+    TokenProblem, Unauthenticated,
 };
 
 /// The `Retry-After` of a response that asks to try again when no better time is known.
@@ -220,6 +221,23 @@ impl From<Error> for ApiError {
                 "You keep as many prompts as this service allows. Delete some to post again.",
                 "quota_exceeded",
             ),
+            Error::TooManyApiKeys => Self::coded(
+                StatusCode::FORBIDDEN,
+                "You have 100 API keys, which is as many as allowed. Revoke one to make another.",
+                "too_many_keys",
+            ),
+            Error::Scope(problem) => {
+                let detail = match problem {
+                    ScopeProblem::NoKeys => {
+                        "An API key cannot be used here. Log in, and use the access token."
+                            .to_owned()
+                    }
+                    ScopeProblem::Lacks(scope) => {
+                        format!("This API key does not have the scope `{}`.", scope.as_str())
+                    }
+                };
+                Self::coded(StatusCode::FORBIDDEN, &detail, "scope")
+            }
             Error::Deleted => Self::coded(StatusCode::GONE, DELETED.0, DELETED.1),
             Error::Unavailable(source) => Self {
                 source: Some(source),
@@ -319,6 +337,14 @@ fn unauthenticated(why: Unauthenticated) -> ApiError {
                 "messages": [{ "token_class": "AccessToken", "token_type": "access", "message": token_problem(problem) }],
             }),
         ),
+        Unauthenticated::ApiKey(problem) => ApiError::new(
+            status,
+            json!({
+                "detail": "Given token not valid for any token type",
+                "code": "token_not_valid",
+                "messages": [{ "token_class": "ApiKey", "token_type": "api_key", "message": api_key_problem(problem) }],
+            }),
+        ),
         Unauthenticated::RefreshToken(problem) => {
             ApiError::coded(status, token_problem(problem), "token_not_valid")
         }
@@ -344,6 +370,14 @@ fn unauthenticated(why: Unauthenticated) -> ApiError {
             "The session or ticket is not valid",
             "credential_not_valid",
         ),
+    }
+}
+
+fn api_key_problem(problem: ApiKeyProblem) -> &'static str {
+    match problem {
+        ApiKeyProblem::Invalid => "API key is invalid",
+        ApiKeyProblem::Expired => "API key is expired",
+        ApiKeyProblem::Revoked => "API key is revoked",
     }
 }
 

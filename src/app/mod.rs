@@ -41,6 +41,7 @@ use crate::redis;
 use crate::search::Similarity;
 use crate::services::accounts::{Accounts, KnownUsers};
 use crate::services::health::{Health, StoreHealth};
+use crate::services::models::Models;
 use crate::services::prompts::{self, Prompts};
 use crate::services::reembedding::{Reembedding, ReembeddingProgress};
 use crate::services::search::Searches;
@@ -243,7 +244,7 @@ impl App {
             v1_throttle: shared.v1_throttle,
             models: Models {
                 llm: Arc::clone(&llm),
-                embedding_model: model.to_string(),
+                embedding_model: model.folder_name().to_owned(),
             },
             register_throttle: shared.register_throttle,
             memory,

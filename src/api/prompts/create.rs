@@ -20,7 +20,8 @@ use crate::services::accounts::Caller;
 use crate::services::prompts::{CreatePrompt, Created, Post};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+/// Says that a response is that of an earlier request with the same key.
+pub const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 /// The most characters of a key.
 const MAX_KEY_CHARS: usize = 255;
 
@@ -157,7 +158,10 @@ fn read(
 }
 
 /// The request's key, if it has one.
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+///
+/// # Errors
+/// 400 if it is none of 1 to 255 visible ASCII characters, or comes twice.
+pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
     let Some(value) = values.next() else {
         return Ok(None);

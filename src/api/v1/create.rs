@@ -29,7 +29,6 @@ use crate::services::prompts::{CreatePrompt, Created, Post};
 /// A chat request. All members are passed to the upstream as they came, those too that are not
 /// listed here.
 #[derive(Serialize, ToSchema)]
-#[schema(additional_properties)]
 pub struct ChatCompletionRequest {
     /// A model, or an alias of one: see `GET /v1/models`.
     #[schema(example = "gpt-6-luna")]
@@ -128,11 +127,7 @@ struct ChatCall<'a> {
 }
 
 impl ChatCall<'_> {
-    async fn run(
-        &self,
-        body: Body,
-        memory: Reservation,
-    ) -> Result<(Created, Form), ApiError> {
+    async fn run(&self, body: Body, memory: Reservation) -> Result<(Created, Form), ApiError> {
         let prompts = &self.state.prompts;
         let key = match idempotency_key(self.headers) {
             Ok(Some(key)) => key,

@@ -155,7 +155,10 @@ mod tests {
         assert_eq!(invalid["code"], "invalid_api_key");
         let throttled = written(429, &json!({ "detail": "No." }));
         assert_eq!(throttled["code"], "rate_limit_exceeded");
-        let spent = written(429, &json!({ "detail": "No.", "code": "insufficient_quota" }));
+        let spent = written(
+            429,
+            &json!({ "detail": "No.", "code": "insufficient_quota" }),
+        );
         assert_eq!(spent["code"], "insufficient_quota");
     }
 

@@ -43,7 +43,6 @@ const SHOWN_MEMBERS: [&str; 9] = [
 
 /// A stored answer, as OpenAI's `chat.completion` with the labels and settings of its request.
 #[derive(Serialize, ToSchema)]
-#[schema(additional_properties)]
 pub struct StoredChatCompletion {
     #[schema(example = "chatcmpl-1")]
     id: String,
@@ -131,25 +130,39 @@ enum Order {
     NewestFirst,
 }
 
+impl Order {
+    fn read(query: &Query) -> Result<Self, Error> {
+        match query.get("order") {
+            None | Some("asc") => Ok(Self::OldestFirst),
+            Some("desc") => Ok(Self::NewestFirst),
+            Some(_) => Err(Error::field("order", "Must be asc or desc.")),
+        }
+    }
+}
+
+fn read_limit(query: &Query) -> Result<usize, Error> {
+    let limit = query.integer("limit", 20, 1..=100);
+    limit.map_err(|message| Error::field("limit", message))
+}
+
 impl ListParameters {
     fn read(query: &Query) -> Result<Self, Error> {
-        let limit = query.integer("limit", 20, 1..=100);
-        let limit = limit.map_err(|message| Error::field("limit", message))?;
-        let order = match query.get("order") {
-            None | Some("asc") => Order::OldestFirst,
-            Some("desc") => Order::NewestFirst,
-            Some(_) => return Err(Error::field("order", "Must be asc or desc.")),
-        };
         let after = query
             .get("after")
             .map(|id| parse_chat_id(id).ok_or_else(|| Error::field("after", "Invalid id.")))
             .transpose()?;
-        let label = |name: &str| Some(name.strip_prefix("metadata[")?.strip_suffix(']')?.to_owned());
+        let label = |name: &str| {
+            Some(
+                name.strip_prefix("metadata[")?
+                    .strip_suffix(']')?
+                    .to_owned(),
+            )
+        };
         let pairs = query.pairs();
         Ok(Self {
-            limit,
+            limit: read_limit(query)?,
             after,
-            order,
+            order: Order::read(query)?,
             model: query.get("model").map(str::to_owned),
             metadata: pairs
                 .filter_map(|(name, value)| Some((label(name)?, value.to_owned())))
@@ -309,6 +322,16 @@ struct MessageParameters {
     order: Order,
 }
 
+impl MessageParameters {
+    fn read(query: &Query) -> Result<Self, Error> {
+        Ok(Self {
+            limit: read_limit(query)?,
+            after: query.get("after").map(str::to_owned),
+            order: Order::read(query)?,
+        })
+    }
+}
+
 /// List a chat completion's messages
 ///
 /// The messages of the request, each with an `id` and otherwise as it came. Of images, audio and
@@ -329,13 +352,11 @@ pub async fn list_chat_messages(
     ChatId(id): ChatId,
     query: Query,
 ) -> Result<Response, ApiError> {
-    let limit = query.integer("limit", 20, 1..=100);
-    let limit = limit.map_err(|message| Error::field("limit", message))?;
-    let is_reversed = match query.get("order") {
-        None | Some("asc") => false,
-        Some("desc") => true,
-        Some(_) => return Err(Error::field("order", "Must be asc or desc.").into()),
-    };
+    let MessageParameters {
+        limit,
+        after,
+        order,
+    } = MessageParameters::read(&query)?;
     let (_turn, mut memory) = read_turn(&state, &caller, owner).await?;
     let call = read_call(&state, &caller, id, &mut memory).await?;
     let messages: Vec<Value> = serde_json::from_str(&call.texts.messages).unwrap_or_default();
@@ -345,10 +366,10 @@ pub async fn list_chat_messages(
         Value::Object(shown)
     });
     let mut data: Vec<Value> = numbered.collect();
-    if is_reversed {
+    if order == Order::NewestFirst {
         data.reverse();
     }
-    if let Some(after) = query.get("after") {
+    if let Some(after) = after {
         let place = data.iter().position(|message| message["id"] == after);
         let place = place.ok_or_else(|| Error::field("after", "Invalid id."))?;
         data.drain(..=place);
@@ -369,7 +390,13 @@ async fn read_turn(
     state: &AppState,
     caller: &Caller,
     owner: Owner,
-) -> Result<(crate::fair_semaphore::FairPermit<crate::domain::UserId>, Reservation), Error> {
+) -> Result<
+    (
+        crate::fair_semaphore::FairPermit<crate::domain::UserId>,
+        Reservation,
+    ),
+    Error,
+> {
     let turn = state.reads.acquire(caller.user_id()).await?;
     Ok((turn, state.memory.reserve(owner, READ_BYTES)?))
 }
@@ -381,14 +408,18 @@ async fn read_call(
     id: PromptId,
     memory: &mut Reservation,
 ) -> Result<ChatCall, Error> {
-    let call = state.prompts.chat_call(caller.user_id(), id, memory).await?;
+    let call = state
+        .prompts
+        .chat_call(caller.user_id(), id, memory)
+        .await?;
     memory.try_resize(3 * call.text_bytes())?;
     Ok(call)
 }
 
 /// A stored call as OpenAI shows it.
 fn shown(call: &ChatCall) -> Value {
-    let object = |json: &str| -> Map<String, Value> { serde_json::from_str(json).unwrap_or_default() };
+    let object =
+        |json: &str| -> Map<String, Value> { serde_json::from_str(json).unwrap_or_default() };
     let mut shown = object(call.texts.answer.as_deref().unwrap_or("{}"));
     let mut request = object(&call.texts.request);
     for name in SHOWN_MEMBERS {
@@ -400,7 +431,10 @@ fn shown(call: &ChatCall) -> Value {
     }
     shown.insert("id".to_owned(), json!(chat_id(call.prompt.id)));
     shown.insert("object".to_owned(), json!("chat.completion"));
-    shown.insert("metadata".to_owned(), Value::Object(object(&call.texts.metadata)));
+    shown.insert(
+        "metadata".to_owned(),
+        Value::Object(object(&call.texts.metadata)),
+    );
     Value::Object(shown)
 }
 

@@ -56,8 +56,14 @@ impl Limits {
         };
         let reset = decision.retry_after.unwrap_or(rate.reset_after);
         for (name, value) in [
-            ("x-ratelimit-limit-requests", HeaderValue::from(rate.rate.limit)),
-            ("x-ratelimit-remaining-requests", HeaderValue::from(rate.remaining)),
+            (
+                "x-ratelimit-limit-requests",
+                HeaderValue::from(rate.rate.limit),
+            ),
+            (
+                "x-ratelimit-remaining-requests",
+                HeaderValue::from(rate.remaining),
+            ),
             ("x-ratelimit-reset-requests", duration(reset)),
         ] {
             headers.insert(HeaderName::from_static(name), value);

@@ -1,7 +1,6 @@
 //! `/v1`: OpenAI's protocol. `docs/V1.md` says what differs from OpenAI.
 
 mod create;
-mod embeddings;
 mod errors;
 mod history;
 mod limits;
@@ -35,7 +34,6 @@ pub fn router() -> OpenApiRouter<AppState> {
         .routes(routes!(history::list_chat_messages))
         .routes(routes!(models::list_models))
         .routes(routes!(models::show_model))
-        .routes(routes!(embeddings::create_embeddings))
 }
 
 /// The id of a prompt's chat completion.

@@ -58,7 +58,11 @@ fn event(json: &[u8]) -> Bytes {
 /// The event of an error in the middle of a stream, which clients raise.
 fn error_event(error: Error) -> Bytes {
     let (status, body) = ApiError::from(error).into_parts();
-    event(json!(OpenAiErrorResponse::of(status, &body)).to_string().as_bytes())
+    event(
+        json!(OpenAiErrorResponse::of(status, &body))
+            .to_string()
+            .as_bytes(),
+    )
 }
 
 /// Waits for the beginning of an answer, then responds with its stream. It ends early, without an
@@ -222,7 +226,8 @@ mod tests {
             }],
             "usage": { "prompt_tokens": 1 },
         });
-        let common = json!({ "id": "up-1", "object": "chat.completion.chunk", "model": "m", "created": 1 });
+        let common =
+            json!({ "id": "up-1", "object": "chat.completion.chunk", "model": "m", "created": 1 });
         let with = |name: &str, value: Value, more: Option<Value>| {
             let mut chunk = common.clone();
             chunk[name] = value;
@@ -235,8 +240,16 @@ mod tests {
         assert_eq!(
             chunks_of(&answer),
             [
-                with("choices", json!([{ "index": 0, "finish_reason": null, "delta": delta }]), None),
-                with("choices", json!([{ "index": 0, "finish_reason": "tool_calls", "delta": {} }]), None),
+                with(
+                    "choices",
+                    json!([{ "index": 0, "finish_reason": null, "delta": delta }]),
+                    None
+                ),
+                with(
+                    "choices",
+                    json!([{ "index": 0, "finish_reason": "tool_calls", "delta": {} }]),
+                    None
+                ),
                 with("choices", json!([]), Some(json!({ "prompt_tokens": 1 }))),
             ]
         );

@@ -15,10 +15,10 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::sync::oneshot;
 
+use super::chat::{ChunkSender, chunk_queue};
 use super::embedding::{PendingEmbedding, embed};
 use super::events::{self, Event};
 use super::stream::ResponseStream;
-use super::chat::{ChunkSender, chunk_queue};
 use super::{CreatePrompt, Created, Deps, Inner, Post, idempotency};
 use crate::config::OnClientDisconnect;
 use crate::domain::{Embedding, FailureCode, Prompt, PromptId, Timestamp};

@@ -245,7 +245,10 @@ impl Call<'_> {
             status: outcome.status(),
             error: outcome.error,
             response: outcome.response.as_deref().map(str::to_owned),
-            model: outcome.model.clone().unwrap_or_else(|| self.prompt.model.clone()),
+            model: outcome
+                .model
+                .clone()
+                .unwrap_or_else(|| self.prompt.model.clone()),
             call: outcome.details.clone(),
             ..self.prompt.clone()
         }

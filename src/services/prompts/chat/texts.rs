@@ -151,7 +151,11 @@ fn data_url(text: &str) -> Option<Value> {
 fn decode(base64: &str) -> Option<Vec<u8>> {
     // A short word may be base64 by chance, and takes no more room than its description.
     let is_long = base64.len() > 64;
-    let bytes = || STANDARD.decode(base64).or_else(|_| STANDARD_NO_PAD.decode(base64));
+    let bytes = || {
+        STANDARD
+            .decode(base64)
+            .or_else(|_| STANDARD_NO_PAD.decode(base64))
+    };
     is_long.then(bytes)?.ok()
 }
 
