@@ -233,7 +233,13 @@ impl<'a> Preflight<'a> {
         let metrics = Arc::clone(&self.metrics);
         let client = match &self.config.upstream {
             None => llm::Client::mock(metrics),
-            Some(upstream) => llm::Client::new(upstream, metrics).context("OPENAI_BASE_URL")?,
+            Some(upstream) => {
+                let setting = match upstream.is_list {
+                    true => "UPSTREAMS",
+                    false => "OPENAI_BASE_URL",
+                };
+                llm::Client::new(upstream, metrics).context(setting)?
+            }
         };
         let client = self.llm.insert(client);
         Ok(if client.is_mock() {

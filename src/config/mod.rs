@@ -16,6 +16,7 @@ mod settings;
 mod sqlite_url;
 mod unused;
 mod upstream;
+mod upstream_list;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,7 @@ pub use settings::{
     SimilarScope,
 };
 pub use upstream::{UpstreamConfig, UpstreamSettings};
+pub use upstream_list::{ListedUpstream, UpstreamList};
 
 use crate::domain::rate::Rates;
 
@@ -253,17 +255,21 @@ impl Config {
         let redis = checks::redis(&settings, &secrets)?;
         checks::keys(&secrets)?;
         let store = checks::store(&settings, secrets.database_url)?;
+        let list = settings.upstream.upstream_list()?;
+        let has_key = secrets.openai_api_key.is_some();
         let upstream = upstream::checked(
             &settings.upstream,
+            &list,
             secrets.openai_api_key,
-            &secrets.openai_fallback_keys,
+            &secrets.upstream_keys,
         )?;
         if upstream.is_some() {
             checks::registration(&settings)?;
         }
         let max_connections_per_network = checks::connections_per_network(&settings);
-        let unused = unused::unused(&settings, upstream.is_some(), redis.is_some(), &store);
-        let misspelt = names::misspelt_variables(&settings);
+        let mut unused = unused::unused(&settings, upstream.is_some(), redis.is_some(), &store);
+        unused.extend(unused::key(has_key, &list));
+        let misspelt = names::misspelt_variables(&settings, &list);
         let origins = settings
             .cors_allowed_origins
             .iter()

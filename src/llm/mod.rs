@@ -19,7 +19,9 @@ use prometheus::IntGauge;
 pub use attempts::{Attempt, AttemptLog, CANCELLED, COMPLETED};
 pub use chat_request::{ChatRequest, ChatRequestProblem};
 pub use json_member::{is_usage_chunk, with_member};
-pub use openai::{AnswerReading, Error, ListedModel, ModelFinding, UpstreamCheck, read_answer};
+pub use openai::{
+    AnswerReading, Error, ListedModel, ModelFinding, UpstreamCheck, read_answer, read_chat_answer,
+};
 pub use route::Route;
 pub use usage::TokenUsage;
 

@@ -53,6 +53,7 @@ pub fn add_fallback(config: &mut UpstreamConfig, url: &str, model: &str, key: Op
 /// One upstream, no retries, and more time than any call takes.
 pub fn config(upstream: &Upstream) -> UpstreamConfig {
     UpstreamConfig {
+        is_list: false,
         endpoints: vec![primary(&upstream.url(), Some("sk-primary"))],
         default_model: "asked-1".to_owned(),
         system_prompt: None,
