@@ -9,6 +9,12 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 VENV := $(TARGET)/venv/bin/python
 PYTEST := $(VENV) -m pytest -c tests/python/pytest.ini --rootdir tests/python
 VENV_DEPLOY := $(TARGET)/venv-deploy/bin/python
+VENV_CLIENTS := $(TARGET)/venv-clients/bin/python
+VENV_LLAMAINDEX := $(TARGET)/venv-llamaindex/bin/python
+CLIENTS_PYTEST := -m pytest -c tests/clients/pytest.ini --rootdir tests/clients
+# What the foreign suites and clients speak to: the release binary; V1_TARGET=upstream, the scripted
+# upstream itself; or V1_BASE_URL with V1_KEY, a running service.
+V1_BUILT := $(if $(V1_BASE_URL)$(V1_TARGET),,build)
 VENV_LITELLM := $(abspath $(TARGET))/venv-litellm/bin/python
 BENCH ?=
 KILL_ROUNDS ?= 50
@@ -18,7 +24,7 @@ FUZZ ?=
 # Suites that need only the address of a service, and so run unchanged on replicas.
 SAME_ON_REPLICAS := $(addprefix tests/python/test_,recorded_errors.py simplejwt.py metrics.py schema.py secrecy.py undisturbed.py attacks_logins.py)
 
-.PHONY: help run build fmt check test test-rust test-service soak fuzz bench bench-engine bench-search bench-store bench-streams bench-service bench-posts test-servers python-env test-deploy python-env-deploy test-litellm test-replicas bench-replicas bench-import bench-move python-env-litellm
+.PHONY: help run build fmt check test test-rust test-service soak fuzz bench bench-engine bench-search bench-store bench-streams bench-service bench-posts test-servers python-env test-deploy python-env-deploy test-litellm test-replicas bench-replicas bench-import bench-move python-env-litellm python-env-clients python-env-llamaindex
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -113,3 +119,9 @@ python-env-deploy:
 
 python-env-litellm:
 	@$(PYTHON) tests/tools/python_env.py litellm >/dev/null
+
+python-env-clients:
+	@$(PYTHON) tests/tools/python_env.py clients >/dev/null
+
+python-env-llamaindex:
+	@$(PYTHON) tests/tools/python_env.py llamaindex >/dev/null
