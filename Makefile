@@ -24,7 +24,7 @@ FUZZ ?=
 # Suites that need only the address of a service, and so run unchanged on replicas.
 SAME_ON_REPLICAS := $(addprefix tests/python/test_,recorded_errors.py simplejwt.py metrics.py schema.py secrecy.py undisturbed.py attacks_logins.py)
 
-.PHONY: help run build fmt check test test-rust test-service soak fuzz bench bench-engine bench-search bench-store bench-streams bench-service bench-posts test-servers python-env test-deploy python-env-deploy test-litellm test-replicas bench-replicas bench-import bench-move python-env-litellm python-env-clients python-env-llamaindex test-llm-comply test-openai-python test-langchain
+.PHONY: help run build fmt check test test-rust test-service soak fuzz bench bench-engine bench-search bench-store bench-streams bench-service bench-posts test-servers python-env test-deploy python-env-deploy test-litellm test-replicas bench-replicas bench-import bench-move python-env-litellm python-env-clients python-env-llamaindex test-llm-comply test-openai-python test-langchain test-clients
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -75,6 +75,10 @@ test-openai-python: $(V1_BUILT) python-env-clients ## the tests inside OpenAI's 
 
 test-langchain: $(V1_BUILT) python-env-clients ## langchain-tests: the standard tests of chat models and embeddings with langchain-openai
 	$(VENV_CLIENTS) $(CLIENTS_PYTEST) tests/clients/test_langchain_standard.py
+
+test-clients: $(V1_BUILT) python-env-clients python-env-llamaindex ## streams, tools, errors, limits and hang-ups with each client: OpenAI's for Python and Node, AI SDK, LangChain, LlamaIndex, llm
+	$(VENV_CLIENTS) $(CLIENTS_PYTEST) tests/clients/test_matrix.py
+	CLIENTS=llama-index,openai-python $(VENV_LLAMAINDEX) $(CLIENTS_PYTEST) tests/clients/test_matrix.py
 
 test-deploy: python-env-deploy ## image, compose files, workflows and AWS templates: linters, schemas, and stacks created on a stand-in of AWS
 	$(VENV_DEPLOY) -m pytest -c tests/deploy/pytest.ini --rootdir tests/deploy tests/deploy
