@@ -109,7 +109,7 @@ pub struct UpdateChatCompletionRequest {
 struct ListParameters {
     /// The most calls of a page. A page ends earlier, with `has_more`, if its texts would be more
     /// than 1 MiB.
-    #[param(value_type = Option<u32>, minimum = 1, maximum = 100, default = 20)]
+    #[param(value_type = Option<u32>, minimum = 0, maximum = 100, default = 20)]
     limit: usize,
     /// The `last_id` of the page before.
     #[param(value_type = Option<String>, example = "chatcmpl-20")]
@@ -141,7 +141,8 @@ impl Order {
 }
 
 fn read_limit(query: &Query) -> Result<usize, Error> {
-    let limit = query.integer("limit", 20, 1..=100);
+    // OpenAI takes 0, too: a page without calls, which says whether there are any.
+    let limit = query.integer("limit", 20, 0..=100);
     limit.map_err(|message| Error::field("limit", message))
 }
 
@@ -312,7 +313,7 @@ pub async fn delete_chat_completion(
 #[into_params(parameter_in = Query)]
 struct MessageParameters {
     /// The most messages of a page.
-    #[param(value_type = Option<u32>, minimum = 1, maximum = 100, default = 20)]
+    #[param(value_type = Option<u32>, minimum = 0, maximum = 100, default = 20)]
     limit: usize,
     /// The `last_id` of the page before.
     #[param(example = "chatcmpl-1-19")]
