@@ -6,7 +6,7 @@ use axum::response::Response;
 use utoipa::ToSchema;
 
 use super::{CreatedPromptResponse, check_length, json_bytes, stream};
-use crate::api::authenticate::Admitted;
+use crate::api::authenticate::{Admitted, ChatScope, Permitted};
 use crate::api::content_negotiation::wants_stream;
 use crate::api::error::{ApiError, ErrorResponse, FailedPromptResponse, THROTTLED};
 use crate::api::extract::{Body, form};
@@ -56,7 +56,7 @@ form!(CreatePromptRequest { prompt: text, websocket: flag, stream: optional_flag
 /// (`{"text"}`) any number of times, and `completed` (the 201 body) or `failed`
 /// (`{"detail", "code", "id"}`).
 #[utoipa::path(
-    post, path = "/api/prompts", tag = "prompts", operation_id = "create_prompt", security(("bearer" = [])),
+    post, path = "/api/prompts", tag = "prompts", operation_id = "create_prompt", security(("bearer" = []), ("api_key" = [])),
     params((
         "Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[!-~]+$",
         description = "Chosen by the client: repeated with the same body within 24 h, the request is answered as the first time, and nothing is done twice.",
@@ -75,7 +75,7 @@ form!(CreatePromptRequest { prompt: text, websocket: flag, stream: optional_flag
             body = String, content_type = "text/event-stream",
             headers(("Idempotent-Replayed" = bool, description = "`true` if the answer is that of an earlier request with the same key; absent otherwise.")),
         ),
-        (status = 403, description = "The user keeps as many prompts as `MAX_PROMPTS_PER_USER` allows, failed ones included. Deleting some helps, repeating does not. Nothing was asked or stored.", body = ErrorResponse),
+        (status = 403, description = "The user keeps as many prompts as `MAX_PROMPTS_PER_USER` allows, failed ones included. Deleting some helps, repeating does not. Or the API key lacks the scope `chat`. Nothing was asked or stored.", body = ErrorResponse),
         (
             status = 409, description = "The first request with this key is still being answered.", body = ErrorResponse,
             headers(("Retry-After" = u64, description = "Whole seconds to wait.")),
@@ -94,7 +94,7 @@ form!(CreatePromptRequest { prompt: text, websocket: flag, stream: optional_flag
 )]
 pub async fn create_prompt(
     State(state): State<AppState>,
-    caller: Caller,
+    Permitted { caller, .. }: Permitted<ChatScope>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let (mut parts, body) = request.into_parts();
