@@ -12,6 +12,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::errors::OpenAiErrorResponse;
 use super::{chat_id, parse_chat_id};
+use crate::api::authenticate::{Permitted, ReadScope, WriteScope};
 use crate::api::error::ApiError;
 use crate::api::extract::{Query, RequestOwner, read_json};
 use crate::api::json_response::json_response;
@@ -199,7 +200,7 @@ const NO_SUCH_COMPLETION: &str =
 )]
 pub async fn list_chat_completions(
     State(state): State<AppState>,
-    caller: Caller,
+    Permitted { caller, .. }: Permitted<ReadScope>,
     RequestOwner(owner): RequestOwner,
     query: Query,
 ) -> Result<Response, ApiError> {
@@ -233,7 +234,7 @@ pub async fn list_chat_completions(
 )]
 pub async fn show_chat_completion(
     State(state): State<AppState>,
-    caller: Caller,
+    Permitted { caller, .. }: Permitted<ReadScope>,
     RequestOwner(owner): RequestOwner,
     ChatId(id): ChatId,
 ) -> Result<Response, ApiError> {
@@ -257,7 +258,7 @@ pub async fn show_chat_completion(
 )]
 pub async fn update_chat_completion(
     State(state): State<AppState>,
-    caller: Caller,
+    Permitted { caller, .. }: Permitted<WriteScope>,
     RequestOwner(owner): RequestOwner,
     ChatId(id): ChatId,
     request: Request,
@@ -291,7 +292,7 @@ pub async fn update_chat_completion(
 )]
 pub async fn delete_chat_completion(
     State(state): State<AppState>,
-    caller: Caller,
+    Permitted { caller, .. }: Permitted<WriteScope>,
     RequestOwner(owner): RequestOwner,
     ChatId(id): ChatId,
 ) -> Result<Response, ApiError> {
@@ -348,7 +349,7 @@ impl MessageParameters {
 )]
 pub async fn list_chat_messages(
     State(state): State<AppState>,
-    caller: Caller,
+    Permitted { caller, .. }: Permitted<ReadScope>,
     RequestOwner(owner): RequestOwner,
     ChatId(id): ChatId,
     query: Query,
