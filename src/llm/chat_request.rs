@@ -192,7 +192,7 @@ impl ChatRequest {
 
     /// The body that an upstream gets, which is asked for `model`. A streamed answer is to end with
     /// the usage. All other bytes are as they came.
-    pub(super) fn body_for(&self, model: &str) -> Bytes {
+    pub(crate) fn body_for(&self, model: &str) -> Bytes {
         let name = serde_json::to_vec(model).expect("a string can be written as JSON");
         let body = match self.model == model {
             true => self.body.clone(),

@@ -462,6 +462,9 @@ impl Node {
         let Some(depth) = depth.checked_sub(1) else {
             return self.replace(value);
         };
+        if self.is_null() && is_indexed(value) {
+            *self = Self::List(Vec::new());
+        }
         let apart = match self.is_null() {
             true => 0,
             false => self.take_apart(),
@@ -557,8 +560,19 @@ fn merge_member(members: &mut Members, key: &[u8], value: JsonValue<'_>, depth: 
     }
     match members.iter_mut().find(|(known, _)| *known == *key) {
         Some((_, node)) => node.merge(value, depth),
+        None if is_indexed(value) => {
+            // One chunk can have several pieces for the same index.
+            let growth = insert(members, &key, JsonValue::new(b"[]"));
+            let list = members.last_mut().filter(|(last, _)| *last == *key);
+            growth + list.map_or(0, |(_, node)| node.merge(value, depth))
+        }
         None => insert(members, &key, value),
     }
+}
+
+/// Whether it is a list of which an entry has an index.
+fn is_indexed(value: JsonValue<'_>) -> bool {
+    value.is_array() && value.items().any(|item| index_of(item).is_some())
 }
 
 /// Sets a member, unless the new value says nothing.
@@ -605,8 +619,8 @@ fn is_whole_answer(json: &[u8]) -> bool {
     })
 }
 
-/// A whole answer as the one chunk of a stream: its messages become deltas. `None` if it is no whole
-/// answer.
+/// A whole answer as the one chunk of a stream: its messages become deltas. `None` if it is no
+/// whole answer.
 pub fn as_chunk(json: &[u8]) -> Option<Vec<u8>> {
     let value = JsonValue::new(json);
     let [choices] = value.object(["choices"]).members;
