@@ -24,7 +24,7 @@ FUZZ ?=
 # Suites that need only the address of a service, and so run unchanged on replicas.
 SAME_ON_REPLICAS := $(addprefix tests/python/test_,recorded_errors.py simplejwt.py metrics.py schema.py secrecy.py undisturbed.py attacks_logins.py)
 
-.PHONY: help run build fmt check test test-rust test-service soak fuzz bench bench-engine bench-search bench-store bench-streams bench-service bench-posts test-servers python-env test-deploy python-env-deploy test-litellm test-replicas bench-replicas bench-import bench-move python-env-litellm python-env-clients python-env-llamaindex test-llm-comply test-openai-python test-langchain test-clients
+.PHONY: help run build fmt check test test-rust test-service soak fuzz bench bench-engine bench-search bench-store bench-streams bench-gateway bench-service bench-posts test-servers python-env test-deploy python-env-deploy test-litellm test-replicas bench-replicas bench-import bench-move python-env-litellm python-env-clients python-env-llamaindex test-llm-comply test-openai-python test-langchain test-clients
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -105,6 +105,9 @@ bench-store: ## inserts, reads and sweeps of the SQLite store
 
 bench-streams: ## 512 paced streams at once and single calls, through the service and directly (BENCH=--short: seconds)
 	$(CARGO) bench --locked --bench streams -- $(BENCH)
+
+bench-gateway: build python-env-litellm ## time added to chat completions, and 512 paced streams, through /v1, through LiteLLM's proxy and directly (BENCH=--short: seconds)
+	$(PYTHON) benches/gateway.py --litellm $(VENV_LITELLM) $(BENCH)
 
 bench-service: build python-env ## the release binary under load, beside the system it replaces (BENCH=--short: only checks that it works)
 	$(VENV) benches/service.py $(BENCH)

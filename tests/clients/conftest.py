@@ -8,10 +8,10 @@ skipped.
 
 import json
 import os
-import urllib.request
 from dataclasses import dataclass
 
 import pytest
+from api_keys import make_key
 from openai_upstream import Upstream
 from running_service import THROTTLES_OFF, Service, wait_until
 
@@ -19,9 +19,7 @@ from running_service import THROTTLES_OFF, Service, wait_until
 pytest_plugins = ["machine"]
 
 UPSTREAM_KEY = "sk-of-the-scripted-upstream"
-SCOPES = ["chat", "embeddings", "read", "write"]
 EMBEDDING_MODEL = "all-MiniLM-L6-v2"
-PASSWORD = "Str0ng-enough-9x"
 # Seconds in which the upstream learns that a client has left, or a service that outlives the client
 # has read the answer to its end.
 SETTLE_DEADLINE = 15
@@ -54,21 +52,6 @@ class Target:
         expected = "hung up" if self.is_bare else "answered"
         call = self.only_call_with(text)
         wait_until(lambda: call["outcome"] == expected, SETTLE_DEADLINE, lambda: f"the upstream's outcome is {expected}: {call['outcome']}")
-
-
-def post(url, body, token=None):
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
-    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)
-
-
-def make_key(service, scopes=SCOPES):
-    """Registers a user with an API key, and returns the key."""
-    account = {"username": "clients", "email": "clients@example.org", "password": PASSWORD}
-    post(f"{service.url}/api/auth/register/", account)
-    access = post(f"{service.url}/api/auth/login/", account)["access"]
-    return post(f"{service.url}/api/keys", {"name": "clients", "scopes": scopes}, access)["key"]
 
 
 @pytest.fixture(scope="session")
