@@ -7,6 +7,7 @@ mod check_upstream;
 pub mod health_check;
 mod listening;
 mod preflight;
+pub mod prices;
 pub mod secret_files;
 mod shared;
 mod store;

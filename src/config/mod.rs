@@ -76,6 +76,8 @@ pub struct Config {
     pub search: SearchConfig,
     /// The upstream LLM; `None` is the built-in mock.
     pub upstream: Option<UpstreamConfig>,
+    /// The operator's prices over the bundled ones.
+    pub prices_file: Option<PathBuf>,
     /// A sentence-transformers folder in place of the bundled model.
     pub embedding_model_dir: Option<PathBuf>,
     /// The longest prompt or query, in characters.
@@ -310,6 +312,7 @@ impl Config {
                 memory_bytes: settings.search_memory.0,
             },
             upstream,
+            prices_file: settings.prices_file,
             embedding_model_dir: settings.embedding_model_dir,
             max_prompt_chars: settings.max_prompt_chars as usize,
             misspelt,

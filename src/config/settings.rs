@@ -180,6 +180,11 @@ pub struct Settings {
     #[arg(long, env, value_delimiter = ',', value_parser = network, value_name = "NETWORKS", help_heading = LISTENING, global = true)]
     pub trusted_proxies: Vec<IpNet>,
 
+    /// Prices over those of this program, in the form of LiteLLM's list: a JSON file of
+    /// {"model": {"input_cost_per_token": 2.5e-6, "output_cost_per_token": 1e-5}, …}
+    #[arg(long, env, value_name = "FILE", help_heading = PROMPTS, global = true)]
+    pub prices_file: Option<PathBuf>,
+
     /// Posts that go to the upstream a UTC day, over all users and replicas; retries and fallbacks
     /// do not count [default: no limit]
     #[arg(long, env, value_name = "N", global = true)]

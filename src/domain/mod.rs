@@ -1,14 +1,17 @@
 //! Ids, value types and rules that need no I/O. Uses nothing else of this crate.
 
 pub mod account;
+pub mod budget;
 pub mod client;
 pub mod ids;
 pub mod prompt;
 pub mod rate;
 pub mod record;
 pub mod timestamp;
+pub mod usage;
 pub mod user;
 
+pub use budget::{Budget, Period, Picodollars};
 pub use client::{ClientNetwork, ClientSite};
 pub use ids::{PromptId, UserId};
 pub use prompt::{CallDetails, FailureCode, Prompt, PromptStatus};
@@ -19,4 +22,5 @@ pub use record::{
     VectorRecord, without_nul,
 };
 pub use timestamp::Timestamp;
+pub use usage::TokenUsage;
 pub use user::{CLOCK_TOLERANCE, CredentialState, User};
