@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
-use prompt_service::domain::{Embedding, ModelId, PromptId, Timestamp, UserId};
+use prompt_service::domain::{Embedding, ModelId, PromptId, PromptSource, Timestamp, UserId};
 use prompt_service::store::sqlite::{OpenOptions, SqliteStore};
 use prompt_service::store::{
     AccountStore, Begun, CallOutcome, CallStore, Holder, NewCall, NewUser, PromptStore,
@@ -52,6 +52,9 @@ async fn post(store: &SqliteStore, user_id: UserId, embedding: Option<(ModelId, 
     };
     let call = NewCall {
         user_id,
+        source: PromptSource::Api,
+        chat: None,
+        is_kept: true,
         prompt: "How do I keep a commit from waiting for the disk? ".repeat(4),
         model: "mock".to_owned(),
         created_at: Timestamp(1),

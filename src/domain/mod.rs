@@ -14,7 +14,7 @@ pub mod user;
 pub use budget::{Budget, Period, Picodollars};
 pub use client::{ClientNetwork, ClientSite};
 pub use ids::{PromptId, UserId};
-pub use prompt::{CallDetails, FailureCode, Prompt, PromptStatus};
+pub use prompt::{CallDetails, ChatTexts, FailureCode, Prompt, PromptSource, PromptStatus};
 pub use prompt_service_engine::{Embedding, ModelId};
 pub use rate::{Rate, Rates};
 pub use record::{

@@ -13,6 +13,36 @@ pub enum PromptStatus {
     Failed,
 }
 
+/// The front door by which a prompt came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum PromptSource {
+    /// `POST /api/prompts`.
+    #[default]
+    Api,
+    /// The service's own page.
+    Page,
+    /// `POST /v1/chat/completions`.
+    V1,
+}
+
+impl PromptSource {
+    /// The word used on the wire and in the store.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Api => "api",
+            Self::Page => "page",
+            Self::V1 => "v1",
+        }
+    }
+
+    /// The source behind a stored word; `None` for any other word.
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::Api, Self::Page, Self::V1]
+            .into_iter()
+            .find(|source| source.as_str() == word)
+    }
+}
+
 /// Why a prompt failed: the `code` of its error response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FailureCode {
@@ -95,7 +125,9 @@ pub struct Prompt {
     pub id: PromptId,
     /// The user who posted it.
     pub user_id: UserId,
-    /// The text, trimmed, without NUL.
+    /// The front door by which it came.
+    pub source: PromptSource,
+    /// The text, without NUL; trimmed, unless it came in a chat call.
     pub prompt: String,
     /// The model's answer; present exactly when completed.
     pub response: Option<String>,
@@ -130,5 +162,28 @@ impl Prompt {
     /// Bytes of the prompt and its answer together.
     pub fn text_bytes(&self) -> usize {
         self.prompt.len() + self.response.as_ref().map_or(0, String::len)
+    }
+}
+
+/// What is kept of a chat call beside the texts of its prompt. Each part is JSON, without NUL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChatTexts {
+    /// The request's messages: an array. Of media inside them only type, size and SHA-256.
+    pub messages: String,
+    /// The request's other members: an object.
+    pub request: String,
+    /// The labels that the caller gave it and may change: an object of strings.
+    pub metadata: String,
+    /// The whole answer, as OpenAI's object `chat.completion`, once there is one.
+    pub answer: Option<String>,
+}
+
+impl ChatTexts {
+    /// Bytes of all parts together.
+    pub fn text_bytes(&self) -> usize {
+        self.messages.len()
+            + self.request.len()
+            + self.metadata.len()
+            + self.answer.as_ref().map_or(0, String::len)
     }
 }

@@ -2,7 +2,9 @@
 
 use half::f16;
 
-use super::{FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, User, UserId};
+use super::{
+    ChatTexts, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, User, UserId,
+};
 
 /// A row of a store, with its id or its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,6 +101,8 @@ pub struct PromptRecord {
     pub prompt: Prompt,
     /// Its vector, if it has one; only a completed prompt has.
     pub vector: Option<VectorRecord>,
+    /// What is kept of it besides, if it came in a chat call.
+    pub chat: Option<ChatTexts>,
 }
 
 impl PromptRecord {

@@ -40,12 +40,15 @@ pub(super) const USERS_AFTER: &str = select_user!("WHERE id > $1 ORDER BY id LIM
 
 pub(super) const PROMPTS_AFTER: &str = "
     SELECT p.id, p.user_id, p.created_at, p.status, p.error, p.model, p.prompt, p.response,
-           p.llm_duration_ms, p.prompt_tokens, p.completion_tokens, p.finish_reason,
-           m.name AS embedding_model, e.embedding
+           p.llm_duration_ms, p.prompt_tokens, p.completion_tokens, p.finish_reason, p.source,
+           m.name AS embedding_model, e.embedding, c.messages, c.request, c.metadata, c.answer
     FROM prompt p
     LEFT JOIN prompt_embedding e ON e.user_id = p.user_id AND e.prompt_id = p.id
     LEFT JOIN embedding_model m ON m.id = e.model_id
-    WHERE p.id > $1 ORDER BY p.id LIMIT $2";
+    LEFT JOIN chat_call c ON c.prompt_id = p.id
+    WHERE p.id > $1
+      AND NOT EXISTS (SELECT 1 FROM running_call r WHERE r.prompt_id = p.id AND NOT r.is_kept)
+    ORDER BY p.id LIMIT $2";
 
 pub(super) const KEYS_AFTER: &str = "
     SELECT user_id, key_hash, fingerprint, prompt_id, claimed_at FROM idempotency_key

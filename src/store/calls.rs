@@ -13,7 +13,8 @@ use async_trait::async_trait;
 
 use super::Error;
 use crate::domain::{
-    CallDetails, Embedding, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, UserId,
+    CallDetails, ChatTexts, Embedding, FailureCode, ModelId, Prompt, PromptId, PromptSource,
+    PromptStatus, Timestamp, UserId,
 };
 
 /// How long a key is kept. Not a setting: clients rely on the figure.
@@ -46,8 +47,15 @@ pub struct KeyClaim {
 pub struct NewCall {
     /// The user who posted the prompt.
     pub user_id: UserId,
-    /// The text: trimmed, without NUL.
+    /// The front door by which it came.
+    pub source: PromptSource,
+    /// The text, without NUL.
     pub prompt: String,
+    /// What is kept of a chat call besides, still without an answer; `None` for other calls.
+    pub chat: Option<ChatTexts>,
+    /// Whether the prompt stays when the call has ended. One that does not stay is in no list while
+    /// it runs, and is deleted when the call is settled or has expired.
+    pub is_kept: bool,
     /// The model that is asked first.
     pub model: String,
     /// When the post was accepted.
@@ -115,18 +123,36 @@ impl KeyClaim {
 }
 
 /// How a call ended: what [`CallStore::settle_call`] writes into the prompt's row.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct CallOutcome {
+    /// As in the call's [`NewCall`].
+    pub is_kept: bool,
     /// Why there is no answer; `None` if there is one. A failure releases the call's key.
     pub error: Option<FailureCode>,
     /// The answer's text. Shared, because storing it may have to be tried again.
     pub response: Option<Arc<str>>,
+    /// The whole answer to a chat call, as JSON.
+    pub answer: Option<Arc<str>>,
     /// The model that answered; `None` leaves the model that was asked.
     pub model: Option<String>,
     /// Further details of the call.
     pub details: CallDetails,
     /// The prompt's vector and the model that made it.
     pub embedding: Option<(ModelId, Embedding)>,
+}
+
+impl Default for CallOutcome {
+    fn default() -> Self {
+        Self {
+            is_kept: true,
+            error: None,
+            response: None,
+            answer: None,
+            model: None,
+            details: CallDetails::default(),
+            embedding: None,
+        }
+    }
 }
 
 impl CallOutcome {
@@ -195,7 +221,8 @@ pub trait CallStore: Send + Sync {
         lease: Duration,
     ) -> Result<u64, Error>;
 
-    /// Ends a running prompt with its outcome and releases its lease. Returns `None`, and changes
+    /// Ends a running prompt with its outcome and releases its lease. A prompt that does not stay is
+    /// deleted; it is returned as it would have been stored. Returns `None`, and changes
     /// nothing, if the prompt is not running, was deleted, or is held by another holder: of all
     /// attempts to settle one call exactly one succeeds. Fails with `Internal` if the vector's
     /// length is not that of the model's other vectors; nothing is changed then.
@@ -207,8 +234,9 @@ pub trait CallStore: Send + Sync {
     ) -> Result<Option<Prompt>, Error>;
 
     /// Ends up to `limit` calls whose lease expired, except those in `spared`. They become `Failed`
-    /// with `Interrupted` and keep their key, so that a retry with the key takes them over. Each
-    /// expired call is returned once, to one process. Calls that another transaction is renewing or
+    /// with `Interrupted` and keep their key, so that a retry with the key takes them over. Those
+    /// whose prompt does not stay are deleted, and are not returned. Each other expired call is
+    /// returned once, to one process. Calls that another transaction is renewing or
     /// settling may be left for the next time.
     async fn expire_calls(
         &self,

@@ -8,6 +8,7 @@
 
 mod bulk;
 mod calls;
+mod chats;
 pub mod django;
 pub mod postgres;
 mod rows;
@@ -22,6 +23,8 @@ use crate::domain::{
     Embedding, ModelId, Prompt, PromptId, RevokedToken, Session, Timestamp, User, UserId,
 };
 
+pub use self::chats::{ChatCall, ChatFilter, ChatPage, ChatRead, ChatStore};
+
 pub use self::calls::{
     Begun, CallOutcome, CallStore, ExpiredCall, Holder, KEY_LIFETIME, KeyClaim, KeyState, NewCall,
 };
@@ -30,7 +33,7 @@ pub use self::calls::{
 macro_rules! prompt_columns {
     () => {
         "id, user_id, created_at, status, error, model, prompt, response, llm_duration_ms, \
-         prompt_tokens, completion_tokens, finish_reason"
+         prompt_tokens, completion_tokens, finish_reason, source"
     };
 }
 pub(crate) use prompt_columns;

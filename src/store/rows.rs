@@ -1,9 +1,9 @@
 //! Rows as both backends read them: their columns have the same names and meanings.
 
-use super::{Error, ExpiredCall, KeyClaim, KeyState, Unembedded};
+use super::{ChatCall, Error, ExpiredCall, KeyClaim, KeyState, Unembedded};
 use crate::domain::{
-    CallDetails, FailureCode, KeyRecord, LastIds, Prompt, PromptId, PromptStatus, Record,
-    RevokedToken, Session, Timestamp, UpstreamDay, User, UserId,
+    CallDetails, ChatTexts, FailureCode, KeyRecord, LastIds, Prompt, PromptId, PromptSource,
+    PromptStatus, Record, RevokedToken, Session, Timestamp, UpstreamDay, User, UserId,
 };
 
 /// A stored or given value that this program must never have stored or passed.
@@ -78,6 +78,7 @@ pub(super) fn prompt(row: &dyn StoredRow) -> Result<Prompt, Error> {
             .map(|word| FailureCode::parse(&word).ok_or(Defect::UnknownValue))
             .transpose()?,
         model: row.read("model")?,
+        source: source(row.read("source")?)?,
         prompt: row.read("prompt")?,
         response: row.read("response")?,
         call: CallDetails {
@@ -92,6 +93,34 @@ pub(super) fn prompt(row: &dyn StoredRow) -> Result<Prompt, Error> {
 /// The status behind a stored word.
 fn status(word: String) -> Result<PromptStatus, Defect> {
     PromptStatus::parse(&word).ok_or(Defect::UnknownValue)
+}
+
+/// The source behind a stored word.
+fn source(word: String) -> Result<PromptSource, Defect> {
+    PromptSource::parse(&word).ok_or(Defect::UnknownValue)
+}
+
+/// Reads the columns of [`chat_columns`](super::chats::chat_columns).
+pub(super) fn chat_texts(row: &dyn StoredRow) -> Result<ChatTexts, Error> {
+    Ok(ChatTexts {
+        messages: row.read("messages")?,
+        request: row.read("request")?,
+        metadata: row.read("metadata")?,
+        answer: row.read("answer")?,
+    })
+}
+
+pub(super) fn chat_call(row: &dyn StoredRow) -> Result<ChatCall, Error> {
+    Ok(ChatCall {
+        prompt: prompt(row)?,
+        texts: chat_texts(row)?,
+    })
+}
+
+/// The texts of a chat call, or `None` where the prompt is of no chat call.
+pub(super) fn chat_texts_if_any(row: &dyn StoredRow) -> Result<Option<ChatTexts>, Error> {
+    let messages: Option<String> = row.read("messages")?;
+    messages.map(|_| chat_texts(row)).transpose()
 }
 
 /// A SHA-256.

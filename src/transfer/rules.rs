@@ -66,12 +66,14 @@ impl Rules {
     fn prompt(&mut self, mut record: PromptRecord) -> Result<PromptRecord, Problem> {
         let prompt = &mut record.prompt;
         check_id(prompt.id.0, &mut self.last.prompt.0)?;
-        if trimmed(&prompt.prompt).is_empty() {
+        // The prompt of a chat call is a part of its messages, to which these rules do not apply.
+        let is_chat = record.chat.is_some();
+        if !is_chat && trimmed(&prompt.prompt).is_empty() {
             return Err(Problem::Blank);
         }
         // A character takes at least one byte, so short texts need no counting.
         let limit = self.max_prompt_chars;
-        if prompt.prompt.len() > limit && prompt.prompt.chars().count() > limit {
+        if !is_chat && prompt.prompt.len() > limit && prompt.prompt.chars().count() > limit {
             return Err(Problem::TooLong);
         }
         if prompt.prompt.contains('\0') {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use prompt_service::domain::{PromptId, PromptStatus, Timestamp, UserId};
+use prompt_service::domain::{PromptId, PromptSource, PromptStatus, Timestamp, UserId};
 use prompt_service::store::{Begun, CallOutcome, CallStore, Holder, KeyClaim, KeyState, NewCall};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -27,6 +27,9 @@ fn claim(key: &str, prompt: &str) -> KeyClaim {
 fn elsewhere(user: &User, key: &str, prompt: &str, lease: Duration) -> NewCall {
     NewCall {
         user_id: UserId(user.id),
+        source: PromptSource::Api,
+        chat: None,
+        is_kept: true,
         prompt: prompt.to_owned(),
         model: "other".to_owned(),
         created_at: Timestamp(1_000_000),

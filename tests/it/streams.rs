@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use prompt_service::domain::{Timestamp, UserId};
+use prompt_service::domain::{PromptSource, Timestamp, UserId};
 use prompt_service::store::{Begun, CallOutcome, CallStore, Holder, NewCall};
 use serde_json::{Value, json};
 
@@ -306,6 +306,9 @@ async fn begin_elsewhere(store: &dyn CallStore, user: &User, lease: Duration) ->
     let begun = store
         .begin_call(NewCall {
             user_id: UserId(user.id),
+            source: PromptSource::Api,
+            chat: None,
+            is_kept: true,
             prompt: "Why?".to_owned(),
             model: "other".to_owned(),
             created_at: Timestamp::now(),

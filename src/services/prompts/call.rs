@@ -173,7 +173,10 @@ async fn begin(
     let over_limit = count(deps, new.now).await?;
     let call = NewCall {
         user_id: new.user_id,
+        source: crate::domain::PromptSource::Api,
         prompt: new.prompt.clone(),
+        chat: None,
+        is_kept: true,
         model: deps.llm.model().to_owned(),
         created_at: new.now,
         announce: new.announce,
@@ -339,12 +342,13 @@ impl Drop for Call<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{CallDetails, PromptId, PromptStatus};
+    use crate::domain::{CallDetails, PromptId, PromptSource, PromptStatus};
 
     fn answered() -> Result<Created, Error> {
         let prompt = Prompt {
             id: PromptId(7),
             user_id: UserId(1),
+            source: PromptSource::Api,
             prompt: "Why?".to_owned(),
             response: Some("Because.".to_owned()),
             model: "mock".to_owned(),

@@ -259,7 +259,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
-    use crate::domain::{PromptId, Timestamp, UserId};
+    use crate::domain::{PromptId, PromptSource, Timestamp, UserId};
 
     fn unavailable() -> store::Error {
         store::Error::Unavailable("unavailable".into())
@@ -273,6 +273,7 @@ mod tests {
         Prompt {
             id: PromptId(7),
             user_id: UserId(1),
+            source: PromptSource::Api,
             prompt: "Why?".to_owned(),
             response: response.map(str::to_owned),
             model: "answering".to_owned(),

@@ -13,8 +13,8 @@ use tokio_postgres::{Client, Row};
 use super::postgres::{NO_TIMEOUTS, meaning};
 use crate::config::Secret;
 use crate::domain::{
-    CallDetails, FailureCode, LastIds, Prompt, PromptId, PromptRecord, PromptStatus, Record,
-    RecordCursor, Timestamp, User, UserId,
+    CallDetails, FailureCode, LastIds, Prompt, PromptId, PromptRecord, PromptSource, PromptStatus,
+    Record, RecordCursor, Timestamp, User, UserId,
 };
 
 /// What the old system's mock put before a prompt to make its answer.
@@ -254,6 +254,7 @@ fn prompt(row: &Row, unknown_model: &str) -> Result<Record, Error> {
         prompt: Prompt {
             id: PromptId(row.try_get("id")?),
             user_id: UserId(row.try_get("user_id")?),
+            source: PromptSource::Api,
             prompt: text,
             response,
             model: model.to_owned(),
@@ -263,5 +264,6 @@ fn prompt(row: &Row, unknown_model: &str) -> Result<Record, Error> {
             call: CallDetails::default(),
         },
         vector: None,
+        chat: None,
     }))
 }

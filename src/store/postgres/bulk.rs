@@ -9,8 +9,8 @@ use tokio_postgres::Row;
 use super::pool::{Arguments, Connection, LONG_PATIENCE};
 use super::{PostgresStore, get, one, sql_limit};
 use crate::domain::{
-    FailureCode, LastIds, ModelId, Prompt, PromptRecord, PromptStatus, Record, RecordCursor,
-    VectorRecord,
+    ChatTexts, FailureCode, LastIds, ModelId, Prompt, PromptRecord, PromptStatus, Record,
+    RecordCursor, VectorRecord,
 };
 use crate::store::bulk::{DAYS_AFTER, KEYS_AFTER, PROMPTS_AFTER, SESSIONS_AFTER, USERS_AFTER};
 use crate::store::rows;
@@ -35,16 +35,22 @@ const PUT_USERS: &str = "
 const PUT_PROMPTS: &str = "
     WITH stored AS (
         INSERT INTO prompt (id, user_id, created_at, status, error, llm_duration_ms, prompt_tokens,
-                            completion_tokens, model, prompt, response, finish_reason)
+                            completion_tokens, model, prompt, response, finish_reason, source)
         OVERRIDING SYSTEM VALUE
         SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::text[],
                              $6::bigint[], $7::bigint[], $8::bigint[], $9::text[], $10::text[],
-                             $11::text[], $12::text[])
+                             $11::text[], $12::text[], $13::text[])
         ON CONFLICT DO NOTHING RETURNING id, user_id
+    ), chatted AS (
+        INSERT INTO chat_call (prompt_id, user_id, metadata, messages, request, answer)
+        SELECT stored.id, stored.user_id, chat.metadata, chat.messages, chat.request, chat.answer
+        FROM unnest($17::bigint[], $18::text[], $19::text[], $20::text[], $21::text[])
+            AS chat (id, metadata, messages, request, answer)
+        JOIN stored ON stored.id = chat.id
     )
     INSERT INTO prompt_embedding (prompt_id, user_id, model_id, embedding)
     SELECT stored.id, stored.user_id, vector.model_id, vector.embedding
-    FROM unnest($13::bigint[], $14::integer[], $15::halfvec[]) AS vector (id, model_id, embedding)
+    FROM unnest($14::bigint[], $15::integer[], $16::halfvec[]) AS vector (id, model_id, embedding)
     JOIN stored ON stored.id = vector.id";
 
 const PUT_KEYS: &str = "
@@ -94,6 +100,7 @@ fn prompt_record(row: &Row) -> Result<Record, Error> {
     Ok(Record::Prompt(PromptRecord {
         prompt: rows::prompt(row)?,
         vector,
+        chat: rows::chat_texts_if_any(row)?,
     }))
 }
 
@@ -231,6 +238,16 @@ impl BulkStore for PostgresStore {
         let mut connection = self.pool.connection(LONG_PATIENCE).await?;
         // Before the transaction: a new model's number is remembered, so it must not be undone.
         let (embedded, models, vectors) = self.vectors_of(&mut connection, &prompts).await?;
+        let (chatted, chats): (Vec<i64>, Vec<&ChatTexts>) = prompts
+            .iter()
+            .filter_map(|record| Some((record.prompt.id.0, record.chat.as_ref()?)))
+            .unzip();
+        let part = |part: fn(&ChatTexts) -> &str| -> Vec<&str> {
+            chats.iter().map(|chat| part(chat)).collect()
+        };
+        let metadata = part(|chat| &chat.metadata);
+        let (messages, requests) = (part(|chat| &chat.messages), part(|chat| &chat.request));
+        let answers: Vec<_> = chats.iter().map(|chat| chat.answer.as_deref()).collect();
         let prompts: Vec<&Prompt> = prompts.iter().map(|record| &record.prompt).collect();
 
         connection.begin().await?;
@@ -265,8 +282,9 @@ impl BulkStore for PostgresStore {
             prompt.model.as_str(),
             prompt.prompt.as_str(),
             prompt.response.as_deref(),
-            prompt.call.finish_reason.as_deref();
-            and embedded, models, vectors
+            prompt.call.finish_reason.as_deref(),
+            prompt.source.as_str();
+            and embedded, models, vectors, chatted, metadata, messages, requests, answers
         );
         put!(
             connection,

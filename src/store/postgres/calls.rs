@@ -47,16 +47,20 @@ const KEY_STATE: &str = concat!(
 const LOCK_PROMPT: &str = "SELECT 1 FROM prompt WHERE id = $1 FOR UPDATE";
 const LOCK_LEASE: &str = "SELECT 1 FROM running_call WHERE prompt_id = $1 FOR UPDATE";
 
-/// Adds a row and its lease. `$5` replica, `$6` call, `$7` lease, `$8` announce.
+/// Adds a row and its lease. `$5` replica, `$6` call, `$7` lease, `$8` announce, `$9` source, `$10`
+/// whether it is kept; `$11`, `$12`, `$13` a chat call's labels, messages and request, or NULL.
 const INSERT_RUNNING: &str = concat!(
     "WITH begun AS (
-         INSERT INTO prompt (user_id, created_at, status, model, prompt)
-         VALUES ($1, $2, 'running', $3, $4) RETURNING *
+         INSERT INTO prompt (user_id, created_at, status, model, prompt, source)
+         VALUES ($1, $2, 'running', $3, $4, $9) RETURNING *
      ), leased AS (
-         INSERT INTO running_call (prompt_id, replica, call, lease_until, announce)
+         INSERT INTO running_call (prompt_id, replica, call, lease_until, announce, is_kept)
          SELECT id, $5, $6, ",
     clock!(),
-    " + $7, $8 FROM begun
+    " + $7, $8, $10 FROM begun
+     ), chatted AS (
+         INSERT INTO chat_call (prompt_id, user_id, metadata, messages, request)
+         SELECT id, user_id, $11, $12, $13 FROM begun WHERE $11::text IS NOT NULL
      )
      SELECT ",
     prompt_columns!(),
@@ -93,7 +97,7 @@ const CLAIM: &str = concat!(
 /// Writes the outcome, ends the lease, adds the vector and releases the key of a failed call, or
 /// does nothing. Of many attempts exactly one deletes the lease. The prompt is locked before its
 /// lease, as a deletion does, so the two cannot deadlock. Without a vector, `$12` and `$13` are
-/// NULL.
+/// NULL; `$14` is the whole answer to a chat call, or NULL.
 const SETTLE: &str = concat!(
     "WITH locked AS (
          SELECT id FROM prompt WHERE id = $1 FOR UPDATE
@@ -107,6 +111,9 @@ const SETTLE: &str = concat!(
      ), freed AS (
          DELETE FROM idempotency_key k USING settled
          WHERE k.prompt_id = settled.id AND settled.status = 'failed'
+     ), chatted AS (
+         UPDATE chat_call c SET answer = $14 FROM settled
+         WHERE c.prompt_id = settled.id AND $14::text IS NOT NULL
      ), embedded AS (
          INSERT INTO prompt_embedding (prompt_id, user_id, model_id, embedding)
          SELECT id, user_id, $12, $13 FROM settled WHERE $12::integer IS NOT NULL
@@ -125,10 +132,12 @@ const EXPIRE: &str = concat!(
     " AND r.prompt_id <> ALL ($3) ORDER BY r.lease_until LIMIT $1 FOR UPDATE OF p, r SKIP LOCKED
      ), released AS (
          DELETE FROM running_call r USING over WHERE r.prompt_id = over.id
-         RETURNING r.prompt_id, r.announce
+         RETURNING r.prompt_id, r.announce, r.is_kept
+     ), forgotten AS (
+         DELETE FROM prompt p USING released WHERE p.id = released.prompt_id AND NOT released.is_kept
      ), expired AS (
          UPDATE prompt p SET status = 'failed', error = $2 FROM released
-         WHERE p.id = released.prompt_id RETURNING p.*, released.announce
+         WHERE p.id = released.prompt_id AND released.is_kept RETURNING p.*, released.announce
      )
      SELECT announce, ",
     prompt_columns!(),
@@ -167,6 +176,7 @@ async fn begin(connection: &mut Connection, call: &NewCall) -> Result<Begun, Err
     let begun = match state {
         None => {
             check_quota(connection, call.user_id, call.max_prompts).await?;
+            let chat = call.chat.as_ref();
             let new: Arguments<'_> = &[
                 &user,
                 &call.created_at.0,
@@ -176,6 +186,11 @@ async fn begin(connection: &mut Connection, call: &NewCall) -> Result<Begun, Err
                 &call.holder.call,
                 &lease,
                 &call.announce,
+                &call.source.as_str(),
+                &call.is_kept,
+                &chat.map(|chat| chat.metadata.as_str()),
+                &chat.map(|chat| chat.messages.as_str()),
+                &chat.map(|chat| chat.request.as_str()),
             ];
             connection.write(INSERT_RUNNING, new).await?
         }
@@ -268,6 +283,10 @@ impl CallStore for PostgresStore {
             ),
             None => (None, None),
         };
+        let is_kept = outcome.is_kept;
+        if !is_kept {
+            connection.begin().await?;
+        }
         let rows = connection
             .write(
                 SETTLE,
@@ -285,9 +304,16 @@ impl CallStore for PostgresStore {
                     &number(details.completion_tokens),
                     &model_number,
                     &vector,
+                    &outcome.answer.as_deref(),
                 ],
             )
             .await?;
+        if !is_kept {
+            let forget = "DELETE FROM prompt WHERE id = ANY ($1)";
+            let settled: Vec<i64> = rows.iter().map(|_| id.0).collect();
+            connection.write(forget, &[&settled]).await?;
+            connection.commit().await?;
+        }
         first(&rows, rows::prompt)
     }
 

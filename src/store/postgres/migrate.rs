@@ -13,15 +13,17 @@ use super::session::NO_TIMEOUTS;
 
 /// Each migration leads from the version before it to its own position in the list, counted from 1.
 /// Never edited once released.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     include_str!("../../../migrations/postgres/0001_initial.sql"),
     include_str!("../../../migrations/postgres/0002_running_calls.sql"),
     include_str!("../../../migrations/postgres/0003_purge_horizon.sql"),
+    include_str!("../../../migrations/postgres/0005_chat_calls.sql"),
 ];
 
 /// All tables that the migrations create. A database that has one of them without the first belongs
 /// to another program.
-pub(super) const TABLES: [&str; 10] = [
+pub(super) const TABLES: [&str; 11] = [
+    "chat_call",
     "prompt_service_schema",
     "account",
     "session",

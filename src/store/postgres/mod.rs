@@ -8,6 +8,7 @@
 mod accounts;
 mod bulk;
 mod calls;
+mod chats;
 mod error;
 mod hnsw;
 mod inspect;

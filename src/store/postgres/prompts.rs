@@ -31,11 +31,14 @@ macro_rules! select_prompt {
 /// read.
 const PROMPTS_BEFORE: &str = "
     SELECT id, user_id, created_at, status, error, model, CASE WHEN is_in THEN prompt END AS prompt,
-           CASE WHEN is_in THEN response END AS response, llm_duration_ms, prompt_tokens, completion_tokens, finish_reason, is_in
+           CASE WHEN is_in THEN response END AS response, llm_duration_ms, prompt_tokens, completion_tokens, finish_reason, source, is_in
     FROM (
         SELECT *, row_number() OVER newest <= $3 AND (row_number() OVER newest = 1
                OR sum(octet_length(prompt) + coalesce(octet_length(response), 0)) OVER newest <= $4) AS is_in
-        FROM (SELECT * FROM prompt WHERE user_id = $1 AND id < $2 ORDER BY id DESC LIMIT $5) AS page
+        FROM (SELECT * FROM prompt p WHERE user_id = $1 AND id < $2
+              AND (status <> 'running' OR NOT EXISTS (
+                  SELECT FROM running_call r WHERE r.prompt_id = p.id AND NOT r.is_kept))
+              ORDER BY id DESC LIMIT $5) AS page
         WINDOW newest AS (ORDER BY id DESC)
     ) AS measured
     ORDER BY id DESC";
@@ -46,14 +49,16 @@ const PROMPTS_BY_ID: &str = "
     SELECT id, user_id, created_at, status, error, model,
            CASE WHEN is_whole THEN prompt END AS prompt,
            CASE WHEN is_whole THEN response END AS response,
-           llm_duration_ms, prompt_tokens, completion_tokens, finish_reason, text_bytes, is_whole
+           llm_duration_ms, prompt_tokens, completion_tokens, finish_reason, source, text_bytes, is_whole
     FROM (
         SELECT *, sum(text_bytes) OVER (ORDER BY place) <= $3::bigint AS is_whole FROM (
             SELECT prompt.*, place, (octet_length(prompt) + coalesce(octet_length(response), 0))::bigint AS text_bytes
             FROM (SELECT asked, min(number) AS place FROM unnest($1::bigint[]) WITH ORDINALITY AS ids (asked, number)
                   GROUP BY asked) AS wanted
             JOIN prompt ON prompt.id = asked
-            WHERE $2::bigint IS NULL OR user_id = $2
+            WHERE ($2::bigint IS NULL OR user_id = $2)
+              AND (status <> 'running' OR NOT EXISTS (
+                  SELECT FROM running_call r WHERE r.prompt_id = prompt.id AND NOT r.is_kept))
         ) AS measured
     ) AS placed
     ORDER BY place";
@@ -107,7 +112,11 @@ impl PromptStore for PostgresStore {
         let row = self
             .pool
             .query(
-                select_prompt!("WHERE id = $1 AND user_id = $2"),
+                select_prompt!(
+                    "WHERE id = $1 AND user_id = $2
+                     AND (status <> 'running' OR NOT EXISTS (
+                         SELECT FROM running_call r WHERE r.prompt_id = prompt.id AND NOT r.is_kept))"
+                ),
                 &[&id.0, &user_id.0],
             )
             .await?;

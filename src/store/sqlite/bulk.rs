@@ -27,8 +27,12 @@ const PUT_USER: &str = "INSERT INTO account (id, username, email, password_hash,
 
 const PUT_PROMPT: &str = "INSERT INTO prompt (id, user_id, created_at, status, error,
                          llm_duration_ms, prompt_tokens, completion_tokens, model, prompt,
-                         response, finish_reason)
-     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12) ON CONFLICT DO NOTHING";
+                         response, finish_reason, source)
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13) ON CONFLICT DO NOTHING";
+
+const PUT_CHAT: &str = "INSERT INTO chat_call (prompt_id, user_id, metadata, messages, request,
+                       answer)
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO NOTHING";
 
 const PUT_KEY: &str = "INSERT INTO idempotency_key (user_id, key_hash, fingerprint, prompt_id,
                       claimed_at)
@@ -55,6 +59,7 @@ fn prompt_record(row: &dyn StoredRow) -> Result<Record, Error> {
     Ok(Record::Prompt(PromptRecord {
         prompt: rows::prompt(row)?,
         vector: vector.transpose()?,
+        chat: rows::chat_texts_if_any(row)?,
     }))
 }
 
@@ -127,8 +132,25 @@ fn put_prompt(connection: &Connection, record: &PromptRecord) -> Result<usize, E
             prompt.prompt,
             prompt.response,
             prompt.call.finish_reason,
+            prompt.source.as_str(),
         ],
     )?;
+    if let Some(chat) = &record.chat
+        && stored > 0
+    {
+        execute(
+            connection,
+            PUT_CHAT,
+            params![
+                prompt.id.0,
+                prompt.user_id.0,
+                chat.metadata,
+                chat.messages,
+                chat.request,
+                chat.answer
+            ],
+        )?;
+    }
     if let Some(vector) = &record.vector
         && stored > 0
         && prompt.status == PromptStatus::Completed

@@ -63,11 +63,17 @@ fn begin(connection: &Connection, call: &NewCall) -> Result<Begun, Error> {
             one(
                 connection,
                 concat!(
-                    "INSERT INTO prompt (user_id, created_at, status, model, prompt)
-                     VALUES (?1, ?2, 'running', ?3, ?4) RETURNING ",
+                    "INSERT INTO prompt (user_id, created_at, status, model, source, prompt)
+                     VALUES (?1, ?2, 'running', ?3, ?4, ?5) RETURNING ",
                     prompt_columns!()
                 ),
-                params![call.user_id.0, call.created_at.0, call.model, call.prompt],
+                params![
+                    call.user_id.0,
+                    call.created_at.0,
+                    call.model,
+                    call.source.as_str(),
+                    call.prompt
+                ],
                 rows::prompt,
             )?
         }
@@ -83,6 +89,21 @@ fn begin(connection: &Connection, call: &NewCall) -> Result<Begun, Error> {
         Some(state) => return Ok(Begun::Known(state)),
     };
     let prompt = prompt.ok_or(Defect::UnknownValue)?;
+    if let Some(chat) = &call.chat {
+        // A row that is taken over has the same texts already.
+        execute(
+            connection,
+            "INSERT INTO chat_call (prompt_id, user_id, metadata, messages, request)
+             VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO NOTHING",
+            params![
+                prompt.id.0,
+                prompt.user_id.0,
+                chat.metadata,
+                chat.messages,
+                chat.request
+            ],
+        )?;
+    }
     if let Some(key) = &call.key {
         execute(
             connection,
@@ -94,8 +115,8 @@ fn begin(connection: &Connection, call: &NewCall) -> Result<Begun, Error> {
     }
     execute(
         connection,
-        "INSERT INTO running_call (prompt_id, replica, call, lease_until, announce)
-         VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT DO UPDATE SET replica = excluded.replica,
+        "INSERT INTO running_call (prompt_id, replica, call, lease_until, announce, is_kept)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO UPDATE SET replica = excluded.replica,
          call = excluded.call, lease_until = excluded.lease_until, announce = excluded.announce",
         params![
             prompt.id.0,
@@ -103,6 +124,7 @@ fn begin(connection: &Connection, call: &NewCall) -> Result<Begun, Error> {
             call.holder.call,
             now.saturating_add(micros(call.lease)),
             call.announce,
+            call.is_kept,
         ],
     )?;
     Ok(Begun::Started(prompt))
@@ -144,6 +166,14 @@ fn settle(
         ],
         rows::prompt,
     )?;
+    if !outcome.is_kept {
+        execute(connection, "DELETE FROM prompt WHERE id = ?1", [id.0])?;
+        return Ok(prompt);
+    }
+    if let Some(answer) = &outcome.answer {
+        let sql = "UPDATE chat_call SET answer = ?2 WHERE prompt_id = ?1";
+        execute(connection, sql, params![id.0, answer])?;
+    }
     if outcome.error.is_some() {
         let sql = "DELETE FROM idempotency_key WHERE prompt_id = ?1";
         execute(connection, sql, [id.0])?;
@@ -159,16 +189,27 @@ fn expire(
     limit: usize,
     spared: &HashSet<PromptId>,
 ) -> Result<Vec<ExpiredCall>, Error> {
-    let over: Vec<(PromptId, bool)> = all(
+    let over: Vec<(PromptId, bool, bool)> = all(
         connection,
-        "SELECT prompt_id, announce FROM running_call WHERE lease_until <= ?1
+        "SELECT prompt_id, announce, is_kept FROM running_call WHERE lease_until <= ?1
          ORDER BY lease_until",
         [clock(connection)?],
-        |row| Ok((PromptId(row.read("prompt_id")?), row.read("announce")?)),
+        |row| {
+            Ok((
+                PromptId(row.read("prompt_id")?),
+                row.read("announce")?,
+                row.read("is_kept")?,
+            ))
+        },
     )?;
-    let over = over.into_iter().filter(|(id, _)| !spared.contains(id));
+    let over = over.into_iter().filter(|(id, ..)| !spared.contains(id));
     let mut expired = Vec::new();
-    for (id, announce) in over.take(limit) {
+    for (id, announce, is_kept) in over.take(limit) {
+        if !is_kept {
+            // The lease goes with it by the schema's cascade.
+            execute(connection, "DELETE FROM prompt WHERE id = ?1", [id.0])?;
+            continue;
+        }
         let release = "DELETE FROM running_call WHERE prompt_id = ?1";
         execute(connection, release, [id.0])?;
         let prompt = one(

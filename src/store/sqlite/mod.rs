@@ -10,6 +10,7 @@ mod accounts;
 mod backup;
 mod bulk;
 mod calls;
+mod chats;
 mod checkpoint;
 mod connection;
 mod error;

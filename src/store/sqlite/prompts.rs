@@ -22,6 +22,14 @@ const COMPLETED: i64 = 0;
 /// Stands for "all users together" in `prompt_count`, as the schema says.
 const ALL_USERS: i64 = 0;
 
+/// Leaves out the prompt of a running call that does not stay.
+macro_rules! and_is_kept {
+    () => {
+        " AND (status <> 'running' OR NOT EXISTS (
+              SELECT 1 FROM running_call r WHERE r.prompt_id = prompt.id AND NOT r.is_kept))"
+    };
+}
+
 const PROMPT_BY_ID: &str = concat!(
     "SELECT ",
     prompt_columns!(),
@@ -31,12 +39,16 @@ const PROMPT_BY_ID: &str = concat!(
 const PROMPTS_BEFORE: &str = concat!(
     "SELECT ",
     prompt_columns!(),
-    " FROM prompt WHERE user_id = ?1 AND id < ?2 ORDER BY id DESC LIMIT ?3"
+    " FROM prompt WHERE user_id = ?1 AND id < ?2",
+    and_is_kept!(),
+    " ORDER BY id DESC LIMIT ?3"
 );
 
-const TEXT_BYTES_BY_ID: &str =
+const TEXT_BYTES_BY_ID: &str = concat!(
     "SELECT octet_length(prompt) + coalesce(octet_length(response), 0) AS text_bytes FROM prompt
-     WHERE id = ?1 AND (?2 IS NULL OR user_id = ?2)";
+     WHERE id = ?1 AND (?2 IS NULL OR user_id = ?2)",
+    and_is_kept!()
+);
 
 fn count(connection: &Connection, user_id: i64, model_number: i64) -> Result<u64, Error> {
     let sql = "SELECT n FROM prompt_count WHERE user_id = ?1 AND model_id = ?2";

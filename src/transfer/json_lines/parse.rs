@@ -1,5 +1,6 @@
 //! The meaning of a line's fields.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use base64::Engine;
@@ -9,8 +10,8 @@ use serde_json::value::RawValue;
 use super::fields::{Fields, LineProblem};
 use super::{FORMAT, MAX_ID, NO_PASSWORD};
 use crate::domain::{
-    CallDetails, FailureCode, LastIds, ModelId, Prompt, PromptId, PromptRecord, PromptStatus,
-    Record, Timestamp, User, UserId, VectorRecord,
+    CallDetails, ChatTexts, FailureCode, LastIds, ModelId, Prompt, PromptId, PromptRecord,
+    PromptSource, PromptStatus, Record, Timestamp, User, UserId, VectorRecord,
 };
 
 /// The model of a response whose line names none.
@@ -22,6 +23,7 @@ const NUMBER: &str = "a whole number";
 const COUNT_OR_NULL: &str = "a whole number from 0 to 4294967295, or null";
 const TIME: &str = "a time such as 2026-11-24T12:00:00Z";
 const KIND: &str = "\"user\" or \"prompt\"";
+const CHAT: &str = "{\"messages\": LIST, \"request\": OBJECT, \"metadata\": OBJECT OF TEXTS, \"answer\": OBJECT or null}";
 const EMBEDDING: &str = "{\"model\": NAME, \"f16\": BASE64}";
 
 /// A header's version, and the highest ids that it names. `None` if the line is not a header.
@@ -94,10 +96,16 @@ fn prompt(fields: &mut Fields<'_>) -> Result<PromptRecord, LineProblem> {
     let error: Option<String> = optional(fields, "error", ERROR)?;
     let error = error.map(|word| FailureCode::parse(&word).ok_or(wrong("error", ERROR)));
     let model: Option<String> = fields.take("model", TEXT)?;
+    const SOURCE: &str = "api, page or v1";
+    let source = match optional::<String>(fields, "source", SOURCE)? {
+        Some(word) => PromptSource::parse(&word).ok_or(wrong("source", SOURCE))?,
+        None => PromptSource::Api,
+    };
     Ok(PromptRecord {
         prompt: Prompt {
             id: PromptId(fields.need("id", NUMBER)?),
             user_id: UserId(fields.need("user_id", NUMBER)?),
+            source,
             prompt: fields.need("prompt", TEXT)?,
             response,
             model: model.unwrap_or_else(|| UNKNOWN_MODEL.to_owned()),
@@ -112,7 +120,35 @@ fn prompt(fields: &mut Fields<'_>) -> Result<PromptRecord, LineProblem> {
             },
         },
         vector: vector(fields)?,
+        chat: chat(fields)?,
     })
+}
+
+fn chat(fields: &mut Fields<'_>) -> Result<Option<ChatTexts>, LineProblem> {
+    let problem = wrong("chat", CHAT);
+    let raw: Option<Box<RawValue>> = optional(fields, "chat", CHAT)?;
+    let Some(raw) = raw else { return Ok(None) };
+    // The texts are kept as they are written, so that each number keeps its spelling.
+    let text = |raw: Box<RawValue>, opening: char| match raw.get().starts_with(opening) {
+        true => Ok(raw.get().to_owned()),
+        false => Err(problem.clone()),
+    };
+    let read = || -> Result<ChatTexts, LineProblem> {
+        let mut inner = Fields::of(raw.get().as_bytes())?;
+        let metadata: Box<RawValue> = inner.need("metadata", CHAT)?;
+        serde_json::from_str::<BTreeMap<String, String>>(metadata.get())
+            .map_err(|_| problem.clone())?;
+        let answer: Option<Box<RawValue>> = optional(&mut inner, "answer", CHAT)?;
+        let texts = ChatTexts {
+            messages: text(inner.need("messages", CHAT)?, '[')?,
+            request: text(inner.need("request", CHAT)?, '{')?,
+            metadata: text(metadata, '{')?,
+            answer: answer.map(|answer| text(answer, '{')).transpose()?,
+        };
+        inner.end()?;
+        Ok(texts)
+    };
+    read().map(Some).map_err(|_| problem)
 }
 
 fn vector(fields: &mut Fields<'_>) -> Result<Option<VectorRecord>, LineProblem> {

@@ -5,6 +5,7 @@ use std::io::Write;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
+use serde_json::value::RawValue;
 
 use super::{Error, FORMAT, VERSION};
 use crate::domain::{LastIds, PromptRecord, Record, Timestamp, User};
@@ -51,7 +52,7 @@ impl<W: Write> Writer<W> {
         let options = self.options;
         match record {
             Record::User(user) => self.line(&user_line(user, options)),
-            Record::Prompt(record) => self.line(&prompt_line(record, options)),
+            Record::Prompt(record) => self.line(&prompt_line(record, options)?),
             Record::Key(_)
             | Record::UpstreamDay(_)
             | Record::Session(_)
@@ -108,9 +109,21 @@ enum Line<'a> {
         prompt_tokens: Option<u32>,
         completion_tokens: Option<u32>,
         finish_reason: Option<&'a str>,
+        source: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        chat: Option<Chat<'a>>,
         #[serde(skip_serializing_if = "Option::is_none")]
         embedding: Option<Embedding<'a>>,
     },
+}
+
+/// The texts of a chat call, each as the JSON that it is.
+#[derive(Serialize)]
+struct Chat<'a> {
+    messages: &'a RawValue,
+    request: &'a RawValue,
+    metadata: &'a RawValue,
+    answer: Option<&'a RawValue>,
 }
 
 #[derive(Serialize)]
@@ -132,10 +145,20 @@ fn user_line(user: &User, options: Options) -> Line<'_> {
     }
 }
 
-fn prompt_line(record: &PromptRecord, options: Options) -> Line<'_> {
+/// # Errors
+/// `Io` if a text of a chat call is not JSON.
+fn prompt_line(record: &PromptRecord, options: Options) -> Result<Line<'_>, Error> {
     let prompt = &record.prompt;
+    let chat = record.chat.as_ref().map(|chat| -> Result<_, Error> {
+        Ok(Chat {
+            messages: raw(&chat.messages)?,
+            request: raw(&chat.request)?,
+            metadata: raw(&chat.metadata)?,
+            answer: chat.answer.as_deref().map(raw).transpose()?,
+        })
+    });
     let vector = record.vector.as_ref().filter(|_| options.embeddings);
-    Line::Prompt {
+    Ok(Line::Prompt {
         id: prompt.id.0,
         user_id: prompt.user_id.0,
         prompt: &prompt.prompt,
@@ -148,9 +171,15 @@ fn prompt_line(record: &PromptRecord, options: Options) -> Line<'_> {
         prompt_tokens: prompt.call.prompt_tokens,
         completion_tokens: prompt.call.completion_tokens,
         finish_reason: prompt.call.finish_reason.as_deref(),
+        source: prompt.source.as_str(),
+        chat: chat.transpose()?,
         embedding: vector.map(|vector| Embedding {
             model: &vector.model.0,
             f16: STANDARD.encode(&vector.f16_bytes),
         }),
-    }
+    })
+}
+
+fn raw(json: &str) -> Result<&RawValue, Error> {
+    serde_json::from_str(json).map_err(|error| std::io::Error::from(error).into())
 }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use prompt_service::domain::{
-    CallDetails, FailureCode, KeyRecord, LastIds, Prompt, PromptId, PromptRecord, PromptStatus,
-    Record, RecordCursor, RevokedToken, Session, Timestamp, UpstreamDay, User, UserId,
-    VectorRecord,
+    CallDetails, ChatTexts, FailureCode, KeyRecord, LastIds, Prompt, PromptId, PromptRecord,
+    PromptSource, PromptStatus, Record, RecordCursor, RevokedToken, Session, Timestamp,
+    UpstreamDay, User, UserId, VectorRecord,
 };
 use prompt_service::store::{BulkStore, Error, KeyClaim, KeyState};
 
@@ -55,6 +55,7 @@ fn a_prompt(id: i64, user_id: i64, mark: u16) -> PromptRecord {
         prompt: Prompt {
             id: PromptId(id),
             user_id: UserId(user_id),
+            source: PromptSource::Api,
             prompt: format!("question {id} 🦀"),
             response: Some("answer".to_owned()),
             model: "gpt".to_owned(),
@@ -72,7 +73,21 @@ fn a_prompt(id: i64, user_id: i64, mark: u16) -> PromptRecord {
             model: model("a"),
             f16_bytes: vector(mark).to_f16_bytes(),
         }),
+        chat: None,
     }
+}
+
+/// A prompt that came in a chat call.
+fn a_chat(id: i64, user_id: i64) -> PromptRecord {
+    let mut record = a_prompt(id, user_id, 3);
+    record.prompt.source = PromptSource::V1;
+    record.chat = Some(ChatTexts {
+        messages: r#"[{"role": "user", "content": "Why?\u0000"}]"#.to_owned(),
+        request: r#"{"temperature": 0.70}"#.to_owned(),
+        metadata: r#"{"topic": "demo"}"#.to_owned(),
+        answer: Some(r#"{"object": "chat.completion"}"#.to_owned()),
+    });
+    record
 }
 
 fn a_failed_prompt(id: i64, user_id: i64) -> PromptRecord {
@@ -85,6 +100,7 @@ fn a_failed_prompt(id: i64, user_id: i64) -> PromptRecord {
             ..completed.prompt
         },
         vector: None,
+        chat: None,
     }
 }
 
@@ -125,17 +141,22 @@ pub async fn rows_put_with_their_ids_are_read_back_whole(store: Store) {
         a_failed_prompt(11, 7),
         running,
         a_prompt(40, 3, 2),
+        a_chat(41, 3),
     ];
     put(&*store, Record::Prompt, rows.clone()).await.unwrap();
     assert_eq!(prompt_records(&*store).await, rows);
     let shown = store.prompt(UserId(7), PromptId(10)).await.unwrap();
     assert_eq!(shown.as_ref(), Some(&rows[0].prompt));
     let covered = store.coverage(&model("a"), None).await.unwrap();
-    assert_eq!((covered.embedded, covered.completed), (2, 2));
+    assert_eq!((covered.embedded, covered.completed), (3, 3));
     let page = store.vectors(&model("a"), None, None, 9).await.unwrap();
     assert_eq!(
         page.ids,
-        [(UserId(3), PromptId(40)), (UserId(7), PromptId(10))]
+        [
+            (UserId(3), PromptId(40)),
+            (UserId(3), PromptId(41)),
+            (UserId(7), PromptId(10))
+        ]
     );
 }
 

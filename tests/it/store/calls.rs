@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prompt_service::domain::{
-    CallDetails, Embedding, FailureCode, KeyRecord, Prompt, PromptId, PromptStatus, Record,
-    Timestamp, UserId,
+    CallDetails, Embedding, FailureCode, KeyRecord, Prompt, PromptId, PromptSource, PromptStatus,
+    Record, Timestamp, UserId,
 };
 use prompt_service::store::{
     Begun, CallOutcome, DeletedPrompt, Error, ExpiredCall, Holder, KeyClaim, KeyState, NewCall,
@@ -41,6 +41,9 @@ pub fn claim(key: u8, request: u8) -> KeyClaim {
 pub fn call(user_id: UserId) -> NewCall {
     NewCall {
         user_id,
+        source: PromptSource::Api,
+        chat: None,
+        is_kept: true,
         prompt: "Why?".to_owned(),
         model: "asked".to_owned(),
         created_at: Timestamp(3_000),
@@ -118,6 +121,7 @@ pub async fn a_begun_call_is_a_running_prompt(store: Store) {
     let expected = Prompt {
         id: begun.id,
         user_id: alice,
+        source: PromptSource::Api,
         prompt: "Why?".to_owned(),
         response: None,
         model: "asked".to_owned(),

@@ -70,6 +70,18 @@ macro_rules! conformance_suite {
                 a_vector_of_another_length_leaves_the_call_running,
                 settled_calls_are_counted_as_covered,
                 upstream_calls_are_counted_by_day_up_to_the_limit;
+            chats:
+                an_answered_chat_call_is_read_back_as_it_came,
+                a_chat_call_that_is_not_answered_is_none,
+                another_users_chat_call_is_none,
+                a_chat_call_larger_than_allowed_is_only_measured,
+                chat_calls_are_listed_in_both_orders_and_in_pages,
+                a_list_of_chat_calls_is_filtered_before_it_is_cut,
+                a_page_of_chat_calls_ends_before_its_texts_are_too_long,
+                labels_are_replaced_for_their_owner_alone,
+                a_call_that_is_not_kept_is_never_listed_and_leaves_no_row,
+                an_expired_call_that_is_not_kept_leaves_no_row,
+                a_taken_over_chat_call_keeps_its_texts;
             bulk:
                 rows_put_with_their_ids_are_read_back_whole,
                 vector_of_a_prompt_that_is_not_completed_is_not_put,
@@ -113,6 +125,7 @@ macro_rules! conformance_suite {
 mod accounts;
 pub mod bulk;
 mod calls;
+mod chats;
 mod concurrency;
 mod model;
 mod postgres;
@@ -130,18 +143,18 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use prompt_service::domain::{
-    CallDetails, Embedding, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Record,
-    RecordCursor, Timestamp, User, UserId,
+    CallDetails, Embedding, FailureCode, ModelId, Prompt, PromptId, PromptSource, PromptStatus,
+    Record, RecordCursor, Timestamp, User, UserId,
 };
 use prompt_service::store::{
-    AccountStore, Begun, BulkStore, CallOutcome, CallStore, Error, Holder, NewCall, NewUser,
-    PromptStore,
+    AccountStore, Begun, BulkStore, CallOutcome, CallStore, ChatStore, Error, Holder, NewCall,
+    NewUser, PromptStore,
 };
 
 /// All parts of the contract over the same data.
-pub trait TestableStore: AccountStore + PromptStore + CallStore + BulkStore {}
+pub trait TestableStore: AccountStore + PromptStore + CallStore + ChatStore + BulkStore {}
 
-impl<T: AccountStore + PromptStore + CallStore + BulkStore> TestableStore for T {}
+impl<T: AccountStore + PromptStore + CallStore + ChatStore + BulkStore> TestableStore for T {}
 
 /// A model that makes vectors of 4 numbers.
 pub fn model(name: &str) -> ModelId {
@@ -218,6 +231,9 @@ impl<T: CallStore + ?Sized> InsertPrompt for T {
         };
         let call = NewCall {
             user_id: new.user_id,
+            source: PromptSource::Api,
+            chat: None,
+            is_kept: true,
             prompt: new.prompt,
             model: new.model.clone(),
             created_at: new.created_at,
@@ -243,6 +259,7 @@ impl<T: CallStore + ?Sized> InsertPrompt for T {
             embedding: new
                 .embedding
                 .filter(|_| new.status == PromptStatus::Completed),
+            ..CallOutcome::default()
         };
         let settled = self.settle_call(prompt.id, holder, outcome).await?;
         Ok(settled.expect("nobody else settles it"))

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use prompt_service::domain::{
-    CallDetails, LastIds, Prompt, PromptId, PromptRecord, PromptStatus, Record, Timestamp, User,
-    UserId,
+    CallDetails, LastIds, Prompt, PromptId, PromptRecord, PromptSource, PromptStatus, Record,
+    Timestamp, User, UserId,
 };
 use prompt_service::embed::{BackgroundEmbedder, Engine};
 use prompt_service::store::sqlite::SqliteStore;
@@ -84,6 +84,7 @@ fn prompt(id: i64, user_id: i64, text: &str) -> PromptRecord {
         prompt: Prompt {
             id: PromptId(id),
             user_id: UserId(user_id),
+            source: PromptSource::Api,
             prompt: text.to_owned(),
             response: Some("answer".to_owned()),
             model: "unknown".to_owned(),
@@ -93,6 +94,7 @@ fn prompt(id: i64, user_id: i64, text: &str) -> PromptRecord {
             call: CallDetails::default(),
         },
         vector: None,
+        chat: None,
     }
 }
 

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::reader::PIECE_BYTES;
 use super::*;
-use crate::domain::{CallDetails, FailureCode, PromptStatus, Timestamp};
+use crate::domain::{CallDetails, FailureCode, PromptSource, PromptStatus, Timestamp};
 use crate::memory_budget::{MemoryBudget, Owner};
 
 /// The answer to prompt 7 of user 1.
@@ -15,6 +15,7 @@ fn prompt(status: PromptStatus, response: Option<&str>) -> Prompt {
     Prompt {
         id: PromptId(7),
         user_id: UserId(1),
+        source: PromptSource::Api,
         prompt: "Why?".to_owned(),
         response: response.map(str::to_owned),
         model: "mock".to_owned(),
