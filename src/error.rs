@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::domain::{FailureCode, Prompt, PromptId};
+use crate::domain::{FailureCode, Prompt, PromptId, Scope};
 use crate::fair_semaphore::Full;
 use crate::memory_budget::Exhausted;
 
@@ -42,12 +42,24 @@ pub enum Error {
     /// The prompt was taken and has no answer; it is kept.
     #[error("the prompt failed: {}", .0.code.as_str())]
     Failed(FailedPrompt),
+    /// The upstream refuses a chat request, which its caller can mend.
+    #[error("the upstream refuses the request")]
+    Refused(Box<Refusal>),
+    /// No upstream serves the model.
+    #[error("no upstream serves the model")]
+    ModelNotFound,
     /// The request cannot be served because of its idempotency key.
     #[error("idempotency key: {0:?}")]
     IdempotencyKey(KeyProblem),
     /// The user keeps as many prompts as the operator allows; deleting some helps.
     #[error("the user keeps as many prompts as allowed")]
     QuotaExceeded,
+    /// The user has as many live API keys as allowed; revoking one helps.
+    #[error("the user has as many live API keys as allowed")]
+    TooManyApiKeys,
+    /// The API key may not be used for this.
+    #[error("the API key has no permission for this")]
+    Scope(ScopeProblem),
     /// The prompt was deleted while it was being answered.
     #[error("deleted meanwhile")]
     Deleted,
@@ -86,6 +98,22 @@ impl FailedPrompt {
     }
 }
 
+/// What an upstream says is wrong with a chat request. It may repeat parts of the request, so it is
+/// for the caller alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The HTTP status, a 4xx.
+    pub status: u16,
+    /// For humans.
+    pub message: String,
+    /// The kind of error, in OpenAI's words.
+    pub error_type: Option<String>,
+    /// The member of the request that is wrong.
+    pub param: Option<String>,
+    /// For programs.
+    pub code: Option<String>,
+}
+
 /// Why a request with an idempotency key is not served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyProblem {
@@ -97,6 +125,15 @@ pub enum KeyProblem {
     Deleted,
 }
 
+/// Why an API key may not be used for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScopeProblem {
+    /// It lacks this scope.
+    Lacks(Scope),
+    /// No API key can be used for such a request, whatever its scopes.
+    NoKeys,
+}
+
 /// Why a caller is not authenticated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unauthenticated {
@@ -106,6 +143,8 @@ pub enum Unauthenticated {
     MalformedHeader,
     /// An invalid access token; why.
     AccessToken(TokenProblem),
+    /// An API key that cannot be used; why.
+    ApiKey(ApiKeyProblem),
     /// An invalid refresh token; why.
     RefreshToken(TokenProblem),
     /// A valid access token without a usable `user_id`.
@@ -120,6 +159,17 @@ pub enum Unauthenticated {
     WrongCredentials,
     /// An invalid session cookie or ticket.
     SpentCredential,
+}
+
+/// The problem of an API key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ApiKeyProblem {
+    /// Malformed, or never given out.
+    Invalid,
+    /// Past its `expires_at`, or replaced by a rotation whose grace is over.
+    Expired,
+    /// Revoked by its user or by the operator.
+    Revoked,
 }
 
 /// The problem of a token.

@@ -73,11 +73,14 @@ fn run(cli: Cli, out: &mut Output) -> anyhow::Result<()> {
     }
     let (log_format, log_filter) = (cli.settings.log_format, cli.settings.rust_log.clone());
     let variable = |name: &str| std::env::var_os(name);
-    let fallbacks = cli.settings.upstream.openai_fallback.clone();
     let config = Secrets::read(variable).and_then(|mut secrets| {
-        if let Some(fallbacks) = &fallbacks {
-            secrets.read_fallback_keys(fallbacks, variable)?;
+        let upstream = &cli.settings.upstream;
+        if let Some(fallbacks) = &upstream.openai_fallback {
+            let names = fallbacks.key_variables();
+            secrets.read_upstream_keys("OPENAI_FALLBACK", names, variable)?;
         }
+        let list = upstream.upstream_list()?;
+        secrets.read_upstream_keys("UPSTREAMS", list.key_variables(), variable)?;
         Config::load(cli.settings, secrets)
     });
     let runtime = tokio::runtime::Runtime::new().context("the runtime cannot be started")?;

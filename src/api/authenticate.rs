@@ -57,6 +57,21 @@ pub async fn authenticate(
     response
 }
 
+/// The same on the routes of OpenAI's protocol, whose limits are others and have other headers.
+pub async fn authenticate_v1(
+    State(state): State<AppState>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let caller = match bearer_caller(&state, request.headers()).await {
+        Ok(caller) => caller,
+        Err(error) => return ApiError::from(error).into_response(),
+    };
+    record_user(caller.user_id());
+    request.extensions_mut().insert(caller);
+    next.run(request).await
+}
+
 /// The caller behind an `Authorization: Bearer` header.
 ///
 /// # Errors

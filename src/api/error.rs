@@ -11,7 +11,8 @@ use utoipa::ToSchema;
 
 use crate::domain::{FailureCode, PromptId};
 use crate::error::{
-    Error, FailedPrompt, FieldErrors, KeyProblem, Source, TokenProblem, Unauthenticated,
+    ApiKeyProblem, Error, FailedPrompt, FieldErrors, KeyProblem, Refusal, ScopeProblem, Source,
+    TokenProblem, Unauthenticated,
 };
 
 /// The `Retry-After` of a response that asks to try again when no better time is known.
@@ -87,6 +88,15 @@ const DELETED: (&str, &str) = (
     "prompt_deleted",
 );
 
+/// What an error says, left in the response's extensions for those who say it in another form.
+#[derive(Clone, Debug)]
+pub struct ErrorFacts {
+    /// The body, as JSON.
+    pub body: Value,
+    /// When the client should try again.
+    pub retry_after: Option<Duration>,
+}
+
 /// The cause of a 5xx, left in the response's extensions for the one log line about it.
 #[derive(Clone, Debug)]
 pub struct Cause(pub std::sync::Arc<Source>);
@@ -127,6 +137,11 @@ impl ApiError {
         self.body
     }
 
+    /// The status and the body.
+    pub fn into_parts(self) -> (StatusCode, Value) {
+        (self.status, self.body)
+    }
+
     fn new(status: StatusCode, body: Value) -> Self {
         Self {
             status,
@@ -139,6 +154,21 @@ impl ApiError {
 
     fn coded(status: StatusCode, detail: &str, code: &str) -> Self {
         Self::new(status, json!({ "detail": detail, "code": code }))
+    }
+
+    /// 400 about one member of a request of OpenAI's protocol.
+    pub fn invalid_member(message: &str, param: Option<&'static str>) -> Self {
+        let error = Self::bad_request(message);
+        match param {
+            Some(param) => error.about(param),
+            None => error,
+        }
+    }
+
+    /// The same, about that member of the request.
+    fn about(mut self, param: &'static str) -> Self {
+        self.body["param"] = Value::from(param);
+        self
     }
 
     /// The same, with how long the client should wait.
@@ -178,12 +208,36 @@ impl From<Error> for ApiError {
             )
             .later(wait),
             Error::Failed(failed) => failed_prompt(&failed),
+            Error::Refused(refusal) => refused(*refusal),
+            Error::ModelNotFound => Self::coded(
+                StatusCode::NOT_FOUND,
+                "The model does not exist, or you may not use it.",
+                "model_not_found",
+            )
+            .about("model"),
             Error::IdempotencyKey(problem) => key_problem(problem),
             Error::QuotaExceeded => Self::coded(
                 StatusCode::FORBIDDEN,
                 "You keep as many prompts as this service allows. Delete some to post again.",
                 "quota_exceeded",
             ),
+            Error::TooManyApiKeys => Self::coded(
+                StatusCode::FORBIDDEN,
+                "You have 100 API keys, which is as many as allowed. Revoke one to make another.",
+                "too_many_keys",
+            ),
+            Error::Scope(problem) => {
+                let detail = match problem {
+                    ScopeProblem::NoKeys => {
+                        "An API key cannot be used here. Log in, and use the access token."
+                            .to_owned()
+                    }
+                    ScopeProblem::Lacks(scope) => {
+                        format!("This API key does not have the scope `{}`.", scope.as_str())
+                    }
+                };
+                Self::coded(StatusCode::FORBIDDEN, &detail, "scope")
+            }
             Error::Deleted => Self::coded(StatusCode::GONE, DELETED.0, DELETED.1),
             Error::Unavailable(source) => Self {
                 source: Some(source),
@@ -217,6 +271,19 @@ fn failed_prompt(failed: &FailedPrompt) -> ApiError {
         None if status == StatusCode::SERVICE_UNAVAILABLE => error.later(LATER),
         None => error,
     }
+}
+
+fn refused(refusal: Refusal) -> ApiError {
+    let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::BAD_REQUEST);
+    ApiError::new(
+        status,
+        json!({
+            "detail": refusal.message,
+            "type": refusal.error_type,
+            "param": refusal.param,
+            "code": refusal.code,
+        }),
+    )
 }
 
 fn key_problem(problem: KeyProblem) -> ApiError {
@@ -270,6 +337,14 @@ fn unauthenticated(why: Unauthenticated) -> ApiError {
                 "messages": [{ "token_class": "AccessToken", "token_type": "access", "message": token_problem(problem) }],
             }),
         ),
+        Unauthenticated::ApiKey(problem) => ApiError::new(
+            status,
+            json!({
+                "detail": "Given token not valid for any token type",
+                "code": "token_not_valid",
+                "messages": [{ "token_class": "ApiKey", "token_type": "api_key", "message": api_key_problem(problem) }],
+            }),
+        ),
         Unauthenticated::RefreshToken(problem) => {
             ApiError::coded(status, token_problem(problem), "token_not_valid")
         }
@@ -295,6 +370,14 @@ fn unauthenticated(why: Unauthenticated) -> ApiError {
             "The session or ticket is not valid",
             "credential_not_valid",
         ),
+    }
+}
+
+fn api_key_problem(problem: ApiKeyProblem) -> &'static str {
+    match problem {
+        ApiKeyProblem::Invalid => "API key is invalid",
+        ApiKeyProblem::Expired => "API key is expired",
+        ApiKeyProblem::Revoked => "API key is revoked",
     }
 }
 
@@ -336,6 +419,10 @@ impl IntoResponse for ApiError {
                 .extensions_mut()
                 .insert(Cause(std::sync::Arc::new(source)));
         }
+        response.extensions_mut().insert(ErrorFacts {
+            body: self.body,
+            retry_after: self.retry_after,
+        });
         response
     }
 }

@@ -20,6 +20,7 @@ mod router;
 mod server;
 pub(crate) mod session_cookie;
 mod state;
+mod v1;
 pub(crate) mod ws;
 
 pub use pages::Documents;

@@ -14,7 +14,7 @@ use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
 
-use super::authenticate::authenticate;
+use super::authenticate::{authenticate, authenticate_v1};
 use super::content_negotiation::{Streams, require_acceptable};
 use super::cross_origin::{CrossOrigin, cross_origin};
 use super::drain_body::drain_unread;
@@ -23,12 +23,17 @@ use super::pages::Documents;
 use super::request_log::log_request;
 use super::server::Slot;
 use super::state::AppState;
-use super::{accounts, health, oauth, pages, prompts, ws};
+use super::{accounts, health, oauth, pages, prompts, v1, ws};
 use crate::error::Error;
 
 /// The routes of the API that need an access token.
 pub fn known_routes() -> OpenApiRouter<AppState> {
     accounts::known_router().merge(prompts::router())
+}
+
+/// The routes of OpenAI's protocol, which need an access token or an API key.
+pub fn v1_routes() -> OpenApiRouter<AppState> {
+    v1::router()
 }
 
 /// The routes of the API that need none.
@@ -40,13 +45,19 @@ pub fn open_routes() -> OpenApiRouter<AppState> {
 pub fn router(state: &AppState, documents: Documents) -> Router {
     let (known, known_description) = known_routes().split_for_parts();
     let (open, description) = open_routes().split_for_parts();
-    let streams = Streams::described_in(&description.merge_from(known_description));
+    let (v1, v1_description) = v1_routes().split_for_parts();
+    let description = description.merge_from(known_description);
+    let streams = Streams::described_in(&description.merge_from(v1_description));
     let known = known
         .method_not_allowed_fallback(method_not_allowed)
         .route_layer(from_fn_with_state(state.clone(), authenticate));
+    let v1 = v1
+        .method_not_allowed_fallback(method_not_allowed)
+        .route_layer(from_fn_with_state(state.clone(), authenticate_v1));
     let api = open
         .method_not_allowed_fallback(method_not_allowed)
         .merge(known)
+        .merge(v1)
         .route_layer(from_fn_with_state(streams, require_acceptable));
     let mut rest = Router::from(ws::router().merge(health::health_router()))
         .merge(Router::from(pages::router()).with_state(documents))
@@ -78,6 +89,7 @@ fn finish(routes: Router<AppState>, state: &AppState) -> Router {
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn(require_host))
         .layer(from_fn(health_checks_beyond_bounds))
+        .layer(from_fn(v1::speak_openai))
         .layer(from_fn_with_state(Arc::clone(&state.metrics), log_request))
         .layer(from_fn(drain_unread))
         .with_state(state.clone())

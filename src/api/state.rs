@@ -14,6 +14,7 @@ use crate::memory_budget::MemoryBudget;
 use crate::realtime::{Broker, Hub};
 use crate::services::accounts::Accounts;
 use crate::services::health::Health;
+use crate::services::models::Models;
 use crate::services::prompts::Prompts;
 use crate::services::search::Searches;
 use crate::telemetry::Metrics;
@@ -40,6 +41,10 @@ pub struct State {
     pub broker: Arc<dyn Broker>,
     /// Counts the posts of each user.
     pub prompt_throttle: Arc<dyn Throttle<UserId>>,
+    /// Counts the calls of `/v1` of each user.
+    pub v1_throttle: Arc<dyn Throttle<UserId>>,
+    /// Lists the models that can be asked.
+    pub models: Models,
     /// The throttle's rates as a header's value; `None` if the throttle is off.
     pub prompt_policy: Option<HeaderValue>,
     /// The memory budget of requests in flight.

@@ -42,6 +42,7 @@ use crate::redis;
 use crate::search::Similarity;
 use crate::services::accounts::{Accounts, KnownUsers};
 use crate::services::health::{Health, StoreHealth};
+use crate::services::models::Models;
 use crate::services::prompts::{self, Prompts};
 use crate::services::reembedding::{Reembedding, ReembeddingProgress};
 use crate::services::search::Searches;
@@ -174,6 +175,7 @@ impl App {
         let prompts = Prompts::new(prompts::Deps {
             store: Arc::clone(&prompt_store),
             call_store: Arc::clone(&store.calls),
+            chat_store: Arc::clone(&store.chats),
             replica,
             embedder: Arc::clone(&embedder),
             model: model.clone(),
@@ -240,6 +242,11 @@ impl App {
                 .policy()
                 .and_then(|policy| HeaderValue::from_str(&policy).ok()),
             prompt_throttle: shared.prompt_throttle,
+            v1_throttle: shared.v1_throttle,
+            models: Models {
+                llm: Arc::clone(&llm),
+                embedding_model: model.folder_name().to_owned(),
+            },
             register_throttle: shared.register_throttle,
             memory,
             reads,
@@ -403,7 +410,7 @@ impl App {
         if self.llm.is_mock() {
             tracing::warn!("prompts are answered by the built-in mock: no upstream is set");
         } else {
-            let (provider, model) = (self.llm.provider(), self.llm.model());
+            let (provider, model) = (self.llm.provider(), self.llm.default_route().model());
             tracing::info!(provider, model, "prompts are answered by an upstream");
         }
         if let Some(addr) = self.metrics_addr()? {

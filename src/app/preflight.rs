@@ -240,14 +240,20 @@ impl<'a> Preflight<'a> {
         let metrics = Arc::clone(&self.metrics);
         let client = match &self.config.upstream {
             None => llm::Client::mock(metrics),
-            Some(upstream) => llm::Client::new(upstream, metrics).context("OPENAI_BASE_URL")?,
+            Some(upstream) => {
+                let setting = match upstream.is_list {
+                    true => "UPSTREAMS",
+                    false => "OPENAI_BASE_URL",
+                };
+                llm::Client::new(upstream, metrics).context(setting)?
+            }
         };
         let client = self.llm.insert(client);
         Ok(if client.is_mock() {
             let text = "none is set: prompts are answered by the built-in mock";
             Finding::Note(text.to_owned())
         } else {
-            let (provider, model) = (client.provider(), client.model());
+            let (provider, model) = (client.provider(), client.default_route().model());
             Finding::Fine(format!("{provider} with the model {model}"))
         })
     }

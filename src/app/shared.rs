@@ -20,6 +20,7 @@ use crate::throttle::{RedisThrottle, SlidingWindows, Throttle};
 /// The parts that a replica has in common with others, if there is a Redis to have them in.
 pub struct Shared {
     pub prompt_throttle: Arc<dyn Throttle<UserId>>,
+    pub v1_throttle: Arc<dyn Throttle<UserId>>,
     pub register_throttle: Arc<dyn Throttle<ClientSite>>,
     pub login_limiter: Arc<dyn LoginRateLimiter>,
     pub tickets: Arc<dyn Tickets>,
@@ -42,11 +43,13 @@ impl Shared {
         started: Instant,
     ) -> anyhow::Result<Self> {
         let prompt_rates = config.prompt_throttle.clone();
+        let v1_rates = config.v1_throttle.clone();
         let register_rates = config.accounts.register_throttle.clone();
         let (hub, metrics) = (Arc::clone(hub), Arc::clone(metrics));
         let Some((connection, manager)) = redis else {
             return Ok(Self {
                 prompt_throttle: Arc::new(SlidingWindows::new(prompt_rates, started)),
+                v1_throttle: Arc::new(SlidingWindows::new(v1_rates, started)),
                 register_throttle: Arc::new(SlidingWindows::new(register_rates, started)),
                 login_limiter: LocalLoginRateLimiter::new(started),
                 tickets: Arc::new(LocalTickets::default()),
@@ -58,6 +61,13 @@ impl Shared {
             connection.clone(),
             "prompts",
             prompt_rates,
+            started,
+            Arc::clone(&metrics),
+        );
+        let v1_throttle = RedisThrottle::new(
+            connection.clone(),
+            "v1",
+            v1_rates,
             started,
             Arc::clone(&metrics),
         );
@@ -73,6 +83,7 @@ impl Shared {
             .context("REDIS_URL: events cannot be subscribed to")?;
         Ok(Self {
             prompt_throttle: Arc::new(prompt_throttle),
+            v1_throttle: Arc::new(v1_throttle),
             register_throttle: Arc::new(register_throttle),
             login_limiter: RedisLoginRateLimiter::new(connection.clone(), started, metrics),
             tickets: Arc::new(RedisTickets::new(connection.clone())),

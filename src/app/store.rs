@@ -13,7 +13,7 @@ use crate::embed::Engine;
 use crate::search::{PostgresSimilarity, Similarity, SlabIndex, SlabOptions};
 use crate::store::postgres::{self, PostgresStore, ServerLock};
 use crate::store::sqlite::{self, FileState, SqliteStore};
-use crate::store::{AccountStore, BulkStore, CallStore, PromptStore};
+use crate::store::{AccountStore, BulkStore, CallStore, ChatStore, PromptStore};
 
 /// How long a search in shared scope waits for the vectors to be loaded after a start.
 const LOAD_WAIT: Duration = Duration::from_secs(5);
@@ -26,6 +26,8 @@ pub(super) struct Store {
     pub prompts: Arc<dyn PromptStore>,
     /// Running calls and idempotency keys.
     pub calls: Arc<dyn CallStore>,
+    /// What is kept of chat calls.
+    pub chats: Arc<dyn ChatStore>,
     /// Whole rows, for the operator's commands.
     pub bulk: Arc<dyn BulkStore>,
     kind: StoreKind,
@@ -51,6 +53,7 @@ impl Store {
                     accounts: Arc::clone(&store) as _,
                     prompts: Arc::clone(&store) as _,
                     calls: Arc::clone(&store) as _,
+                    chats: Arc::clone(&store) as _,
                     bulk: Arc::clone(&store) as _,
                     kind: StoreKind::Sqlite(store),
                 }
@@ -65,6 +68,7 @@ impl Store {
                     accounts: Arc::clone(&store) as _,
                     prompts: Arc::clone(&store) as _,
                     calls: Arc::clone(&store) as _,
+                    chats: Arc::clone(&store) as _,
                     bulk: Arc::clone(&store) as _,
                     kind: StoreKind::Postgres(store),
                 }

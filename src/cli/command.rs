@@ -45,7 +45,7 @@ Secrets:
           redis://HOST:PORT or rediss://HOST:PORT, shared by several replicas [default: none]
   OPENAI_API_KEY
           Goes to OPENAI_BASE_URL; without it no Authorization is sent
-  and the variables that OPENAI_FALLBACK names
+  and the variables that OPENAI_FALLBACK and UPSTREAMS name
 
 A .env file in the working directory is read; a variable of the environment wins over it.";
 

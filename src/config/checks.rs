@@ -177,6 +177,17 @@ pub(super) fn request_memory(size: ByteSize) -> Result<usize, Error> {
     usize::try_from(size.0).map_err(too_large)
 }
 
+/// The smallest and the largest bound of a chat call's body: what a post of a prompt may have, and
+/// more than any upstream takes.
+const V1_BODY: std::ops::RangeInclusive<u64> = 1 << 20..=256 << 20;
+
+pub(super) fn v1_body(size: ByteSize) -> Result<usize, Error> {
+    usize::try_from(size.0)
+        .ok()
+        .filter(|_| V1_BODY.contains(&size.0))
+        .ok_or_else(|| Error::new("MAX_V1_BODY", "must be from 1MiB to 256MiB"))
+}
+
 /// An origin is what a browser sends: scheme, host and port, no path.
 pub(super) fn origin(text: &str) -> Result<String, Error> {
     let host = text

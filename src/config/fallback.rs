@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::Deserialize;
 
-use super::endpoint::{Endpoint, checked_key, checked_model};
+use super::endpoint::{Endpoint, ServedModels, checked_key, checked_model};
 use super::{BaseUrl, Error, Secret, names};
 
 const SETTING: &str = "OPENAI_FALLBACK";
@@ -27,6 +27,13 @@ pub struct Fallback {
 /// The whole of `OPENAI_FALLBACK`, a JSON list.
 #[derive(Clone, Debug, Default)]
 pub struct Fallbacks(pub Vec<Fallback>);
+
+impl Fallbacks {
+    /// The variables that hold the keys.
+    pub fn key_variables(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter_map(|each| each.api_key_env.as_deref())
+    }
+}
 
 impl FromStr for Fallbacks {
     type Err = &'static str;
@@ -90,23 +97,25 @@ pub(super) fn checked(
             }
         };
         endpoints.push(Endpoint {
-            model: checked_model(SETTING, &fallback.model)?,
+            name: format!("fallback-{}", at + 1),
+            models: ServedModels::Always(checked_model(SETTING, &fallback.model)?),
             api_key: checked_key(SETTING, key)?,
             base_url,
+            fallback: Vec::new(),
         });
     }
     Ok(endpoints)
 }
 
 /// Whether the variable is read by this service itself.
-fn is_taken(name: &str) -> bool {
+pub(super) fn is_taken(name: &str) -> bool {
     let name = name.strip_suffix("_FILE").unwrap_or(name);
     names::variables().iter().any(|known| known == name)
 }
 
 /// A name that a shell could set, in capitals. A key that was put in its place by mistake hardly
 /// ever looks like that.
-fn is_variable_name(name: &str) -> bool {
+pub(super) fn is_variable_name(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_uppercase() || c == '_')
         && name
             .chars()

@@ -16,6 +16,7 @@ mod settings;
 mod sqlite_url;
 mod unused;
 mod upstream;
+mod upstream_list;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -25,7 +26,7 @@ use ipnet::IpNet;
 
 pub use base_url::{BaseUrl, is_private};
 pub use checks::normal_origin;
-pub use endpoint::Endpoint;
+pub use endpoint::{Endpoint, ModelPattern, ServedModels, is_model_name};
 pub use env_file::{EnvFileError, read_env_file};
 pub use fallback::{Fallback, Fallbacks};
 pub use log_filter::LogFilter;
@@ -36,6 +37,7 @@ pub use settings::{
     SimilarScope,
 };
 pub use upstream::{UpstreamConfig, UpstreamSettings};
+pub use upstream_list::{ListedUpstream, UpstreamList};
 
 use crate::domain::rate::Rates;
 
@@ -70,6 +72,8 @@ pub struct Config {
     pub accounts: AccountsConfig,
     /// Rates for `POST /api/prompts`; none is off.
     pub prompt_throttle: Rates,
+    /// Rates for calls of `/v1`; none is off.
+    pub v1_throttle: Rates,
     /// How calls of the upstream are bounded and ended.
     pub calls: CallsConfig,
     /// The scope and memory of similarity searches.
@@ -101,6 +105,8 @@ pub struct ServerConfig {
     pub cors_allowed_origins: Vec<String>,
     /// When the session cookie is marked `Secure`.
     pub cookie_secure: CookieSecure,
+    /// The largest body of a chat call, in bytes.
+    pub max_v1_body: usize,
     /// WebSockets one user may hold open.
     pub max_sockets_per_user: usize,
     /// Connections in all.
@@ -251,17 +257,21 @@ impl Config {
         let redis = checks::redis(&settings, &secrets)?;
         checks::keys(&secrets)?;
         let store = checks::store(&settings, secrets.database_url)?;
+        let list = settings.upstream.upstream_list()?;
+        let has_key = secrets.openai_api_key.is_some();
         let upstream = upstream::checked(
             &settings.upstream,
+            &list,
             secrets.openai_api_key,
-            &secrets.openai_fallback_keys,
+            &secrets.upstream_keys,
         )?;
         if upstream.is_some() {
             checks::registration(&settings)?;
         }
         let max_connections_per_network = checks::connections_per_network(&settings);
-        let unused = unused::unused(&settings, upstream.is_some(), redis.is_some(), &store);
-        let misspelt = names::misspelt_variables(&settings);
+        let mut unused = unused::unused(&settings, upstream.is_some(), redis.is_some(), &store);
+        unused.extend(unused::key(has_key, &list));
+        let misspelt = names::misspelt_variables(&settings, &list);
         let origins = settings
             .cors_allowed_origins
             .iter()
@@ -274,6 +284,7 @@ impl Config {
                 trusted_proxies: settings.trusted_proxies,
                 cors_allowed_origins: origins,
                 cookie_secure: settings.cookie_secure,
+                max_v1_body: checks::v1_body(settings.max_v1_body)?,
                 max_sockets_per_user: settings.max_sockets_per_user as usize,
                 max_connections: settings.max_connections as usize,
                 max_connections_per_network,
@@ -301,6 +312,7 @@ impl Config {
                 register_throttle: checks::rates("REGISTER_THROTTLE", &settings.register_throttle)?,
             },
             prompt_throttle: checks::rates("PROMPT_THROTTLE", &settings.prompt_throttle)?,
+            v1_throttle: checks::rates("V1_THROTTLE", &settings.v1_throttle)?,
             calls: CallsConfig {
                 daily_limit: settings.upstream_daily_limit,
                 max_prompts_per_user: settings.max_prompts_per_user,

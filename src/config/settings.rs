@@ -205,6 +205,14 @@ pub struct Settings {
     #[arg(long, env, default_value = "1/s,10/min", value_name = "RATES", help_heading = PROMPTS, global = true)]
     pub prompt_throttle: String,
 
+    /// Calls of /v1 for each user: rates such as 20/s,600/min, or off
+    #[arg(long, env = "V1_THROTTLE", default_value = "20/s,600/min", value_name = "RATES", help_heading = PROMPTS, global = true)]
+    pub v1_throttle: String,
+
+    /// Largest body of a chat call (1MiB to 256MiB)
+    #[arg(long, env = "MAX_V1_BODY", default_value = "32MiB", value_name = "SIZE", help_heading = PROMPTS, global = true)]
+    pub max_v1_body: ByteSize,
+
     /// Prompts that one user may keep, failed ones included: a post beyond that is refused until
     /// some are deleted [default: no limit]
     #[arg(long, env, value_parser = clap::value_parser!(u32).range(1..=100_000), value_name = "N", help_heading = PROMPTS, global = true)]

@@ -1,6 +1,7 @@
-//! What proves an identity: passwords, tokens, session secrets, tickets; and the limits on guessing
+//! What proves an identity: passwords, tokens, API keys, session secrets, tickets; and the limits on guessing
 //! passwords.
 
+pub mod api_key;
 pub mod hash_pool;
 pub mod login_rate_limiter;
 pub mod passwords;
@@ -8,6 +9,7 @@ pub mod sessions;
 pub mod tickets;
 pub mod tokens;
 
+pub use api_key::ApiKeyText;
 pub use hash_pool::HashPool;
 pub use login_rate_limiter::{
     LocalLoginRateLimiter, LoginAttempt, LoginRateLimiter, RedisLoginRateLimiter,

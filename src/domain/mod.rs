@@ -1,6 +1,7 @@
 //! Ids, value types and rules that need no I/O. Uses nothing else of this crate.
 
 pub mod account;
+pub mod api_key;
 pub mod budget;
 pub mod client;
 pub mod ids;
@@ -11,6 +12,7 @@ pub mod timestamp;
 pub mod usage;
 pub mod user;
 
+pub use api_key::{ApiKey, ApiKeyChange, ApiKeyId, Scope, Scopes};
 pub use budget::{Budget, Period, Picodollars};
 pub use client::{ClientNetwork, ClientSite};
 pub use ids::{PromptId, UserId};
@@ -18,8 +20,8 @@ pub use prompt::{CallDetails, ChatTexts, FailureCode, Prompt, PromptSource, Prom
 pub use prompt_service_engine::{Embedding, ModelId};
 pub use rate::{Rate, Rates};
 pub use record::{
-    KeyRecord, LastIds, PromptRecord, Record, RecordCursor, RevokedToken, Session, UpstreamDay,
-    VectorRecord, without_nul,
+    ApiKeyRecord, KeyRecord, LastIds, PreviousSecret, PromptRecord, Record, RecordCursor,
+    RevokedToken, Session, UpstreamDay, VectorRecord, without_nul,
 };
 pub use timestamp::Timestamp;
 pub use usage::TokenUsage;

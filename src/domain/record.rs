@@ -1,9 +1,12 @@
 //! Whole rows of a store, as they move from one place to another.
 
+use std::fmt;
+
 use half::f16;
 
 use super::{
-    ChatTexts, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp, User, UserId,
+    ApiKey, ApiKeyId, ChatTexts, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp,
+    User, UserId,
 };
 
 /// A row of a store, with its id or its key.
@@ -21,6 +24,8 @@ pub enum Record {
     Session(Session),
     /// A refresh token that was revoked.
     RevokedToken(RevokedToken),
+    /// An API key.
+    ApiKey(ApiKeyRecord),
 }
 
 /// A kind of row, and the key after which its rows are read; `None` is before the first row.
@@ -38,17 +43,20 @@ pub enum RecordCursor {
     Sessions(Option<[u8; 32]>),
     /// Revoked tokens, by rising bytes of the `jti`.
     RevokedTokens(Option<String>),
+    /// API keys, by rising bytes of the id.
+    ApiKeys(Option<ApiKeyId>),
 }
 
 impl RecordCursor {
     /// Before the first row of each kind. A row refers only to rows of the kinds before its own.
-    pub const STARTS: [Self; 6] = [
+    pub const STARTS: [Self; 7] = [
         Self::Users(None),
         Self::Prompts(None),
         Self::Keys(None),
         Self::UpstreamDays(None),
         Self::Sessions(None),
         Self::RevokedTokens(None),
+        Self::ApiKeys(None),
     ];
 }
 
@@ -58,7 +66,11 @@ impl Record {
         match self {
             Self::User(user) => Some(user.id.0),
             Self::Prompt(record) => Some(record.prompt.id.0),
-            Self::Key(_) | Self::UpstreamDay(_) | Self::Session(_) | Self::RevokedToken(_) => None,
+            Self::Key(_)
+            | Self::UpstreamDay(_)
+            | Self::Session(_)
+            | Self::RevokedToken(_)
+            | Self::ApiKey(_) => None,
         }
     }
 
@@ -71,6 +83,7 @@ impl Record {
             Self::UpstreamDay(day) => RecordCursor::UpstreamDays(Some(day.day)),
             Self::Session(session) => RecordCursor::Sessions(Some(session.token_hash)),
             Self::RevokedToken(token) => RecordCursor::RevokedTokens(Some(token.jti.clone())),
+            Self::ApiKey(record) => RecordCursor::ApiKeys(Some(record.key.id)),
         }
     }
 }
@@ -180,6 +193,49 @@ pub struct RevokedToken {
     pub expires_at: Timestamp,
 }
 
+/// An API key as the store keeps it. Its `Debug` form hides the hashes.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ApiKeyRecord {
+    /// What its user sees of it.
+    pub key: ApiKey,
+    /// SHA-256 of the whole text of the key.
+    pub key_hash: [u8; 32],
+    /// What the key was before its last rotation, if that may still be used.
+    pub previous: Option<PreviousSecret>,
+    /// When it was revoked; `None`: it was not.
+    pub revoked_at: Option<Timestamp>,
+}
+
+/// The text of an API key before its last rotation.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct PreviousSecret {
+    /// SHA-256 of the text.
+    pub key_hash: [u8; 32],
+    /// From this instant on it is refused.
+    pub until: Timestamp,
+}
+
+impl fmt::Debug for ApiKeyRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ApiKeyRecord")
+            .field("key", &self.key)
+            .field(
+                "previous_until",
+                &self.previous.map(|previous| previous.until),
+            )
+            .field("revoked_at", &self.revoked_at)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for PreviousSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PreviousSecret")
+            .field("until", &self.until)
+            .finish_non_exhaustive()
+    }
+}
+
 /// The highest ids that were ever given out; 0 where none was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LastIds {
@@ -198,7 +254,8 @@ impl LastIds {
             RecordCursor::Keys(_)
             | RecordCursor::UpstreamDays(_)
             | RecordCursor::Sessions(_)
-            | RecordCursor::RevokedTokens(_) => None,
+            | RecordCursor::RevokedTokens(_)
+            | RecordCursor::ApiKeys(_) => None,
         }
     }
 

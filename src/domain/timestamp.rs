@@ -29,6 +29,27 @@ impl Timestamp {
         Self::from_unix_seconds(self.plus(Duration::from_micros(999_999)).unix_seconds())
     }
 
+    /// Reads RFC 3339, with `Z` or an offset: `2026-11-22T21:08:49Z`, `2026-11-22 22:08:49+01:00`.
+    /// Digits beyond microseconds are cut off. `None` for any other text, and for times before 1970.
+    pub fn parse_rfc3339(text: &str) -> Option<Self> {
+        // Years of four digits, and no byte of more than one character before the offset.
+        if !text.is_ascii() {
+            return None;
+        }
+        let (time, offset_minutes) = match text.strip_suffix(['Z', 'z']) {
+            Some(time) => (time, 0),
+            None => {
+                let (time, offset) = text.split_at_checked(text.len().checked_sub(6)?)?;
+                (time, parse_offset(offset)?)
+            }
+        };
+        let time = humantime::parse_rfc3339_weak(time).ok()?;
+        let since = time.duration_since(UNIX_EPOCH).ok()?;
+        let micros = i64::try_from(since.as_micros()).ok()?;
+        let micros = micros.checked_sub(offset_minutes * 60_000_000)?;
+        (micros >= 0).then_some(Self(micros))
+    }
+
     /// This instant moved later by `duration`, capped at the far end of the range.
     pub fn plus(self, duration: Duration) -> Self {
         Self(
@@ -48,6 +69,22 @@ impl Timestamp {
     /// How long after `earlier` this is; zero if it is not.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+}
+
+/// The minutes of an offset such as `+01:00`.
+fn parse_offset(text: &str) -> Option<i64> {
+    let (hours, minutes) = text.get(1..)?.split_once(':')?;
+    let number = |digits: &str, most| {
+        let is_number = digits.len() == 2 && digits.bytes().all(|byte| byte.is_ascii_digit());
+        let number: Option<i64> = digits.parse().ok();
+        number.filter(|number| is_number && *number <= most)
+    };
+    let minutes = number(hours, 23)? * 60 + number(minutes, 59)?;
+    match text.as_bytes().first()? {
+        b'+' => Some(minutes),
+        b'-' => Some(-minutes),
+        _ => None,
     }
 }
 
@@ -88,6 +125,37 @@ mod tests {
         assert_eq!(Timestamp(10_000_001).second_from(), Timestamp(11_000_000));
         assert_eq!(Timestamp(10_000_000).second_from(), Timestamp(10_000_000));
         assert_eq!(Timestamp(0).second_from(), Timestamp(0));
+    }
+
+    #[test]
+    fn rfc_3339_is_read_with_any_offset_and_nothing_else() {
+        let at = Some(Timestamp(1_795_381_729_297_687));
+        for text in [
+            "2026-11-22T21:08:49.297687Z",
+            "2026-11-22t21:08:49.297687z",
+            "2026-11-22 21:08:49.297687000Z",
+            "2026-11-22T22:38:49.297687+01:30",
+            "2026-11-22T16:08:49.297687-05:00",
+        ] {
+            assert_eq!(Timestamp::parse_rfc3339(text), at, "{text}");
+        }
+        for text in [
+            "",
+            "Z",
+            "2026-11-22",
+            "2026-11-22T21:08:49",
+            "2026-11-22T21:08:49+0100",
+            "2026-11-22T21:08:49+24:00",
+            "2026-11-22T21:08:49 01:00",
+            "2026-13-22T21:08:49Z",
+            "2026-11-22T21:08:49+01:0é",
+            "1969-12-31T23:59:59Z",
+            "1970-01-01T00:00:00+00:01",
+            "12026-11-22T21:08:49Z",
+            "soon",
+        ] {
+            assert_eq!(Timestamp::parse_rfc3339(text), None, "{text}");
+        }
     }
 
     #[test]

@@ -39,6 +39,7 @@ impl Similarity for PostgresSimilarity {
             store::Error::Unavailable(source) => Error::Source(source),
             error @ (store::Error::UsernameTaken
             | store::Error::QuotaExceeded
+            | store::Error::TooManyApiKeys
             | store::Error::Internal(_)) => Error::Failed(Box::new(error)),
         })?;
         let hit = |(id, score)| Hit { id, score };

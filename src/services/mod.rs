@@ -3,6 +3,7 @@
 
 pub mod accounts;
 pub mod health;
+pub mod models;
 pub mod prompts;
 pub mod purge;
 pub mod reembedding;
@@ -17,6 +18,7 @@ impl From<store::Error> for Error {
         match error {
             store::Error::Unavailable(source) => Self::unavailable(source),
             store::Error::QuotaExceeded => Self::QuotaExceeded,
+            store::Error::TooManyApiKeys => Self::TooManyApiKeys,
             // Use cases that can meet a taken name handle it themselves.
             error @ (store::Error::UsernameTaken | store::Error::Internal(_)) => {
                 Self::internal(error)

@@ -1,4 +1,4 @@
-//! Durable state: accounts, sessions, prompts and their vectors.
+//! Durable state: accounts, sessions, API keys, prompts and their vectors.
 //!
 //! Traits, split by use. Every method is one transaction: it happens wholly or not at all, and once
 //! it has returned `Ok` it survives `kill -9` and power loss. Methods may be called from many tasks
@@ -6,6 +6,7 @@
 //! list count once, unless a method says otherwise. Every method has cases in the conformance suite
 //! (`tests/it/store`), which runs on each backend.
 
+mod api_keys;
 mod bulk;
 mod calls;
 mod chats;
@@ -18,6 +19,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+pub(crate) use self::api_keys::api_key_columns;
+pub use self::api_keys::{ApiKeyStore, NewSecret, USE_NOTED_EVERY};
 pub use self::bulk::BulkStore;
 use crate::domain::{
     Embedding, ModelId, Prompt, PromptId, RevokedToken, Session, Timestamp, User, UserId,
@@ -68,6 +71,9 @@ pub enum Error {
     /// The user keeps as many prompts as allowed.
     #[error("the user keeps as many prompts as allowed")]
     QuotaExceeded,
+    /// The user has as many live API keys as allowed.
+    #[error("the user has as many live API keys as allowed")]
+    TooManyApiKeys,
     /// The store cannot be used just now (locked, full, gone); the same call may work later.
     #[error("the store is unavailable")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),

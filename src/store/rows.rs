@@ -2,8 +2,9 @@
 
 use super::{ChatCall, Error, ExpiredCall, KeyClaim, KeyState, Unembedded};
 use crate::domain::{
-    CallDetails, ChatTexts, FailureCode, KeyRecord, LastIds, Prompt, PromptId, PromptSource,
-    PromptStatus, Record, RevokedToken, Session, Timestamp, UpstreamDay, User, UserId,
+    ApiKey, ApiKeyId, ApiKeyRecord, Budget, CallDetails, ChatTexts, FailureCode, KeyRecord,
+    LastIds, Period, Picodollars, PreviousSecret, Prompt, PromptId, PromptSource, PromptStatus,
+    Record, RevokedToken, Scopes, Session, Timestamp, UpstreamDay, User, UserId,
 };
 
 /// A stored or given value that this program must never have stored or passed.
@@ -44,6 +45,7 @@ pub(super) trait StoredRow:
     + Column<String>
     + Column<Vec<u8>>
     + Column<Option<i64>>
+    + Column<Option<Vec<u8>>>
     + Column<Option<String>>
 {
 }
@@ -93,6 +95,13 @@ pub(super) fn prompt(row: &dyn StoredRow) -> Result<Prompt, Error> {
 /// The status behind a stored word.
 fn status(word: String) -> Result<PromptStatus, Defect> {
     PromptStatus::parse(&word).ok_or(Defect::UnknownValue)
+}
+
+/// A SHA-256, where there is one.
+fn optional_hash(row: &dyn StoredRow, column: &str) -> Result<Option<[u8; 32]>, Error> {
+    let bytes: Option<Vec<u8>> = row.read(column)?;
+    let hash = bytes.map(<[u8; 32]>::try_from).transpose();
+    Ok(hash.map_err(|_| Defect::UnknownValue)?)
 }
 
 /// The source behind a stored word.
@@ -159,6 +168,55 @@ pub(super) fn session(row: &dyn StoredRow) -> Result<Session, Error> {
         created_at: Timestamp(row.read("created_at")?),
         expires_at: Timestamp(row.read("expires_at")?),
     })
+}
+
+/// Reads the columns of [`api_key_columns`](super::api_keys::api_key_columns).
+pub(super) fn api_key(row: &dyn StoredRow) -> Result<ApiKeyRecord, Error> {
+    let id: String = row.read("id")?;
+    let scopes: String = row.read("scopes")?;
+    let models: String = row.read("models")?;
+    let rates: Option<String> = row.read("rates")?;
+    let rates = rates.map(|rates| rates.parse()).transpose();
+    let amount: Option<i64> = row.read("budget")?;
+    let word: Option<String> = row.read("budget_period")?;
+    let period = word.map(|word| Period::parse(&word).ok_or(Defect::UnknownValue));
+    let previous_until: Option<i64> = row.read("previous_until")?;
+    let time = |column| -> Result<Option<Timestamp>, Error> {
+        let time: Option<i64> = row.read(column)?;
+        Ok(time.map(Timestamp))
+    };
+    Ok(ApiKeyRecord {
+        key: ApiKey {
+            id: ApiKeyId::parse(&id).ok_or(Defect::UnknownValue)?,
+            user_id: UserId(row.read("user_id")?),
+            name: row.read("name")?,
+            scopes: Scopes::parse(scopes.split(',')).map_err(|_| Defect::UnknownValue)?,
+            models: models.lines().map(str::to_owned).collect(),
+            rates: rates.map_err(|_| Defect::UnknownValue)?,
+            budget: amount
+                .zip(period.transpose()?)
+                .map(|(amount, period)| Budget {
+                    amount: Picodollars(amount),
+                    period,
+                }),
+            expires_at: time("expires_at")?,
+            created_at: Timestamp(row.read("created_at")?),
+            last_used_at: time("last_used_at")?,
+            last_four: row.read("last_four")?,
+        },
+        key_hash: hash(row, "key_hash")?,
+        previous: optional_hash(row, "previous_hash")?
+            .zip(previous_until)
+            .map(|(key_hash, until)| PreviousSecret {
+                key_hash,
+                until: Timestamp(until),
+            }),
+        revoked_at: time("revoked_at")?,
+    })
+}
+
+pub(super) fn api_key_record(row: &dyn StoredRow) -> Result<Record, Error> {
+    api_key(row).map(Record::ApiKey)
 }
 
 pub(super) fn key_record(row: &dyn StoredRow) -> Result<Record, Error> {

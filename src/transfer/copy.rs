@@ -151,6 +151,7 @@ fn words(kind: &RecordCursor) -> (&'static str, &'static str) {
         RecordCursor::UpstreamDays(_) => ("day's count of calls", "counts of calls"),
         RecordCursor::Sessions(_) => ("session", "sessions"),
         RecordCursor::RevokedTokens(_) => ("revoked token", "revoked tokens"),
+        RecordCursor::ApiKeys(_) => ("API key", "API keys"),
     }
 }
 
@@ -161,6 +162,7 @@ fn key(row: &Record) -> String {
         Record::Prompt(record) => record.prompt.id.to_string(),
         Record::Key(key) => format!("of prompt {}", key.prompt_id),
         Record::UpstreamDay(day) => day.day.to_string(),
+        Record::ApiKey(record) => record.key.id.to_string(),
         Record::Session(_) | Record::RevokedToken(_) => String::new(),
     }
 }

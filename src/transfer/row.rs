@@ -34,7 +34,8 @@ impl Location {
             Record::Key(_)
             | Record::UpstreamDay(_)
             | Record::Session(_)
-            | Record::RevokedToken(_) => None,
+            | Record::RevokedToken(_)
+            | Record::ApiKey(_) => None,
         }
     }
 }

@@ -39,7 +39,8 @@ impl Rules {
             other @ (Record::Key(_)
             | Record::UpstreamDay(_)
             | Record::Session(_)
-            | Record::RevokedToken(_)) => Ok(other),
+            | Record::RevokedToken(_)
+            | Record::ApiKey(_)) => Ok(other),
         }
     }
 

@@ -11,6 +11,13 @@ use half::slice::HalfFloatSliceExt;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ModelId(pub Arc<str>);
 
+impl ModelId {
+    /// The name of the model's folder, by which people know it: what comes before the first slash.
+    pub fn folder_name(&self) -> &str {
+        self.0.split('/').next().unwrap_or_default()
+    }
+}
+
 impl fmt::Display for ModelId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

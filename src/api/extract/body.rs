@@ -155,6 +155,29 @@ impl Encoding {
     }
 }
 
+/// Reads a body of JSON as it comes, of at most `most` bytes. `memory` becomes the reservation of
+/// its bytes.
+///
+/// # Errors
+/// 400, 408, 413, 415, or 503 if there is no memory for the body.
+pub async fn read_json(
+    headers: &HeaderMap,
+    body: axum::body::Body,
+    most: usize,
+    memory: &mut Reservation,
+) -> Result<Bytes, ApiError> {
+    let is_json = matches!(Encoding::of(headers), Ok(Encoding::Json));
+    if !is_json {
+        return Err(ApiError::plain(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "The body must be JSON: send Content-Type: application/json.",
+        ));
+    }
+    let bytes = read_bytes(headers, body, most, memory).await?;
+    memory.resize(bytes.capacity());
+    Ok(bytes.into())
+}
+
 /// Reads a body of at most `most` bytes, and reserves them in `memory`.
 async fn read_bytes(
     headers: &HeaderMap,

@@ -29,6 +29,12 @@ impl Query {
             .map(|(_, value)| value.as_str())
     }
 
+    /// All names and values, in their order.
+    pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        let pairs = self.0.iter();
+        pairs.map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+
     /// The whole number of that name: `default` if it is absent.
     ///
     /// # Errors

@@ -14,12 +14,13 @@ use super::content_negotiation::EVENT_STREAM;
 use super::error::{ErrorResponse, FieldErrorsResponse, INVALID_CREDENTIALS};
 use super::extract::Root;
 use super::pages::Documents;
-use super::router::{known_routes, open_routes};
+use super::router::{known_routes, open_routes, v1_routes};
+use super::v1::OpenAiErrorResponse;
 use super::{health, pages, ws};
 
 /// Schemas that the operations below refer to without naming their types.
 #[derive(OpenApi)]
-#[openapi(components(schemas(ErrorResponse, FieldErrorsResponse)))]
+#[openapi(components(schemas(ErrorResponse, FieldErrorsResponse, OpenAiErrorResponse)))]
 struct CommonSchemas;
 
 impl Documents {
@@ -47,6 +48,8 @@ impl Documents {
 enum Layers {
     /// Content negotiation, then authentication.
     KnownApi,
+    /// The same, with errors in the form of OpenAI's protocol.
+    V1,
     /// Content negotiation.
     OpenApi,
     /// Nothing.
@@ -74,6 +77,7 @@ fn document() -> Value {
     let mut paths = Map::new();
     for (group, layers) in [
         (known_routes().into_openapi(), Layers::KnownApi),
+        (v1_routes().into_openapi(), Layers::V1),
         (open_routes().into_openapi(), Layers::OpenApi),
         (ws::router().into_openapi(), Layers::Plain),
         (health::health_router().into_openapi(), Layers::Plain),
@@ -90,6 +94,7 @@ fn document() -> Value {
     document["tags"] = json!([
         { "name": "accounts", "description": "Registering, logging in and out, tokens." },
         { "name": "prompts", "description": "Posting, listing, finding and deleting prompts." },
+        { "name": "v1", "description": "OpenAI's protocol: each call is kept, found by search, and pushed where its `metadata` asks for it." },
         { "name": "events", "description": "Answers pushed over WebSocket." },
         { "name": "operation", "description": "Health and metrics." },
         { "name": "documentation", "description": "This description and its pages." },
@@ -138,6 +143,11 @@ fn published_path(path: &str) -> String {
 
 fn complete_operation(operation: &mut Value, layers: Layers) {
     let is_api = layers != Layers::Plain;
+    let error = error_schema(layers);
+    let invalid = match layers {
+        Layers::V1 => error.clone(),
+        Layers::KnownApi | Layers::OpenApi | Layers::Plain => invalid_schema(),
+    };
     let needs_token = operation["security"]
         .as_array()
         .is_some_and(|all| all.iter().any(|one| one.get("bearer").is_some()));
@@ -145,28 +155,28 @@ fn complete_operation(operation: &mut Value, layers: Layers) {
         .as_array()
         .is_some_and(|all| all.iter().any(|one| one["in"] == "query"));
     let mut common: Vec<(&str, &str, Value)> = vec![
-        ("405", "The path has no such method.", error_schema()),
-        ("500", "A defect.", error_schema()),
+        ("405", "The path has no such method.", error.clone()),
+        ("500", "A defect.", error.clone()),
     ];
     if is_api {
-        common.push(("406", "The client takes no JSON.", error_schema()));
+        common.push(("406", "The client takes no JSON.", error.clone()));
         let description = "Overloaded, or the store or another part is unavailable.";
-        common.push(("503", description, error_schema()));
+        common.push(("503", description, error.clone()));
     }
     if needs_token {
         // A client that can send a token can also get one with the login form.
         if let Some(security) = operation["security"].as_array_mut() {
             security.push(json!({ "login": [] }));
         }
-        common.push(("401", INVALID_CREDENTIALS, error_schema()));
+        common.push(("401", INVALID_CREDENTIALS, error.clone()));
     }
     if operation.get("requestBody").is_some() {
         let description = "Fields or the whole body break the rules.";
-        common.push(("400", description, invalid_schema()));
-        common.push(("408", "The body did not arrive in time.", error_schema()));
+        common.push(("400", description, invalid.clone()));
+        common.push(("408", "The body did not arrive in time.", error.clone()));
         // `Form::MAX_BYTES`; a route with another bound says so itself.
-        common.push(("413", "The body is larger than 16 KiB.", error_schema()));
-        common.push(("415", "The body is of no kind taken here.", error_schema()));
+        common.push(("413", "The body is larger than 16 KiB.", error.clone()));
+        common.push(("415", "The body is of no kind taken here.", error.clone()));
         // An optional body is described as an object or null, but null itself is refused.
         let json = operation.pointer_mut("/requestBody/content/application~1json");
         if let Some(json) = json
@@ -175,7 +185,7 @@ fn complete_operation(operation: &mut Value, layers: Layers) {
             json["schema"] = present;
         }
     } else if is_api && takes_query {
-        common.push(("400", "A parameter breaks its rules.", invalid_schema()));
+        common.push(("400", "A parameter breaks its rules.", invalid.clone()));
     }
     let name = operation["operationId"]
         .as_str()
@@ -201,13 +211,18 @@ fn complete_operation(operation: &mut Value, layers: Layers) {
     for (status, response) in responses.iter_mut() {
         let is_to_known_user = match layers {
             Layers::KnownApi => status != "401" && status != "406",
+            Layers::V1 => false,
             // A WebSocket's handshake authenticates last, so only these come after it.
             Layers::OpenApi | Layers::Plain => {
                 needs_token && matches!(status.as_str(), "101" | "429")
             }
         };
         add_headers(status, is_api, is_to_known_user, response);
-        add_examples(&name, status, response);
+        if layers == Layers::V1 {
+            add_v1_headers(status, response);
+        } else {
+            add_examples(&name, status, response);
+        }
     }
     // These come from the HTTP parser, before there is a request for the router: they have no body
     // and none of our headers.
@@ -237,8 +252,12 @@ fn describe_stream_in_words(response: &mut Value) {
     }
 }
 
-fn error_schema() -> Value {
-    json!({ "$ref": "#/components/schemas/ErrorResponse" })
+fn error_schema(layers: Layers) -> Value {
+    let name = match layers {
+        Layers::V1 => "OpenAiErrorResponse",
+        Layers::KnownApi | Layers::OpenApi | Layers::Plain => "ErrorResponse",
+    };
+    json!({ "$ref": format!("#/components/schemas/{name}") })
 }
 
 fn invalid_schema() -> Value {
@@ -255,6 +274,8 @@ fn headers() -> Value {
         "Retry-After": header("integer", "Whole seconds to wait."),
         "Vary": header("string", "`Accept`."),
         "WWW-Authenticate": header("string", "`Bearer realm=\"api\"`."),
+        "openai-processing-ms": header("integer", "Milliseconds until the response began."),
+        "retry-after-ms": header("integer", "Milliseconds to wait."),
         "X-Request-Id": header("string", "The request's id: the caller's `X-Request-Id` if it is usable, else a random one."),
     })
 }
@@ -285,6 +306,17 @@ fn add_headers(status: &str, is_api: bool, is_to_known_user: bool, response: &mu
         headers.extend(own.clone());
     }
     response["headers"] = Value::Object(headers);
+}
+
+/// Adds the headers of OpenAI's protocol.
+fn add_v1_headers(status: &str, response: &mut Value) {
+    let mut names = vec!["openai-processing-ms"];
+    if status == "429" {
+        names.push("retry-after-ms");
+    }
+    for name in names {
+        response["headers"][name] = json!({ "$ref": format!("#/components/headers/{name}") });
+    }
 }
 
 /// Adds examples to an error response.

@@ -17,10 +17,11 @@ use crate::domain::{Timestamp, UserId};
 use crate::error::Error;
 use crate::memory_budget::{Owner, Reservation};
 use crate::services::accounts::Caller;
-use crate::services::prompts::{CreatePrompt, Created};
+use crate::services::prompts::{CreatePrompt, Created, Post};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+/// Says that a response is that of an earlier request with the same key.
+pub const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 /// The most characters of a key.
 const MAX_KEY_CHARS: usize = 255;
 
@@ -146,7 +147,8 @@ fn read(
     check_length("prompt", &request.prompt, state.max_prompt_chars)?;
     let new = CreatePrompt {
         user_id,
-        prompt: request.prompt,
+        post: Post::Prompt(request.prompt),
+        route: state.prompts.route(None)?,
         announce: request.websocket,
         is_streamed: request.stream.unwrap_or_else(|| wants_stream(headers)),
         key,
@@ -156,7 +158,10 @@ fn read(
 }
 
 /// The request's key, if it has one.
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
+///
+/// # Errors
+/// 400 if it is none of 1 to 255 visible ASCII characters, or comes twice.
+pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
     let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
     let Some(value) = values.next() else {
         return Ok(None);
@@ -178,6 +183,7 @@ fn respond(state: &AppState, caller: Caller, created: Created) -> Result<Respons
     let (mut response, is_replayed) = match created {
         Created::Answered {
             prompt,
+            answer: _,
             upstream,
             is_replayed,
         } => {
@@ -199,6 +205,9 @@ fn respond(state: &AppState, caller: Caller, created: Created) -> Result<Respons
             reader,
             is_replayed,
         } => (stream::respond(state, caller, reader), is_replayed),
+        Created::Chunks { .. } => {
+            return Err(Error::internal("a prompt was answered like a chat call").into());
+        }
     };
     if is_replayed {
         response

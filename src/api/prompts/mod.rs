@@ -18,6 +18,7 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+pub use self::create::{IDEMPOTENT_REPLAYED, idempotency_key};
 pub use self::events::encode_event;
 use self::usage::Usage;
 use super::content_negotiation::wants_stream;
@@ -79,6 +80,9 @@ pub struct PromptResponse {
     /// How long the upstream took, with all attempts, in milliseconds.
     #[schema(required = true, example = 1250)]
     duration_ms: Option<u32>,
+    /// The front door by which it came: `api`, `page` or `v1`.
+    #[schema(example = "api")]
+    source: &'static str,
 }
 
 /// How far a prompt has come.
@@ -336,6 +340,7 @@ impl From<Prompt> for PromptResponse {
             usage: Usage::of(&prompt.call),
             finish_reason: prompt.call.finish_reason,
             duration_ms: prompt.call.duration_ms,
+            source: prompt.source.as_str(),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Reads an answer from the connection, within limits of time and size.
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -8,8 +9,8 @@ use hyper::body::{Body, Incoming};
 
 use super::attempt::AnswerLimits;
 use super::fault::{Fault, FaultKind};
-use super::reader::{AnswerReader, Received};
-use crate::llm::Completion;
+use super::reader::{AnswerReader, Received, as_chunk};
+use crate::llm::{AnswerSink, Completion, Content};
 
 /// How much of an error's body is read, and for how long. The message is in it, and a connection
 /// can be used again only after the end of the body.
@@ -25,24 +26,43 @@ const LATE_USAGE_TIME: Duration = Duration::from_millis(100);
 /// whole, and the caller waits for it.
 const AFTER_REASON_TIME: Duration = Duration::from_secs(5);
 
-/// Hands over the text of a streamed answer, and notes when it began.
-pub struct Deltas<'a> {
-    on_delta: Option<&'a mut (dyn FnMut(&str) + Send)>,
+/// Hands over a streamed answer, and notes when it began.
+pub struct Handover<'a> {
+    sink: Option<&'a mut dyn AnswerSink>,
+    is_streamed: bool,
+    /// Whether the answer is one to a chat request.
+    is_chat: bool,
+    /// Choices that are wanted.
+    pub choices: u32,
     first_at: Option<Instant>,
+    has_text: bool,
 }
 
-impl<'a> Deltas<'a> {
-    /// Hands text to `on_delta`; `None` for a whole answer.
-    pub fn new(on_delta: Option<&'a mut (dyn FnMut(&str) + Send)>) -> Self {
+impl<'a> Handover<'a> {
+    /// Hands the answer to `sink`. A prompt's answer is streamed if there is one.
+    pub fn new(content: Content<'_>, sink: Option<&'a mut dyn AnswerSink>) -> Self {
+        let (is_streamed, is_chat, choices) = match content {
+            Content::Prompt(_) => (sink.is_some(), false, 1),
+            Content::Chat(request) => (request.is_streamed(), true, request.choices()),
+        };
         Self {
-            on_delta,
+            sink: sink.filter(|_| is_streamed),
+            is_streamed,
+            is_chat,
+            choices,
             first_at: None,
+            has_text: false,
         }
     }
 
     /// Whether the answer is streamed.
     pub fn is_streamed(&self) -> bool {
-        self.on_delta.is_some()
+        self.is_streamed
+    }
+
+    /// Whether the answer is one to a chat request, of which everything is kept.
+    pub fn is_chat(&self) -> bool {
+        self.is_chat
     }
 
     /// When the first piece was handed over. There is no retry after it, because the caller has it.
@@ -50,11 +70,27 @@ impl<'a> Deltas<'a> {
         self.first_at
     }
 
+    /// Hands over an object of a streamed answer to a chat request.
+    fn object(&mut self, json: &[u8]) {
+        let Some(sink) = &mut self.sink else {
+            return;
+        };
+        if self.first_at.is_none() {
+            self.first_at = Some(Instant::now());
+            // A server that does not stream sends one whole answer.
+            if let Some(chunk) = as_chunk(json) {
+                return sink.chunk(&one_line(&chunk));
+            }
+        }
+        sink.chunk(&one_line(json));
+    }
+
     /// Hands a piece of text over, unless it is empty.
-    fn hand_over(&mut self, delta: &str) {
-        if let (false, Some(on_delta)) = (delta.is_empty(), &mut self.on_delta) {
+    fn text(&mut self, piece: &str) {
+        if let (false, Some(sink)) = (piece.is_empty(), &mut self.sink) {
             self.first_at.get_or_insert_with(Instant::now);
-            on_delta(delta);
+            self.has_text = true;
+            sink.text(piece);
         }
     }
 }
@@ -68,7 +104,7 @@ pub async fn read(
     mut body: Incoming,
     limits: &AnswerLimits,
     reader: &mut AnswerReader,
-    deltas: &mut Deltas<'_>,
+    handover: &mut Handover<'_>,
     mut on_piece: impl FnMut(&AnswerReader, Received),
 ) -> Result<Completion, Fault> {
     if body.size_hint().lower() > reader.room as u64 {
@@ -81,7 +117,7 @@ pub async fn read(
             FaultKind::TokenTimeout,
         )
     };
-    let mut until = match deltas.is_streamed() {
+    let mut until = match handover.is_streamed() {
         true => (limits.first_token_by, FaultKind::FirstTokenTimeout),
         false => silence(),
     };
@@ -98,32 +134,33 @@ pub async fn read(
             Ok(None) => break Ok(()),
             Err(fault) => break Err(fault),
         };
-        let fed = reader.feed(&piece);
-        deltas.hand_over(reader.new_text());
+        let fed = reader.feed(&piece, &mut |json| handover.object(json));
+        handover.text(reader.new_text());
         let received = match fed {
             Ok(received) => received,
             Err(kind) => break Err(kind.into()),
         };
         on_piece(reader, received);
         if reader.gathered.is_done {
-            end(&mut body, reader).await;
+            end(&mut body, reader, handover).await;
             break Ok(());
         }
         if !reader.gathered.has_reason() {
             end_by = None;
             // The first sign of life must not shorten the wait for the first text.
-            let keeps_longer = deltas.first_at().is_none() && until.0 > silence().0;
-            if !keeps_longer && (received.is_alive || !deltas.is_streamed()) {
+            let keeps_longer = !handover.has_text && until.0 > silence().0;
+            if !keeps_longer && (received.is_alive || !handover.is_streamed()) {
                 until = silence();
             }
         } else if received.is_news || end_by.is_none() {
             end_by = Some(Instant::now() + AFTER_REASON_TIME);
         }
     };
-    match (reader.finish(ended.is_err()), ended) {
+    let on_object = &mut |json: &[u8]| handover.object(json);
+    match (reader.finish(ended.is_err(), on_object), ended) {
         // The answer is complete, however its body ended.
         (Ok((answer, rest)), _) => {
-            deltas.hand_over(&rest);
+            handover.text(&rest);
             Ok(answer)
         }
         (Err(_), Err(fault)) => Err(fault),
@@ -131,19 +168,29 @@ pub async fn read(
     }
 }
 
+/// An object as one line. A line end in JSON can only stand between two of its parts.
+fn one_line(json: &[u8]) -> Cow<'_, [u8]> {
+    let is_end = |byte: &u8| matches!(byte, b'\n' | b'\r');
+    if !json.iter().any(is_end) {
+        return json.into();
+    }
+    let blank = |byte: &u8| if is_end(byte) { b' ' } else { *byte };
+    json.iter().map(blank).collect::<Vec<u8>>().into()
+}
+
 /// Waits a moment for the rest after `[DONE]`: the end of the body, perhaps the usage. The answer
 /// is complete without them.
-async fn end(body: &mut Incoming, reader: &mut AnswerReader) {
+async fn end(body: &mut Incoming, reader: &mut AnswerReader, handover: &mut Handover<'_>) {
     let most = match reader.gathered.answer.completion_tokens.is_some() {
         true => END_TIME,
         false => LATE_USAGE_TIME,
     };
     let rest = async {
         while let Some(Ok(frame)) = body.frame().await {
-            if frame
-                .into_data()
-                .is_ok_and(|data| reader.feed(&data).is_err())
-            {
+            if frame.into_data().is_ok_and(|data| {
+                let on_object = &mut |json: &[u8]| handover.object(json);
+                reader.feed(&data, on_object).is_err()
+            }) {
                 break;
             }
         }

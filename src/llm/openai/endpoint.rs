@@ -11,10 +11,10 @@ use hyper::{Request, Uri};
 use rustls::ClientConfig;
 
 use super::breaker::Breaker;
+use super::models::ModelCache;
 use super::retry::RetryBudget;
 use super::transport::Transport;
 use crate::config;
-use crate::llm::measure::CallLabels;
 use crate::telemetry::Metrics;
 
 const USER_AGENT_VALUE: &str = concat!("prompt-service/", env!("CARGO_PKG_VERSION"));
@@ -22,9 +22,7 @@ const USER_AGENT_VALUE: &str = concat!("prompt-service/", env!("CARGO_PKG_VERSIO
 /// One upstream. Its key is only in the header that is sent to its address.
 #[derive(Debug)]
 pub struct UpstreamEndpoint {
-    /// Its name in metrics and in the log: `primary`, `fallback-1`, …
-    pub name: String,
-    /// The address, the key and the model.
+    /// The name, the address, the key and the models.
     pub config: config::Endpoint,
     /// Its kind, as metrics name it.
     pub provider: &'static str,
@@ -34,17 +32,18 @@ pub struct UpstreamEndpoint {
     pub breaker: Breaker,
     /// How many retries there may be.
     pub budget: RetryBudget,
+    /// Its list of models.
+    pub models: ModelCache,
     uri: Uri,
     authorization: Option<HeaderValue>,
 }
 
 impl UpstreamEndpoint {
-    /// The upstream with that index in the list.
+    /// A client of the upstream.
     ///
     /// # Errors
     /// An address or key cannot be sent, which checked settings exclude.
     pub fn new(
-        at: usize,
         config: &config::Endpoint,
         tls: &ClientConfig,
         connect_timeout: Duration,
@@ -60,31 +59,20 @@ impl UpstreamEndpoint {
                 Some(value)
             }
         };
-        let name = match at {
-            0 => "primary".to_owned(),
-            at => format!("fallback-{at}"),
-        };
+        let state = &metrics.upstream_breaker_state;
         Ok(Self {
             provider: match config.base_url.is_openai() {
                 true => "openai",
                 false => "openai-compatible",
             },
             transport: Transport::new(tls, is_https, connect_timeout),
-            breaker: Breaker::new(metrics.upstream_breaker_state.with_label_values(&[&name])),
+            breaker: Breaker::new(state.with_label_values(&[&config.name])),
             budget: RetryBudget::new(Instant::now()),
+            models: ModelCache::default(),
             uri: config.base_url.join("/chat/completions").try_into()?,
             authorization,
             config: config.clone(),
-            name,
         })
-    }
-
-    /// The labels of the metrics of its calls.
-    pub fn labels(&self) -> CallLabels<'_> {
-        CallLabels {
-            provider: self.provider,
-            model: &self.config.model,
-        }
     }
 
     /// Its address, which has neither user info nor a query, and so no secret.

@@ -82,12 +82,31 @@ impl Fault {
     }
 
     /// Whether another upstream may succeed. Not if the request itself is wrong, or no time is
-    /// left.
-    pub fn may_succeed_elsewhere(&self) -> bool {
-        !matches!(
-            self.kind,
-            FaultKind::Status(400 | 413 | 422) | FaultKind::TotalTimeout | FaultKind::TooLong
-        )
+    /// left. A chat request may be too large for one upstream and not for another, and no upstream
+    /// takes it in another media type; a prompt is sent as the service writes it.
+    pub fn may_succeed_elsewhere(&self, is_chat: bool) -> bool {
+        match self.kind {
+            FaultKind::Status(400 | 422) | FaultKind::TotalTimeout | FaultKind::TooLong => false,
+            FaultKind::Status(413) => is_chat,
+            FaultKind::Status(415) => !is_chat,
+            FaultKind::Connect
+            | FaultKind::ConnectTimeout
+            | FaultKind::Broken { .. }
+            | FaultKind::Status(_)
+            | FaultKind::FirstTokenTimeout
+            | FaultKind::TokenTimeout
+            | FaultKind::AnswerTimeout
+            | FaultKind::Truncated
+            | FaultKind::Malformed
+            | FaultKind::Encoded
+            | FaultKind::ErrorObject => true,
+        }
+    }
+
+    /// Whether the caller of a chat request is told what the upstream says: the request is wrong,
+    /// or its model is unknown. Other refusals concern the operator.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self.kind, FaultKind::Status(400 | 404 | 413 | 415 | 422))
     }
 
     /// Whether this is a failure of the upstream as a whole. A refusal (429 too) shows that it
@@ -96,6 +115,15 @@ impl Fault {
         !matches!(
             self.kind,
             FaultKind::TooLong | FaultKind::Status(400..=407 | 409..=499)
+        )
+    }
+
+    /// Whether the attempt may have cost money. Not if there was no connection, or a status says
+    /// that there is no answer.
+    pub fn may_have_cost(&self) -> bool {
+        !matches!(
+            self.kind,
+            FaultKind::Connect | FaultKind::ConnectTimeout | FaultKind::Status(_)
         )
     }
 
@@ -156,6 +184,8 @@ impl Fault {
             code,
             detail,
             retry_after: self.retry_after.or(default),
+            upstream_error: None,
+            attempts: Vec::new(),
         }
     }
 }
@@ -166,6 +196,8 @@ pub fn all_open(wait: Duration) -> Failure {
         code: FailureCode::UpstreamUnavailable,
         detail: UNAVAILABLE,
         retry_after: Some(wait),
+        upstream_error: None,
+        attempts: Vec::new(),
     }
 }
 
@@ -204,10 +236,10 @@ mod tests {
         for is_early in [true, false] {
             let broken = Fault::from(FaultKind::Broken { is_early });
             assert_eq!(broken.is_retryable(), is_early);
-            assert!(broken.may_succeed_elsewhere() && broken.is_outage());
+            assert!(broken.may_succeed_elsewhere(false) && broken.is_outage());
         }
         let hung = Fault::from(FaultKind::AnswerTimeout);
-        assert!(!hung.is_retryable() && hung.may_succeed_elsewhere() && hung.is_outage());
+        assert!(!hung.is_retryable() && hung.may_succeed_elsewhere(false) && hung.is_outage());
     }
 
     #[test]

@@ -23,15 +23,18 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use tracing::Instrument;
 
-use self::answer::Deltas;
+use self::answer::Handover;
 use self::attempt::{AnswerLimits, UpstreamAttempt};
 use self::breaker::AttemptOutcome;
 use self::endpoint::UpstreamEndpoint;
 use self::fault::{Fault, FaultKind};
-pub use self::models::{ModelFinding, UpstreamCheck};
+pub use self::models::{ListedModel, ModelFinding, UpstreamCheck};
 use self::reader::AnswerReader;
+pub use self::reader::{JsonValue, decoded, string_end};
+use super::attempts::{Attempt, CANCELLED, COMPLETED};
 use super::measure::CallLabels;
-use super::{Completion, Failure};
+use super::route::{self, Hop};
+use super::{AnswerSink, Completion, Failure, Question, UpstreamError};
 use crate::config::UpstreamConfig;
 use crate::memory_budget::Reservation;
 use crate::telemetry::Metrics;
@@ -39,10 +42,11 @@ use crate::telemetry::Metrics;
 /// The longest wait before a retry if another upstream can be asked.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The upstreams, in the order in which they are asked.
+/// The upstreams, in the order of the configuration.
 #[derive(Debug)]
 pub struct Upstreams {
-    config: UpstreamConfig,
+    /// Their configuration.
+    pub config: UpstreamConfig,
     endpoints: Vec<UpstreamEndpoint>,
     metrics: Arc<Metrics>,
 }
@@ -58,6 +62,9 @@ pub enum Error {
         "no certificate authorities were found to trust: install the system's ca-certificates, or set SSL_CERT_FILE"
     )]
     NoRoots,
+    /// No upstream has the default model.
+    #[error("no upstream has the default model")]
+    NoDefault,
     /// An address or a key cannot be sent.
     #[error("an address or a key cannot be sent")]
     Unsendable(#[from] hyper::http::Error),
@@ -67,43 +74,61 @@ pub enum Error {
 enum NoAnswer {
     /// The upstream was not asked. Its breaker stays open for so long.
     Refused(Duration),
-    /// The failure of the last attempt.
-    Failed(Fault),
+    /// The failure of the last attempt, and what the caller is told of it.
+    Failed(Fault, Option<UpstreamError>),
 }
 
 /// One call with all its attempts. If it is dropped before its end, it is counted as cancelled,
 /// because it was paid for nevertheless.
 struct UpstreamCall<'a, 'd> {
-    prompt: &'a str,
+    question: &'a Question<'a>,
     memory: Reservation,
-    deltas: Deltas<'d>,
+    handover: Handover<'d>,
     began: Instant,
     attempts: u32,
-    /// The upstream that was asked last; at first, the first one of the list.
-    endpoint: &'a UpstreamEndpoint,
-    metrics: &'a Metrics,
+    /// The upstream that was asked last; at first, the first one of the route.
+    hop: &'a Hop,
+    /// Whether an attempt is running.
+    is_asking: bool,
+    upstreams: &'a Upstreams,
     is_over: bool,
 }
 
 impl UpstreamCall<'_, '_> {
     fn end(&mut self, error_type: Option<&'static str>, answer: Option<&Completion>) {
         self.is_over = true;
-        let labels = self.endpoint.labels();
-        if let Some(first_at) = self.deltas.first_at() {
+        let metrics = &self.upstreams.metrics;
+        let labels = self.upstreams.labels(self.hop);
+        if let Some(first_at) = self.handover.first_at() {
             let after = first_at.saturating_duration_since(self.began);
-            labels.first_chunk(self.metrics, after);
+            labels.first_chunk(metrics, after);
         }
         let tokens = answer.map_or([None, None], |answer| {
             [answer.prompt_tokens, answer.completion_tokens]
         });
-        labels.ended(self.metrics, self.began.elapsed(), error_type, tokens);
+        labels.ended(metrics, self.began.elapsed(), error_type, tokens);
+    }
+
+    /// Notes an attempt that may have cost money. `seen`: what came of its answer.
+    fn note_attempt(&mut self, outcome: &'static str, seen: Option<&Completion>) {
+        let answering = seen.map(|seen| seen.model.as_str());
+        self.question.attempts.push(Attempt {
+            upstream: self.hop.upstream.clone(),
+            model: self.hop.model.clone(),
+            answering_model: answering.filter(|name| !name.is_empty()).map(str::to_owned),
+            usage: seen.and_then(|seen| seen.usage),
+            outcome,
+        });
     }
 }
 
 impl Drop for UpstreamCall<'_, '_> {
     fn drop(&mut self) {
         if !self.is_over {
-            self.end(Some("cancelled"), None);
+            if self.is_asking {
+                self.note_attempt(CANCELLED, None);
+            }
+            self.end(Some(CANCELLED), None);
         }
     }
 }
@@ -116,12 +141,15 @@ impl Upstreams {
     pub fn new(config: &UpstreamConfig, metrics: Arc<Metrics>) -> Result<Self, Error> {
         let needs_tls = config.endpoints.iter().any(|each| each.base_url.is_https());
         let tls = transport::tls_config(needs_tls)?;
-        let endpoints = config.endpoints.iter().enumerate().map(|(at, endpoint)| {
-            UpstreamEndpoint::new(at, endpoint, &tls, config.connect_timeout, &metrics)
+        let endpoints = config.endpoints.iter().map(|endpoint| {
+            UpstreamEndpoint::new(endpoint, &tls, config.connect_timeout, &metrics)
         });
         let endpoints: Vec<_> = endpoints.collect::<Result<_, _>>()?;
         for endpoint in &endpoints {
-            endpoint.labels().announce(&metrics);
+            for model in route::labels(&endpoint.config, &config.default_model) {
+                let provider = endpoint.provider;
+                CallLabels { provider, model }.announce(&metrics);
+            }
         }
         Ok(Self {
             endpoints,
@@ -130,53 +158,72 @@ impl Upstreams {
         })
     }
 
-    /// The labels of the upstream that is asked first.
-    pub fn first(&self) -> CallLabels<'_> {
-        self.endpoints[0].labels()
+    /// The labels of the metrics of calls that go to an upstream of a route.
+    pub fn labels<'a>(&'a self, hop: &'a Hop) -> CallLabels<'a> {
+        CallLabels {
+            provider: self.endpoints[hop.endpoint].provider,
+            model: &hop.label,
+        }
     }
 
     /// Asks each upstream which models it has; see [`super::Client::check_models`].
     pub async fn check_models(&self) -> Vec<UpstreamCheck> {
         let endpoints = self.endpoints.iter().enumerate();
-        join_all(endpoints.map(|(index, endpoint)| models::check(index, endpoint))).await
+        let default = &self.config.default_model;
+        let checks = endpoints.map(|(index, endpoint)| models::check(index, endpoint, default));
+        join_all(checks).await.into_iter().flatten().collect()
     }
 
-    /// Answers a prompt; see [`super::Client::complete`].
+    /// The models of all upstreams; see [`super::Client::models`].
+    pub async fn models(&self) -> Vec<ListedModel> {
+        models::all(&self.config, &self.endpoints).await
+    }
+
+    /// Answers a question; see [`super::Client::complete`].
     pub async fn complete(
         &self,
         memory: Reservation,
-        prompt: &str,
-        on_delta: Option<&mut (dyn FnMut(&str) + Send)>,
+        question: Question<'_>,
+        sink: Option<&mut dyn AnswerSink>,
     ) -> Result<Completion, Failure> {
+        let hops = question.route.hops();
+        let Some(first) = hops.first() else {
+            // A route to the mock, which only a client of the mock gives.
+            return Err(fault::all_open(Duration::ZERO));
+        };
         let mut call = UpstreamCall {
-            prompt,
+            question: &question,
             memory,
-            deltas: Deltas::new(on_delta),
+            handover: Handover::new(question.content, sink),
             began: Instant::now(),
             attempts: 0,
-            endpoint: &self.endpoints[0],
-            metrics: &self.metrics,
+            hop: first,
+            is_asking: false,
+            upstreams: self,
             is_over: false,
         };
         let mut last: Option<Fault> = None;
+        let mut refusal: Option<UpstreamError> = None;
+        let is_chat = call.handover.is_chat();
         let mut wait: Option<Duration> = None;
-        for (at, endpoint) in self.endpoints.iter().enumerate() {
-            let others = &self.endpoints[at + 1..];
-            match self.ask(endpoint, others, &mut call).await {
+        for (at, hop) in hops.iter().enumerate() {
+            match self.ask(hop, &hops[at + 1..], &mut call).await {
                 Ok(mut answer) => {
                     call.end(None, Some(&answer));
                     if answer.model.is_empty() {
-                        answer.model.clone_from(&endpoint.config.model);
+                        answer.model.clone_from(&hop.model);
                     }
                     answer.upstream_duration = call.began.elapsed();
+                    answer.attempts = question.attempts.attempts();
                     return Ok(answer);
                 }
                 Err(NoAnswer::Refused(more)) => {
                     wait = Some(wait.map_or(more, |wait| wait.min(more)));
                 }
-                Err(NoAnswer::Failed(fault)) => {
+                Err(NoAnswer::Failed(fault, told)) => {
                     last = Some(fault);
-                    if call.deltas.first_at().is_some() || !fault.may_succeed_elsewhere() {
+                    refusal = told;
+                    if call.handover.first_at().is_some() || !fault.may_succeed_elsewhere(is_chat) {
                         break;
                     }
                 }
@@ -184,38 +231,52 @@ impl Upstreams {
         }
         let error_type = last.map_or("breaker_open", |fault| fault.error_type());
         call.end(Some(error_type), None);
-        Err(match last {
+        let failure = match last {
             Some(fault) => fault.into_failure(),
             None => fault::all_open(wait.unwrap_or_default()),
+        };
+        Err(Failure {
+            upstream_error: refusal,
+            attempts: question.attempts.attempts(),
+            ..failure
         })
     }
 
     /// Asks one upstream until it answers or a retry is useless. `others` may be asked after it.
     async fn ask<'a>(
         &self,
-        endpoint: &'a UpstreamEndpoint,
-        others: &[UpstreamEndpoint],
+        hop: &'a Hop,
+        others: &[Hop],
         call: &mut UpstreamCall<'a, '_>,
     ) -> Result<Completion, NoAnswer> {
-        let is_streamed = call.deltas.is_streamed();
-        let prompts = [
-            call.prompt,
-            self.config.system_prompt.as_deref().unwrap_or_default(),
-        ];
-        let body = request::request(&self.config, &endpoint.config, call.prompt, is_streamed);
+        let endpoint = &self.endpoints[hop.endpoint];
+        let is_streamed = call.handover.is_streamed();
+        let content = call.question.content;
+        let body = request::request(
+            &self.config,
+            &endpoint.config,
+            &hop.model,
+            content,
+            is_streamed,
+        );
         let whole_by = call.began + self.config.total_timeout;
-        let has_next = |now| others.iter().any(|each| each.breaker.would_admit(now));
-        let (mut retries, mut last) = (0, None);
+        let has_next = |now| {
+            let mut others = others.iter();
+            others.any(|each| self.endpoints[each.endpoint].breaker.would_admit(now))
+        };
+        let (mut retries, mut last) = (0, None::<Fault>);
         loop {
             let now = Instant::now();
             if now >= whole_by {
-                return Err(NoAnswer::Failed(
-                    last.unwrap_or_else(|| FaultKind::TotalTimeout.into()),
-                ));
+                let fault = last.unwrap_or_else(|| FaultKind::TotalTimeout.into());
+                return Err(NoAnswer::Failed(fault, None));
             }
             let permit = match endpoint.breaker.admit(now) {
                 Ok(permit) => permit,
-                Err(wait) => return Err(last.map_or(NoAnswer::Refused(wait), NoAnswer::Failed)),
+                Err(wait) => {
+                    let failed = |fault| NoAnswer::Failed(fault, None);
+                    return Err(last.map_or(NoAnswer::Refused(wait), failed));
+                }
             };
             if retries == 0 {
                 endpoint.budget.note_call();
@@ -234,52 +295,63 @@ impl Upstreams {
                 text_bytes: self.config.max_response_bytes,
             };
             call.attempts += 1;
-            call.endpoint = endpoint;
+            call.hop = hop;
             // At the level of errors, as the spans around it, so that no filter separates a line
             // from its ids.
             let span = tracing::error_span!(
                 "attempt",
                 attempt = call.attempts,
-                upstream = endpoint.name,
+                upstream = endpoint.config.name,
                 status = tracing::field::Empty,
                 upstream_request_id = tracing::field::Empty,
             );
             let mut attempt = UpstreamAttempt::new(endpoint, limits, permit);
+            call.is_asking = true;
             let answer = attempt
-                .run(body.clone(), &mut call.deltas, &mut call.memory)
+                .run(body.clone(), &mut call.handover, &mut call.memory)
                 .instrument(span.clone())
                 .await;
+            call.is_asking = false;
             // If other attempts have used up the time, its end says nothing about this upstream.
             let is_short = call.attempts > 1 && limits.first_token_by > whole_by.0;
             let outcome = outcome(&answer, attempt.is_alive, is_short);
             if attempt.skipped > 0 {
                 self.metrics
                     .upstream_events_skipped
-                    .with_label_values(&[&endpoint.name])
+                    .with_label_values(&[&endpoint.config.name])
                     .inc_by(attempt.skipped);
             }
-            span.in_scope(|| attempt.settle(&answer, outcome, chance(), &prompts));
+            match &answer {
+                Ok(answer) => call.note_attempt(COMPLETED, Some(answer)),
+                Err(fault) if fault.may_have_cost() => {
+                    call.note_attempt(fault.error_type(), Some(&attempt.seen));
+                }
+                Err(_) => {}
+            }
+            let refusal = attempt.refusal.take();
+            let system = self.config.system_prompt.as_deref();
+            span.in_scope(|| attempt.settle(&answer, outcome, chance(), content, system));
             let fault = match answer {
                 Ok(answer) => return Ok(answer),
                 Err(fault) => fault,
             };
             last = Some(fault);
             retries += 1;
-            if call.deltas.first_at().is_some()
+            if call.handover.first_at().is_some()
                 || !fault.is_retryable()
                 || retries > self.config.max_retries
             {
-                return Err(NoAnswer::Failed(fault));
+                return Err(NoAnswer::Failed(fault, refusal));
             }
             let wait = retry::backoff(retries, fault.retry_after, chance());
             let now = Instant::now();
             let is_too_late = now + wait >= call.began + self.config.total_timeout;
             if is_too_late || (wait > PATIENCE && has_next(now)) || !endpoint.budget.take(now) {
-                return Err(NoAnswer::Failed(fault));
+                return Err(NoAnswer::Failed(fault, refusal));
             }
             self.metrics
                 .upstream_retries
-                .with_label_values(&[endpoint.name.as_str(), fault.error_type()])
+                .with_label_values(&[endpoint.config.name.as_str(), fault.error_type()])
                 .inc();
             tokio::time::sleep(wait).await;
         }
@@ -291,14 +363,16 @@ impl Upstreams {
 pub struct AnswerReading {
     /// The pieces of text that are handed over, joined.
     pub deltas: String,
+    /// The objects that are handed over, if it is the answer to a chat request.
+    pub objects: Vec<Vec<u8>>,
     /// The answer, or the word under which the failure is counted.
     pub answer: Result<Completion, &'static str>,
     /// Events that could not be read and were left out.
     pub skipped: u64,
 }
 
-/// Reads the body of an answer as the client does, in the given pieces. For tests and fuzzing,
-/// which need neither a connection nor a clock.
+/// Reads the body of an answer to a prompt as the client does, in the given pieces. For tests and
+/// fuzzing, which need neither a connection nor a clock.
 ///
 /// `most_text`: bytes of text that the answer may have. `is_cut`: the body is cut off after
 /// the last piece.
@@ -308,10 +382,30 @@ pub fn read_answer<'a>(
     most_text: usize,
     is_cut: bool,
 ) -> AnswerReading {
-    let (mut reader, mut deltas) = (AnswerReader::new(most_text), String::new());
+    read_with(AnswerReader::new(most_text), pieces, is_cut)
+}
+
+/// The same for the answer to a chat request that wants so many choices.
+#[doc(hidden)]
+pub fn read_chat_answer<'a>(
+    pieces: impl IntoIterator<Item = &'a [u8]>,
+    most_text: usize,
+    is_cut: bool,
+    choices: u32,
+) -> AnswerReading {
+    read_with(AnswerReader::chat(most_text, choices), pieces, is_cut)
+}
+
+fn read_with<'a>(
+    mut reader: AnswerReader,
+    pieces: impl IntoIterator<Item = &'a [u8]>,
+    is_cut: bool,
+) -> AnswerReading {
+    let (mut deltas, mut objects) = (String::new(), Vec::new());
+    let mut on_object = |json: &[u8]| objects.push(json.to_vec());
     let mut failure = None;
     for piece in pieces {
-        let fed = reader.feed(piece);
+        let fed = reader.feed(piece, &mut on_object);
         deltas.push_str(reader.new_text());
         if let Err(kind) = fed {
             failure = Some(kind);
@@ -319,13 +413,14 @@ pub fn read_answer<'a>(
         }
     }
     let answer = reader
-        .finish(is_cut || failure.is_some())
+        .finish(is_cut || failure.is_some(), &mut on_object)
         .map(|(answer, rest)| {
             deltas.push_str(&rest);
             answer
         });
     AnswerReading {
         deltas,
+        objects,
         answer: answer.map_err(|kind| Fault::from(failure.unwrap_or(kind)).error_type()),
         skipped: reader.gathered.skipped,
     }

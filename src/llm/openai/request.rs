@@ -4,6 +4,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use crate::config::{Endpoint, UpstreamConfig};
+use crate::llm::Content;
 
 #[derive(Serialize)]
 struct Request<'a> {
@@ -34,13 +35,18 @@ struct StreamOptions {
     include_usage: bool,
 }
 
-/// The body of a request.
+/// The body of a request for the model.
 pub fn request(
     config: &UpstreamConfig,
     endpoint: &Endpoint,
-    prompt: &str,
+    model: &str,
+    content: Content<'_>,
     is_streamed: bool,
 ) -> Bytes {
+    let prompt = match content {
+        Content::Prompt(prompt) => prompt,
+        Content::Chat(request) => return request.body_for(model),
+    };
     let system = config.system_prompt.as_deref().map(|content| ChatMessage {
         role: "system",
         content,
@@ -52,7 +58,7 @@ pub fn request(
     // OpenAI's newer models refuse the old name; most other servers know no other.
     let is_openai = endpoint.base_url.is_openai();
     let request = Request {
-        model: &endpoint.model,
+        model,
         messages: system.into_iter().chain([user]).collect(),
         max_tokens: config.max_tokens.filter(|_| !is_openai),
         max_completion_tokens: config.max_tokens.filter(|_| is_openai),

@@ -11,18 +11,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::sync::oneshot;
 
+use super::chat::{ChunkSender, chunk_queue};
 use super::embedding::{PendingEmbedding, embed};
 use super::events::{self, Event};
 use super::stream::ResponseStream;
-use super::{CreatePrompt, Created, Deps, Inner, idempotency};
+use super::{CreatePrompt, Created, Deps, Inner, Post, idempotency};
 use crate::config::OnClientDisconnect;
-use crate::domain::{Embedding, FailureCode, Prompt, Timestamp, UserId};
+use crate::domain::{Embedding, FailureCode, Prompt, PromptId, Timestamp};
 use crate::embed::{Class, Permit};
 use crate::error::Error;
-use crate::llm::{self, Busy, CallPermit};
+use crate::llm::{self, AnswerSink, AttemptLog, Busy, CallPermit, Question};
 use crate::memory_budget::{Owner, Reservation};
 use crate::store::{self, Begun, Holder, NewCall};
 
@@ -33,22 +35,52 @@ const CALLER_PATIENCE: Duration = Duration::from_secs(30);
 const MICROS_A_DAY: i64 = 86_400_000_000;
 
 /// Where the caller of a post waits for its result.
-pub(super) struct Reply(pub Option<oneshot::Sender<Result<Created, Error>>>);
+pub(super) struct Reply {
+    sender: Option<oneshot::Sender<Result<Created, Error>>>,
+    /// The chunks that the caller of a streamed chat call reads, once it does.
+    chunks: Option<ChunkSender>,
+}
 
 impl Reply {
-    /// Sends the result, unless one was sent before. A caller that left misses it; what was stored
-    /// stays.
-    fn send(&mut self, result: Result<Created, Error>) {
-        if let Some(sender) = self.0.take() {
-            let _ = sender.send(result);
+    pub fn new(sender: oneshot::Sender<Result<Created, Error>>) -> Self {
+        Self {
+            sender: Some(sender),
+            chunks: None,
         }
     }
 
-    /// Waits until the caller leaves. Never returns once the reply was sent. Cancel safe.
+    /// Sends the result, unless one was sent before. A caller that left misses it; what was stored
+    /// stays. A caller that reads chunks gets only whether the call has succeeded.
+    fn send(&mut self, result: Result<Created, Error>) {
+        if let Some(sender) = self.sender.take() {
+            let _ = sender.send(result);
+        } else if let Some(chunks) = &self.chunks {
+            chunks.end(result.map(drop));
+        }
+    }
+
+    /// Lets the caller read chunks from now on.
+    fn stream_chunks(&mut self, id: PromptId, memory: Reservation) {
+        let (chunks, reader) = chunk_queue(memory);
+        self.send(Ok(Created::Chunks { id, reader }));
+        self.chunks = Some(chunks);
+    }
+
+    /// Waits until the caller leaves. Never returns once the whole reply was sent. Cancel safe.
     async fn abandoned(&mut self) {
-        match &mut self.0 {
-            Some(sender) => sender.closed().await,
-            None => std::future::pending().await,
+        match (&mut self.sender, &self.chunks) {
+            (Some(sender), _) => sender.closed().await,
+            (None, Some(chunks)) => chunks.abandoned().await,
+            (None, None) => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for Reply {
+    /// The caller must not wait for a call whose task has panicked.
+    fn drop(&mut self) {
+        if self.chunks.is_some() {
+            self.send(Err(Error::internal("a call ended without a result")));
         }
     }
 }
@@ -56,19 +88,21 @@ impl Reply {
 /// What a post needs before anything is begun for it.
 pub(super) struct Permits {
     call: CallPermit,
-    text: Permit,
+    /// `None` if the prompt gets no vector.
+    text: Option<Permit>,
     memory: Reservation,
 }
 
 impl Permits {
     /// Takes a permit for the call and one for the text at once, or none. `memory` holds the
-    /// prompt's text.
+    /// post's body or text.
     ///
     /// # Errors
     /// `Overloaded`.
-    pub fn take(deps: &Deps, user_id: UserId, memory: Reservation) -> Result<Self, Error> {
-        let text = deps.embedder.admit(user_id, Class::Post)?;
-        let call = deps.llm.admit(user_id);
+    pub fn take(deps: &Deps, new: &CreatePrompt, memory: Reservation) -> Result<Self, Error> {
+        let admit = || deps.embedder.admit(new.user_id, Class::Post);
+        let text = new.post.is_kept().then(admit).transpose()?;
+        let call = deps.llm.admit(new.user_id);
         let call = call.map_err(|Busy| Error::overloaded())?;
         Ok(Self { call, text, memory })
     }
@@ -77,8 +111,8 @@ impl Permits {
 /// How a call ended.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// The upstream answered. Without a vector if the model failed while the upstream was being
-    /// asked: an answer that was paid for is kept all the same.
+    /// The upstream answered. Without a vector if the prompt is not kept, or if the model failed
+    /// while the upstream was being asked: an answer that was paid for is kept all the same.
     Answered(llm::Completion, Option<Embedding>),
     /// The upstream failed, or may not be asked today.
     Failed(llm::Failure),
@@ -99,7 +133,7 @@ pub(super) async fn run(inner: &Arc<Inner>, permits: Permits, new: CreatePrompt,
         text,
         memory,
     } = permits;
-    let mut embedding = PendingEmbedding::new(embed(deps, text, &new.prompt));
+    let mut embedding = PendingEmbedding::new(embed(deps, text, new.post.text()));
     let holder = inner.next_holder();
     let (begun, over_limit) = match embedding.during(begin(deps, &new, holder)).await {
         Ok(begun) => begun,
@@ -120,11 +154,18 @@ pub(super) async fn run(inner: &Arc<Inner>, permits: Permits, new: CreatePrompt,
             Outcome::Failed(failure)
         }
         None => {
-            if new.is_streamed {
-                reply.send(Ok(Created::Streaming {
-                    reader: call.stream.read(None),
-                    is_replayed: false,
-                }));
+            match &new.post {
+                Post::Chat(_) if new.is_streamed => {
+                    let memory = deps.memory.hold(Owner::user(new.user_id), 0);
+                    reply.stream_chunks(call.prompt.id, memory);
+                }
+                Post::Prompt(_) if new.is_streamed => {
+                    reply.send(Ok(Created::Streaming {
+                        reader: call.stream.read(None),
+                        is_replayed: false,
+                    }));
+                }
+                Post::Chat(_) | Post::Prompt(_) => {}
             }
             call.ask(permit, embedding, &mut reply).await
         }
@@ -173,11 +214,11 @@ async fn begin(
     let over_limit = count(deps, new.now).await?;
     let call = NewCall {
         user_id: new.user_id,
-        source: crate::domain::PromptSource::Api,
-        prompt: new.prompt.clone(),
-        chat: None,
-        is_kept: true,
-        model: deps.llm.model().to_owned(),
+        source: new.post.source(),
+        prompt: new.post.stored_text().to_owned(),
+        chat: new.post.texts().cloned(),
+        is_kept: new.post.is_kept(),
+        model: new.route.model().to_owned(),
         created_at: new.now,
         announce: new.announce,
         key: idempotency::claim(new),
@@ -202,7 +243,27 @@ async fn count(deps: &Deps, now: Timestamp) -> Result<Option<llm::Failure>, stor
         code: FailureCode::UpstreamUnavailable,
         detail: "The daily limit of calls is reached.",
         retry_after: Some(Timestamp((day + 1).saturating_mul(MICROS_A_DAY)).since(now)),
+        upstream_error: None,
+        attempts: Vec::new(),
     }))
+}
+
+/// Where an answer goes while it arrives.
+struct Sink<'a> {
+    stream: &'a ResponseStream,
+    chunks: Option<&'a ChunkSender>,
+}
+
+impl AnswerSink for Sink<'_> {
+    fn text(&mut self, piece: &str) {
+        self.stream.push(piece);
+    }
+
+    fn chunk(&mut self, json: &[u8]) {
+        if let Some(chunks) = self.chunks {
+            chunks.push(json);
+        }
+    }
 }
 
 /// A call of this process. While it lives its lease is renewed.
@@ -273,19 +334,29 @@ impl<'a> Call<'a> {
             Ok(embedding) => embedding,
             Err(error) => return Outcome::Broken(error),
         };
+        let chunks = reply.chunks.clone();
+        let chunks = chunks.as_ref();
         let abandoned = async {
             match deps.calls.on_client_disconnect {
                 OnClientDisconnect::Finish => std::future::pending().await,
-                OnClientDisconnect::Cancel if new.is_streamed => self.stream.abandoned().await,
+                OnClientDisconnect::Cancel if chunks.is_none() && new.is_streamed => {
+                    self.stream.abandoned().await;
+                }
                 OnClientDisconnect::Cancel => reply.abandoned().await,
             }
         };
-        let mut push = |piece: &str| self.stream.push(piece);
-        let on_delta = new
-            .is_streamed
-            .then_some(&mut push as &mut (dyn FnMut(&str) + Send));
+        let mut sink = Sink {
+            stream: &self.stream,
+            chunks,
+        };
+        let sink = new.is_streamed.then_some(&mut sink as &mut dyn AnswerSink);
         let memory = deps.memory.hold(Owner::user(new.user_id), 0);
-        let asking = embedding.during(deps.llm.complete(permit, memory, &new.prompt, on_delta));
+        let question = Question {
+            route: &new.route,
+            content: new.post.content(),
+            attempts: AttemptLog::default(),
+        };
+        let asking = embedding.during(deps.llm.complete(permit, memory, question, sink));
         let completion = tokio::select! {
             biased;
             completion = asking => match completion {
@@ -296,9 +367,11 @@ impl<'a> Call<'a> {
             () = self.inner.cut.cancelled() => return Outcome::Stopped,
         };
         // From here on the answer is paid for, and nothing may lose it.
-        if !new.is_streamed {
-            self.stream.hold(completion.text.len());
-        }
+        let answer_bytes = completion.answer.as_ref().map_or(0, Bytes::len);
+        self.stream.hold(match new.is_streamed {
+            true => answer_bytes,
+            false => answer_bytes + completion.text.len(),
+        });
         let embedding = tokio::select! {
             biased;
             embedding = embedding.finish() => embedding,
@@ -308,7 +381,7 @@ impl<'a> Call<'a> {
             let source = std::error::Error::source(error).map(ToString::to_string);
             tracing::error!(%error, source, "an answered prompt has no vector yet");
         });
-        Outcome::Answered(completion, embedding.ok())
+        Outcome::Answered(completion, embedding.ok().flatten())
     }
 
     /// Publishes, once, that the prompt was deleted, if its outcome is announced.
@@ -342,7 +415,7 @@ impl Drop for Call<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{CallDetails, PromptId, PromptSource, PromptStatus};
+    use crate::domain::{CallDetails, PromptSource, PromptStatus, UserId};
 
     fn answered() -> Result<Created, Error> {
         let prompt = Prompt {
@@ -359,6 +432,7 @@ mod tests {
         };
         Ok(Created::Answered {
             prompt: prompt.into(),
+            answer: None,
             upstream: None,
             is_replayed: false,
         })
@@ -367,7 +441,7 @@ mod tests {
     #[tokio::test]
     async fn a_caller_gets_an_error_after_its_patience_while_the_storing_goes_on() {
         let (sender, received) = oneshot::channel();
-        let mut reply = Reply(Some(sender));
+        let mut reply = Reply::new(sender);
         let settling = async {
             // Goes on only once the caller has its error.
             let received = received.await.unwrap();
@@ -376,15 +450,15 @@ mod tests {
         };
         let result = reply_within(Duration::from_millis(1), &mut reply, settling).await;
         assert!(result.is_ok());
-        assert!(reply.0.is_none());
+        assert!(reply.sender.is_none());
     }
 
     #[tokio::test]
     async fn a_caller_whose_outcome_is_stored_in_time_gets_it() {
         let (sender, _received) = oneshot::channel();
-        let mut reply = Reply(Some(sender));
+        let mut reply = Reply::new(sender);
         let result = reply_within(CALLER_PATIENCE, &mut reply, async { answered() }).await;
         assert!(result.is_ok());
-        assert!(reply.0.is_some());
+        assert!(reply.sender.is_some());
     }
 }

@@ -12,24 +12,39 @@ use crate::domain::Embedding;
 use crate::embed::Permit;
 use crate::error::Error;
 
-/// Computes the vector of a prompt.
-pub(super) async fn embed(deps: &Deps, permit: Permit, text: &str) -> Result<Embedding, Error> {
+/// The most bytes of a text that the model is given: several times what it reads. A chat call may
+/// have megabytes, which would be cut up for nothing.
+const EMBEDDED_BYTES: usize = 64 << 10;
+
+/// Computes the vector of a prompt; `None` if it has no permit for that.
+pub(super) async fn embed(
+    deps: &Deps,
+    permit: Option<Permit>,
+    text: &str,
+) -> Result<Option<Embedding>, Error> {
+    let Some(permit) = permit else {
+        return Ok(None);
+    };
+    let text = &text[..text.floor_char_boundary(EMBEDDED_BYTES)];
     let started = Instant::now();
     let embedding = deps.embedder.embed(permit, text.into()).await?;
     deps.metrics
         .embedding_duration
         .with_label_values(&["post"])
         .observe(started.elapsed().as_secs_f64());
-    Ok(embedding)
+    Ok(Some(embedding))
 }
 
 /// A vector that is computed while its post waits for other things. Nothing is paid for it, so it
 /// starts with the first of these waits.
-pub(super) struct PendingEmbedding<'a>(MaybeDone<BoxFuture<'a, Result<Embedding, Error>>>);
+pub(super) struct PendingEmbedding<'a>(MaybeDone<BoxFuture<'a, Embedded>>);
+
+/// The vector of a prompt; `None` if it gets none.
+type Embedded = Result<Option<Embedding>, Error>;
 
 impl<'a> PendingEmbedding<'a> {
     /// Starts at the first call of [`during`](Self::during).
-    pub fn new(embedding: impl Future<Output = Result<Embedding, Error>> + Send + 'a) -> Self {
+    pub fn new(embedding: impl Future<Output = Embedded> + Send + 'a) -> Self {
         Self(maybe_done(embedding.boxed()))
     }
 
@@ -62,7 +77,7 @@ impl<'a> PendingEmbedding<'a> {
     ///
     /// # Errors
     /// That of the embedder.
-    pub async fn finish(self) -> Result<Embedding, Error> {
+    pub async fn finish(self) -> Embedded {
         match self.0 {
             MaybeDone::Future(embedding) => embedding.await,
             MaybeDone::Done(embedding) => embedding,
@@ -79,8 +94,8 @@ mod tests {
 
     use super::*;
 
-    fn vector() -> Embedding {
-        Embedding([0.5].as_slice().into())
+    fn vector() -> Option<Embedding> {
+        Some(Embedding([0.5].as_slice().into()))
     }
 
     #[tokio::test]

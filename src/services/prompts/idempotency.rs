@@ -2,14 +2,18 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use super::stream::StreamReader;
-use super::{CreatePrompt, Created, Inner, Prompts, READ_BYTES};
+use super::{CreatePrompt, Created, Inner, Post, Prompts, READ_BYTES};
 use crate::domain::PromptId;
 use crate::error::{Error, KeyProblem};
-use crate::memory_budget::Owner;
+use crate::memory_budget::{Owner, Reservation};
 use crate::store::{KeyClaim, KeyState};
+
+/// The members of a chat request that say whether its answer is streamed.
+const IS_STREAMED: [&str; 2] = ["stream", "stream_options"];
 
 /// The key of a request as the store knows it. The fingerprint leaves out whether the answer is
 /// streamed: a client whose stream broke may repeat the request to get the answer whole.
@@ -17,7 +21,20 @@ pub(super) fn claim(new: &CreatePrompt) -> Option<KeyClaim> {
     let key = new.key.as_ref()?;
     let mut fingerprint = Sha256::new();
     fingerprint.update([u8::from(new.announce)]);
-    fingerprint.update(new.prompt.as_bytes());
+    match &new.post {
+        Post::Prompt(text) => fingerprint.update(text.as_bytes()),
+        Post::Chat(chat) => {
+            // No prompt begins with NUL, so the two kinds of posts have no fingerprint in common.
+            fingerprint.update([0]);
+            let members = chat.request.members();
+            for (name, value) in members.filter(|(name, _)| !IS_STREAMED.contains(name)) {
+                fingerprint.update((name.len() as u64).to_le_bytes());
+                fingerprint.update(name.as_bytes());
+                fingerprint.update((value.len() as u64).to_le_bytes());
+                fingerprint.update(value.as_bytes());
+            }
+        }
+    }
     Some(KeyClaim {
         key_hash: Sha256::digest(key.as_bytes()).into(),
         fingerprint: fingerprint.finalize().into(),
@@ -78,17 +95,38 @@ async fn completed(inner: &Arc<Inner>, new: &CreatePrompt, id: PromptId) -> Resu
         return Err(Error::IdempotencyKey(KeyProblem::Deleted));
     }
     let prompt = prompt?;
+    let answer = match &new.post {
+        Post::Prompt(_) => None,
+        Post::Chat(_) => Some(chat_answer(inner, new, id, &mut memory).await?),
+    };
     deps.metrics.idempotent_replays.inc();
-    Ok(if new.is_streamed {
-        Created::Streaming {
+    if new.is_streamed && answer.is_none() {
+        return Ok(Created::Streaming {
             reader: StreamReader::stored(prompt, None, Arc::clone(&deps.store), memory),
             is_replayed: true,
-        }
-    } else {
-        Created::Answered {
-            prompt: prompt.into(),
-            upstream: None,
-            is_replayed: true,
-        }
+        });
+    }
+    Ok(Created::Answered {
+        prompt: prompt.into(),
+        answer,
+        upstream: None,
+        is_replayed: true,
     })
+}
+
+/// The stored answer to a chat call.
+async fn chat_answer(
+    inner: &Arc<Inner>,
+    new: &CreatePrompt,
+    id: PromptId,
+    memory: &mut Reservation,
+) -> Result<Bytes, Error> {
+    let prompts = Prompts(Arc::clone(inner));
+    let call = prompts.chat_call(new.user_id, id, memory).await;
+    let deleted = || Error::IdempotencyKey(KeyProblem::Deleted);
+    match call {
+        Ok(call) => Ok(call.texts.answer.ok_or_else(deleted)?.into()),
+        Err(Error::NotFound) => Err(deleted()),
+        Err(error) => Err(error),
+    }
 }

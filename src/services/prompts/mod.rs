@@ -1,6 +1,7 @@
 //! Posting, listing, reading and deleting prompts.
 
 mod call;
+pub mod chat;
 mod embedding;
 mod events;
 mod idempotency;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -20,18 +22,21 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use self::call::{Permits, Reply};
+use self::chat::{ChatPost, ChatReader};
 pub use self::events::{Encode, Event};
 use self::stream::{ResponseStream, StreamEnd, StreamOffset, StreamReader};
 use crate::config::CallsConfig;
-use crate::domain::{ModelId, Prompt, PromptId, PromptStatus, Timestamp, UserId};
+use crate::domain::{
+    ChatTexts, ModelId, Prompt, PromptId, PromptSource, PromptStatus, Timestamp, UserId,
+};
 use crate::embed::Embedder;
 use crate::error::Error;
-use crate::llm;
+use crate::llm::{self, Content, Route};
 use crate::memory_budget::{MemoryBudget, Reservation};
 use crate::realtime::Broker;
 use crate::search::Similarity;
 use crate::services::reembedding::ReembeddingProgress;
-use crate::store::{self, CallStore, Holder, PromptPage, PromptStore};
+use crate::store::{self, CallStore, ChatStore, Holder, PromptPage, PromptStore};
 use crate::telemetry::Metrics;
 
 /// A prompt whose texts have at most this many bytes is read in one step; for a longer one the size
@@ -43,8 +48,10 @@ pub const READ_BYTES: usize = 64 << 10;
 pub struct CreatePrompt {
     /// The user who posts it.
     pub user_id: UserId,
-    /// The text: trimmed, not empty, without NUL.
-    pub prompt: String,
+    /// What is posted.
+    pub post: Post,
+    /// Where it goes.
+    pub route: Route,
     /// Whether the outcome is announced to the user's sockets.
     pub announce: bool,
     /// Whether the answer is streamed.
@@ -55,18 +62,82 @@ pub struct CreatePrompt {
     pub now: Timestamp,
 }
 
+/// What is posted, by one of the two front doors.
+#[derive(Clone, Debug)]
+pub enum Post {
+    /// A text: trimmed, not empty, without NUL.
+    Prompt(String),
+    /// A chat call.
+    Chat(Box<ChatPost>),
+}
+
+impl Post {
+    /// The text that is the prompt, without NUL. A chat call may have none.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Prompt(text) => text,
+            Self::Chat(chat) => &chat.prompt,
+        }
+    }
+
+    /// The part of the text that is stored.
+    fn stored_text(&self) -> &str {
+        if self.is_kept() { self.text() } else { "" }
+    }
+
+    /// Whether its texts are kept.
+    fn is_kept(&self) -> bool {
+        match self {
+            Self::Prompt(_) => true,
+            Self::Chat(chat) => chat.texts.is_some(),
+        }
+    }
+
+    /// What is kept of a chat call beside its text.
+    fn texts(&self) -> Option<&ChatTexts> {
+        match self {
+            Self::Prompt(_) => None,
+            Self::Chat(chat) => chat.texts.as_ref(),
+        }
+    }
+
+    fn source(&self) -> PromptSource {
+        match self {
+            Self::Prompt(_) => PromptSource::Api,
+            Self::Chat(_) => PromptSource::V1,
+        }
+    }
+
+    /// What the upstream is sent.
+    fn content(&self) -> Content<'_> {
+        match self {
+            Self::Prompt(text) => Content::Prompt(text),
+            Self::Chat(chat) => Content::Chat(&chat.request),
+        }
+    }
+}
+
 /// The result of a post.
 pub enum Created {
     /// The whole answer.
     Answered {
         /// The completed prompt, which is stored.
         prompt: Arc<Prompt>,
+        /// The whole answer to a chat call, as JSON: as the upstream sent it, or as it is stored.
+        answer: Option<Bytes>,
         /// How long the upstream took; `None` if it was not asked by this request.
         upstream: Option<Duration>,
         /// Whether it is the stored answer to an earlier request.
         is_replayed: bool,
     },
-    /// A streamed answer.
+    /// The streamed answer to a chat call.
+    Chunks {
+        /// The prompt of the call.
+        id: PromptId,
+        /// Reads the chunks from the first one on.
+        reader: ChatReader,
+    },
+    /// The streamed answer to a prompt.
     Streaming {
         /// Reads the answer from the beginning.
         reader: StreamReader,
@@ -81,6 +152,8 @@ pub struct Deps {
     pub store: Arc<dyn PromptStore>,
     /// Stores running calls and idempotency keys, beside the prompts.
     pub call_store: Arc<dyn CallStore>,
+    /// Reads what is kept of chat calls.
+    pub chat_store: Arc<dyn ChatStore>,
     /// 16 random bytes that identify this process among all on the same data.
     pub replica: [u8; 16],
     /// Computes the vectors of prompts.
@@ -135,6 +208,14 @@ impl Prompts {
         }))
     }
 
+    /// Where the calls of a model go; `None` names the default model.
+    ///
+    /// # Errors
+    /// `ModelNotFound` if no upstream serves it.
+    pub fn route(&self, model: Option<&str>) -> Result<Route, Error> {
+        self.0.deps.llm.route(model).ok_or(Error::ModelNotFound)
+    }
+
     /// Answers, embeds, stores and announces a prompt. The upstream is asked only once the prompt
     /// is committed as running. A whole answer is durable and searchable when this returns; a
     /// streamed one when its reader returns `Completed`.
@@ -152,14 +233,14 @@ impl Prompts {
     /// `Unavailable` comes after a while and the answer is stored later.
     pub async fn create(&self, new: CreatePrompt, memory: Reservation) -> Result<Created, Error> {
         self.check_quota(&new).await?;
-        let permits = Permits::take(&self.0.deps, new.user_id, memory)?;
+        let permits = Permits::take(&self.0.deps, &new, memory)?;
         let (reply, result) = oneshot::channel();
         let inner = Arc::clone(&self.0);
         // At the level of errors, as the span of the request, so that no filter separates a line
         // from its ids.
         let span = tracing::error_span!("call", prompt_id = tracing::field::Empty);
         self.0.calls.spawn(
-            async move { call::run(&inner, permits, new, Reply(Some(reply))).await }
+            async move { call::run(&inner, permits, new, Reply::new(reply)).await }
                 .instrument(span),
         );
         // A task that ends without a reply has panicked.

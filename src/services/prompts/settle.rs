@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::call::{Call, Outcome};
+use super::chat::kept_answer;
 use super::events::{self, Event};
 use super::stream::StreamEnd;
 use super::{Created, count_outcome};
-use crate::domain::{CallDetails, FailureCode, Prompt, PromptStatus};
-use crate::error::{Error, FailedPrompt, KeyProblem};
+use crate::domain::{CallDetails, FailureCode, ModelId, Prompt, PromptStatus};
+use crate::error::{Error, FailedPrompt, KeyProblem, Refusal};
 use crate::store::{self, CallOutcome};
 
 /// How long storing an outcome is retried while the store is unavailable. An answer that was paid
@@ -32,10 +33,13 @@ enum Stored {
 
 impl Outcome {
     /// The part of it that is stored; `None` if nothing is.
-    fn to_store(&self, embedding_model: &crate::domain::ModelId) -> Option<CallOutcome> {
+    fn to_store(&self, embedding_model: &ModelId, is_kept: bool) -> Option<CallOutcome> {
         let code = match self {
             Self::Answered(completion, embedding) => {
+                let answer = completion.answer.as_deref().filter(|_| is_kept);
                 return Some(CallOutcome {
+                    is_kept,
+                    answer: answer.map(|answer| kept_answer(answer).into()),
                     details: CallDetails {
                         finish_reason: completion.finish_reason.clone(),
                         prompt_tokens: completion.prompt_tokens,
@@ -53,7 +57,10 @@ impl Outcome {
             Self::Cancelled => FailureCode::Cancelled,
             Self::Stopped => return None,
         };
-        Some(CallOutcome::failed(code))
+        Some(CallOutcome {
+            is_kept,
+            ..CallOutcome::failed(code)
+        })
     }
 }
 
@@ -62,7 +69,8 @@ impl Call<'_> {
     /// caller by the returned value.
     pub(super) async fn settle(&self, outcome: Outcome) -> Result<Created, Error> {
         let deps = &self.inner.deps;
-        let Some(to_store) = outcome.to_store(&deps.model) else {
+        let is_kept = self.new.post.is_kept();
+        let Some(to_store) = outcome.to_store(&deps.model, is_kept) else {
             self.release().await;
             return Err(Error::unavailable("the service is stopping"));
         };
@@ -74,16 +82,23 @@ impl Call<'_> {
     }
 
     /// Reports an outcome that is stored.
-    fn report(&self, prompt: Prompt, outcome: Outcome) -> Result<Created, Error> {
+    fn report(&self, mut prompt: Prompt, outcome: Outcome) -> Result<Created, Error> {
         let deps = &self.inner.deps;
+        let is_kept = self.new.post.is_kept();
+        if !is_kept {
+            // What is not kept is told all the same.
+            prompt.prompt = self.new.post.text().to_owned();
+        }
         count_outcome(deps, prompt.status);
         let mut failed = FailedPrompt::of(&prompt);
+        let mut refusal = None;
         match outcome {
             Outcome::Answered(completion, embedding) => {
                 let (user_id, id) = (prompt.user_id, prompt.id);
                 match embedding {
                     Some(embedding) => deps.similarity.inserted(user_id, id, &embedding),
-                    None => deps.reembedding.ask(),
+                    None if is_kept => deps.reembedding.ask(),
+                    None => {}
                 }
                 if self.new.announce {
                     events::publish(deps, prompt.user_id, &Event::Completed(&prompt));
@@ -92,6 +107,7 @@ impl Call<'_> {
                 self.stream.end(StreamEnd::Completed(Arc::clone(&prompt)));
                 return Ok(Created::Answered {
                     prompt,
+                    answer: completion.answer,
                     upstream: Some(completion.upstream_duration),
                     is_replayed: false,
                 });
@@ -100,6 +116,7 @@ impl Call<'_> {
             Outcome::Failed(failure) => {
                 failed.detail = failure.detail;
                 failed.retry_after = failure.retry_after;
+                refusal = failure.upstream_error;
             }
             Outcome::Broken(error) => {
                 let source = std::error::Error::source(&error).map(ToString::to_string);
@@ -111,7 +128,16 @@ impl Call<'_> {
             events::publish(deps, prompt.user_id, &Event::Failed(&failed));
         }
         self.stream.end(StreamEnd::Failed(failed));
-        Err(Error::Failed(failed))
+        Err(match refusal {
+            Some(refusal) => Error::Refused(Box::new(Refusal {
+                status: refusal.status,
+                message: refusal.message,
+                error_type: refusal.error_type,
+                param: refusal.param,
+                code: refusal.code,
+            })),
+            None => Error::Failed(failed),
+        })
     }
 
     /// Reports the outcome that another process stored. That process has reported it to the
@@ -129,6 +155,7 @@ impl Call<'_> {
                 self.stream.end_replaced(Arc::clone(&prompt));
                 Ok(Created::Answered {
                     prompt,
+                    answer: None,
                     upstream: None,
                     is_replayed: true,
                 })
@@ -202,9 +229,29 @@ impl Call<'_> {
         }
         let stored = deps.store.prompt(self.prompt.user_id, id).await?;
         Ok(match stored {
+            // Whoever else could have ended this call would have left its row or deleted it for the
+            // user, who does not see such a call.
+            None if is_in_doubt && !outcome.is_kept => Stored::Ours(self.ended_by(outcome)),
             Some(prompt) if is_in_doubt && has_outcome(&prompt, outcome) => Stored::Ours(prompt),
             stored => Stored::Theirs(stored),
         })
+    }
+}
+
+impl Call<'_> {
+    /// The prompt as it would be stored with that outcome.
+    fn ended_by(&self, outcome: &CallOutcome) -> Prompt {
+        Prompt {
+            status: outcome.status(),
+            error: outcome.error,
+            response: outcome.response.as_deref().map(str::to_owned),
+            model: outcome
+                .model
+                .clone()
+                .unwrap_or_else(|| self.prompt.model.clone()),
+            call: outcome.details.clone(),
+            ..self.prompt.clone()
+        }
     }
 }
 

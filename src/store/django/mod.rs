@@ -153,7 +153,8 @@ impl DjangoDatabase {
                 RecordCursor::Keys(_)
                 | RecordCursor::UpstreamDays(_)
                 | RecordCursor::Sessions(_)
-                | RecordCursor::RevokedTokens(_) => (Vec::new(), None),
+                | RecordCursor::RevokedTokens(_)
+                | RecordCursor::ApiKeys(_) => (Vec::new(), None),
             };
             self.next = records.last().map(Record::cursor).or(after_last);
             if !records.is_empty() {

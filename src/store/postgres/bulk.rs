@@ -9,12 +9,13 @@ use tokio_postgres::Row;
 use super::pool::{Arguments, Connection, LONG_PATIENCE};
 use super::{PostgresStore, get, one, sql_limit};
 use crate::domain::{
-    ChatTexts, FailureCode, LastIds, ModelId, Prompt, PromptRecord, PromptStatus, Record,
-    RecordCursor, VectorRecord,
+    ApiKeyId, ApiKeyRecord, ChatTexts, FailureCode, LastIds, ModelId, Prompt, PromptRecord,
+    PromptStatus, Record, RecordCursor, VectorRecord,
 };
+use crate::store::api_keys::{API_KEYS_AFTER, models_column};
 use crate::store::bulk::{DAYS_AFTER, KEYS_AFTER, PROMPTS_AFTER, SESSIONS_AFTER, USERS_AFTER};
 use crate::store::rows;
-use crate::store::{BulkStore, Error};
+use crate::store::{BulkStore, Error, api_key_columns};
 
 /// The table of accounts.
 const ACCOUNTS: &str = "account";
@@ -74,6 +75,16 @@ const PUT_TOKENS: &str = "
     GROUP BY jti
     ON CONFLICT (jti) DO UPDATE
         SET expires_at = greatest(revoked_token.expires_at, excluded.expires_at)";
+
+const PUT_API_KEYS: &str = concat!(
+    "INSERT INTO api_key (",
+    api_key_columns!(),
+    ") SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::bytea[], $5::bytea[],
+                            $6::bigint[], $7::text[], $8::text[], $9::text[], $10::text[],
+                            $11::bigint[], $12::text[], $13::bigint[], $14::bigint[],
+                            $15::bigint[], $16::bigint[])
+     ON CONFLICT DO NOTHING"
+);
 
 const LAST_IDS: &str = "
     SELECT coalesce(pg_sequence_last_value(pg_get_serial_sequence('account', 'id')::regclass), 0)
@@ -218,12 +229,20 @@ impl BulkStore for PostgresStore {
                 })
                 .await
             }
+            RecordCursor::ApiKeys(after) => {
+                let after = after.as_ref().map_or("", ApiKeyId::as_str);
+                self.select(API_KEYS_AFTER, &[&after, &most], |row| {
+                    rows::api_key_record(row)
+                })
+                .await
+            }
         }
     }
 
     async fn put(&self, records: Vec<Record>) -> Result<(), Error> {
         let (mut users, mut prompts, mut keys) = (Vec::new(), Vec::new(), Vec::new());
         let (mut days, mut sessions, mut tokens) = (Vec::new(), Vec::new(), Vec::new());
+        let mut api_keys: Vec<ApiKeyRecord> = Vec::new();
         for record in records {
             match record {
                 Record::User(user) => users.push(user),
@@ -232,6 +251,7 @@ impl BulkStore for PostgresStore {
                 Record::UpstreamDay(day) => days.push(day),
                 Record::Session(session) => sessions.push(session),
                 Record::RevokedToken(token) => tokens.push(token),
+                Record::ApiKey(record) => api_keys.push(record),
             }
         }
         prompts.iter_mut().for_each(PromptRecord::replace_nul);
@@ -312,6 +332,29 @@ impl BulkStore for PostgresStore {
             tokens,
             |token| token.jti.as_bytes(),
             token.expires_at.0
+        );
+        put!(
+            connection,
+            PUT_API_KEYS,
+            api_keys,
+            |row| row.key.id.as_str(),
+            row.key.user_id.0,
+            row.key.name.as_str(),
+            row.key_hash.as_slice(),
+            row.previous
+                .as_ref()
+                .map(|previous| previous.key_hash.as_slice()),
+            row.previous.map(|previous| previous.until.0),
+            row.key.last_four.as_str(),
+            row.key.scopes.to_string(),
+            models_column(&row.key.models),
+            row.key.rates.as_ref().map(ToString::to_string),
+            row.key.budget.map(|budget| budget.amount.0),
+            row.key.budget.map(|budget| budget.period.as_str()),
+            row.key.expires_at.map(|at| at.0),
+            row.key.created_at.0,
+            row.revoked_at.map(|at| at.0),
+            row.key.last_used_at.map(|at| at.0)
         );
         connection.commit().await
     }

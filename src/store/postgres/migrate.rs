@@ -13,16 +13,17 @@ use super::session::NO_TIMEOUTS;
 
 /// Each migration leads from the version before it to its own position in the list, counted from 1.
 /// Never edited once released.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     include_str!("../../../migrations/postgres/0001_initial.sql"),
     include_str!("../../../migrations/postgres/0002_running_calls.sql"),
     include_str!("../../../migrations/postgres/0003_purge_horizon.sql"),
+    include_str!("../../../migrations/postgres/0004_api_keys.sql"),
     include_str!("../../../migrations/postgres/0005_chat_calls.sql"),
 ];
 
 /// All tables that the migrations create. A database that has one of them without the first belongs
 /// to another program.
-pub(super) const TABLES: [&str; 11] = [
+pub(super) const TABLES: [&str; 12] = [
     "chat_call",
     "prompt_service_schema",
     "account",
@@ -34,6 +35,7 @@ pub(super) const TABLES: [&str; 11] = [
     "running_call",
     "idempotency_key",
     "upstream_day",
+    "api_key",
 ];
 
 /// The schema this program works with.

@@ -6,6 +6,7 @@
 //! which never change: what one server has committed, every other reads.
 
 mod accounts;
+mod api_keys;
 mod bulk;
 mod calls;
 mod chats;

@@ -7,13 +7,14 @@ use rusqlite::{Connection, Params, params};
 
 use super::statements::{all, execute, one};
 use super::vectors::put_vector;
-use super::{SqliteStore, sql_limit};
+use super::{SqliteStore, api_keys, sql_limit};
 use crate::domain::{
     FailureCode, LastIds, ModelId, PromptRecord, PromptStatus, Record, RecordCursor, VectorRecord,
 };
+use crate::store::api_keys::API_KEYS_AFTER;
 use crate::store::bulk::{DAYS_AFTER, KEYS_AFTER, PROMPTS_AFTER, SESSIONS_AFTER, USERS_AFTER};
 use crate::store::rows::{self, Defect, StoredRow};
-use crate::store::{BulkStore, Error};
+use crate::store::{BulkStore, Error, api_key_columns};
 
 /// The table of accounts, whose counter of ids SQLite keeps by this name.
 const ACCOUNTS: &str = "account";
@@ -47,6 +48,13 @@ const PUT_SESSION: &str = "INSERT INTO session (token_hash, user_id, created_at,
 /// Of a token given twice the later expiry counts.
 pub(super) const PUT_TOKEN: &str = "INSERT INTO revoked_token (jti, expires_at) VALUES (?1, ?2)
      ON CONFLICT DO UPDATE SET expires_at = max(expires_at, excluded.expires_at)";
+
+const PUT_API_KEY: &str = concat!(
+    "INSERT INTO api_key (",
+    api_key_columns!(),
+    ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
+     ON CONFLICT DO NOTHING"
+);
 
 fn prompt_record(row: &dyn StoredRow) -> Result<Record, Error> {
     let model: Option<String> = row.read("embedding_model")?;
@@ -111,6 +119,7 @@ fn put(connection: &Connection, record: &Record) -> Result<usize, Error> {
             PUT_TOKEN,
             params![token.jti, token.expires_at.0],
         ),
+        Record::ApiKey(record) => api_keys::insert(connection, PUT_API_KEY, record),
     }
 }
 
@@ -240,6 +249,11 @@ impl BulkStore for SqliteStore {
             }
             RecordCursor::RevokedTokens(after) => {
                 self.select(TOKENS_AFTER, (after, most), rows::token_record)
+                    .await
+            }
+            RecordCursor::ApiKeys(after) => {
+                let after = after.map_or_else(String::new, |id| id.to_string());
+                self.select(API_KEYS_AFTER, (after, most), rows::api_key_record)
                     .await
             }
         }

@@ -7,6 +7,7 @@
 //! (`writer_thread`).
 
 mod accounts;
+mod api_keys;
 mod backup;
 mod bulk;
 mod calls;

@@ -56,7 +56,8 @@ impl<W: Write> Writer<W> {
             Record::Key(_)
             | Record::UpstreamDay(_)
             | Record::Session(_)
-            | Record::RevokedToken(_) => Ok(()),
+            | Record::RevokedToken(_)
+            | Record::ApiKey(_) => Ok(()),
         }
     }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use prompt_service::domain::UserId;
+use prompt_service::llm::TextSink;
 use serde_json::json;
 
 use super::{MS, USER, Watched, config, memory};
@@ -77,14 +78,15 @@ async fn a_piece_is_handed_over_before_the_next_one_has_come() {
     let client = Watched::new(&config(&upstream));
     let (tell, told) = tokio::sync::oneshot::channel();
     let mut tell = Some(tell);
-    let mut on_delta = |piece: &str| {
+    let mut sink = TextSink(|piece: &str| {
         let tell = tell.take().unwrap();
         tell.send(piece.to_owned()).unwrap();
-    };
+    });
     let permit = client.client.admit(USER).unwrap();
+    let question = client.question("x");
     let call = client
         .client
-        .complete(permit, memory(), "x", Some(&mut on_delta));
+        .complete(permit, memory(), question, Some(&mut sink));
     tokio::select! {
         piece = told => assert_eq!(piece.unwrap(), "first"),
         answer = call => panic!("the upstream never ends: {answer:?}"),
@@ -193,9 +195,7 @@ async fn an_answer_without_text_is_empty_and_not_retried() {
         let (upstream, other) = (Upstream::start().await, Upstream::start().await);
         let mut config = config(&upstream);
         config.max_retries = 2;
-        config
-            .endpoints
-            .push(super::endpoint(&other.url(), "spare", None));
+        super::add_fallback(&mut config, &other.url(), "spare", None);
         let client = Watched::new(&config);
         for reason in ["length", "content_filter"] {
             let choice = json!({ "finish_reason": reason, "message": { "content": null } });

@@ -306,7 +306,7 @@ async fn a_refused_connection_is_a_failure_and_a_silent_one_a_timeout() {
     let _held: Vec<_> = (0..4)
         .map_while(|_| std::net::TcpStream::connect_timeout(&addr, 200 * MS).ok())
         .collect();
-    config.endpoints[0] = super::endpoint(&format!("http://{addr}"), "m", None);
+    config.endpoints[0] = super::primary(&format!("http://{addr}"), None);
     config.connect_timeout = 300 * MS;
     let failure = Watched::new(&config).ask().await.unwrap_err();
     assert_eq!(failure.code, UpstreamTimeout);

@@ -11,9 +11,9 @@ mod signs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prompt_service::config::{BaseUrl, Endpoint, Secret, UpstreamConfig};
+use prompt_service::config::{BaseUrl, Endpoint, Secret, ServedModels, UpstreamConfig};
 use prompt_service::domain::UserId;
-use prompt_service::llm::{Client, Completion, Failure};
+use prompt_service::llm::{AttemptLog, Client, Completion, Content, Failure, Question, TextSink};
 use prompt_service::memory_budget::{MemoryBudget, Owner, Reservation};
 use prompt_service::telemetry::Metrics;
 
@@ -28,19 +28,34 @@ fn memory() -> Reservation {
     MemoryBudget::new(usize::MAX).hold(Owner::default(), 0)
 }
 
-/// An endpoint with a key.
-pub fn endpoint(url: &str, model: &str, key: Option<&str>) -> Endpoint {
+/// The only upstream, which serves every model.
+pub fn primary(url: &str, key: Option<&str>) -> Endpoint {
     Endpoint {
-        model: model.to_owned(),
+        name: "primary".to_owned(),
         base_url: BaseUrl::parse(url).unwrap(),
         api_key: key.map(Secret::new),
+        models: ServedModels::any(),
+        fallback: Vec::new(),
     }
+}
+
+/// Adds an upstream that is asked after the others.
+pub fn add_fallback(config: &mut UpstreamConfig, url: &str, model: &str, key: Option<&str>) {
+    let at = config.endpoints.len();
+    config.endpoints[0].fallback.push(at);
+    config.endpoints.push(Endpoint {
+        name: format!("fallback-{at}"),
+        models: ServedModels::Always(model.to_owned()),
+        ..primary(url, key)
+    });
 }
 
 /// One upstream, no retries, and more time than any call takes.
 pub fn config(upstream: &Upstream) -> UpstreamConfig {
     UpstreamConfig {
-        endpoints: vec![endpoint(&upstream.url(), "asked-1", Some("sk-primary"))],
+        is_list: false,
+        endpoints: vec![primary(&upstream.url(), Some("sk-primary"))],
+        default_model: "asked-1".to_owned(),
         system_prompt: None,
         max_tokens: None,
         temperature: None,
@@ -94,21 +109,32 @@ impl Watched {
         ["closed", "half-open", "open"][state as usize]
     }
 
+    /// A prompt for the default model.
+    fn question<'a>(&'a self, prompt: &'a str) -> Question<'a> {
+        Question {
+            route: self.client.default_route(),
+            content: Content::Prompt(prompt),
+            attempts: AttemptLog::default(),
+        }
+    }
+
     /// A whole answer.
     async fn ask(&self) -> Result<Completion, Failure> {
         let permit = self.client.admit(USER).unwrap();
-        let call = self.client.complete(permit, memory(), "the-prompt", None);
+        let question = self.question("the-prompt");
+        let call = self.client.complete(permit, memory(), question, None);
         tokio::time::timeout(DEADLINE, call).await.unwrap()
     }
 
     /// A streamed answer, with the pieces that were handed over.
     async fn stream(&self) -> (Vec<String>, Result<Completion, Failure>) {
         let mut pieces = Vec::new();
-        let mut keep = |piece: &str| pieces.push(piece.to_owned());
+        let mut keep = TextSink(|piece: &str| pieces.push(piece.to_owned()));
         let permit = self.client.admit(USER).unwrap();
+        let question = self.question("the-prompt");
         let call = self
             .client
-            .complete(permit, memory(), "the-prompt", Some(&mut keep));
+            .complete(permit, memory(), question, Some(&mut keep));
         let answer = tokio::time::timeout(DEADLINE, call).await.unwrap();
         (pieces, answer)
     }

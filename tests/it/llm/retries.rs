@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use prompt_service::domain::FailureCode;
 
-use super::{MS, Watched, config, endpoint};
+use super::{MS, Watched, add_fallback, config};
 use crate::support::{Reply, Upstream};
 
 /// A refusal that permits a retry at once. Other tests check the waits.
@@ -58,7 +58,7 @@ async fn there_is_no_retry_after_the_first_piece() {
     upstream.plan(Reply::stream_head().delta("He").pause(50 * MS).reset());
     let mut config = config(&upstream);
     config.max_retries = 2;
-    config.endpoints.push(endpoint(&other.url(), "other", None));
+    add_fallback(&mut config, &other.url(), "other", None);
     let (pieces, answer) = Watched::new(&config).stream().await;
     assert_eq!(pieces, ["He"]);
     assert_eq!(answer.unwrap_err().code, FailureCode::UpstreamFailed);
@@ -174,8 +174,7 @@ async fn a_fallback_is_asked_with_its_key_if_it_may_succeed() {
             first.plan_many(2, &reply);
             let mut config = config(&first);
             config.max_retries = 1;
-            let fallback = endpoint(&second.url(), "spare", Some("sk-spare"));
-            config.endpoints.push(fallback);
+            add_fallback(&mut config, &second.url(), "spare", Some("sk-spare"));
             let client = Watched::new(&config);
             assert_eq!(client.call(is_streamed).await.unwrap().text, "Hello there");
             let request = &second.requests()[0];
@@ -202,9 +201,7 @@ async fn a_hanging_whole_answer_leaves_half_of_the_time_to_the_next_upstream() {
     let mut config = config(&first);
     config.total_timeout = 2000 * MS;
     config.max_retries = 2;
-    config
-        .endpoints
-        .push(endpoint(&second.url(), "spare", None));
+    add_fallback(&mut config, &second.url(), "spare", None);
     let client = Watched::new(&config);
     let began = Instant::now();
     assert_eq!(client.ask().await.unwrap().text, "Hello there");
@@ -232,9 +229,7 @@ async fn a_fallback_with_an_open_breaker_takes_no_time_from_the_first() {
     let (first, second) = (Upstream::start().await, Upstream::start().await);
     let mut config = config(&first);
     config.total_timeout = 3000 * MS;
-    config
-        .endpoints
-        .push(endpoint(&second.url(), "spare", None));
+    add_fallback(&mut config, &second.url(), "spare", None);
     second.plan_many(5, &passing(500));
     first.plan_many(5, &passing(401));
     let client = Watched::new(&config);
@@ -251,9 +246,7 @@ async fn a_bad_request_is_not_sent_to_a_fallback() {
     let (first, second) = (Upstream::start().await, Upstream::start().await);
     first.plan(passing(400));
     let mut config = config(&first);
-    config
-        .endpoints
-        .push(endpoint(&second.url(), "spare", None));
+    add_fallback(&mut config, &second.url(), "spare", None);
     Watched::new(&config).ask().await.unwrap_err();
     assert_eq!(second.requests().len(), 0);
 }
@@ -263,9 +256,7 @@ async fn a_fallback_without_a_key_gets_none() {
     let (first, second) = (Upstream::start().await, Upstream::start().await);
     first.plan(passing(500));
     let mut config = config(&first);
-    config
-        .endpoints
-        .push(endpoint(&second.url(), "spare", None));
+    add_fallback(&mut config, &second.url(), "spare", None);
     Watched::new(&config).ask().await.unwrap();
     assert_eq!(second.requests()[0].header("authorization"), None);
 }
@@ -275,9 +266,7 @@ async fn while_the_breaker_of_the_first_is_open_the_second_is_asked() {
     let (first, second) = (Upstream::start().await, Upstream::start().await);
     first.plan_many(5, &passing(500));
     let mut config = config(&first);
-    config
-        .endpoints
-        .push(endpoint(&second.url(), "spare", None));
+    add_fallback(&mut config, &second.url(), "spare", None);
     let client = Watched::new(&config);
     for _ in 0..8 {
         client.ask().await.unwrap();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::{Watched, config, endpoint};
+use super::{Watched, config, primary};
 use crate::support::{Log, Reply, Upstream};
 
 #[tokio::test]
@@ -129,7 +129,7 @@ async fn a_name_of_this_machine_may_be_asked_without_tls() {
     let upstream = Upstream::start().await;
     let mut config = config(&upstream);
     let url = format!("http://localhost:{}/v1/", upstream.addr.port());
-    config.endpoints[0] = endpoint(&url, "m", None);
+    config.endpoints[0] = primary(&url, None);
     Watched::new(&config).ask().await.unwrap();
     assert_eq!(
         upstream.requests()[0].line,

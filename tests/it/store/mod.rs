@@ -28,6 +28,19 @@ macro_rules! conformance_suite {
                 purging_forgets_what_expired_at_or_before_the_horizon,
                 the_horizon_of_the_purge_goes_forward_by_steps_and_back_at_once,
                 odd_texts_come_back_as_they_were;
+            api_keys:
+                a_key_is_read_back_whole,
+                a_key_of_an_unknown_account_or_a_taken_id_is_refused,
+                keys_are_listed_newest_first_and_only_the_users,
+                a_revoked_key_keeps_its_row_and_is_absent_otherwise,
+                a_change_replaces_what_it_names,
+                a_rotation_keeps_the_last_secret_alone_for_its_grace,
+                a_user_has_no_more_live_keys_than_allowed,
+                expired_keys_beyond_the_limit_are_revoked,
+                a_use_is_noted_once_a_minute,
+                racing_creators_stop_at_the_limit_of_keys,
+                racing_uses_of_a_key_are_noted_once,
+                keys_are_put_and_listed_whole_by_rising_bytes_of_the_id;
             prompts:
                 a_completed_prompt_is_read_back,
                 a_failed_prompt_is_read_back_and_has_no_vector,
@@ -123,6 +136,7 @@ macro_rules! conformance_suite {
 }
 
 mod accounts;
+mod api_keys;
 pub mod bulk;
 mod calls;
 mod chats;
@@ -147,14 +161,20 @@ use prompt_service::domain::{
     Record, RecordCursor, Timestamp, User, UserId,
 };
 use prompt_service::store::{
-    AccountStore, Begun, BulkStore, CallOutcome, CallStore, ChatStore, Error, Holder, NewCall,
-    NewUser, PromptStore,
+    AccountStore, ApiKeyStore, Begun, BulkStore, CallOutcome, CallStore, ChatStore, Error, Holder,
+    NewCall, NewUser, PromptStore,
 };
 
 /// All parts of the contract over the same data.
-pub trait TestableStore: AccountStore + PromptStore + CallStore + ChatStore + BulkStore {}
+pub trait TestableStore:
+    AccountStore + ApiKeyStore + PromptStore + CallStore + ChatStore + BulkStore
+{
+}
 
-impl<T: AccountStore + PromptStore + CallStore + ChatStore + BulkStore> TestableStore for T {}
+impl<T: AccountStore + ApiKeyStore + PromptStore + CallStore + ChatStore + BulkStore> TestableStore
+    for T
+{
+}
 
 /// A model that makes vectors of 4 numbers.
 pub fn model(name: &str) -> ModelId {

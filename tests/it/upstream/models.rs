@@ -129,9 +129,7 @@ async fn each_upstream_has_its_own_line_with_its_own_settings() {
     upstream.show_models(models(&[json!({ "id": "asked-1" })]));
     other.show_models(models(&[json!({ "id": "b" })]));
     let mut asked = crate::llm::config(&upstream);
-    asked
-        .endpoints
-        .push(crate::llm::endpoint(&other.url(), "a", None));
+    crate::llm::add_fallback(&mut asked, &other.url(), "a", None);
     let folder = Folder::new();
     let mut config = config_in(folder.path());
     config.upstream = Some(asked);

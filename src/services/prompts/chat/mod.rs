@@ -1,0 +1,65 @@
+//! Calls of `/v1/chat/completions`: what is particular to them beside other posts.
+//!
+//! They take the same four phases as every post (`call`). Their request goes to the upstream as it
+//! came, and the chunks of a streamed answer go to the caller as they came. What is kept of them
+//! beside the prompt's texts is made in [`texts`].
+
+mod chunks;
+mod history;
+mod texts;
+
+use bytes::Bytes;
+
+pub use self::chunks::{ChatEvent, ChatReader};
+pub(super) use self::chunks::{ChunkSender, chunk_queue};
+pub(super) use self::texts::kept_answer;
+use self::texts::{kept_texts, text_of};
+use crate::domain::ChatTexts;
+use crate::llm::{ChatRequest, ChatRequestProblem};
+
+/// A longer body is read on a thread that may block: a megabyte takes a few milliseconds.
+const LONG_BODY_BYTES: usize = 64 << 10;
+
+/// A chat call as it was posted.
+#[derive(Clone, Debug)]
+pub struct ChatPost {
+    /// The request, as the upstream gets it.
+    pub request: ChatRequest,
+    /// The text of the last message of the user: what the prompt is.
+    pub prompt: String,
+    /// What is kept besides; `None` if the caller wants none of its texts kept.
+    pub texts: Option<ChatTexts>,
+    /// Whether the outcome is announced to the user's sockets.
+    pub announce: bool,
+}
+
+impl ChatPost {
+    /// Reads the body of a request.
+    ///
+    /// # Errors
+    /// Why it cannot be used.
+    pub async fn read(body: Bytes) -> Result<Self, ChatRequestProblem> {
+        if body.len() <= LONG_BODY_BYTES {
+            return Self::parse(body);
+        }
+        let parsed = tokio::task::spawn_blocking(|| Self::parse(body)).await;
+        // A task that has panicked was logged by the hook.
+        parsed.unwrap_or(Err(ChatRequestProblem {
+            message: "The body cannot be read.",
+            param: None,
+        }))
+    }
+
+    fn parse(body: Bytes) -> Result<Self, ChatRequestProblem> {
+        let request = ChatRequest::parse(body)?;
+        let is_kept = request.member("store") != Some("false");
+        let labels = texts::labels(&request);
+        let is_announced = labels.get("websocket").map(String::as_str) == Some("true");
+        Ok(Self {
+            prompt: text_of(&request),
+            texts: is_kept.then(|| kept_texts(&request, &labels)),
+            announce: is_announced,
+            request,
+        })
+    }
+}
