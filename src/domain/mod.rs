@@ -24,5 +24,8 @@ pub use record::{
     RevokedToken, Session, UpstreamDay, VectorRecord, without_nul,
 };
 pub use timestamp::Timestamp;
-pub use usage::TokenUsage;
+pub use usage::{
+    Spend, Subject, TokenUsage, UsageDay, UsageEntry, UsageOutcome, UsageRecord, UsageTotals,
+    UserBudget,
+};
 pub use user::{CLOCK_TOLERANCE, CredentialState, User};

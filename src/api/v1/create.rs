@@ -187,6 +187,7 @@ impl ChatCall<'_> {
             route: self.state.prompts.route(Some(chat.request.model()))?,
             post: Post::Chat(Box::new(chat)),
             key,
+            api_key: None,
             now: Timestamp::now(),
         };
         Ok((new, memory))
