@@ -120,6 +120,8 @@ pub struct Refusal {
     pub param: Option<String>,
     /// For programs.
     pub code: Option<String>,
+    /// When trying again makes sense, where that is known.
+    pub retry_after: Option<Duration>,
 }
 
 /// Why a request with an idempotency key is not served.

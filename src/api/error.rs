@@ -299,7 +299,7 @@ fn failed_prompt(failed: &FailedPrompt) -> ApiError {
 
 fn refused(refusal: Refusal) -> ApiError {
     let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::BAD_REQUEST);
-    ApiError::new(
+    let error = ApiError::new(
         status,
         json!({
             "detail": refusal.message,
@@ -307,7 +307,11 @@ fn refused(refusal: Refusal) -> ApiError {
             "param": refusal.param,
             "code": refusal.code,
         }),
-    )
+    );
+    match refusal.retry_after {
+        Some(wait) if status == StatusCode::TOO_MANY_REQUESTS => error.later(wait),
+        Some(_) | None => error,
+    }
 }
 
 fn key_problem(problem: KeyProblem) -> ApiError {

@@ -41,6 +41,7 @@ use crate::realtime::Hub;
 use crate::redis;
 use crate::search::Similarity;
 use crate::services::accounts::{Accounts, KnownUsers};
+use crate::services::api_keys::ApiKeys;
 use crate::services::health::{Health, StoreHealth};
 use crate::services::metering::Metering;
 use crate::services::models::Models;
@@ -166,6 +167,10 @@ impl App {
             tickets: shared.tickets,
             keys,
             known: KnownUsers::default(),
+            api_keys: Arc::new(ApiKeys::new(
+                Arc::clone(&store.api_keys),
+                lifecycle.tasks.clone(),
+            )),
             config: config.accounts.clone(),
             metrics: Arc::clone(&metrics),
             tasks: lifecycle.tasks.clone(),

@@ -2,6 +2,7 @@
 //! backend.
 
 pub mod accounts;
+pub mod api_keys;
 pub mod health;
 pub mod metering;
 pub mod models;

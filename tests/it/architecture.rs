@@ -182,7 +182,9 @@ const BANNED: &[(&[&str], &[&str], &[&str])] = &[
 ];
 
 /// Files and folders under `src/api` that each are one resource and leave the others alone.
-const RESOURCES: &[&str] = &["accounts", "health", "oauth", "pages", "prompts", "ws"];
+const RESOURCES: &[&str] = &[
+    "accounts", "health", "keys", "oauth", "pages", "prompts", "ws",
+];
 
 fn source_root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src")

@@ -18,6 +18,10 @@ use crate::api::error::ErrorFacts;
 const PROCESSING_MS: HeaderName = HeaderName::from_static("openai-processing-ms");
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+/// OpenAI's code for money that is spent: no request succeeds until somebody does something.
+const INSUFFICIENT_QUOTA: &str = "insufficient_quota";
+
 /// An error in OpenAI's form.
 #[derive(Serialize, ToSchema)]
 pub struct OpenAiErrorResponse {
@@ -112,6 +116,10 @@ pub async fn speak_openai(mut request: Request, next: Next) -> Response {
         headers.remove(CONTENT_LENGTH);
         if let Some(wait) = retry_after {
             headers.insert(RETRY_AFTER_MS, whole_millis(wait).into());
+        }
+        if error.error.code.as_deref() == Some(INSUFFICIENT_QUOTA) {
+            // OpenAI's clients repeat other requests with 429.
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
     }
     let took = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);

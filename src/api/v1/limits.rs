@@ -10,8 +10,8 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::api::error::ApiError;
 use crate::api::state::AppState;
-use crate::domain::UserId;
 use crate::error::Error;
+use crate::services::accounts::Caller;
 use crate::throttle::ThrottleDecision;
 
 /// The throttle's decision on a request, once there is one, for the headers of its response.
@@ -32,8 +32,11 @@ impl Limits {
     ///
     /// # Errors
     /// 429.
-    pub async fn admit(&self, state: &AppState, user_id: UserId) -> Result<(), ApiError> {
-        let decision = state.v1_throttle.check(user_id, Instant::now()).await;
+    pub async fn admit(&self, state: &AppState, caller: &Caller) -> Result<(), ApiError> {
+        let decision = state
+            .v1_throttle
+            .check(caller.user_id(), Instant::now())
+            .await;
         let refused = decision.retry_after;
         // Set once: a request is counted once.
         let _ = self.0.set(decision);

@@ -104,9 +104,12 @@ impl Fault {
     }
 
     /// Whether the caller of a chat request is told what the upstream says: the request is wrong,
-    /// or its model is unknown. Other refusals concern the operator.
+    /// its model is unknown, or there were too many requests. Other refusals concern the operator.
     pub fn is_refusal(&self) -> bool {
-        matches!(self.kind, FaultKind::Status(400 | 404 | 413 | 415 | 422))
+        matches!(
+            self.kind,
+            FaultKind::Status(400 | 404 | 413 | 415 | 422 | 429)
+        )
     }
 
     /// Whether this is a failure of the upstream as a whole. A refusal (429 too) shows that it

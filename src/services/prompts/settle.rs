@@ -162,6 +162,7 @@ impl Call<'_> {
                 error_type: refusal.error_type,
                 param: refusal.param,
                 code: refusal.code,
+                retry_after: failed.retry_after,
             })),
             None => Error::Failed(failed),
         })
