@@ -24,7 +24,7 @@ FUZZ ?=
 # Suites that need only the address of a service, and so run unchanged on replicas.
 SAME_ON_REPLICAS := $(addprefix tests/python/test_,recorded_errors.py simplejwt.py metrics.py schema.py secrecy.py undisturbed.py attacks_logins.py)
 
-.PHONY: help run build fmt check test test-rust test-service soak fuzz bench bench-engine bench-search bench-store bench-streams bench-gateway bench-service bench-posts test-servers python-env test-deploy python-env-deploy test-litellm test-replicas bench-replicas bench-import bench-move python-env-litellm python-env-clients python-env-llamaindex test-llm-comply test-openai-python test-langchain test-clients
+.PHONY: help run build fmt check test test-rust test-service soak fuzz bench bench-engine bench-search bench-store bench-streams bench-gateway bench-service bench-posts test-servers python-env test-deploy python-env-deploy test-litellm test-prices test-replicas bench-replicas bench-import bench-move python-env-litellm python-env-clients python-env-llamaindex test-llm-comply test-openai-python test-langchain test-clients
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -63,6 +63,9 @@ test-replicas: build python-env ## several replicas on a Postgres and a Redis th
 	$(PYTEST) tests/python/test_replicas_*.py
 	SERVICE_KIND=replica $(PYTEST) $(SAME_ON_REPLICAS)
 	POSTGRES_KIND=postgres18 $(PYTEST) tests/python/test_replicas_upstream.py
+
+test-prices: build python-env ## the prices of the release binary beside those of genai-prices: 10,000 random usages; a part of test-service
+	$(PYTEST) tests/python/test_prices.py
 
 test-litellm: build python-env python-env-litellm ## the release binary with LiteLLM's proxy as its upstream
 	LITELLM=$(VENV_LITELLM) $(PYTEST) tests/python/test_litellm.py

@@ -60,6 +60,14 @@ pub enum Error {
     /// The API key may not be used for this.
     #[error("the API key has no permission for this")]
     Scope(ScopeProblem),
+    /// The call may cost more than is left of a budget. It helps to wait for the next period, or to
+    /// ask for less.
+    #[error("the call may cost more than is left of a budget")]
+    BudgetExceeded,
+    /// A budget is in force, and the price of the model, or the most that the call can cost, is not
+    /// known. A price helps.
+    #[error("a budget is in force, and the most that the call can cost is not known")]
+    PriceUnknown,
     /// The prompt was deleted while it was being answered.
     #[error("deleted meanwhile")]
     Deleted,

@@ -1,7 +1,7 @@
 //! The `prompt-service` program: reads the settings, then serves or carries out an operator's
 //! command.
 
-use std::io::Write;
+use std::io::{Write, stdin};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::Documents;
-use crate::app::{App, check, health_check, secret_files, transfer_commands, users};
+use crate::app::{App, check, health_check, prices, secret_files, transfer_commands, users};
 use crate::cli::{Cli, Command, Output, Refusal};
 use crate::config::{Config, LogFormat, Secrets, read_env_file};
 use crate::telemetry;
@@ -95,6 +95,7 @@ fn run(cli: Cli, out: &mut Output) -> anyhow::Result<()> {
         }
     }
     match command {
+        Command::Prices(arguments) => prices::run(&arguments, &config, &mut stdin().lock(), out),
         Command::User(command) => runtime.block_on(users::run(command, &config, out)),
         Command::Backup { file } => {
             runtime.block_on(transfer_commands::backup(&file, &config, out))

@@ -13,7 +13,9 @@ use crate::embed::Engine;
 use crate::search::{PostgresSimilarity, Similarity, SlabIndex, SlabOptions};
 use crate::store::postgres::{self, PostgresStore, ServerLock};
 use crate::store::sqlite::{self, FileState, SqliteStore};
-use crate::store::{AccountStore, ApiKeyStore, BulkStore, CallStore, ChatStore, PromptStore};
+use crate::store::{
+    AccountStore, ApiKeyStore, BulkStore, CallStore, ChatStore, PromptStore, UsageStore,
+};
 
 /// How long a search in shared scope waits for the vectors to be loaded after a start.
 const LOAD_WAIT: Duration = Duration::from_secs(5);
@@ -30,6 +32,8 @@ pub(super) struct Store {
     pub calls: Arc<dyn CallStore>,
     /// What is kept of chat calls.
     pub chats: Arc<dyn ChatStore>,
+    /// Usage and budgets.
+    pub usage: Arc<dyn UsageStore>,
     /// Whole rows, for the operator's commands.
     pub bulk: Arc<dyn BulkStore>,
     kind: StoreKind,
@@ -57,6 +61,7 @@ impl Store {
                     prompts: Arc::clone(&store) as _,
                     calls: Arc::clone(&store) as _,
                     chats: Arc::clone(&store) as _,
+                    usage: Arc::clone(&store) as _,
                     bulk: Arc::clone(&store) as _,
                     kind: StoreKind::Sqlite(store),
                 }
@@ -73,6 +78,7 @@ impl Store {
                     prompts: Arc::clone(&store) as _,
                     calls: Arc::clone(&store) as _,
                     chats: Arc::clone(&store) as _,
+                    usage: Arc::clone(&store) as _,
                     bulk: Arc::clone(&store) as _,
                     kind: StoreKind::Postgres(store),
                 }

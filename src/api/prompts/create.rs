@@ -156,6 +156,7 @@ fn read(
         announce: request.websocket,
         is_streamed: request.stream.unwrap_or_else(|| wants_stream(headers)),
         key,
+        api_key: None,
         now: Timestamp::now(),
     };
     Ok((new, memory))

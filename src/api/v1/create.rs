@@ -193,6 +193,7 @@ impl ChatCall<'_> {
             route,
             post: Post::Chat(Box::new(chat)),
             key,
+            api_key: None,
             now: Timestamp::now(),
         };
         Ok((new, memory))

@@ -57,7 +57,9 @@ impl OpenAiErrorResponse {
         Self {
             error: OpenAiError {
                 message,
-                error_type: text("type").unwrap_or_else(|| kind(status).to_owned()),
+                error_type: text("type")
+                    .or_else(|| text("code").filter(|code| code == "insufficient_quota"))
+                    .unwrap_or_else(|| kind(status).to_owned()),
                 param,
                 code: text("code")
                     .filter(|_| status != StatusCode::UNAUTHORIZED)
