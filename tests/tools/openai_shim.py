@@ -25,7 +25,7 @@ class Shim(Started):
         with Shim("http://127.0.0.1:8000/v1", key, "all-MiniLM-L6-v2") as shim:
             … TEST_API_BASE_URL=shim.url
 
-    A request that names the tests' stored completion, or their cursor, gets the id of a completion
+    A request that names the tests' stored completion, or their cursor, gets the ids of a completion
     that is made for it. With `as_numbers`, embeddings are asked for as numbers even if the tests ask
     for base64. `passed` has the method and path of each request.
     """
@@ -84,7 +84,10 @@ class Shim(Started):
         self.passed.append((method, path))
         if FIXED_COMPLETION in path or FIXED_CURSOR in path:
             seeded = await self.seed()
-            path = path.replace(FIXED_COMPLETION, seeded).replace(FIXED_CURSOR, f"after={seeded}")
+            path = path.replace(FIXED_COMPLETION, seeded)
+            if FIXED_CURSOR in path:
+                cursor = await self.message_of(seeded) if "/messages" in path else seeded
+                path = path.replace(FIXED_CURSOR, f"after={cursor}")
         body = body.replace(f'"{FIXED_EMBEDDING_MODEL}"'.encode(), f'"{self.embedding_model}"'.encode())
         if self.as_numbers:
             body = body.replace(b'"encoding_format":"base64"', b'"encoding_format":"float"')
@@ -110,11 +113,19 @@ class Shim(Started):
 
     async def seed(self):
         """Makes a stored completion and returns its id."""
+        return await self.id_in("POST", "/chat/completions", json.dumps(SEED).encode())
+
+    async def message_of(self, completion):
+        """The id of a message of a stored completion."""
+        return await self.id_in("GET", f"/chat/completions/{completion}/messages")
+
+    async def id_in(self, method, path, body=b""):
+        """The first id in the answer to a request."""
         headers = {"authorization": f"Bearer {self.key}", "content-type": "application/json"}
-        reader, writer = await self.ask("POST", f"{self.target.path}/chat/completions", headers, json.dumps(SEED).encode())
+        reader, writer = await self.ask(method, self.target.path + path, headers, body)
         answer = await reader.read()
         writer.close()
-        found = re.search(rb'"id": ?"(chatcmpl-[^"]+)"', answer)
+        found = re.search(rb'"id": ?"([^"]+)"', answer)
         if not found:
-            raise ConnectionError(f"no completion was made: {answer[:500]}")
+            raise ConnectionError(f"{method} {path}: no id in {answer[:500]}")
         return found[1].decode()
