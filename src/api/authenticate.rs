@@ -19,7 +19,7 @@ use crate::domain::{Scope, Timestamp, UserId};
 use crate::error::{Error, ScopeProblem, Unauthenticated};
 use crate::services::accounts::Caller;
 use crate::services::api_keys::is_api_key;
-use crate::throttle::ThrottleDecision;
+use crate::throttle::{KeyRates, RateSubject, ThrottleDecision};
 
 /// Holds the throttle's verdict on this request, for the headers of its response.
 #[derive(Clone, Default)]
@@ -39,8 +39,15 @@ pub async fn authenticate(
     record_user(user_id);
     let slot = VerdictSlot::default();
     request.extensions_mut().insert(slot.clone());
-    request.extensions_mut().insert(caller);
-    let peek = state.prompt_throttle.peek(user_id, Instant::now());
+    request.extensions_mut().insert(caller.clone());
+    let throttle = &*state.prompt_throttle;
+    let peek = async {
+        let now = Instant::now();
+        match key_rates(&caller) {
+            Some(rates) => throttle.peek_with(user_id, rates, now).await,
+            None => throttle.peek(user_id, now).await,
+        }
+    };
     let (mut response, verdict) = if request.method() == Method::POST {
         let response = next.run(request).await;
         let verdict = match slot.0.get() {
@@ -52,11 +59,8 @@ pub async fn authenticate(
         // Only posts are counted, so the state of the throttle can be read while the handler runs.
         tokio::join!(next.run(request), peek)
     };
-    apply_headers(
-        response.headers_mut(),
-        state.prompt_policy.as_ref(),
-        &verdict,
-    );
+    let policy = policy_of(state.prompt_policy.as_ref(), &caller);
+    apply_headers(response.headers_mut(), policy.as_ref(), &verdict);
     response
 }
 
@@ -73,6 +77,29 @@ pub async fn authenticate_v1(
     record_user(caller.user_id());
     request.extensions_mut().insert(caller);
     next.run(request).await
+}
+
+/// The rates of the caller's API key, if it has one with rates.
+pub fn key_rates(caller: &Caller) -> Option<KeyRates<'_>> {
+    let key = caller.api_key()?;
+    let rates = key.rates.as_ref()?;
+    Some(KeyRates { id: key.id, rates })
+}
+
+/// The rates that hold for a caller, as a header's value: those of all users, and those of its API
+/// key.
+fn policy_of(of_all: Option<&HeaderValue>, caller: &Caller) -> Option<HeaderValue> {
+    let of_key = key_rates(caller)
+        .and_then(|key| key.rates.policy_with(RateSubject::ApiKey.prefix()))
+        .and_then(|policy| HeaderValue::from_str(&policy).ok());
+    match (of_all, of_key) {
+        (Some(of_all), Some(of_key)) => {
+            let both = [of_all.as_bytes(), b", ", of_key.as_bytes()].concat();
+            HeaderValue::from_bytes(&both).ok()
+        }
+        (Some(one), None) => Some(one.clone()),
+        (None, one) => one,
+    }
 }
 
 /// The caller behind an `Authorization: Bearer` header.
@@ -248,10 +275,12 @@ impl FromRequestParts<AppState> for Admitted {
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
         let caller = known_caller(parts)?;
-        let verdict = state
-            .prompt_throttle
-            .check(caller.user_id(), Instant::now())
-            .await;
+        let (user_id, now) = (caller.user_id(), Instant::now());
+        let throttle = &state.prompt_throttle;
+        let verdict = match key_rates(&caller) {
+            Some(rates) => throttle.check_with(user_id, rates, now).await,
+            None => throttle.check(user_id, now).await,
+        };
         let refused = verdict.retry_after;
         if let Some(slot) = parts.extensions.get::<VerdictSlot>() {
             // Set once: a request is counted once.

@@ -388,3 +388,74 @@ async fn stream_ends_when_its_key_is_revoked() {
     eventually!(stream.next().await.is_none());
     gate.open();
 }
+
+#[tokio::test]
+async fn rates_of_a_key_hold_beside_those_of_its_user() {
+    let app = spawn_app(|config| config.prompt_throttle = "5/day".parse().unwrap()).await;
+    let user = app.user("alice").await;
+    let key = user
+        .api_key_with(&json!({ "name": "few", "rates": "2/h" }))
+        .await;
+    let policy = r#""day";q=5;w=86400, "key-hour";q=2;w=3600"#;
+    let looked = key.client.get("/api/prompts").send().await;
+    // Both are unused, and the day's is the longer window.
+    let left = looked.header("ratelimit");
+    assert_eq!((looked.status, left), (200, Some(r#""day";r=5;t=86400"#)));
+    assert_eq!(looked.header("ratelimit-policy"), Some(policy));
+    let post = async |client: &crate::support::Client| {
+        client
+            .post("/api/prompts")
+            .json(&json!({ "prompt": "hello" }))
+            .send()
+            .await
+    };
+    let first = post(&key.client).await;
+    assert_eq!(first.status, 201, "{first:?}");
+    assert_eq!(first.header("ratelimit-policy"), Some(policy));
+    assert!(
+        first
+            .header("ratelimit")
+            .unwrap()
+            .starts_with(r#""key-hour";r=1;t="#)
+    );
+    assert_eq!(post(&key.client).await.status, 201);
+    for _ in 0..3 {
+        let refused = post(&key.client).await;
+        assert_eq!(refused.status, 429, "{refused:?}");
+        let wait: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+        assert!((3000..=3600).contains(&wait), "{wait}");
+        assert!(
+            refused.json()["detail"]
+                .as_str()
+                .unwrap()
+                .starts_with("Request was throttled.")
+        );
+    }
+    // The refused posts used up nothing of the user's five: three are left.
+    let own = post(&user.client).await;
+    assert_eq!(
+        (own.status, own.header("ratelimit-policy")),
+        (201, Some(r#""day";q=5;w=86400"#))
+    );
+    assert!(
+        own.header("ratelimit")
+            .unwrap()
+            .starts_with(r#""day";r=2;t="#)
+    );
+    let other = user.api_key("many").await;
+    assert_eq!(post(&other.client).await.status, 201);
+    // A change of the rates counts within two seconds, in this process at once.
+    let more = json!({ "rates": "3/h" });
+    assert_eq!(
+        user.client
+            .patch(&key.path())
+            .json(&more)
+            .send()
+            .await
+            .status,
+        200
+    );
+    assert_eq!(post(&key.client).await.status, 201);
+    let refused = post(&other.client).await;
+    assert_eq!(refused.status, 429, "by the user's rates: {refused:?}");
+}

@@ -8,6 +8,7 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::api::authenticate::key_rates;
 use crate::api::error::ApiError;
 use crate::api::state::AppState;
 use crate::error::Error;
@@ -28,15 +29,16 @@ impl<S: Sync> FromRequestParts<S> for Limits {
 }
 
 impl Limits {
-    /// Asks the throttle for one request of the user's.
+    /// Asks the throttle for one request of the caller's: of its user, and of its API key.
     ///
     /// # Errors
     /// 429.
     pub async fn admit(&self, state: &AppState, caller: &Caller) -> Result<(), ApiError> {
-        let decision = state
-            .v1_throttle
-            .check(caller.user_id(), Instant::now())
-            .await;
+        let (user_id, now) = (caller.user_id(), Instant::now());
+        let decision = match key_rates(caller) {
+            Some(api_key) => state.v1_throttle.check_with(user_id, api_key, now).await,
+            None => state.v1_throttle.check(user_id, now).await,
+        };
         let refused = decision.retry_after;
         // Set once: a request is counted once.
         let _ = self.0.set(decision);
