@@ -51,8 +51,9 @@ pub struct NewCall {
     pub source: PromptSource,
     /// The text, without NUL.
     pub prompt: String,
-    /// What is kept of a chat call besides, still without an answer; `None` for other calls.
-    pub chat: Option<ChatTexts>,
+    /// What is kept of a chat call besides, still without an answer; `None` for other calls. Shared,
+    /// because it may be megabytes.
+    pub chat: Option<Arc<ChatTexts>>,
     /// Whether the prompt stays when the call has ended. One that does not stay is in no list while
     /// it runs, and is deleted when the call is settled or has expired.
     pub is_kept: bool,

@@ -19,7 +19,7 @@ use crate::api::json_response::reserved_bytes;
 use crate::api::prompts::{IDEMPOTENT_REPLAYED, idempotency_key};
 use crate::api::request_log::UpstreamTime;
 use crate::api::state::AppState;
-use crate::domain::{ChatTexts, Timestamp};
+use crate::domain::Timestamp;
 use crate::error::Error;
 use crate::llm::with_member;
 use crate::memory_budget::{Owner, Reservation};
@@ -184,7 +184,7 @@ impl ChatCall<'_> {
         }
         let route = self.state.prompts.route(Some(model))?;
         // The body was admitted. What is kept of it is no larger.
-        let kept = chat.texts.as_ref().map_or(0, ChatTexts::text_bytes);
+        let kept = chat.texts.as_ref().map_or(0, |texts| texts.text_bytes());
         memory.grow(chat.prompt.len() + kept);
         let new = CreatePrompt {
             user_id: self.caller.user_id(),

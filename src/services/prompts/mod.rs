@@ -107,7 +107,7 @@ impl Post {
     }
 
     /// What is kept of a chat call beside its text.
-    fn texts(&self) -> Option<&ChatTexts> {
+    fn texts(&self) -> Option<&Arc<ChatTexts>> {
         match self {
             Self::Prompt(_) => None,
             Self::Chat(chat) => chat.texts.as_ref(),
