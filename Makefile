@@ -24,7 +24,7 @@ FUZZ ?=
 # Suites that need only the address of a service, and so run unchanged on replicas.
 SAME_ON_REPLICAS := $(addprefix tests/python/test_,recorded_errors.py simplejwt.py metrics.py schema.py secrecy.py undisturbed.py attacks_logins.py)
 
-.PHONY: help run build fmt check test test-rust test-service soak fuzz bench bench-engine bench-search bench-store bench-streams bench-gateway bench-service bench-posts test-servers python-env test-deploy python-env-deploy test-litellm test-prices test-replicas bench-replicas bench-import bench-move python-env-litellm python-env-clients python-env-llamaindex test-llm-comply test-openai-python test-langchain test-clients
+.PHONY: help run build fmt check test test-rust test-service soak fuzz bench bench-engine bench-search bench-store bench-budgets bench-streams bench-gateway bench-service bench-posts test-servers python-env test-deploy python-env-deploy test-litellm test-prices test-replicas bench-replicas bench-import bench-move python-env-litellm python-env-clients python-env-llamaindex test-llm-comply test-openai-python test-langchain test-clients
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -95,7 +95,7 @@ soak: build python-env ## kill -9 under load and during calls KILL_ROUNDS (50) t
 fuzz: ## fuzz each target for FUZZ_SECONDS (60), or those that FUZZ names; needs a nightly toolchain
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTHON) fuzz/run.py $(FUZZ)
 
-bench: bench-engine bench-search bench-store bench-streams bench-service bench-posts bench-replicas ## every measurement: engine, search, store, streams, service, replicas, beside what each is compared with
+bench: bench-engine bench-search bench-store bench-budgets bench-streams bench-service bench-posts bench-replicas ## every measurement: engine, search, store, streams, service, replicas, beside what each is compared with
 
 bench-engine: ## the model alone, beside ONNX Runtime's int8 (fetches it)
 	benches/engine.sh
@@ -105,6 +105,9 @@ bench-search: ## similarity, beside FAISS's exact index (fetches it; BENCH=--sho
 
 bench-store: ## inserts, reads and sweeps of the SQLite store
 	$(CARGO) bench --locked --bench store
+
+bench-budgets: ## what checking a budget costs, with 10,000,000 rows of usage (BENCH=--short: 100,000)
+	$(CARGO) bench --locked --bench budgets -- $(BENCH)
 
 bench-streams: ## 512 paced streams at once and single calls, through the service and directly (BENCH=--short: seconds)
 	$(CARGO) bench --locked --bench streams -- $(BENCH)
