@@ -14,8 +14,9 @@ use clap::{Arg, Command, CommandFactory};
 use super::Cli;
 
 /// The settings that the help of a command shows; `serve`, as the help of the program, shows all.
-const SHOWN: [(&str, &[&str]); 9] = [
+const SHOWN: [(&str, &[&str]); 10] = [
     ("user", &["data_dir"]),
+    ("key", &["data_dir"]),
     ("check", &[]),
     ("backup", &["data_dir"]),
     ("export", &["data_dir"]),
