@@ -25,7 +25,8 @@ use crate::throttle::{KeyRates, RateSubject, ThrottleDecision};
 #[derive(Clone, Default)]
 struct VerdictSlot(Arc<OnceLock<ThrottleDecision>>);
 
-/// Lets only requests with a valid access token or API key through, and gives their handlers the [`Caller`].
+/// Lets only requests with a valid access token or API key through, and gives their handlers the
+/// [`Caller`].
 pub async fn authenticate(
     State(state): State<AppState>,
     mut request: Request,

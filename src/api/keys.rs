@@ -193,7 +193,7 @@ pub struct KeyListResponse {
 #[derive(Serialize, ToSchema)]
 pub struct IssuedKeyResponse {
     /// The secret. Keep it: nobody can show it again.
-    #[schema(example = "ps_4fQz81LwVq0c5mB7tRz2Yw8sKd1Xn6Ha9uPe3Gf0Ji3jZRME")]
+    #[schema(example = "ps_4fQz81LwVq0c5mB7tRz2Yw8sKd1Xn6Ha9uPe3Gf03l0M8h")]
     key: String,
     /// After a rotation: until when the secret before it may be used.
     #[schema(required = true, format = "date-time")]

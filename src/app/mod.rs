@@ -5,6 +5,7 @@ mod background;
 pub mod check;
 mod check_upstream;
 pub mod health_check;
+pub mod keys;
 mod listening;
 mod preflight;
 pub mod prices;

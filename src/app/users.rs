@@ -71,7 +71,7 @@ pub async fn run(
 }
 
 /// Does the work on the configured store, which must be there.
-async fn on_store<T>(
+pub(super) async fn on_store<T>(
     config: &Config,
     work: impl AsyncFnOnce(&Store) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
@@ -196,7 +196,11 @@ async fn end_tokens(
     Ok(())
 }
 
-async fn find(store: &dyn AccountStore, username: &str) -> anyhow::Result<User> {
+/// The account of that name.
+///
+/// # Errors
+/// One line, if there is none.
+pub(super) async fn find(store: &dyn AccountStore, username: &str) -> anyhow::Result<User> {
     let name = canonical_username(username).context("there is no such user")?;
     store
         .user_by_username(&name)

@@ -16,6 +16,7 @@ use super::Cli;
 /// The settings that the help of a command shows; `serve`, as the help of the program, shows all.
 const SHOWN: [(&str, &[&str]); 10] = [
     ("user", &["data_dir"]),
+    ("key", &["data_dir"]),
     ("check", &[]),
     ("backup", &["data_dir"]),
     ("export", &["data_dir"]),

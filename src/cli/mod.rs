@@ -74,6 +74,9 @@ pub enum Command {
     /// Make, list, disable and enable accounts, also beside a running server
     #[command(subcommand)]
     User(UserCommand),
+    /// Make, list, rotate and revoke API keys, also beside a running server
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// Check all that a start needs, and change nothing; takes the same settings as the server
     Check {
         /// Fail if an upstream does not take its key or does not have its model, too: asks for its
@@ -266,6 +269,59 @@ pub enum UserCommand {
         #[command(flatten)]
         secret: SecretPlace,
     },
+}
+
+/// What can be done to API keys.
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Make a key; it alone is written to standard output, and never shown again
+    Create(CreateKeyArgs),
+    /// List keys: id, user, name, scopes, models, rates, budget, end, last use
+    List {
+        /// The account whose keys are listed; all keys if left out
+        username: Option<String>,
+    },
+    /// Give a key another secret, which alone is written to standard output
+    Rotate {
+        /// The key's id
+        id: String,
+        /// For how long the present secret may still be used, up to 30d [default: 24h]
+        #[arg(long, value_name = "TIME")]
+        grace: Option<String>,
+    },
+    /// Revoke a key; every server refuses it within 2 seconds
+    Revoke {
+        /// The key's id
+        id: String,
+    },
+}
+
+/// The API key to make.
+#[derive(Args, Debug)]
+pub struct CreateKeyArgs {
+    /// The account in whose name the key acts
+    pub username: String,
+    /// What the key is called
+    #[arg(long)]
+    pub name: String,
+    /// What it may be used for, separated by commas: chat, embeddings, read, write [default:
+    /// chat,read]
+    #[arg(long)]
+    pub scopes: Option<String>,
+    /// The models that it may use, separated by commas: names, or beginnings of names followed by *
+    /// [default: all]
+    #[arg(long)]
+    pub models: Option<String>,
+    /// How often it may be used, such as 2/s,100/day [default: as often as its user]
+    #[arg(long)]
+    pub rates: Option<String>,
+    /// How much it may spend, in US dollars: 20.00/month, or for each day, week, or in total
+    /// [default: as much as its user]
+    #[arg(long)]
+    pub budget: Option<String>,
+    /// When it expires: 90d, or a time such as 2036-11-22T21:08:49Z [default: never]
+    #[arg(long, value_name = "TIME")]
+    pub expires: Option<String>,
 }
 
 /// The account to make.

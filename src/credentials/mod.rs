@@ -1,5 +1,5 @@
-//! What proves an identity: passwords, tokens, API keys, session secrets, tickets; and the limits on guessing
-//! passwords.
+//! What proves an identity: passwords, tokens, API keys, session secrets, tickets; and the limits
+//! on guessing passwords.
 
 pub mod api_key;
 pub mod hash_pool;

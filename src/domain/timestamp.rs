@@ -30,7 +30,8 @@ impl Timestamp {
     }
 
     /// Reads RFC 3339, with `Z` or an offset: `2026-11-22T21:08:49Z`, `2026-11-22 22:08:49+01:00`.
-    /// Digits beyond microseconds are cut off. `None` for any other text, and for times before 1970.
+    /// Digits beyond microseconds are cut off. `None` for any other text, and for times before
+    /// 1970.
     pub fn parse_rfc3339(text: &str) -> Option<Self> {
         // The shortest text with an offset has 20 bytes; the parser takes less than a time.
         if !text.is_ascii() || text.len() < 20 {

@@ -5,7 +5,7 @@ use serde_json::Value;
 use sha2::Sha256;
 
 use super::first_line;
-use crate::credentials::{Claims, Keys, TokenError, TokenType};
+use crate::credentials::{ApiKeyText, Claims, Keys, TokenError, TokenType};
 use crate::domain::Timestamp;
 
 const SECRET: &str = "a secret of thirty-two bytes....";
@@ -18,7 +18,17 @@ const NOW: Timestamp = Timestamp(1_795_521_600_000_000);
 ///
 /// A token that is not signed by one of the keys is invalid, and so is a signed one with any byte
 /// changed. The claims of a valid token are those that a JSON parser finds in its payload.
+///
+/// The bytes are an API key, too: one that is read has the right checksum, and any other character
+/// in it breaks it.
 pub fn tokens(data: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(data)
+        && let Some(key) = ApiKeyText::parse(text)
+    {
+        assert_eq!(key.expose(), text);
+        assert!(ApiKeyText::is_meant(text) && text[3..].starts_with(key.id().as_str()));
+        assert_eq!(ApiKeyText::parse(&changed(text, data.len() % 46)), None);
+    }
     let keys = Keys::new(SECRET, []);
     if let Ok(token) = std::str::from_utf8(data) {
         let verified = keys.verify(token, TokenType::Access, Some(NOW));

@@ -2,13 +2,15 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
-from conftest import LOGIN, PASSWORD
-from running_service import BINARY, Service, refusal, run
+from conftest import LOGIN, PASSWORD, PROMPTS, client, embedded, make_user
+from running_service import BINARY, THROTTLES_OFF, Service, refusal, run, wait_until
 from servers import Postgres
 
 HEADER = '{"type":"header","format":"prompt-service","version":1}\n'
@@ -17,6 +19,7 @@ CREATE = ("user", "create", "alice", "--email", "a@b.c")
 
 NEED_A_STORE = [
     ("user", "list"), CREATE, ("user", "disable", "alice"), ("user", "enable", "alice"), ("user", "set-password", "alice"), ("backup", "copy.sqlite3"),
+    ("key", "create", "alice", "--name", "ci"), ("key", "list"), ("key", "rotate", "abcd1234"), ("key", "revoke", "abcd1234"),
     ("export",), ("export", "all.jsonl"), ("move", "--to", "postgres://u:hunter2@127.0.0.1:1/x"),
 ]
 
@@ -220,3 +223,70 @@ def test_check_beside_a_running_server_and_after_it_succeeds_and_changes_nothing
         after = run("check", folder=service.folder, **environment)
         assert after.returncode == 0 and "note  address" not in after.stdout, after
         assert files(service.data_dir) == before
+
+
+@embedded
+def test_keys_are_made_listed_rotated_and_revoked_beside_a_running_server(tmp_path):
+    with Service(data_dir=tmp_path / "data", **THROTTLES_OFF) as service, client(service) as http:
+        user = make_user(http)
+
+        def key(*arguments):
+            return run("key", *arguments, folder=tmp_path)
+
+        def status(text):
+            return http.get(PROMPTS, headers={"Authorization": f"Bearer {text}"}).status_code
+
+        options = ("--name", "nightly report", "--scopes", "read,write", "--models", "gpt-*,llama3.2", "--rates", "100/day", "--budget", "20.5/week", "--expires", "90d")
+        made = key("create", user.username, *options)
+        assert made.returncode == 0, made
+        text = made.stdout.removesuffix("\n")
+        assert re.fullmatch(r"ps_[0-9A-Za-z]{46}", text), "standard output is the key alone"
+        key_id = text[3:11]
+        assert made.stderr == f"made key {key_id}; it is not shown again\n"
+        assert status(text) == 200
+        plain = key("create", user.username, "--name", "second").stdout.strip()
+        rows = [row.split("\t") for row in key("list").stdout.splitlines()]
+        [row] = [row for row in rows if row[0] == key_id]
+        assert row[1:7] == [user.username, "nightly report", "read,write", "gpt-*,llama3.2", "100/day", "20.50/week"]
+        expires = datetime.fromisoformat(row[7]) - datetime.now(UTC)
+        assert timedelta(days=89) < expires <= timedelta(days=90)
+        [second] = [row for row in rows if row[0] == plain[3:11]]
+        assert second[2:] == ["second", "chat,read", "-", "-", "-", "-", "-"]
+        assert {row[0] for row in rows} == {row.split("\t")[0] for row in key("list", user.username).stdout.splitlines()}
+
+        rotated = key("rotate", key_id, "--grace", "0s")
+        new = rotated.stdout.removesuffix("\n")
+        assert new[:11] == text[:11] and new != text
+        assert status(new) == 200, "a new secret is known at once or after a second"
+        wait_until(lambda: status(text) == 401, 2, "the old secret is refused")
+        revoked = key("revoke", new)
+        assert (revoked.returncode, revoked.stdout) == (0, ""), revoked
+        wait_until(lambda: status(new) == 401, 2, "the revoked key is refused")
+        assert status(plain) == 200
+        everything = service.output() + made.stderr + rotated.stderr + revoked.stderr
+        for secret in (text, new, plain):
+            assert secret not in everything and secret[11:43] not in everything
+
+
+@embedded
+def test_a_key_that_cannot_be_made_is_refused_in_one_line(tmp_path):
+    made = run(*CREATE, "--init", folder=tmp_path, stdin=f"{PASSWORD}\n")
+    assert made.returncode == 0, made
+    name = ("--name", "ci")
+    for arguments, words in [
+        (("create", "bob", *name), "there is no such user"),
+        (("create", "alice", "--name", " "), "--name: "),
+        (("create", "alice", *name, "--scopes", "admin"), "--scopes: "),
+        (("create", "alice", *name, "--models", "a*b"), "--models: "),
+        (("create", "alice", *name, "--rates", "often"), "--rates: "),
+        (("create", "alice", *name, "--budget", "20/year"), "--budget: "),
+        (("create", "alice", *name, "--budget", "0"), "--budget: "),
+        (("create", "alice", *name, "--expires", "soon"), "--expires: "),
+        (("create", "alice", *name, "--expires", "2020-01-01T00:00:00Z"), "expires_at: "),
+        (("rotate", "abcd1234"), "there is no such key"),
+        (("rotate", "abcd1234", "--grace", "soon"), "--grace: "),
+        (("revoke", "nonsense!"), "there is no such key"),
+    ]:
+        refused = run("key", *arguments, folder=tmp_path)
+        assert refused.stdout == "" and words in refusal(refused), (arguments, refused)
+    assert run("key", "list", folder=tmp_path).stdout == ""

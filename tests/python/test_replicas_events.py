@@ -169,6 +169,67 @@ def operate(cluster, *arguments, typed=""):
     assert run.returncode == 0, run.stderr
 
 
+KEYS = "/api/keys"
+# Seconds in which an API key that ended is refused everywhere.
+KEY_SOON = 2
+
+
+def revoke_key(cluster, http, user, key):
+    assert http.delete(f"{KEYS}/{key['id']}", headers=user.auth).status_code == 204
+
+
+def rotate_key(cluster, http, user, key):
+    assert http.post(f"{KEYS}/{key['id']}/rotate", json={"grace": 0}, headers=user.auth).status_code == 200
+
+
+def disable_owner(cluster, http, user, key):
+    operate(cluster, "disable", user.username)
+
+
+@pytest.mark.parametrize("end", [revoke_key, rotate_key, disable_owner])
+def test_a_key_that_ended_on_one_replica_is_refused_by_all_within_two_seconds(cluster, each, end):
+    user = make_user(each[0])
+    key = each[0].post(KEYS, json={"name": "a key"}, headers=user.auth).json()
+    auth = {"Authorization": f"Bearer {key['key']}"}
+    ended, refused_at, over = [], {}, threading.Event()
+
+    def watch(number):
+        """Uses the key without pause, so that the replica always remembers it."""
+        while not over.is_set():
+            asked = time.monotonic()
+            status = each[number].get("/api/prompts", headers=auth).status_code
+            if not ended or asked < ended[0]:
+                assert status in (200, 401), status
+            elif status == 401:
+                refused_at.setdefault(number, asked)
+            else:
+                # A second later it must not be there again either.
+                assert number not in refused_at, f"replica {number} took the key again"
+                assert asked - ended[0] < KEY_SOON, f"replica {number} took the key after {asked - ended[0]:.2f} s"
+
+    with ThreadPoolExecutor(len(each)) as pool:
+        watching = [pool.submit(watch, number) for number in range(len(each))]
+        for http in each:
+            assert http.get("/api/prompts", headers=auth).status_code == 200
+        end(cluster, each[0], user, key)
+        ended.append(time.monotonic())
+        wait_until(lambda: len(refused_at) == len(each) or any(one.done() for one in watching), 30, "all replicas refuse the key")
+        over.set()
+        for one in watching:
+            one.result()
+    assert all(at - ended[0] < KEY_SOON for at in refused_at.values()), refused_at
+
+
+def test_the_rates_of_a_key_hold_over_all_replicas(cluster, each):
+    user = make_user(each[0])
+    key = each[0].post(KEYS, json={"name": "a key", "rates": "5/h"}, headers=user.auth).json()
+    auth = {"Authorization": f"Bearer {key['key']}"}
+    with ThreadPoolExecutor(12) as pool:
+        posts = [pool.submit(each[n % 3].post, "/api/prompts", json={"prompt": "hi"}, headers=auth) for n in range(12)]
+    statuses = Counter(post.result().status_code for post in posts)
+    assert statuses == {201: 5, 429: 7}
+
+
 def log_out(cluster, http, user):
     assert http.post(LOGOUT, json={"refresh": user.refresh}).status_code == 204
 

@@ -108,8 +108,9 @@ fn json_of(description: &impl Serialize) -> Value {
     serde_json::to_value(description).expect("a description is JSON")
 }
 
-/// What `Authorization` may hold: an access token, which can be got in two ways, or an API key. Other credentials, which the WebSocket and
-/// logging out accept, are no schemes here: tools would offer them for every route.
+/// What `Authorization` may hold: an access token, which can be got in two ways, or an API key.
+/// Other credentials, which the WebSocket and logging out accept, are no schemes here: tools would
+/// offer them for every route.
 fn security_schemes() -> Value {
     json!({
         "bearer": { "type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "An access token, as a login gives it." },

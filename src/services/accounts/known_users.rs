@@ -11,8 +11,9 @@ use crate::domain::{User, UserId};
 use crate::error::Error;
 use crate::store::AccountStore;
 
-/// How old an entry may be for an access token or a session. A disabled account or a changed password takes effect within this time
-/// plus one request, on every process that shares the store; the contract allows 5 s.
+/// How old an entry may be for an access token or a session. A disabled account or a changed
+/// password takes effect within this time plus one request, on every process that shares the store;
+/// the contract allows 5 s.
 pub const MAX_AGE: Duration = Duration::from_secs(2);
 /// The most entries. Beyond it the entry that was read first is removed.
 const CAPACITY: usize = 10_000;
