@@ -40,6 +40,7 @@ use crate::realtime::Hub;
 use crate::redis;
 use crate::search::Similarity;
 use crate::services::accounts::{Accounts, KnownUsers};
+use crate::services::embeddings::Embeddings;
 use crate::services::health::{Health, StoreHealth};
 use crate::services::models::Models;
 use crate::services::prompts::{self, Prompts};
@@ -199,6 +200,12 @@ impl App {
             reembedding: progress,
             metrics: Arc::clone(&metrics),
         });
+        let embeddings = Embeddings {
+            embedder: Arc::clone(&embedder),
+            model: model.clone(),
+            dimension: engine.dimension(),
+            metrics: Arc::clone(&metrics),
+        };
         let health = Arc::new(Health {
             store: prompt_store,
             embedder: Arc::clone(&embedder),
@@ -233,6 +240,7 @@ impl App {
             accounts,
             prompts,
             searches,
+            embeddings,
             health,
             hub,
             broker: shared.broker,

@@ -2,6 +2,7 @@
 //! backend.
 
 pub mod accounts;
+pub mod embeddings;
 pub mod health;
 pub mod models;
 pub mod prompts;

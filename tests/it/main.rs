@@ -39,3 +39,4 @@ mod throttle;
 mod tokens;
 mod transfer;
 mod upstream;
+mod v1_embeddings;

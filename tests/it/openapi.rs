@@ -49,6 +49,7 @@ const OPERATIONS: &[(&str, &str, Access, u16)] = &[
     ("post", "/api/auth/token/", Access::Open, 400),
     ("post", "/api/auth/ws-ticket/", Access::Bearer, 201),
     ("post", "/api/prompts", Access::Bearer, 400),
+    ("post", "/v1/embeddings", Access::Bearer, 400),
     // Last, because it deletes the prompt that the others ask for.
     ("delete", "/api/prompts/{id}", Access::Owner, 204),
 ];
