@@ -9,6 +9,12 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 VENV := $(TARGET)/venv/bin/python
 PYTEST := $(VENV) -m pytest -c tests/python/pytest.ini --rootdir tests/python
 VENV_DEPLOY := $(TARGET)/venv-deploy/bin/python
+VENV_CLIENTS := $(TARGET)/venv-clients/bin/python
+VENV_LLAMAINDEX := $(TARGET)/venv-llamaindex/bin/python
+CLIENTS_PYTEST := -m pytest -c tests/clients/pytest.ini --rootdir tests/clients
+# What the foreign suites and clients speak to: the release binary; V1_TARGET=upstream, the scripted
+# upstream itself; or V1_BASE_URL with V1_KEY, a running service.
+V1_BUILT := $(if $(V1_BASE_URL)$(V1_TARGET),,build)
 VENV_LITELLM := $(abspath $(TARGET))/venv-litellm/bin/python
 BENCH ?=
 KILL_ROUNDS ?= 50
@@ -18,7 +24,7 @@ FUZZ ?=
 # Suites that need only the address of a service, and so run unchanged on replicas.
 SAME_ON_REPLICAS := $(addprefix tests/python/test_,recorded_errors.py simplejwt.py metrics.py schema.py secrecy.py undisturbed.py attacks_logins.py)
 
-.PHONY: help run build fmt check test test-rust test-service soak fuzz bench bench-engine bench-search bench-store bench-streams bench-service bench-posts test-servers python-env test-deploy python-env-deploy test-litellm test-replicas bench-replicas bench-import bench-move python-env-litellm
+.PHONY: help run build fmt check test test-rust test-service soak fuzz bench bench-engine bench-search bench-store bench-budgets bench-streams bench-gateway bench-service bench-posts test-servers python-env test-deploy python-env-deploy test-litellm test-prices test-replicas bench-replicas bench-import bench-move python-env-litellm python-env-clients python-env-llamaindex test-llm-comply test-openai-python test-langchain test-clients
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -58,8 +64,24 @@ test-replicas: build python-env ## several replicas on a Postgres and a Redis th
 	SERVICE_KIND=replica $(PYTEST) $(SAME_ON_REPLICAS)
 	POSTGRES_KIND=postgres18 $(PYTEST) tests/python/test_replicas_upstream.py
 
+test-prices: build python-env ## the prices of the release binary beside those of genai-prices: 10,000 random usages; a part of test-service
+	$(PYTEST) tests/python/test_prices.py
+
 test-litellm: build python-env python-env-litellm ## the release binary with LiteLLM's proxy as its upstream
 	LITELLM=$(VENV_LITELLM) $(PYTEST) tests/python/test_litellm.py
+
+test-llm-comply: $(V1_BUILT) python-env-clients ## llm-comply's tests of chat completions against the release binary, or another address: V1_BASE_URL, V1_KEY
+	$(VENV_CLIENTS) $(CLIENTS_PYTEST) tests/clients/test_llm_comply.py
+
+test-openai-python: $(V1_BUILT) python-env-clients ## the tests inside OpenAI's Python library: chat completions, embeddings, models
+	$(VENV_CLIENTS) $(CLIENTS_PYTEST) tests/clients/test_openai_suite.py
+
+test-langchain: $(V1_BUILT) python-env-clients ## langchain-tests: the standard tests of chat models and embeddings with langchain-openai
+	$(VENV_CLIENTS) $(CLIENTS_PYTEST) tests/clients/test_langchain_standard.py
+
+test-clients: $(V1_BUILT) python-env-clients python-env-llamaindex ## streams, tools, errors, limits and hang-ups with each client: OpenAI's for Python and Node, AI SDK, LangChain, LlamaIndex, llm
+	$(VENV_CLIENTS) $(CLIENTS_PYTEST) tests/clients/test_matrix.py
+	CLIENTS=llama-index,openai-python $(VENV_LLAMAINDEX) $(CLIENTS_PYTEST) tests/clients/test_matrix.py
 
 test-deploy: python-env-deploy ## image, compose files, workflows and AWS templates: linters, schemas, and stacks created on a stand-in of AWS
 	$(VENV_DEPLOY) -m pytest -c tests/deploy/pytest.ini --rootdir tests/deploy tests/deploy
@@ -73,7 +95,7 @@ soak: build python-env ## kill -9 under load and during calls KILL_ROUNDS (50) t
 fuzz: ## fuzz each target for FUZZ_SECONDS (60), or those that FUZZ names; needs a nightly toolchain
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTHON) fuzz/run.py $(FUZZ)
 
-bench: bench-engine bench-search bench-store bench-streams bench-service bench-posts bench-replicas ## every measurement: engine, search, store, streams, service, replicas, beside what each is compared with
+bench: bench-engine bench-search bench-store bench-budgets bench-streams bench-service bench-posts bench-replicas ## every measurement: engine, search, store, streams, service, replicas, beside what each is compared with
 
 bench-engine: ## the model alone, beside ONNX Runtime's int8 (fetches it)
 	benches/engine.sh
@@ -84,8 +106,14 @@ bench-search: ## similarity, beside FAISS's exact index (fetches it; BENCH=--sho
 bench-store: ## inserts, reads and sweeps of the SQLite store
 	$(CARGO) bench --locked --bench store
 
+bench-budgets: ## what checking a budget costs, with 10,000,000 rows of usage (BENCH=--short: 100,000)
+	$(CARGO) bench --locked --bench budgets -- $(BENCH)
+
 bench-streams: ## 512 paced streams at once and single calls, through the service and directly (BENCH=--short: seconds)
 	$(CARGO) bench --locked --bench streams -- $(BENCH)
+
+bench-gateway: build python-env-litellm ## time added to chat completions, and 512 paced streams, through /v1, through LiteLLM's proxy and directly (BENCH=--short: seconds)
+	$(PYTHON) benches/gateway.py --litellm $(VENV_LITELLM) $(BENCH)
 
 bench-service: build python-env ## the release binary under load, beside the system it replaces (BENCH=--short: only checks that it works)
 	$(VENV) benches/service.py $(BENCH)
@@ -113,3 +141,9 @@ python-env-deploy:
 
 python-env-litellm:
 	@$(PYTHON) tests/tools/python_env.py litellm >/dev/null
+
+python-env-clients:
+	@$(PYTHON) tests/tools/python_env.py clients >/dev/null
+
+python-env-llamaindex:
+	@$(PYTHON) tests/tools/python_env.py llamaindex >/dev/null

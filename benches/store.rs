@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use prompt_service::domain::{Embedding, ModelId, PromptId, PromptSource, Timestamp, UserId};
 use prompt_service::store::sqlite::{OpenOptions, SqliteStore};
 use prompt_service::store::{
-    AccountStore, Begun, CallOutcome, CallStore, Holder, NewCall, NewUser, PromptStore,
+    AccountStore, Begun, CallBudgets, CallOutcome, CallStore, Holder, NewCall, NewUser, PromptStore,
 };
 use tokio::task::JoinSet;
 
@@ -63,6 +63,8 @@ async fn post(store: &SqliteStore, user_id: UserId, embedding: Option<(ModelId, 
         holder,
         lease: Duration::from_secs(60),
         max_prompts: None,
+        api_key_id: None,
+        budgets: CallBudgets::default(),
     };
     let Ok(Begun::Started(prompt)) = store.begin_call(call).await else {
         panic!("the call begins");

@@ -60,6 +60,14 @@ pub enum Error {
     /// The API key may not be used for this.
     #[error("the API key has no permission for this")]
     Scope(ScopeProblem),
+    /// The call may cost more than is left of a budget. It helps to wait for the next period, or to
+    /// ask for less.
+    #[error("the call may cost more than is left of a budget")]
+    BudgetExceeded,
+    /// A budget is in force, and the price of the model, or the most that the call can cost, is not
+    /// known. A price helps.
+    #[error("a budget is in force, and the most that the call can cost is not known")]
+    PriceUnknown,
     /// The prompt was deleted while it was being answered.
     #[error("deleted meanwhile")]
     Deleted,
@@ -112,6 +120,8 @@ pub struct Refusal {
     pub param: Option<String>,
     /// For programs.
     pub code: Option<String>,
+    /// When trying again makes sense, where that is known.
+    pub retry_after: Option<Duration>,
 }
 
 /// Why a request with an idempotency key is not served.

@@ -21,6 +21,7 @@ pub mod credentials;
 pub mod data_dir;
 pub mod embed;
 pub mod llm;
+pub mod pricing;
 pub mod realtime;
 pub mod search;
 pub mod store;

@@ -1,7 +1,7 @@
 //! The `prompt-service` program: reads the settings, then serves or carries out an operator's
 //! command.
 
-use std::io::Write;
+use std::io::{Write, stdin};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::Documents;
-use crate::app::{App, check, health_check, secret_files, transfer_commands, users};
+use crate::app::{App, check, health_check, prices, secret_files, transfer_commands, users};
 use crate::cli::{Cli, Command, Output, Refusal};
 use crate::config::{Config, LogFormat, Secrets, read_env_file};
 use crate::telemetry;
@@ -73,11 +73,14 @@ fn run(cli: Cli, out: &mut Output) -> anyhow::Result<()> {
     }
     let (log_format, log_filter) = (cli.settings.log_format, cli.settings.rust_log.clone());
     let variable = |name: &str| std::env::var_os(name);
-    let fallbacks = cli.settings.upstream.openai_fallback.clone();
     let config = Secrets::read(variable).and_then(|mut secrets| {
-        if let Some(fallbacks) = &fallbacks {
-            secrets.read_fallback_keys(fallbacks, variable)?;
+        let upstream = &cli.settings.upstream;
+        if let Some(fallbacks) = &upstream.openai_fallback {
+            let names = fallbacks.key_variables();
+            secrets.read_upstream_keys("OPENAI_FALLBACK", names, variable)?;
         }
+        let list = upstream.upstream_list()?;
+        secrets.read_upstream_keys("UPSTREAMS", list.key_variables(), variable)?;
         Config::load(cli.settings, secrets)
     });
     let runtime = tokio::runtime::Runtime::new().context("the runtime cannot be started")?;
@@ -92,6 +95,7 @@ fn run(cli: Cli, out: &mut Output) -> anyhow::Result<()> {
         }
     }
     match command {
+        Command::Prices(arguments) => prices::run(&arguments, &config, &mut stdin().lock(), out),
         Command::User(command) => runtime.block_on(users::run(command, &config, out)),
         Command::Backup { file } => {
             runtime.block_on(transfer_commands::backup(&file, &config, out))

@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::authenticate::refuse_api_key;
 use super::error::{ApiError, ErrorResponse, INVALID_CREDENTIALS, THROTTLED};
 use super::extract::{Body, ClientAddress, form};
 use super::page_origin::{PageOrigin, require_allowed_page, wants_secure_cookie};
@@ -296,6 +297,9 @@ async fn refresh(
             "Set-Cookie" = String,
             description = "Takes the session cookies of both names back."
         )),
+    ), (
+        status = 403, description = "An API key came with the request: it cannot log out.",
+        body = ErrorResponse,
     )),
 )]
 async fn log_out(
@@ -303,6 +307,7 @@ async fn log_out(
     parts: Parts,
     Body { mut fields, .. }: Body<LogOutRequest>,
 ) -> Result<Response, ApiError> {
+    refuse_api_key(&parts.headers)?;
     let request = LogOutRequest::read(&mut fields);
     fields.check()?;
     let cookies = session_cookies(&parts.headers);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -24,6 +24,7 @@ pub struct ApiError {
     status: StatusCode,
     body: Value,
     retry_after: Option<Duration>,
+    is_final: bool,
     closes: bool,
     source: Option<Source>,
 }
@@ -36,6 +37,9 @@ pub struct ErrorResponse {
     /// For programs; stays. Absent where the status says enough.
     code: Option<String>,
 }
+
+/// Tells OpenAI's clients whether to repeat the request, whatever the status.
+pub const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// The description of every 401.
 pub const INVALID_CREDENTIALS: &str = "No valid credentials.";
@@ -147,6 +151,7 @@ impl ApiError {
             status,
             body,
             retry_after: None,
+            is_final: false,
             closes: false,
             source: None,
         }
@@ -168,6 +173,13 @@ impl ApiError {
     /// The same, about that member of the request.
     fn about(mut self, param: &'static str) -> Self {
         self.body["param"] = Value::from(param);
+        self
+    }
+
+    /// The same, with a header that says to clients which would retry by the status that a retry
+    /// fails again.
+    fn not_to_be_retried(mut self) -> Self {
+        self.is_final = true;
         self
     }
 
@@ -221,6 +233,18 @@ impl From<Error> for ApiError {
                 "You keep as many prompts as this service allows. Delete some to post again.",
                 "quota_exceeded",
             ),
+            Error::BudgetExceeded => Self::coded(
+                StatusCode::TOO_MANY_REQUESTS,
+                "The call may cost more than is left of a budget.",
+                "insufficient_quota",
+            )
+            .not_to_be_retried(),
+            Error::PriceUnknown => Self::coded(
+                StatusCode::NOT_FOUND,
+                "A budget is in force, and the most that the call can cost is not known: the model has no price, or no limit of tokens.",
+                "model_price_unknown",
+            )
+            .about("model"),
             Error::TooManyApiKeys => Self::coded(
                 StatusCode::FORBIDDEN,
                 "You have 100 API keys, which is as many as allowed. Revoke one to make another.",
@@ -275,7 +299,7 @@ fn failed_prompt(failed: &FailedPrompt) -> ApiError {
 
 fn refused(refusal: Refusal) -> ApiError {
     let status = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::BAD_REQUEST);
-    ApiError::new(
+    let error = ApiError::new(
         status,
         json!({
             "detail": refusal.message,
@@ -283,7 +307,11 @@ fn refused(refusal: Refusal) -> ApiError {
             "param": refusal.param,
             "code": refusal.code,
         }),
-    )
+    );
+    match refusal.retry_after {
+        Some(wait) if status == StatusCode::TOO_MANY_REQUESTS => error.later(wait),
+        Some(_) | None => error,
+    }
 }
 
 fn key_problem(problem: KeyProblem) -> ApiError {
@@ -410,6 +438,9 @@ impl IntoResponse for ApiError {
         }
         if let Some(wait) = self.retry_after {
             headers.insert(RETRY_AFTER, whole_seconds(wait).into());
+        }
+        if self.is_final {
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         if self.closes {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));

@@ -9,6 +9,7 @@ mod error;
 pub(crate) mod extract;
 mod health;
 mod json_response;
+mod keys;
 mod list_header;
 mod oauth;
 mod openapi;

@@ -23,12 +23,14 @@ use super::pages::Documents;
 use super::request_log::log_request;
 use super::server::Slot;
 use super::state::AppState;
-use super::{accounts, health, oauth, pages, prompts, v1, ws};
+use super::{accounts, health, keys, oauth, pages, prompts, v1, ws};
 use crate::error::Error;
 
-/// The routes of the API that need an access token.
+/// The routes of the API that need an access token or an API key.
 pub fn known_routes() -> OpenApiRouter<AppState> {
-    accounts::known_router().merge(prompts::router())
+    accounts::known_router()
+        .merge(keys::router())
+        .merge(prompts::router())
 }
 
 /// The routes of OpenAI's protocol, which need an access token or an API key.

@@ -38,7 +38,7 @@ pub(super) async fn findings(
 fn finding(check: &llm::UpstreamCheck, upstream: &UpstreamConfig) -> (Option<bool>, String) {
     let model = &check.model;
     let has_key = upstream.endpoints[check.index].api_key.is_some();
-    let [address, key, model_setting] = settings(check.index);
+    let [address, key, model_setting] = settings(check, upstream);
     let text = match &check.finding {
         llm::ModelFinding::HasModel {
             key_was_tried,
@@ -60,6 +60,23 @@ fn finding(check: &llm::UpstreamCheck, upstream: &UpstreamConfig) -> (Option<boo
                 format!("it has the model {model}")
             };
             return (Some(true), text);
+        }
+        llm::ModelFinding::Lists {
+            number,
+            key_was_tried,
+        } => {
+            let (is_right, text) = match number {
+                0 => (
+                    false,
+                    format!("none of its models matches: set {model_setting}"),
+                ),
+                number => (true, format!("{number} of its models match")),
+            };
+            let note = match has_key && !key_was_tried {
+                true => "; it shows its models to everybody, so the key was not tried",
+                false => "",
+            };
+            return (Some(is_right), format!("{text}{note}"));
         }
         llm::ModelFinding::OtherModels { number, similar } => {
             let hint = similar
@@ -96,10 +113,13 @@ fn finding(check: &llm::UpstreamCheck, upstream: &UpstreamConfig) -> (Option<boo
 }
 
 /// The settings of an upstream's address, key and model.
-fn settings(place: usize) -> [String; 3] {
-    match place {
+fn settings(check: &llm::UpstreamCheck, upstream: &UpstreamConfig) -> [String; 3] {
+    let name = &check.upstream;
+    match check.index {
+        _ if upstream.is_list => ["base_url", "key_env", "models"]
+            .map(|member| format!("{member} of {name} in UPSTREAMS")),
         0 => ["OPENAI_BASE_URL", "OPENAI_API_KEY", "OPENAI_MODEL"].map(str::to_owned),
-        _ => ["base_url", "api_key_env", "model"]
+        place => ["base_url", "api_key_env", "model"]
             .map(|member| format!("{member} of entry {place} of OPENAI_FALLBACK")),
     }
 }

@@ -7,6 +7,7 @@ mod check_upstream;
 pub mod health_check;
 mod listening;
 mod preflight;
+pub mod prices;
 pub mod secret_files;
 mod shared;
 mod store;
@@ -40,8 +41,10 @@ use crate::realtime::Hub;
 use crate::redis;
 use crate::search::Similarity;
 use crate::services::accounts::{Accounts, KnownUsers};
+use crate::services::api_keys::ApiKeys;
 use crate::services::embeddings::Embeddings;
 use crate::services::health::{Health, StoreHealth};
+use crate::services::metering::Metering;
 use crate::services::models::Models;
 use crate::services::prompts::{self, Prompts};
 use crate::services::reembedding::{Reembedding, ReembeddingProgress};
@@ -103,6 +106,7 @@ impl App {
             engine: Some(engine),
             redis,
             llm: Some(llm),
+            prices: Some(prices),
             socket: Some(socket),
             metrics_socket,
             ..
@@ -164,6 +168,10 @@ impl App {
             tickets: shared.tickets,
             keys,
             known: KnownUsers::default(),
+            api_keys: Arc::new(ApiKeys::new(
+                Arc::clone(&store.api_keys),
+                lifecycle.tasks.clone(),
+            )),
             config: config.accounts.clone(),
             metrics: Arc::clone(&metrics),
             tasks: lifecycle.tasks.clone(),
@@ -172,6 +180,10 @@ impl App {
         getrandom::fill(&mut replica).context("the system's source of randomness")?;
         let memory = MemoryBudget::new(config.server.request_memory);
         let reads = FairSemaphore::new(READS_AT_ONCE, READS_WAITING);
+        let metering = Metering::new(prices, config.upstream.as_ref(), config.calls.budget);
+        let metering = Arc::new(metering);
+        let is_tracked = metering.service_budget().is_some();
+        store.usage.track_service(is_tracked).await?;
         let prompts = Prompts::new(prompts::Deps {
             store: Arc::clone(&prompt_store),
             call_store: Arc::clone(&store.calls),
@@ -183,6 +195,7 @@ impl App {
             reembedding: Arc::clone(&progress),
             llm: Arc::clone(&llm),
             calls: config.calls,
+            metering,
             memory: Arc::clone(&memory),
             broker: Arc::clone(&shared.broker),
             encode: api::encode_event,

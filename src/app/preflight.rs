@@ -14,12 +14,14 @@ use crate::config::{Config, StoreConfig};
 use crate::data_dir::{self, DataDir, FolderState};
 use crate::embed::{Encode, Engine};
 use crate::llm;
+use crate::pricing::PriceTable;
 use crate::redis::{Connection, ConnectionManager};
 use crate::store::postgres::{self, DatabaseState};
 use crate::store::sqlite::{self, FileState};
 use crate::telemetry::Metrics;
 
 use super::listening::bind;
+use super::prices;
 
 /// File descriptors that are not connections: the database, the log, the listeners, with room to
 /// spare.
@@ -49,6 +51,7 @@ pub(super) enum Step {
     Store,
     Redis,
     Upstream,
+    Prices,
     Address,
     MetricsAddress,
     Connections,
@@ -56,13 +59,14 @@ pub(super) enum Step {
 
 /// Every step with its name for operators, in the order in which they are taken. The store comes
 /// after the model, whose vectors it must have room for.
-pub(super) const STEPS: [(Step, &str); 9] = [
+pub(super) const STEPS: [(Step, &str); 10] = [
     (Step::DataFolder, "data folder"),
     (Step::SigningKey, "signing key"),
     (Step::Model, "model"),
     (Step::Store, "store"),
     (Step::Redis, "redis"),
     (Step::Upstream, "upstream"),
+    (Step::Prices, "prices"),
     (Step::Address, "address"),
     (Step::MetricsAddress, "metrics address"),
     (Step::Connections, "connections"),
@@ -75,6 +79,7 @@ pub(super) struct Preflight<'a> {
     pub engine: Option<Arc<Engine>>,
     pub redis: Option<(Connection, ConnectionManager)>,
     pub llm: Option<llm::Client>,
+    pub prices: Option<PriceTable>,
     /// Bound, and not listening yet: clients are refused until the service can serve them.
     pub socket: Option<TcpSocket>,
     pub metrics_socket: Option<TcpSocket>,
@@ -88,6 +93,7 @@ impl<'a> Preflight<'a> {
             engine: None,
             redis: None,
             llm: None,
+            prices: None,
             socket: None,
             metrics_socket: None,
         }
@@ -119,6 +125,7 @@ impl<'a> Preflight<'a> {
             Step::Store => self.store().await?,
             Step::Redis => self.redis().await?,
             Step::Upstream => self.upstream()?,
+            Step::Prices => self.prices()?,
             Step::Address => {
                 let (socket, finding) = bind("BIND_ADDR", server.bind_addr)?;
                 self.socket = socket;
@@ -233,7 +240,13 @@ impl<'a> Preflight<'a> {
         let metrics = Arc::clone(&self.metrics);
         let client = match &self.config.upstream {
             None => llm::Client::mock(metrics),
-            Some(upstream) => llm::Client::new(upstream, metrics).context("OPENAI_BASE_URL")?,
+            Some(upstream) => {
+                let setting = match upstream.is_list {
+                    true => "UPSTREAMS",
+                    false => "OPENAI_BASE_URL",
+                };
+                llm::Client::new(upstream, metrics).context(setting)?
+            }
         };
         let client = self.llm.insert(client);
         Ok(if client.is_mock() {
@@ -243,6 +256,14 @@ impl<'a> Preflight<'a> {
             let (provider, model) = (client.provider(), client.default_route().model());
             Finding::Fine(format!("{provider} with the model {model}"))
         })
+    }
+
+    fn prices(&mut self) -> anyhow::Result<Finding> {
+        let table = prices::load(self.config.prices_file.as_deref())?;
+        let versions: Vec<&str> = table.versions().collect();
+        let text = format!("of {} models: {}", table.rows().len(), versions.join(", "));
+        self.prices = Some(table);
+        Ok(Finding::Fine(text))
     }
 
     /// Closes the resources that the steps have opened.

@@ -15,7 +15,7 @@ use crate::domain::{ClientSite, UserId};
 use crate::realtime::{Broker, Hub, LocalBroker, RedisBroker};
 use crate::redis::{Connection, ConnectionManager};
 use crate::telemetry::Metrics;
-use crate::throttle::{RedisThrottle, SlidingWindows, Throttle};
+use crate::throttle::{KeyWindows, RateSubject, RedisThrottle, SlidingWindows, Throttle};
 
 /// The parts that a replica has in common with others, if there is a Redis to have them in.
 pub struct Shared {
@@ -46,10 +46,14 @@ impl Shared {
         let v1_rates = config.v1_throttle.clone();
         let register_rates = config.accounts.register_throttle.clone();
         let (hub, metrics) = (Arc::clone(hub), Arc::clone(metrics));
+        // A key's rates hold over all front doors: each throttle of users shares these.
+        let api_keys = Arc::new(KeyWindows::new(RateSubject::ApiKey, started));
         let Some((connection, manager)) = redis else {
             return Ok(Self {
-                prompt_throttle: Arc::new(SlidingWindows::new(prompt_rates, started)),
-                v1_throttle: Arc::new(SlidingWindows::new(v1_rates, started)),
+                prompt_throttle: Arc::new(
+                    SlidingWindows::new(prompt_rates, started).sharing(&api_keys),
+                ),
+                v1_throttle: Arc::new(SlidingWindows::new(v1_rates, started).sharing(&api_keys)),
                 register_throttle: Arc::new(SlidingWindows::new(register_rates, started)),
                 login_limiter: LocalLoginRateLimiter::new(started),
                 tickets: Arc::new(LocalTickets::default()),
@@ -63,14 +67,16 @@ impl Shared {
             prompt_rates,
             started,
             Arc::clone(&metrics),
-        );
+        )
+        .sharing(&api_keys);
         let v1_throttle = RedisThrottle::new(
             connection.clone(),
             "v1",
             v1_rates,
             started,
             Arc::clone(&metrics),
-        );
+        )
+        .sharing(&api_keys);
         let register_throttle = RedisThrottle::new(
             connection.clone(),
             "register",

@@ -13,7 +13,9 @@ use crate::embed::Engine;
 use crate::search::{PostgresSimilarity, Similarity, SlabIndex, SlabOptions};
 use crate::store::postgres::{self, PostgresStore, ServerLock};
 use crate::store::sqlite::{self, FileState, SqliteStore};
-use crate::store::{AccountStore, BulkStore, CallStore, ChatStore, PromptStore};
+use crate::store::{
+    AccountStore, ApiKeyStore, BulkStore, CallStore, ChatStore, PromptStore, UsageStore,
+};
 
 /// How long a search in shared scope waits for the vectors to be loaded after a start.
 const LOAD_WAIT: Duration = Duration::from_secs(5);
@@ -22,12 +24,16 @@ const LOAD_WAIT: Duration = Duration::from_secs(5);
 pub(super) struct Store {
     /// Accounts and sessions.
     pub accounts: Arc<dyn AccountStore>,
+    /// API keys.
+    pub api_keys: Arc<dyn ApiKeyStore>,
     /// Prompts and vectors.
     pub prompts: Arc<dyn PromptStore>,
     /// Running calls and idempotency keys.
     pub calls: Arc<dyn CallStore>,
     /// What is kept of chat calls.
     pub chats: Arc<dyn ChatStore>,
+    /// Usage and budgets.
+    pub usage: Arc<dyn UsageStore>,
     /// Whole rows, for the operator's commands.
     pub bulk: Arc<dyn BulkStore>,
     kind: StoreKind,
@@ -51,9 +57,11 @@ impl Store {
                 let store = Arc::new(store);
                 Self {
                     accounts: Arc::clone(&store) as _,
+                    api_keys: Arc::clone(&store) as _,
                     prompts: Arc::clone(&store) as _,
                     calls: Arc::clone(&store) as _,
                     chats: Arc::clone(&store) as _,
+                    usage: Arc::clone(&store) as _,
                     bulk: Arc::clone(&store) as _,
                     kind: StoreKind::Sqlite(store),
                 }
@@ -66,9 +74,11 @@ impl Store {
                 let store = Arc::new(PostgresStore::open(url.expose(), options).await?);
                 Self {
                     accounts: Arc::clone(&store) as _,
+                    api_keys: Arc::clone(&store) as _,
                     prompts: Arc::clone(&store) as _,
                     calls: Arc::clone(&store) as _,
                     chats: Arc::clone(&store) as _,
+                    usage: Arc::clone(&store) as _,
                     bulk: Arc::clone(&store) as _,
                     kind: StoreKind::Postgres(store),
                 }

@@ -14,7 +14,7 @@ use clap::{Arg, Command, CommandFactory};
 use super::Cli;
 
 /// The settings that the help of a command shows; `serve`, as the help of the program, shows all.
-const SHOWN: [(&str, &[&str]); 9] = [
+const SHOWN: [(&str, &[&str]); 10] = [
     ("user", &["data_dir"]),
     ("check", &[]),
     ("backup", &["data_dir"]),
@@ -24,6 +24,7 @@ const SHOWN: [(&str, &[&str]); 9] = [
         &["data_dir", "max_prompt_chars", "embedding_model_dir"],
     ),
     ("move", &["data_dir", "embedding_model_dir"]),
+    ("prices", &["prices_file"]),
     ("openapi", &[]),
     ("secrets", &[]),
     ("health", &["bind_addr"]),
@@ -44,7 +45,7 @@ Secrets:
           redis://HOST:PORT or rediss://HOST:PORT, shared by several replicas [default: none]
   OPENAI_API_KEY
           Goes to OPENAI_BASE_URL; without it no Authorization is sent
-  and the variables that OPENAI_FALLBACK names
+  and the variables that OPENAI_FALLBACK and UPSTREAMS name
 
 A .env file in the working directory is read; a variable of the environment wins over it.";
 

@@ -92,6 +92,8 @@ pub enum Command {
     Import(ImportArgs),
     /// Copy the embedded store to PostgreSQL and compare both; the server must be stopped
     Move(MoveArgs),
+    /// Print the prices of models, and check that those named have one
+    Prices(PricesArgs),
     /// Print the API's description, OpenAPI 3.1 as JSON
     Openapi,
     /// Write secrets to files, for containers that share them: what the variable of that name says,
@@ -160,6 +162,23 @@ pub struct ImportArgs {
     /// known)
     #[arg(long, value_name = "NAME", default_value = "unknown")]
     pub model: String,
+}
+
+/// Which prices are printed, and how.
+#[derive(Args, Debug)]
+pub struct PricesArgs {
+    /// Models, as they are asked for; all of the table if left out. With a provider in front,
+    /// such as groq/NAME, as that provider sells them
+    #[arg(value_name = "MODEL")]
+    pub models: Vec<String>,
+    /// Print one JSON object a line, with prices in femtodollars a token
+    #[arg(long)]
+    pub json: bool,
+    /// Read usages from standard input, one JSON object a line, and print what each costs in
+    /// picodollars: {"model": "…", "provider": "…", "service_tier": "…", "input": 1,
+    /// "cache_read": 1, "cache_write": 1, "output": 1, "reasoning": 1}
+    #[arg(long, conflicts_with_all = ["models", "json"])]
+    pub compute: bool,
 }
 
 /// Where the embedded store goes.

@@ -77,6 +77,11 @@ impl BaseUrl {
         format!("{}{path}", self.text)
     }
 
+    /// The host, without brackets.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
     /// Whether it is reached over TLS.
     pub fn is_https(&self) -> bool {
         self.is_https

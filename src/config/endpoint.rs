@@ -38,6 +38,16 @@ pub enum ServedModels {
 }
 
 impl ServedModels {
+    /// Whether calls for the model go to the upstream first.
+    pub fn serves(&self, model: &str) -> bool {
+        match self {
+            Self::Always(_) => false,
+            Self::Matching { patterns, aliases } => {
+                aliases.contains_key(model) || patterns.iter().any(|each| each.matches(model))
+            }
+        }
+    }
+
     /// Every name.
     pub fn any() -> Self {
         Self::Matching {

@@ -28,6 +28,13 @@ pub struct Fallback {
 #[derive(Clone, Debug, Default)]
 pub struct Fallbacks(pub Vec<Fallback>);
 
+impl Fallbacks {
+    /// The variables that hold the keys.
+    pub fn key_variables(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter_map(|each| each.api_key_env.as_deref())
+    }
+}
+
 impl FromStr for Fallbacks {
     type Err = &'static str;
 
@@ -101,14 +108,14 @@ pub(super) fn checked(
 }
 
 /// Whether the variable is read by this service itself.
-fn is_taken(name: &str) -> bool {
+pub(super) fn is_taken(name: &str) -> bool {
     let name = name.strip_suffix("_FILE").unwrap_or(name);
     names::variables().iter().any(|known| known == name)
 }
 
 /// A name that a shell could set, in capitals. A key that was put in its place by mistake hardly
 /// ever looks like that.
-fn is_variable_name(name: &str) -> bool {
+pub(super) fn is_variable_name(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_uppercase() || c == '_')
         && name
             .chars()

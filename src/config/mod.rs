@@ -16,6 +16,7 @@ mod settings;
 mod sqlite_url;
 mod unused;
 mod upstream;
+mod upstream_list;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -36,7 +37,9 @@ pub use settings::{
     SimilarScope,
 };
 pub use upstream::{UpstreamConfig, UpstreamSettings};
+pub use upstream_list::{ListedUpstream, UpstreamList};
 
+use crate::domain::Budget;
 use crate::domain::rate::Rates;
 
 /// A setting that cannot be used. The text names the setting and what it accepts, never its value.
@@ -78,6 +81,8 @@ pub struct Config {
     pub search: SearchConfig,
     /// The upstream LLM; `None` is the built-in mock.
     pub upstream: Option<UpstreamConfig>,
+    /// The operator's prices over the bundled ones.
+    pub prices_file: Option<PathBuf>,
     /// A sentence-transformers folder in place of the bundled model.
     pub embedding_model_dir: Option<PathBuf>,
     /// The longest prompt or query, in characters.
@@ -227,6 +232,8 @@ pub struct AccountsConfig {
 pub struct CallsConfig {
     /// Calls a UTC day over all users; `None` is no limit.
     pub daily_limit: Option<u64>,
+    /// What all calls together may cost in each period; `None` is no limit.
+    pub budget: Option<Budget>,
     /// Prompts that one user may keep; `None` is no limit.
     pub max_prompts_per_user: Option<u32>,
     /// Whether a call goes on whose caller disconnects.
@@ -253,17 +260,21 @@ impl Config {
         let redis = checks::redis(&settings, &secrets)?;
         checks::keys(&secrets)?;
         let store = checks::store(&settings, secrets.database_url)?;
+        let list = settings.upstream.upstream_list()?;
+        let has_key = secrets.openai_api_key.is_some();
         let upstream = upstream::checked(
             &settings.upstream,
+            &list,
             secrets.openai_api_key,
-            &secrets.openai_fallback_keys,
+            &secrets.upstream_keys,
         )?;
         if upstream.is_some() {
             checks::registration(&settings)?;
         }
         let max_connections_per_network = checks::connections_per_network(&settings);
-        let unused = unused::unused(&settings, upstream.is_some(), redis.is_some(), &store);
-        let misspelt = names::misspelt_variables(&settings);
+        let mut unused = unused::unused(&settings, upstream.is_some(), redis.is_some(), &store);
+        unused.extend(unused::key(has_key, &list));
+        let misspelt = names::misspelt_variables(&settings, &list);
         let origins = settings
             .cors_allowed_origins
             .iter()
@@ -307,6 +318,7 @@ impl Config {
             v1_throttle: checks::rates("V1_THROTTLE", &settings.v1_throttle)?,
             calls: CallsConfig {
                 daily_limit: settings.upstream_daily_limit,
+                budget: settings.budget,
                 max_prompts_per_user: settings.max_prompts_per_user,
                 on_client_disconnect: settings.on_client_disconnect,
                 lease: checks::call_lease(settings.call_lease)?,
@@ -316,6 +328,7 @@ impl Config {
                 memory_bytes: settings.search_memory.0,
             },
             upstream,
+            prices_file: settings.prices_file,
             embedding_model_dir: settings.embedding_model_dir,
             max_prompt_chars: settings.max_prompt_chars as usize,
             misspelt,

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::Settings;
+use super::{Fallbacks, Settings, UpstreamList};
 
 /// The settings that are secrets. They have no flag, so [`Settings`] does not list them.
 pub const SECRETS: [&str; 5] = [
@@ -53,13 +53,13 @@ pub fn secret_meant(name: &str) -> Option<&'static str> {
 }
 
 /// A sentence for each variable of the environment that is no setting and looks like one, but for
-/// the keys that `OPENAI_FALLBACK` names.
-pub(super) fn misspelt_variables(settings: &Settings) -> Vec<String> {
+/// the keys that `OPENAI_FALLBACK` and the list of `UPSTREAMS` name.
+pub(super) fn misspelt_variables(settings: &Settings, list: &UpstreamList) -> Vec<String> {
     let fallbacks = settings.upstream.openai_fallback.as_ref();
     let keys: Vec<&str> = fallbacks
-        .iter()
-        .flat_map(|all| &all.0)
-        .filter_map(|fallback| fallback.api_key_env.as_deref())
+        .into_iter()
+        .flat_map(Fallbacks::key_variables)
+        .chain(list.key_variables())
         .collect();
     let is_key = |name: &str| keys.contains(&name.strip_suffix("_FILE").unwrap_or(name));
     let variables = settings.given.variables.iter().map(String::as_str);

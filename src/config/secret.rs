@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use super::{Error, Fallbacks};
+use super::Error;
 
 /// The longest file that is read for a secret, in bytes. A key or an address takes a few hundred.
 const MAX_FILE_BYTES: u64 = 64 << 10;
@@ -103,8 +103,8 @@ pub struct Secrets {
     pub secret_key_fallbacks: Vec<Secret>,
     /// `OPENAI_API_KEY`.
     pub openai_api_key: Option<Secret>,
-    /// The keys of `OPENAI_FALLBACK`, each under the variable that the list names.
-    pub openai_fallback_keys: Vec<(String, Secret)>,
+    /// The keys of `OPENAI_FALLBACK` and `UPSTREAMS`, each under the variable that the list names.
+    pub upstream_keys: Vec<(String, Secret)>,
 }
 
 impl Secrets {
@@ -127,27 +127,25 @@ impl Secrets {
                 .map(Secret::new)
                 .collect(),
             openai_api_key: read("OPENAI_API_KEY")?,
-            openai_fallback_keys: Vec::new(),
+            upstream_keys: Vec::new(),
         })
     }
 
-    /// Reads the keys that `fallbacks` name, those that are set.
+    /// Reads the keys of upstreams that the variables of those names hold, if they are set.
+    /// `setting` has the names.
     ///
     /// # Errors
     /// A key given in both ways, one that is no text, or a file that cannot be read. The message
     /// names the setting.
-    pub fn read_fallback_keys(
+    pub fn read_upstream_keys<'a>(
         &mut self,
-        fallbacks: &Fallbacks,
+        setting: &'static str,
+        names: impl IntoIterator<Item = &'a str>,
         variable: impl Fn(&str) -> Option<OsString>,
     ) -> Result<(), Error> {
-        for name in fallbacks
-            .0
-            .iter()
-            .filter_map(|each| each.api_key_env.as_ref())
-        {
-            if let Some(key) = value_or_file("OPENAI_FALLBACK", name, &variable)? {
-                self.openai_fallback_keys.push((name.clone(), key));
+        for name in names {
+            if let Some(key) = value_or_file(setting, name, &variable)? {
+                self.upstream_keys.push((name.to_owned(), key));
             }
         }
         Ok(())
@@ -199,6 +197,7 @@ mod tests {
     use std::collections::HashMap;
 
     use super::*;
+    use crate::config::Fallbacks;
 
     fn read(pairs: &[(&str, &str)]) -> Result<Secrets, Error> {
         let map: HashMap<_, _> = pairs.iter().copied().collect();
@@ -292,9 +291,12 @@ mod tests {
             .unwrap();
         let mut secrets = Secrets::default();
         let variable = |name: &str| (name == "B_KEY").then(|| OsString::from("sk-b"));
-        secrets.read_fallback_keys(&list, variable).unwrap();
+        let names = list.key_variables();
+        secrets
+            .read_upstream_keys("OPENAI_FALLBACK", names, variable)
+            .unwrap();
         let expected = ("B_KEY".to_owned(), Secret::new("sk-b"));
-        assert_eq!(secrets.openai_fallback_keys, [expected]);
+        assert_eq!(secrets.upstream_keys, [expected]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use ipnet::{IpNet, Ipv4Net};
 
 use super::{LogFilter, UpstreamSettings};
-use crate::domain::UserId;
+use crate::domain::{Budget, UserId};
 
 /// Who may register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -179,6 +179,16 @@ pub struct Settings {
     /// addresses, separated by commas
     #[arg(long, env, value_delimiter = ',', value_parser = network, value_name = "NETWORKS", help_heading = LISTENING, global = true)]
     pub trusted_proxies: Vec<IpNet>,
+
+    /// What all calls together may cost, in US dollars for each day, week, month or in total, such
+    /// as 100.00/month: a call that may cost more than is left is refused [default: no limit]
+    #[arg(long, env, value_name = "AMOUNT/PERIOD", global = true)]
+    pub budget: Option<Budget>,
+
+    /// Prices over those of this program, in the form of LiteLLM's list: a JSON file of
+    /// {"model": {"input_cost_per_token": 2.5e-6, "output_cost_per_token": 1e-5}, …}
+    #[arg(long, env, value_name = "FILE", help_heading = PROMPTS, global = true)]
+    pub prices_file: Option<PathBuf>,
 
     /// Posts that go to the upstream a UTC day, over all users and replicas; retries and fallbacks
     /// do not count [default: no limit]

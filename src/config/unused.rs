@@ -1,6 +1,6 @@
 //! Settings that are set and have no effect together with the others.
 
-use super::{Settings, SimilarScope, StoreConfig};
+use super::{Settings, SimilarScope, StoreConfig, UpstreamList};
 
 /// A sentence for each group of settings that the operator set and that nothing reads: without a
 /// word the operator would believe in them.
@@ -26,7 +26,7 @@ pub(super) fn unused(
             .collect();
         if !names.is_empty() {
             sentences.push(format!(
-                "{}: set for an upstream, and there is none: the built-in mock answers; set OPENAI_API_KEY or OPENAI_BASE_URL",
+                "{}: set for an upstream, and there is none: the built-in mock answers; set OPENAI_API_KEY, OPENAI_BASE_URL or UPSTREAMS",
                 names.join(", ")
             ));
         }
@@ -52,4 +52,11 @@ pub(super) fn unused(
         );
     }
     sentences
+}
+
+/// A sentence if `OPENAI_API_KEY` is set and no upstream of a list gets it.
+pub(super) fn key(has_key: bool, list: &UpstreamList) -> Option<String> {
+    const KEY: &str = "OPENAI_API_KEY";
+    let is_unused = has_key && !list.0.is_empty() && list.key_variables().all(|name| name != KEY);
+    is_unused.then(|| format!("{KEY}: has no effect, because no key_env in UPSTREAMS names it"))
 }

@@ -1,11 +1,13 @@
 //! The upstream that answers prompts: its settings, and the checked configuration of its client.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 
 use super::endpoint::{Endpoint, ServedModels, checked_key, checked_model};
 use super::fallback::{self, Fallbacks};
+use super::upstream_list::{self, UpstreamList};
 use super::{BaseUrl, ByteSize, Error, Secret};
 
 /// The settings of the upstream that are no secrets.
@@ -74,11 +76,45 @@ pub struct UpstreamSettings {
     /// "api_key_env": "NAME"}, …]
     #[arg(long, env, value_name = "JSON", global = true)]
     pub openai_fallback: Option<Fallbacks>,
+
+    /// Upstreams chosen by the model that is asked for, in place of OPENAI_BASE_URL: [{"name": "…",
+    /// "base_url": "https://…", "key_env": "NAME", "models": ["gpt-*"], "aliases": {"fast": "…"},
+    /// "fallback": ["…"]}, …]
+    #[arg(long, env, value_name = "JSON", global = true)]
+    pub upstreams: Option<UpstreamList>,
+
+    /// A file that holds that list
+    #[arg(long, env, value_name = "FILE", global = true)]
+    pub upstreams_file: Option<PathBuf>,
+}
+
+impl UpstreamSettings {
+    /// The list of `UPSTREAMS`, or of the file that `UPSTREAMS_FILE` names. Empty if neither is
+    /// set.
+    ///
+    /// # Errors
+    /// Both are set, or the file cannot be used.
+    pub fn upstream_list(&self) -> Result<UpstreamList, Error> {
+        let list = self.upstreams.as_ref().filter(|list| !list.0.is_empty());
+        // An empty variable counts as unset, as it does for secrets.
+        let file = self.upstreams_file.as_deref();
+        match (list, file.filter(|path| !path.as_os_str().is_empty())) {
+            (Some(_), Some(_)) => Err(Error::new(
+                upstream_list::SETTING,
+                "set UPSTREAMS or UPSTREAMS_FILE, not both",
+            )),
+            (Some(list), None) => Ok(list.clone()),
+            (None, Some(path)) => UpstreamList::read_file(path),
+            (None, None) => Ok(UpstreamList::default()),
+        }
+    }
 }
 
 /// A real upstream and the limits of its calls. Without one, the built-in mock is used.
 #[derive(Clone, Debug)]
 pub struct UpstreamConfig {
+    /// Whether they are those of `UPSTREAMS`.
+    pub is_list: bool,
     /// The upstreams. The first whose models include the requested one is asked first.
     pub endpoints: Vec<Endpoint>,
     /// The model of `POST /api/prompts`. One of the upstreams has it.
@@ -113,34 +149,18 @@ pub struct UpstreamConfig {
 /// The first setting that cannot be used.
 pub(super) fn checked(
     settings: &UpstreamSettings,
+    list: &UpstreamList,
     api_key: Option<Secret>,
-    fallback_keys: &[(String, Secret)],
+    keys: &[(String, Secret)],
 ) -> Result<Option<UpstreamConfig>, Error> {
-    let base_url = settings.openai_base_url.as_deref();
-    let fallbacks = settings.openai_fallback.clone().unwrap_or_default().0;
-    // An empty variable counts as unset, as it does for secrets.
-    let base_url = match (base_url.filter(|url| !url.is_empty()), &api_key) {
-        (None, None) if fallbacks.is_empty() => return Ok(None),
-        (None, None) => {
-            return Err(Error::new(
-                "OPENAI_FALLBACK",
-                "there is no first upstream: set OPENAI_API_KEY or OPENAI_BASE_URL too",
-            ));
-        }
-        (None, Some(_)) => OPENAI,
-        (Some(url), _) => url,
-    };
     let default_model = checked_model("OPENAI_MODEL", &settings.openai_model)?;
-    let first = Endpoint {
-        name: "primary".to_owned(),
-        base_url: BaseUrl::parse(base_url)
-            .map_err(|problem| Error::new("OPENAI_BASE_URL", problem))?,
-        api_key: checked_key("OPENAI_API_KEY", api_key)?,
-        models: ServedModels::any(),
-        fallback: (1..=fallbacks.len()).collect(),
+    let endpoints = match list.0.is_empty() {
+        true => chain(settings, api_key, keys)?,
+        false => by_model(settings, list, keys, &default_model)?,
     };
-    let others = fallback::checked(&fallbacks, &first.base_url, fallback_keys)?;
-    let endpoints = std::iter::once(first).chain(others).collect();
+    if endpoints.is_empty() {
+        return Ok(None);
+    }
     let in_range = |setting, value: Option<f64>, least: f64, most: f64| match value {
         Some(value) if !(least..=most).contains(&value) => Err(Error::new(
             setting,
@@ -149,6 +169,7 @@ pub(super) fn checked(
         Some(_) | None => Ok(value),
     };
     Ok(Some(UpstreamConfig {
+        is_list: !list.0.is_empty(),
         endpoints,
         default_model,
         system_prompt: settings
@@ -169,6 +190,78 @@ pub(super) fn checked(
         max_in_flight: settings.openai_max_in_flight as usize,
         max_response_bytes: response_bytes(settings.openai_max_response_bytes)?,
     }))
+}
+
+/// The one upstream of the settings, which serves every model, with its fallbacks. Empty for the
+/// mock.
+fn chain(
+    settings: &UpstreamSettings,
+    api_key: Option<Secret>,
+    keys: &[(String, Secret)],
+) -> Result<Vec<Endpoint>, Error> {
+    let base_url = settings.openai_base_url.as_deref();
+    let fallbacks = settings.openai_fallback.clone().unwrap_or_default().0;
+    // An empty variable counts as unset, as it does for secrets.
+    let base_url = match (base_url.filter(|url| !url.is_empty()), &api_key) {
+        (None, None) if fallbacks.is_empty() => return Ok(Vec::new()),
+        (None, None) => {
+            return Err(Error::new(
+                "OPENAI_FALLBACK",
+                "there is no first upstream: set OPENAI_API_KEY or OPENAI_BASE_URL too",
+            ));
+        }
+        (None, Some(_)) => OPENAI,
+        (Some(url), _) => url,
+    };
+    let first = Endpoint {
+        name: "primary".to_owned(),
+        base_url: BaseUrl::parse(base_url)
+            .map_err(|problem| Error::new("OPENAI_BASE_URL", problem))?,
+        api_key: checked_key("OPENAI_API_KEY", api_key)?,
+        models: ServedModels::any(),
+        fallback: (1..=fallbacks.len()).collect(),
+    };
+    let others = fallback::checked(&fallbacks, &first.base_url, keys)?;
+    Ok(std::iter::once(first).chain(others).collect())
+}
+
+/// The upstreams of `UPSTREAMS`.
+fn by_model(
+    settings: &UpstreamSettings,
+    list: &UpstreamList,
+    keys: &[(String, Secret)],
+    default_model: &str,
+) -> Result<Vec<Endpoint>, Error> {
+    let has_url = settings
+        .openai_base_url
+        .as_deref()
+        .is_some_and(|url| !url.is_empty());
+    let has_fallback = settings
+        .openai_fallback
+        .as_ref()
+        .is_some_and(|list| !list.0.is_empty());
+    for (is_set, setting) in [
+        (has_url, "OPENAI_BASE_URL"),
+        (has_fallback, "OPENAI_FALLBACK"),
+    ] {
+        if is_set {
+            return Err(Error::new(
+                setting,
+                "has no place beside UPSTREAMS: make it an entry of that list, and unset it here",
+            ));
+        }
+    }
+    let endpoints = upstream_list::checked(list, keys)?;
+    if !endpoints
+        .iter()
+        .any(|each| each.models.serves(default_model))
+    {
+        return Err(Error::new(
+            "OPENAI_MODEL",
+            "no upstream of UPSTREAMS serves it: set it to a model of theirs, or add it to the models of one",
+        ));
+    }
+    Ok(endpoints)
 }
 
 /// The address that is used if only a key is set.
@@ -214,7 +307,8 @@ mod tests {
             .map(|(name, key)| ((*name).to_owned(), Secret::new(*key)))
             .collect();
         let settings = Line::parse_from(line).settings;
-        checked(&settings, key.map(Secret::new), &keys)
+        let list = settings.upstream_list()?;
+        checked(&settings, &list, key.map(Secret::new), &keys)
     }
 
     #[test]
@@ -252,6 +346,44 @@ mod tests {
         assert!(error.starts_with("OPENAI_FALLBACK: entry 1"), "{error}");
         let error = load(&flags, None, &[("A_KEY", "sk-a")]).unwrap_err();
         assert!(error.to_string().starts_with("OPENAI_FALLBACK: "));
+    }
+
+    const LIST: &str = r#"[{"name": "a", "base_url": "https://a.example/v1", "key_env": "A_KEY", "models": ["gpt-*"]},
+        {"name": "b", "base_url": "http://127.0.0.1:1/v1", "models": ["llama3.2"]}]"#;
+
+    #[test]
+    fn upstreams_take_the_place_of_the_one() {
+        let config = load(&["--upstreams", LIST], None, &[("A_KEY", "sk-a")]);
+        let config = config.unwrap().unwrap();
+        assert!(config.is_list);
+        let names: Vec<_> = config.endpoints.iter().map(|each| &*each.name).collect();
+        assert_eq!(names, ["a", "b"]);
+        assert!(load(&["--upstreams", ""], None, &[]).unwrap().is_none());
+    }
+
+    #[test]
+    fn upstreams_stand_alone_and_serve_the_default_model() {
+        for (flags, setting) in [
+            (
+                &["--openai-base-url", "https://a.example"][..],
+                "OPENAI_BASE_URL",
+            ),
+            (
+                &[
+                    "--openai-fallback",
+                    r#"[{"model": "a", "base_url": "https://a.example"}]"#,
+                ],
+                "OPENAI_FALLBACK",
+            ),
+            (&["--openai-model", "claude-9"], "OPENAI_MODEL"),
+            (&["--upstreams-file", "/nonexistent"], "UPSTREAMS"),
+        ] {
+            let flags = [&["--upstreams", LIST], flags].concat();
+            let error = load(&flags, None, &[("A_KEY", "sk-a")])
+                .unwrap_err()
+                .to_string();
+            assert!(error.starts_with(&format!("{setting}: ")), "{error}");
+        }
     }
 
     #[test]

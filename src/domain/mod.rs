@@ -9,6 +9,7 @@ pub mod prompt;
 pub mod rate;
 pub mod record;
 pub mod timestamp;
+pub mod usage;
 pub mod user;
 
 pub use api_key::{ApiKey, ApiKeyChange, ApiKeyId, Scope, Scopes};
@@ -23,4 +24,8 @@ pub use record::{
     RevokedToken, Session, UpstreamDay, VectorRecord, without_nul,
 };
 pub use timestamp::Timestamp;
+pub use usage::{
+    Spend, Subject, TokenUsage, UsageDay, UsageEntry, UsageOutcome, UsageRecord, UsageTotals,
+    UserBudget,
+};
 pub use user::{CLOCK_TOLERANCE, CredentialState, User};

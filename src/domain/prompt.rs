@@ -1,6 +1,6 @@
 //! Prompts and their outcomes.
 
-use super::{PromptId, Timestamp, UserId};
+use super::{Picodollars, PromptId, Timestamp, UserId};
 
 /// The state of a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -156,6 +156,8 @@ pub struct CallDetails {
     pub completion_tokens: Option<u32>,
     /// How long the upstream took, in milliseconds.
     pub duration_ms: Option<u32>,
+    /// What the call cost; `None` where no price is known.
+    pub cost: Option<Picodollars>,
 }
 
 impl Prompt {

@@ -88,12 +88,17 @@ impl Rates {
     /// The value of the `RateLimit-Policy` header, such as `"second";q=1;w=1, "minute";q=10;w=60`;
     /// `None` without rates.
     pub fn policy(&self) -> Option<String> {
+        self.policy_with("")
+    }
+
+    /// The same with `prefix` at the beginning of each name.
+    pub fn policy_with(&self, prefix: &str) -> Option<String> {
         let policies: Vec<_> = self
             .0
             .iter()
             .map(|rate| {
                 let (name, seconds) = (rate.unit.name(), rate.window().as_secs());
-                format!("\"{name}\";q={};w={seconds}", rate.limit)
+                format!("\"{prefix}{name}\";q={};w={seconds}", rate.limit)
             })
             .collect();
         (!policies.is_empty()).then(|| policies.join(", "))

@@ -6,7 +6,7 @@ use half::f16;
 
 use super::{
     ApiKey, ApiKeyId, ChatTexts, FailureCode, ModelId, Prompt, PromptId, PromptStatus, Timestamp,
-    User, UserId,
+    UsageDay, UsageRecord, User, UserBudget, UserId,
 };
 
 /// A row of a store, with its id or its key.
@@ -26,6 +26,12 @@ pub enum Record {
     RevokedToken(RevokedToken),
     /// An API key.
     ApiKey(ApiKeyRecord),
+    /// What an attempt at an upstream used and cost.
+    Usage(UsageRecord),
+    /// The sums of a day's usage.
+    UsageDay(UsageDay),
+    /// The budget of a user.
+    UserBudget(UserBudget),
 }
 
 /// A kind of row, and the key after which its rows are read; `None` is before the first row.
@@ -45,11 +51,17 @@ pub enum RecordCursor {
     RevokedTokens(Option<String>),
     /// API keys, by rising bytes of the id.
     ApiKeys(Option<ApiKeyId>),
+    /// Usage, by rising id.
+    Usage(Option<i64>),
+    /// Sums of usage, by rising user, day, key and model.
+    UsageDays(Option<(UserId, i64, Option<ApiKeyId>, String)>),
+    /// Budgets, by rising user.
+    UserBudgets(Option<UserId>),
 }
 
 impl RecordCursor {
     /// Before the first row of each kind. A row refers only to rows of the kinds before its own.
-    pub const STARTS: [Self; 7] = [
+    pub const STARTS: [Self; 10] = [
         Self::Users(None),
         Self::Prompts(None),
         Self::Keys(None),
@@ -57,6 +69,9 @@ impl RecordCursor {
         Self::Sessions(None),
         Self::RevokedTokens(None),
         Self::ApiKeys(None),
+        Self::Usage(None),
+        Self::UsageDays(None),
+        Self::UserBudgets(None),
     ];
 }
 
@@ -70,7 +85,10 @@ impl Record {
             | Self::UpstreamDay(_)
             | Self::Session(_)
             | Self::RevokedToken(_)
-            | Self::ApiKey(_) => None,
+            | Self::ApiKey(_)
+            | Self::Usage(_)
+            | Self::UsageDay(_)
+            | Self::UserBudget(_) => None,
         }
     }
 
@@ -84,6 +102,14 @@ impl Record {
             Self::Session(session) => RecordCursor::Sessions(Some(session.token_hash)),
             Self::RevokedToken(token) => RecordCursor::RevokedTokens(Some(token.jti.clone())),
             Self::ApiKey(record) => RecordCursor::ApiKeys(Some(record.key.id)),
+            Self::Usage(record) => RecordCursor::Usage(Some(record.id)),
+            Self::UsageDay(day) => RecordCursor::UsageDays(Some((
+                day.user_id,
+                day.day,
+                day.api_key_id,
+                day.model.clone(),
+            ))),
+            Self::UserBudget(budget) => RecordCursor::UserBudgets(Some(budget.user_id)),
         }
     }
 }
@@ -255,7 +281,10 @@ impl LastIds {
             | RecordCursor::UpstreamDays(_)
             | RecordCursor::Sessions(_)
             | RecordCursor::RevokedTokens(_)
-            | RecordCursor::ApiKeys(_) => None,
+            | RecordCursor::ApiKeys(_)
+            | RecordCursor::Usage(_)
+            | RecordCursor::UsageDays(_)
+            | RecordCursor::UserBudgets(_) => None,
         }
     }
 

@@ -4,6 +4,8 @@
 //! `fuzz/` runs the functions under libFuzzer. The tests of this module run them on a stable
 //! toolchain over the committed corpora. No build of the service has this module.
 
+mod chat_answers;
+mod chat_requests;
 mod env_files;
 mod json_lines;
 mod places;
@@ -19,6 +21,8 @@ mod web_socket;
 
 use std::sync::LazyLock;
 
+pub use chat_answers::chat_answers;
+pub use chat_requests::chat_requests;
 pub use env_files::env_files;
 pub use json_lines::json_lines;
 pub use places::places;

@@ -28,6 +28,8 @@ macro_rules! targets {
 }
 
 targets![
+    chat_answers,
+    chat_requests,
     env_files,
     json_lines,
     places,

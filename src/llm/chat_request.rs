@@ -9,7 +9,7 @@ use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::json_member::{offset, with_member};
-use super::openai::{JsonValue, decoded};
+use super::openai::{JsonValue, decoded, string_end};
 use crate::config::is_model_name;
 
 /// How deep arrays and objects may be nested. The schema of a tool has about ten levels; many
@@ -141,6 +141,24 @@ impl ChatRequest {
         texts.join("\n")
     }
 
+    /// All texts of the request, keys too, joined by line feeds: none of them may be logged. `None`
+    /// if the request has more than `most` bytes.
+    pub(super) fn every_text(&self, most: usize) -> Option<String> {
+        if self.body.len() > most {
+            return None;
+        }
+        let mut texts = String::new();
+        let mut rest: &[u8] = &self.body;
+        while let Some(start) = rest.iter().position(|byte| *byte == b'"') {
+            let string = &rest[start..];
+            let end = string_end(string)?;
+            texts.push_str(&decoded(&string[1..end - 1]));
+            texts.push('\n');
+            rest = &string[end..];
+        }
+        Some(texts)
+    }
+
     fn each_message(&self) -> impl Iterator<Item = JsonValue<'_>> {
         JsonValue::new(self.messages().as_bytes()).items()
     }
@@ -174,7 +192,7 @@ impl ChatRequest {
 
     /// The body that an upstream gets, which is asked for `model`. A streamed answer is to end with
     /// the usage. All other bytes are as they came.
-    pub(super) fn body_for(&self, model: &str) -> Bytes {
+    pub(crate) fn body_for(&self, model: &str) -> Bytes {
         let name = serde_json::to_vec(model).expect("a string can be written as JSON");
         let body = match self.model == model {
             true => self.body.clone(),

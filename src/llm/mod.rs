@@ -19,7 +19,9 @@ use prometheus::IntGauge;
 pub use attempts::{Attempt, AttemptLog, CANCELLED, COMPLETED};
 pub use chat_request::{ChatRequest, ChatRequestProblem};
 pub use json_member::{is_usage_chunk, with_member};
-pub use openai::{AnswerReading, Error, ListedModel, ModelFinding, UpstreamCheck, read_answer};
+pub use openai::{
+    AnswerReading, Error, ListedModel, ModelFinding, UpstreamCheck, read_answer, read_chat_answer,
+};
 pub use route::Route;
 pub use usage::TokenUsage;
 
@@ -118,7 +120,7 @@ pub struct Failure {
     pub attempts: Vec<Attempt>,
 }
 
-/// An upstream's refusal of a chat request, with the status 400, 404, 413, 415 or 422. Without the
+/// An upstream's refusal of a chat request, with the status 400, 404, 413, 415, 422 or 429. Without the
 /// operator's key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamError {

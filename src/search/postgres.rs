@@ -39,6 +39,8 @@ impl Similarity for PostgresSimilarity {
             store::Error::Unavailable(source) => Error::Source(source),
             error @ (store::Error::UsernameTaken
             | store::Error::QuotaExceeded
+            | store::Error::BudgetExceeded
+            | store::Error::PriceUnknown
             | store::Error::TooManyApiKeys
             | store::Error::Internal(_)) => Error::Failed(Box::new(error)),
         })?;

@@ -2,8 +2,10 @@
 //! backend.
 
 pub mod accounts;
+pub mod api_keys;
 pub mod embeddings;
 pub mod health;
+pub mod metering;
 pub mod models;
 pub mod prompts;
 pub mod purge;
@@ -19,6 +21,8 @@ impl From<store::Error> for Error {
         match error {
             store::Error::Unavailable(source) => Self::unavailable(source),
             store::Error::QuotaExceeded => Self::QuotaExceeded,
+            store::Error::BudgetExceeded => Self::BudgetExceeded,
+            store::Error::PriceUnknown => Self::PriceUnknown,
             store::Error::TooManyApiKeys => Self::TooManyApiKeys,
             // Use cases that can meet a taken name handle it themselves.
             error @ (store::Error::UsernameTaken | store::Error::Internal(_)) => {

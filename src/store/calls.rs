@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::Error;
+use super::{CallBudgets, Error};
 use crate::domain::{
-    CallDetails, ChatTexts, Embedding, FailureCode, ModelId, Prompt, PromptId, PromptSource,
-    PromptStatus, Timestamp, UserId,
+    ApiKeyId, CallDetails, ChatTexts, Embedding, FailureCode, ModelId, Prompt, PromptId,
+    PromptSource, PromptStatus, Timestamp, UsageEntry, UserId,
 };
 
 /// How long a key is kept. Not a setting: clients rely on the figure.
@@ -51,8 +51,9 @@ pub struct NewCall {
     pub source: PromptSource,
     /// The text, without NUL.
     pub prompt: String,
-    /// What is kept of a chat call besides, still without an answer; `None` for other calls.
-    pub chat: Option<ChatTexts>,
+    /// What is kept of a chat call besides, still without an answer; `None` for other calls. Shared,
+    /// because it may be megabytes.
+    pub chat: Option<Arc<ChatTexts>>,
     /// Whether the prompt stays when the call has ended. One that does not stay is in no list while
     /// it runs, and is deleted when the call is settled or has expired.
     pub is_kept: bool,
@@ -71,6 +72,10 @@ pub struct NewCall {
     /// The most prompts of any status that the user may keep, this one included; `None` is no
     /// limit.
     pub max_prompts: Option<u32>,
+    /// The key with which the call is made, if any.
+    pub api_key_id: Option<ApiKeyId>,
+    /// What it may cost, and the budgets that it has to fit into.
+    pub budgets: CallBudgets,
 }
 
 /// The result of [`CallStore::begin_call`].
@@ -139,6 +144,8 @@ pub struct CallOutcome {
     pub details: CallDetails,
     /// The prompt's vector and the model that made it.
     pub embedding: Option<(ModelId, Embedding)>,
+    /// What the attempts at upstreams used and cost, as far as they may have cost something.
+    pub usage: Vec<UsageEntry>,
 }
 
 impl Default for CallOutcome {
@@ -151,6 +158,7 @@ impl Default for CallOutcome {
             model: None,
             details: CallDetails::default(),
             embedding: None,
+            usage: Vec::new(),
         }
     }
 }
@@ -205,6 +213,14 @@ pub trait CallStore: Send + Sync {
     /// Fails with `Internal` if there is no such account. Fails with `QuotaExceeded` if a row would
     /// be added and the user keeps `max_prompts` or more, however many calls race. A row that is
     /// taken over, or a known key, needs no quota.
+    ///
+    /// Each call, also one that takes a row over, has to fit into the budgets in force: those in
+    /// `budgets` and the user's. Fails with `PriceUnknown` if there is one and the most that the call
+    /// can cost is not known, and with `BudgetExceeded` if that is more than is left in a budget's
+    /// period, counting what all calls that run may still cost, however many race. Otherwise that
+    /// amount is reserved until the call is settled or has expired. The period is that of
+    /// `created_at`. A call that costs nothing fits into any budget. Where no budget is in force,
+    /// nothing is reserved.
     async fn begin_call(&self, call: NewCall) -> Result<Begun, Error>;
 
     /// The state of a user's key; `None` if it is free. A key is free again [`KEY_LIFETIME`] after
@@ -226,6 +242,10 @@ pub trait CallStore: Send + Sync {
     /// nothing, if the prompt is not running, was deleted, or is held by another holder: of all
     /// attempts to settle one call exactly one succeeds. Fails with `Internal` if the vector's
     /// length is not that of the model's other vectors; nothing is changed then.
+    ///
+    /// In the same transaction the usage of the outcome is stored and added to the sums of the day
+    /// on which the call began, and what the call has reserved is free again. This is so for a
+    /// prompt that was deleted meanwhile, too, although `None` is returned for it.
     async fn settle_call(
         &self,
         id: PromptId,
@@ -238,6 +258,10 @@ pub trait CallStore: Send + Sync {
     /// whose prompt does not stay are deleted, and are not returned. Each other expired call is
     /// returned once, to one process. Calls that another transaction is renewing or
     /// settling may be left for the next time.
+    ///
+    /// For each an `interrupted` row of usage without tokens and cost is stored, and what it has
+    /// reserved is free again. So it is with a call whose row is taken over before it is ended
+    /// here, and with one whose prompt was deleted.
     async fn expire_calls(
         &self,
         limit: usize,

@@ -98,7 +98,8 @@ pub(super) use chat_columns;
 macro_rules! chat_prompt_columns {
     () => {
         "p.id, p.user_id, p.created_at, p.status, p.error, p.model, p.prompt, p.response, \
-         p.llm_duration_ms, p.prompt_tokens, p.completion_tokens, p.finish_reason, p.source"
+         p.llm_duration_ms, p.prompt_tokens, p.completion_tokens, p.finish_reason, p.source, \
+         p.cost"
     };
 }
 pub(super) use chat_prompt_columns;

@@ -14,6 +14,7 @@ pub mod django;
 pub mod postgres;
 mod rows;
 pub mod sqlite;
+mod usage;
 
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use async_trait::async_trait;
 pub(crate) use self::api_keys::api_key_columns;
 pub use self::api_keys::{ApiKeyStore, NewSecret, USE_NOTED_EVERY};
 pub use self::bulk::BulkStore;
+pub use self::usage::{CallBudgets, UsageFilter, UsageGroups, UsageStore, UsageSum};
 use crate::domain::{
     Embedding, ModelId, Prompt, PromptId, RevokedToken, Session, Timestamp, User, UserId,
 };
@@ -36,7 +38,7 @@ pub use self::calls::{
 macro_rules! prompt_columns {
     () => {
         "id, user_id, created_at, status, error, model, prompt, response, llm_duration_ms, \
-         prompt_tokens, completion_tokens, finish_reason, source"
+         prompt_tokens, completion_tokens, finish_reason, source, cost"
     };
 }
 pub(crate) use prompt_columns;
@@ -74,6 +76,12 @@ pub enum Error {
     /// The user has as many live API keys as allowed.
     #[error("the user has as many live API keys as allowed")]
     TooManyApiKeys,
+    /// The call may cost more than is left of a budget.
+    #[error("the call may cost more than is left of a budget")]
+    BudgetExceeded,
+    /// A budget is in force, and the most that the call can cost is not known.
+    #[error("a budget is in force, and the most that the call can cost is not known")]
+    PriceUnknown,
     /// The store cannot be used just now (locked, full, gone); the same call may work later.
     #[error("the store is unavailable")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),

@@ -1,10 +1,11 @@
 //! Rows as both backends read them: their columns have the same names and meanings.
 
-use super::{ChatCall, Error, ExpiredCall, KeyClaim, KeyState, Unembedded};
+use super::{ChatCall, Error, ExpiredCall, KeyClaim, KeyState, Unembedded, UsageSum};
 use crate::domain::{
     ApiKey, ApiKeyId, ApiKeyRecord, Budget, CallDetails, ChatTexts, FailureCode, KeyRecord,
     LastIds, Period, Picodollars, PreviousSecret, Prompt, PromptId, PromptSource, PromptStatus,
-    Record, RevokedToken, Scopes, Session, Timestamp, UpstreamDay, User, UserId,
+    Record, RevokedToken, Scopes, Session, Spend, Timestamp, TokenUsage, UpstreamDay, UsageDay,
+    UsageEntry, UsageOutcome, UsageRecord, UsageTotals, User, UserBudget, UserId,
 };
 
 /// A stored or given value that this program must never have stored or passed.
@@ -88,6 +89,9 @@ pub(super) fn prompt(row: &dyn StoredRow) -> Result<Prompt, Error> {
             prompt_tokens: number("prompt_tokens")?,
             completion_tokens: number("completion_tokens")?,
             finish_reason: row.read("finish_reason")?,
+            cost: row
+                .read("cost")
+                .map(|cost: Option<i64>| cost.map(Picodollars))?,
         },
     })
 }
@@ -144,6 +148,149 @@ pub(super) fn key_state(row: &dyn StoredRow, claim: &KeyClaim) -> Result<KeyStat
     let word: Option<String> = row.read("status")?;
     let status = word.map(status).transpose()?;
     Ok(claim.state(fingerprint, PromptId(id), status, row.read("is_leased")?))
+}
+
+/// A call that runs, or has just ended: what its rows of usage take from it.
+pub(super) struct RunningCall {
+    pub prompt_id: PromptId,
+    /// `None` for a call that an earlier version of this program has begun: it is not metered.
+    pub user_id: Option<UserId>,
+    pub api_key_id: Option<String>,
+    pub source: String,
+    /// The model that was asked first.
+    pub model: String,
+    pub begun_at: Timestamp,
+    /// In picodollars.
+    pub reserved: i64,
+}
+
+/// The columns of a running call that [`running_call`] reads.
+macro_rules! running_call_columns {
+    () => {
+        "prompt_id, user_id, api_key_id, source, model, begun_at, reserved"
+    };
+}
+pub(super) use running_call_columns;
+
+pub(super) fn running_call(row: &dyn StoredRow) -> Result<RunningCall, Error> {
+    let user_id: Option<i64> = row.read("user_id")?;
+    Ok(RunningCall {
+        prompt_id: PromptId(row.read("prompt_id")?),
+        user_id: user_id.map(UserId),
+        api_key_id: row.read("api_key_id")?,
+        source: row.read("source")?,
+        model: row.read("model")?,
+        begun_at: Timestamp(row.read("begun_at")?),
+        reserved: row.read("reserved")?,
+    })
+}
+
+pub(super) fn spend(row: &dyn StoredRow) -> Result<Spend, Error> {
+    Ok(Spend {
+        settled: Picodollars(row.read("settled")?),
+        reserved: Picodollars(row.read("reserved")?),
+    })
+}
+
+pub(super) fn budget(row: &dyn StoredRow) -> Result<Budget, Error> {
+    let period: String = row.read("period")?;
+    Ok(Budget {
+        amount: Picodollars(row.read("amount")?),
+        period: Period::parse(&period).ok_or(Defect::UnknownValue)?,
+    })
+}
+
+/// A count, which is never negative.
+fn count(row: &dyn StoredRow, column: &str) -> Result<u64, Error> {
+    let number: i64 = row.read(column)?;
+    Ok(u64::try_from(number).map_err(|_| Defect::UnknownValue)?)
+}
+
+/// A stored key's id; the empty text stands for none.
+fn api_key_id(text: Option<String>) -> Result<Option<ApiKeyId>, Error> {
+    match text.as_deref() {
+        None | Some("") => Ok(None),
+        Some(id) => Ok(Some(ApiKeyId::parse(id).ok_or(Defect::UnknownValue)?)),
+    }
+}
+
+fn usage_totals(row: &dyn StoredRow) -> Result<UsageTotals, Error> {
+    Ok(UsageTotals {
+        attempts: count(row, "attempts")?,
+        tokens: TokenUsage {
+            input: count(row, "input")?,
+            cache_read: count(row, "cache_read")?,
+            cache_write: count(row, "cache_write")?,
+            output: count(row, "output")?,
+            reasoning: count(row, "reasoning")?,
+        },
+        cost: Picodollars(row.read("cost")?),
+        unpriced: count(row, "unpriced")?,
+    })
+}
+
+pub(super) fn usage_sum(row: &dyn StoredRow) -> Result<UsageSum, Error> {
+    let user_id: Option<i64> = row.read("user_id")?;
+    let key: Option<String> = row.read("api_key_id")?;
+    Ok(UsageSum {
+        day: row.read("day")?,
+        user_id: user_id.map(UserId),
+        api_key_id: key.map(|id| api_key_id(Some(id))).transpose()?,
+        model: row.read("model")?,
+        totals: usage_totals(row)?,
+    })
+}
+
+pub(super) fn usage_day_record(row: &dyn StoredRow) -> Result<Record, Error> {
+    Ok(Record::UsageDay(UsageDay {
+        user_id: UserId(row.read("user_id")?),
+        day: row.read("day")?,
+        api_key_id: api_key_id(row.read("api_key_id")?)?,
+        model: row.read("model")?,
+        totals: usage_totals(row)?,
+    }))
+}
+
+pub(super) fn user_budget_record(row: &dyn StoredRow) -> Result<Record, Error> {
+    Ok(Record::UserBudget(UserBudget {
+        user_id: UserId(row.read("user_id")?),
+        budget: budget(row)?,
+    }))
+}
+
+pub(super) fn usage_record(row: &dyn StoredRow) -> Result<Record, Error> {
+    let outcome: String = row.read("outcome")?;
+    let cost: Option<i64> = row.read("cost")?;
+    let version: Option<String> = row.read("price_version")?;
+    // The kinds are known together or not at all.
+    let is_known: Option<i64> = row.read("input")?;
+    let tokens = is_known.map(|_| -> Result<_, Error> {
+        Ok(TokenUsage {
+            input: count(row, "input")?,
+            cache_read: count(row, "cache_read")?,
+            cache_write: count(row, "cache_write")?,
+            output: count(row, "output")?,
+            reasoning: count(row, "reasoning")?,
+        })
+    });
+    Ok(Record::Usage(UsageRecord {
+        id: row.read("id")?,
+        user_id: UserId(row.read("user_id")?),
+        api_key_id: api_key_id(row.read("api_key_id")?)?,
+        prompt_id: PromptId(row.read("prompt_id")?),
+        source: source(row.read("source")?)?,
+        begun_at: Timestamp(row.read("begun_at")?),
+        entry: UsageEntry {
+            upstream: row.read("upstream")?,
+            model_asked: row.read("model_asked")?,
+            model: row.read("model")?,
+            tokens: tokens.transpose()?,
+            cost: cost.map(Picodollars),
+            price_version: version.map(Into::into),
+            outcome: UsageOutcome::parse(&outcome).ok_or(Defect::UnknownValue)?,
+            is_estimated: row.read("is_estimated")?,
+        },
+    }))
 }
 
 pub(super) fn expired_call(row: &dyn StoredRow) -> Result<ExpiredCall, Error> {

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 
-use crate::domain::{Rate, UserId};
+use crate::domain::{ApiKeyId, Rate, Rates, UserId};
 
 pub use redis_throttle::RedisThrottle;
-pub use sliding_windows::SlidingWindows;
+pub use sliding_windows::{KeyWindows, SlidingWindows};
 
 /// Counts the requests of each key, usually a user, against a set of
 /// [`Rates`](crate::domain::Rates).
@@ -30,11 +30,50 @@ pub trait Throttle<K = UserId>: Send + Sync {
 
     /// What [`check`](Self::check) would return for the rates now; counts nothing.
     async fn peek(&self, key: K, now: Instant) -> ThrottleDecision;
+
+    /// Does what [`check`](Self::check) does for a request that comes with an API key, whose rates
+    /// hold too. All rates of both are one atomic step: a request that one of them refuses uses up
+    /// none of the others. Throttles that share the requests of API keys count them together.
+    async fn check_with(&self, key: K, api_key: KeyRates<'_>, now: Instant) -> ThrottleDecision;
+
+    /// What [`check_with`](Self::check_with) would return for the rates now; counts nothing.
+    async fn peek_with(&self, key: K, api_key: KeyRates<'_>, now: Instant) -> ThrottleDecision;
+}
+
+/// The rates of an API key, which hold in addition to those of its user. After a change of the
+/// rates, requests count for the new windows as far back as the old ones remembered them.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyRates<'a> {
+    /// The key.
+    pub id: ApiKeyId,
+    /// Its rates.
+    pub rates: &'a Rates,
+}
+
+/// Whose requests a rate counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RateSubject {
+    /// Those of the throttle's own key: a user, or a client site.
+    Caller,
+    /// Those of an API key.
+    ApiKey,
+}
+
+impl RateSubject {
+    /// What the names of its rates begin with in the `RateLimit` headers.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::Caller => "",
+            Self::ApiKey => "key-",
+        }
+    }
 }
 
 /// The state of one rate after a request was counted or refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateStatus {
+    /// Whose requests it counts.
+    pub subject: RateSubject,
     /// The rate.
     pub rate: Rate,
     /// Requests left in the window that ends now.
@@ -48,7 +87,7 @@ pub struct RateStatus {
 pub struct ThrottleDecision {
     /// `None` if the request is allowed; else the time until all rates would allow one.
     pub retry_after: Option<Duration>,
-    /// Every rate, by rising window; empty without rates.
+    /// Every rate, by rising window, those of an API key after the others; empty without rates.
     pub rates: Vec<RateStatus>,
 }
 
@@ -58,14 +97,21 @@ impl ThrottleDecision {
         self.retry_after.is_none()
     }
 
+    /// Both decisions as one.
+    fn and(mut self, other: Self) -> Self {
+        self.retry_after = self.retry_after.max(other.retry_after);
+        self.rates.extend(other.rates);
+        self
+    }
+
     /// The rate with the smallest share of its limit left; if several have the same share, the one
-    /// with the longer window. `None` without rates.
+    /// with the longest window. `None` without rates.
     pub fn tightest(&self) -> Option<&RateStatus> {
-        // `min_by` returns the first of equal elements, so the longest window comes first.
-        self.rates.iter().rev().min_by(|a, b| {
+        self.rates.iter().min_by(|a, b| {
             let share =
                 |x: &RateStatus, y: &RateStatus| u64::from(x.remaining) * u64::from(y.rate.limit);
-            share(a, b).cmp(&share(b, a))
+            let shares = share(a, b).cmp(&share(b, a));
+            shares.then(b.rate.unit.cmp(&a.rate.unit))
         })
     }
 
@@ -75,8 +121,8 @@ impl ThrottleDecision {
     pub fn ratelimit(&self) -> Option<String> {
         let state = self.tightest()?;
         let t = seconds_rounded_up(self.retry_after.unwrap_or(state.reset_after));
-        let name = state.rate.unit.name();
-        Some(format!("\"{name}\";r={};t={t}", state.remaining))
+        let (prefix, name) = (state.subject.prefix(), state.rate.unit.name());
+        Some(format!("\"{prefix}{name}\";r={};t={t}", state.remaining))
     }
 }
 
@@ -89,7 +135,6 @@ fn seconds_rounded_up(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::Rates;
 
     fn decision(
         rates: &str,
@@ -104,6 +149,7 @@ mod tests {
                 .iter()
                 .zip(states)
                 .map(|(&rate, &(remaining, reset_ms))| RateStatus {
+                    subject: RateSubject::Caller,
                     rate,
                     remaining,
                     reset_after: Duration::from_millis(reset_ms),
@@ -130,6 +176,25 @@ mod tests {
             None,
         );
         assert_eq!(used_up.ratelimit().unwrap(), r#""minute";r=0;t=7"#);
+    }
+
+    #[test]
+    fn header_names_the_rate_of_an_api_key_if_that_is_the_tightest() {
+        let of_key = |rates: &str, states: &[(u32, u64)]| {
+            let mut decision = decision(rates, states, None);
+            for state in &mut decision.rates {
+                state.subject = RateSubject::ApiKey;
+            }
+            decision
+        };
+        let user = decision("10/min", &[(5, 9_000)], None);
+        let both = user.clone().and(of_key("4/min", &[(1, 7_000)]));
+        assert_eq!(both.ratelimit().unwrap(), r#""key-minute";r=1;t=7"#);
+        let both = user.clone().and(of_key("4/s", &[(3, 900)]));
+        assert_eq!(both.ratelimit().unwrap(), r#""minute";r=5;t=9"#);
+        // Of equals the longer window counts, whosever it is.
+        let both = user.and(of_key("100/day", &[(50, 3_600_000)]));
+        assert_eq!(both.ratelimit().unwrap(), r#""key-day";r=50;t=3600"#);
     }
 
     #[test]

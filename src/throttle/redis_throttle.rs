@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 
-use super::{RateStatus, SlidingWindows, Throttle, ThrottleDecision};
+use super::{
+    KeyRates, KeyWindows, RateStatus, RateSubject, SlidingWindows, Throttle, ThrottleDecision,
+};
 use crate::domain::Rates;
 use crate::redis::{Connection, Error, Script, micros, script_with_clock};
 use crate::telemetry::Metrics;
@@ -56,9 +58,17 @@ impl<K: Copy + Ord + Hash + Display + Send + Sync> RedisThrottle<K> {
         }
     }
 
+    /// The same, with the requests of API keys in common with other throttles, also while Redis is
+    /// unavailable. In Redis they always are.
+    pub fn sharing(self, api_keys: &Arc<KeyWindows>) -> Self {
+        let local = self.local.sharing(api_keys);
+        Self { local, ..self }
+    }
+
     /// Whether Redis may not know requests that were allowed before its return.
-    fn is_recovering(&self, now: Instant) -> bool {
-        let longest = self.rates.longest_window().unwrap_or_default();
+    fn is_recovering(&self, api_key: Option<KeyRates<'_>>, now: Instant) -> bool {
+        let of_key = api_key.and_then(|api_key| api_key.rates.longest_window());
+        let longest = self.rates.longest_window().max(of_key).unwrap_or_default();
         self.redis
             .last_outage_end()
             .is_some_and(|back| now.saturating_duration_since(back) < longest)
@@ -67,25 +77,117 @@ impl<K: Copy + Ord + Hash + Display + Send + Sync> RedisThrottle<K> {
     async fn ask(
         &self,
         key: K,
+        api_key: Option<KeyRates<'_>>,
         take: bool,
         patience: Duration,
     ) -> Result<Option<ThrottleDecision>, Error> {
-        let name = self
+        // Both have the hash tag of the user, so one script may touch both.
+        let own = self
             .redis
             .key(format_args!("throttle:{}:{{{key}}}", self.limit));
-        let mut call = self.script.key(&name);
+        let of_key = api_key.map(|api_key| {
+            let name = self
+                .redis
+                .key(format_args!("throttle:api-key:{{{key}}}:{}", api_key.id));
+            (RateSubject::ApiKey, name, api_key.rates)
+        });
+        let subjects: Vec<_> = std::iter::once((RateSubject::Caller, own, &self.rates))
+            .chain(of_key)
+            .filter(|(_, _, rates)| !rates.as_slice().is_empty())
+            .collect();
+        let mut call = self.script.prepare_invoke();
         call.arg(u8::from(take));
-        for rate in self.rates.as_slice() {
-            call.arg(rate.limit).arg(micros(rate.window()));
+        for (_, name, rates) in &subjects {
+            call.key(name).arg(rates.as_slice().len());
+            for rate in rates.as_slice() {
+                call.arg(rate.limit).arg(micros(rate.window()));
+            }
         }
         let command = if take { "throttle" } else { "throttle_peek" };
         let answer: Vec<u64> = self.redis.run(command, patience, &call).await?;
-        Ok(parse_decision(&self.rates, take, &answer))
+        let rates = subjects
+            .iter()
+            .map(|(subject, _, rates)| (*subject, *rates));
+        Ok(parse_decision(rates, take, &answer))
     }
 
     /// The decision of Redis, or `None` if this replica has to decide by itself.
-    async fn decide(&self, key: K, take: bool, patience: Duration) -> Option<ThrottleDecision> {
-        self.ask(key, take, patience).await.ok().flatten()
+    async fn decide(
+        &self,
+        key: K,
+        api_key: Option<KeyRates<'_>>,
+        take: bool,
+        patience: Duration,
+    ) -> Option<ThrottleDecision> {
+        let asked = self.ask(key, api_key, take, patience).await;
+        asked.ok().flatten()
+    }
+
+    /// Whether no rate holds.
+    fn is_off(&self, api_key: Option<KeyRates<'_>>) -> bool {
+        let of_key = api_key.is_none_or(|api_key| api_key.rates.as_slice().is_empty());
+        of_key && self.rates.as_slice().is_empty()
+    }
+
+    fn check_here(&self, key: K, api_key: Option<KeyRates<'_>>, now: Instant) -> ThrottleDecision {
+        match api_key {
+            Some(api_key) => self.local.check_with(key, api_key, now),
+            None => self.local.check(key, now),
+        }
+    }
+
+    fn peek_here(&self, key: K, api_key: Option<KeyRates<'_>>, now: Instant) -> ThrottleDecision {
+        match api_key {
+            Some(api_key) => self.local.peek_with(key, api_key, now),
+            None => self.local.peek(key, now),
+        }
+    }
+
+    async fn check_both(
+        &self,
+        key: K,
+        api_key: Option<KeyRates<'_>>,
+        now: Instant,
+    ) -> ThrottleDecision {
+        if self.is_off(api_key) {
+            return ThrottleDecision::default();
+        }
+        if self.is_recovering(api_key, now) {
+            let here = self.peek_here(key, api_key, now);
+            if !here.is_allowed() {
+                self.degraded();
+                return here;
+            }
+        }
+        let patience = self.redis.patience();
+        match self.decide(key, api_key, true, patience).await {
+            Some(decision) => {
+                if decision.is_allowed() {
+                    // Only recorded, for the case that Redis becomes unavailable.
+                    self.check_here(key, api_key, now);
+                }
+                decision
+            }
+            // A request whose reply did not arrive may have been counted by Redis. Then it counts
+            // twice, there and here.
+            None => {
+                self.degraded();
+                self.check_here(key, api_key, now)
+            }
+        }
+    }
+
+    async fn peek_both(
+        &self,
+        key: K,
+        api_key: Option<KeyRates<'_>>,
+        now: Instant,
+    ) -> ThrottleDecision {
+        if self.is_off(api_key) {
+            return ThrottleDecision::default();
+        }
+        let asked = self.decide(key, api_key, false, PEEK_PATIENCE).await;
+        asked.unwrap_or_else(|| self.peek_here(key, api_key, now))
     }
 
     fn degraded(&self) {
@@ -96,19 +198,27 @@ impl<K: Copy + Ord + Hash + Display + Send + Sync> RedisThrottle<K> {
     }
 }
 
-/// Reads the script's reply. `None` if the reply has another form, which a proxy in between may
-/// cause: it must not count as allowed.
-fn parse_decision(rates: &Rates, take: bool, answer: &[u64]) -> Option<ThrottleDecision> {
+/// Reads the script's reply about these subjects' rates. `None` if the reply has another form,
+/// which a proxy in between may cause: it must not count as allowed.
+fn parse_decision<'a>(
+    subjects: impl IntoIterator<Item = (RateSubject, &'a Rates)>,
+    take: bool,
+    answer: &[u64],
+) -> Option<ThrottleDecision> {
     let (allowed, states) = answer.split_first()?;
-    if states.len() != 2 * rates.as_slice().len() {
+    let rates: Vec<_> = subjects
+        .into_iter()
+        .flat_map(|(subject, rates)| rates.as_slice().iter().map(move |rate| (subject, *rate)))
+        .collect();
+    if states.len() != 2 * rates.len() {
         return None;
     }
     let allowed = *allowed == 1;
     let rates: Vec<RateStatus> = rates
-        .as_slice()
-        .iter()
+        .into_iter()
         .zip(states.chunks_exact(2))
-        .map(|(&rate, state)| RateStatus {
+        .map(|((subject, rate), state)| RateStatus {
+            subject,
             rate,
             remaining: rate
                 .limit
@@ -130,41 +240,19 @@ fn parse_decision(rates: &Rates, take: bool, answer: &[u64]) -> Option<ThrottleD
 #[async_trait]
 impl<K: Copy + Ord + Hash + Display + Send + Sync> Throttle<K> for RedisThrottle<K> {
     async fn check(&self, key: K, now: Instant) -> ThrottleDecision {
-        if self.rates.as_slice().is_empty() {
-            return ThrottleDecision::default();
-        }
-        if self.is_recovering(now) {
-            let own = self.local.peek(key, now);
-            if !own.is_allowed() {
-                self.degraded();
-                return own;
-            }
-        }
-        match self.decide(key, true, self.redis.patience()).await {
-            Some(decision) => {
-                if decision.is_allowed() {
-                    // Only recorded, for the case that Redis becomes unavailable.
-                    self.local.check(key, now);
-                }
-                decision
-            }
-            // A request whose reply did not arrive may have been counted by Redis. Then it counts
-            // twice, there and here.
-            None => {
-                self.degraded();
-                self.local.check(key, now)
-            }
-        }
+        self.check_both(key, None, now).await
     }
 
     async fn peek(&self, key: K, now: Instant) -> ThrottleDecision {
-        if self.rates.as_slice().is_empty() {
-            return ThrottleDecision::default();
-        }
-        match self.decide(key, false, PEEK_PATIENCE).await {
-            Some(decision) => decision,
-            None => self.local.peek(key, now),
-        }
+        self.peek_both(key, None, now).await
+    }
+
+    async fn check_with(&self, key: K, api_key: KeyRates<'_>, now: Instant) -> ThrottleDecision {
+        self.check_both(key, Some(api_key), now).await
+    }
+
+    async fn peek_with(&self, key: K, api_key: KeyRates<'_>, now: Instant) -> ThrottleDecision {
+        self.peek_both(key, Some(api_key), now).await
     }
 }
 
@@ -175,6 +263,7 @@ mod tests {
     #[test]
     fn reply_of_another_form_decides_nothing() {
         let rates: Rates = "1/s,10/min".parse().unwrap();
+        let parse = |answer: &[u64]| parse_decision([(RateSubject::Caller, &rates)], true, answer);
         for answer in [
             &[][..],
             &[1],
@@ -183,11 +272,11 @@ mod tests {
             &[0, 0, 5, 0, 5],
             &[1, 1, 5, 1, 5, 1],
         ] {
-            assert!(parse_decision(&rates, true, answer).is_none(), "{answer:?}");
+            assert!(parse(answer).is_none(), "{answer:?}");
         }
-        let allowed = parse_decision(&rates, true, &[1, 1, 5, 1, 5]).unwrap();
+        let allowed = parse(&[1, 1, 5, 1, 5]).unwrap();
         assert!(allowed.is_allowed());
-        let refused = parse_decision(&rates, true, &[0, 1, 5, 1, 9]).unwrap();
+        let refused = parse(&[0, 1, 5, 1, 9]).unwrap();
         assert_eq!(refused.retry_after, Some(Duration::from_micros(5)));
     }
 }

@@ -152,6 +152,9 @@ fn words(kind: &RecordCursor) -> (&'static str, &'static str) {
         RecordCursor::Sessions(_) => ("session", "sessions"),
         RecordCursor::RevokedTokens(_) => ("revoked token", "revoked tokens"),
         RecordCursor::ApiKeys(_) => ("API key", "API keys"),
+        RecordCursor::Usage(_) => ("row of usage", "rows of usage"),
+        RecordCursor::UsageDays(_) => ("day's sum of usage", "sums of usage"),
+        RecordCursor::UserBudgets(_) => ("user's budget", "users' budgets"),
     }
 }
 
@@ -164,5 +167,8 @@ fn key(row: &Record) -> String {
         Record::UpstreamDay(day) => day.day.to_string(),
         Record::ApiKey(record) => record.key.id.to_string(),
         Record::Session(_) | Record::RevokedToken(_) => String::new(),
+        Record::Usage(record) => record.id.to_string(),
+        Record::UsageDay(day) => format!("of user {}, day {}", day.user_id, day.day),
+        Record::UserBudget(budget) => format!("of user {}", budget.user_id),
     }
 }

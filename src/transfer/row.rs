@@ -35,7 +35,10 @@ impl Location {
             | Record::UpstreamDay(_)
             | Record::Session(_)
             | Record::RevokedToken(_)
-            | Record::ApiKey(_) => None,
+            | Record::ApiKey(_)
+            | Record::Usage(_)
+            | Record::UsageDay(_)
+            | Record::UserBudget(_) => None,
         }
     }
 }

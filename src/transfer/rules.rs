@@ -40,7 +40,10 @@ impl Rules {
             | Record::UpstreamDay(_)
             | Record::Session(_)
             | Record::RevokedToken(_)
-            | Record::ApiKey(_)) => Ok(other),
+            | Record::ApiKey(_)
+            | Record::Usage(_)
+            | Record::UsageDay(_)
+            | Record::UserBudget(_)) => Ok(other),
         }
     }
 

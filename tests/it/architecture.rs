@@ -27,6 +27,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("data_dir", BASE),
     ("embed", BASE),
     ("llm", BASE),
+    ("pricing", &["domain"]),
     ("realtime", BASE),
     ("store", BASE),
     ("search", &["domain", "config", "store"]),
@@ -44,6 +45,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "credentials",
             "embed",
             "llm",
+            "pricing",
             "realtime",
             "search",
             "store",
@@ -82,6 +84,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "data_dir",
             "embed",
             "llm",
+            "pricing",
             "realtime",
             "search",
             "store",
@@ -179,7 +182,9 @@ const BANNED: &[(&[&str], &[&str], &[&str])] = &[
 ];
 
 /// Files and folders under `src/api` that each are one resource and leave the others alone.
-const RESOURCES: &[&str] = &["accounts", "health", "oauth", "pages", "prompts", "ws"];
+const RESOURCES: &[&str] = &[
+    "accounts", "health", "keys", "oauth", "pages", "prompts", "ws",
+];
 
 fn source_root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src")

@@ -290,7 +290,8 @@ fn described_credentials_are_a_token_and_a_login_that_returns_one() {
         .as_object()
         .unwrap();
     let offered: Vec<&String> = schemes.keys().collect();
-    assert_eq!(offered, ["bearer", "login"]);
+    assert_eq!(offered, ["api_key", "bearer", "login"]);
+    assert_eq!(schemes["api_key"]["scheme"], "bearer");
     assert_eq!(schemes["bearer"]["scheme"], "bearer");
     let flow = &schemes["login"]["flows"]["password"];
     // Relative, like the address of the server that it is resolved against.

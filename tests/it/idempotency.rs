@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use prompt_service::domain::{PromptId, PromptSource, PromptStatus, Timestamp, UserId};
-use prompt_service::store::{Begun, CallOutcome, CallStore, Holder, KeyClaim, KeyState, NewCall};
+use prompt_service::store::{
+    Begun, CallBudgets, CallOutcome, CallStore, Holder, KeyClaim, KeyState, NewCall,
+};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::task::JoinSet;
@@ -41,6 +43,8 @@ fn elsewhere(user: &User, key: &str, prompt: &str, lease: Duration) -> NewCall {
         },
         lease,
         max_prompts: None,
+        api_key_id: None,
+        budgets: CallBudgets::default(),
     }
 }
 

@@ -9,6 +9,7 @@
 #[macro_use]
 mod support;
 
+mod api_keys;
 mod architecture;
 mod auth;
 mod connections;

@@ -8,33 +8,39 @@ use std::time::Duration;
 
 use hyper::Method;
 use prompt_service::api::Documents;
-use prompt_service::credentials::TokenType;
-use prompt_service::domain::Timestamp;
+use prompt_service::credentials::{ApiKeyText, TokenType};
+use prompt_service::domain::{ApiKey, ApiKeyRecord, Scope, Timestamp, UserId};
 use serde_json::{Value, json};
 
-use crate::support::{Client, Response, User, spawn_app};
+use crate::support::{App, Client, Response, User, spawn_app};
 
 /// The credentials that an operation asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Access {
     /// None: credentials are ignored.
     Open,
-    /// An access token in `Authorization`, and nothing else.
-    Bearer,
+    /// None, and API keys are refused: a program that sends one is mistaken.
+    NoKeys,
+    /// An access token in `Authorization`, or an API key with that scope; with `None` no API key.
+    Bearer(Option<Scope>),
     /// The same, and the object must be the caller's own. Another user's object returns 404.
-    Owner,
-    /// A WebSocket, with a choice of credentials.
+    Owner(Option<Scope>),
+    /// A WebSocket, with a choice of credentials; API keys are none of them.
     Socket,
 }
 
 /// Every operation, its credentials, and the status of a request with those credentials and nothing
 /// else.
 const OPERATIONS: &[(&str, &str, Access, u16)] = &[
+    ("delete", "/api/keys/{id}", Access::Owner(None), 204),
+    ("delete", "/api/prompts/{id}", WRITES_OWN, 204),
     ("get", "/", Access::Open, 200),
-    ("get", "/api/auth/me/", Access::Bearer, 200),
-    ("get", "/api/prompts", Access::Bearer, 200),
-    ("get", "/api/prompts/similar", Access::Bearer, 400),
-    ("get", "/api/prompts/{id}", Access::Owner, 200),
+    ("get", "/api/auth/me/", Access::Bearer(None), 200),
+    ("get", "/api/keys", Access::Bearer(None), 200),
+    ("get", "/api/keys/{id}", Access::Owner(None), 200),
+    ("get", "/api/prompts", READS, 200),
+    ("get", "/api/prompts/similar", READS, 400),
+    ("get", "/api/prompts/{id}", READS_OWN, 200),
     ("get", "/docs", Access::Open, 200),
     ("get", "/healthz", Access::Open, 200),
     ("get", "/metrics", Access::Open, 200),
@@ -42,17 +48,32 @@ const OPERATIONS: &[(&str, &str, Access, u16)] = &[
     ("get", "/redoc", Access::Open, 200),
     ("get", "/schema", Access::Open, 200),
     ("get", "/ws/prompts/", Access::Socket, 101),
+    ("patch", "/api/keys/{id}", Access::Owner(None), 200),
     ("post", "/api/auth/login/", Access::Open, 400),
-    ("post", "/api/auth/logout/", Access::Open, 204),
+    ("post", "/api/auth/logout/", Access::NoKeys, 204),
     ("post", "/api/auth/refresh/", Access::Open, 400),
     ("post", "/api/auth/register/", Access::Open, 400),
     ("post", "/api/auth/token/", Access::Open, 400),
-    ("post", "/api/auth/ws-ticket/", Access::Bearer, 201),
-    ("post", "/api/prompts", Access::Bearer, 400),
-    ("post", "/v1/embeddings", Access::Bearer, 400),
-    // Last, because it deletes the prompt that the others ask for.
-    ("delete", "/api/prompts/{id}", Access::Owner, 204),
+    ("post", "/api/auth/ws-ticket/", Access::Bearer(None), 201),
+    ("post", "/api/keys", Access::Bearer(None), 400),
+    ("post", "/api/keys/{id}/rotate", Access::Owner(None), 200),
+    (
+        "post",
+        "/api/prompts",
+        Access::Bearer(Some(Scope::Chat)),
+        400,
+    ),
+    (
+        "post",
+        "/v1/embeddings",
+        Access::Bearer(Some(Scope::Embeddings)),
+        400,
+    ),
 ];
+
+const READS: Access = Access::Bearer(Some(Scope::Read));
+const READS_OWN: Access = Access::Owner(Some(Scope::Read));
+const WRITES_OWN: Access = Access::Owner(Some(Scope::Write));
 
 fn document() -> Value {
     serde_json::from_slice(&Documents::make().json).unwrap()
@@ -122,10 +143,11 @@ fn the_document_asks_for_the_credentials_that_the_table_says() {
             .flat_map(|one| one.as_object().unwrap().keys().map(String::as_str))
             .collect();
         let expected: &[&str] = match access {
-            Access::Open => &[],
+            Access::Open | Access::NoKeys => &[],
+            Access::Bearer(Some(_)) | Access::Owner(Some(_)) => &["api_key", "bearer", "login"],
             // A token, or the login form that gets one. Other credentials of a socket are
             // described as its parameters.
-            Access::Bearer | Access::Owner | Access::Socket => &["bearer", "login"],
+            Access::Bearer(None) | Access::Owner(None) | Access::Socket => &["bearer", "login"],
         };
         let expected: BTreeSet<&str> = expected.iter().copied().collect();
         assert_eq!(schemes, expected, "{method} {path}");
@@ -208,6 +230,7 @@ struct Bad {
     name: &'static str,
     headers: Vec<(&'static str, String)>,
     code: Value,
+    is_key: bool,
 }
 
 fn send<'a>(
@@ -224,49 +247,65 @@ fn send<'a>(
     request.send()
 }
 
+/// The path with an object of this user's in it, made for this call.
+async fn path_to_object(owner: &User, template: &str) -> String {
+    if !template.contains("{id}") {
+        return template.to_owned();
+    }
+    let id = if template.starts_with("/api/keys") {
+        owner.api_key("an object").await.id
+    } else {
+        owner.prompt("a prompt of the owner's").await.to_string()
+    };
+    template.replace("{id}", &id)
+}
+
 #[tokio::test]
 async fn every_operation_responds_as_the_authorisation_table_says() {
     let app = spawn_app(|_| ()).await;
     let (owner, stranger) = (app.user("owner").await, app.user("stranger").await);
-    let id = owner.prompt("a prompt of the owner's").await.to_string();
     let (session, _) = app.login_session("owner").await;
     let bad = bad_credentials(&app, &owner, &session).await;
 
     for (method, template, access, status) in OPERATIONS {
-        let (path, at) = (
-            template.replace("{id}", &id),
-            format!("{method} {template}"),
-        );
+        let path = path_to_object(&owner, template).await;
+        let at = format!("{method} {template}");
         let anonymous = app.client();
         let answers = async |headers: &[(&'static str, String)]| {
             let headers = headers.iter().map(|(name, value)| (*name, value.as_str()));
             send(anonymous, method, &path, headers).await
         };
         match access {
-            Access::Open => {
+            Access::Open | Access::NoKeys => {
                 let plain = answers(&[]).await;
                 assert_eq!(plain.status, *status, "{at}: {plain:?}");
                 for bad in &bad {
+                    let refuses = *access == Access::NoKeys && bad.is_key;
+                    let expected = if refuses { 403 } else { *status };
                     // The cookie of a session would end it.
                     if bad.name != "a session cookie" {
                         let answer = answers(&bad.headers).await;
-                        assert_eq!(answer.status, *status, "{at} with {}: {answer:?}", bad.name);
+                        assert_eq!(
+                            answer.status, expected,
+                            "{at} with {}: {answer:?}",
+                            bad.name
+                        );
                     }
                 }
             }
-            Access::Bearer | Access::Owner => {
+            Access::Bearer(_) | Access::Owner(_) => {
                 for bad in &bad {
                     let answer = answers(&bad.headers).await;
                     refused(&answer, &bad.code, &format!("{at} with {}", bad.name));
                 }
-                if *access == Access::Owner {
+                if matches!(access, Access::Owner(_)) {
                     let others = send(&stranger.client, method, &path, []).await;
-                    let none = template.replace("{id}", "999999");
+                    let none = template.replace("{id}", "99999999");
                     let none = send(&stranger.client, method, &none, []).await;
                     assert_eq!((others.status, none.status), (404, 404), "{at}");
                     assert_eq!(
                         others.body, none.body,
-                        "{at}: another's prompt looks like none"
+                        "{at}: another's object looks like none"
                     );
                 }
                 let answer = send(&owner.client, method, &path, []).await;
@@ -293,16 +332,64 @@ async fn every_operation_responds_as_the_authorisation_table_says() {
     }
 }
 
-async fn bad_credentials(app: &crate::support::App, owner: &User, session: &str) -> Vec<Bad> {
+#[tokio::test]
+async fn every_operation_takes_an_api_key_of_its_scope_alone() {
+    let app = spawn_app(|_| ()).await;
+    let (owner, stranger) = (app.user("owner").await, app.user("stranger").await);
+    let mut keys = Vec::new();
+    for scope in Scope::ALL {
+        let body = json!({ "name": scope.as_str(), "scopes": [scope.as_str()] });
+        keys.push((scope, owner.api_key_with(&body).await.client));
+    }
+    for (method, template, access, status) in OPERATIONS {
+        for (scope, client) in &keys {
+            let path = path_to_object(&owner, template).await;
+            let at = format!("{method} {template} with the scope {}", scope.as_str());
+            if *access == Access::Socket {
+                let bearer = format!("Bearer {}", client.bearer());
+                for (path, headers) in [
+                    (path.clone(), vec![("authorization", bearer.as_str())]),
+                    (format!("{path}?token={}", client.bearer()), vec![]),
+                ] {
+                    let answer = app.socket(&path, &headers).await.err().unwrap();
+                    refused(&answer, &json!("token_not_valid"), &at);
+                }
+                continue;
+            }
+            let answer = send(client, method, &path, []).await;
+            let expected = match access {
+                Access::Open => *status,
+                Access::Bearer(needed) | Access::Owner(needed) if *needed == Some(*scope) => {
+                    *status
+                }
+                Access::Bearer(_) | Access::Owner(_) | Access::NoKeys => 403,
+                Access::Socket => unreachable!(),
+            };
+            assert_eq!(answer.status, expected, "{at}: {answer:?}");
+            if expected == 403 {
+                assert_eq!(answer.json()["code"], "scope", "{at}");
+            }
+            if matches!(access, Access::Owner(Some(needed)) if needed == scope) {
+                let path = path_to_object(&stranger, template).await;
+                let answer = send(client, method, &path, []).await;
+                assert_eq!(answer.status, 404, "{at}: of a stranger");
+            }
+        }
+    }
+}
+
+async fn bad_credentials(app: &App, owner: &User, session: &str) -> Vec<Bad> {
     let bearer = |name, token: &str, code: Value| Bad {
         name,
         headers: vec![("authorization", format!("Bearer {token}"))],
         code,
+        is_key: token.starts_with("ps_"),
     };
     let raw = |name, value: &str, code| Bad {
         name,
         headers: vec![("authorization", value.to_owned())],
         code,
+        is_key: false,
     };
     let now = Timestamp::now();
     let hour = Duration::from_secs(3600);
@@ -314,11 +401,17 @@ async fn bad_credentials(app: &crate::support::App, owner: &User, session: &str)
         format!("eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.{claims}.")
     };
     let cut = &owner.access[..owner.access.len() - 2];
+    let key = owner.api_key("revoked").await;
+    let revoked = owner.delete(&format!("/api/keys/{}", key.id)).send().await;
+    assert_eq!(revoked.status, 204, "{revoked:?}");
+    let unknown = ApiKeyText::random().unwrap();
+    let expired = expired_key(app, owner).await;
     vec![
         Bad {
             name: "no credentials",
             headers: Vec::new(),
             code: Value::Null,
+            is_key: false,
         },
         raw("another scheme", "Basic b3duZXI6cGFzc3dvcmQ=", Value::Null),
         raw(
@@ -337,6 +430,10 @@ async fn bad_credentials(app: &crate::support::App, owner: &User, session: &str)
         bearer("a token without signature", &unsigned, invalid()),
         bearer("an expired token", &app.expired_token(owner.id), invalid()),
         bearer("a refresh token", &owner.refresh, invalid()),
+        bearer("a revoked API key", &key.text, invalid()),
+        bearer("an API key cut short", &key.text[..48], invalid()),
+        bearer("an unknown API key", unknown.expose(), invalid()),
+        bearer("an expired API key", expired.expose(), invalid()),
         bearer(
             "a token of another key",
             &other_key.token(TokenType::Access, owner.id, now, hour),
@@ -354,8 +451,37 @@ async fn bad_credentials(app: &crate::support::App, owner: &User, session: &str)
                 ("origin", format!("http://{}", app.addr)),
             ],
             code: Value::Null,
+            is_key: false,
         },
     ]
+}
+
+/// A key that expired an hour ago, put into the store as it is.
+async fn expired_key(app: &App, owner: &User) -> ApiKeyText {
+    let text = ApiKeyText::random().unwrap();
+    let now = Timestamp::now();
+    let key = ApiKey {
+        id: text.id(),
+        user_id: UserId(owner.id),
+        name: "expired".to_owned(),
+        scopes: Scope::ALL.into_iter().collect(),
+        models: Vec::new(),
+        rates: None,
+        budget: None,
+        expires_at: Some(now.minus(Duration::from_secs(3600))),
+        created_at: now.minus(Duration::from_secs(7200)),
+        last_used_at: None,
+        last_four: text.last_four().to_owned(),
+    };
+    let record = ApiKeyRecord {
+        key,
+        key_hash: text.hash(),
+        previous: None,
+        revoked_at: None,
+    };
+    let store = app.folder.store().await;
+    store.create_api_key(record, 100, now).await.unwrap();
+    text
 }
 
 /// Whether the answer is the 401 of that `code`.

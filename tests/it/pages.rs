@@ -457,7 +457,7 @@ async fn pages_of_listed_origins_may_call_and_others_may_not() {
         Some("true")
     );
     let methods = allowed.header("access-control-allow-methods").unwrap();
-    for method in ["GET", "POST", "DELETE"] {
+    for method in ["GET", "POST", "PATCH", "DELETE"] {
         assert!(methods.contains(method), "{methods}");
     }
     let headers = allowed

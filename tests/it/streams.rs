@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use prompt_service::domain::{PromptSource, Timestamp, UserId};
-use prompt_service::store::{Begun, CallOutcome, CallStore, Holder, NewCall};
+use prompt_service::store::{Begun, CallBudgets, CallOutcome, CallStore, Holder, NewCall};
 use serde_json::{Value, json};
 
 use crate::support::{DEADLINE, Stream, User, names, spawn_app, text_of, within_a_day};
@@ -317,6 +317,8 @@ async fn begin_elsewhere(store: &dyn CallStore, user: &User, lease: Duration) ->
             holder: THROUGH_OTHERS,
             lease,
             max_prompts: None,
+            api_key_id: None,
+            budgets: CallBudgets::default(),
         })
         .await
         .unwrap();

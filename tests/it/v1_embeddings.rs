@@ -178,6 +178,41 @@ async fn what_cannot_be_embedded_is_refused_with_the_member_that_is_wrong() {
 }
 
 #[tokio::test]
+async fn an_api_key_needs_the_scope_and_the_model() {
+    let app = unthrottled().await;
+    let user = app.user("alice").await;
+    let body = json!({ "model": MODEL, "input": "a" });
+    for (key, status, code) in [
+        (json!({ "scopes": ["embeddings"] }), 200, Value::Null),
+        (
+            json!({ "scopes": ["embeddings"], "models": ["all-*"] }),
+            200,
+            Value::Null,
+        ),
+        (
+            json!({ "scopes": ["chat", "read", "write"] }),
+            403,
+            json!("scope"),
+        ),
+        (
+            json!({ "scopes": ["embeddings"], "models": ["gpt-*"] }),
+            404,
+            json!("model_not_found"),
+        ),
+    ] {
+        let mut key = key;
+        key["name"] = json!("key");
+        let made = user.api_key_with(&key).await;
+        let answer = made.client.post("/v1/embeddings").json(&body).send().await;
+        assert_eq!(
+            (answer.status, &answer.json()["error"]["code"]),
+            (status, &code),
+            "{key}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_body_larger_than_the_setting_is_refused() {
     let app = spawn_app(|config| config.server.max_v1_body = 1 << 20).await;
     let user = app.user("alice").await;

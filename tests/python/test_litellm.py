@@ -5,59 +5,28 @@ LITELLM names the interpreter of that environment.
 
 import json
 import os
-import socket
-import subprocess
 
-import httpx
 import pytest
 from conftest import PROMPTS, client, make_user, post_prompt
-from running_service import THROTTLES_OFF, Service, wait_until
+from litellm_proxy import MASTER_KEY, LiteLlm
+from running_service import THROTTLES_OFF, Service
 
 LITELLM = os.environ.get("LITELLM")
 pytestmark = pytest.mark.skipif(not LITELLM, reason="make test-litellm runs these")
 
-MASTER_KEY = "sk-litellm-master"
 ANSWER = "Forty-two, said the proxy, and not a token less."
-# Seconds. The proxy loads many modules.
-START_DEADLINE = 180
-CONFIG = {
-    "model_list": [
-        {"model_name": "mocked", "litellm_params": {"model": "openai/gpt-4o-mini", "api_key": "unused", "mock_response": ANSWER}},
-        {"model_name": "failing", "litellm_params": {"model": "openai/gpt-4o-mini", "api_key": "unused", "mock_response": "litellm.InternalServerError"}},
-        {"model_name": "limited", "litellm_params": {"model": "openai/gpt-4o-mini", "api_key": "unused", "mock_response": "litellm.RateLimitError"}},
-    ],
-    "general_settings": {"master_key": MASTER_KEY},
-    "litellm_settings": {"num_retries": 0, "telemetry": False},
-}
+MODELS = [
+    {"model_name": "mocked", "litellm_params": {"model": "openai/gpt-4o-mini", "api_key": "unused", "mock_response": ANSWER}},
+    {"model_name": "failing", "litellm_params": {"model": "openai/gpt-4o-mini", "api_key": "unused", "mock_response": "litellm.InternalServerError"}},
+    {"model_name": "limited", "litellm_params": {"model": "openai/gpt-4o-mini", "api_key": "unused", "mock_response": "litellm.RateLimitError"}},
+]
 
 
 @pytest.fixture(scope="module")
-def proxy(tmp_path_factory):
+def proxy():
     """The base URL of a running proxy."""
-    folder = tmp_path_factory.mktemp("litellm")
-    # JSON is YAML.
-    (folder / "config.yaml").write_text(json.dumps(CONFIG))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [LITELLM, "-c", "from litellm import run_server; run_server()", "--config", "config.yaml", "--host", "127.0.0.1", "--port", str(port)]
-    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-    with open(folder / "log", "wb") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-
-    def is_live():
-        assert process.poll() is None, (folder / "log").read_text()[-4000:]
-        try:
-            return httpx.get(f"http://127.0.0.1:{port}/health/liveliness", timeout=5).status_code == 200
-        except httpx.HTTPError:
-            return False
-
-    try:
-        wait_until(is_live, START_DEADLINE, "the proxy answers", interval=0.2)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()
-        process.wait(30)
+    with LiteLlm(LITELLM, MODELS) as running:
+        yield running.url
 
 
 def service_before(proxy, model, key=MASTER_KEY):

@@ -55,19 +55,24 @@ def write_starter(name, *command):
     start.chmod(0o755)
 
 
+def install_packages(source, home):
+    """Installs the exact packages of `source`'s package-lock.json in the folder `home`."""
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(source / name, home)
+    # Install scripts of packages are foreign code, and none of these packages needs one.
+    options = ("--ignore-scripts", "--no-audit", "--no-fund", "--cache", home / "cache")
+    environment = {**os.environ, "PATH": f"{HOME / 'bin'}:{os.environ['PATH']}"}
+    run(f"the packages of {source.relative_to(ROOT)}", HOME / "bin" / "npm", "ci", *options, cwd=home, env=environment)
+    shutil.rmtree(home / "cache", ignore_errors=True)
+
+
 def install():
     pip = (sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--root-user-action=ignore")
     run("Node", *pip, "--no-deps", "--no-compile", "--target", SITE, NODE)
     write_starter("node", EXECUTABLE)
     write_starter("npm", EXECUTABLE, NPM / "npm-cli.js")
     write_starter("npx", EXECUTABLE, NPM / "npx-cli.js")
-    for name in ("package.json", "package-lock.json"):
-        shutil.copy(PACKAGES / name, HOME)
-    # Install scripts of packages are foreign code, and none of these packages needs one.
-    options = ("--ignore-scripts", "--no-audit", "--no-fund", "--cache", HOME / "cache")
-    environment = {**os.environ, "PATH": f"{HOME / 'bin'}:{os.environ['PATH']}"}
-    run("the packages of tests/tools/node", HOME / "bin" / "npm", "ci", *options, cwd=HOME, env=environment)
-    shutil.rmtree(HOME / "cache", ignore_errors=True)
+    install_packages(PACKAGES, HOME)
     write_starter("wscat", EXECUTABLE, HOME / "node_modules" / "wscat" / "bin" / "wscat")
 
 
@@ -80,6 +85,20 @@ def folder():
         install()
         STAMP.write_text(wanted())
     return HOME / "bin"
+
+
+def packages(source):
+    """Returns a folder with Node's packages of `source`'s package-lock.json; first creates it if it
+    is missing or out of date. Raises RuntimeError if that fails."""
+    folder()
+    home = TARGET / "tools" / "-".join(source.relative_to(ROOT / "tests").parts)
+    stamp, content = home / "stamp", hashlib.sha256((source / "package-lock.json").read_bytes()).hexdigest() + "\n"
+    if not (stamp.is_file() and stamp.read_text() == content):
+        shutil.rmtree(home, ignore_errors=True)
+        home.mkdir(parents=True)
+        install_packages(source, home)
+        stamp.write_text(content)
+    return home
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 """Creates a Python environment of the tests and prints the path of its interpreter.
 
-    python3 tests/tools/python_env.py           target/venv, from tests/requirements.txt
-    python3 tests/tools/python_env.py deploy    target/venv-deploy, from tests/requirements-deploy.txt
-    python3 tests/tools/python_env.py litellm   target/venv-litellm, from tests/requirements-litellm.txt
+    python3 tests/tools/python_env.py             target/venv, from tests/requirements.txt
+    python3 tests/tools/python_env.py clients     target/venv-clients, from tests/requirements-clients.txt
+    python3 tests/tools/python_env.py deploy      target/venv-deploy, from tests/requirements-deploy.txt
+    python3 tests/tools/python_env.py litellm     target/venv-litellm, from tests/requirements-litellm.txt
+    python3 tests/tools/python_env.py llamaindex  target/venv-llamaindex, from tests/requirements-llamaindex.txt
 
 Standard library only, so any Python 3.11 or newer can run it. If the requirements and the Python
 have not changed, nothing is done, which takes a few milliseconds.

@@ -5,6 +5,9 @@ use std::collections::HashMap;
 use crate::domain::account::{NO_NUL, NOT_A_STRING, NOT_BLANK, NOT_NULL, REQUIRED, trimmed};
 use crate::error::{Error, FieldErrors};
 
+/// Says that a field is no list of texts.
+const NOT_TEXTS: &str = "Expected a list of strings.";
+
 /// One field as it was received.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Field {
@@ -16,7 +19,9 @@ pub enum Field {
     Number(String),
     /// A JSON string, or a form's text.
     Text(String),
-    /// A list, an object, a file, or bytes that are no text.
+    /// A JSON list, as it was written. Most routes take none, so it is read only where one is.
+    List(String),
+    /// An object, a file, or bytes that are no text.
     NotText,
 }
 
@@ -46,7 +51,7 @@ impl Fields {
     /// Bytes of text in all fields together.
     pub fn text_bytes(&self) -> usize {
         let bytes = |field: &Field| match field {
-            Field::Text(text) | Field::Number(text) => text.len(),
+            Field::Text(text) | Field::Number(text) | Field::List(text) => text.len(),
             Field::Null | Field::Flag(_) | Field::NotText => 0,
         };
         self.fields.values().map(bytes).sum()
@@ -80,6 +85,35 @@ impl Fields {
         self.note(name, outcome)
     }
 
+    /// A text that may be left out, which is `None`, or be null or blank, which is `Some(None)`. For
+    /// changes, where both mean different things.
+    pub fn nullable_text(&mut self, name: &'static str) -> Option<Option<String>> {
+        self.has(name).then(|| self.optional_text(name))
+    }
+
+    /// A list of texts that may be left out, which is `None`, or be null, which is `Some(None)`. A
+    /// form has no lists: there it is one text with commas between.
+    pub fn nullable_texts(&mut self, name: &'static str) -> Option<Option<Vec<String>>> {
+        let outcome = match self.fields.remove(name)? {
+            Field::Null => return Some(None),
+            Field::List(json) => serde_json::from_str(&json).map_err(|_| NOT_TEXTS),
+            Field::Text(text) => Ok(match trimmed(&text) {
+                "" => Vec::new(),
+                text => text
+                    .split(',')
+                    .map(|part| trimmed(part).to_owned())
+                    .collect(),
+            }),
+            Field::Flag(_) | Field::Number(_) | Field::NotText => Err(NOT_TEXTS),
+        };
+        self.note(name, outcome).map(Some)
+    }
+
+    /// Reports that a field breaks a rule of its own.
+    pub fn refuse(&mut self, name: &'static str, message: impl Into<String>) {
+        self.errors.push((name, vec![message.into()]));
+    }
+
     /// A boolean, `false` if left out, in all spellings that the replaced system accepted.
     pub fn flag(&mut self, name: &'static str) -> bool {
         self.optional_flag(name).unwrap_or_default()
@@ -91,7 +125,7 @@ impl Fields {
             Field::Flag(flag) => Ok(flag),
             Field::Null => Err(NOT_NULL),
             Field::Number(text) | Field::Text(text) => spelled(trimmed(&text)),
-            Field::NotText => Err("Must be a valid boolean."),
+            Field::List(_) | Field::NotText => Err("Must be a valid boolean."),
         };
         self.note(name, outcome)
     }
@@ -119,7 +153,7 @@ fn raw_text_of(field: Field) -> Result<String, &'static str> {
     match field {
         Field::Null => Err(NOT_NULL),
         Field::Number(text) | Field::Text(text) => Ok(text),
-        Field::Flag(_) | Field::NotText => Err(NOT_A_STRING),
+        Field::Flag(_) | Field::List(_) | Field::NotText => Err(NOT_A_STRING),
     }
 }
 
@@ -185,6 +219,7 @@ mod tests {
             word("   "),
             Field::Flag(true),
             Field::NotText,
+            Field::List("[]".to_owned()),
             word("a\0b"),
         ] {
             assert!(text(bad.clone()).is_err(), "{bad:?}");
@@ -225,6 +260,42 @@ mod tests {
             assert!(flag(bad.clone()).is_err(), "{bad:?}");
         }
         assert!(!Fields::default().flag("websocket"));
+    }
+
+    #[test]
+    fn lists_are_json_or_one_text_with_commas() {
+        let list = |field| {
+            let mut fields = one(field);
+            let list = fields.nullable_texts("field");
+            fields.check().map(|()| list.flatten())
+        };
+        let json = |json: &str| list(Field::List(json.to_owned()));
+        let both = Some(vec!["a".to_owned(), "b".to_owned()]);
+        assert_eq!(json(r#"["a", "b"]"#).unwrap(), both);
+        assert_eq!(list(word(" a , b")).unwrap(), both);
+        assert_eq!(json("[]").unwrap(), Some(Vec::new()));
+        assert_eq!(list(word(" ")).unwrap(), Some(Vec::new()));
+        assert_eq!(list(Field::Null).unwrap(), None);
+        for bad in ["[1]", "[null]", r#"["a", ["b"]]"#] {
+            assert!(json(bad).is_err(), "{bad}");
+        }
+        assert!(list(Field::Flag(true)).is_err() && list(Field::NotText).is_err());
+        assert_eq!(Fields::default().nullable_texts("field"), None);
+        assert_eq!(one(Field::Null).nullable_texts("field"), Some(None));
+    }
+
+    #[test]
+    fn null_is_told_from_what_was_left_out() {
+        assert_eq!(Fields::default().nullable_text("field"), None);
+        for none in [Field::Null, word(" ")] {
+            assert_eq!(one(none).nullable_text("field"), Some(None));
+        }
+        let text = Some(Some("1.50".to_owned()));
+        let number = Field::Number("1.50".to_owned());
+        assert_eq!(one(number).nullable_text("field"), text);
+        let mut fields = one(word("x"));
+        fields.refuse("field", "It is taken.");
+        assert!(fields.check().is_err());
     }
 
     #[test]

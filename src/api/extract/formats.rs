@@ -96,7 +96,8 @@ fn json_field(value: &RawValue) -> Result<Field, ApiError> {
         b't' => Field::Flag(true),
         b'f' => Field::Flag(false),
         b'"' => Field::Text(serde_json::from_str(value.get()).map_err(parse_error)?),
-        b'[' | b'{' => Field::NotText,
+        b'[' => Field::List(value.get().to_owned()),
+        b'{' => Field::NotText,
         _ => Field::Number(value.get().to_owned()),
     })
 }

@@ -6,8 +6,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::api::error::ApiError;
-use crate::domain::{FailureCode, PromptId};
-use crate::error::{Error, FailedPrompt, FieldErrors, KeyProblem, TokenProblem, Unauthenticated};
+use crate::domain::{FailureCode, PromptId, Scope};
+use crate::error::{
+    ApiKeyProblem, Error, FailedPrompt, FieldErrors, KeyProblem, ScopeProblem, TokenProblem,
+    Unauthenticated,
+};
 
 /// Bodies of one error response, each with the case that it is an example of.
 pub type Examples = Vec<(&'static str, Value)>;
@@ -23,8 +26,20 @@ pub fn examples(operation: &str, status: &str) -> Examples {
         "403" if matches!(operation, "connect" | "refresh") => one(Error::Forbidden(
             "A page of this Origin may not use the session cookie.",
         )),
-        "403" if operation == "create_prompt" => one(Error::QuotaExceeded),
+        "403" if operation == "create_prompt" => vec![
+            ("too many prompts", body(Error::QuotaExceeded)),
+            ("an API key without the scope", lacks(Scope::Chat)),
+        ],
         "403" if operation == "register" => one(Error::Forbidden("Registration is closed.")),
+        "403" if matches!(operation, "create_key" | "change_key") => vec![
+            ("too many keys", body(Error::TooManyApiKeys)),
+            ("an API key", body(Error::Scope(ScopeProblem::NoKeys))),
+        ],
+        "403" if matches!(operation, "list_prompts" | "find_similar" | "show_prompt") => {
+            vec![("", lacks(Scope::Read))]
+        }
+        "403" if operation == "delete_prompt" => vec![("", lacks(Scope::Write))],
+        "403" => one(Error::Scope(ScopeProblem::NoKeys)),
         "404" => one(Error::NotFound),
         "405" => detail("Method not allowed."),
         "406" => detail("Could not satisfy the request Accept header."),
@@ -68,6 +83,9 @@ fn invalid(operation: &str) -> Examples {
         "refresh" => fields(&[("refresh", REQUIRED)]),
         "logout" => fields(&[("refresh", "Not a valid string.")]),
         "create_prompt" => fields(&[("prompt", "This field may not be blank.")]),
+        "create_key" => fields(&[("name", REQUIRED)]),
+        "change_key" => fields(&[("expires_at", "This time is not in the future.")]),
+        "rotate_key" => fields(&[("grace", "The grace is at most 30 days.")]),
         "list_prompts" => {
             return vec![
                 ("a wrong cursor", fields(&[("cursor", "Invalid cursor.")])),
@@ -145,6 +163,10 @@ fn unauthenticated(operation: &str) -> Examples {
                 ),
                 ("account disabled", why(Unauthenticated::UserInactive)),
             ];
+            if takes_keys(operation) {
+                let revoked = Unauthenticated::ApiKey(ApiKeyProblem::Revoked);
+                examples.push(("API key revoked", why(revoked)));
+            }
             if operation == "connect" {
                 examples.push(("a used ticket", why(Unauthenticated::SpentCredential)));
             }
@@ -168,6 +190,21 @@ fn unavailable(operation: &str) -> Examples {
         examples.push(("upstream unavailable", body(refused)));
     }
     examples
+}
+
+/// Whether an operation is for API keys too.
+fn takes_keys(operation: &str) -> bool {
+    let prompts = [
+        "list_prompts",
+        "find_similar",
+        "show_prompt",
+        "delete_prompt",
+    ];
+    operation == "create_prompt" || prompts.contains(&operation)
+}
+
+fn lacks(scope: Scope) -> Value {
+    body(Error::Scope(ScopeProblem::Lacks(scope)))
 }
 
 fn failed(code: FailureCode) -> Error {

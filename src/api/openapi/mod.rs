@@ -93,6 +93,7 @@ fn document() -> Value {
     document["components"]["headers"] = headers();
     document["tags"] = json!([
         { "name": "accounts", "description": "Registering, logging in and out, tokens." },
+        { "name": "keys", "description": "API keys, for programs." },
         { "name": "prompts", "description": "Posting, listing, finding and deleting prompts." },
         { "name": "v1", "description": "OpenAI's protocol: each call is kept, found by search, and pushed where its `metadata` asks for it." },
         { "name": "events", "description": "Answers pushed over WebSocket." },
@@ -107,11 +108,12 @@ fn json_of(description: &impl Serialize) -> Value {
     serde_json::to_value(description).expect("a description is JSON")
 }
 
-/// The two ways to an access token in `Authorization`. Other credentials, which the WebSocket and
+/// What `Authorization` may hold: an access token, which can be got in two ways, or an API key. Other credentials, which the WebSocket and
 /// logging out accept, are no schemes here: tools would offer them for every route.
 fn security_schemes() -> Value {
     json!({
         "bearer": { "type": "http", "scheme": "bearer", "bearerFormat": "JWT", "description": "An access token, as a login gives it." },
+        "api_key": { "type": "http", "scheme": "bearer", "bearerFormat": "ps_…", "description": "An API key, as `POST /api/keys` gives it. It needs the scope that the route names." },
         "login": {
             "type": "oauth2",
             "description": "Name and password: gets an access token and sends it. No client id or secret is needed.",
@@ -169,6 +171,10 @@ fn complete_operation(operation: &mut Value, layers: Layers) {
             security.push(json!({ "login": [] }));
         }
         common.push(("401", INVALID_CREDENTIALS, error.clone()));
+    }
+    if layers == Layers::KnownApi {
+        let description = "The request came with an API key that may not be used for it.";
+        common.push(("403", description, error.clone()));
     }
     if operation.get("requestBody").is_some() {
         let description = "Fields or the whole body break the rules.";

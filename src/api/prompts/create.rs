@@ -6,14 +6,14 @@ use axum::response::Response;
 use utoipa::ToSchema;
 
 use super::{CreatedPromptResponse, check_length, json_bytes, stream};
-use crate::api::authenticate::Admitted;
+use crate::api::authenticate::{Admitted, ChatScope, Permitted};
 use crate::api::content_negotiation::wants_stream;
 use crate::api::error::{ApiError, ErrorResponse, FailedPromptResponse, THROTTLED};
 use crate::api::extract::{Body, form};
 use crate::api::json_response::json_response;
 use crate::api::request_log::UpstreamTime;
 use crate::api::state::AppState;
-use crate::domain::{Timestamp, UserId};
+use crate::domain::Timestamp;
 use crate::error::Error;
 use crate::memory_budget::{Owner, Reservation};
 use crate::services::accounts::Caller;
@@ -57,7 +57,7 @@ form!(CreatePromptRequest { prompt: text, websocket: flag, stream: optional_flag
 /// (`{"text"}`) any number of times, and `completed` (the 201 body) or `failed`
 /// (`{"detail", "code", "id"}`).
 #[utoipa::path(
-    post, path = "/api/prompts", tag = "prompts", operation_id = "create_prompt", security(("bearer" = [])),
+    post, path = "/api/prompts", tag = "prompts", operation_id = "create_prompt", security(("bearer" = []), ("api_key" = [])),
     params((
         "Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[!-~]+$",
         description = "Chosen by the client: repeated with the same body within 24 h, the request is answered as the first time, and nothing is done twice.",
@@ -76,7 +76,7 @@ form!(CreatePromptRequest { prompt: text, websocket: flag, stream: optional_flag
             body = String, content_type = "text/event-stream",
             headers(("Idempotent-Replayed" = bool, description = "`true` if the answer is that of an earlier request with the same key; absent otherwise.")),
         ),
-        (status = 403, description = "The user keeps as many prompts as `MAX_PROMPTS_PER_USER` allows, failed ones included. Deleting some helps, repeating does not. Nothing was asked or stored.", body = ErrorResponse),
+        (status = 403, description = "The user keeps as many prompts as `MAX_PROMPTS_PER_USER` allows, failed ones included. Deleting some helps, repeating does not. Or the API key lacks the scope `chat`. Nothing was asked or stored.", body = ErrorResponse),
         (
             status = 409, description = "The first request with this key is still being answered.", body = ErrorResponse,
             headers(("Retry-After" = u64, description = "Whole seconds to wait.")),
@@ -95,7 +95,7 @@ form!(CreatePromptRequest { prompt: text, websocket: flag, stream: optional_flag
 )]
 pub async fn create_prompt(
     State(state): State<AppState>,
-    caller: Caller,
+    Permitted { caller, .. }: Permitted<ChatScope>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let (mut parts, body) = request.into_parts();
@@ -106,13 +106,13 @@ pub async fn create_prompt(
             Admitted::from_request_parts(&mut parts, &state).await?;
             without?;
             let body = Body::from_request(Request::from_parts(parts.clone(), body), &state).await?;
-            let (new, memory) = read(&state, caller.user_id(), &parts.headers, None, body)?;
+            let (new, memory) = read(&state, &caller, &parts.headers, None, body)?;
             return respond(&state, caller, state.prompts.create(new, memory).await?);
         }
     };
     // A repeated request is not counted by the throttle, so with a key the body is read first.
     let body = Body::from_request(Request::from_parts(parts.clone(), body), &state).await;
-    let new = body.and_then(|body| read(&state, caller.user_id(), &parts.headers, Some(key), body));
+    let new = body.and_then(|body| read(&state, &caller, &parts.headers, Some(key), body));
     if let Ok((new, _)) = &new
         && let Some(created) = state.prompts.replay(new).await?
     {
@@ -134,7 +134,7 @@ pub async fn create_prompt(
 
 fn read(
     state: &AppState,
-    user_id: UserId,
+    caller: &Caller,
     headers: &HeaderMap,
     key: Option<String>,
     body: Body<CreatePromptRequest>,
@@ -145,13 +145,18 @@ fn read(
     let request = CreatePromptRequest::read(&mut fields);
     fields.check()?;
     check_length("prompt", &request.prompt, state.max_prompt_chars)?;
+    let route = state.prompts.route(None)?;
+    if !caller.may_use_model(route.model()) {
+        return Err(Error::ModelNotFound.into());
+    }
     let new = CreatePrompt {
-        user_id,
+        user_id: caller.user_id(),
         post: Post::Prompt(request.prompt),
-        route: state.prompts.route(None)?,
+        route,
         announce: request.websocket,
         is_streamed: request.stream.unwrap_or_else(|| wants_stream(headers)),
         key,
+        api_key: None,
         now: Timestamp::now(),
     };
     Ok((new, memory))

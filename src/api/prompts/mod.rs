@@ -21,6 +21,7 @@ use utoipa_axum::routes;
 pub use self::create::{IDEMPOTENT_REPLAYED, idempotency_key};
 pub use self::events::encode_event;
 use self::usage::Usage;
+use super::authenticate::{Permitted, ReadScope, WriteScope};
 use super::content_negotiation::wants_stream;
 use super::error::{ApiError, ErrorResponse};
 use super::extract::{Query, RequestOwner};
@@ -28,10 +29,9 @@ use super::json_response::{json_len, json_response};
 use super::state::AppState;
 use crate::domain::{Prompt, PromptId};
 use crate::error::Error;
-use crate::services::accounts::Caller;
 use crate::services::prompts::READ_BYTES;
 
-/// The routes of this resource; all need an access token.
+/// The routes of this resource; all need an access token or an API key.
 pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(create::create_prompt, list_prompts))
@@ -191,13 +191,13 @@ const NO_SUCH_PROMPT: &str = "There is no such prompt, or it is another user's."
 /// The caller's prompts, newest first. A page may have fewer prompts than `limit` although there
 /// are more: only `next` says whether there are.
 #[utoipa::path(
-    get, path = "/api/prompts", tag = "prompts", operation_id = "list_prompts", security(("bearer" = [])),
+    get, path = "/api/prompts", tag = "prompts", operation_id = "list_prompts", security(("bearer" = []), ("api_key" = [])),
     params(ListParameters),
     responses((status = 200, description = "One page.", body = PromptListResponse)),
 )]
 async fn list_prompts(
     State(state): State<AppState>,
-    caller: Caller,
+    Permitted { caller, .. }: Permitted<ReadScope>,
     RequestOwner(owner): RequestOwner,
     query: Query,
 ) -> Result<Response, ApiError> {
@@ -210,7 +210,7 @@ async fn list_prompts(
 /// The stored prompts nearest in meaning to a text, nearest first. Not throttled; refused at once
 /// when the service is overloaded.
 #[utoipa::path(
-    get, path = "/api/prompts/similar", tag = "prompts", operation_id = "find_similar", security(("bearer" = [])),
+    get, path = "/api/prompts/similar", tag = "prompts", operation_id = "find_similar", security(("bearer" = []), ("api_key" = [])),
     params(SimilarParameters),
     responses((
         status = 200, description = "The nearest prompts.", body = SimilarResponse,
@@ -219,7 +219,7 @@ async fn list_prompts(
 )]
 async fn find_similar(
     State(state): State<AppState>,
-    caller: Caller,
+    Permitted { caller, .. }: Permitted<ReadScope>,
     RequestOwner(owner): RequestOwner,
     query: Query,
 ) -> Result<Response, ApiError> {
@@ -251,7 +251,7 @@ fn share(coverage: f64) -> String {
 /// event after `Last-Event-ID` if that is given. The process that runs the call streams it live,
 /// any other process once it is complete.
 #[utoipa::path(
-    get, path = "/api/prompts/{id}", tag = "prompts", operation_id = "show_prompt", security(("bearer" = [])),
+    get, path = "/api/prompts/{id}", tag = "prompts", operation_id = "show_prompt", security(("bearer" = []), ("api_key" = [])),
     params(
         ("id" = i64, Path, description = "The prompt's id."),
         ("Last-Event-ID" = Option<String>, Header, description = "The `id` of the last event that was read of this prompt's stream."),
@@ -268,7 +268,7 @@ fn share(coverage: f64) -> String {
 )]
 async fn show_prompt(
     State(state): State<AppState>,
-    caller: Caller,
+    Permitted { caller, .. }: Permitted<ReadScope>,
     RequestOwner(owner): RequestOwner,
     PathId(id): PathId,
     headers: HeaderMap,
@@ -293,7 +293,7 @@ async fn show_prompt(
 ///
 /// Removes one of the caller's prompts; no search finds it any more.
 #[utoipa::path(
-    delete, path = "/api/prompts/{id}", tag = "prompts", operation_id = "delete_prompt", security(("bearer" = [])),
+    delete, path = "/api/prompts/{id}", tag = "prompts", operation_id = "delete_prompt", security(("bearer" = []), ("api_key" = [])),
     params(("id" = i64, Path, description = "The prompt's id.")),
     responses(
         (status = 204, description = "It is gone."),
@@ -302,7 +302,7 @@ async fn show_prompt(
 )]
 async fn delete_prompt(
     State(state): State<AppState>,
-    caller: Caller,
+    Permitted { caller, .. }: Permitted<WriteScope>,
     PathId(id): PathId,
 ) -> Result<StatusCode, ApiError> {
     state.prompts.delete(caller.user_id(), id).await?;

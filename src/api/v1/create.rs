@@ -12,13 +12,14 @@ use utoipa::ToSchema;
 use super::errors::OpenAiErrorResponse;
 use super::limits::Limits;
 use super::{chat_id, stream};
+use crate::api::authenticate::{ChatScope, Permitted};
 use crate::api::error::ApiError;
 use crate::api::extract::{RequestOwner, read_json};
 use crate::api::json_response::reserved_bytes;
 use crate::api::prompts::{IDEMPOTENT_REPLAYED, idempotency_key};
 use crate::api::request_log::UpstreamTime;
 use crate::api::state::AppState;
-use crate::domain::{ChatTexts, Timestamp, UserId};
+use crate::domain::Timestamp;
 use crate::error::Error;
 use crate::llm::with_member;
 use crate::memory_budget::{Owner, Reservation};
@@ -81,7 +82,7 @@ pub struct ChatCompletionRequest {
 )]
 pub async fn create_chat_completion(
     State(state): State<AppState>,
-    caller: Caller,
+    Permitted { caller, .. }: Permitted<ChatScope>,
     RequestOwner(owner): RequestOwner,
     limits: Limits,
     request: Request,
@@ -89,7 +90,7 @@ pub async fn create_chat_completion(
     let (parts, body) = request.into_parts();
     let post = ChatCall {
         state: &state,
-        user_id: caller.user_id(),
+        caller: &caller,
         headers: &parts.headers,
         limits,
     };
@@ -121,7 +122,7 @@ impl Form {
 /// One request, on its way to becoming a call.
 struct ChatCall<'a> {
     state: &'a AppState,
-    user_id: UserId,
+    caller: &'a Caller,
     headers: &'a HeaderMap,
     limits: Limits,
 }
@@ -163,7 +164,7 @@ impl ChatCall<'_> {
     }
 
     async fn admit(&self) -> Result<(), ApiError> {
-        self.limits.admit(self.state, self.user_id).await
+        self.limits.admit(self.state, self.caller).await
     }
 
     async fn read(
@@ -177,16 +178,22 @@ impl ChatCall<'_> {
         let chat = ChatPost::read(body)
             .await
             .map_err(|problem| ApiError::invalid_member(problem.message, problem.param))?;
+        let model = chat.request.model();
+        if !self.caller.may_use_model(model) {
+            return Err(Error::ModelNotFound.into());
+        }
+        let route = self.state.prompts.route(Some(model))?;
         // The body was admitted. What is kept of it is no larger.
-        let kept = chat.texts.as_ref().map_or(0, ChatTexts::text_bytes);
+        let kept = chat.texts.as_ref().map_or(0, |texts| texts.text_bytes());
         memory.grow(chat.prompt.len() + kept);
         let new = CreatePrompt {
-            user_id: self.user_id,
+            user_id: self.caller.user_id(),
             announce: chat.announce,
             is_streamed: chat.request.is_streamed(),
-            route: self.state.prompts.route(Some(chat.request.model()))?,
+            route,
             post: Post::Chat(Box::new(chat)),
             key,
+            api_key: None,
             now: Timestamp::now(),
         };
         Ok((new, memory))

@@ -19,13 +19,13 @@ use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema,
 
 use super::errors::OpenAiErrorResponse;
 use super::limits::Limits;
+use crate::api::authenticate::{EmbeddingsScope, Permitted};
 use crate::api::error::ApiError;
 use crate::api::extract::{RequestOwner, read_json};
 use crate::api::json_response::reserved_bytes;
 use crate::api::state::AppState;
 use crate::error::Error;
 use crate::memory_budget::Reservation;
-use crate::services::accounts::Caller;
 use crate::services::embeddings::EmbeddedTexts;
 
 /// Texts of one request: OpenAI's bound.
@@ -147,12 +147,12 @@ pub struct EmbeddingUsage {
 )]
 pub async fn create_embeddings(
     State(state): State<AppState>,
-    caller: Caller,
+    Permitted { caller, .. }: Permitted<EmbeddingsScope>,
     RequestOwner(owner): RequestOwner,
     limits: Limits,
     request: Request,
 ) -> Result<Response, ApiError> {
-    limits.admit(&state, caller.user_id()).await?;
+    limits.admit(&state, &caller).await?;
     let (parts, body) = request.into_parts();
     let mut memory = state.memory.hold(owner, 0);
     let most = state.server.max_v1_body;

@@ -18,6 +18,10 @@ use crate::api::error::ErrorFacts;
 const PROCESSING_MS: HeaderName = HeaderName::from_static("openai-processing-ms");
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+/// OpenAI's code for money that is spent: no request succeeds until somebody does something.
+const INSUFFICIENT_QUOTA: &str = "insufficient_quota";
+
 /// An error in OpenAI's form.
 #[derive(Serialize, ToSchema)]
 pub struct OpenAiErrorResponse {
@@ -53,7 +57,9 @@ impl OpenAiErrorResponse {
         Self {
             error: OpenAiError {
                 message,
-                error_type: text("type").unwrap_or_else(|| kind(status).to_owned()),
+                error_type: text("type")
+                    .or_else(|| text("code").filter(|code| code == "insufficient_quota"))
+                    .unwrap_or_else(|| kind(status).to_owned()),
                 param,
                 code: text("code")
                     .filter(|_| status != StatusCode::UNAUTHORIZED)
@@ -110,6 +116,10 @@ pub async fn speak_openai(mut request: Request, next: Next) -> Response {
         headers.remove(CONTENT_LENGTH);
         if let Some(wait) = retry_after {
             headers.insert(RETRY_AFTER_MS, whole_millis(wait).into());
+        }
+        if error.error.code.as_deref() == Some(INSUFFICIENT_QUOTA) {
+            // OpenAI's clients repeat other requests with 429.
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
     }
     let took = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);

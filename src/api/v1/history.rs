@@ -12,6 +12,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::errors::OpenAiErrorResponse;
 use super::{chat_id, parse_chat_id};
+use crate::api::authenticate::{Permitted, ReadScope, WriteScope};
 use crate::api::error::ApiError;
 use crate::api::extract::{Query, RequestOwner, read_json};
 use crate::api::json_response::json_response;
@@ -109,7 +110,7 @@ pub struct UpdateChatCompletionRequest {
 struct ListParameters {
     /// The most calls of a page. A page ends earlier, with `has_more`, if its texts would be more
     /// than 1 MiB.
-    #[param(value_type = Option<u32>, minimum = 1, maximum = 100, default = 20)]
+    #[param(value_type = Option<u32>, minimum = 0, maximum = 100, default = 20)]
     limit: usize,
     /// The `last_id` of the page before.
     #[param(value_type = Option<String>, example = "chatcmpl-20")]
@@ -141,7 +142,8 @@ impl Order {
 }
 
 fn read_limit(query: &Query) -> Result<usize, Error> {
-    let limit = query.integer("limit", 20, 1..=100);
+    // OpenAI takes 0, too: a page without calls, which says whether there are any.
+    let limit = query.integer("limit", 20, 0..=100);
     limit.map_err(|message| Error::field("limit", message))
 }
 
@@ -198,7 +200,7 @@ const NO_SUCH_COMPLETION: &str =
 )]
 pub async fn list_chat_completions(
     State(state): State<AppState>,
-    caller: Caller,
+    Permitted { caller, .. }: Permitted<ReadScope>,
     RequestOwner(owner): RequestOwner,
     query: Query,
 ) -> Result<Response, ApiError> {
@@ -232,7 +234,7 @@ pub async fn list_chat_completions(
 )]
 pub async fn show_chat_completion(
     State(state): State<AppState>,
-    caller: Caller,
+    Permitted { caller, .. }: Permitted<ReadScope>,
     RequestOwner(owner): RequestOwner,
     ChatId(id): ChatId,
 ) -> Result<Response, ApiError> {
@@ -256,7 +258,7 @@ pub async fn show_chat_completion(
 )]
 pub async fn update_chat_completion(
     State(state): State<AppState>,
-    caller: Caller,
+    Permitted { caller, .. }: Permitted<WriteScope>,
     RequestOwner(owner): RequestOwner,
     ChatId(id): ChatId,
     request: Request,
@@ -290,7 +292,7 @@ pub async fn update_chat_completion(
 )]
 pub async fn delete_chat_completion(
     State(state): State<AppState>,
-    caller: Caller,
+    Permitted { caller, .. }: Permitted<WriteScope>,
     RequestOwner(owner): RequestOwner,
     ChatId(id): ChatId,
 ) -> Result<Response, ApiError> {
@@ -312,7 +314,7 @@ pub async fn delete_chat_completion(
 #[into_params(parameter_in = Query)]
 struct MessageParameters {
     /// The most messages of a page.
-    #[param(value_type = Option<u32>, minimum = 1, maximum = 100, default = 20)]
+    #[param(value_type = Option<u32>, minimum = 0, maximum = 100, default = 20)]
     limit: usize,
     /// The `last_id` of the page before.
     #[param(example = "chatcmpl-1-19")]
@@ -347,7 +349,7 @@ impl MessageParameters {
 )]
 pub async fn list_chat_messages(
     State(state): State<AppState>,
-    caller: Caller,
+    Permitted { caller, .. }: Permitted<ReadScope>,
     RequestOwner(owner): RequestOwner,
     ChatId(id): ChatId,
     query: Query,

@@ -8,10 +8,11 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::api::authenticate::key_rates;
 use crate::api::error::ApiError;
 use crate::api::state::AppState;
-use crate::domain::UserId;
 use crate::error::Error;
+use crate::services::accounts::Caller;
 use crate::throttle::ThrottleDecision;
 
 /// The throttle's decision on a request, once there is one, for the headers of its response.
@@ -28,12 +29,16 @@ impl<S: Sync> FromRequestParts<S> for Limits {
 }
 
 impl Limits {
-    /// Asks the throttle for one request of the user's.
+    /// Asks the throttle for one request of the caller's: of its user, and of its API key.
     ///
     /// # Errors
     /// 429.
-    pub async fn admit(&self, state: &AppState, user_id: UserId) -> Result<(), ApiError> {
-        let decision = state.v1_throttle.check(user_id, Instant::now()).await;
+    pub async fn admit(&self, state: &AppState, caller: &Caller) -> Result<(), ApiError> {
+        let (user_id, now) = (caller.user_id(), Instant::now());
+        let decision = match key_rates(caller) {
+            Some(api_key) => state.v1_throttle.check_with(user_id, api_key, now).await,
+            None => state.v1_throttle.check(user_id, now).await,
+        };
         let refused = decision.retry_after;
         // Set once: a request is counted once.
         let _ = self.0.set(decision);

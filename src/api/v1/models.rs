@@ -7,10 +7,10 @@ use utoipa::ToSchema;
 
 use super::errors::OpenAiErrorResponse;
 use super::seconds;
+use crate::api::authenticate::AnyCaller;
 use crate::api::error::ApiError;
 use crate::api::state::AppState;
 use crate::error::Error;
-use crate::services::accounts::Caller;
 use crate::services::models::ServedModel;
 
 /// A model.
@@ -66,7 +66,10 @@ impl From<ServedModel> for ModelResponse {
     get, path = "/v1/models", tag = "v1", operation_id = "list_models", security(("bearer" = [])),
     responses((status = 200, description = "The models.", body = ModelListResponse)),
 )]
-pub async fn list_models(State(state): State<AppState>, caller: Caller) -> Json<ModelListResponse> {
+pub async fn list_models(
+    State(state): State<AppState>,
+    AnyCaller(caller): AnyCaller,
+) -> Json<ModelListResponse> {
     let models = state.models.list().await.into_iter();
     let data = models
         .filter(|model| caller.may_use_model(&model.id))
@@ -91,7 +94,7 @@ pub async fn list_models(State(state): State<AppState>, caller: Caller) -> Json<
 )]
 pub async fn show_model(
     State(state): State<AppState>,
-    caller: Caller,
+    AnyCaller(caller): AnyCaller,
     Path(id): Path<String>,
 ) -> Result<Json<ModelResponse>, ApiError> {
     if !caller.may_use_model(&id) {

@@ -1,5 +1,6 @@
 //! Reads an answer from the connection, within limits of time and size.
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -8,7 +9,7 @@ use hyper::body::{Body, Incoming};
 
 use super::attempt::AnswerLimits;
 use super::fault::{Fault, FaultKind};
-use super::reader::{AnswerReader, Received};
+use super::reader::{AnswerReader, Received, as_chunk};
 use crate::llm::{AnswerSink, Completion, Content};
 
 /// How much of an error's body is read, and for how long. The message is in it, and a connection
@@ -32,7 +33,6 @@ pub struct Handover<'a> {
     /// Whether the answer is one to a chat request.
     is_chat: bool,
     /// Choices that are wanted.
-    #[expect(dead_code, reason = "the accumulation of answers needs it")]
     pub choices: u32,
     first_at: Option<Instant>,
     has_text: bool,
@@ -61,7 +61,6 @@ impl<'a> Handover<'a> {
     }
 
     /// Whether the answer is one to a chat request, of which everything is kept.
-    #[expect(dead_code, reason = "the accumulation of answers needs it")]
     pub fn is_chat(&self) -> bool {
         self.is_chat
     }
@@ -69,6 +68,21 @@ impl<'a> Handover<'a> {
     /// When the first piece was handed over. There is no retry after it, because the caller has it.
     pub fn first_at(&self) -> Option<Instant> {
         self.first_at
+    }
+
+    /// Hands over an object of a streamed answer to a chat request.
+    fn object(&mut self, json: &[u8]) {
+        let Some(sink) = &mut self.sink else {
+            return;
+        };
+        if self.first_at.is_none() {
+            self.first_at = Some(Instant::now());
+            // A server that does not stream sends one whole answer.
+            if let Some(chunk) = as_chunk(json) {
+                return sink.chunk(&one_line(&chunk));
+            }
+        }
+        sink.chunk(&one_line(json));
     }
 
     /// Hands a piece of text over, unless it is empty.
@@ -120,7 +134,7 @@ pub async fn read(
             Ok(None) => break Ok(()),
             Err(fault) => break Err(fault),
         };
-        let fed = reader.feed(&piece);
+        let fed = reader.feed(&piece, &mut |json| handover.object(json));
         handover.text(reader.new_text());
         let received = match fed {
             Ok(received) => received,
@@ -128,7 +142,7 @@ pub async fn read(
         };
         on_piece(reader, received);
         if reader.gathered.is_done {
-            end(&mut body, reader).await;
+            end(&mut body, reader, handover).await;
             break Ok(());
         }
         if !reader.gathered.has_reason() {
@@ -142,7 +156,8 @@ pub async fn read(
             end_by = Some(Instant::now() + AFTER_REASON_TIME);
         }
     };
-    match (reader.finish(ended.is_err()), ended) {
+    let on_object = &mut |json: &[u8]| handover.object(json);
+    match (reader.finish(ended.is_err(), on_object), ended) {
         // The answer is complete, however its body ended.
         (Ok((answer, rest)), _) => {
             handover.text(&rest);
@@ -153,19 +168,29 @@ pub async fn read(
     }
 }
 
+/// An object as one line. A line end in JSON can only stand between two of its parts.
+fn one_line(json: &[u8]) -> Cow<'_, [u8]> {
+    let is_end = |byte: &u8| matches!(byte, b'\n' | b'\r');
+    if !json.iter().any(is_end) {
+        return json.into();
+    }
+    let blank = |byte: &u8| if is_end(byte) { b' ' } else { *byte };
+    json.iter().map(blank).collect::<Vec<u8>>().into()
+}
+
 /// Waits a moment for the rest after `[DONE]`: the end of the body, perhaps the usage. The answer
 /// is complete without them.
-async fn end(body: &mut Incoming, reader: &mut AnswerReader) {
+async fn end(body: &mut Incoming, reader: &mut AnswerReader, handover: &mut Handover<'_>) {
     let most = match reader.gathered.answer.completion_tokens.is_some() {
         true => END_TIME,
         false => LATE_USAGE_TIME,
     };
     let rest = async {
         while let Some(Ok(frame)) = body.frame().await {
-            if frame
-                .into_data()
-                .is_ok_and(|data| reader.feed(&data).is_err())
-            {
+            if frame.into_data().is_ok_and(|data| {
+                let on_object = &mut |json: &[u8]| handover.object(json);
+                reader.feed(&data, on_object).is_err()
+            }) {
                 break;
             }
         }

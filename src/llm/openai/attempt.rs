@@ -1,5 +1,6 @@
 //! One request and its answer: what the breaker learns from it, and its line in the log.
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -13,9 +14,12 @@ use super::endpoint::UpstreamEndpoint;
 use super::fault::{Fault, FaultKind};
 use super::reader::{AnswerReader, Received};
 use super::{error_message, retry};
-use crate::llm::{Completion, Content};
+use crate::llm::{Completion, Content, UpstreamError};
 use crate::memory_budget::Reservation;
 
+/// Longest chat request that is compared with an error message, in bytes. With a longer one, which
+/// has images, no message is logged.
+const MOST_COMPARED: usize = 256 * 1024;
 /// Longest request id that is logged, in bytes.
 const REQUEST_ID_BYTES: usize = 128;
 
@@ -38,12 +42,16 @@ pub struct UpstreamAttempt<'a> {
     limits: AnswerLimits,
     permit: AttemptPermit<'a>,
     began: Instant,
+    /// Bytes of a chat request that are held until the attempt ends.
+    sent: usize,
     /// The upstream's error message, as it came.
     message: Option<String>,
     /// Events of the answer that could not be read and were left out.
     pub skipped: u64,
     /// Whether a streamed answer has brought a sign of life.
     pub is_alive: bool,
+    /// The upstream's refusal of a chat request, for its caller.
+    pub refusal: Option<UpstreamError>,
     /// The model and the usage, as far as a failed answer has told them.
     pub seen: Completion,
 }
@@ -60,9 +68,11 @@ impl<'a> UpstreamAttempt<'a> {
             limits,
             permit,
             began: Instant::now(),
+            sent: 0,
             message: None,
             skipped: 0,
             is_alive: false,
+            refusal: None,
             seen: Completion::default(),
         }
     }
@@ -78,6 +88,10 @@ impl<'a> UpstreamAttempt<'a> {
         memory: &mut Reservation,
     ) -> Result<Completion, Fault> {
         let is_streamed = handover.is_streamed();
+        if handover.is_chat() {
+            self.sent = body.len();
+            memory.resize(self.sent);
+        }
         let (endpoint, limits) = (self.endpoint, self.limits);
         let (head_by, too_late) = if is_streamed && limits.first_token_by < limits.whole_by.0 {
             (limits.first_token_by, FaultKind::FirstTokenTimeout)
@@ -93,12 +107,20 @@ impl<'a> UpstreamAttempt<'a> {
         span.record("status", head.status.as_u16());
         span.record("upstream_request_id", request_id(&head.headers));
         if !head.status.is_success() {
-            self.message = error_message::find(&answer::read_error(body).await);
-            return Err(Fault {
-                kind: FaultKind::Status(head.status.as_u16()),
+            let body = answer::read_error(body).await;
+            let status = head.status.as_u16();
+            let fault = Fault {
+                kind: FaultKind::Status(status),
                 retry_after: retry::retry_after(&head.headers, SystemTime::now()),
                 should_retry: retry::should_retry(&head.headers),
-            });
+            };
+            if handover.is_chat() && fault.is_refusal() {
+                let key = endpoint.config.api_key.as_ref();
+                let key = key.map(|key| key.expose());
+                self.refusal = Some(error_message::refusal(status, &body, key));
+            }
+            self.message = error_message::find(&body);
+            return Err(fault);
         }
         match self.read(body, handover, memory).await {
             // A body that cannot be read may be compressed. The header alone proves nothing.
@@ -118,9 +140,13 @@ impl<'a> UpstreamAttempt<'a> {
         if !handover.is_streamed() {
             self.permit.note_response();
         }
-        let mut reader = AnswerReader::new(self.limits.text_bytes);
+        let mut reader = match handover.is_chat() {
+            true => AnswerReader::chat(self.limits.text_bytes, handover.choices),
+            false => AnswerReader::new(self.limits.text_bytes),
+        };
+        let sent = self.sent;
         let on_piece = |reader: &AnswerReader, received: Received| {
-            memory.resize(reader.held_bytes());
+            memory.resize(sent + reader.held_bytes());
             if received.is_alive {
                 self.is_alive = true;
                 self.permit.note_response();
@@ -158,12 +184,13 @@ impl<'a> UpstreamAttempt<'a> {
         let key = self.endpoint.config.api_key.as_ref();
         let key = key.map(|key| key.expose());
         let message = self.message.as_deref();
-        let upstream_message = message.map(|text| {
-            let prompts = match content {
-                Content::Prompt(prompt) => [prompt, system.unwrap_or_default()],
-                Content::Chat(_) => return error_message::presentable("", &[], None),
+        let upstream_message = message.and_then(|text| {
+            let sent = match content {
+                Content::Prompt(prompt) => Cow::Borrowed(prompt),
+                Content::Chat(request) => request.every_text(MOST_COMPARED)?.into(),
             };
-            error_message::presentable(text, &prompts, key)
+            let prompts = [&*sent, system.unwrap_or_default()];
+            Some(error_message::presentable(text, &prompts, key))
         });
         // Its fields are those of whichever line follows.
         let _span = tracing::error_span!(
@@ -175,7 +202,9 @@ impl<'a> UpstreamAttempt<'a> {
             duration_ms
         )
         .entered();
-        if fault.is_misconfiguration() {
+        // The caller of a chat request chooses the model.
+        let is_of_caller = matches!(content, Content::Chat(_)) && fault.is_refusal();
+        if fault.is_misconfiguration() && !is_of_caller {
             tracing::error!("upstream refused: check its address, its key and its model");
         } else {
             tracing::warn!("upstream failed");

@@ -11,6 +11,7 @@ use hyper::{Request, Uri};
 use rustls::ClientConfig;
 
 use super::breaker::Breaker;
+use super::models::ModelCache;
 use super::retry::RetryBudget;
 use super::transport::Transport;
 use crate::config;
@@ -31,6 +32,8 @@ pub struct UpstreamEndpoint {
     pub breaker: Breaker,
     /// How many retries there may be.
     pub budget: RetryBudget,
+    /// Its list of models.
+    pub models: ModelCache,
     uri: Uri,
     authorization: Option<HeaderValue>,
 }
@@ -65,6 +68,7 @@ impl UpstreamEndpoint {
             transport: Transport::new(tls, is_https, connect_timeout),
             breaker: Breaker::new(state.with_label_values(&[&config.name])),
             budget: RetryBudget::new(Instant::now()),
+            models: ModelCache::default(),
             uri: config.base_url.join("/chat/completions").try_into()?,
             authorization,
             config: config.clone(),

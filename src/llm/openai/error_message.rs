@@ -5,9 +5,13 @@ use std::collections::HashSet;
 
 use super::line::{is_unseen, one_line};
 use super::reader::JsonValue;
+use crate::llm::UpstreamError;
 
 /// Longest message that is logged, in characters.
 const MESSAGE_CHARS: usize = 200;
+/// Longest message of a refusal that is passed on, in characters. Those about a schema name each
+/// place in it.
+const REFUSAL_CHARS: usize = 2000;
 /// Shorter words of a prompt, such as *the* and *not*, are not secret, unless they have a digit.
 const SHORTEST_WORD: usize = 4;
 /// In a prompt that is not longer than this, every word is secret.
@@ -63,6 +67,52 @@ fn of_object(object: JsonValue<'_>) -> Option<String> {
     None
 }
 
+/// A refusal of a chat request, for its caller: what the body of the error says, as short lines and
+/// without the `key`.
+pub fn refusal(status: u16, body: &[u8], key: Option<&str>) -> UpstreamError {
+    let message = find(body).map(|text| without_key(&text, key, REFUSAL_CHARS));
+    let mut error = JsonValue::new(body.trim_ascii());
+    // As in `of_object`.
+    for _ in 0..4 {
+        let [inner] = error.object(["error"]).members;
+        match inner.filter(|inner| inner.is_object()) {
+            Some(inner) => error = inner,
+            None => break,
+        }
+    }
+    let names = error.object(["type", "param", "code"]).members;
+    let [error_type, param, code] = names.map(|value| {
+        let value = value?;
+        // A code can be a number.
+        let number = || String::from_utf8(value.bytes().to_vec()).ok();
+        let text = value
+            .text()
+            .or_else(|| number().filter(|_| value.is_number()))?;
+        Some(without_key(&text, key, MESSAGE_CHARS))
+    });
+    UpstreamError {
+        status,
+        message: message
+            .filter(|text| !text.is_empty())
+            .unwrap_or_else(|| "The upstream refused the request.".to_owned()),
+        error_type,
+        param,
+        code,
+    }
+}
+
+/// One line of at most `most` characters, in which words are left out that are a part of the key,
+/// or have one of its words.
+fn without_key(text: &str, key: Option<&str>, most: usize) -> String {
+    let key = key.map(str::to_lowercase);
+    let key = key
+        .as_deref()
+        .map(|key| SecretText::new(key, SHORTEST_WORD));
+    shown(text, most, |word| {
+        word.len() >= SHORTEST_WORD && key.as_ref().is_some_and(|key| key.has_part_of(word))
+    })
+}
+
 /// The message as it may be logged. Words that are in one of the `prompts` or in the `key` are left
 /// out, because an upstream may repeat a part of what it received.
 pub fn presentable(message: &str, prompts: &[&str], key: Option<&str>) -> String {
@@ -79,24 +129,32 @@ pub fn presentable(message: &str, prompts: &[&str], key: Option<&str>) -> String
     let key = key.iter().map(|key| SecretText::new(key, 2));
     let secrets: Vec<SecretText<'_>> = prompts.chain(key).collect();
 
+    shown(message, MESSAGE_CHARS, |word| {
+        secrets.iter().any(|secret| secret.has_part_of(word))
+    })
+}
+
+/// One line of at most `most` characters, in which secret words are left out.
+fn shown(message: &str, most: usize, is_secret: impl Fn(&str) -> bool) -> String {
     // Characters that are not shown must not part a word either.
     let line = message.replace(['\n', '\r', '\t'], " ");
     let line = line.replace(is_unseen, "");
     let mut rest = line.as_str();
     let (mut shown, mut characters) = (String::new(), 0);
-    while !rest.is_empty() && characters < MESSAGE_CHARS {
+    while !rest.is_empty() && characters < most {
         let end = rest.find(|c| !is_of_word(c)).unwrap_or(rest.len());
         let (word, after) = rest.split_at(end);
         let next = after.find(is_of_word).unwrap_or(after.len());
-        let is_secret =
-            word.len() > LONGEST_WORD || secrets.iter().any(|secret| secret.has_part_of(word));
-        let part = if is_secret { OMITTED } else { word };
+        let part = match word.len() > LONGEST_WORD || is_secret(word) {
+            true => OMITTED,
+            false => word,
+        };
         characters += part.chars().count() + next;
         shown.push_str(part);
         shown.push_str(&after[..next]);
         rest = &after[next..];
     }
-    one_line(&shown, MESSAGE_CHARS)
+    one_line(&shown, most)
 }
 
 fn is_of_word(c: char) -> bool {
@@ -259,6 +317,24 @@ mod tests {
             ),
             "bad: …"
         );
+    }
+
+    #[test]
+    fn a_refusal_says_what_is_wrong_without_the_key() {
+        let body = r#"{"error":{"message":"Bad 'tools[2]' with sk-proj-A1b2C3d4E5f6,\nsee 4 docs",
+            "type":"invalid_request_error","param":"tools[2].name","code":42}}"#;
+        let told = refusal(400, body.as_bytes(), Some("sk-proj-A1b2C3d4E5f6"));
+        assert_eq!(told.message, "Bad 'tools[2]' with sk-…-…, see 4 docs");
+        assert_eq!(told.error_type.as_deref(), Some("invalid_request_error"));
+        assert_eq!(told.param.as_deref(), Some("tools[2].name"));
+        assert_eq!(told.code.as_deref(), Some("42"));
+
+        let page = refusal(404, b"<html>nginx</html>", None);
+        assert_eq!(page.message, "The upstream refused the request.");
+        assert_eq!((page.error_type, page.param, page.code), (None, None, None));
+
+        let long = format!(r#"{{"detail":"{}"}}"#, "xx ".repeat(5000));
+        assert!(refusal(422, long.as_bytes(), None).message.chars().count() <= REFUSAL_CHARS);
     }
 
     #[test]

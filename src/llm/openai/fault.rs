@@ -82,11 +82,33 @@ impl Fault {
     }
 
     /// Whether another upstream may succeed. Not if the request itself is wrong, or no time is
-    /// left.
-    pub fn may_succeed_elsewhere(&self) -> bool {
-        !matches!(
+    /// left. A chat request may be too large for one upstream and not for another, and no upstream
+    /// takes it in another media type; a prompt is sent as the service writes it.
+    pub fn may_succeed_elsewhere(&self, is_chat: bool) -> bool {
+        match self.kind {
+            FaultKind::Status(400 | 422) | FaultKind::TotalTimeout | FaultKind::TooLong => false,
+            FaultKind::Status(413) => is_chat,
+            FaultKind::Status(415) => !is_chat,
+            FaultKind::Connect
+            | FaultKind::ConnectTimeout
+            | FaultKind::Broken { .. }
+            | FaultKind::Status(_)
+            | FaultKind::FirstTokenTimeout
+            | FaultKind::TokenTimeout
+            | FaultKind::AnswerTimeout
+            | FaultKind::Truncated
+            | FaultKind::Malformed
+            | FaultKind::Encoded
+            | FaultKind::ErrorObject => true,
+        }
+    }
+
+    /// Whether the caller of a chat request is told what the upstream says: the request is wrong,
+    /// its model is unknown, or there were too many requests. Other refusals concern the operator.
+    pub fn is_refusal(&self) -> bool {
+        matches!(
             self.kind,
-            FaultKind::Status(400 | 413 | 422) | FaultKind::TotalTimeout | FaultKind::TooLong
+            FaultKind::Status(400 | 404 | 413 | 415 | 422 | 429)
         )
     }
 
@@ -217,10 +239,10 @@ mod tests {
         for is_early in [true, false] {
             let broken = Fault::from(FaultKind::Broken { is_early });
             assert_eq!(broken.is_retryable(), is_early);
-            assert!(broken.may_succeed_elsewhere() && broken.is_outage());
+            assert!(broken.may_succeed_elsewhere(false) && broken.is_outage());
         }
         let hung = Fault::from(FaultKind::AnswerTimeout);
-        assert!(!hung.is_retryable() && hung.may_succeed_elsewhere() && hung.is_outage());
+        assert!(!hung.is_retryable() && hung.may_succeed_elsewhere(false) && hung.is_outage());
     }
 
     #[test]

@@ -30,11 +30,11 @@ use self::endpoint::UpstreamEndpoint;
 use self::fault::{Fault, FaultKind};
 pub use self::models::{ListedModel, ModelFinding, UpstreamCheck};
 use self::reader::AnswerReader;
-pub use self::reader::{JsonValue, decoded};
+pub use self::reader::{JsonValue, decoded, string_end};
 use super::attempts::{Attempt, CANCELLED, COMPLETED};
 use super::measure::CallLabels;
 use super::route::{self, Hop};
-use super::{AnswerSink, Completion, Failure, Question};
+use super::{AnswerSink, Completion, Failure, Question, UpstreamError};
 use crate::config::UpstreamConfig;
 use crate::memory_budget::Reservation;
 use crate::telemetry::Metrics;
@@ -74,8 +74,8 @@ pub enum Error {
 enum NoAnswer {
     /// The upstream was not asked. Its breaker stays open for so long.
     Refused(Duration),
-    /// The failure of the last attempt.
-    Failed(Fault),
+    /// The failure of the last attempt, and what the caller is told of it.
+    Failed(Fault, Option<UpstreamError>),
 }
 
 /// One call with all its attempts. If it is dropped before its end, it is counted as cancelled,
@@ -171,12 +171,12 @@ impl Upstreams {
         let endpoints = self.endpoints.iter().enumerate();
         let default = &self.config.default_model;
         let checks = endpoints.map(|(index, endpoint)| models::check(index, endpoint, default));
-        join_all(checks).await
+        join_all(checks).await.into_iter().flatten().collect()
     }
 
     /// The models of all upstreams; see [`super::Client::models`].
     pub async fn models(&self) -> Vec<ListedModel> {
-        Vec::new()
+        models::all(&self.config, &self.endpoints).await
     }
 
     /// Answers a question; see [`super::Client::complete`].
@@ -203,6 +203,8 @@ impl Upstreams {
             is_over: false,
         };
         let mut last: Option<Fault> = None;
+        let mut refusal: Option<UpstreamError> = None;
+        let is_chat = call.handover.is_chat();
         let mut wait: Option<Duration> = None;
         for (at, hop) in hops.iter().enumerate() {
             match self.ask(hop, &hops[at + 1..], &mut call).await {
@@ -218,9 +220,10 @@ impl Upstreams {
                 Err(NoAnswer::Refused(more)) => {
                     wait = Some(wait.map_or(more, |wait| wait.min(more)));
                 }
-                Err(NoAnswer::Failed(fault)) => {
+                Err(NoAnswer::Failed(fault, told)) => {
                     last = Some(fault);
-                    if call.handover.first_at().is_some() || !fault.may_succeed_elsewhere() {
+                    refusal = told;
+                    if call.handover.first_at().is_some() || !fault.may_succeed_elsewhere(is_chat) {
                         break;
                     }
                 }
@@ -233,6 +236,7 @@ impl Upstreams {
             None => fault::all_open(wait.unwrap_or_default()),
         };
         Err(Failure {
+            upstream_error: refusal,
             attempts: question.attempts.attempts(),
             ..failure
         })
@@ -260,17 +264,19 @@ impl Upstreams {
             let mut others = others.iter();
             others.any(|each| self.endpoints[each.endpoint].breaker.would_admit(now))
         };
-        let (mut retries, mut last) = (0, None);
+        let (mut retries, mut last) = (0, None::<Fault>);
         loop {
             let now = Instant::now();
             if now >= whole_by {
-                return Err(NoAnswer::Failed(
-                    last.unwrap_or_else(|| FaultKind::TotalTimeout.into()),
-                ));
+                let fault = last.unwrap_or_else(|| FaultKind::TotalTimeout.into());
+                return Err(NoAnswer::Failed(fault, None));
             }
             let permit = match endpoint.breaker.admit(now) {
                 Ok(permit) => permit,
-                Err(wait) => return Err(last.map_or(NoAnswer::Refused(wait), NoAnswer::Failed)),
+                Err(wait) => {
+                    let failed = |fault| NoAnswer::Failed(fault, None);
+                    return Err(last.map_or(NoAnswer::Refused(wait), failed));
+                }
             };
             if retries == 0 {
                 endpoint.budget.note_call();
@@ -322,6 +328,7 @@ impl Upstreams {
                 }
                 Err(_) => {}
             }
+            let refusal = attempt.refusal.take();
             let system = self.config.system_prompt.as_deref();
             span.in_scope(|| attempt.settle(&answer, outcome, chance(), content, system));
             let fault = match answer {
@@ -334,13 +341,13 @@ impl Upstreams {
                 || !fault.is_retryable()
                 || retries > self.config.max_retries
             {
-                return Err(NoAnswer::Failed(fault));
+                return Err(NoAnswer::Failed(fault, refusal));
             }
             let wait = retry::backoff(retries, fault.retry_after, chance());
             let now = Instant::now();
             let is_too_late = now + wait >= call.began + self.config.total_timeout;
             if is_too_late || (wait > PATIENCE && has_next(now)) || !endpoint.budget.take(now) {
-                return Err(NoAnswer::Failed(fault));
+                return Err(NoAnswer::Failed(fault, refusal));
             }
             self.metrics
                 .upstream_retries
@@ -356,14 +363,16 @@ impl Upstreams {
 pub struct AnswerReading {
     /// The pieces of text that are handed over, joined.
     pub deltas: String,
+    /// The objects that are handed over, if it is the answer to a chat request.
+    pub objects: Vec<Vec<u8>>,
     /// The answer, or the word under which the failure is counted.
     pub answer: Result<Completion, &'static str>,
     /// Events that could not be read and were left out.
     pub skipped: u64,
 }
 
-/// Reads the body of an answer as the client does, in the given pieces. For tests and fuzzing,
-/// which need neither a connection nor a clock.
+/// Reads the body of an answer to a prompt as the client does, in the given pieces. For tests and
+/// fuzzing, which need neither a connection nor a clock.
 ///
 /// `most_text`: bytes of text that the answer may have. `is_cut`: the body is cut off after
 /// the last piece.
@@ -373,10 +382,30 @@ pub fn read_answer<'a>(
     most_text: usize,
     is_cut: bool,
 ) -> AnswerReading {
-    let (mut reader, mut deltas) = (AnswerReader::new(most_text), String::new());
+    read_with(AnswerReader::new(most_text), pieces, is_cut)
+}
+
+/// The same for the answer to a chat request that wants so many choices.
+#[doc(hidden)]
+pub fn read_chat_answer<'a>(
+    pieces: impl IntoIterator<Item = &'a [u8]>,
+    most_text: usize,
+    is_cut: bool,
+    choices: u32,
+) -> AnswerReading {
+    read_with(AnswerReader::chat(most_text, choices), pieces, is_cut)
+}
+
+fn read_with<'a>(
+    mut reader: AnswerReader,
+    pieces: impl IntoIterator<Item = &'a [u8]>,
+    is_cut: bool,
+) -> AnswerReading {
+    let (mut deltas, mut objects) = (String::new(), Vec::new());
+    let mut on_object = |json: &[u8]| objects.push(json.to_vec());
     let mut failure = None;
     for piece in pieces {
-        let fed = reader.feed(piece);
+        let fed = reader.feed(piece, &mut on_object);
         deltas.push_str(reader.new_text());
         if let Err(kind) = fed {
             failure = Some(kind);
@@ -384,13 +413,14 @@ pub fn read_answer<'a>(
         }
     }
     let answer = reader
-        .finish(is_cut || failure.is_some())
+        .finish(is_cut || failure.is_some(), &mut on_object)
         .map(|(answer, rest)| {
             deltas.push_str(&rest);
             answer
         });
     AnswerReading {
         deltas,
+        objects,
         answer: answer.map_err(|kind| Fault::from(failure.unwrap_or(kind)).error_type()),
         skipped: reader.gathered.skipped,
     }

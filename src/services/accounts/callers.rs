@@ -3,23 +3,28 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::known_users::MAX_AGE;
 use super::{Accounts, refused};
 use crate::credentials::tickets;
 use crate::credentials::{Grant, SessionSecret, TokenType};
-use crate::domain::{CredentialState, Session, Timestamp, User, UserId};
-use crate::error::{Error, TokenProblem, Unauthenticated};
+use crate::domain::{ApiKey, CredentialState, Scope, Session, Timestamp, User, UserId};
+use crate::error::{ApiKeyProblem, Error, TokenProblem, Unauthenticated};
 use crate::realtime::Listener;
+use crate::services::api_keys::{VerifiedApiKey, is_api_key};
 
 /// How often the account is checked while a long response is sent. With the two seconds for which
 /// accounts are cached this stays below the 5 seconds within which a change must take effect.
 const CHECK_EVERY: Duration = Duration::from_secs(2);
+/// How old an account may be that is behind an API key, and how often a key is checked while a long
+/// response is sent. The contract allows 2 s for both together.
+const KEY_MAX_AGE: Duration = Duration::from_secs(1);
 
 /// Why a credential is no longer valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CredentialEnd {
     /// It has expired. Its owner may get another.
     Expired,
-    /// The account was deleted or disabled, or its password changed.
+    /// The account was deleted or disabled, its password changed, or the API key was revoked.
     Revoked,
 }
 
@@ -34,6 +39,8 @@ pub struct Caller {
     pub expires_at: Timestamp,
     /// The session, if the credential is one: SHA-256 of its secret.
     session: Option<[u8; 32]>,
+    /// The API key, if the credential is one.
+    key: Option<VerifiedApiKey>,
 }
 
 impl Caller {
@@ -42,9 +49,21 @@ impl Caller {
         self.user.id
     }
 
-    /// Whether the caller may ask that model.
-    pub fn may_use_model(&self, _model: &str) -> bool {
-        true
+    /// The API key by which the caller is authenticated; `None` for an access token, a session or a
+    /// ticket.
+    pub fn api_key(&self) -> Option<&Arc<ApiKey>> {
+        self.key.as_ref().map(|verified| &verified.key)
+    }
+
+    /// Whether the credential may be used for this. Only API keys have fewer than all scopes.
+    pub fn has_scope(&self, scope: Scope) -> bool {
+        self.api_key().is_none_or(|key| key.scopes.contains(scope))
+    }
+
+    /// Whether the credential may be used with the model of that name. Only API keys have
+    /// restrictions.
+    pub fn may_use_model(&self, name: &str) -> bool {
+        self.api_key().is_none_or(|key| key.allows_model(name))
     }
 
     /// The credential of a socket that this caller opens.
@@ -76,7 +95,36 @@ impl Accounts {
             issued_at,
             expires_at: claims.expires_at,
             session: None,
+            key: None,
         })
+    }
+
+    /// The caller with this bearer token: an access token or an API key.
+    ///
+    /// # Errors
+    /// `AccessToken`, `ApiKey`, `NoUserId`, `UserNotFound` or `UserInactive`.
+    pub async fn authenticate_bearer(&self, token: &str, now: Timestamp) -> Result<Caller, Error> {
+        if !is_api_key(token) {
+            return self.authenticate(token, now).await;
+        }
+        let verified = self.api_keys.authenticate(token, now).await?;
+        let user = self.key_holder(verified.key.user_id).await?;
+        self.api_keys.note_use(&verified.key, now);
+        Ok(Caller {
+            user,
+            issued_at: verified.key.created_at,
+            expires_at: verified.expires_at,
+            session: None,
+            key: Some(verified),
+        })
+    }
+
+    /// The active account behind an API key. A change of its password leaves its keys alone.
+    ///
+    /// # Errors
+    /// `UserNotFound` or `UserInactive`.
+    async fn key_holder(&self, id: UserId) -> Result<Arc<User>, Error> {
+        self.active_user(id, KEY_MAX_AGE).await
     }
 
     /// The caller with one of these session cookies. The first valid one counts: another site of
@@ -101,6 +149,7 @@ impl Accounts {
                         issued_at: session.created_at,
                         expires_at: session.expires_at,
                         session: Some(session.token_hash),
+                        key: None,
                     });
                 }
                 Err(Error::Unauthenticated(why)) => refusal = why,
@@ -164,28 +213,47 @@ impl Accounts {
             issued_at,
             expires_at: grant.expires_at,
             session: None,
+            key: None,
         })
     }
 
-    /// Waits until the access token of `caller` is no longer valid. An unavailable store ends no
-    /// token. Cancel safe.
+    /// Waits until the credential of `caller` is no longer valid. An unavailable store ends none.
+    /// Cancel safe.
     pub async fn credential_end(&self, caller: &Caller) -> CredentialEnd {
+        let check_every = match caller.key {
+            Some(_) => KEY_MAX_AGE,
+            None => CHECK_EVERY,
+        };
         loop {
             let left = caller.expires_at.since(Timestamp::now());
             if left.is_zero() {
                 return CredentialEnd::Expired;
             }
-            tokio::time::sleep(left.min(CHECK_EVERY)).await;
-            let holder = self.holder(
-                caller.user_id(),
-                caller.issued_at,
-                Timestamp::now(),
-                Unauthenticated::AccessToken,
-            );
-            if let Err(Error::Unauthenticated(_)) = holder.await {
-                return CredentialEnd::Revoked;
+            tokio::time::sleep(left.min(check_every)).await;
+            match self.check_again(caller, Timestamp::now()).await {
+                Err(Error::Unauthenticated(Unauthenticated::ApiKey(ApiKeyProblem::Expired))) => {
+                    return CredentialEnd::Expired;
+                }
+                Err(Error::Unauthenticated(_)) => return CredentialEnd::Revoked,
+                Ok(()) | Err(_) => {}
             }
         }
+    }
+
+    /// Checks that the credential of a caller is still valid, apart from its own expiry.
+    async fn check_again(&self, caller: &Caller, now: Timestamp) -> Result<(), Error> {
+        let holder = match &caller.key {
+            Some(VerifiedApiKey { key, key_hash, .. }) => {
+                self.api_keys.verify(key.id, *key_hash, now).await?;
+                self.key_holder(caller.user_id()).await
+            }
+            None => {
+                let (id, issued_at) = (caller.user_id(), caller.issued_at);
+                let refusal = Unauthenticated::AccessToken;
+                self.holder(id, issued_at, now, refusal).await
+            }
+        };
+        holder.map(drop)
     }
 
     /// The account of a credential issued at `issued_at`.
@@ -199,23 +267,24 @@ impl Accounts {
         now: Timestamp,
         refusal: fn(TokenProblem) -> Unauthenticated,
     ) -> Result<Arc<User>, Error> {
-        let mut user = self.active_user(id).await?;
+        let mut user = self.active_user(id, MAX_AGE).await?;
         if user.credential_state(issued_at, now) == CredentialState::FromTheFuture {
             // A credential given right after a change of the account is dated ahead of the clock,
             // and the cached account may be from before that change.
             self.known.forget(id);
-            user = self.active_user(id).await?;
+            user = self.active_user(id, MAX_AGE).await?;
         }
         date_problem(&user, issued_at, now).map_err(refusal)?;
         Ok(user)
     }
 
-    /// The account, at most two seconds old.
+    /// The account, no older than that.
     ///
     /// # Errors
     /// `UserNotFound` or `UserInactive`.
-    async fn active_user(&self, id: UserId) -> Result<Arc<User>, Error> {
-        let user = self.known.get(id, &*self.store, Instant::now()).await?;
+    async fn active_user(&self, id: UserId, max_age: Duration) -> Result<Arc<User>, Error> {
+        let known = self.known.get(id, max_age, &*self.store, Instant::now());
+        let user = known.await?;
         let user = user.ok_or(Unauthenticated::UserNotFound)?;
         if user.is_active {
             Ok(user)

@@ -11,13 +11,13 @@ use crate::domain::{User, UserId};
 use crate::error::Error;
 use crate::store::AccountStore;
 
-/// How old an entry may be. A disabled account or a changed password takes effect within this time
+/// How old an entry may be for an access token or a session. A disabled account or a changed password takes effect within this time
 /// plus one request, on every process that shares the store; the contract allows 5 s.
-const MAX_AGE: Duration = Duration::from_secs(2);
+pub const MAX_AGE: Duration = Duration::from_secs(2);
 /// The most entries. Beyond it the entry that was read first is removed.
 const CAPACITY: usize = 10_000;
 
-/// Accounts by id, each read at most two seconds ago. A missing account is not remembered: it is
+/// Accounts by id, with the time at which each was read. A missing account is not remembered: it is
 /// rare, and the account may be created.
 #[derive(Default)]
 pub struct KnownUsers {
@@ -25,18 +25,20 @@ pub struct KnownUsers {
 }
 
 impl KnownUsers {
-    /// Returns the account, from memory or else from the store.
+    /// Returns the account, from memory if it is no older than `max_age` there, or else from the
+    /// store.
     ///
     /// # Errors
     /// Those of the store.
     pub async fn get(
         &self,
         id: UserId,
+        max_age: Duration,
         store: &dyn AccountStore,
         now: Instant,
     ) -> Result<Option<Arc<User>>, Error> {
         if let Some((user, read_at)) = self.users.lock().get(&id)
-            && now.saturating_duration_since(*read_at) < MAX_AGE
+            && now.saturating_duration_since(*read_at) < max_age
         {
             return Ok(Some(Arc::clone(user)));
         }

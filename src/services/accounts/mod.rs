@@ -15,6 +15,7 @@ use crate::credentials::{
 };
 use crate::domain::{Timestamp, UserId};
 use crate::error::{Error, TokenProblem, Unauthenticated};
+use crate::services::api_keys::ApiKeys;
 use crate::store::AccountStore;
 use crate::telemetry::Metrics;
 
@@ -39,6 +40,8 @@ pub struct Accounts {
     pub keys: Keys,
     /// Accounts that were read lately.
     pub known: KnownUsers,
+    /// API keys, which authenticate their users too.
+    pub api_keys: Arc<ApiKeys>,
     /// Lifetimes and limits.
     pub config: config::AccountsConfig,
     /// The metrics.

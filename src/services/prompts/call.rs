@@ -212,6 +212,10 @@ async fn begin(
     holder: Holder,
 ) -> Result<(Begun, Option<llm::Failure>), store::Error> {
     let over_limit = count(deps, new.now).await?;
+    let key_budget = new.api_key.and_then(|key| key.budget);
+    let budgets = deps
+        .metering
+        .budgets(&new.route, new.post.content(), key_budget);
     let call = NewCall {
         user_id: new.user_id,
         source: new.post.source(),
@@ -225,6 +229,8 @@ async fn begin(
         holder,
         lease: deps.calls.lease,
         max_prompts: deps.calls.max_prompts_per_user,
+        api_key_id: new.api_key.map(|key| key.id),
+        budgets,
     };
     Ok((deps.call_store.begin_call(call).await?, over_limit))
 }
@@ -273,6 +279,8 @@ pub(super) struct Call<'a> {
     pub prompt: Prompt,
     pub holder: Holder,
     pub stream: Arc<ResponseStream>,
+    /// Those of this call that may have cost something.
+    pub attempts: AttemptLog,
     is_deletion_published: AtomicBool,
 }
 
@@ -293,6 +301,7 @@ impl<'a> Call<'a> {
             prompt,
             holder,
             stream,
+            attempts: AttemptLog::default(),
             is_deletion_published: AtomicBool::new(false),
         }
     }
@@ -354,7 +363,7 @@ impl<'a> Call<'a> {
         let question = Question {
             route: &new.route,
             content: new.post.content(),
-            attempts: AttemptLog::default(),
+            attempts: self.attempts.clone(),
         };
         let asking = embedding.during(deps.llm.complete(permit, memory, question, sink));
         let completion = tokio::select! {

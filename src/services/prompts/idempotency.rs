@@ -12,9 +12,6 @@ use crate::error::{Error, KeyProblem};
 use crate::memory_budget::{Owner, Reservation};
 use crate::store::{KeyClaim, KeyState};
 
-/// The members of a chat request that say whether its answer is streamed.
-const IS_STREAMED: [&str; 2] = ["stream", "stream_options"];
-
 /// The key of a request as the store knows it. The fingerprint leaves out whether the answer is
 /// streamed: a client whose stream broke may repeat the request to get the answer whole.
 pub(super) fn claim(new: &CreatePrompt) -> Option<KeyClaim> {
@@ -26,13 +23,7 @@ pub(super) fn claim(new: &CreatePrompt) -> Option<KeyClaim> {
         Post::Chat(chat) => {
             // No prompt begins with NUL, so the two kinds of posts have no fingerprint in common.
             fingerprint.update([0]);
-            let members = chat.request.members();
-            for (name, value) in members.filter(|(name, _)| !IS_STREAMED.contains(name)) {
-                fingerprint.update((name.len() as u64).to_le_bytes());
-                fingerprint.update(name.as_bytes());
-                fingerprint.update((value.len() as u64).to_le_bytes());
-                fingerprint.update(value.as_bytes());
-            }
+            fingerprint.update(chat.fingerprint);
         }
     }
     Some(KeyClaim {

@@ -27,7 +27,8 @@ pub use self::events::{Encode, Event};
 use self::stream::{ResponseStream, StreamEnd, StreamOffset, StreamReader};
 use crate::config::CallsConfig;
 use crate::domain::{
-    ChatTexts, ModelId, Prompt, PromptId, PromptSource, PromptStatus, Timestamp, UserId,
+    ApiKeyId, Budget, ChatTexts, ModelId, Prompt, PromptId, PromptSource, PromptStatus, Timestamp,
+    UserId,
 };
 use crate::embed::Embedder;
 use crate::error::Error;
@@ -35,6 +36,7 @@ use crate::llm::{self, Content, Route};
 use crate::memory_budget::{MemoryBudget, Reservation};
 use crate::realtime::Broker;
 use crate::search::Similarity;
+use crate::services::metering::Metering;
 use crate::services::reembedding::ReembeddingProgress;
 use crate::store::{self, CallStore, ChatStore, Holder, PromptPage, PromptStore};
 use crate::telemetry::Metrics;
@@ -58,8 +60,19 @@ pub struct CreatePrompt {
     pub is_streamed: bool,
     /// The request's idempotency key: 1 to 255 characters of visible ASCII.
     pub key: Option<String>,
+    /// The key with which it is made, if any.
+    pub api_key: Option<KeyInUse>,
     /// When the post was accepted.
     pub now: Timestamp,
+}
+
+/// The key with which a post is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyInUse {
+    /// Itself.
+    pub id: ApiKeyId,
+    /// Its budget.
+    pub budget: Option<Budget>,
 }
 
 /// What is posted, by one of the two front doors.
@@ -94,7 +107,7 @@ impl Post {
     }
 
     /// What is kept of a chat call beside its text.
-    fn texts(&self) -> Option<&ChatTexts> {
+    fn texts(&self) -> Option<&Arc<ChatTexts>> {
         match self {
             Self::Prompt(_) => None,
             Self::Chat(chat) => chat.texts.as_ref(),
@@ -168,6 +181,8 @@ pub struct Deps {
     pub llm: Arc<llm::Client>,
     /// How calls are bounded and ended.
     pub calls: CallsConfig,
+    /// Prices and budgets.
+    pub metering: Arc<Metering>,
     /// Accounts for the memory of requests in flight.
     pub memory: Arc<MemoryBudget>,
     /// Takes events to open sockets.

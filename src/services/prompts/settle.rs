@@ -11,8 +11,9 @@ use super::chat::kept_answer;
 use super::events::{self, Event};
 use super::stream::StreamEnd;
 use super::{Created, count_outcome};
-use crate::domain::{CallDetails, FailureCode, ModelId, Prompt, PromptStatus};
+use crate::domain::{CallDetails, FailureCode, ModelId, Picodollars, Prompt, PromptStatus};
 use crate::error::{Error, FailedPrompt, KeyProblem, Refusal};
+use crate::services::metering::CallEnd;
 use crate::store::{self, CallOutcome};
 
 /// How long storing an outcome is retried while the store is unavailable. An answer that was paid
@@ -45,6 +46,7 @@ impl Outcome {
                         prompt_tokens: completion.prompt_tokens,
                         completion_tokens: completion.completion_tokens,
                         duration_ms: Some(millis(completion.upstream_duration)),
+                        cost: None,
                     },
                     embedding: embedding
                         .clone()
@@ -70,15 +72,40 @@ impl Call<'_> {
     pub(super) async fn settle(&self, outcome: Outcome) -> Result<Created, Error> {
         let deps = &self.inner.deps;
         let is_kept = self.new.post.is_kept();
-        let Some(to_store) = outcome.to_store(&deps.model, is_kept) else {
+        let Some(mut to_store) = outcome.to_store(&deps.model, is_kept) else {
             self.release().await;
             return Err(Error::unavailable("the service is stopping"));
         };
+        self.meter(&outcome, &mut to_store);
         match self.store_outcome(&to_store).await {
             Ok(Stored::Ours(prompt)) => self.report(prompt, outcome),
             Ok(Stored::Theirs(prompt)) => self.report_theirs(prompt),
             Err(error) => self.store_failed(error, outcome).await,
         }
+    }
+
+    /// Adds what the attempts of the call have used and cost.
+    fn meter(&self, outcome: &Outcome, to_store: &mut CallOutcome) {
+        let metering = &self.inner.deps.metering;
+        let content = self.new.post.content();
+        let answer_bytes = match outcome {
+            Outcome::Answered(completion, _) => {
+                let whole = completion.answer.as_ref().map(|answer| answer.len());
+                Some(whole.unwrap_or(completion.text.len()))
+            }
+            Outcome::Failed(_) | Outcome::Broken(_) | Outcome::Cancelled | Outcome::Stopped => None,
+        };
+        let end = CallEnd {
+            answer_bytes,
+            most_cost: metering.budgets(&self.new.route, content, None).most_cost,
+        };
+        to_store.usage = metering.entries(&self.attempts.attempts(), content, end);
+        // Known only if the cost of each attempt is.
+        let mut costs = to_store.usage.iter().map(|entry| entry.cost);
+        let sum = costs.try_fold(Picodollars(0), |sum, cost| {
+            Some(Picodollars(sum.0.saturating_add(cost?.0)))
+        });
+        to_store.details.cost = sum.filter(|_| !to_store.usage.is_empty());
     }
 
     /// Reports an outcome that is stored.
@@ -135,6 +162,7 @@ impl Call<'_> {
                 error_type: refusal.error_type,
                 param: refusal.param,
                 code: refusal.code,
+                retry_after: failed.retry_after,
             })),
             None => Error::Failed(failed),
         })

@@ -154,7 +154,10 @@ impl DjangoDatabase {
                 | RecordCursor::UpstreamDays(_)
                 | RecordCursor::Sessions(_)
                 | RecordCursor::RevokedTokens(_)
-                | RecordCursor::ApiKeys(_) => (Vec::new(), None),
+                | RecordCursor::ApiKeys(_)
+                | RecordCursor::Usage(_)
+                | RecordCursor::UsageDays(_)
+                | RecordCursor::UserBudgets(_) => (Vec::new(), None),
             };
             self.next = records.last().map(Record::cursor).or(after_last);
             if !records.is_empty() {

@@ -7,13 +7,17 @@ use pgvector::HalfVector;
 use tokio_postgres::Row;
 
 use super::pool::{Arguments, Connection, LONG_PATIENCE};
+use super::usage::{UsageColumns, count};
 use super::{PostgresStore, get, one, sql_limit};
 use crate::domain::{
     ApiKeyId, ApiKeyRecord, ChatTexts, FailureCode, LastIds, ModelId, Prompt, PromptRecord,
-    PromptStatus, Record, RecordCursor, VectorRecord,
+    PromptStatus, Record, RecordCursor, VectorRecord, without_nul,
 };
 use crate::store::api_keys::{API_KEYS_AFTER, models_column};
-use crate::store::bulk::{DAYS_AFTER, KEYS_AFTER, PROMPTS_AFTER, SESSIONS_AFTER, USERS_AFTER};
+use crate::store::bulk::{
+    BUDGETS_AFTER, DAYS_AFTER, KEYS_AFTER, PROMPTS_AFTER, SESSIONS_AFTER, USAGE_AFTER,
+    USAGE_DAYS_AFTER, USERS_AFTER, usage_days_after,
+};
 use crate::store::rows;
 use crate::store::{BulkStore, Error, api_key_columns};
 
@@ -36,11 +40,12 @@ const PUT_USERS: &str = "
 const PUT_PROMPTS: &str = "
     WITH stored AS (
         INSERT INTO prompt (id, user_id, created_at, status, error, llm_duration_ms, prompt_tokens,
-                            completion_tokens, model, prompt, response, finish_reason, source)
+                            completion_tokens, model, prompt, response, finish_reason, source,
+                            cost)
         OVERRIDING SYSTEM VALUE
         SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::text[],
                              $6::bigint[], $7::bigint[], $8::bigint[], $9::text[], $10::text[],
-                             $11::text[], $12::text[], $13::text[])
+                             $11::text[], $12::text[], $13::text[], $22::bigint[])
         ON CONFLICT DO NOTHING RETURNING id, user_id
     ), chatted AS (
         INSERT INTO chat_call (prompt_id, user_id, metadata, messages, request, answer)
@@ -85,6 +90,53 @@ const PUT_API_KEYS: &str = concat!(
                             $15::bigint[], $16::bigint[])
      ON CONFLICT DO NOTHING"
 );
+const PUT_USAGE: &str = "
+    INSERT INTO usage (id, user_id, api_key_id, prompt_id, source, begun_at, day, upstream,
+                       model_asked, model, input, cache_read, cache_write, output, reasoning, cost,
+                       price_version, outcome, is_estimated)
+    OVERRIDING SYSTEM VALUE
+    SELECT u.id, u.user_id, u.key, u.prompt_id, u.source, u.begun_at,
+           floor(u.begun_at / 86400000000.0)::bigint, u.upstream, u.model_asked, u.model, u.input,
+           u.cache_read, u.cache_write, u.output, u.reasoning, u.cost, u.price_version, u.outcome,
+           u.is_estimated
+    FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::bigint[], $5::text[], $6::bigint[],
+                $7::text[], $8::text[], $9::text[], $10::bigint[], $11::bigint[], $12::bigint[],
+                $13::bigint[], $14::bigint[], $15::bigint[], $16::text[], $17::text[],
+                $18::boolean[])
+        AS u (id, user_id, key, prompt_id, source, begun_at, upstream, model_asked, model, input,
+              cache_read, cache_write, output, reasoning, cost, price_version, outcome,
+              is_estimated)
+    ON CONFLICT DO NOTHING";
+
+/// With the sums goes what budgets are checked against.
+const PUT_USAGE_DAYS: &str = "
+    WITH stored AS (
+        INSERT INTO usage_day (user_id, day, api_key_id, model, attempts, input, cache_read,
+                               cache_write, output, reasoning, cost, unpriced)
+        SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[], $5::bigint[],
+                             $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[],
+                             $10::bigint[], $11::bigint[], $12::bigint[])
+        ON CONFLICT DO NOTHING RETURNING user_id, day, api_key_id, cost
+    )
+    INSERT INTO spend (kind, subject_id, day, settled, reserved)
+    SELECT s.kind, s.id, d.day, sum(stored.cost), 0
+    FROM stored
+    CROSS JOIN LATERAL (VALUES (1, 'service', 0, ''),
+                               (2, 'user', stored.user_id, stored.user_id::text),
+                               (3, 'key', 0, stored.api_key_id)) AS s (place, kind, number, id)
+    CROSS JOIN LATERAL (VALUES (-1), (stored.day)) AS d (day)
+    WHERE stored.cost <> 0 AND (s.place <> 3 OR s.id <> '')
+      AND (s.place > 1 OR EXISTS (SELECT FROM spend t
+           WHERE t.kind = 'service' AND t.subject_id = '' AND t.day = -1))
+    GROUP BY s.place, s.kind, s.number, s.id, d.day
+    ORDER BY s.place, s.number, s.id, d.day
+    ON CONFLICT (kind, subject_id, day) DO UPDATE SET settled = spend.settled + excluded.settled
+    RETURNING 1";
+
+const PUT_BUDGETS: &str = "
+    INSERT INTO user_budget (user_id, amount, period)
+    SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::text[])
+    ON CONFLICT DO NOTHING";
 
 const LAST_IDS: &str = "
     SELECT coalesce(pg_sequence_last_value(pg_get_serial_sequence('account', 'id')::regclass), 0)
@@ -113,6 +165,10 @@ fn prompt_record(row: &Row) -> Result<Record, Error> {
         vector,
         chat: rows::chat_texts_if_any(row)?,
     }))
+}
+
+fn key_text(id: Option<ApiKeyId>) -> Option<String> {
+    id.map(|id| id.to_string())
 }
 
 /// The bytes of a hash; none, which sort before any hash, where there is no hash.
@@ -222,6 +278,26 @@ impl BulkStore for PostgresStore {
                 self.select(SESSIONS_AFTER, arguments, |row| rows::session_record(row))
                     .await
             }
+            RecordCursor::Usage(after) => {
+                let after = after.unwrap_or(i64::MIN);
+                self.select(USAGE_AFTER, &[&after, &most], |row| rows::usage_record(row))
+                    .await
+            }
+            RecordCursor::UsageDays(after) => {
+                let (user, day, key, model) = usage_days_after(after);
+                let arguments: Arguments<'_> = &[&user, &day, &key, &model, &most];
+                self.select(USAGE_DAYS_AFTER, arguments, |row| {
+                    rows::usage_day_record(row)
+                })
+                .await
+            }
+            RecordCursor::UserBudgets(after) => {
+                let after = after.map_or(i64::MIN, |id| id.0);
+                self.select(BUDGETS_AFTER, &[&after, &most], |row| {
+                    rows::user_budget_record(row)
+                })
+                .await
+            }
             RecordCursor::RevokedTokens(after) => {
                 let after = after.as_ref().map(String::as_bytes);
                 self.select(TOKENS_AFTER, &[&after, &most], |row| {
@@ -243,6 +319,7 @@ impl BulkStore for PostgresStore {
         let (mut users, mut prompts, mut keys) = (Vec::new(), Vec::new(), Vec::new());
         let (mut days, mut sessions, mut tokens) = (Vec::new(), Vec::new(), Vec::new());
         let mut api_keys: Vec<ApiKeyRecord> = Vec::new();
+        let (mut usage, mut usage_days, mut budgets) = (Vec::new(), Vec::new(), Vec::new());
         for record in records {
             match record {
                 Record::User(user) => users.push(user),
@@ -252,6 +329,9 @@ impl BulkStore for PostgresStore {
                 Record::Session(session) => sessions.push(session),
                 Record::RevokedToken(token) => tokens.push(token),
                 Record::ApiKey(record) => api_keys.push(record),
+                Record::Usage(record) => usage.push(record),
+                Record::UsageDay(day) => usage_days.push(day),
+                Record::UserBudget(budget) => budgets.push(budget),
             }
         }
         prompts.iter_mut().for_each(PromptRecord::replace_nul);
@@ -289,6 +369,8 @@ impl BulkStore for PostgresStore {
             user.tokens_valid_from.0,
             user.created_at.0
         );
+        let cost = |prompt: &&Prompt| prompt.call.cost.map(|cost| cost.0);
+        let costs: Vec<Option<i64>> = prompts.iter().map(cost).collect();
         put!(
             connection, PUT_PROMPTS, prompts, |prompt|
             prompt.id.0,
@@ -304,7 +386,7 @@ impl BulkStore for PostgresStore {
             prompt.response.as_deref(),
             prompt.call.finish_reason.as_deref(),
             prompt.source.as_str();
-            and embedded, models, vectors, chatted, metadata, messages, requests, answers
+            and embedded, models, vectors, chatted, metadata, messages, requests, answers, costs
         );
         put!(
             connection,
@@ -355,6 +437,63 @@ impl BulkStore for PostgresStore {
             row.key.created_at.0,
             row.revoked_at.map(|at| at.0),
             row.key.last_used_at.map(|at| at.0)
+        );
+        if let Some(highest) = usage.iter().map(|record| record.id).max() {
+            connection.write(RAISE, &[&"usage", &highest]).await?;
+            let id: Vec<i64> = usage.iter().map(|record| record.id).collect();
+            let user: Vec<i64> = usage.iter().map(|record| record.user_id.0).collect();
+            let prompt: Vec<i64> = usage.iter().map(|record| record.prompt_id.0).collect();
+            let source: Vec<&str> = usage.iter().map(|record| record.source.as_str()).collect();
+            let begun: Vec<i64> = usage.iter().map(|record| record.begun_at.0).collect();
+            let key = usage.iter().map(|record| key_text(record.api_key_id));
+            let key: Vec<Option<String>> = key.collect();
+            let columns = UsageColumns::of(usage.into_iter().map(|record| record.entry));
+            let arguments: Arguments<'_> = &[
+                &id,
+                &user,
+                &key,
+                &prompt,
+                &source,
+                &begun,
+                &columns.upstream,
+                &columns.model_asked,
+                &columns.model,
+                &columns.input,
+                &columns.cache_read,
+                &columns.cache_write,
+                &columns.output,
+                &columns.reasoning,
+                &columns.cost,
+                &columns.price_version,
+                &columns.outcome,
+                &columns.is_estimated,
+            ];
+            connection.write(PUT_USAGE, arguments).await?;
+        }
+        put!(
+            connection,
+            PUT_USAGE_DAYS,
+            usage_days,
+            |day| day.user_id.0,
+            day.day,
+            key_text(day.api_key_id).unwrap_or_default(),
+            without_nul(day.model.clone()),
+            count(day.totals.attempts),
+            count(day.totals.tokens.input),
+            count(day.totals.tokens.cache_read),
+            count(day.totals.tokens.cache_write),
+            count(day.totals.tokens.output),
+            count(day.totals.tokens.reasoning),
+            day.totals.cost.0,
+            count(day.totals.unpriced)
+        );
+        put!(
+            connection,
+            PUT_BUDGETS,
+            budgets,
+            |budget| budget.user_id.0,
+            budget.budget.amount.0,
+            budget.budget.period.as_str()
         );
         connection.commit().await
     }

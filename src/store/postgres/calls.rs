@@ -8,13 +8,14 @@ use pgvector::HalfVector;
 
 use super::pool::{Arguments, Connection, LONG_PATIENCE, PATIENCE};
 use super::prompts::check_quota;
-use super::{PostgresStore, all, first, one, sql_limit};
-use crate::domain::{FailureCode, Prompt, PromptId, Timestamp, UserId, without_nul};
+use super::usage::{Reserved, UsageColumns, interrupted, metering, reserve};
+use super::{PostgresStore, all, first, sql_limit};
+use crate::domain::{FailureCode, Picodollars, Prompt, PromptId, Timestamp, UserId, without_nul};
 use crate::store::calls::{EXPIRED, micros};
-use crate::store::rows;
+use crate::store::rows::{self, Defect};
 use crate::store::{
     Begun, CallOutcome, CallStore, Error, ExpiredCall, Holder, KEY_LIFETIME, KeyClaim, KeyState,
-    NewCall, prompt_columns,
+    NewCall, UsageStore, prompt_columns,
 };
 
 /// Microseconds since the epoch by the server's clock, which goes on within a transaction.
@@ -48,16 +49,21 @@ const LOCK_PROMPT: &str = "SELECT 1 FROM prompt WHERE id = $1 FOR UPDATE";
 const LOCK_LEASE: &str = "SELECT 1 FROM running_call WHERE prompt_id = $1 FOR UPDATE";
 
 /// Adds a row and its lease. `$5` replica, `$6` call, `$7` lease, `$8` announce, `$9` source, `$10`
-/// whether it is kept; `$11`, `$12`, `$13` a chat call's labels, messages and request, or NULL.
+/// whether it is kept; `$11`, `$12`, `$13` a chat call's labels, messages and request, or NULL;
+/// `$14` key, `$15` what is reserved. Without `$16`, which says that budgets were looked at, it adds
+/// nothing for a user who has a budget.
 const INSERT_RUNNING: &str = concat!(
     "WITH begun AS (
          INSERT INTO prompt (user_id, created_at, status, model, prompt, source)
-         VALUES ($1, $2, 'running', $3, $4, $9) RETURNING *
+         SELECT $1::bigint, $2::bigint, 'running', $3::text, $4::text, $9::text
+         WHERE $16 OR NOT EXISTS (SELECT FROM user_budget b WHERE b.user_id = $1)
+         RETURNING *
      ), leased AS (
-         INSERT INTO running_call (prompt_id, replica, call, lease_until, announce, is_kept)
+         INSERT INTO running_call (prompt_id, replica, call, lease_until, announce, is_kept,
+                                   user_id, api_key_id, source, model, begun_at, reserved)
          SELECT id, $5, $6, ",
     clock!(),
-    " + $7, $8, $10 FROM begun
+    " + $7, $8, $10, user_id, $14, source, model, created_at, $15 FROM begun
      ), chatted AS (
          INSERT INTO chat_call (prompt_id, user_id, metadata, messages, request)
          SELECT id, user_id, $11, $12, $13 FROM begun WHERE $11::text IS NOT NULL
@@ -68,18 +74,18 @@ const INSERT_RUNNING: &str = concat!(
 );
 
 /// Gives the row of an expired call a new lease. `$1` id, `$2` model, `$3` replica, `$4` call,
-/// `$5` lease, `$6` announce.
+/// `$5` lease, `$6` announce, `$7` key, `$8` when it began, `$9` what is reserved. The row has no
+/// lease any more: see [`INTERRUPT`].
 const TAKE_OVER: &str = concat!(
     "WITH begun AS (
          UPDATE prompt SET status = 'running', error = NULL, model = $2
          WHERE id = $1 AND status <> 'completed' RETURNING *
      ), leased AS (
-         INSERT INTO running_call (prompt_id, replica, call, lease_until, announce)
+         INSERT INTO running_call (prompt_id, replica, call, lease_until, announce, is_kept,
+                                   user_id, api_key_id, source, model, begun_at, reserved)
          SELECT id, $3, $4, ",
     clock!(),
-    " + $5, $6 FROM begun
-         ON CONFLICT (prompt_id) DO UPDATE SET replica = excluded.replica, call = excluded.call,
-             lease_until = excluded.lease_until, announce = excluded.announce
+    " + $5, $6, $10, user_id, $7, source, model, $8, $9 FROM begun
      )
      SELECT ",
     prompt_columns!(),
@@ -97,16 +103,19 @@ const CLAIM: &str = concat!(
 /// Writes the outcome, ends the lease, adds the vector and releases the key of a failed call, or
 /// does nothing. Of many attempts exactly one deletes the lease. The prompt is locked before its
 /// lease, as a deletion does, so the two cannot deadlock. Without a vector, `$12` and `$13` are
-/// NULL; `$14` is the whole answer to a chat call, or NULL.
+/// NULL; `$14` is the whole answer to a chat call, or NULL. `$15` to `$26` are the columns of the
+/// rows of usage, which are stored also if the prompt was deleted, and `$27` is the cost of all.
 const SETTLE: &str = concat!(
     "WITH locked AS (
          SELECT id FROM prompt WHERE id = $1 FOR UPDATE
      ), released AS (
-         DELETE FROM running_call r USING locked
-         WHERE r.prompt_id = locked.id AND r.replica = $2 AND r.call = $3 RETURNING r.prompt_id
+         DELETE FROM running_call r
+         WHERE r.prompt_id = $1 AND r.replica = $2 AND r.call = $3
+           AND (SELECT count(*) FROM locked) >= 0 RETURNING r.*
      ), settled AS (
          UPDATE prompt p SET status = $4, error = $5, response = $6, model = coalesce($7, p.model),
-             finish_reason = $8, llm_duration_ms = $9, prompt_tokens = $10, completion_tokens = $11
+             finish_reason = $8, llm_duration_ms = $9, prompt_tokens = $10,
+             completion_tokens = $11, cost = $27
          FROM released WHERE p.id = released.prompt_id RETURNING p.*
      ), freed AS (
          DELETE FROM idempotency_key k USING settled
@@ -117,8 +126,15 @@ const SETTLE: &str = concat!(
      ), embedded AS (
          INSERT INTO prompt_embedding (prompt_id, user_id, model_id, embedding)
          SELECT id, user_id, $12, $13 FROM settled WHERE $12::integer IS NOT NULL
-     )
-     SELECT ",
+     ), entry AS (
+         SELECT r.prompt_id, e.* FROM released r CROSS JOIN unnest($15::text[], $16::text[],
+             $17::text[], $18::bigint[], $19::bigint[], $20::bigint[], $21::bigint[],
+             $22::bigint[], $23::bigint[], $24::text[], $25::text[], $26::boolean[])
+             AS e (upstream, model_asked, model, input, cache_read, cache_write, output,
+                   reasoning, cost, price_version, outcome, is_estimated)
+     )",
+    metering!(),
+    " SELECT ",
     prompt_columns!(),
     " FROM settled"
 );
@@ -132,16 +148,43 @@ const EXPIRE: &str = concat!(
     " AND r.prompt_id <> ALL ($3) ORDER BY r.lease_until LIMIT $1 FOR UPDATE OF p, r SKIP LOCKED
      ), released AS (
          DELETE FROM running_call r USING over WHERE r.prompt_id = over.id
-         RETURNING r.prompt_id, r.announce, r.is_kept
+         RETURNING r.*
      ), forgotten AS (
          DELETE FROM prompt p USING released WHERE p.id = released.prompt_id AND NOT released.is_kept
      ), expired AS (
          UPDATE prompt p SET status = 'failed', error = $2 FROM released
          WHERE p.id = released.prompt_id AND released.is_kept RETURNING p.*, released.announce
-     )
-     SELECT announce, ",
+     )",
+    interrupted!(),
+    metering!(),
+    " SELECT announce, ",
     prompt_columns!(),
     " FROM expired"
+);
+
+/// The same for calls whose prompt was deleted. `$1` is the limit, `$2` are those that are spared.
+const EXPIRE_DELETED: &str = concat!(
+    "WITH over AS (
+         SELECT r.prompt_id FROM running_call r WHERE r.lease_until <= ",
+    clock!(),
+    " AND r.prompt_id <> ALL ($2) AND NOT EXISTS (SELECT FROM prompt p WHERE p.id = r.prompt_id)
+         ORDER BY r.lease_until LIMIT $1 FOR UPDATE OF r SKIP LOCKED
+     ), released AS (
+         DELETE FROM running_call r USING over WHERE r.prompt_id = over.prompt_id RETURNING r.*
+     )",
+    interrupted!(),
+    metering!(),
+    " SELECT prompt_id FROM released"
+);
+
+/// Ends the lease of an expired call, and meters the call.
+const INTERRUPT: &str = concat!(
+    "WITH released AS (
+         DELETE FROM running_call r WHERE r.prompt_id = $1 RETURNING r.*
+     )",
+    interrupted!(),
+    metering!(),
+    " SELECT prompt_id FROM released"
 );
 
 async fn key_state(
@@ -156,9 +199,38 @@ async fn key_state(
     first(&found, |row| rows::key_state(row, claim))
 }
 
-/// Runs inside a transaction if the call has a key or a quota. If this fails, closing the
-/// connection rolls the transaction back.
-async fn begin(connection: &mut Connection, call: &NewCall) -> Result<Begun, Error> {
+/// Adds a row, unless the user has a budget that was not looked at.
+async fn insert(
+    connection: &mut Connection,
+    call: &NewCall,
+    reserved: Option<Picodollars>,
+) -> Result<Option<Prompt>, Error> {
+    let chat = call.chat.as_ref();
+    let new: Arguments<'_> = &[
+        &call.user_id.0,
+        &call.created_at.0,
+        &call.model,
+        &call.prompt,
+        &&call.holder.replica[..],
+        &call.holder.call,
+        &micros(call.lease),
+        &call.announce,
+        &call.source.as_str(),
+        &call.is_kept,
+        &chat.map(|chat| chat.metadata.as_str()),
+        &chat.map(|chat| chat.messages.as_str()),
+        &chat.map(|chat| chat.request.as_str()),
+        &call.api_key_id.map(|id| id.to_string()),
+        &reserved.unwrap_or_default().0,
+        &reserved.is_some(),
+    ];
+    let begun = connection.write(INSERT_RUNNING, new).await?;
+    first(&begun, rows::prompt)
+}
+
+/// Runs inside a transaction. If this fails, closing the connection rolls the transaction back.
+/// `None` if the service has a budget and is not tracked yet.
+async fn begin(connection: &mut Connection, call: &NewCall) -> Result<Option<Begun>, Error> {
     let (user, replica, lease) = (call.user_id.0, &call.holder.replica[..], micros(call.lease));
     let mut state = None;
     if let Some(claim) = &call.key {
@@ -176,25 +248,17 @@ async fn begin(connection: &mut Connection, call: &NewCall) -> Result<Begun, Err
     let begun = match state {
         None => {
             check_quota(connection, call.user_id, call.max_prompts).await?;
-            let chat = call.chat.as_ref();
-            let new: Arguments<'_> = &[
-                &user,
-                &call.created_at.0,
-                &call.model,
-                &call.prompt,
-                &replica,
-                &call.holder.call,
-                &lease,
-                &call.announce,
-                &call.source.as_str(),
-                &call.is_kept,
-                &chat.map(|chat| chat.metadata.as_str()),
-                &chat.map(|chat| chat.messages.as_str()),
-                &chat.map(|chat| chat.request.as_str()),
-            ];
-            connection.write(INSERT_RUNNING, new).await?
+            let Reserved::Amount(reserved) = reserve(connection, call).await? else {
+                return Ok(None);
+            };
+            insert(connection, call, Some(reserved)).await?
         }
         Some(KeyState::Expired(id)) => {
+            // Unless it was ended before.
+            connection.write(INTERRUPT, &[&id.0]).await?;
+            let Reserved::Amount(reserved) = reserve(connection, call).await? else {
+                return Ok(None);
+            };
             let taken: Arguments<'_> = &[
                 &id.0,
                 &call.model,
@@ -202,19 +266,24 @@ async fn begin(connection: &mut Connection, call: &NewCall) -> Result<Begun, Err
                 &call.holder.call,
                 &lease,
                 &call.announce,
+                &call.api_key_id.map(|id| id.to_string()),
+                &call.created_at.0,
+                &reserved.0,
+                &call.is_kept,
             ];
-            connection.write(TAKE_OVER, taken).await?
+            let taken = connection.write(TAKE_OVER, taken).await?;
+            first(&taken, rows::prompt)?
         }
-        Some(state) => return Ok(Begun::Known(state)),
+        Some(state) => return Ok(Some(Begun::Known(state))),
     };
-    let prompt = rows::prompt(&one(begun)?)?;
+    let prompt = begun.ok_or(Defect::UnknownValue)?;
     if let Some(claim) = &call.key {
         let (hash, fingerprint) = (&claim.key_hash[..], &claim.fingerprint[..]);
         connection
             .write(CLAIM, &[&user, &hash, &fingerprint, &prompt.id.0])
             .await?;
     }
-    Ok(Begun::Started(prompt))
+    Ok(Some(Begun::Started(prompt)))
 }
 
 #[async_trait]
@@ -222,13 +291,27 @@ impl CallStore for PostgresStore {
     async fn begin_call(&self, mut call: NewCall) -> Result<Begun, Error> {
         call.model = without_nul(call.model);
         let mut connection = self.pool.connection(PATIENCE).await?;
-        if call.key.is_none() && call.max_prompts.is_none() {
-            return begin(&mut connection, &call).await;
+        let has_budget = call.budgets.key.is_some() || call.budgets.service.is_some();
+        // Most calls need one statement, in a transaction of its own.
+        if call.key.is_none()
+            && call.max_prompts.is_none()
+            && !has_budget
+            && let Some(prompt) = insert(&mut connection, &call, None).await?
+        {
+            return Ok(Begun::Started(prompt));
         }
+        connection.begin().await?;
+        if let Some(begun) = begin(&mut connection, &call).await? {
+            connection.commit().await?;
+            return Ok(begun);
+        }
+        drop(connection);
+        self.track_service(true).await?;
+        let mut connection = self.pool.connection(PATIENCE).await?;
         connection.begin().await?;
         let begun = begin(&mut connection, &call).await?;
         connection.commit().await?;
-        Ok(begun)
+        Ok(begun.ok_or(Defect::UnknownValue)?)
     }
 
     async fn key_state(
@@ -284,6 +367,7 @@ impl CallStore for PostgresStore {
             None => (None, None),
         };
         let is_kept = outcome.is_kept;
+        let usage = UsageColumns::of(outcome.usage);
         if !is_kept {
             connection.begin().await?;
         }
@@ -305,6 +389,19 @@ impl CallStore for PostgresStore {
                     &model_number,
                     &vector,
                     &outcome.answer.as_deref(),
+                    &usage.upstream,
+                    &usage.model_asked,
+                    &usage.model,
+                    &usage.input,
+                    &usage.cache_read,
+                    &usage.cache_write,
+                    &usage.output,
+                    &usage.reasoning,
+                    &usage.cost,
+                    &usage.price_version,
+                    &usage.outcome,
+                    &usage.is_estimated,
+                    &details.cost.map(|cost| cost.0),
                 ],
             )
             .await?;
@@ -327,7 +424,11 @@ impl CallStore for PostgresStore {
             .pool
             .write(EXPIRE, &[&sql_limit(limit), &EXPIRED.as_str(), &spared])
             .await?;
-        all(&rows, rows::expired_call)
+        let expired = all(&rows, rows::expired_call)?;
+        self.pool
+            .write(EXPIRE_DELETED, &[&sql_limit(limit), &spared])
+            .await?;
+        Ok(expired)
     }
 
     async fn purge_keys(&self, horizon: Timestamp) -> Result<u64, Error> {

@@ -13,17 +13,18 @@ use super::session::NO_TIMEOUTS;
 
 /// Each migration leads from the version before it to its own position in the list, counted from 1.
 /// Never edited once released.
-const MIGRATIONS: [&str; 5] = [
+const MIGRATIONS: [&str; 6] = [
     include_str!("../../../migrations/postgres/0001_initial.sql"),
     include_str!("../../../migrations/postgres/0002_running_calls.sql"),
     include_str!("../../../migrations/postgres/0003_purge_horizon.sql"),
     include_str!("../../../migrations/postgres/0004_api_keys.sql"),
     include_str!("../../../migrations/postgres/0005_chat_calls.sql"),
+    include_str!("../../../migrations/postgres/0006_usage.sql"),
 ];
 
 /// All tables that the migrations create. A database that has one of them without the first belongs
 /// to another program.
-pub(super) const TABLES: [&str; 12] = [
+pub(super) const TABLES: [&str; 16] = [
     "chat_call",
     "prompt_service_schema",
     "account",
@@ -36,6 +37,10 @@ pub(super) const TABLES: [&str; 12] = [
     "idempotency_key",
     "upstream_day",
     "api_key",
+    "usage",
+    "usage_day",
+    "spend",
+    "user_budget",
 ];
 
 /// The schema this program works with.

@@ -22,6 +22,7 @@ mod requirements;
 mod session;
 mod tls;
 mod url;
+mod usage;
 mod vectors;
 
 use std::fmt;

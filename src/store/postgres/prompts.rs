@@ -31,7 +31,7 @@ macro_rules! select_prompt {
 /// read.
 const PROMPTS_BEFORE: &str = "
     SELECT id, user_id, created_at, status, error, model, CASE WHEN is_in THEN prompt END AS prompt,
-           CASE WHEN is_in THEN response END AS response, llm_duration_ms, prompt_tokens, completion_tokens, finish_reason, source, is_in
+           CASE WHEN is_in THEN response END AS response, llm_duration_ms, prompt_tokens, completion_tokens, finish_reason, source, cost, is_in
     FROM (
         SELECT *, row_number() OVER newest <= $3 AND (row_number() OVER newest = 1
                OR sum(octet_length(prompt) + coalesce(octet_length(response), 0)) OVER newest <= $4) AS is_in
@@ -49,7 +49,7 @@ const PROMPTS_BY_ID: &str = "
     SELECT id, user_id, created_at, status, error, model,
            CASE WHEN is_whole THEN prompt END AS prompt,
            CASE WHEN is_whole THEN response END AS response,
-           llm_duration_ms, prompt_tokens, completion_tokens, finish_reason, source, text_bytes, is_whole
+           llm_duration_ms, prompt_tokens, completion_tokens, finish_reason, source, cost, text_bytes, is_whole
     FROM (
         SELECT *, sum(text_bytes) OVER (ORDER BY place) <= $3::bigint AS is_whole FROM (
             SELECT prompt.*, place, (octet_length(prompt) + coalesce(octet_length(response), 0))::bigint AS text_bytes

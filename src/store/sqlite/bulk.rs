@@ -6,13 +6,18 @@ use async_trait::async_trait;
 use rusqlite::{Connection, Params, params};
 
 use super::statements::{all, execute, one};
+use super::usage::{PUT_BUDGET, put_usage_day, put_usage_record};
 use super::vectors::put_vector;
 use super::{SqliteStore, api_keys, sql_limit};
 use crate::domain::{
-    FailureCode, LastIds, ModelId, PromptRecord, PromptStatus, Record, RecordCursor, VectorRecord,
+    FailureCode, LastIds, ModelId, PromptRecord, PromptStatus, Record, RecordCursor, UserBudget,
+    VectorRecord,
 };
 use crate::store::api_keys::API_KEYS_AFTER;
-use crate::store::bulk::{DAYS_AFTER, KEYS_AFTER, PROMPTS_AFTER, SESSIONS_AFTER, USERS_AFTER};
+use crate::store::bulk::{
+    BUDGETS_AFTER, DAYS_AFTER, KEYS_AFTER, PROMPTS_AFTER, SESSIONS_AFTER, USAGE_AFTER,
+    USAGE_DAYS_AFTER, USERS_AFTER, usage_days_after,
+};
 use crate::store::rows::{self, Defect, StoredRow};
 use crate::store::{BulkStore, Error, api_key_columns};
 
@@ -28,8 +33,8 @@ const PUT_USER: &str = "INSERT INTO account (id, username, email, password_hash,
 
 const PUT_PROMPT: &str = "INSERT INTO prompt (id, user_id, created_at, status, error,
                          llm_duration_ms, prompt_tokens, completion_tokens, model, prompt,
-                         response, finish_reason, source)
-     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13) ON CONFLICT DO NOTHING";
+                         response, finish_reason, source, cost)
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14) ON CONFLICT DO NOTHING";
 
 const PUT_CHAT: &str = "INSERT INTO chat_call (prompt_id, user_id, metadata, messages, request,
                        answer)
@@ -120,6 +125,13 @@ fn put(connection: &Connection, record: &Record) -> Result<usize, Error> {
             params![token.jti, token.expires_at.0],
         ),
         Record::ApiKey(record) => api_keys::insert(connection, PUT_API_KEY, record),
+        Record::Usage(record) => put_usage_record(connection, record),
+        Record::UsageDay(day) => put_usage_day(connection, day),
+        Record::UserBudget(UserBudget { user_id, budget }) => execute(
+            connection,
+            PUT_BUDGET,
+            params![user_id.0, budget.amount.0, budget.period.as_str()],
+        ),
     }
 }
 
@@ -142,6 +154,7 @@ fn put_prompt(connection: &Connection, record: &PromptRecord) -> Result<usize, E
             prompt.response,
             prompt.call.finish_reason,
             prompt.source.as_str(),
+            prompt.call.cost.map(|cost| cost.0),
         ],
     )?;
     if let Some(chat) = &record.chat
@@ -254,6 +267,22 @@ impl BulkStore for SqliteStore {
             RecordCursor::ApiKeys(after) => {
                 let after = after.map_or_else(String::new, |id| id.to_string());
                 self.select(API_KEYS_AFTER, (after, most), rows::api_key_record)
+                    .await
+            }
+            RecordCursor::Usage(after) => {
+                let after = after.unwrap_or(i64::MIN);
+                self.select(USAGE_AFTER, (after, most), rows::usage_record)
+                    .await
+            }
+            RecordCursor::UsageDays(after) => {
+                let (user, day, key, model) = usage_days_after(after);
+                let arguments = (user, day, key, model, most);
+                self.select(USAGE_DAYS_AFTER, arguments, rows::usage_day_record)
+                    .await
+            }
+            RecordCursor::UserBudgets(after) => {
+                let after = after.map_or(i64::MIN, |id| id.0);
+                self.select(BUDGETS_AFTER, (after, most), rows::user_budget_record)
                     .await
             }
         }

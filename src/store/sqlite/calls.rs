@@ -10,10 +10,11 @@ use rusqlite::{Connection, params};
 use super::SqliteStore;
 use super::prompts::has_room;
 use super::statements::{all, execute, one};
+use super::usage::{meter, reserve};
 use super::vectors::put_vector;
-use crate::domain::{FailureCode, Prompt, PromptId, Timestamp, UserId};
+use crate::domain::{FailureCode, Prompt, PromptId, Timestamp, UsageEntry, UserId};
 use crate::store::calls::{EXPIRED, micros};
-use crate::store::rows::{self, Defect};
+use crate::store::rows::{self, Defect, running_call_columns};
 use crate::store::{
     Begun, CallOutcome, CallStore, Error, ExpiredCall, Holder, KEY_LIFETIME, KeyClaim, KeyState,
     NewCall, prompt_columns,
@@ -53,6 +54,7 @@ fn begin(connection: &Connection, call: &NewCall) -> Result<Begun, Error> {
         None => None,
     };
     let now = clock(connection)?;
+    let reserved;
     let prompt = match state {
         None => {
             if let Some(most) = call.max_prompts
@@ -60,6 +62,7 @@ fn begin(connection: &Connection, call: &NewCall) -> Result<Begun, Error> {
             {
                 return Err(Error::QuotaExceeded);
             }
+            reserved = reserve(connection, call)?;
             one(
                 connection,
                 concat!(
@@ -77,15 +80,21 @@ fn begin(connection: &Connection, call: &NewCall) -> Result<Begun, Error> {
                 rows::prompt,
             )?
         }
-        Some(KeyState::Expired(id)) => one(
-            connection,
-            concat!(
-                "UPDATE prompt SET status = 'running', error = NULL, model = ?2 WHERE id = ?1 RETURNING ",
-                prompt_columns!()
-            ),
-            params![id.0, call.model],
-            rows::prompt,
-        )?,
+        Some(KeyState::Expired(id)) => {
+            // Unless it was ended before.
+            interrupt(connection, id)?;
+            reserved = reserve(connection, call)?;
+            one(
+                connection,
+                concat!(
+                    "UPDATE prompt SET status = 'running', error = NULL, model = ?2
+                     WHERE id = ?1 RETURNING ",
+                    prompt_columns!()
+                ),
+                params![id.0, call.model],
+                rows::prompt,
+            )?
+        }
         Some(state) => return Ok(Begun::Known(state)),
     };
     let prompt = prompt.ok_or(Defect::UnknownValue)?;
@@ -115,9 +124,9 @@ fn begin(connection: &Connection, call: &NewCall) -> Result<Begun, Error> {
     }
     execute(
         connection,
-        "INSERT INTO running_call (prompt_id, replica, call, lease_until, announce, is_kept)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO UPDATE SET replica = excluded.replica,
-         call = excluded.call, lease_until = excluded.lease_until, announce = excluded.announce",
+        "INSERT INTO running_call (prompt_id, replica, call, lease_until, announce, is_kept,
+                                   user_id, api_key_id, source, model, begun_at, reserved)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
         params![
             prompt.id.0,
             call.holder.replica,
@@ -125,6 +134,12 @@ fn begin(connection: &Connection, call: &NewCall) -> Result<Begun, Error> {
             now.saturating_add(micros(call.lease)),
             call.announce,
             call.is_kept,
+            call.user_id.0,
+            call.api_key_id.map(|id| id.to_string()),
+            call.source.as_str(),
+            call.model,
+            call.created_at.0,
+            reserved.0,
         ],
     )?;
     Ok(Begun::Started(prompt))
@@ -137,20 +152,26 @@ fn settle(
     outcome: &CallOutcome,
     f16: Option<&[u8]>,
 ) -> Result<Option<Prompt>, Error> {
-    let released = execute(
+    let released = one(
         connection,
-        "DELETE FROM running_call WHERE prompt_id = ?1 AND replica = ?2 AND call = ?3",
+        concat!(
+            "DELETE FROM running_call WHERE prompt_id = ?1 AND replica = ?2 AND call = ?3 RETURNING ",
+            running_call_columns!()
+        ),
         params![id.0, holder.replica, holder.call],
+        rows::running_call,
     )?;
-    if released == 0 {
+    let Some(released) = released else {
         return Ok(None);
-    }
+    };
+    // Also if the prompt was deleted meanwhile.
+    meter(connection, &released, &outcome.usage)?;
     let prompt = one(
         connection,
         concat!(
             "UPDATE prompt SET status = ?2, error = ?3, response = ?4, model = coalesce(?5, model),
-             finish_reason = ?6, llm_duration_ms = ?7, prompt_tokens = ?8, completion_tokens = ?9
-             WHERE id = ?1 RETURNING ",
+             finish_reason = ?6, llm_duration_ms = ?7, prompt_tokens = ?8, completion_tokens = ?9,
+             cost = ?10 WHERE id = ?1 RETURNING ",
             prompt_columns!()
         ),
         params![
@@ -163,12 +184,16 @@ fn settle(
             outcome.details.duration_ms,
             outcome.details.prompt_tokens,
             outcome.details.completion_tokens,
+            outcome.details.cost.map(|cost| cost.0),
         ],
         rows::prompt,
     )?;
     if !outcome.is_kept {
         execute(connection, "DELETE FROM prompt WHERE id = ?1", [id.0])?;
         return Ok(prompt);
+    }
+    if prompt.is_none() {
+        return Ok(None);
     }
     if let Some(answer) = &outcome.answer {
         let sql = "UPDATE chat_call SET answer = ?2 WHERE prompt_id = ?1";
@@ -182,6 +207,24 @@ fn settle(
         put_vector(connection, id, model, f16)?;
     }
     Ok(prompt)
+}
+
+/// Ends the lease of a call that has expired, and meters the call; does nothing if it has no lease.
+fn interrupt(connection: &Connection, id: PromptId) -> Result<(), Error> {
+    let released = one(
+        connection,
+        concat!(
+            "DELETE FROM running_call WHERE prompt_id = ?1 RETURNING ",
+            running_call_columns!()
+        ),
+        [id.0],
+        rows::running_call,
+    )?;
+    let Some(released) = released else {
+        return Ok(());
+    };
+    let entry = UsageEntry::interrupted(released.model.as_str());
+    meter(connection, &released, &[entry])
 }
 
 fn expire(
@@ -205,13 +248,11 @@ fn expire(
     let over = over.into_iter().filter(|(id, ..)| !spared.contains(id));
     let mut expired = Vec::new();
     for (id, announce, is_kept) in over.take(limit) {
+        interrupt(connection, id)?;
         if !is_kept {
-            // The lease goes with it by the schema's cascade.
             execute(connection, "DELETE FROM prompt WHERE id = ?1", [id.0])?;
             continue;
         }
-        let release = "DELETE FROM running_call WHERE prompt_id = ?1";
-        execute(connection, release, [id.0])?;
         let prompt = one(
             connection,
             concat!(

@@ -12,13 +12,14 @@ pub(super) const APPLICATION_ID: i32 = 0x5072_6d53;
 
 /// Each migration leads from the version before it to its own position in the list, counted from 1.
 /// Never edited once released.
-const MIGRATIONS: [&str; 6] = [
+const MIGRATIONS: [&str; 7] = [
     include_str!("../../../migrations/sqlite/0001_initial.sql"),
     include_str!("../../../migrations/sqlite/0002_running_calls.sql"),
     include_str!("../../../migrations/sqlite/0003_purge_horizon.sql"),
     include_str!("../../../migrations/sqlite/0004_names_as_in_postgres.sql"),
     include_str!("../../../migrations/sqlite/0005_api_keys.sql"),
     include_str!("../../../migrations/sqlite/0006_chat_calls.sql"),
+    include_str!("../../../migrations/sqlite/0007_usage.sql"),
 ];
 
 /// The schema this program works with.

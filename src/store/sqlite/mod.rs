@@ -22,6 +22,7 @@ mod prompts;
 mod reader;
 mod reserve;
 mod statements;
+mod usage;
 mod vectors;
 mod writer;
 mod writer_thread;

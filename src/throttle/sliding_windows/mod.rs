@@ -1,25 +1,20 @@
 //! Exact sliding windows in the memory of this process.
 
-use std::collections::hash_map::RandomState;
-use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::hash::{BuildHasher, Hash};
-use std::time::{Duration, Instant};
+mod windows;
+
+use std::hash::Hash;
+use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
-use parking_lot::{Mutex, MutexGuard};
 
-use super::{RateStatus, Throttle, ThrottleDecision};
-use crate::domain::Rates;
+use self::windows::Windows;
+use super::{KeyRates, RateSubject, Throttle, ThrottleDecision};
+use crate::domain::{ApiKeyId, Rates};
 
-/// Keys are spread over this many locks, so that threads on a few dozen cores seldom wait for each
-/// other.
-const SHARDS: usize = 16;
-/// The most idle keys that one request removes: more than the one key it may add, so that idle keys
-/// run out, and few enough (some 10 µs) that no request waits long after a crowd has left.
-const REMOVED_PER_REQUEST: usize = 32;
-
-/// Nanoseconds since the epoch of the [`SlidingWindows`]. 64 bits last for 584 years.
-type Nanos = u64;
+/// The requests of API keys. The throttles of several front doors share one of these, so that a
+/// key's rates hold over all of them together.
+pub type KeyWindows = Windows<ApiKeyId>;
 
 /// Remembers, for each key, the instants of its requests within the longest window.
 ///
@@ -29,158 +24,77 @@ type Nanos = u64;
 #[derive(Debug)]
 pub struct SlidingWindows<K> {
     rates: Rates,
-    /// The longest window.
-    longest: Nanos,
-    epoch: Instant,
-    spread: RandomState,
-    shards: [Mutex<Shard<K>>; SHARDS],
-}
-
-#[derive(Debug)]
-struct Shard<K> {
-    /// The instants of each key's allowed requests, rising.
-    requests: HashMap<K, VecDeque<Nanos>>,
-    /// The last instant of every key in `requests`: the keys that are idle for longest come first.
-    by_last: BTreeSet<(Nanos, K)>,
+    own: Windows<K>,
+    api_keys: Arc<KeyWindows>,
 }
 
 impl<K: Copy + Ord + Hash> SlidingWindows<K> {
     /// Nothing is counted yet. `epoch`: no later than any `now` to come; earlier ones are taken for
     /// it.
     pub fn new(rates: Rates, epoch: Instant) -> Self {
+        let api_keys = Arc::new(KeyWindows::new(RateSubject::ApiKey, epoch));
         Self {
-            longest: rates.longest_window().map_or(0, nanos),
             rates,
-            epoch,
-            spread: RandomState::new(),
-            shards: std::array::from_fn(|_| {
-                Mutex::new(Shard {
-                    requests: HashMap::new(),
-                    by_last: BTreeSet::new(),
-                })
-            }),
+            own: Windows::new(RateSubject::Caller, epoch),
+            api_keys,
         }
     }
 
+    /// The same, with the requests of API keys in common with other throttles.
+    pub fn sharing(self, api_keys: &Arc<KeyWindows>) -> Self {
+        let api_keys = Arc::clone(api_keys);
+        Self { api_keys, ..self }
+    }
+
     /// Asks for one request of `key`, and counts it if all rates allow it.
-    ///
-    /// Callers read their clock before they call this, so `now` may be earlier than an instant
-    /// already counted for the key. Such a request is counted at the later instant, which is when
-    /// it is decided.
     pub fn check(&self, key: K, now: Instant) -> ThrottleDecision {
         if self.rates.as_slice().is_empty() {
             return ThrottleDecision::default();
         }
-        let now = self.since_epoch(now);
-        let mut shard = self.shard(&key);
-        shard.remove_idle(self.longest, now);
-        let requests = shard.requests.entry(key).or_default();
-        let last = requests.back().copied();
-        let now = last.map_or(now, |last| last.max(now));
-        remove_older(requests, self.longest, now);
-        let mut decision = self.decide(requests, now);
+        let mut own = self.own.lock(key, &self.rates, now);
+        own.tidy();
+        let mut decision = own.decide();
         if decision.is_allowed() {
-            requests.push_back(now);
-            decision.rates = self.states(requests, now);
-            if let Some(last) = last {
-                shard.by_last.remove(&(last, key));
-            }
-            shard.by_last.insert((now, key));
+            own.take();
+            decision.rates = own.states();
         }
         decision
     }
 
     /// The state of the rates of `key`; counts nothing.
     pub fn peek(&self, key: K, now: Instant) -> ThrottleDecision {
-        let now = self.since_epoch(now);
-        let shard = self.shard(&key);
-        match shard.requests.get(&key) {
-            Some(requests) => {
-                let now = requests.back().map_or(now, |&last| last.max(now));
-                self.decide(requests, now)
+        self.own.lock(key, &self.rates, now).decide()
+    }
+
+    /// Asks for one request of `key` with an API key, and counts it with both if all rates allow
+    /// it.
+    pub fn check_with(&self, key: K, api_key: KeyRates<'_>, now: Instant) -> ThrottleDecision {
+        if api_key.rates.as_slice().is_empty() {
+            return self.check(key, now);
+        }
+        // Always in this order, so that no two threads wait for each other.
+        let mut own = self.own.lock(key, &self.rates, now);
+        let mut of_key = self.api_keys.lock(api_key.id, api_key.rates, now);
+        own.tidy();
+        of_key.tidy();
+        let mut decision = own.decide().and(of_key.decide());
+        if decision.is_allowed() {
+            if !self.rates.as_slice().is_empty() {
+                own.take();
             }
-            None => self.decide(&VecDeque::new(), now),
+            of_key.take();
+            decision.rates = own.states();
+            decision.rates.extend(of_key.states());
         }
+        decision
     }
 
-    /// The state of the rates, and how long a request has to wait for those that are used up.
-    fn decide(&self, requests: &VecDeque<Nanos>, now: Nanos) -> ThrottleDecision {
-        let rates = self.states(requests, now);
-        // Requests leave their windows and none is added until the retry. So once the last rate
-        // that is used up allows a request, all do. A full window holds exactly `limit` requests,
-        // so one is allowed again when the oldest has left.
-        let retry_after = rates
-            .iter()
-            .filter(|state| state.remaining == 0)
-            .map(|state| state.reset_after)
-            .max();
-        ThrottleDecision { retry_after, rates }
+    /// The state of the rates of `key` and of an API key; counts nothing.
+    pub fn peek_with(&self, key: K, api_key: KeyRates<'_>, now: Instant) -> ThrottleDecision {
+        let own = self.peek(key, now);
+        let of_key = self.api_keys.lock(api_key.id, api_key.rates, now).decide();
+        own.and(of_key)
     }
-
-    fn states(&self, requests: &VecDeque<Nanos>, now: Nanos) -> Vec<RateStatus> {
-        self.rates
-            .as_slice()
-            .iter()
-            .map(|&rate| {
-                let window = nanos(rate.window());
-                let gone = requests.partition_point(|&at| now - at >= window);
-                let used = u32::try_from(requests.len() - gone).unwrap_or(u32::MAX);
-                let oldest = requests.get(gone);
-                RateStatus {
-                    rate,
-                    remaining: rate.limit.saturating_sub(used),
-                    reset_after: oldest.map_or(rate.window(), |&at| {
-                        Duration::from_nanos(window - (now - at))
-                    }),
-                }
-            })
-            .collect()
-    }
-
-    fn since_epoch(&self, now: Instant) -> Nanos {
-        nanos(now.saturating_duration_since(self.epoch))
-    }
-
-    fn shard(&self, key: &K) -> MutexGuard<'_, Shard<K>> {
-        self.shards[self.index(key)].lock()
-    }
-
-    fn index(&self, key: &K) -> usize {
-        usize::try_from(self.spread.hash_one(key) % SHARDS as u64).unwrap_or(0)
-    }
-}
-
-impl<K: Copy + Ord + Hash> Shard<K> {
-    /// Removes keys whose last request has left the longest window.
-    fn remove_idle(&mut self, longest: Nanos, now: Nanos) {
-        for _ in 0..REMOVED_PER_REQUEST {
-            let Some(&(last, key)) = self.by_last.first() else {
-                break;
-            };
-            // A racing request may have been counted at a later instant than `now`.
-            if now.saturating_sub(last) < longest {
-                break;
-            }
-            self.by_last.pop_first();
-            self.requests.remove(&key);
-        }
-        if self.requests.capacity() > 64 && self.requests.capacity() / 8 > self.requests.len() {
-            self.requests.shrink_to(self.requests.len() * 2);
-        }
-    }
-}
-
-/// Removes the instants that have left the longest window, and frees the memory of a burst.
-fn remove_older(requests: &mut VecDeque<Nanos>, longest: Nanos, now: Nanos) {
-    let gone = requests.partition_point(|&at| now - at >= longest);
-    requests.drain(..gone);
-    if requests.capacity() > 64 && requests.capacity() / 8 > requests.len() {
-        requests.shrink_to(requests.len() * 2);
-    }
-}
-
-fn nanos(duration: Duration) -> Nanos {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[async_trait]
@@ -191,6 +105,14 @@ impl<K: Copy + Ord + Hash + Send + Sync> Throttle<K> for SlidingWindows<K> {
 
     async fn peek(&self, key: K, now: Instant) -> ThrottleDecision {
         self.peek(key, now)
+    }
+
+    async fn check_with(&self, key: K, api_key: KeyRates<'_>, now: Instant) -> ThrottleDecision {
+        self.check_with(key, api_key, now)
+    }
+
+    async fn peek_with(&self, key: K, api_key: KeyRates<'_>, now: Instant) -> ThrottleDecision {
+        self.peek_with(key, api_key, now)
     }
 }
 

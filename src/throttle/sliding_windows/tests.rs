@@ -6,11 +6,14 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::thread;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::windows::{Nanos, nanos};
 use super::*;
 use crate::domain::UserId;
+use crate::throttle::RateStatus;
 
 /// Keeps every allowed request and counts them all at each call.
 struct Oracle {
@@ -44,6 +47,7 @@ impl Oracle {
             let window = nanos(rate.window());
             let used = self.used(key, window, now);
             RateStatus {
+                subject: RateSubject::Caller,
                 rate,
                 remaining: rate.limit - u32::try_from(used.len()).unwrap(),
                 reset_after: used
@@ -58,7 +62,7 @@ impl Oracle {
 
 /// Keys that are remembered, idle ones that have not been removed yet included.
 fn tracked_keys<K>(windows: &SlidingWindows<K>) -> usize {
-    let shards = windows.shards.iter();
+    let shards = windows.own.shards.iter();
     shards.map(|shard| shard.lock().requests.len()).sum()
 }
 
@@ -201,6 +205,7 @@ fn only_keys_of_the_longest_window_are_remembered() {
     }
     assert_eq!(tracked_keys(&windows), 1000);
     let room: usize = windows
+        .own
         .shards
         .iter()
         .map(|shard| shard.lock().requests.capacity())
@@ -211,8 +216,10 @@ fn only_keys_of_the_longest_window_are_remembered() {
 #[test]
 fn key_remembers_no_more_requests_than_the_limit_of_the_longest_window() {
     let (windows, epoch) = windows::<u8>("10000/s,100/min");
-    let counted =
-        |windows: &SlidingWindows<u8>| windows.shards[windows.index(&1)].lock().requests[&1].len();
+    let counted = |windows: &SlidingWindows<u8>| {
+        let own = &windows.own;
+        own.shards[own.index(&1)].lock().requests[&1].instants.len()
+    };
     for i in 0..50_000_u64 {
         windows.check(1, epoch + Duration::from_millis(i * 10));
         assert!(counted(&windows) <= 100);
@@ -301,6 +308,90 @@ fn racing_threads_with_disordered_clocks_never_exceed_a_window() {
             .filter(|(_, end)| end - first < nanos(Duration::from_secs(1)));
         assert!(within.count() <= LIMIT);
     }
+}
+
+/// Threads race with two API keys of one user through two throttles that share the keys' requests.
+#[test]
+fn racing_threads_get_exactly_what_user_and_key_allow() {
+    let epoch = Instant::now();
+    let shared = Arc::new(KeyWindows::new(RateSubject::ApiKey, epoch));
+    let doors = ["25/h", "10000/h"]
+        .map(|rates| SlidingWindows::<u8>::new(rates.parse().unwrap(), epoch).sharing(&shared));
+    let of_key: Rates = "30/h".parse().unwrap();
+    let keys = ["aaaaaaaa", "bbbbbbbb"].map(|id| ApiKeyId::parse(id).unwrap());
+    let allowed: Vec<[AtomicU64; 2]> = (0..2).map(|_| Default::default()).collect();
+    thread::scope(|scope| {
+        for n in 0..8 {
+            let (door, key) = (n % 2, n / 2 % 2);
+            let (doors, of_key, allowed) = (&doors, &of_key, &allowed);
+            scope.spawn(move || {
+                for _ in 0..200 {
+                    let rates = KeyRates {
+                        id: keys[key],
+                        rates: of_key,
+                    };
+                    if doors[door].check_with(1, rates, epoch).is_allowed() {
+                        allowed[door][key].fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    let count = |door: usize, key: usize| allowed[door][key].load(Ordering::Relaxed);
+    for key in 0..2 {
+        assert_eq!(count(0, key) + count(1, key), 30);
+    }
+    assert!(count(0, 0) + count(0, 1) <= 25);
+    let left = |door: &SlidingWindows<u8>| door.peek(1, epoch).rates[0].remaining;
+    assert_eq!(u64::from(left(&doors[0])), 25 - count(0, 0) - count(0, 1));
+    assert_eq!(
+        u64::from(left(&doors[1])),
+        10_000 - count(1, 0) - count(1, 1)
+    );
+}
+
+#[test]
+fn refusal_by_the_user_or_by_the_key_uses_up_nothing_of_the_other() {
+    let (windows, epoch) = windows::<u8>("2/min");
+    let of_key: Rates = "1/h".parse().unwrap();
+    let check = |id| {
+        let id = ApiKeyId::parse(id).unwrap();
+        let rates = KeyRates { id, rates: &of_key };
+        let decision = windows.check_with(1, rates, epoch);
+        let left: Vec<u32> = decision.rates.iter().map(|state| state.remaining).collect();
+        (decision.retry_after.map(|wait| wait.as_secs()), left)
+    };
+    assert_eq!(check("aaaaaaaa"), (None, vec![1, 0]));
+    assert_eq!(check("aaaaaaaa"), (Some(3600), vec![1, 0]));
+    assert_eq!(check("bbbbbbbb"), (None, vec![0, 0]));
+    assert_eq!(check("cccccccc"), (Some(60), vec![0, 1]));
+    // The refused key left nothing behind.
+    let keys = windows.api_keys.shards.iter();
+    let tracked: usize = keys.map(|shard| shard.lock().requests.len()).sum();
+    assert_eq!(tracked, 2);
+}
+
+#[test]
+fn api_keys_that_are_idle_are_forgotten_each_by_its_own_rates() {
+    let (windows, epoch) = windows::<u8>("10000/day");
+    let (short, long): (Rates, Rates) = ("9/s".parse().unwrap(), "9/day".parse().unwrap());
+    let at = |seconds| epoch + Duration::from_secs(seconds);
+    let key = |number: u32| ApiKeyId::parse(&format!("{number:08}")).unwrap();
+    for number in 0..1000 {
+        let rates = if number == 0 { &long } else { &short };
+        let id = key(number);
+        windows.check_with(1, KeyRates { id, rates }, epoch);
+    }
+    for number in 1000..3000 {
+        let (id, rates) = (key(number), &short);
+        windows.check_with(1, KeyRates { id, rates }, at(u64::from(number)));
+    }
+    let keys = windows.api_keys.shards.iter();
+    let tracked: usize = keys.map(|shard| shard.lock().requests.len()).sum();
+    assert!(tracked < 40, "{tracked}");
+    let (id, rates) = (key(0), &long);
+    let first = windows.peek_with(1, KeyRates { id, rates }, at(3000));
+    assert_eq!(first.rates[1].remaining, 8);
 }
 
 #[test]

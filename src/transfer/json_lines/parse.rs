@@ -113,6 +113,7 @@ fn prompt(fields: &mut Fields<'_>) -> Result<PromptRecord, LineProblem> {
             error: error.transpose()?,
             created_at: created_at(fields)?,
             call: CallDetails {
+                cost: None,
                 duration_ms: optional(fields, "llm_duration_ms", COUNT_OR_NULL)?,
                 prompt_tokens: optional(fields, "prompt_tokens", COUNT_OR_NULL)?,
                 completion_tokens: optional(fields, "completion_tokens", COUNT_OR_NULL)?,

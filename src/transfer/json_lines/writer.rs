@@ -57,7 +57,10 @@ impl<W: Write> Writer<W> {
             | Record::UpstreamDay(_)
             | Record::Session(_)
             | Record::RevokedToken(_)
-            | Record::ApiKey(_) => Ok(()),
+            | Record::ApiKey(_)
+            | Record::Usage(_)
+            | Record::UsageDay(_)
+            | Record::UserBudget(_) => Ok(()),
         }
     }
 

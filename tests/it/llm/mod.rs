@@ -3,15 +3,19 @@
 mod answers;
 mod breaker;
 mod calls;
+mod chat;
 mod faults;
 mod retries;
+mod routes;
 mod secrecy;
 mod signs;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use prompt_service::config::{BaseUrl, Endpoint, Secret, ServedModels, UpstreamConfig};
+use prompt_service::config::{
+    BaseUrl, Endpoint, ModelPattern, Secret, ServedModels, UpstreamConfig,
+};
 use prompt_service::domain::UserId;
 use prompt_service::llm::{AttemptLog, Client, Completion, Content, Failure, Question, TextSink};
 use prompt_service::memory_budget::{MemoryBudget, Owner, Reservation};
@@ -50,9 +54,35 @@ pub fn add_fallback(config: &mut UpstreamConfig, url: &str, model: &str, key: Op
     });
 }
 
+/// An upstream of a list.
+pub fn named(
+    name: &str,
+    upstream: &Upstream,
+    patterns: &[&str],
+    aliases: &[(&str, &str)],
+    fallback: &[usize],
+) -> Endpoint {
+    let aliases = aliases
+        .iter()
+        .map(|(alias, model)| ((*alias).to_owned(), (*model).to_owned()));
+    Endpoint {
+        name: name.to_owned(),
+        models: ServedModels::Matching {
+            patterns: patterns
+                .iter()
+                .map(|each| ModelPattern::parse(each).unwrap())
+                .collect(),
+            aliases: aliases.collect(),
+        },
+        fallback: fallback.to_vec(),
+        ..primary(&upstream.url(), None)
+    }
+}
+
 /// One upstream, no retries, and more time than any call takes.
 pub fn config(upstream: &Upstream) -> UpstreamConfig {
     UpstreamConfig {
+        is_list: false,
         endpoints: vec![primary(&upstream.url(), Some("sk-primary"))],
         default_model: "asked-1".to_owned(),
         system_prompt: None,

@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use prompt_service::domain::{Rates, UserId};
+use prompt_service::domain::{ApiKeyId, Rates, UserId};
 use prompt_service::redis::{CLOCK, timed};
-use prompt_service::throttle::{RedisThrottle, SlidingWindows, Throttle, ThrottleDecision};
+use prompt_service::throttle::{
+    KeyRates, KeyWindows, RateSubject, RedisThrottle, SlidingWindows, Throttle, ThrottleDecision,
+};
 use proptest::prelude::*;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -18,7 +20,7 @@ use crate::support::redis::{Proxy, RedisServer, config_at, impatient_config_at};
 const WINDOWS: &str = include_str!("../../../src/throttle/redis_throttle.lua");
 /// The clock of the script under test: an argument of the caller. Everything else is as in the
 /// service.
-const GIVEN_CLOCK: &str = "local clock = {KEYS[2], KEYS[3]}\n";
+const GIVEN_CLOCK: &str = "local clock = {KEYS[#KEYS - 1], KEYS[#KEYS]}\n";
 const ALICE: UserId = UserId(1);
 
 fn rates(text: &str) -> Rates {
@@ -35,38 +37,47 @@ fn throttle(replica: &Replica, text: &str) -> RedisThrottle<UserId> {
     )
 }
 
+fn key_of<'a>(id: &str, rates: &'a Rates) -> KeyRates<'a> {
+    let id = ApiKeyId::parse(id).unwrap();
+    KeyRates { id, rates }
+}
+
 async fn check(throttle: &RedisThrottle<UserId>) -> ThrottleDecision {
     throttle.check(ALICE, Instant::now()).await
 }
 
 /// Asks the script at a given time, in microseconds.
 fn ask(server: &RedisServer, key: &str, rates: &Rates, take: bool, now: u64) -> Vec<u64> {
-    ask_script(WINDOWS, server, key, rates, take, now)
+    ask_script(WINDOWS, server, &[(key, rates)], take, now)
 }
 
 fn ask_script(
     text: &str,
     server: &RedisServer,
-    key: &str,
-    rates: &Rates,
+    subjects: &[(&str, &Rates)],
     take: bool,
     now: u64,
 ) -> Vec<u64> {
     let script = timed(GIVEN_CLOCK, text);
-    let (seconds, rest) = ((now / 1_000_000).to_string(), (now % 1_000_000).to_string());
-    let mut words: Vec<String> = ["EVAL", &script, "3", key, &seconds, &rest]
-        .map(str::to_owned)
-        .into();
+    let keys = subjects.len() + 2;
+    let mut words = vec!["EVAL".to_owned(), script, keys.to_string()];
+    words.extend(subjects.iter().map(|(key, _)| (*key).to_owned()));
+    words.extend([now / 1_000_000, now % 1_000_000].map(|part| part.to_string()));
     words.push(u8::from(take).to_string());
-    for rate in rates.as_slice() {
-        words.push(rate.limit.to_string());
-        words.push(rate.window().as_micros().to_string());
+    let mut count = 0;
+    for (_, rates) in subjects {
+        words.push(rates.as_slice().len().to_string());
+        for rate in rates.as_slice() {
+            words.push(rate.limit.to_string());
+            words.push(rate.window().as_micros().to_string());
+            count += 1;
+        }
     }
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let answer = server.command(&words);
     let numbers = answer.lines().filter_map(|line| line.strip_prefix(':'));
     let numbers: Vec<u64> = numbers.map(|number| number.parse().unwrap()).collect();
-    assert_eq!(numbers.len(), 1 + 2 * rates.as_slice().len(), "{answer}");
+    assert_eq!(numbers.len(), 1 + 2 * count, "{answer}");
     numbers
 }
 
@@ -115,26 +126,41 @@ fn script_agrees_with_the_windows_in_the_process_for_any_arrivals() {
     assert_ne!(lasting, WINDOWS);
     // Any time is possible at which doubles still hold microseconds.
     let start = 1_800_000_000_123_456;
-    let arrivals = prop::collection::vec((any_pause(), 0_u8..3, prop::bool::weighted(0.8)), 1..60);
+    // The third user comes with an API key, whose rates hold too. Two API keys of it take turns.
+    let arrivals = prop::collection::vec((any_pause(), 0_i64..4, prop::bool::weighted(0.8)), 1..60);
     let config = ProptestConfig {
         cases: 60,
         failure_persistence: None,
         ..ProptestConfig::default()
     };
-    proptest!(config, |(rates in any_rates(), arrivals in arrivals)| {
+    proptest!(config, |(rates in any_rates(), of_key in any_rates(), arrivals in arrivals)| {
         server.command(&["FLUSHALL"]);
         let epoch = Instant::now();
         let windows = SlidingWindows::new(rates.clone(), epoch);
         let mut now = 0;
-        for (pause, key, take) in arrivals {
+        for (pause, who, take) in arrivals {
             now += pause;
             let at = epoch + Duration::from_micros(now);
-            let looked = windows.peek(key, at);
-            let ask = |take| ask_script(&lasting, &server, &key.to_string(), &rates, take, start + now);
+            let (key, api_key) = match who {
+                2 => (UserId(2), Some(key_of("aaaaaaaa", &of_key))),
+                3 => (UserId(2), Some(key_of("bbbbbbbb", &of_key))),
+                _ => (UserId(who), None),
+            };
+            let (name, key_name) = (key.to_string(), api_key.map(|key| key.id.to_string()));
+            let mut subjects = vec![(name.as_str(), &rates)];
+            subjects.extend(key_name.as_deref().map(|name| (name, &of_key)));
+            let ask = |take| ask_script(&lasting, &server, &subjects, take, start + now);
+            let looked = match api_key {
+                Some(api_key) => windows.peek_with(key, api_key, at),
+                None => windows.peek(key, at),
+            };
             let answer = ask(false);
             prop_assert_eq!(answer, expected(&looked, looked.is_allowed()));
             if take {
-                let decision = windows.check(key, at);
+                let decision = match api_key {
+                    Some(api_key) => windows.check_with(key, api_key, at),
+                    None => windows.check(key, at),
+                };
                 let answer = ask(true);
                 prop_assert_eq!(answer, expected(&decision, decision.is_allowed()));
             }
@@ -352,4 +378,121 @@ async fn redis_slower_than_the_timeout_counts_as_down() {
     replica.is_down().await;
     proxy.delay(Duration::ZERO);
     replica.is_up().await;
+}
+
+#[tokio::test]
+async fn refusal_by_the_user_or_by_the_key_uses_up_nothing_of_the_other() {
+    let server = RedisServer::start();
+    let replica = Replica::of(&server).await;
+    let throttle = throttle(&replica, "3/h");
+    let (tight, wide) = (rates("1/h"), rates("9/h"));
+    let check = |id, rates| throttle.check_with(ALICE, key_of(id, rates), Instant::now());
+    let left = |decision: &ThrottleDecision| -> Vec<u32> {
+        decision.rates.iter().map(|state| state.remaining).collect()
+    };
+    assert_eq!(left(&check("aaaaaaaa", &tight).await), [2, 0]);
+    // Refused by the key: the user keeps its two.
+    let refused = check("aaaaaaaa", &tight).await;
+    assert!(!refused.is_allowed());
+    assert_eq!(left(&refused), [2, 0]);
+    assert_eq!(refused.rates[1].subject, RateSubject::ApiKey);
+    assert_eq!(left(&check("bbbbbbbb", &wide).await), [1, 8]);
+    assert_eq!(left(&check("bbbbbbbb", &wide).await), [0, 7]);
+    // Refused by the user: the key keeps its seven.
+    let refused = check("bbbbbbbb", &wide).await;
+    assert!(!refused.is_allowed());
+    assert_eq!(left(&refused), [0, 7]);
+    let looked = throttle.peek_with(ALICE, key_of("bbbbbbbb", &wide), Instant::now());
+    assert_eq!(left(&looked.await), [0, 7]);
+    // Without rates of the user the key's hold all the same.
+    let off = RedisThrottle::<UserId>::new(
+        replica.redis.clone(),
+        "off",
+        Rates::default(),
+        Instant::now(),
+        Arc::clone(&replica.metrics),
+    );
+    let decision = off.check_with(ALICE, key_of("aaaaaaaa", &tight), Instant::now());
+    assert!(!decision.await.is_allowed());
+}
+
+/// Clients of several replicas race through two front doors, with two API keys of one user. Each
+/// allowed request is counted by the user's rates of its front door and by its key's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn racing_clients_get_exactly_what_user_and_key_allow_over_two_front_doors() {
+    let server = RedisServer::start();
+    let of_key = rates("30/h");
+    let mut doors = Vec::new();
+    let mut replicas = Vec::new();
+    for _ in 0..3 {
+        let replica = Replica::of(&server).await;
+        let shared = Arc::new(KeyWindows::new(RateSubject::ApiKey, Instant::now()));
+        for (name, of_user) in [("prompts", "40/h"), ("v1", "10000/h")] {
+            let throttle = RedisThrottle::<UserId>::new(
+                replica.redis.clone(),
+                name,
+                rates(of_user),
+                Instant::now(),
+                Arc::clone(&replica.metrics),
+            );
+            doors.push(Arc::new(throttle.sharing(&shared)));
+        }
+        replicas.push(replica);
+    }
+    let mut clients = JoinSet::new();
+    for n in 0..24 {
+        let (door, of_key) = (Arc::clone(&doors[n % 6]), of_key.clone());
+        clients.spawn(async move {
+            let key = if n % 4 < 2 { "aaaaaaaa" } else { "bbbbbbbb" };
+            let mut allowed = 0;
+            for _ in 0..20 {
+                let asked = door.check_with(ALICE, key_of(key, &of_key), Instant::now());
+                allowed += usize::from(asked.await.is_allowed());
+            }
+            (key, n % 2, allowed)
+        });
+    }
+    let outcomes = timeout(DEADLINE, clients.join_all()).await.unwrap();
+    let sum = |of: &dyn Fn(&str, usize) -> bool| -> usize {
+        let counted = outcomes.iter().filter(|(key, door, _)| of(key, *door));
+        counted.map(|(_, _, allowed)| allowed).sum()
+    };
+    // 480 requests asked for what each key allows 30 of, whichever door they came through.
+    assert_eq!(sum(&|key, _| key == "aaaaaaaa"), 30);
+    assert_eq!(sum(&|key, _| key == "bbbbbbbb"), 30);
+    let through_prompts = sum(&|_, door| door == 0);
+    assert!(through_prompts <= 40);
+    let recorded = |name: &str| -> usize {
+        let count = server.command(&["ZCARD", name]);
+        count[1..].split('\r').next().unwrap().parse().unwrap()
+    };
+    assert_eq!(recorded("test:throttle:prompts:{1}"), through_prompts);
+    assert_eq!(recorded("test:throttle:v1:{1}"), 60 - through_prompts);
+    assert_eq!(recorded("test:throttle:api-key:{1}:aaaaaaaa"), 30);
+}
+
+#[tokio::test]
+async fn without_redis_the_rates_of_a_key_hold_over_the_front_doors_of_a_replica() {
+    let mut server = RedisServer::start();
+    let replica = Replica::of(&server).await;
+    let shared = Arc::new(KeyWindows::new(RateSubject::ApiKey, Instant::now()));
+    let prompts = throttle(&replica, "10000/h").sharing(&shared);
+    let other = throttle(&replica, "10000/h").sharing(&shared);
+    let of_key = rates("3/h");
+    let check = async |door: &RedisThrottle<UserId>| {
+        let asked = door.check_with(ALICE, key_of("aaaaaaaa", &of_key), Instant::now());
+        asked.await.is_allowed()
+    };
+    assert!(check(&prompts).await);
+    server.stop();
+    replica.is_down().await;
+    assert!(check(&other).await);
+    assert!(check(&prompts).await);
+    for door in [&prompts, &other] {
+        assert!(!check(door).await);
+    }
+    // Redis returns empty. What this replica has allowed still counts here.
+    server.restart();
+    replica.is_up().await;
+    assert!(!check(&other).await);
 }

@@ -63,6 +63,7 @@ fn a_prompt(id: i64, user_id: i64, mark: u16) -> PromptRecord {
             error: None,
             created_at: Timestamp(1_000 + id),
             call: CallDetails {
+                cost: None,
                 duration_ms: Some(u32::MAX),
                 prompt_tokens: Some(0),
                 completion_tokens: None,

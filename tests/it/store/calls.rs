@@ -9,7 +9,8 @@ use prompt_service::domain::{
     Record, Timestamp, UserId,
 };
 use prompt_service::store::{
-    Begun, CallOutcome, DeletedPrompt, Error, ExpiredCall, Holder, KeyClaim, KeyState, NewCall,
+    Begun, CallBudgets, CallOutcome, DeletedPrompt, Error, ExpiredCall, Holder, KeyClaim, KeyState,
+    NewCall,
 };
 
 use crate::store::{InsertPrompt, TestableStore, embedded, model, newest, user, vector};
@@ -52,6 +53,8 @@ pub fn call(user_id: UserId) -> NewCall {
         holder: holder(1, 1),
         lease: HELD,
         max_prompts: None,
+        api_key_id: None,
+        budgets: CallBudgets::default(),
     }
 }
 
@@ -101,6 +104,7 @@ async fn state(store: &dyn TestableStore, user_id: UserId, claim: KeyClaim) -> O
 pub fn answered() -> CallOutcome {
     CallOutcome {
         details: CallDetails {
+            cost: None,
             finish_reason: Some("stop".to_owned()),
             prompt_tokens: Some(3),
             completion_tokens: Some(2),
@@ -171,6 +175,7 @@ pub async fn a_call_is_settled_once_and_only_by_its_holder(store: Store) {
         model: "answering".to_owned(),
         status: PromptStatus::Completed,
         call: CallDetails {
+            cost: None,
             finish_reason: Some("stop".to_owned()),
             prompt_tokens: Some(3),
             completion_tokens: Some(2),

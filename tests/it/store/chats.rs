@@ -25,17 +25,17 @@ fn texts() -> ChatTexts {
 fn chat(user_id: UserId) -> NewCall {
     NewCall {
         source: PromptSource::V1,
-        chat: Some(texts()),
+        chat: Some(Arc::new(texts())),
         ..call(user_id)
     }
 }
 
 fn labelled(user_id: UserId, metadata: &str) -> NewCall {
     NewCall {
-        chat: Some(ChatTexts {
+        chat: Some(Arc::new(ChatTexts {
             metadata: metadata.to_owned(),
             ..texts()
-        }),
+        })),
         ..chat(user_id)
     }
 }

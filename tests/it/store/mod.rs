@@ -83,6 +83,22 @@ macro_rules! conformance_suite {
                 a_vector_of_another_length_leaves_the_call_running,
                 settled_calls_are_counted_as_covered,
                 upstream_calls_are_counted_by_day_up_to_the_limit;
+            usage:
+                what_a_call_used_is_stored_with_its_outcome,
+                the_cost_of_a_prompt_is_read_back,
+                usage_is_summed_by_any_groups,
+                a_users_budget_is_set_changed_and_taken_away,
+                a_call_that_may_pass_a_budget_is_refused_and_stores_nothing,
+                every_budget_in_force_has_to_have_room,
+                with_a_budget_in_force_the_most_has_to_be_known,
+                an_expired_call_frees_its_reservation_and_has_a_row,
+                a_call_whose_prompt_was_deleted_is_metered_all_the_same,
+                a_call_that_is_not_kept_is_metered_all_the_same,
+                a_call_that_takes_a_row_over_reserves_anew,
+                the_service_is_tracked_from_what_its_users_have_spent,
+                usage_and_budgets_are_put_once_with_what_budgets_are_checked_against,
+                racing_calls_never_pass_a_budget,
+                random_calls_keep_rows_sums_and_counters_equal;
             chats:
                 an_answered_chat_call_is_read_back_as_it_came,
                 a_chat_call_that_is_not_answered_is_none,
@@ -150,6 +166,7 @@ mod prompts;
 mod sqlite;
 mod sqlite_files;
 mod sqlite_processes;
+mod usage;
 
 use std::sync::Arc;
 
@@ -161,18 +178,18 @@ use prompt_service::domain::{
     Record, RecordCursor, Timestamp, User, UserId,
 };
 use prompt_service::store::{
-    AccountStore, ApiKeyStore, Begun, BulkStore, CallOutcome, CallStore, ChatStore, Error, Holder,
-    NewCall, NewUser, PromptStore,
+    AccountStore, ApiKeyStore, Begun, BulkStore, CallBudgets, CallOutcome, CallStore, ChatStore,
+    Error, Holder, NewCall, NewUser, PromptStore, UsageStore,
 };
 
 /// All parts of the contract over the same data.
 pub trait TestableStore:
-    AccountStore + ApiKeyStore + PromptStore + CallStore + ChatStore + BulkStore
+    AccountStore + ApiKeyStore + PromptStore + CallStore + ChatStore + UsageStore + BulkStore
 {
 }
 
-impl<T: AccountStore + ApiKeyStore + PromptStore + CallStore + ChatStore + BulkStore> TestableStore
-    for T
+impl<T> TestableStore for T where
+    T: AccountStore + ApiKeyStore + PromptStore + CallStore + ChatStore + UsageStore + BulkStore
 {
 }
 
@@ -262,6 +279,8 @@ impl<T: CallStore + ?Sized> InsertPrompt for T {
             holder,
             lease: Duration::from_secs(3600),
             max_prompts: new.max_prompts,
+            api_key_id: None,
+            budgets: CallBudgets::default(),
         };
         let Begun::Started(prompt) = self.begin_call(call).await? else {
             panic!("a call without a key is always new");
@@ -271,6 +290,7 @@ impl<T: CallStore + ?Sized> InsertPrompt for T {
             response: new.response.map(Into::into),
             model: Some(new.model),
             details: CallDetails {
+                cost: None,
                 finish_reason: new.finish_reason,
                 prompt_tokens: new.prompt_tokens,
                 completion_tokens: new.completion_tokens,

@@ -43,6 +43,11 @@ impl Client {
         }
     }
 
+    /// The token that is sent; empty if none is.
+    pub fn bearer(&self) -> &str {
+        self.bearer.as_deref().unwrap_or_default()
+    }
+
     /// A GET.
     pub fn get(&self, path: &str) -> Request {
         self.request(Method::GET, path)
@@ -56,6 +61,11 @@ impl Client {
     /// A DELETE.
     pub fn delete(&self, path: &str) -> Request {
         self.request(Method::DELETE, path)
+    }
+
+    /// A PATCH.
+    pub fn patch(&self, path: &str) -> Request {
+        self.request(Method::PATCH, path)
     }
 
     /// A request of any method.

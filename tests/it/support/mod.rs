@@ -458,7 +458,43 @@ pub struct User {
     pub client: Client,
 }
 
+/// An API key as its user got it.
+pub struct Key {
+    /// Its id.
+    pub id: String,
+    /// Its text.
+    pub text: String,
+    /// A client that sends the text.
+    pub client: Client,
+}
+
+impl Key {
+    /// The path of the key's own resource.
+    pub fn path(&self) -> String {
+        format!("/api/keys/{}", self.id)
+    }
+}
+
 impl User {
+    /// Makes an API key of that name, which must succeed.
+    pub async fn api_key(&self, name: &str) -> Key {
+        self.api_key_with(&serde_json::json!({ "name": name }))
+            .await
+    }
+
+    /// Makes an API key by that body, which must succeed.
+    pub async fn api_key_with(&self, body: &serde_json::Value) -> Key {
+        let made = self.post("/api/keys").json(body).send().await;
+        assert_eq!(made.status, 201, "{made:?}");
+        let member = |name: &str| made.json()[name].as_str().unwrap().to_owned();
+        let text = member("key");
+        Key {
+            id: member("id"),
+            client: self.client.with_bearer(&text),
+            text,
+        }
+    }
+
     /// A request to `path` as this user.
     pub fn get(&self, path: &str) -> Request {
         self.client.get(path)

@@ -28,6 +28,7 @@ pub struct Upstream {
 #[derive(Default)]
 struct Shared {
     models: Mutex<Option<Reply>>,
+    model_requests: AtomicUsize,
     plan: Mutex<VecDeque<Reply>>,
     requests: Mutex<Vec<Received>>,
     broken_off: AtomicUsize,
@@ -42,6 +43,8 @@ pub struct Received {
     pub headers: Vec<(String, String)>,
     /// The JSON of the body.
     pub body: Value,
+    /// The body as it came.
+    pub bytes: Bytes,
     /// The number of its connection, from 0.
     pub connection: usize,
 }
@@ -277,6 +280,11 @@ impl Upstream {
         self
     }
 
+    /// How many requests for its models there were.
+    pub fn model_requests(&self) -> usize {
+        self.shared.model_requests.load(Ordering::Acquire)
+    }
+
     /// Plans the reply to a coming request.
     pub fn plan(&self, reply: Reply) -> &Self {
         self.shared.plan.lock().unwrap().push_back(reply);
@@ -318,6 +326,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 async fn serve(mut stream: TcpStream, number: usize, shared: Arc<Shared>) {
     while let Ok(Some(request)) = read_request(&mut stream, number).await {
         let reply = if request.line.starts_with("GET ") {
+            shared.model_requests.fetch_add(1, Ordering::AcqRel);
             let models = shared.models.lock().unwrap().clone();
             let is_there = request.line.starts_with("GET /v1/");
             models
@@ -405,6 +414,7 @@ async fn read_request(stream: &mut TcpStream, connection: usize) -> io::Result<O
             true => Value::Null,
             false => serde_json::from_slice(&body).unwrap(),
         },
+        bytes: body.into(),
         connection,
     }))
 }

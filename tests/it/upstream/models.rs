@@ -155,6 +155,50 @@ async fn each_upstream_has_its_own_line_with_its_own_settings() {
 }
 
 #[tokio::test]
+async fn each_model_of_a_list_of_upstreams_has_its_own_line() {
+    let (a, b) = (Upstream::start().await, Upstream::start().await);
+    a.show_models(models(&[
+        json!({ "id": "gpt-6" }),
+        json!({ "id": "gpt-7" }),
+    ]));
+    b.show_models(models(&[json!({ "id": "llama3.2" })]));
+    let mut asked = crate::llm::config(&a);
+    asked.is_list = true;
+    asked.default_model = "llama3.2".to_owned();
+    asked.endpoints = vec![
+        crate::llm::named("a", &a, &["gpt-*"], &[], &[]),
+        crate::llm::named("b", &b, &["llama3.2"], &[("slow", "llama3.1")], &[]),
+        crate::llm::named("c", &b, &["claude-*"], &[], &[]),
+    ];
+    let folder = Folder::new();
+    let mut config = config_in(folder.path());
+    config.upstream = Some(asked);
+    let (lines, error) = checked(Ok(config), true).await;
+    let lines: Vec<_> = lines
+        .iter()
+        .filter(|line| line.contains(" upstream: "))
+        .collect();
+    assert_eq!(lines.len(), 4, "{lines:?}");
+    for (line, start, end) in [
+        (lines[0], "ok    upstream: a (", "2 of its models match"),
+        (
+            lines[1],
+            "fault upstream: b (",
+            "no llama3.1, but llama3.2: set models of b in UPSTREAMS",
+        ),
+        (lines[2], "ok    upstream: b (", "it has the model llama3.2"),
+        (
+            lines[3],
+            "fault upstream: c (",
+            "none of its models matches: set models of c in UPSTREAMS",
+        ),
+    ] {
+        assert!(line.starts_with(start) && line.ends_with(end), "{line}");
+    }
+    assert_eq!(error.as_deref(), Some("2 faults"));
+}
+
+#[tokio::test]
 async fn a_model_that_ends_soon_is_reported_by_check_and_at_the_start() {
     let upstream = Upstream::start().await;
     for (shutdown, is_told) in [

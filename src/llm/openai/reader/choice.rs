@@ -21,6 +21,8 @@ pub struct Choice {
     pub reason: Option<String>,
     /// Whether the text came as deltas, piece by piece.
     pub came_as_deltas: bool,
+    /// Whether anything has come that the model made.
+    pub has_work: bool,
 }
 
 /// What one object brought to a choice.
@@ -65,12 +67,11 @@ impl Choice {
         if let Some(reason) = reason.filter(|reason| reason != BROKEN_DOWN) {
             self.reason = Some(reason);
         }
+        let mut parts = [delta, message].into_iter().flatten();
+        let work = has_grown || parts.any(has_work);
+        self.has_work |= work;
         Brought {
-            work: has_grown
-                || [delta, message]
-                    .into_iter()
-                    .flatten()
-                    .any(|part| has_work(part)),
+            work,
             breakdown: breakdown && self.reason.is_none(),
             reason: !had_reason && self.reason.is_some(),
         }
@@ -157,7 +158,7 @@ impl Choice {
 }
 
 /// Reads a reason as one line. `None` if it is not a text, or a word for nothing.
-fn read_reason(reason: JsonValue<'_>) -> Option<String> {
+pub fn read_reason(reason: JsonValue<'_>) -> Option<String> {
     let written = reason.string().filter(|text| !is_nothing(text))?;
     let reason = one_line(&decoded(written), REASON_CHARS);
     (!reason.is_empty()).then_some(reason)

@@ -45,8 +45,8 @@ fn after_comma(bytes: &[u8]) -> &[u8] {
     rest.strip_prefix(b",").unwrap_or(rest)
 }
 
-/// The length of the string at the start of `bytes`. `None` if its end is missing.
-fn string_end(bytes: &[u8]) -> Option<usize> {
+/// The length of the string at the start of `bytes`, quotes included. `None` if its end is missing.
+pub fn string_end(bytes: &[u8]) -> Option<usize> {
     let mut at = 1;
     loop {
         let rest = bytes.get(at..)?;

@@ -5,6 +5,7 @@
 //! reader refuses no answer because of a part that is not needed. It knows neither time nor
 //! connections: bytes go in, text comes out.
 
+mod chat_answer;
 mod choice;
 mod documents;
 mod error_object;
@@ -12,12 +13,18 @@ mod event_lines;
 mod json;
 mod nesting;
 mod text;
+mod usage;
 
+use std::collections::BTreeMap;
+
+use self::chat_answer::ChatAnswer;
+pub use self::chat_answer::as_chunk;
 use self::choice::Choice;
 use self::documents::{BodySplitter, Document, Item, Origin};
 use self::error_object::reports_error;
-pub use self::json::JsonValue;
+pub use self::json::{JsonValue, string_end};
 pub use self::text::decoded;
+use self::usage::UsageCounts;
 use super::fault::FaultKind;
 use super::line::one_line;
 use crate::llm::Completion;
@@ -31,6 +38,12 @@ const JSON_PER_TEXT: usize = 6;
 /// Bytes that a body may have for each byte of text. Servers send a few hundred with every token of
 /// a stream.
 const BODY_PER_TEXT: usize = 512;
+
+/// Choices whose ends are waited for.
+const MOST_CHOICES: usize = 256;
+
+/// Takes each JSON object of an answer to a chat request, as it came.
+pub type OnObject<'a> = dyn FnMut(&[u8]) + 'a;
 
 /// What a piece of the body brought.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,6 +74,9 @@ pub struct Gathered {
     most_text: usize,
     /// The model and the usage; the text and the reason are in `choice`.
     pub answer: Completion,
+    usage: UsageCounts,
+    /// Of an answer to a chat request.
+    chat: Option<ChatParts>,
     /// The choice that is the answer as things stand, and its index: the first that came, until one
     /// with the index 0 comes.
     choice: Option<(i64, Choice)>,
@@ -78,7 +94,28 @@ pub struct Gathered {
     received: Received,
 }
 
+/// What is kept of an answer to a chat request beside its first choice.
+#[derive(Debug)]
+struct ChatParts {
+    answer: ChatAnswer,
+    /// How many choices were requested.
+    wanted: usize,
+    /// The choices, and whether each has said why it ended.
+    ends: BTreeMap<i64, bool>,
+}
+
 impl AnswerReader {
+    /// For the answer to a chat request that wants so many choices: all of it is kept.
+    pub fn chat(most_text: usize, choices: u32) -> Self {
+        let mut reader = Self::new(most_text);
+        reader.gathered.chat = Some(ChatParts {
+            answer: ChatAnswer::new(most_text * JSON_PER_TEXT + JSON_AROUND),
+            wanted: choices as usize,
+            ends: BTreeMap::new(),
+        });
+        reader
+    }
+
     /// For one body with at most `most_text` bytes of text.
     pub fn new(most_text: usize) -> Self {
         Self {
@@ -94,14 +131,21 @@ impl AnswerReader {
 
     /// Bytes of memory that the reader holds.
     pub fn held_bytes(&self) -> usize {
-        self.documents.held_bytes() + self.gathered.text_bytes()
+        let chat = self.gathered.chat.as_ref();
+        let chat = chat.map_or(0, |parts| parts.answer.held_bytes());
+        self.documents.held_bytes() + self.gathered.text_bytes() + chat
     }
 
-    /// Takes the next piece of the body.
+    /// Takes the next piece of the body. `on_object` gets each object of an answer to a chat
+    /// request.
     ///
     /// # Errors
     /// `ErrorObject` or `TooLong`; [`Self::finish`] says whether the answer was whole before that.
-    pub fn feed(&mut self, piece: &[u8]) -> Result<Received, FaultKind> {
+    pub fn feed(
+        &mut self,
+        piece: &[u8],
+        on_object: &mut OnObject<'_>,
+    ) -> Result<Received, FaultKind> {
         self.gathered.received = Received::default();
         self.room = self
             .room
@@ -109,7 +153,7 @@ impl AnswerReader {
             .ok_or(FaultKind::TooLong)?;
         let gathered = &mut self.gathered;
         self.documents
-            .feed(piece, &mut |item| gathered.take(item))?;
+            .feed(piece, &mut |item| gathered.take(item, on_object))?;
         gathered.received.is_alive |= self.documents.is_in_plain_object();
         Ok(gathered.received)
     }
@@ -128,15 +172,21 @@ impl AnswerReader {
 
     /// Ends the body. `is_cut`: it was cut off, stopped coming or took too long. Returns the
     /// answer, and the part of its text that `new_text` has not returned. The model is empty if the
-    /// upstream does not name it.
+    /// upstream does not name it. `on_object`: as for [`Self::feed`].
     ///
     /// # Errors
     /// `Truncated` if the answer has begun and not ended, `Malformed` if there is none, or the
     /// error of [`Self::feed`].
-    pub fn finish(&mut self, is_cut: bool) -> Result<(Completion, String), FaultKind> {
+    pub fn finish(
+        &mut self,
+        is_cut: bool,
+        on_object: &mut OnObject<'_>,
+    ) -> Result<(Completion, String), FaultKind> {
         let gathered = &mut self.gathered;
         // An error of the sink is kept in `failed`; other errors are not possible here.
-        let _ = self.documents.finish(&mut |item| gathered.take(item));
+        let _ = self
+            .documents
+            .finish(&mut |item| gathered.take(item, on_object));
         let answer = gathered.finish(is_cut)?;
         let rest = answer.text[self.given..].to_owned();
         Ok((answer, rest))
@@ -150,16 +200,27 @@ impl Gathered {
     }
 
     /// Whether the model has said why it stopped, and no text has come since: nothing undoes the
-    /// answer then.
+    /// answer then. If several choices were requested, this is said of all of them.
     pub fn has_reason(&self) -> bool {
         let choice = self.choice.as_ref();
         choice.is_some_and(|(_, choice)| choice.reason.is_some())
+            && self.others_have_ended()
+            && self
+                .chat
+                .as_ref()
+                .is_none_or(|parts| parts.ends.len() >= parts.wanted)
     }
 
-    fn take(&mut self, item: Item<'_>) -> Result<bool, FaultKind> {
+    /// Whether no choice has begun without saying why it ended; of a prompt, only one counts.
+    fn others_have_ended(&self) -> bool {
+        let chat = self.chat.as_ref();
+        chat.is_none_or(|parts| parts.ends.values().all(|has_ended| *has_ended))
+    }
+
+    fn take(&mut self, item: Item<'_>, on_object: &mut OnObject<'_>) -> Result<bool, FaultKind> {
         let taken = match item {
-            Item::Object(document, origin) => self.take_object(document, Some(origin)),
-            Item::CutObject(document) => self.take_object(document, None),
+            Item::Object(document, origin) => self.take_object(document, Some(origin), on_object),
+            Item::CutObject(document) => self.take_object(document, None, on_object),
             Item::Done => {
                 self.is_done = true;
                 Ok(false)
@@ -181,6 +242,7 @@ impl Gathered {
         &mut self,
         document: Document<'_>,
         origin: Option<Origin>,
+        on_object: &mut OnObject<'_>,
     ) -> Result<bool, FaultKind> {
         let [choices, usage, model, error, kind] = document.object.members;
         if !document.object.is_readable {
@@ -197,6 +259,9 @@ impl Gathered {
             self.take_usage(usage);
         }
         if self.is_done {
+            if usage.is_some() {
+                self.keep(document.json, origin, on_object)?;
+            }
             return Ok(false);
         }
         if let Some(model) = model.and_then(JsonValue::string) {
@@ -216,7 +281,26 @@ impl Gathered {
             self.error = Some(document.json.to_vec());
             return Err(FaultKind::ErrorObject);
         }
+        if !is_error {
+            self.keep(document.json, origin, on_object)?;
+        }
         Ok(has_choice)
+    }
+
+    /// Keeps an object of an answer to a chat request, and hands it over if it is complete.
+    fn keep(
+        &mut self,
+        json: &[u8],
+        origin: Option<Origin>,
+        on_object: &mut OnObject<'_>,
+    ) -> Result<(), FaultKind> {
+        let Some(parts) = &mut self.chat else {
+            return Ok(());
+        };
+        if origin.is_some() {
+            on_object(json);
+        }
+        parts.answer.take(json, origin == Some(Origin::Plain))
     }
 
     /// Takes the choices: a list, or a single one. Returns whether there is one, and whether the
@@ -254,6 +338,13 @@ impl Gathered {
             Some(index) => index as i64,
             None => place as i64,
         };
+        if let Some(parts) = &mut self.chat
+            && (parts.ends.len() < MOST_CHOICES || parts.ends.contains_key(&index))
+        {
+            let has_reason = members[REASON].and_then(choice::read_reason).is_some();
+            *parts.ends.entry(index).or_default() |= has_reason;
+            self.received.is_news = true;
+        }
         let is_other = |(known, _): &(i64, Choice)| *known != index;
         if self.choice.as_ref().is_some_and(is_other) {
             if index != 0 {
@@ -268,24 +359,11 @@ impl Gathered {
     }
 
     fn take_usage(&mut self, usage: JsonValue<'_>) {
-        let names = [
-            "prompt_tokens",
-            "completion_tokens",
-            "input_tokens",
-            "output_tokens",
-        ];
-        let [prompt, completion, input, output] = usage.object(names).members;
-        let count = |tokens: Option<JsonValue<'_>>| {
-            let tokens = tokens?.number().filter(|tokens| *tokens >= 0.0)?;
-            // Saturates.
-            Some(tokens as u32)
-        };
-        let prompt = count(prompt).or_else(|| count(input));
-        let completion = count(completion).or_else(|| count(output));
-        self.received.is_news |= prompt.is_some() || completion.is_some();
+        self.received.is_news |= self.usage.take(usage);
         let answer = &mut self.answer;
-        answer.prompt_tokens = prompt.or(answer.prompt_tokens);
-        answer.completion_tokens = completion.or(answer.completion_tokens);
+        answer.prompt_tokens = self.usage.prompt_tokens();
+        answer.completion_tokens = self.usage.completion_tokens();
+        answer.usage = self.usage.tokens();
     }
 
     fn take_model(&mut self, written: &[u8]) {
@@ -304,6 +382,7 @@ impl Gathered {
             return Err(kind);
         }
         let has_choice = self.choice.is_some();
+        let others_have_ended = self.others_have_ended();
         let (_, choice) = self.choice.take().unwrap_or_default();
         // A single complete object needs no reason, because nothing is missing from it. If it looks
         // like the first event of a stream, the body must have ended in order.
@@ -313,7 +392,11 @@ impl Gathered {
                 (Some(Origin::Plain), true) | (Some(Origin::Event), false) => !is_cut,
                 (Some(Origin::Event), true) | (None, _) => false,
             };
-        if choice.reason.is_none() && !((self.is_done || is_whole) && choice.has_content) {
+        let chat = self.chat.take();
+        // A tool call is an answer to a chat request, too.
+        let has_content = choice.has_content || (chat.is_some() && choice.has_work);
+        let has_ended = choice.reason.is_some() && others_have_ended;
+        if !has_ended && !((self.is_done || is_whole) && has_content) {
             return Err(match has_choice && !self.is_done && !is_whole {
                 true => FaultKind::Truncated,
                 false => FaultKind::Malformed,
@@ -322,10 +405,14 @@ impl Gathered {
         Ok(Completion {
             text: choice.text.finish(),
             finish_reason: choice.reason,
+            answer: chat.map(|parts| parts.answer.finish().into()),
             ..std::mem::take(&mut self.answer)
         })
     }
 }
+
+/// The place of the reason among the members of a choice.
+const REASON: usize = 3;
 
 /// Whether an object is a choice, rather than a list of such.
 fn is_choice(value: JsonValue<'_>) -> bool {

@@ -8,7 +8,10 @@ mod chunks;
 mod history;
 mod texts;
 
+use std::sync::Arc;
+
 use bytes::Bytes;
+use sha2::{Digest, Sha256};
 
 pub use self::chunks::{ChatEvent, ChatReader};
 pub(super) use self::chunks::{ChunkSender, chunk_queue};
@@ -28,9 +31,11 @@ pub struct ChatPost {
     /// The text of the last message of the user: what the prompt is.
     pub prompt: String,
     /// What is kept besides; `None` if the caller wants none of its texts kept.
-    pub texts: Option<ChatTexts>,
+    pub texts: Option<Arc<ChatTexts>>,
     /// Whether the outcome is announced to the user's sockets.
     pub announce: bool,
+    /// SHA-256 of all that must be the same in a request that is repeated with its idempotency key.
+    pub fingerprint: [u8; 32],
 }
 
 impl ChatPost {
@@ -57,9 +62,30 @@ impl ChatPost {
         let is_announced = labels.get("websocket").map(String::as_str) == Some("true");
         Ok(Self {
             prompt: text_of(&request),
-            texts: is_kept.then(|| kept_texts(&request, &labels)),
+            texts: is_kept.then(|| kept_texts(&request, &labels).into()),
             announce: is_announced,
+            fingerprint: fingerprint(&request),
             request,
         })
     }
+}
+
+/// The members that say whether an answer is streamed. A client whose stream broke may repeat the
+/// request to get the answer whole.
+const IS_STREAMED: [&str; 2] = ["stream", "stream_options"];
+
+/// SHA-256 of the members of a request, but for those that only say how the answer is sent.
+fn fingerprint(request: &ChatRequest) -> [u8; 32] {
+    let mut fingerprint = Sha256::new();
+    let mut part = |text: &str| {
+        fingerprint.update((text.len() as u64).to_le_bytes());
+        fingerprint.update(text.as_bytes());
+    };
+    for (name, value) in request.members() {
+        if !IS_STREAMED.contains(&name) {
+            part(name);
+            part(value);
+        }
+    }
+    fingerprint.finalize().into()
 }
