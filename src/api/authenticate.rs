@@ -219,6 +219,8 @@ pub trait RequiredScope {
 
 /// [`Scope::Chat`].
 pub struct ChatScope;
+/// [`Scope::Embeddings`].
+pub struct EmbeddingsScope;
 /// [`Scope::Read`].
 pub struct ReadScope;
 /// [`Scope::Write`].
@@ -226,6 +228,10 @@ pub struct WriteScope;
 
 impl RequiredScope for ChatScope {
     const SCOPE: Scope = Scope::Chat;
+}
+
+impl RequiredScope for EmbeddingsScope {
+    const SCOPE: Scope = Scope::Embeddings;
 }
 
 impl RequiredScope for ReadScope {

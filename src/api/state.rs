@@ -13,6 +13,7 @@ use crate::fair_semaphore::FairSemaphore;
 use crate::memory_budget::MemoryBudget;
 use crate::realtime::{Broker, Hub};
 use crate::services::accounts::Accounts;
+use crate::services::embeddings::Embeddings;
 use crate::services::health::Health;
 use crate::services::models::Models;
 use crate::services::prompts::Prompts;
@@ -33,6 +34,8 @@ pub struct State {
     pub prompts: Prompts,
     /// Finding by meaning.
     pub searches: Arc<Searches>,
+    /// Embedding texts for callers.
+    pub embeddings: Embeddings,
     /// Readiness of the dependencies.
     pub health: Arc<Health>,
     /// The open sockets.

@@ -43,6 +43,7 @@ use crate::redis;
 use crate::search::Similarity;
 use crate::services::accounts::{Accounts, KnownUsers};
 use crate::services::api_keys::ApiKeys;
+use crate::services::embeddings::Embeddings;
 use crate::services::health::{Health, StoreHealth};
 use crate::services::metering::Metering;
 use crate::services::models::Models;
@@ -213,6 +214,12 @@ impl App {
             reembedding: progress,
             metrics: Arc::clone(&metrics),
         });
+        let embeddings = Embeddings {
+            embedder: Arc::clone(&embedder),
+            model: model.clone(),
+            dimension: engine.dimension(),
+            metrics: Arc::clone(&metrics),
+        };
         let health = Arc::new(Health {
             store: prompt_store,
             embedder: Arc::clone(&embedder),
@@ -247,6 +254,7 @@ impl App {
             accounts,
             prompts,
             searches,
+            embeddings,
             health,
             hub,
             broker: shared.broker,

@@ -5,5 +5,5 @@ mod background;
 pub mod pipeline;
 
 pub use background::BackgroundEmbedder;
-pub use pipeline::{Class, Embedder, EmbedderSettings, Permit};
+pub use pipeline::{Class, Embedded, Embedder, EmbedderSettings, Permit, read_part};
 pub use prompt_service_engine::{Encode, Engine, Error, Kernel, Model, Scratch, tokenizer};

@@ -3,6 +3,7 @@
 
 pub mod accounts;
 pub mod api_keys;
+pub mod embeddings;
 pub mod health;
 pub mod metering;
 pub mod models;

@@ -63,6 +63,12 @@ const OPERATIONS: &[(&str, &str, Access, u16)] = &[
         Access::Bearer(Some(Scope::Chat)),
         400,
     ),
+    (
+        "post",
+        "/v1/embeddings",
+        Access::Bearer(Some(Scope::Embeddings)),
+        400,
+    ),
 ];
 
 const READS: Access = Access::Bearer(Some(Scope::Read));

@@ -1,6 +1,7 @@
 //! `/v1`: OpenAI's protocol. `docs/V1.md` says what differs from OpenAI.
 
 mod create;
+mod embeddings;
 mod errors;
 mod history;
 mod limits;
@@ -32,6 +33,7 @@ pub fn router() -> OpenApiRouter<AppState> {
             history::delete_chat_completion
         ))
         .routes(routes!(history::list_chat_messages))
+        .routes(routes!(embeddings::create_embeddings))
         .routes(routes!(models::list_models))
         .routes(routes!(models::show_model))
 }

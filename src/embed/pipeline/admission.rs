@@ -1,5 +1,9 @@
 //! Admission: a bounded number of texts, at most half of them for one user, and a share of them for
-//! posts alone.
+//! posts alone, another for posts and searches.
+//!
+//! A request for embeddings has one permit from its beginning to its end, through which its texts
+//! pass one after another, so it never fails half way for want of another. While there is room, it
+//! borrows more permits, each for one text.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,6 +25,12 @@ pub(super) struct TextAdmission {
     /// For each text of a search besides: three quarters of the number, so that a quarter is left
     /// to posts.
     searches: Arc<UserPermits>,
+    /// For each text of a request for embeddings besides: half of the number, so that searches have
+    /// room whatever such requests do, which last long.
+    bulk: Arc<UserPermits>,
+    /// For each such text but one of each request besides: a quarter of the number, so that the
+    /// rest is left to requests that begin.
+    borrowed: Arc<UserPermits>,
     workers: u32,
     /// Worker time that a text takes: a moving mean, weighted 1/8 to the latest batch.
     time_per_text: Mutex<Duration>,
@@ -38,7 +48,7 @@ struct AdmittedText {
     user: UserId,
     class: Class,
     _text: UserPermit,
-    _search: Option<UserPermit>,
+    _shares: Vec<UserPermit>,
 }
 
 impl TextAdmission {
@@ -47,32 +57,48 @@ impl TextAdmission {
         Self {
             texts: UserPermits::new(texts),
             searches: UserPermits::new(texts - texts / 4),
+            bulk: UserPermits::new(texts / 2),
+            borrowed: UserPermits::new(texts / 4),
             workers: u32::try_from(workers).unwrap_or(u32::MAX).max(1),
             time_per_text: Mutex::default(),
         }
     }
 
     pub(super) fn admit(&self, user: UserId, class: Class) -> Result<Permit, Error> {
-        let search = match class {
-            Class::Post => None,
-            Class::Search => Some(self.acquire(&self.searches, user)?),
+        let shares: &[_] = match class {
+            Class::Post => &[],
+            Class::Search => &[&self.searches],
+            Class::Bulk => &[&self.bulk, &self.searches],
         };
-        let text = self.acquire(&self.texts, user)?;
+        self.acquire(user, class, shares)
+            .map_err(|refused| match refused {
+                NoPermit::Full => Error::Overloaded {
+                    retry_after: self.retry_after(),
+                },
+                NoPermit::Closed => Error::Stopped,
+            })
+    }
+
+    /// One more text of a request for embeddings, if there is room.
+    pub(super) fn admit_more(&self, user: UserId) -> Option<Permit> {
+        let shares = [&self.borrowed, &self.bulk, &self.searches];
+        self.acquire(user, Class::Bulk, &shares).ok()
+    }
+
+    fn acquire(
+        &self,
+        user: UserId,
+        class: Class,
+        shares: &[&Arc<UserPermits>],
+    ) -> Result<Permit, NoPermit> {
+        let shares: Result<Vec<_>, _> = shares.iter().map(|share| share.acquire(user)).collect();
+        let (shares, text) = (shares?, self.texts.acquire(user)?);
         Ok(Permit(Arc::new(AdmittedText {
             user,
             class,
             _text: text,
-            _search: search,
+            _shares: shares,
         })))
-    }
-
-    fn acquire(&self, permits: &Arc<UserPermits>, user: UserId) -> Result<UserPermit, Error> {
-        permits.acquire(user).map_err(|refused| match refused {
-            NoPermit::Full => Error::Overloaded {
-                retry_after: self.retry_after(),
-            },
-            NoPermit::Closed => Error::Stopped,
-        })
     }
 
     /// Learns from a batch how long texts take.
@@ -149,6 +175,26 @@ mod tests {
     }
 
     #[test]
+    fn requests_for_embeddings_leave_room_to_searches_and_to_each_other() {
+        let admission = admission(64);
+        let borrow_all = |user| -> Vec<Permit> {
+            std::iter::from_fn(|| admission.admit_more(UserId(user))).collect()
+        };
+        let borrowed: Vec<_> = (1..5).map(borrow_all).collect();
+        let numbers = borrowed.iter().map(Vec::len).collect::<Vec<_>>();
+        assert_eq!(numbers, [8, 8, 0, 0], "a quarter");
+        let begun: Vec<_> = (1..5)
+            .map(|user| admit_all(&admission, user, Class::Bulk))
+            .collect();
+        let numbers = begun.iter().map(Vec::len).collect::<Vec<_>>();
+        assert_eq!(numbers, [8, 8, 0, 0], "half, with what was borrowed");
+        assert_eq!(admit_all(&admission, 9, Class::Search).len(), 16);
+        drop((borrowed, begun));
+        assert_eq!(admission.in_use(), 0);
+        assert!(admission.admit_more(UserId(3)).is_some());
+    }
+
+    #[test]
     fn a_clone_is_the_same_permit_and_keeps_it_in_use() {
         let admission = admission(4);
         let permit = admission.admit(UserId(1), Class::Search).unwrap();
@@ -181,7 +227,7 @@ mod tests {
         let admission = admission(4);
         let permit = admission.admit(UserId(1), Class::Post).unwrap();
         assert!(!admission.close(Instant::now()));
-        for class in [Class::Post, Class::Search] {
+        for class in [Class::Post, Class::Search, Class::Bulk] {
             let refused = admission.admit(UserId(2), class);
             assert!(matches!(refused, Err(Error::Stopped)));
         }

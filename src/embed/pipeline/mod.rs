@@ -32,6 +32,28 @@ pub enum Class {
     Post,
     /// A query, which is likely to be repeated.
     Search,
+    /// One of the texts of a request for embeddings, of which there may be thousands. Takes turns
+    /// with searches, and never displaces a query from the cache.
+    Bulk,
+}
+
+/// The vector of a text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Embedded {
+    /// The vector.
+    pub embedding: Embedding,
+    /// What the model has read of the text, in tokens: with the two that frame it, and without what
+    /// is beyond the model's limit.
+    pub tokens: usize,
+}
+
+/// The most bytes of a text that the model is given: several times what it reads.
+const READ_BYTES: usize = 64 << 10;
+
+/// The part of a text that is worth passing to the pipeline. A request may have megabytes, which
+/// would be cut up for nothing.
+pub fn read_part(text: &str) -> &str {
+    &text[..text.floor_char_boundary(READ_BYTES)]
 }
 
 /// Why there is no vector.
@@ -57,7 +79,7 @@ pub struct EmbedderSettings {
     /// Threads that compute: as many as cores.
     pub workers: usize,
     /// Texts admitted at once, waiting or running; at least 4. One user may have half of them, all
-    /// searches together three quarters.
+    /// searches together three quarters, and of these all requests for embeddings two thirds.
     pub capacity: usize,
     /// Tokens in a batch. Each pass over the weights then serves enough tokens. A larger batch only
     /// makes callers wait.
@@ -144,6 +166,13 @@ impl Embedder {
         admitted
     }
 
+    /// One more text of a request for embeddings, which has a permit already, so that several
+    /// workers can serve it. `None` if there is no room, which is no failure: the request goes on
+    /// with the permit that it has.
+    pub fn admit_more(&self, user: UserId) -> Option<Permit> {
+        self.pipeline.admission.admit_more(user)
+    }
+
     /// The vector of a text. Cancel safe: dropping the future removes a text that still waits, and
     /// returns its permit. The permit of a text that is running is returned when it is done.
     ///
@@ -156,6 +185,14 @@ impl Embedder {
             self.pipeline.count_saved("cached");
             return Ok(embedding);
         }
+        Ok(self.compute(permit, text).await?.embedding)
+    }
+
+    /// The same, never from the cache, with the number of tokens.
+    ///
+    /// # Errors
+    /// `Failed`, `Stopped`.
+    pub async fn compute(&self, permit: Permit, text: Arc<str>) -> Result<Embedded, Error> {
         let (mut waiting, reply) = self.pipeline.submit(permit, text)?;
         let result = reply.await;
         waiting.is_over = true;
@@ -192,7 +229,7 @@ impl Drop for Embedder {
     }
 }
 
-type Reply = oneshot::Receiver<Result<Embedding, Error>>;
+type Reply = oneshot::Receiver<Result<Embedded, Error>>;
 
 impl Pipeline {
     fn submit(

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::admission::Permit;
-use super::{Class, Error};
-use crate::domain::{Embedding, UserId};
+use super::{Class, Embedded, Error};
+use crate::domain::UserId;
 use crate::turns::Turns;
 
 /// Batches of posts that are taken in a row while a search waits. Posts go first, and searches
@@ -22,7 +22,7 @@ const BYTES_PER_TOKEN: usize = 4;
 /// A caller waiting for a vector.
 pub(super) struct Waiter {
     pub(super) permit: Permit,
-    pub(super) reply: oneshot::Sender<Result<Embedding, Error>>,
+    pub(super) reply: oneshot::Sender<Result<Embedded, Error>>,
 }
 
 /// One text of one user, and all callers that wait for its vector.
@@ -143,12 +143,12 @@ impl TextQueue {
         };
         let is_post = waiter.permit.class() == Class::Post;
         job.waiters.push((waiter_number, waiter));
-        if is_post && job.class == Class::Search && !job.running {
+        if is_post && job.class != Class::Post && !job.running {
             // A post must not wait as long as the search with the same text.
-            job.class = Class::Post;
+            let class = std::mem::replace(&mut job.class, Class::Post);
             let (user, text) = (job.user, Arc::clone(&job.text));
             let tokens = estimated_tokens(&text);
-            self.lane(Class::Search, &text).remove(number);
+            self.lane(class, &text).remove(number);
             self.lane(Class::Post, &text).push(user, number, tokens);
         }
     }
@@ -229,7 +229,7 @@ impl TextQueue {
     fn lanes(&mut self, class: Class) -> &mut Lanes {
         match class {
             Class::Post => &mut self.posts,
-            Class::Search => &mut self.searches,
+            Class::Search | Class::Bulk => &mut self.searches,
         }
     }
 

@@ -90,7 +90,7 @@ fn call_at_random(embedder: &Embedder, mut random: Random) -> usize {
     let mut asked: Vec<(Arc<str>, Asked<'_>)> = Vec::new();
     let mut answered = 0;
     for _ in 0..3000 {
-        let class = [Class::Post, Class::Search][random.below(2)];
+        let class = [Class::Post, Class::Search, Class::Bulk][random.below(3)];
         match random.below(4) {
             0 | 1 => {
                 let user = random.below(6);
@@ -155,7 +155,8 @@ proptest! {
         let mut running: Vec<(u64, Arc<str>)> = Vec::new();
         let finish = |queue: &mut TextQueue, job: u64| {
             for (_, waiter) in queue.finish(job).unwrap().waiters {
-                let _left = waiter.reply.send(Ok(vector("done")));
+                let (embedding, tokens) = (vector("done"), 1);
+                let _left = waiter.reply.send(Ok(Embedded { embedding, tokens }));
             }
         };
         for step in steps {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::queue::EmbedJob;
-use super::{Class, Error, Pipeline};
+use super::{Class, Embedded, Error, Pipeline};
 use crate::domain::Embedding;
 use crate::embed::Encode;
 use crate::threads::Next;
@@ -64,8 +64,9 @@ impl<E: Encode> EmbedWorker<'_, E> {
             self.pipeline.admission.record(texts, started.elapsed());
             let batch_size = &self.pipeline.metrics.embedding_batch_size;
             batch_size.observe(texts as f64);
-            for ((job, _), embedding) in chunk.iter().zip(embeddings) {
-                self.send(*job, Ok(embedding));
+            for ((job, ids), embedding) in chunk.iter().zip(embeddings) {
+                let tokens = ids.len();
+                self.send(*job, Ok(Embedded { embedding, tokens }));
             }
         } else if let [(job, _)] = chunk {
             self.send(*job, Err(Error::Failed));
@@ -94,7 +95,7 @@ impl<E: Encode> EmbedWorker<'_, E> {
     }
 
     /// Sends the result of a job to all callers that wait for it.
-    fn send(&self, job: u64, result: Result<Embedding, Error>) {
+    fn send(&self, job: u64, result: Result<Embedded, Error>) {
         let Some(job) = self.pipeline.finish(job, &result) else {
             return;
         };
@@ -111,14 +112,15 @@ impl<E: Encode> EmbedWorker<'_, E> {
 }
 
 impl Pipeline {
-    fn finish(&self, job: u64, result: &Result<Embedding, Error>) -> Option<EmbedJob> {
+    fn finish(&self, job: u64, result: &Result<Embedded, Error>) -> Option<EmbedJob> {
         let mut state = self.work.jobs();
         let job = state.queue.finish(job)?;
         let mut waiters = job.waiters.iter();
         let is_query = waiters.any(|(_, waiter)| waiter.permit.class() == Class::Search);
-        if is_query && let Ok(embedding) = result {
+        if is_query && let Ok(made) = result {
             let text = Arc::clone(&job.text);
-            state.cache.put(job.user, text, embedding.clone());
+            let embedding = made.embedding.clone();
+            state.cache.put(job.user, text, embedding);
         }
         Some(job)
     }

@@ -9,12 +9,8 @@ use futures_util::future::{BoxFuture, MaybeDone, maybe_done};
 
 use super::Deps;
 use crate::domain::Embedding;
-use crate::embed::Permit;
+use crate::embed::{Permit, read_part};
 use crate::error::Error;
-
-/// The most bytes of a text that the model is given: several times what it reads. A chat call may
-/// have megabytes, which would be cut up for nothing.
-const EMBEDDED_BYTES: usize = 64 << 10;
 
 /// Computes the vector of a prompt; `None` if it has no permit for that.
 pub(super) async fn embed(
@@ -25,9 +21,8 @@ pub(super) async fn embed(
     let Some(permit) = permit else {
         return Ok(None);
     };
-    let text = &text[..text.floor_char_boundary(EMBEDDED_BYTES)];
     let started = Instant::now();
-    let embedding = deps.embedder.embed(permit, text.into()).await?;
+    let embedding = deps.embedder.embed(permit, read_part(text).into()).await?;
     deps.metrics
         .embedding_duration
         .with_label_values(&["post"])
