@@ -135,6 +135,10 @@ fn plain(error: &Error) -> anyhow::Error {
         | Error::Failed(_)
         | Error::IdempotencyKey(_)
         | Error::QuotaExceeded
+        | Error::Refused(_)
+        | Error::ModelNotFound
+        | Error::BudgetExceeded
+        | Error::PriceUnknown
         | Error::Scope(_)
         | Error::Deleted => anyhow!("{error}"),
     }
@@ -204,7 +208,10 @@ async fn list(store: &Store, user: Option<&User>, out: &mut impl Write) -> anyho
             | Record::Key(_)
             | Record::UpstreamDay(_)
             | Record::Session(_)
-            | Record::RevokedToken(_) => None,
+            | Record::RevokedToken(_)
+            | Record::Usage(_)
+            | Record::UsageDay(_)
+            | Record::UserBudget(_) => None,
         });
         let live: Vec<ApiKey> = live.collect();
         let owners: Vec<UserId> = live.iter().map(|key| key.user_id).collect();

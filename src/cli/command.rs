@@ -14,7 +14,7 @@ use clap::{Arg, Command, CommandFactory};
 use super::Cli;
 
 /// The settings that the help of a command shows; `serve`, as the help of the program, shows all.
-const SHOWN: [(&str, &[&str]); 10] = [
+const SHOWN: [(&str, &[&str]); 11] = [
     ("user", &["data_dir"]),
     ("key", &["data_dir"]),
     ("check", &[]),
