@@ -12,6 +12,7 @@ pub mod secret_files;
 mod shared;
 mod store;
 pub mod transfer_commands;
+pub mod usage;
 pub mod users;
 
 use std::net::SocketAddr;
@@ -48,6 +49,7 @@ use crate::services::models::Models;
 use crate::services::prompts::{self, Prompts};
 use crate::services::reembedding::{Reembedding, ReembeddingProgress};
 use crate::services::search::Searches;
+use crate::services::usage::Usages;
 use crate::store::postgres::ServerLock;
 use crate::telemetry::Metrics;
 
@@ -245,6 +247,9 @@ impl App {
             server: config.server,
             accounts,
             prompts,
+            usages: Usages {
+                store: Arc::clone(&store.usage),
+            },
             searches,
             health,
             hub,

@@ -14,7 +14,7 @@ use clap::{Arg, Command, CommandFactory};
 use super::Cli;
 
 /// The settings that the help of a command shows; `serve`, as the help of the program, shows all.
-const SHOWN: [(&str, &[&str]); 10] = [
+const SHOWN: [(&str, &[&str]); 11] = [
     ("user", &["data_dir"]),
     ("check", &[]),
     ("backup", &["data_dir"]),
@@ -24,6 +24,7 @@ const SHOWN: [(&str, &[&str]); 10] = [
         &["data_dir", "max_prompt_chars", "embedding_model_dir"],
     ),
     ("move", &["data_dir", "embedding_model_dir"]),
+    ("usage", &["data_dir"]),
     ("prices", &["prices_file"]),
     ("openapi", &[]),
     ("secrets", &[]),
