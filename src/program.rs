@@ -10,7 +10,9 @@ use futures_util::FutureExt;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::api::Documents;
-use crate::app::{App, check, health_check, keys, prices, secret_files, transfer_commands, users};
+use crate::app::{
+    App, check, health_check, keys, prices, secret_files, transfer_commands, usage, users,
+};
 use crate::cli::{Cli, Command, Output, Refusal};
 use crate::config::{Config, LogFormat, Secrets, read_env_file};
 use crate::telemetry;
@@ -96,6 +98,7 @@ fn run(cli: Cli, out: &mut Output) -> anyhow::Result<()> {
     }
     match command {
         Command::Prices(arguments) => prices::run(&arguments, &config, &mut stdin().lock(), out),
+        Command::Usage(arguments) => runtime.block_on(usage::run(arguments, &config, out)),
         Command::User(command) => runtime.block_on(users::run(command, &config, out)),
         Command::Key(command) => {
             let mut notes = std::io::stderr();

@@ -16,37 +16,43 @@ use super::list_header::words;
 /// Server-sent events.
 pub const EVENT_STREAM: &str = "text/event-stream";
 
+/// Comma-separated values.
+const CSV: &str = "text/csv";
+
 /// The value of `Vary` on responses that depend on `Accept`, spelled as in the replaced system.
 pub const VARY_ACCEPT: HeaderValue = HeaderValue::from_static("Accept");
 
-/// The operations that return a stream to a client that asks for one.
+/// The operations that return something else than JSON to a client that asks for it: a stream, or
+/// comma-separated values.
 #[derive(Clone)]
-pub struct Streams(Arc<[(Method, String)]>);
+pub struct Streams(Arc<[(Method, String, &'static str)]>);
 
 impl Streams {
     /// Finds them in the routes' own description: a stream is among their responses.
     pub fn described_in(api: &OpenApi) -> Self {
-        let returns_stream = |operation: &Option<Operation>| {
+        let returns = |operation: &Option<Operation>, media_type: &str| {
             let responses = operation
                 .iter()
                 .flat_map(|one| one.responses.responses.values());
             responses.into_iter().any(|response| match response {
-                RefOr::T(response) => response.content.contains_key(EVENT_STREAM),
+                RefOr::T(response) => response.content.contains_key(media_type),
                 RefOr::Ref(_) => false,
             })
         };
         let mut streams = Vec::new();
         for (path, item) in &api.paths.paths {
             for (method, operation) in [(Method::GET, &item.get), (Method::POST, &item.post)] {
-                if returns_stream(operation) {
-                    streams.push((method, path.clone()));
+                for media_type in [EVENT_STREAM, CSV] {
+                    if returns(operation, media_type) {
+                        streams.push((method.clone(), path.clone(), media_type));
+                    }
                 }
             }
         }
         Self(streams.into())
     }
 
-    fn contain(&self, request: &Request) -> bool {
+    fn contain(&self, request: &Request, media_type: &str) -> bool {
         let method = match request.method() {
             &Method::HEAD => &Method::GET,
             method => method,
@@ -56,7 +62,9 @@ impl Streams {
             .get::<MatchedPath>()
             .is_some_and(|path| {
                 let mut streams = self.0.iter();
-                streams.any(|stream| stream.0 == method && stream.1 == path.as_str())
+                streams.any(|(of, described, returned)| {
+                    of == method && described == path.as_str() && *returned == media_type
+                })
             })
     }
 }
@@ -70,7 +78,8 @@ pub async fn require_acceptable(
 ) -> Response {
     let headers = request.headers();
     let is_acceptable = accepts(headers, "application/json")
-        || (wants_stream(headers) && streams.contain(&request));
+        || (wants_stream(headers) && streams.contain(&request, EVENT_STREAM))
+        || (wants_csv(headers) && streams.contain(&request, CSV));
     let mut response = if is_acceptable {
         next.run(request).await
     } else {
@@ -92,6 +101,11 @@ pub fn wants_stream(headers: &HeaderMap) -> bool {
         .filter_map(|range| range.split(';').next())
         .any(|name| name.trim().eq_ignore_ascii_case(EVENT_STREAM));
     is_named && quality(headers, EVENT_STREAM) > quality(headers, "application/json")
+}
+
+/// Whether a client prefers comma-separated values to JSON.
+pub fn wants_csv(headers: &HeaderMap) -> bool {
+    quality(headers, CSV) > quality(headers, "application/json")
 }
 
 /// Whether a client accepts `media_type` (`type/subtype`). Without an `Accept` header it accepts

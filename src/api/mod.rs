@@ -4,6 +4,7 @@ mod accounts;
 pub(crate) mod authenticate;
 mod content_negotiation;
 mod cross_origin;
+mod dollars;
 mod drain_body;
 mod error;
 pub(crate) mod extract;
@@ -21,6 +22,7 @@ mod router;
 mod server;
 pub(crate) mod session_cookie;
 mod state;
+mod usage;
 mod v1;
 pub(crate) mod ws;
 

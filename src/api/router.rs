@@ -23,7 +23,7 @@ use super::pages::Documents;
 use super::request_log::log_request;
 use super::server::Slot;
 use super::state::AppState;
-use super::{accounts, health, keys, oauth, pages, prompts, v1, ws};
+use super::{accounts, health, keys, oauth, pages, prompts, usage, v1, ws};
 use crate::error::Error;
 
 /// The routes of the API that need an access token or an API key.
@@ -31,6 +31,7 @@ pub fn known_routes() -> OpenApiRouter<AppState> {
     accounts::known_router()
         .merge(keys::router())
         .merge(prompts::router())
+        .merge(usage::router())
 }
 
 /// The routes of OpenAI's protocol, which need an access token or an API key.

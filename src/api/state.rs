@@ -18,6 +18,7 @@ use crate::services::health::Health;
 use crate::services::models::Models;
 use crate::services::prompts::Prompts;
 use crate::services::search::Searches;
+use crate::services::usage::Usages;
 use crate::telemetry::Metrics;
 use crate::throttle::Throttle;
 
@@ -32,6 +33,8 @@ pub struct State {
     pub accounts: Arc<Accounts>,
     /// Posting, listing, reading, deleting.
     pub prompts: Prompts,
+    /// What calls used and cost.
+    pub usages: Usages,
     /// Finding by meaning.
     pub searches: Arc<Searches>,
     /// Embedding texts for callers.

@@ -13,6 +13,7 @@ pub mod secret_files;
 mod shared;
 mod store;
 pub mod transfer_commands;
+pub mod usage;
 pub mod users;
 
 use std::net::SocketAddr;
@@ -50,6 +51,7 @@ use crate::services::models::Models;
 use crate::services::prompts::{self, Prompts};
 use crate::services::reembedding::{Reembedding, ReembeddingProgress};
 use crate::services::search::Searches;
+use crate::services::usage::Usages;
 use crate::store::postgres::ServerLock;
 use crate::telemetry::Metrics;
 
@@ -253,6 +255,9 @@ impl App {
             server: config.server,
             accounts,
             prompts,
+            usages: Usages {
+                store: Arc::clone(&store.usage),
+            },
             searches,
             embeddings,
             health,

@@ -15,7 +15,7 @@ use crate::domain::account::{
     Email, NewAccount, NewPassword, Username, canonical_username, trimmed,
 };
 use crate::domain::{
-    CLOCK_TOLERANCE, ClientNetwork, Record, RecordCursor, Timestamp, User, UserId,
+    Budget, CLOCK_TOLERANCE, ClientNetwork, Record, RecordCursor, Timestamp, User, UserId,
 };
 use crate::store::{AccountStore, BulkStore, Error, NewUser};
 
@@ -58,6 +58,25 @@ pub async fn run(
             })
             .await?;
             writeln!(out, "enabled")?;
+        }
+        UserCommand::Budget { username, budget } => {
+            let budget = match budget.as_str() {
+                "off" => None,
+                text => Some(
+                    text.parse::<Budget>()
+                        .map_err(|problem| anyhow!("{problem}"))?,
+                ),
+            };
+            on_store(config, async |store| {
+                let id = find(&*store.accounts, &username).await?.id;
+                store.usage.set_user_budget(id, budget).await?;
+                Ok(())
+            })
+            .await?;
+            match budget {
+                Some(budget) => writeln!(out, "budget {budget}")?,
+                None => writeln!(out, "no budget")?,
+            }
         }
         UserCommand::SetPassword { username, secret } => {
             on_store(config, async |store| {

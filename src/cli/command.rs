@@ -14,7 +14,7 @@ use clap::{Arg, Command, CommandFactory};
 use super::Cli;
 
 /// The settings that the help of a command shows; `serve`, as the help of the program, shows all.
-const SHOWN: [(&str, &[&str]); 11] = [
+const SHOWN: &[(&str, &[&str])] = &[
     ("user", &["data_dir"]),
     ("key", &["data_dir"]),
     ("check", &[]),
@@ -25,6 +25,7 @@ const SHOWN: [(&str, &[&str]); 11] = [
         &["data_dir", "max_prompt_chars", "embedding_model_dir"],
     ),
     ("move", &["data_dir", "embedding_model_dir"]),
+    ("usage", &["data_dir"]),
     ("prices", &["prices_file"]),
     ("openapi", &[]),
     ("secrets", &[]),
@@ -74,7 +75,7 @@ pub(super) fn command() -> Command {
     let root = root
         .after_help(SECRETS)
         .mut_subcommand("serve", |serve| serve.after_help(SECRETS));
-    let root = SHOWN.into_iter().fold(root, |root, (name, shown)| {
+    let root = SHOWN.iter().fold(root, |root, (name, shown)| {
         let hidden = settings
             .iter()
             .filter(|arg| !shown.contains(&arg.get_id().as_str()));
@@ -107,7 +108,7 @@ mod tests {
 
     #[test]
     fn the_help_of_every_command_but_the_server_has_its_own_settings() {
-        let shown = SHOWN.map(|(name, _)| name);
+        let shown: Vec<_> = SHOWN.iter().map(|(name, _)| *name).collect();
         let commands = Cli::command();
         let names = commands.get_subcommands().map(Command::get_name);
         for name in names.filter(|name| *name != "serve") {

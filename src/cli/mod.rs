@@ -95,6 +95,8 @@ pub enum Command {
     Import(ImportArgs),
     /// Copy the embedded store to PostgreSQL and compare both; the server must be stopped
     Move(MoveArgs),
+    /// Print what all calls used and cost, also beside a running server
+    Usage(UsageArgs),
     /// Print the prices of models, and check that those named have one
     Prices(PricesArgs),
     /// Print the API's description, OpenAPI 3.1 as JSON
@@ -165,6 +167,25 @@ pub struct ImportArgs {
     /// known)
     #[arg(long, value_name = "NAME", default_value = "unknown")]
     pub model: String,
+}
+
+/// Which usage is summed up, and how.
+#[derive(Args, Debug)]
+pub struct UsageArgs {
+    /// The first day, in UTC [default: 30 days in all]
+    #[arg(long, value_name = "DAY")]
+    pub from: Option<String>,
+    /// The last day, in UTC [default: today]
+    #[arg(long, value_name = "DAY")]
+    pub to: Option<String>,
+    /// By what sums are told apart: day, user, key, model
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "user"
+    )]
+    pub by: Vec<String>,
 }
 
 /// Which prices are printed, and how.
@@ -259,6 +280,15 @@ pub enum UserCommand {
     Enable {
         /// The account's name
         username: String,
+    },
+    /// Set what an account's calls may cost, in US dollars for each day, week, month or in total,
+    /// such as 20.00/month; off takes the budget away
+    Budget {
+        /// The account's name
+        username: String,
+        /// AMOUNT/PERIOD, or off
+        #[arg(value_name = "AMOUNT/PERIOD")]
+        budget: String,
     },
     /// Give an account another password, read from standard input unless an option says where it
     /// is; what it was given ends within 5 seconds

@@ -25,7 +25,7 @@ pub use record::{
 };
 pub use timestamp::Timestamp;
 pub use usage::{
-    Spend, Subject, TokenUsage, UsageDay, UsageEntry, UsageOutcome, UsageRecord, UsageTotals,
-    UserBudget,
+    Spend, Subject, TokenUsage, UsageDay, UsageEntry, UsageGroups, UsageOutcome, UsageRecord,
+    UsageSum, UsageTotals, UserBudget,
 };
 pub use user::{CLOCK_TOLERANCE, CredentialState, User};

@@ -27,6 +27,18 @@ impl TokenUsage {
             .saturating_add(self.cache_write)
     }
 
+    fn add(&mut self, other: Self) {
+        for (sum, tokens) in [
+            (&mut self.input, other.input),
+            (&mut self.cache_read, other.cache_read),
+            (&mut self.cache_write, other.cache_write),
+            (&mut self.output, other.output),
+            (&mut self.reasoning, other.reasoning),
+        ] {
+            *sum = sum.saturating_add(tokens);
+        }
+    }
+
     /// All tokens of the output.
     pub fn total_output(&self) -> u64 {
         self.output.saturating_add(self.reasoning)
@@ -157,25 +169,53 @@ pub struct UsageTotals {
     pub unpriced: u64,
 }
 
+impl std::ops::AddAssign for UsageTotals {
+    fn add_assign(&mut self, other: Self) {
+        self.tokens.add(other.tokens);
+        self.attempts += other.attempts;
+        self.unpriced += other.unpriced;
+        self.cost = Picodollars(self.cost.0.saturating_add(other.cost.0));
+    }
+}
+
 impl UsageTotals {
     /// Adds an attempt.
     pub fn add(&mut self, entry: &UsageEntry) {
-        let tokens = entry.tokens.unwrap_or_default();
-        let sums = &mut self.tokens;
-        for (sum, tokens) in [
-            (&mut sums.input, tokens.input),
-            (&mut sums.cache_read, tokens.cache_read),
-            (&mut sums.cache_write, tokens.cache_write),
-            (&mut sums.output, tokens.output),
-            (&mut sums.reasoning, tokens.reasoning),
-        ] {
-            *sum = sum.saturating_add(tokens);
-        }
-        self.attempts += 1;
-        self.unpriced += u64::from(entry.cost.is_none());
-        let cost = entry.cost.unwrap_or_default();
-        self.cost = Picodollars(self.cost.0.saturating_add(cost.0));
+        *self += Self {
+            attempts: 1,
+            tokens: entry.tokens.unwrap_or_default(),
+            cost: entry.cost.unwrap_or_default(),
+            unpriced: u64::from(entry.cost.is_none()),
+        };
     }
+}
+
+/// By what sums of usage are told apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UsageGroups {
+    /// By day.
+    pub by_day: bool,
+    /// By user.
+    pub by_user: bool,
+    /// By key.
+    pub by_key: bool,
+    /// By model.
+    pub by_model: bool,
+}
+
+/// The sums of one group. What the groups are not told apart by is `None`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UsageSum {
+    /// The day, counted from 1970-01-01 UTC.
+    pub day: Option<i64>,
+    /// Whose calls.
+    pub user_id: Option<UserId>,
+    /// The key: the inner `None` stands for calls without one.
+    pub api_key_id: Option<Option<ApiKeyId>>,
+    /// The model that answered.
+    pub model: Option<String>,
+    /// The sums.
+    pub totals: UsageTotals,
 }
 
 /// Whose budget it is.
@@ -225,4 +265,49 @@ pub struct UserBudget {
     pub user_id: UserId,
     /// The budget.
     pub budget: Budget,
+}
+
+/// The day of that text, such as `2026-11-30`, counted from 1970-01-01. `None` for any other text.
+pub fn parse_day(text: &str) -> Option<i64> {
+    if text.len() != 10 {
+        return None;
+    }
+    let midnight = Timestamp::parse_rfc3339(&format!("{text}T00:00:00Z"))?;
+    let day = midnight.unix_day();
+    (day_text(day) == text).then_some(day)
+}
+
+/// A day counted from 1970-01-01, as text such as `2026-11-30`.
+pub fn day_text(day: i64) -> String {
+    let mut text = Timestamp::from_unix_day(day).to_string();
+    text.truncate(text.find('T').unwrap_or(text.len()));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days_are_read_and_written() {
+        for (text, day) in [
+            ("1970-01-01", 0),
+            ("2026-11-30", 20_787),
+            ("2028-02-29", 21_243),
+        ] {
+            assert_eq!(parse_day(text), Some(day), "{text}");
+            assert_eq!(day_text(day), text);
+        }
+        for text in [
+            "",
+            "2026-11-31",
+            "2026-1-1",
+            "20261130",
+            "2026-11-30T",
+            "1969-12-31",
+            "yesterday!",
+        ] {
+            assert_eq!(parse_day(text), None, "{text}");
+        }
+    }
 }

@@ -12,6 +12,7 @@ pub mod purge;
 pub mod reembedding;
 pub mod search;
 pub mod sockets;
+pub mod usage;
 
 use crate::error::Error;
 use crate::{embed::pipeline, search as similarity, store};

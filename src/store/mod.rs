@@ -23,7 +23,7 @@ use async_trait::async_trait;
 pub(crate) use self::api_keys::api_key_columns;
 pub use self::api_keys::{ApiKeyStore, NewSecret, USE_NOTED_EVERY};
 pub use self::bulk::BulkStore;
-pub use self::usage::{CallBudgets, UsageFilter, UsageGroups, UsageStore, UsageSum};
+pub use self::usage::{CallBudgets, UsageFilter, UsageStore};
 use crate::domain::{
     Embedding, ModelId, Prompt, PromptId, RevokedToken, Session, Timestamp, User, UserId,
 };

@@ -1,11 +1,11 @@
 //! Rows as both backends read them: their columns have the same names and meanings.
 
-use super::{ChatCall, Error, ExpiredCall, KeyClaim, KeyState, Unembedded, UsageSum};
+use super::{ChatCall, Error, ExpiredCall, KeyClaim, KeyState, Unembedded};
 use crate::domain::{
     ApiKey, ApiKeyId, ApiKeyRecord, Budget, CallDetails, ChatTexts, FailureCode, KeyRecord,
     LastIds, Period, Picodollars, PreviousSecret, Prompt, PromptId, PromptSource, PromptStatus,
     Record, RevokedToken, Scopes, Session, Spend, Timestamp, TokenUsage, UpstreamDay, UsageDay,
-    UsageEntry, UsageOutcome, UsageRecord, UsageTotals, User, UserBudget, UserId,
+    UsageEntry, UsageOutcome, UsageRecord, UsageSum, UsageTotals, User, UserBudget, UserId,
 };
 
 /// A stored or given value that this program must never have stored or passed.

@@ -7,7 +7,7 @@
 use async_trait::async_trait;
 
 use super::Error;
-use crate::domain::{ApiKeyId, Budget, Picodollars, Spend, Subject, UsageTotals, UserId};
+use crate::domain::{Budget, Picodollars, Spend, Subject, UsageGroups, UsageSum, UserId};
 
 /// The day under which [`Spend`] keeps the sum of all days.
 pub(super) const ALL_DAYS: i64 = -1;
@@ -24,19 +24,6 @@ pub struct CallBudgets {
     pub service: Option<Budget>,
 }
 
-/// By what sums of usage are told apart.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct UsageGroups {
-    /// By day.
-    pub by_day: bool,
-    /// By user.
-    pub by_user: bool,
-    /// By key.
-    pub by_key: bool,
-    /// By model.
-    pub by_model: bool,
-}
-
 /// Which usage is summed up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UsageFilter {
@@ -46,21 +33,6 @@ pub struct UsageFilter {
     pub from: i64,
     /// The last day.
     pub to: i64,
-}
-
-/// The sums of one group. What the groups are not told apart by is `None`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct UsageSum {
-    /// The day, counted from 1970-01-01 UTC.
-    pub day: Option<i64>,
-    /// Whose calls.
-    pub user_id: Option<UserId>,
-    /// The key: the inner `None` stands for calls without one.
-    pub api_key_id: Option<Option<ApiKeyId>>,
-    /// The model that answered.
-    pub model: Option<String>,
-    /// The sums.
-    pub totals: UsageTotals,
 }
 
 /// Usage and budgets. Each method is one transaction, as with the other traits of the store.

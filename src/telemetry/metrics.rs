@@ -2,8 +2,8 @@
 //! client.
 
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
-    IntGauge, Opts, Registry, TextEncoder,
+    Counter, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
+    IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
 
 use super::process;
@@ -73,6 +73,14 @@ metrics! {
     gen_ai_client_operation_duration: HistogramVec = |help| histograms("gen_ai_client_operation_duration_seconds", help, &exponential(0.01, 2.0, 14), &["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "error_type"]);
     /// Tokens read and written by the upstream.
     gen_ai_client_token_usage: HistogramVec = |help| histograms("gen_ai_client_token_usage", help, &exponential(1.0, 4.0, 14), &["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model", "gen_ai_token_type"]);
+    /// What calls cost, in US dollars, as far as it is known.
+    cost: Counter = |help| Counter::with_opts(Opts::new("cost_usd_total", help)).expect("valid metric");
+    /// Tokens of metered attempts, by kind.
+    metered_tokens: IntCounterVec = |help| counters("metered_tokens_total", help, &["kind"]);
+    /// Metered attempts whose cost is not known.
+    unpriced_attempts: IntCounter = |help| counter("unpriced_attempts_total", help);
+    /// Calls that were refused because of a budget, by reason.
+    budget_refusals: IntCounterVec = |help| counters("budget_refusals_total", help, &["reason"]);
     /// Time from asking the upstream to the first text of a streamed answer.
     gen_ai_client_time_to_first_chunk: HistogramVec = |help| histograms("gen_ai_client_operation_time_to_first_chunk_seconds", help, &exponential(0.01, 2.0, 14), &["gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model"]);
     /// Calls to the upstream in flight.

@@ -183,7 +183,7 @@ const BANNED: &[(&[&str], &[&str], &[&str])] = &[
 
 /// Files and folders under `src/api` that each are one resource and leave the others alone.
 const RESOURCES: &[&str] = &[
-    "accounts", "health", "keys", "oauth", "pages", "prompts", "ws",
+    "accounts", "health", "keys", "oauth", "pages", "prompts", "usage", "ws",
 ];
 
 fn source_root() -> PathBuf {

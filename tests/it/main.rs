@@ -40,4 +40,5 @@ mod throttle;
 mod tokens;
 mod transfer;
 mod upstream;
+mod usage;
 mod v1_embeddings;

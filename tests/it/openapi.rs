@@ -41,6 +41,7 @@ const OPERATIONS: &[(&str, &str, Access, u16)] = &[
     ("get", "/api/prompts", READS, 200),
     ("get", "/api/prompts/similar", READS, 400),
     ("get", "/api/prompts/{id}", READS_OWN, 200),
+    ("get", "/api/usage", READS, 200),
     ("get", "/docs", Access::Open, 200),
     ("get", "/healthz", Access::Open, 200),
     ("get", "/metrics", Access::Open, 200),

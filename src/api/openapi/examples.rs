@@ -35,11 +35,20 @@ pub fn examples(operation: &str, status: &str) -> Examples {
             ("too many keys", body(Error::TooManyApiKeys)),
             ("an API key", body(Error::Scope(ScopeProblem::NoKeys))),
         ],
-        "403" if matches!(operation, "list_prompts" | "find_similar" | "show_prompt") => {
+        "403"
+            if matches!(
+                operation,
+                "list_prompts" | "find_similar" | "show_prompt" | "show_usage"
+            ) =>
+        {
             vec![("", lacks(Scope::Read))]
         }
         "403" if operation == "delete_prompt" => vec![("", lacks(Scope::Write))],
         "403" => one(Error::Scope(ScopeProblem::NoKeys)),
+        "404" if operation == "create_prompt" => vec![
+            ("no price", body(Error::PriceUnknown)),
+            ("another model", body(Error::ModelNotFound)),
+        ],
         "404" => one(Error::NotFound),
         "405" => detail("Method not allowed."),
         "406" => detail("Could not satisfy the request Accept header."),
@@ -58,6 +67,13 @@ pub fn examples(operation: &str, status: &str) -> Examples {
         "422" => one(Error::IdempotencyKey(KeyProblem::OtherRequest)),
         "426" => detail("This address speaks WebSocket."),
         "429" if operation == "connect" => detail("This user has too many open sockets."),
+        "429" if operation == "create_prompt" => vec![
+            (
+                "throttled",
+                body(Error::RateLimited(Duration::from_secs(7))),
+            ),
+            ("a budget", body(Error::BudgetExceeded)),
+        ],
         "429" => one(Error::RateLimited(Duration::from_secs(7))),
         "500" => one(Error::internal("a defect")),
         "502" => one(failed(FailureCode::UpstreamFailed)),
@@ -103,6 +119,10 @@ fn invalid(operation: &str) -> Examples {
                     fields(&[("k", "Ensure this value is less than or equal to 100.")]),
                 ),
             ];
+        }
+        "show_usage" => {
+            let message = "A day is written as 2026-11-30.";
+            return vec![("", fields(&[("from", message)]))];
         }
         "show_prompt" => return detail("The Last-Event-ID is none of this service's."),
         "get_token" => {

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use super::{CreatedPromptResponse, check_length, json_bytes, stream};
 use crate::api::authenticate::{Admitted, ChatScope, Permitted};
 use crate::api::content_negotiation::wants_stream;
-use crate::api::error::{ApiError, ErrorResponse, FailedPromptResponse, THROTTLED};
+use crate::api::error::{ApiError, ErrorResponse, FailedPromptResponse};
 use crate::api::extract::{Body, form};
 use crate::api::json_response::json_response;
 use crate::api::request_log::UpstreamTime;
@@ -17,7 +17,7 @@ use crate::domain::Timestamp;
 use crate::error::Error;
 use crate::memory_budget::{Owner, Reservation};
 use crate::services::accounts::Caller;
-use crate::services::prompts::{CreatePrompt, Created, Post};
+use crate::services::prompts::{CreatePrompt, Created, KeyInUse, Post};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Says that a response is that of an earlier request with the same key.
@@ -77,6 +77,7 @@ form!(CreatePromptRequest { prompt: text, websocket: flag, stream: optional_flag
             headers(("Idempotent-Replayed" = bool, description = "`true` if the answer is that of an earlier request with the same key; absent otherwise.")),
         ),
         (status = 403, description = "The user keeps as many prompts as `MAX_PROMPTS_PER_USER` allows, failed ones included. Deleting some helps, repeating does not. Or the API key lacks the scope `chat`. Nothing was asked or stored.", body = ErrorResponse),
+        (status = 404, description = "A budget is in force and the model has no price, or no limit of tokens. Or the API key may not use the model. Nothing was asked or stored.", body = ErrorResponse),
         (
             status = 409, description = "The first request with this key is still being answered.", body = ErrorResponse,
             headers(("Retry-After" = u64, description = "Whole seconds to wait.")),
@@ -84,7 +85,11 @@ form!(CreatePromptRequest { prompt: text, websocket: flag, stream: optional_flag
         (status = 410, description = "The prompt posted with this key was deleted, or this one while it was being answered.", body = ErrorResponse),
         (status = 413, description = "The body is larger than 1 MiB.", body = ErrorResponse),
         (status = 422, description = "The key was used for another request.", body = ErrorResponse),
-        (status = 429, description = THROTTLED, body = ErrorResponse),
+        (
+            status = 429, body = ErrorResponse,
+            description = "Too many: `Retry-After` says when one succeeds. Or, with the code `insufficient_quota`, the call may cost more than is left of a budget: then repeating it does not help.",
+            headers(("x-should-retry" = bool, description = "`false` if a budget refuses the call; absent otherwise.")),
+        ),
         (status = 502, description = "The upstream failed. The prompt is kept as failed.", body = FailedPromptResponse),
         (
             status = 503, body = FailedPromptResponse,
@@ -156,7 +161,7 @@ fn read(
         announce: request.websocket,
         is_streamed: request.stream.unwrap_or_else(|| wants_stream(headers)),
         key,
-        api_key: None,
+        api_key: caller.api_key().map(|key| KeyInUse::of(key)),
         now: Timestamp::now(),
     };
     Ok((new, memory))

@@ -14,6 +14,7 @@ use axum::response::Response;
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde::Serialize;
+use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -23,6 +24,7 @@ pub use self::events::encode_event;
 use self::usage::Usage;
 use super::authenticate::{Permitted, ReadScope, WriteScope};
 use super::content_negotiation::wants_stream;
+use super::dollars::dollars;
 use super::error::{ApiError, ErrorResponse};
 use super::extract::{Query, RequestOwner};
 use super::json_response::{json_len, json_response};
@@ -80,6 +82,9 @@ pub struct PromptResponse {
     /// How long the upstream took, with all attempts, in milliseconds.
     #[schema(required = true, example = 1250)]
     duration_ms: Option<u32>,
+    /// What it cost in US dollars, exactly; null where no price is known.
+    #[schema(required = true, value_type = Option<f64>, example = 0.00029)]
+    cost_usd: Option<Box<RawValue>>,
     /// The front door by which it came: `api`, `page` or `v1`.
     #[schema(example = "api")]
     source: &'static str,
@@ -340,6 +345,7 @@ impl From<Prompt> for PromptResponse {
             usage: Usage::of(&prompt.call),
             finish_reason: prompt.call.finish_reason,
             duration_ms: prompt.call.duration_ms,
+            cost_usd: prompt.call.cost.map(dollars),
             source: prompt.source.as_str(),
         }
     }

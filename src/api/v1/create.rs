@@ -25,7 +25,7 @@ use crate::llm::with_member;
 use crate::memory_budget::{Owner, Reservation};
 use crate::services::accounts::Caller;
 use crate::services::prompts::chat::ChatPost;
-use crate::services::prompts::{CreatePrompt, Created, Post};
+use crate::services::prompts::{CreatePrompt, Created, KeyInUse, Post};
 
 /// A chat request. All members are passed to the upstream as they came, those too that are not
 /// listed here.
@@ -70,12 +70,16 @@ pub struct ChatCompletionRequest {
         ),
         (status = 400, description = "The body is no chat request, or the upstream refuses it: then in the upstream's words.", body = OpenAiErrorResponse),
         (status = 403, description = "The key may not do this, or the user keeps as many prompts as allowed.", body = OpenAiErrorResponse),
-        (status = 404, description = "No upstream serves the model, or the key may not use it.", body = OpenAiErrorResponse),
+        (status = 404, description = "No upstream serves the model, or the key may not use it; or a budget is in force and the model has no price, or no limit of tokens.", body = OpenAiErrorResponse),
         (status = 409, description = "The first request with this idempotency key is still being answered.", body = OpenAiErrorResponse),
         (status = 410, description = "The call made with this idempotency key was deleted, or this one while it was being answered.", body = OpenAiErrorResponse),
         (status = 413, description = "The body is larger than `MAX_V1_BODY`.", body = OpenAiErrorResponse),
         (status = 422, description = "The idempotency key was used for another request, or the upstream refuses this one.", body = OpenAiErrorResponse),
-        (status = 429, description = "Too many. `Retry-After` and `retry-after-ms` say when one succeeds.", body = OpenAiErrorResponse),
+        (
+            status = 429, body = OpenAiErrorResponse,
+            description = "Too many: `Retry-After` and `retry-after-ms` say when one succeeds. Or, with the code `insufficient_quota`, the call may cost more than is left of a budget: then repeating it does not help.",
+            headers(("x-should-retry" = bool, description = "`false` if a budget refuses the call; absent otherwise.")),
+        ),
         (status = 502, description = "The upstream failed.", body = OpenAiErrorResponse),
         (status = 504, description = "The upstream did not answer in time.", body = OpenAiErrorResponse),
     ),
@@ -193,7 +197,7 @@ impl ChatCall<'_> {
             route,
             post: Post::Chat(Box::new(chat)),
             key,
-            api_key: None,
+            api_key: self.caller.api_key().map(|key| KeyInUse::of(key)),
             now: Timestamp::now(),
         };
         Ok((new, memory))

@@ -137,7 +137,10 @@ pub(super) async fn run(inner: &Arc<Inner>, permits: Permits, new: CreatePrompt,
     let holder = inner.next_holder();
     let (begun, over_limit) = match embedding.during(begin(deps, &new, holder)).await {
         Ok(begun) => begun,
-        Err(error) => return reply.send(Err(error.into())),
+        Err(error) => {
+            count_refusal(deps, &error);
+            return reply.send(Err(error.into()));
+        }
     };
     let prompt = match begun {
         Begun::Started(prompt) => prompt,
@@ -198,6 +201,21 @@ async fn reply_within(
     }
     reply.send(Err(Error::unavailable("the outcome waits to be stored")));
     settling.await
+}
+
+/// Counts a call that a budget refuses.
+fn count_refusal(deps: &Deps, error: &store::Error) {
+    let reason = match error {
+        store::Error::BudgetExceeded => "exceeded",
+        store::Error::PriceUnknown => "price_unknown",
+        store::Error::UsernameTaken
+        | store::Error::QuotaExceeded
+        | store::Error::TooManyApiKeys
+        | store::Error::Unavailable(_)
+        | store::Error::Internal(_) => return,
+    };
+    let refusals = &deps.metrics.budget_refusals;
+    refusals.with_label_values(&[reason]).inc();
 }
 
 /// Counts the call, then stores its prompt as running. If the day's limit is reached, returns the

@@ -27,8 +27,8 @@ pub use self::events::{Encode, Event};
 use self::stream::{ResponseStream, StreamEnd, StreamOffset, StreamReader};
 use crate::config::CallsConfig;
 use crate::domain::{
-    ApiKeyId, Budget, ChatTexts, ModelId, Prompt, PromptId, PromptSource, PromptStatus, Timestamp,
-    UserId,
+    ApiKey, ApiKeyId, Budget, ChatTexts, ModelId, Prompt, PromptId, PromptSource, PromptStatus,
+    Timestamp, UserId,
 };
 use crate::embed::Embedder;
 use crate::error::Error;
@@ -73,6 +73,16 @@ pub struct KeyInUse {
     pub id: ApiKeyId,
     /// Its budget.
     pub budget: Option<Budget>,
+}
+
+impl KeyInUse {
+    /// Of that key.
+    pub fn of(key: &ApiKey) -> Self {
+        Self {
+            id: key.id,
+            budget: key.budget,
+        }
+    }
 }
 
 /// What is posted, by one of the two front doors.

@@ -10,8 +10,10 @@ use super::call::{Call, Outcome};
 use super::chat::kept_answer;
 use super::events::{self, Event};
 use super::stream::StreamEnd;
-use super::{Created, count_outcome};
-use crate::domain::{CallDetails, FailureCode, ModelId, Picodollars, Prompt, PromptStatus};
+use super::{Created, Deps, count_outcome};
+use crate::domain::{
+    CallDetails, FailureCode, ModelId, Picodollars, Prompt, PromptStatus, UsageEntry,
+};
 use crate::error::{Error, FailedPrompt, KeyProblem, Refusal};
 use crate::services::metering::CallEnd;
 use crate::store::{self, CallOutcome};
@@ -78,8 +80,17 @@ impl Call<'_> {
         };
         self.meter(&outcome, &mut to_store);
         match self.store_outcome(&to_store).await {
-            Ok(Stored::Ours(prompt)) => self.report(prompt, outcome),
-            Ok(Stored::Theirs(prompt)) => self.report_theirs(prompt),
+            Ok(Stored::Ours(prompt)) => {
+                count_usage(deps, &to_store.usage);
+                self.report(prompt, outcome)
+            }
+            Ok(Stored::Theirs(prompt)) => {
+                if prompt.is_none() {
+                    // Deleted meanwhile, and metered all the same.
+                    count_usage(deps, &to_store.usage);
+                }
+                self.report_theirs(prompt)
+            }
             Err(error) => self.store_failed(error, outcome).await,
         }
     }
@@ -279,6 +290,32 @@ impl Call<'_> {
                 .unwrap_or_else(|| self.prompt.model.clone()),
             call: outcome.details.clone(),
             ..self.prompt.clone()
+        }
+    }
+}
+
+/// Counts what was stored of a call's usage.
+fn count_usage(deps: &Deps, entries: &[UsageEntry]) {
+    let metrics = &deps.metrics;
+    for entry in entries {
+        match entry.cost {
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "a metric need not be exact; the ledger is"
+            )]
+            Some(cost) => metrics.cost.inc_by(cost.0.max(0) as f64 / 1e12),
+            None => metrics.unpriced_attempts.inc(),
+        }
+        let tokens = entry.tokens.unwrap_or_default();
+        for (kind, count) in [
+            ("input", tokens.input),
+            ("cache_read", tokens.cache_read),
+            ("cache_write", tokens.cache_write),
+            ("output", tokens.output),
+            ("reasoning", tokens.reasoning),
+        ] {
+            let counter = metrics.metered_tokens.with_label_values(&[kind]);
+            counter.inc_by(count);
         }
     }
 }

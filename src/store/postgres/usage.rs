@@ -8,10 +8,12 @@ use async_trait::async_trait;
 
 use super::pool::{Arguments, Connection, LONG_PATIENCE};
 use super::{PostgresStore, all, first, sql_limit};
-use crate::domain::{Budget, Picodollars, Spend, Subject, UsageEntry, UserId, without_nul};
+use crate::domain::{
+    Budget, Picodollars, Spend, Subject, UsageEntry, UsageGroups, UsageSum, UserId, without_nul,
+};
 use crate::store::rows;
 use crate::store::usage::{USAGE_SUMS, days_from};
-use crate::store::{Error, NewCall, UsageFilter, UsageGroups, UsageStore, UsageSum};
+use crate::store::{Error, NewCall, UsageFilter, UsageStore};
 
 /// Follows a list of `WITH` that has `released`, rows of running_call that are deleted, and
 /// `entry`, what their attempts used. Adds rows of usage, then changes the sums of their days, then

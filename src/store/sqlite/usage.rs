@@ -8,12 +8,12 @@ use super::SqliteStore;
 use super::sql_limit;
 use super::statements::{all, execute, one};
 use crate::domain::{
-    Budget, Picodollars, Spend, Subject, TokenUsage, UsageDay, UsageEntry, UsageRecord,
-    UsageTotals, UserId,
+    Budget, Picodollars, Spend, Subject, TokenUsage, UsageDay, UsageEntry, UsageGroups,
+    UsageRecord, UsageSum, UsageTotals, UserId,
 };
 use crate::store::rows::{self, RunningCall};
 use crate::store::usage::{ALL_DAYS, USAGE_SUMS, days_from};
-use crate::store::{Error, NewCall, UsageFilter, UsageGroups, UsageStore, UsageSum};
+use crate::store::{Error, NewCall, UsageFilter, UsageStore};
 
 const INSERT_USAGE: &str = "INSERT INTO usage (user_id, api_key_id, prompt_id, source, begun_at,
         day, upstream, model_asked, model, input, cache_read, cache_write, output, reasoning, cost,

@@ -8,12 +8,10 @@ use std::time::Duration;
 
 use prompt_service::domain::{
     ApiKeyId, Budget, FailureCode, Period, Picodollars, PromptId, PromptSource, Record,
-    RecordCursor, Spend, Subject, Timestamp, TokenUsage, UsageDay, UsageEntry, UsageOutcome,
-    UsageRecord, UsageTotals, UserBudget, UserId,
+    RecordCursor, Spend, Subject, Timestamp, TokenUsage, UsageDay, UsageEntry, UsageGroups,
+    UsageOutcome, UsageRecord, UsageSum, UsageTotals, UserBudget, UserId,
 };
-use prompt_service::store::{
-    Begun, CallBudgets, CallOutcome, Error, Holder, NewCall, UsageFilter, UsageGroups, UsageSum,
-};
+use prompt_service::store::{Begun, CallBudgets, CallOutcome, Error, Holder, NewCall, UsageFilter};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
