@@ -134,7 +134,7 @@ pub struct EmbeddingUsage {
 /// The vectors of one text or of up to 2,048, by the model that posts and searches use. A text
 /// longer than the model reads is cut. Nothing is stored. Throttled for each user by `V1_THROTTLE`.
 #[utoipa::path(
-    post, path = "/v1/embeddings", tag = "v1", operation_id = "create_embeddings", security(("bearer" = [])),
+    post, path = "/v1/embeddings", tag = "v1", operation_id = "create_embeddings", security(("bearer" = []), ("api_key" = [])),
     request_body(content = EmbeddingRequest, content_type = "application/json"),
     responses(
         (status = 200, description = "The vectors, in the order of the texts.", body = EmbeddingListResponse),
