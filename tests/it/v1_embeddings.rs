@@ -5,6 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use prompt_service::config::Config;
 use prompt_service::embed::{Encode, Engine};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use crate::support::{App, Response, User, spawn_app};
 
@@ -256,13 +257,14 @@ async fn a_search_of_another_user_is_served_beside_a_long_list() {
     let texts: Vec<String> = (0..400).map(long).collect();
     let body = json!({ "model": MODEL, "input": texts });
     let bulk = alice.post("/v1/embeddings").json(&body);
-    let bulk = tokio::spawn(bulk.send());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(bulk.send());
     let done = "embedding_duration_seconds_count{purpose=\"v1\"}";
     eventually!(app.metric(done).await > Some(0.0));
     assert_eq!(bob.similar("eggs", 1).await, [id]);
     let embedded = app.metric(done).await.unwrap();
     assert!(embedded < 400.0, "the search was served in between");
-    let answer = bulk.await.unwrap();
+    let answer = tasks.join_next().await.unwrap().unwrap();
     assert_eq!(vectors(&answer.json()).len(), 400);
 }
 
@@ -272,10 +274,11 @@ async fn a_caller_that_leaves_stops_the_rest() {
     let user = app.user("alice").await;
     let texts: Vec<String> = (0..2000).map(long).collect();
     let body = json!({ "model": MODEL, "input": texts });
-    let bulk = tokio::spawn(user.post("/v1/embeddings").json(&body).send());
+    let mut tasks = JoinSet::new();
+    tasks.spawn(user.post("/v1/embeddings").json(&body).send());
     let done = "embedding_duration_seconds_count{purpose=\"v1\"}";
     eventually!(app.metric(done).await > Some(0.0));
-    bulk.abort();
+    tasks.abort_all();
     let left = "embedding_saved_total{how=\"caller_left\"}";
     eventually!(app.metric(left).await > Some(0.0));
     eventually!(app.metric("request_memory_bytes").await == Some(0.0));
