@@ -40,3 +40,4 @@ mod throttle;
 mod tokens;
 mod transfer;
 mod upstream;
+mod v1;

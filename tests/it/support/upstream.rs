@@ -42,6 +42,8 @@ pub struct Received {
     pub headers: Vec<(String, String)>,
     /// The JSON of the body.
     pub body: Value,
+    /// The body as it came.
+    pub raw: Bytes,
     /// The number of its connection, from 0.
     pub connection: usize,
 }
@@ -141,6 +143,15 @@ impl Reply {
     /// An event.
     pub fn event(self, data: &str) -> Self {
         self.chunk(&format!("data: {data}\n\n"))
+    }
+
+    /// A streamed answer of these objects, one for each event.
+    pub fn events(objects: &[&str]) -> Self {
+        let mut reply = Self::stream_head();
+        for object in objects {
+            reply = reply.event(object);
+        }
+        reply.event("[DONE]").end()
     }
 
     /// An event with text.
@@ -372,7 +383,7 @@ async fn serve(mut stream: TcpStream, number: usize, shared: Arc<Shared>) {
 }
 
 async fn read_request(stream: &mut TcpStream, connection: usize) -> io::Result<Option<Received>> {
-    let (mut bytes, mut piece) = (Vec::new(), [0; 4096]);
+    let (mut bytes, mut piece) = (Vec::new(), [0; 16 << 10]);
     let head_end = loop {
         if let Some(at) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
             break at;
@@ -405,6 +416,7 @@ async fn read_request(stream: &mut TcpStream, connection: usize) -> io::Result<O
             true => Value::Null,
             false => serde_json::from_slice(&body).unwrap(),
         },
+        raw: body.into(),
         connection,
     }))
 }
