@@ -54,7 +54,7 @@ test-rust: export RUST_TEST_THREADS := $(shell echo $$((3 * $$(nproc))))
 test-rust: test-servers ## unit and integration tests, those over HTTP on SQLite and again on PostgreSQL
 	$(CARGO) test $(PROFILE) --workspace --lib
 	$(CARGO) test $(PROFILE) --test it
-	TEST_STORE=postgres $(CARGO) test $(PROFILE) --test it -- auth:: guessing:: sessions:: tokens:: purge:: prompts:: search:: realtime:: throttle:: shutdown::
+	TEST_STORE=postgres $(CARGO) test $(PROFILE) --test it -- auth:: guessing:: sessions:: tokens:: purge:: prompts:: search:: realtime:: throttle:: shutdown:: v1::
 
 test-service: build python-env ## the release binary from outside: contract, SimpleJWT, schema, pages in a browser, metrics, bad input, kill -9, upstream, shutdown
 	$(PYTEST) --ignore-glob='*/test_replicas_*' tests/python

@@ -45,7 +45,8 @@ impl Timestamp {
                 (time, parse_offset(offset)?)
             }
         };
-        let time = humantime::parse_rfc3339_weak(time).ok()?;
+        // The standard allows `t`, which this parser does not know.
+        let time = humantime::parse_rfc3339_weak(&time.to_ascii_uppercase()).ok()?;
         let since = time.duration_since(UNIX_EPOCH).ok()?;
         let micros = i64::try_from(since.as_micros()).ok()?;
         let micros = micros.checked_sub(offset_minutes * 60_000_000)?;

@@ -133,17 +133,11 @@ const BANNED: &[(&[&str], &[&str], &[&str])] = &[
     // Use cases know neither the way in nor a particular backend.
     (
         &["services"],
-        &[
-            "axum",
-            "http",
-            "hyper",
-            "serde_json",
-            "StatusCode",
-            "HeaderMap",
-            "Json",
-        ],
+        &["axum", "http", "hyper", "StatusCode", "HeaderMap", "Json"],
         &[],
     ),
+    // A chat call is kept as JSON.
+    (&["services"], &["serde_json"], &["services/prompts/chat/"]),
     // One folder reads and writes the files of `export` and `import`.
     (
         &["transfer"],

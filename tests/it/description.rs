@@ -110,7 +110,7 @@ async fn returned_errors_are_those_of_the_examples() {
     let (prompts, similar) = ("/api/prompts", "/api/prompts/similar");
     let taken = json!({ "username": "alice", "email": "a@b.c", "password": "secret123" });
     let wrong = json!({ "grant_type": "password", "username": "alice", "password": "wrong" });
-    let json = "application/json";
+    let (chat, json) = ("/v1/chat/completions", "application/json");
     let large = vec![b' '; (1 << 20) + 1];
     for (method, path, status, request) in [
         ("post", register, 400, anyone.post(register).json(&taken)),
@@ -223,6 +223,44 @@ async fn returned_errors_are_those_of_the_examples() {
             prompts,
             400,
             known.post(prompts).header("idempotency-key", "two words"),
+        ),
+        ("get", chat, 400, known.get("/v1/chat/completions?limit=x")),
+        ("get", chat, 400, known.get("/v1/chat/completions?after=x")),
+        ("get", chat, 401, anyone.get(chat)),
+        ("get", chat, 405, known.request(Method::PATCH, chat)),
+        (
+            "get",
+            chat,
+            406,
+            known.get(chat).header("accept", "text/html"),
+        ),
+        ("post", chat, 400, known.post(chat).body(json, "{oops")),
+        (
+            "post",
+            chat,
+            400,
+            known.post(chat).json(&json!({ "model": "mock" })),
+        ),
+        ("post", chat, 415, known.post(chat).body("text/plain", "x")),
+        (
+            "get",
+            "/v1/chat/completions/{id}",
+            404,
+            known.get("/v1/chat/completions/chatcmpl-999"),
+        ),
+        (
+            "post",
+            "/v1/chat/completions/{id}",
+            400,
+            known
+                .post("/v1/chat/completions/chatcmpl-999")
+                .json(&json!({ "metadata": 1 })),
+        ),
+        (
+            "get",
+            "/v1/models/{model}",
+            404,
+            known.get("/v1/models/none"),
         ),
         ("get", "/ws/prompts/", 426, known.get("/ws/prompts/")),
         ("get", "/schema", 404, anyone.get("/schema?format=xml")),

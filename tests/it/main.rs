@@ -41,4 +41,5 @@ mod tokens;
 mod transfer;
 mod upstream;
 mod usage;
+mod v1;
 mod v1_embeddings;

@@ -23,7 +23,9 @@ enum Access {
     NoKeys,
     /// An access token in `Authorization`, or an API key with that scope; with `None` no API key.
     Bearer(Option<Scope>),
-    /// The same, and the object must be the caller's own. Another user's object returns 404.
+    /// An access token or any API key.
+    AnyKey,
+    /// As `Bearer`, and the object must be the caller's own. Another user's object returns 404.
     Owner(Option<Scope>),
     /// A WebSocket, with a choice of credentials; API keys are none of them.
     Socket,
@@ -34,6 +36,7 @@ enum Access {
 const OPERATIONS: &[(&str, &str, Access, u16)] = &[
     ("delete", "/api/keys/{id}", Access::Owner(None), 204),
     ("delete", "/api/prompts/{id}", WRITES_OWN, 204),
+    ("delete", "/v1/chat/completions/{id}", WRITES_OWN, 200),
     ("get", "/", Access::Open, 200),
     ("get", "/api/auth/me/", Access::Bearer(None), 200),
     ("get", "/api/keys", Access::Bearer(None), 200),
@@ -48,6 +51,11 @@ const OPERATIONS: &[(&str, &str, Access, u16)] = &[
     ("get", "/readyz", Access::Open, 200),
     ("get", "/redoc", Access::Open, 200),
     ("get", "/schema", Access::Open, 200),
+    ("get", "/v1/chat/completions", READS, 200),
+    ("get", "/v1/chat/completions/{id}", READS_OWN, 200),
+    ("get", "/v1/chat/completions/{id}/messages", READS_OWN, 200),
+    ("get", "/v1/models", Access::AnyKey, 200),
+    ("get", "/v1/models/{model}", Access::AnyKey, 200),
     ("get", "/ws/prompts/", Access::Socket, 101),
     ("patch", "/api/keys/{id}", Access::Owner(None), 200),
     ("post", "/api/auth/login/", Access::Open, 400),
@@ -63,6 +71,18 @@ const OPERATIONS: &[(&str, &str, Access, u16)] = &[
         "/api/prompts",
         Access::Bearer(Some(Scope::Chat)),
         400,
+    ),
+    (
+        "post",
+        "/v1/chat/completions",
+        Access::Bearer(Some(Scope::Chat)),
+        415,
+    ),
+    (
+        "post",
+        "/v1/chat/completions/{id}",
+        Access::Bearer(Some(Scope::Write)),
+        415,
     ),
     (
         "post",
@@ -145,7 +165,9 @@ fn the_document_asks_for_the_credentials_that_the_table_says() {
             .collect();
         let expected: &[&str] = match access {
             Access::Open | Access::NoKeys => &[],
-            Access::Bearer(Some(_)) | Access::Owner(Some(_)) => &["api_key", "bearer", "login"],
+            Access::Bearer(Some(_)) | Access::Owner(Some(_)) | Access::AnyKey => {
+                &["api_key", "bearer", "login"]
+            }
             // A token, or the login form that gets one. Other credentials of a socket are
             // described as its parameters.
             Access::Bearer(None) | Access::Owner(None) | Access::Socket => &["bearer", "login"],
@@ -207,7 +229,10 @@ async fn every_described_path_has_the_methods_described_and_no_others() {
         expected.insert("OPTIONS".to_owned());
         let answer = user
             .client
-            .request(Method::OPTIONS, &path.replace("{id}", "1"))
+            .request(
+                Method::OPTIONS,
+                &path.replace("{id}", "1").replace("{model}", "mock"),
+            )
             .send()
             .await;
         assert_eq!(answer.status, 200, "{path}: {answer:?}");
@@ -250,11 +275,16 @@ fn send<'a>(
 
 /// The path with an object of this user's in it, made for this call.
 async fn path_to_object(owner: &User, template: &str) -> String {
+    let template = &template.replace("{model}", "mock");
     if !template.contains("{id}") {
         return template.to_owned();
     }
     let id = if template.starts_with("/api/keys") {
         owner.api_key("an object").await.id
+    } else if template.starts_with("/v1/") {
+        let body = json!({ "model": "mock", "messages": [{ "role": "user", "content": "hi" }] });
+        let answer = owner.post("/v1/chat/completions").json(&body).send().await;
+        answer.json()["id"].as_str().unwrap().to_owned()
     } else {
         owner.prompt("a prompt of the owner's").await.to_string()
     };
@@ -294,7 +324,7 @@ async fn every_operation_responds_as_the_authorisation_table_says() {
                     }
                 }
             }
-            Access::Bearer(_) | Access::Owner(_) => {
+            Access::Bearer(_) | Access::AnyKey | Access::Owner(_) => {
                 for bad in &bad {
                     let answer = answers(&bad.headers).await;
                     refused(&answer, &bad.code, &format!("{at} with {}", bad.name));
@@ -359,7 +389,7 @@ async fn every_operation_takes_an_api_key_of_its_scope_alone() {
             }
             let answer = send(client, method, &path, []).await;
             let expected = match access {
-                Access::Open => *status,
+                Access::Open | Access::AnyKey => *status,
                 Access::Bearer(needed) | Access::Owner(needed) if *needed == Some(*scope) => {
                     *status
                 }
@@ -368,7 +398,9 @@ async fn every_operation_takes_an_api_key_of_its_scope_alone() {
             };
             assert_eq!(answer.status, expected, "{at}: {answer:?}");
             if expected == 403 {
-                assert_eq!(answer.json()["code"], "scope", "{at}");
+                let body = answer.json();
+                let error = body.get("error").unwrap_or(&body);
+                assert_eq!(error["code"], "scope", "{at}");
             }
             if matches!(access, Access::Owner(Some(needed)) if needed == scope) {
                 let path = path_to_object(&stranger, template).await;
@@ -494,8 +526,17 @@ fn refused(answer: &Response, code: &Value, at: &str) {
         "{at}"
     );
     let body = answer.json();
-    assert_eq!(body["code"], *code, "{at}: {body}");
-    assert!(body["detail"].is_string(), "{at}: {body}");
+    match body.get("error") {
+        // OpenAI's clients know one code.
+        Some(error) => {
+            assert_eq!(error["code"], "invalid_api_key", "{at}: {body}");
+            assert!(error["message"].is_string(), "{at}: {body}");
+        }
+        None => {
+            assert_eq!(body["code"], *code, "{at}: {body}");
+            assert!(body["detail"].is_string(), "{at}: {body}");
+        }
+    }
     assert_eq!(
         answer.header("ratelimit"),
         None,

@@ -50,6 +50,7 @@ async fn a_posted_prompt_is_answered_listed_shown_and_found() {
     stored["finish_reason"] = json!("stop");
     stored["usage"] = Value::Null;
     stored["duration_ms"] = json!(0);
+    stored["source"] = json!("api");
     let shown = user
         .get(&format!("/api/prompts/{}/", created["id"]))
         .send()

@@ -3,9 +3,11 @@
 
 use std::time::Duration;
 
+use axum::http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::api::error::ApiError;
+use crate::api::v1::OpenAiErrorResponse;
 use crate::domain::{FailureCode, PromptId, Scope};
 use crate::error::{
     ApiKeyProblem, Error, FailedPrompt, FieldErrors, KeyProblem, ScopeProblem, TokenProblem,
@@ -80,6 +82,75 @@ pub fn examples(operation: &str, status: &str) -> Examples {
         "503" => unavailable(operation),
         "504" => one(failed(FailureCode::UpstreamTimeout)),
         _ => Vec::new(),
+    }
+}
+
+/// The same of an operation of OpenAI's protocol, in its form.
+pub fn v1_examples(operation: &str, status: &str) -> Examples {
+    let examples = match (operation, status) {
+        (_, "400") => v1_invalid(operation),
+        (_, "401") => unauthenticated("list_prompts"),
+        ("create_chat_completion", "403") => examples("create_prompt", status),
+        ("update_chat_completion" | "delete_chat_completion", "403") => {
+            examples("delete_prompt", status)
+        }
+        (_, "403") => examples("list_prompts", status),
+        ("create_chat_completion" | "show_model", "404") => one(Error::ModelNotFound),
+        ("create_chat_completion", "413") => detail("The request body is larger than 32 MiB."),
+        (_, "413") => detail("The request body is larger than 64 KiB."),
+        (_, "415") => detail("The body must be JSON: send Content-Type: application/json."),
+        ("create_chat_completion", "503") => examples("create_prompt", status),
+        _ => examples(operation, status),
+    };
+    let status = status.parse().unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut told = Examples::new();
+    for (name, body) in examples {
+        let body = json!(OpenAiErrorResponse::of(status, &body));
+        // Errors that differ only in their code are one in this form.
+        if told.iter().all(|(_, known)| *known != body) {
+            told.push((name, body));
+        }
+    }
+    told
+}
+
+fn v1_invalid(operation: &str) -> Examples {
+    let of = |param, message: &str| ApiError::invalid_member(message, Some(param)).into_body();
+    let field = |name, message: &str| body(Error::field(name, message));
+    match operation {
+        "create_chat_completion" => vec![
+            (
+                "a member is missing",
+                of("messages", "The member messages is missing."),
+            ),
+            (
+                "no JSON",
+                json!({ "detail": "The body is not valid JSON." }),
+            ),
+        ],
+        "update_chat_completion" => vec![
+            (
+                "no labels",
+                of(
+                    "metadata",
+                    "The body must be an object whose metadata is an object of texts, or null.",
+                ),
+            ),
+            (
+                "too many labels",
+                field(
+                    "metadata",
+                    "At most 16 labels, names of at most 64 characters, values of at most 512.",
+                ),
+            ),
+        ],
+        _ => vec![
+            (
+                "a wrong limit",
+                field("limit", "A valid integer is required."),
+            ),
+            ("a wrong place", field("after", "Invalid id.")),
+        ],
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 use utoipa::openapi::{InfoBuilder, LicenseBuilder, OpenApiBuilder};
 
-use self::examples::examples;
+use self::examples::{Examples, examples, v1_examples};
 use super::content_negotiation::EVENT_STREAM;
 use super::error::{ErrorResponse, FieldErrorsResponse, INVALID_CREDENTIALS};
 use super::extract::Root;
@@ -227,8 +227,9 @@ fn complete_operation(operation: &mut Value, layers: Layers) {
         add_headers(status, is_api, is_to_known_user, response);
         if layers == Layers::V1 {
             add_v1_headers(status, response);
+            add_examples(v1_examples(&name, status), response);
         } else {
-            add_examples(&name, status, response);
+            add_examples(examples(&name, status), response);
         }
     }
     // These come from the HTTP parser, before there is a request for the router: they have no body
@@ -327,8 +328,7 @@ fn add_v1_headers(status: &str, response: &mut Value) {
 }
 
 /// Adds examples to an error response.
-fn add_examples(operation: &str, status: &str, response: &mut Value) {
-    let examples = examples(operation, status);
+fn add_examples(examples: Examples, response: &mut Value) {
     let Some(media_type) = response.pointer_mut("/content/application~1json") else {
         return;
     };

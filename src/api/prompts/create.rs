@@ -150,7 +150,7 @@ fn read(
     let request = CreatePromptRequest::read(&mut fields);
     fields.check()?;
     check_length("prompt", &request.prompt, state.max_prompt_chars)?;
-    let route = state.prompts.route(None)?;
+    let route = state.prompts.route_of(None)?;
     if !caller.may_use_model(route.model()) {
         return Err(Error::ModelNotFound.into());
     }

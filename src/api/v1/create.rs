@@ -21,11 +21,10 @@ use crate::api::request_log::UpstreamTime;
 use crate::api::state::AppState;
 use crate::domain::Timestamp;
 use crate::error::Error;
-use crate::llm::with_member;
 use crate::memory_budget::{Owner, Reservation};
 use crate::services::accounts::Caller;
-use crate::services::prompts::chat::ChatPost;
-use crate::services::prompts::{CreatePrompt, Created, KeyInUse, Post};
+use crate::services::prompts::chat::{ChatPost, with_member};
+use crate::services::prompts::{CreatePrompt, Created, KeyInUse, Post, READ_BYTES};
 
 /// A chat request. All members are passed to the upstream as they came, those too that are not
 /// listed here.
@@ -56,7 +55,7 @@ pub struct ChatCompletionRequest {
 /// events, one for each chunk of the upstream's, and `[DONE]` when the call is stored. Throttled
 /// for each user by `V1_THROTTLE`.
 #[utoipa::path(
-    post, path = "/v1/chat/completions", tag = "v1", operation_id = "create_chat_completion", security(("bearer" = [])),
+    post, path = "/v1/chat/completions", tag = "v1", operation_id = "create_chat_completion", security(("bearer" = []), ("api_key" = [])),
     params((
         "Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, pattern = "^[!-~]+$",
         description = "Chosen by the client: repeated with the same body within 24 h, the request is answered as the first time, and nothing is done twice.",
@@ -186,7 +185,7 @@ impl ChatCall<'_> {
         if !self.caller.may_use_model(model) {
             return Err(Error::ModelNotFound.into());
         }
-        let route = self.state.prompts.route(Some(model))?;
+        let route = self.state.prompts.route_of(Some(model))?;
         // The body was admitted. What is kept of it is no larger.
         let kept = chat.texts.as_ref().map_or(0, |texts| texts.text_bytes());
         memory.grow(chat.prompt.len() + kept);
@@ -226,12 +225,13 @@ async fn respond(
             answer: None,
             ..
         } => {
-            let mut memory = state.memory.hold(Owner::user(prompt.user_id), 0);
+            let mut memory = state.memory.hold(Owner::user(prompt.user_id), READ_BYTES);
             let call = state
                 .prompts
                 .chat_call(prompt.user_id, prompt.id, &mut memory)
                 .await?;
-            let answer = call.texts.answer.unwrap_or_default();
+            let lacks_answer = || Error::internal("an answered chat call has no answer");
+            let answer = call.texts.answer.ok_or_else(lacks_answer)?;
             (prompt, answer.into(), None, true)
         }
         Created::Streaming { .. } => {

@@ -22,7 +22,7 @@ use crate::error::Error;
 use crate::memory_budget::{Owner, Reservation};
 use crate::services::accounts::Caller;
 use crate::services::prompts::READ_BYTES;
-use crate::store::{ChatCall, ChatFilter};
+use crate::services::prompts::chat::{ChatCall, ChatFilter};
 
 /// The most bytes of texts on a page, unless its first call alone has more.
 const PAGE_BYTES: usize = 1 << 20;
@@ -182,6 +182,9 @@ impl ListParameters {
     }
 }
 
+/// The description of every 403.
+const LACKS_SCOPE: &str = "The request came with an API key that may not be used for it.";
+
 /// The description of a 404 for the path of one chat completion.
 const NO_SUCH_COMPLETION: &str =
     "There is no such chat completion, it has no answer, or it is another user's.";
@@ -191,11 +194,12 @@ const NO_SUCH_COMPLETION: &str =
 /// The caller's answered chat calls. A page may have fewer than `limit` although there are more:
 /// only `has_more` says whether there are.
 #[utoipa::path(
-    get, path = "/v1/chat/completions", tag = "v1", operation_id = "list_chat_completions", security(("bearer" = [])),
+    get, path = "/v1/chat/completions", tag = "v1", operation_id = "list_chat_completions", security(("bearer" = []), ("api_key" = [])),
     params(ListParameters),
     responses(
         (status = 200, description = "One page.", body = ListResponse),
         (status = 400, description = "A parameter breaks its rules.", body = OpenAiErrorResponse),
+        (status = 403, description = LACKS_SCOPE, body = OpenAiErrorResponse),
     ),
 )]
 pub async fn list_chat_completions(
@@ -225,10 +229,11 @@ pub async fn list_chat_completions(
 ///
 /// One of the caller's answered chat calls.
 #[utoipa::path(
-    get, path = "/v1/chat/completions/{id}", tag = "v1", operation_id = "show_chat_completion", security(("bearer" = [])),
+    get, path = "/v1/chat/completions/{id}", tag = "v1", operation_id = "show_chat_completion", security(("bearer" = []), ("api_key" = [])),
     params(("id" = String, Path, description = "The id of the chat completion, `chatcmpl-` with the prompt's id.", example = "chatcmpl-1")),
     responses(
         (status = 200, description = "The stored answer.", body = StoredChatCompletion),
+        (status = 403, description = LACKS_SCOPE, body = OpenAiErrorResponse),
         (status = 404, description = NO_SUCH_COMPLETION, body = OpenAiErrorResponse),
     ),
 )]
@@ -247,11 +252,12 @@ pub async fn show_chat_completion(
 ///
 /// Replaces the `metadata` of one of the caller's answered chat calls.
 #[utoipa::path(
-    post, path = "/v1/chat/completions/{id}", tag = "v1", operation_id = "update_chat_completion", security(("bearer" = [])),
+    post, path = "/v1/chat/completions/{id}", tag = "v1", operation_id = "update_chat_completion", security(("bearer" = []), ("api_key" = [])),
     params(("id" = String, Path, description = "The id of the chat completion.", example = "chatcmpl-1")),
     request_body(content = UpdateChatCompletionRequest, content_type = "application/json"),
     responses(
         (status = 200, description = "The stored answer with its new labels.", body = StoredChatCompletion),
+        (status = 403, description = LACKS_SCOPE, body = OpenAiErrorResponse),
         (status = 404, description = NO_SUCH_COMPLETION, body = OpenAiErrorResponse),
         (status = 413, description = "The body is larger than 64 KiB.", body = OpenAiErrorResponse),
     ),
@@ -283,10 +289,11 @@ pub async fn update_chat_completion(
 /// Removes one of the caller's answered chat calls, as deleting its prompt does; no search finds it
 /// any more.
 #[utoipa::path(
-    delete, path = "/v1/chat/completions/{id}", tag = "v1", operation_id = "delete_chat_completion", security(("bearer" = [])),
+    delete, path = "/v1/chat/completions/{id}", tag = "v1", operation_id = "delete_chat_completion", security(("bearer" = []), ("api_key" = [])),
     params(("id" = String, Path, description = "The id of the chat completion.", example = "chatcmpl-1")),
     responses(
         (status = 200, description = "It is gone.", body = DeletedChatCompletion),
+        (status = 403, description = LACKS_SCOPE, body = OpenAiErrorResponse),
         (status = 404, description = NO_SUCH_COMPLETION, body = OpenAiErrorResponse),
     ),
 )]
@@ -339,11 +346,12 @@ impl MessageParameters {
 /// The messages of the request, each with an `id` and otherwise as it came. Of images, audio and
 /// files in them the media type, the size and the SHA-256 are kept.
 #[utoipa::path(
-    get, path = "/v1/chat/completions/{id}/messages", tag = "v1", operation_id = "list_chat_messages", security(("bearer" = [])),
+    get, path = "/v1/chat/completions/{id}/messages", tag = "v1", operation_id = "list_chat_messages", security(("bearer" = []), ("api_key" = [])),
     params(("id" = String, Path, description = "The id of the chat completion.", example = "chatcmpl-1"), MessageParameters),
     responses(
         (status = 200, description = "One page.", body = ListResponse),
         (status = 400, description = "A parameter breaks its rules.", body = OpenAiErrorResponse),
+        (status = 403, description = LACKS_SCOPE, body = OpenAiErrorResponse),
         (status = 404, description = NO_SUCH_COMPLETION, body = OpenAiErrorResponse),
     ),
 )]

@@ -63,7 +63,7 @@ impl From<ServedModel> for ModelResponse {
 /// of the upstreams are at most some minutes old; an upstream that is unavailable hides only its
 /// own models.
 #[utoipa::path(
-    get, path = "/v1/models", tag = "v1", operation_id = "list_models", security(("bearer" = [])),
+    get, path = "/v1/models", tag = "v1", operation_id = "list_models", security(("bearer" = []), ("api_key" = [])),
     responses((status = 200, description = "The models.", body = ModelListResponse)),
 )]
 pub async fn list_models(
@@ -85,7 +85,7 @@ pub async fn list_models(
 ///
 /// One of the models that the caller may use.
 #[utoipa::path(
-    get, path = "/v1/models/{model}", tag = "v1", operation_id = "show_model", security(("bearer" = [])),
+    get, path = "/v1/models/{model}", tag = "v1", operation_id = "show_model", security(("bearer" = []), ("api_key" = [])),
     params(("model" = String, Path, description = "The model's name. One with a slash is written with `%2F`.")),
     responses(
         (status = 200, description = "The model.", body = ModelResponse),

@@ -19,9 +19,8 @@ use crate::api::error::ApiError;
 use crate::api::state::AppState;
 use crate::domain::PromptId;
 use crate::error::Error;
-use crate::llm::{is_usage_chunk, with_member};
 use crate::services::accounts::Caller;
-use crate::services::prompts::chat::{ChatEvent, ChatReader};
+use crate::services::prompts::chat::{ChatEvent, ChatReader, is_usage_chunk, with_member};
 
 /// The last event of every stream that ends well.
 const DONE: &[u8] = b"data: [DONE]\n\n";

@@ -55,7 +55,15 @@ impl Reply {
         if let Some(sender) = self.sender.take() {
             let _ = sender.send(result);
         } else if let Some(chunks) = &self.chunks {
-            chunks.end(result.map(drop));
+            chunks.end(result.and_then(|created| match created {
+                // The chunks were those of another answer than the stored one.
+                Created::Answered {
+                    is_replayed: true, ..
+                } => Err(Error::unavailable("another process has answered the call")),
+                Created::Answered { .. } | Created::Chunks { .. } | Created::Streaming { .. } => {
+                    Ok(())
+                }
+            }));
         }
     }
 
@@ -478,6 +486,58 @@ mod tests {
         let result = reply_within(Duration::from_millis(1), &mut reply, settling).await;
         assert!(result.is_ok());
         assert!(reply.sender.is_none());
+    }
+
+    #[tokio::test]
+    async fn chunks_of_an_answer_that_is_not_the_stored_one_do_not_end_well() {
+        use crate::memory_budget::MemoryBudget;
+        use crate::services::prompts::chat::ChatEvent;
+
+        for (replayed, ends_well) in [(false, true), (true, false)] {
+            let (sender, received) = oneshot::channel();
+            let mut reply = Reply::new(sender);
+            let memory = MemoryBudget::new(1 << 20).hold(Owner::default(), 0);
+            reply.stream_chunks(PromptId(7), memory);
+            let mut result = answered();
+            if let Ok(Created::Answered { is_replayed, .. }) = &mut result {
+                *is_replayed = replayed;
+            }
+            reply.send(result);
+            let Ok(Ok(Created::Chunks { mut reader, .. })) = received.await else {
+                panic!("the reader was not sent");
+            };
+            let Some(ChatEvent::Ended(end)) = reader.next().await else {
+                panic!("there is no end");
+            };
+            assert_eq!(end.is_ok(), ends_well);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_call_that_panics_while_its_chunks_are_read_ends_their_stream() {
+        use crate::memory_budget::MemoryBudget;
+        use crate::services::prompts::chat::ChatEvent;
+
+        let (sender, received) = oneshot::channel();
+        let mut reply = Reply::new(sender);
+        let memory = MemoryBudget::new(1 << 20).hold(Owner::default(), 0);
+        let task = tokio::spawn(async move {
+            reply.stream_chunks(PromptId(7), memory);
+            let chunks = reply.chunks.clone();
+            chunks.unwrap().push(b"{}");
+            std::panic::resume_unwind(Box::new("a defect"));
+        });
+        assert!(task.await.unwrap_err().is_panic());
+        let Ok(Ok(Created::Chunks { mut reader, .. })) = received.await else {
+            panic!("the reader was not sent");
+        };
+        assert!(matches!(reader.next().await, Some(ChatEvent::Chunk(_))));
+        let end = reader.next().await;
+        assert!(matches!(
+            end,
+            Some(ChatEvent::Ended(Err(Error::Internal(_))))
+        ));
+        assert!(reader.next().await.is_none());
     }
 
     #[tokio::test]

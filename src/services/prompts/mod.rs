@@ -237,7 +237,7 @@ impl Prompts {
     ///
     /// # Errors
     /// `ModelNotFound` if no upstream serves it.
-    pub fn route(&self, model: Option<&str>) -> Result<Route, Error> {
+    pub fn route_of(&self, model: Option<&str>) -> Result<Route, Error> {
         self.0.deps.llm.route(model).ok_or(Error::ModelNotFound)
     }
 

@@ -1,5 +1,6 @@
 //! Writing a file of JSON lines.
 
+use std::borrow::Cow;
 use std::io::Write;
 
 use base64::Engine;
@@ -124,10 +125,10 @@ enum Line<'a> {
 /// The texts of a chat call, each as the JSON that it is.
 #[derive(Serialize)]
 struct Chat<'a> {
-    messages: &'a RawValue,
-    request: &'a RawValue,
-    metadata: &'a RawValue,
-    answer: Option<&'a RawValue>,
+    messages: Cow<'a, RawValue>,
+    request: Cow<'a, RawValue>,
+    metadata: Cow<'a, RawValue>,
+    answer: Option<Cow<'a, RawValue>>,
 }
 
 #[derive(Serialize)]
@@ -184,6 +185,11 @@ fn prompt_line(record: &PromptRecord, options: Options) -> Result<Line<'_>, Erro
     })
 }
 
-fn raw(json: &str) -> Result<&RawValue, Error> {
-    serde_json::from_str(json).map_err(|error| std::io::Error::from(error).into())
+/// JSON in one line. A line end in it can only stand between two of its parts.
+fn raw(json: &str) -> Result<Cow<'_, RawValue>, Error> {
+    let read = match json.contains(['\n', '\r']) {
+        true => RawValue::from_string(json.replace(['\n', '\r'], " ")).map(Cow::Owned),
+        false => serde_json::from_str(json).map(Cow::Borrowed),
+    };
+    read.map_err(|error| std::io::Error::from(error).into())
 }

@@ -45,6 +45,21 @@ impl Stream {
 
     /// The next event, past comments; `None` at the end of the stream.
     pub async fn next(&mut self) -> Option<StreamEvent> {
+        let block = self.next_block().await?;
+        let field = |name: &str| {
+            let line = block.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap_or_else(|| panic!("no {name} in {block:?}"))
+                .to_owned()
+        };
+        Some(StreamEvent {
+            name: field("event: "),
+            id: field("id: "),
+            data: serde_json::from_str(&field("data: ")).unwrap(),
+        })
+    }
+
+    /// The next event as it was sent, past comments; `None` at the end of the stream.
+    pub async fn next_block(&mut self) -> Option<String> {
         loop {
             let end_of_block = |bytes: &[u8]| bytes.windows(2).position(|pair| pair == b"\n\n");
             while let Some(end) = end_of_block(&self.unread) {
@@ -55,16 +70,7 @@ impl Stream {
                     self.comments += 1;
                     continue;
                 }
-                let field = |name: &str| {
-                    let line = block.lines().find_map(|line| line.strip_prefix(name));
-                    line.unwrap_or_else(|| panic!("no {name} in {block:?}"))
-                        .to_owned()
-                };
-                return Some(StreamEvent {
-                    name: field("event: "),
-                    id: field("id: "),
-                    data: serde_json::from_str(&field("data: ")).unwrap(),
-                });
+                return Some(block);
             }
             let frame = timeout(DEADLINE, self.body.frame()).await;
             let Some(Ok(frame)) = frame.expect("something arrives in time") else {
@@ -82,6 +88,15 @@ impl Stream {
             events.push(event);
         }
         events
+    }
+
+    /// All events that are left, as they were sent.
+    pub async fn rest_blocks(&mut self) -> Vec<String> {
+        let mut blocks = Vec::new();
+        while let Some(block) = self.next_block().await {
+            blocks.push(block);
+        }
+        blocks
     }
 
     /// Reads until a comment comes.

@@ -146,6 +146,15 @@ impl Reply {
         self.chunk(&format!("data: {data}\n\n"))
     }
 
+    /// A streamed answer of these objects, one for each event.
+    pub fn events(objects: &[&str]) -> Self {
+        let mut reply = Self::stream_head();
+        for object in objects {
+            reply = reply.event(object);
+        }
+        reply.event("[DONE]").end()
+    }
+
     /// An event with text.
     pub fn delta(self, text: &str) -> Self {
         let choice = json!({ "index": 0, "delta": { "content": text }, "finish_reason": null });
@@ -381,7 +390,7 @@ async fn serve(mut stream: TcpStream, number: usize, shared: Arc<Shared>) {
 }
 
 async fn read_request(stream: &mut TcpStream, connection: usize) -> io::Result<Option<Received>> {
-    let (mut bytes, mut piece) = (Vec::new(), [0; 4096]);
+    let (mut bytes, mut piece) = (Vec::new(), [0; 16 << 10]);
     let head_end = loop {
         if let Some(at) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
             break at;

@@ -1,6 +1,7 @@
 //! The operator's commands on whole stores: `backup`, `check`, `export`, `import` and `move`.
 
 mod backup;
+mod chats;
 pub mod check;
 mod copy;
 mod import;

@@ -23,14 +23,14 @@ use crate::support::{spawn_app_in, text_of};
 const MS: Duration = Duration::from_millis(1);
 
 /// A service whose prompts go to `upstream`, with one user.
-async fn service(upstream: &Upstream, adjust: impl FnOnce(&mut Config)) -> (App, User) {
+pub async fn service(upstream: &Upstream, adjust: impl FnOnce(&mut Config)) -> (App, User) {
     let app = restart(Folder::new(), upstream, adjust).await;
     let user = app.user("alice").await;
     (app, user)
 }
 
 /// The same on a folder that an earlier service used. Its users stay as they are.
-async fn restart(folder: Folder, upstream: &Upstream, adjust: impl FnOnce(&mut Config)) -> App {
+pub async fn restart(folder: Folder, upstream: &Upstream, adjust: impl FnOnce(&mut Config)) -> App {
     spawn_app_in(folder, |config| {
         config.upstream = Some(crate::llm::config(upstream));
         adjust(config);
@@ -39,7 +39,7 @@ async fn restart(folder: Folder, upstream: &Upstream, adjust: impl FnOnce(&mut C
 }
 
 /// The same user, at another service on the same data.
-fn at(app: &App, user: User) -> User {
+pub fn at(app: &App, user: User) -> User {
     User {
         client: app.client().with_bearer(&user.access),
         ..user
@@ -47,7 +47,7 @@ fn at(app: &App, user: User) -> User {
 }
 
 /// A streamed answer whose last word waits.
-fn held_stream(gate: &crate::support::Gate) -> Reply {
+pub fn held_stream(gate: &crate::support::Gate) -> Reply {
     let began = Reply::stream_head().delta("one ").delta("two ");
     began
         .wait(gate)
@@ -59,7 +59,7 @@ fn held_stream(gate: &crate::support::Gate) -> Reply {
 }
 
 /// A whole answer that waits.
-fn held_answer(gate: &crate::support::Gate) -> Reply {
+pub fn held_answer(gate: &crate::support::Gate) -> Reply {
     Reply::default().wait(gate).and(Reply::answer("at last"))
 }
 
@@ -102,14 +102,14 @@ async fn read_until(stream: &mut Stream, text: &str) -> (i64, String) {
 }
 
 /// A prompt as it is shown.
-async fn shown(user: &User, id: i64) -> Value {
+pub async fn shown(user: &User, id: i64) -> Value {
     let answer = user.get(&format!("/api/prompts/{id}")).send().await;
     assert_eq!(answer.status, 200, "{answer:?}");
     answer.json()
 }
 
 /// A socket of the user's, greeted.
-async fn socket(app: &App, user: &User) -> Socket {
+pub async fn socket(app: &App, user: &User) -> Socket {
     let bearer = format!("Bearer {}", user.access);
     let mut socket = app
         .socket("/ws/prompts/", &[("authorization", &bearer)])
@@ -120,7 +120,7 @@ async fn socket(app: &App, user: &User) -> Socket {
 }
 
 /// The next event of a socket that is not a piece of text.
-async fn outcome(socket: &mut Socket) -> Value {
+pub async fn outcome(socket: &mut Socket) -> Value {
     loop {
         let event = socket.next_json().await;
         if event["event"] != "prompt.delta" {

@@ -19,6 +19,8 @@ pub(super) use self::texts::kept_answer;
 use self::texts::{kept_texts, text_of};
 use crate::domain::ChatTexts;
 use crate::llm::{ChatRequest, ChatRequestProblem};
+pub use crate::llm::{is_usage_chunk, with_member};
+pub use crate::store::{ChatCall, ChatFilter};
 
 /// A longer body is read on a thread that may block: a megabyte takes a few milliseconds.
 const LONG_BODY_BYTES: usize = 64 << 10;
@@ -47,12 +49,11 @@ impl ChatPost {
         if body.len() <= LONG_BODY_BYTES {
             return Self::parse(body);
         }
-        let parsed = tokio::task::spawn_blocking(|| Self::parse(body)).await;
-        // A task that has panicked was logged by the hook.
-        parsed.unwrap_or(Err(ChatRequestProblem {
-            message: "The body cannot be read.",
-            param: None,
-        }))
+        match tokio::task::spawn_blocking(|| Self::parse(body)).await {
+            Ok(parsed) => parsed,
+            // A defect of the service, which its client must not take for one of the body.
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
     }
 
     fn parse(body: Bytes) -> Result<Self, ChatRequestProblem> {
