@@ -59,8 +59,8 @@ pub async fn run(
             .await?;
             writeln!(out, "enabled")?;
         }
-        UserCommand::Budget { username, budget } => {
-            let budget = match budget.as_str() {
+        UserCommand::Budget { username, amount } => {
+            let budget = match amount.as_str() {
                 "off" => None,
                 text => Some(
                     text.parse::<Budget>()

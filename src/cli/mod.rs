@@ -287,8 +287,9 @@ pub enum UserCommand {
         /// The account's name
         username: String,
         /// AMOUNT/PERIOD, or off
+        // Not `budget`: that is the name of a setting.
         #[arg(value_name = "AMOUNT/PERIOD")]
-        budget: String,
+        amount: String,
     },
     /// Give an account another password, read from standard input unless an option says where it
     /// is; what it was given ends within 5 seconds

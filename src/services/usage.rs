@@ -46,8 +46,8 @@ impl Usages {
     /// The sums of a user's usage.
     ///
     /// # Errors
-    /// `InvalidFields` if the days are in no order or too many, or there are too many sums; those of
-    /// the store.
+    /// `InvalidFields` if the days are in no order or too many, or there are too many sums; those
+    /// of the store.
     pub async fn of_user(
         &self,
         user_id: UserId,

@@ -215,8 +215,8 @@ pub trait CallStore: Send + Sync {
     /// taken over, or a known key, needs no quota.
     ///
     /// Each call, also one that takes a row over, has to fit into the budgets in force: those in
-    /// `budgets` and the user's. Fails with `PriceUnknown` if there is one and the most that the call
-    /// can cost is not known, and with `BudgetExceeded` if that is more than is left in a budget's
+    /// `budgets` and the user's. Fails with `PriceUnknown` if there is one and the most that the
+    /// call can cost is not known, and with `BudgetExceeded` if that is more than is left in a budget's
     /// period, counting what all calls that run may still cost, however many race. Otherwise that
     /// amount is reserved until the call is settled or has expired. The period is that of
     /// `created_at`. A call that costs nothing fits into any budget. Where no budget is in force,

@@ -6,7 +6,8 @@ from decimal import Decimal
 
 import pytest
 from compare_prices import DIFFERENCES, explained, our_costs, pairs, picodollars, random_usages
-from running_service import refusal, run
+from conftest import ME, client, make_user, post_prompt
+from running_service import THROTTLES_OFF, Service, refusal, run
 
 USAGES, SEED = 10_000, 11
 ROW = '{"own": {"input_cost_per_token": 2.5e-6, "output_cost_per_token": 1e-5}}'
@@ -74,3 +75,25 @@ def test_a_wrong_file_of_prices_refuses_the_start_with_one_line(tmp_path, conten
         (tmp_path / "prices.json").write_text(content)
     line = refusal(run(*command, folder=tmp_path, PRICES_FILE="prices.json", BIND_ADDR="127.0.0.1:0"))
     assert line.startswith("error: PRICES_FILE: prices.json "), line
+
+
+def test_a_budget_is_set_and_usage_is_printed_beside_a_running_server():
+    with Service(**THROTTLES_OFF) as service, client(service) as http:
+        user = make_user(http)
+        assert post_prompt(http, user, "hello world").status_code == 201
+        settings = {"folder": service.folder, "DATA_DIR": str(service.data_dir)}
+        name = http.get(ME, headers=user.auth).json()["username"]
+        printed = run("usage", "--by", "user,model", **settings)
+        assert printed.returncode == 0, printed
+        head, row = printed.stdout.splitlines()
+        assert head.split("\t")[:5] == ["day", "user", "key", "model", "attempts"]
+        assert row.split("\t")[:5] == ["-", name, "-", "mock", "1"]
+        assert row.split("\t")[10:] == ["0.00", "0"]
+        assert run("user", "budget", name, "20.5/month", **settings).stdout == "budget 20.50/month\n"
+        # What costs nothing fits into any budget.
+        assert post_prompt(http, user, "hello again").status_code == 201
+        assert run("user", "budget", name, "off", **settings).stdout == "no budget\n"
+        for wrong in ("20/year", "0", "much"):
+            assert "budget" in refusal(run("user", "budget", name, wrong, **settings)).lower()
+        assert "--by" in refusal(run("usage", "--by", "week", **settings))
+        assert "--from" in refusal(run("usage", "--from", "yesterday", **settings))

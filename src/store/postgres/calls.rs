@@ -50,8 +50,8 @@ const LOCK_LEASE: &str = "SELECT 1 FROM running_call WHERE prompt_id = $1 FOR UP
 
 /// Adds a row and its lease. `$5` replica, `$6` call, `$7` lease, `$8` announce, `$9` source, `$10`
 /// whether it is kept; `$11`, `$12`, `$13` a chat call's labels, messages and request, or NULL;
-/// `$14` key, `$15` what is reserved. Without `$16`, which says that budgets were looked at, it adds
-/// nothing for a user who has a budget.
+/// `$14` key, `$15` what is reserved. Without `$16`, which says that budgets were looked at, it
+/// adds nothing for a user who has a budget.
 const INSERT_RUNNING: &str = concat!(
     "WITH begun AS (
          INSERT INTO prompt (user_id, created_at, status, model, prompt, source)
