@@ -21,6 +21,18 @@ const MOST_MEMBERS: usize = 256;
 /// Choices of one answer, as in OpenAI's protocol.
 const MOST_CHOICES: u32 = 128;
 
+/// What stands in a request that has images, audio, video or files. The escapes are other spellings
+/// of the same letters, which no usual client writes.
+const MEDIA: [&str; 7] = [
+    "image_url",
+    "input_audio",
+    "video_url",
+    "\"file\"",
+    r"\u006",
+    r"\u007",
+    r"\u005",
+];
+
 /// A chat request: a JSON object. Its members are kept as they came.
 #[derive(Clone, Debug)]
 pub struct ChatRequest {
@@ -32,6 +44,7 @@ pub struct ChatRequest {
     wants_usage: bool,
     most_output_tokens: Option<u64>,
     choices: u32,
+    may_have_media: bool,
 }
 
 /// Why a chat request cannot be used. The text quotes nothing of it.
@@ -82,7 +95,9 @@ impl ChatRequest {
             wants_usage: false,
             most_output_tokens: None,
             choices: 1,
+            may_have_media: false,
         };
+        request.may_have_media = may_have_media(&request.body);
         request.model = request.read_model()?;
         request.check_messages()?;
         request.is_streamed = request.read_flag("stream")?;
@@ -171,6 +186,12 @@ impl ChatRequest {
     /// How many answers are wanted (`n`), from 1 to 128.
     pub fn choices(&self) -> u32 {
         self.choices
+    }
+
+    /// Whether the request may have images, audio, video or files, whose tokens are not their bytes.
+    /// A text that speaks of them counts too.
+    pub fn may_have_media(&self) -> bool {
+        self.may_have_media
     }
 
     /// The JSON of a member, as it came.
@@ -311,6 +332,12 @@ fn push_texts(content: JsonValue<'_>, texts: &mut Vec<String>) {
             texts.push(decoded(text));
         }
     }
+}
+
+fn may_have_media(body: &[u8]) -> bool {
+    // The search for a text is much quicker than that for bytes, and a request is text.
+    let text = str::from_utf8(body).unwrap_or_default();
+    MEDIA.iter().any(|word| text.contains(word))
 }
 
 /// Whether arrays and objects are nested deeper than they may be.

@@ -15,18 +15,6 @@ use crate::store::CallBudgets;
 /// Tokens that upstreams add to a prompt and a system prompt: names of roles and separators, about
 /// ten, with room to spare.
 const FRAMING_TOKENS: u64 = 64;
-/// What stands in a request that has images, audio, video or files, whose tokens are not their
-/// bytes. The escapes are other spellings of the same letters, which no usual client writes.
-const MEDIA: [&[u8]; 7] = [
-    b"image_url",
-    b"input_audio",
-    b"video_url",
-    b"\"file\"",
-    b"\\u006",
-    b"\\u007",
-    b"\\u005",
-];
-
 /// The prices in force, and the budget of the service.
 #[derive(Debug)]
 pub struct Metering {
@@ -110,10 +98,9 @@ impl Metering {
             },
             Content::Chat(request) => {
                 let body = request.body();
-                let has = |word: &&[u8]| body.windows(word.len()).any(|part| part == *word);
                 let tier = request.member("service_tier");
                 Size {
-                    input: (!MEDIA.iter().any(has)).then(|| bytes(body.len()) + FRAMING_TOKENS),
+                    input: (!request.may_have_media()).then(|| bytes(body.len()) + FRAMING_TOKENS),
                     output: request.most_output_tokens(),
                     choices: u64::from(request.choices()),
                     tier: match tier.map(|json| json.trim_matches('"')) {
