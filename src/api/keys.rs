@@ -14,7 +14,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::error::{ApiError, ErrorResponse};
-use super::extract::{Body, Fields, form};
+use super::extract::{Body, Fields, Scalar, form};
 use super::state::AppState;
 use crate::domain::account::{NOT_NULL, REQUIRED};
 use crate::domain::api_key::{parse_models, parse_name};
@@ -40,8 +40,8 @@ type Nullable<T> = Option<Option<T>>;
 /// An API key to be made.
 #[derive(ToSchema)]
 pub struct CreateKeyRequest {
-    /// What you call it. Need not be unique.
-    #[schema(value_type = String, min_length = 1, max_length = 100, pattern = r"^[^\x00-\x1f\x7f-\x9f]*\S[^\x00-\x1f\x7f-\x9f]*$", example = "nightly report")]
+    /// What you call it. Need not be unique. No control characters.
+    #[schema(value_type = String, min_length = 1, max_length = 100, pattern = r"\S", example = "nightly report")]
     name: Nullable<String>,
     /// What it may be used for: `chat` asks models, `embeddings` computes embeddings, `read` lists
     /// and searches, `write` changes and deletes.
@@ -49,16 +49,16 @@ pub struct CreateKeyRequest {
     scopes: Nullable<Vec<String>>,
     /// The models that it may use: names, or beginnings of names followed by `*`. Empty or null:
     /// all.
-    #[schema(value_type = Option<Vec<String>>, max_items = 100, example = json!(["gpt-*"]))]
+    #[schema(value_type = Option<Vec<ModelPattern>>, max_items = 100, example = json!(["gpt-*"]))]
     models: Nullable<Vec<String>>,
     /// How often it may be used, as in `PROMPT_THROTTLE`: `2/s,100/day`. Null or `off`: as often as
     /// you.
     #[schema(value_type = Option<String>, pattern = "^[1-9][0-9]{0,3}/(s|min|h|day)$", example = "100/day")]
     rates: Nullable<String>,
-    /// How much it may spend in a period, in US dollars with up to 12 decimals: a number, or a text
-    /// such as `"20.00"`. Null: as much as you.
-    #[schema(value_type = Option<f64>, minimum = 0.01, maximum = 1_000_000, multiple_of = 0.01, example = 20.0)]
-    budget_usd: Nullable<String>,
+    /// How much it may spend in a period, in US dollars: a number, or a text such as `"20.00"`. What
+    /// comes after 12 decimals is cut off. Null: as much as you.
+    #[schema(value_type = Option<f64>, minimum = 0.01, maximum = 1_000_000, example = 20.0)]
+    budget_usd: Nullable<Scalar>,
     /// The period of the budget, in UTC. Weeks begin on Monday.
     #[schema(value_type = Option<PeriodName>, default = "month")]
     budget_period: Nullable<String>,
@@ -72,29 +72,29 @@ form!(CreateKeyRequest {
     scopes: nullable_texts,
     models: nullable_texts,
     rates: nullable_text,
-    budget_usd: nullable_text,
+    budget_usd: nullable_scalar,
     budget_period: nullable_text,
     expires_at: nullable_text
-});
+}, json_only: true);
 
 /// Changes of an API key. What is left out stays as it is; null sets what a new key has by default.
 #[derive(ToSchema)]
 pub struct ChangeKeyRequest {
-    /// What you call it.
-    #[schema(value_type = String, required = false, min_length = 1, max_length = 100, pattern = r"^[^\x00-\x1f\x7f-\x9f]*\S[^\x00-\x1f\x7f-\x9f]*$", example = "nightly report")]
+    /// What you call it. No control characters.
+    #[schema(value_type = String, required = false, min_length = 1, max_length = 100, pattern = r"\S", example = "nightly report")]
     name: Nullable<String>,
     /// What it may be used for.
     #[schema(value_type = Option<Vec<ScopeName>>, min_items = 1)]
     scopes: Nullable<Vec<String>>,
     /// The models that it may use. Empty or null: all.
-    #[schema(value_type = Option<Vec<String>>, max_items = 100, example = json!(["gpt-*"]))]
+    #[schema(value_type = Option<Vec<ModelPattern>>, max_items = 100, example = json!(["gpt-*"]))]
     models: Nullable<Vec<String>>,
     /// How often it may be used. Null or `off`: as often as you.
     #[schema(value_type = Option<String>, pattern = "^[1-9][0-9]{0,3}/(s|min|h|day)$", example = "100/day")]
     rates: Nullable<String>,
     /// How much it may spend in a period, in US dollars. Null: as much as you.
-    #[schema(value_type = Option<f64>, minimum = 0.01, maximum = 1_000_000, multiple_of = 0.01, example = 20.0)]
-    budget_usd: Nullable<String>,
+    #[schema(value_type = Option<f64>, minimum = 0.01, maximum = 1_000_000, example = 20.0)]
+    budget_usd: Nullable<Scalar>,
     /// The period of the budget.
     #[schema(value_type = Option<PeriodName>)]
     budget_period: Nullable<String>,
@@ -108,23 +108,55 @@ form!(ChangeKeyRequest {
     scopes: nullable_texts,
     models: nullable_texts,
     rates: nullable_text,
-    budget_usd: nullable_text,
+    budget_usd: nullable_scalar,
     budget_period: nullable_text,
     expires_at: nullable_text
-});
+}, json_only: true);
 
 /// How long the present secret stays valid.
 #[derive(ToSchema)]
 pub struct RotateKeyRequest {
     /// For how long the present secret may still be used: seconds, or a text such as `24h`; at most
     /// 30 days.
-    #[schema(value_type = Option<String>, pattern = "^[0-9]{1,2}(s|m|h)$", default = "24h", example = "1h")]
-    grace: Option<String>,
+    #[schema(value_type = Option<Grace>, default = "24h", example = "1h")]
+    grace: Nullable<Scalar>,
 }
 
-form!(RotateKeyRequest {
-    grace: optional_text
-});
+form!(RotateKeyRequest { grace: nullable_scalar }, json_only: true);
+
+/// The name of a model, or the beginning of names followed by `*`.
+#[derive(Serialize, ToSchema)]
+#[schema(
+    min_length = 1,
+    max_length = 200,
+    pattern = r"^[^\s,*\x00-\x1f\x7f-\x9f]*\*?$",
+    example = "gpt-*"
+)]
+pub struct ModelPattern(String);
+
+/// A length of time.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[expect(
+    dead_code,
+    reason = "only the description needs it: `Fields` reads both forms"
+)]
+pub enum Grace {
+    /// Seconds.
+    Seconds(GraceSeconds),
+    /// As in settings.
+    Text(GraceText),
+}
+
+/// Seconds.
+#[derive(Serialize, ToSchema)]
+#[schema(maximum = 2_592_000)]
+pub struct GraceSeconds(u32);
+
+/// A number and its unit.
+#[derive(Serialize, ToSchema)]
+#[schema(pattern = "^[0-9]{1,2}(s|m|h)$", example = "24h")]
+pub struct GraceText(String);
 
 /// What an API key may be used for.
 #[derive(Serialize, ToSchema)]
@@ -307,7 +339,7 @@ async fn show_key(
 #[utoipa::path(
     patch, path = "/api/keys/{id}", tag = "keys", operation_id = "change_key", security(("bearer" = [])),
     params(("id" = String, Path, description = "The key's id.")),
-    request_body(content = ChangeKeyRequest, content_type = "application/json"),
+    request_body(content = Option<ChangeKeyRequest>, content_type = "application/json"),
     responses(
         (status = 200, description = "The key after the change.", body = KeyResponse),
         (status = 403, description = "The key had expired and you have 100 live keys, or the request came with an API key.", body = ErrorResponse),
@@ -369,7 +401,7 @@ async fn rotate_key(
     Body { mut fields, .. }: Body<RotateKeyRequest>,
 ) -> Result<Json<IssuedKeyResponse>, ApiError> {
     let RotateKeyRequest { grace } = RotateKeyRequest::read(&mut fields);
-    let grace = grace.map(|text| parse_grace(&text));
+    let grace = grace.flatten().map(|grace| parse_grace(&grace));
     if grace == Some(None) {
         let message = "Write seconds, or a length of time such as 24h, 90m or 0s.";
         fields.refuse("grace", message);
@@ -381,12 +413,19 @@ async fn rotate_key(
     Ok(Json(rotated.await?.into()))
 }
 
-/// A length of time: a number of seconds, or as settings write it.
-fn parse_grace(text: &str) -> Option<Duration> {
-    if text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return text.parse().ok().map(Duration::from_secs);
+/// A length of time: a number of whole seconds, or a text as settings write it.
+fn parse_grace(grace: &Scalar) -> Option<Duration> {
+    match grace {
+        // JSON has one type of number: some writers add a fraction of zero.
+        Scalar::Number(seconds) => seconds
+            .parse::<f64>()
+            .ok()
+            .filter(|seconds| seconds.fract() == 0.0)
+            .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+        // The parser takes a bare 0.
+        Scalar::Text(text) if text.bytes().all(|byte| byte.is_ascii_digit()) => None,
+        Scalar::Text(text) => humantime::parse_duration(text).ok(),
     }
-    humantime::parse_duration(text).ok()
 }
 
 impl ChangeKeyRequest {
@@ -420,7 +459,8 @@ impl ChangeKeyRequest {
             let rates: Result<Rates, String> = text.parse().map_err(|_| RATES_RULE.to_owned());
             noted(fields, "rates", rates)
         });
-        let budget: Nullable<Picodollars> = nullable(self.budget_usd, |text| {
+        let budget: Nullable<Picodollars> = nullable(self.budget_usd, |scalar| {
+            let (Scalar::Number(text) | Scalar::Text(text)) = scalar;
             noted(fields, "budget_usd", parse_budget_amount(&text))
         });
         let budget_period = self.budget_period.flatten().and_then(|word| {
@@ -449,10 +489,10 @@ impl ChangeKeyRequest {
 const RATES_RULE: &str = "Write rates such as 2/s,100/day: up to 10000 in s, min, h or day.";
 
 /// Reads a value that may be null. What breaks a rule counts as left out.
-fn nullable<T>(value: Nullable<String>, read: impl FnOnce(String) -> Option<T>) -> Nullable<T> {
+fn nullable<T, U>(value: Nullable<T>, read: impl FnOnce(T) -> Option<U>) -> Nullable<U> {
     match value? {
         None => Some(None),
-        Some(text) => read(text).map(Some),
+        Some(value) => read(value).map(Some),
     }
 }
 
@@ -518,17 +558,20 @@ mod tests {
 
     #[test]
     fn grace_is_seconds_or_a_length_of_time() {
-        for (text, seconds) in [
-            ("0", 0),
-            ("0s", 0),
-            ("90", 90),
-            ("24h", 86_400),
-            ("30d", 2_592_000),
-        ] {
-            assert_eq!(parse_grace(text), Some(Duration::from_secs(seconds)));
+        let number = |text: &str| parse_grace(&Scalar::Number(text.to_owned()));
+        let text = |text: &str| parse_grace(&Scalar::Text(text.to_owned()));
+        assert_eq!(number("0"), Some(Duration::ZERO));
+        for ninety in ["90", "90.0", "9e1"] {
+            assert_eq!(number(ninety), Some(Duration::from_secs(90)));
         }
-        for bad in ["-1", "1.5", "soon", "99999999999999999999"] {
-            assert_eq!(parse_grace(bad), None, "{bad}");
+        assert_eq!(text("0s"), Some(Duration::ZERO));
+        assert_eq!(text("24h"), Some(Duration::from_secs(86_400)));
+        assert_eq!(text("30d"), Some(Duration::from_secs(2_592_000)));
+        for bad in ["-1", "1.5", "1e30", "1e999", "99999999999999999999"] {
+            assert_eq!(number(bad), None, "{bad}");
+        }
+        for bad in ["", "0", "90", "-1s", "soon", "99999999999999999999d"] {
+            assert_eq!(text(bad), None, "{bad}");
         }
     }
 }

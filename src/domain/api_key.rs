@@ -13,8 +13,8 @@ const NAME_RULE: &str = "A name has 1 to 100 characters, and no control characte
 const MAX_NAME_CHARS: usize = 100;
 /// The most patterns of models.
 const MAX_MODELS: usize = 100;
-/// The most bytes of a pattern.
-const MAX_MODEL_BYTES: usize = 200;
+/// The most characters of a pattern.
+const MAX_MODEL_CHARS: usize = 200;
 /// The digits of base 62.
 const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
@@ -280,9 +280,10 @@ pub fn parse_models<'a>(
         let pattern = trimmed(pattern);
         let name = pattern.strip_suffix('*').unwrap_or(pattern);
         let is_odd = |c: char| c.is_control() || c.is_whitespace() || c == '*' || c == ',';
-        if pattern.is_empty() || pattern.len() > MAX_MODEL_BYTES || name.contains(is_odd) {
+        if pattern.is_empty() || pattern.chars().count() > MAX_MODEL_CHARS || name.contains(is_odd)
+        {
             return Err(
-                "A model is a name of up to 200 bytes without blanks and commas, or the \
+                "A model is a name of up to 200 characters without blanks and commas, or the \
                  beginning of names with * after it.",
             );
         }

@@ -43,40 +43,77 @@ impl FromStr for Picodollars {
     /// Parses an amount in US dollars, exactly: decimal digits with at most one point, and an
     /// exponent as JSON writes it: `20`, `0.50`, `1.5e-07`. No sign.
     fn from_str(text: &str) -> Result<Self, AmountError> {
-        let (digits, exponent) = match text.split_once(['e', 'E']) {
-            Some((digits, exponent)) => (digits, parse_exponent(exponent)?),
+        let decimal = Decimal::parse(text)?;
+        if decimal.exponent < 0 {
+            return Err(AmountError::TooPrecise);
+        }
+        decimal.rounded_down()
+    }
+}
+
+impl Picodollars {
+    /// Parses an amount in the same way, and cuts off what comes after its last decimal.
+    ///
+    /// # Errors
+    /// `Syntax` or `Range`.
+    pub fn parse_rounded_down(text: &str) -> Result<Self, AmountError> {
+        Decimal::parse(text)?.rounded_down()
+    }
+}
+
+/// A number of picodollars: its digits, without zeros at either end, times ten to the power of
+/// `exponent`.
+struct Decimal {
+    digits: String,
+    exponent: i64,
+}
+
+impl Decimal {
+    fn parse(text: &str) -> Result<Self, AmountError> {
+        let (number, exponent) = match text.split_once(['e', 'E']) {
+            Some((number, exponent)) => (number, parse_exponent(exponent)?),
             None => (text, 0),
         };
-        let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+        let (whole, fraction) = match number.split_once('.') {
+            Some((_, "")) => return Err(AmountError::Syntax),
+            Some(parts) => parts,
+            None => (number, ""),
+        };
         let is_number = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
-        let has_point = whole.len() < digits.len();
         if whole.is_empty() || !is_number(whole) || !is_number(fraction) {
             return Err(AmountError::Syntax);
         }
-        if has_point && fraction.is_empty() {
-            return Err(AmountError::Syntax);
-        }
-        // Zeros at the ends change nothing, however many there are.
-        let significant = format!("{whole}{fraction}");
-        let trimmed = significant.trim_end_matches('0');
-        let dropped = significant.len() - trimmed.len();
-        let trimmed = trimmed.trim_start_matches('0');
-        if trimmed.is_empty() {
-            return Ok(Self(0));
-        }
-        // The value is `trimmed` times ten to the power of `shift`, in picodollars.
+        let written = format!("{whole}{fraction}");
+        let digits = written.trim_end_matches('0');
         let length = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-        let shift = length(DECIMALS + dropped)
+        let exponent = length(DECIMALS + written.len() - digits.len())
             .saturating_sub(length(fraction.len()))
             .saturating_add(exponent);
-        let shift = match u32::try_from(shift) {
-            Ok(shift) => shift,
-            Err(_) if shift < 0 => return Err(AmountError::TooPrecise),
-            Err(_) => return Err(AmountError::Range),
-        };
-        let value: i64 = trimmed.parse().map_err(|_| AmountError::Range)?;
-        let scale = 10_i64.checked_pow(shift).ok_or(AmountError::Range)?;
-        value.checked_mul(scale).map(Self).ok_or(AmountError::Range)
+        let digits = digits.trim_start_matches('0').to_owned();
+        Ok(Self {
+            // Nothing is nothing, times ten however often.
+            exponent: if digits.is_empty() { 0 } else { exponent },
+            digits,
+        })
+    }
+
+    fn rounded_down(mut self) -> Result<Picodollars, AmountError> {
+        if self.exponent < 0 {
+            let dropped = usize::try_from(self.exponent.unsigned_abs()).unwrap_or(usize::MAX);
+            self.digits
+                .truncate(self.digits.len().saturating_sub(dropped));
+            self.exponent = 0;
+        }
+        if self.digits.is_empty() {
+            return Ok(Picodollars(0));
+        }
+        let value: i64 = self.digits.parse().map_err(|_| AmountError::Range)?;
+        u32::try_from(self.exponent)
+            .ok()
+            .and_then(|exponent| 10_i64.checked_pow(exponent))
+            .and_then(|scale| value.checked_mul(scale))
+            .map(Picodollars)
+            .ok_or(AmountError::Range)
     }
 }
 
@@ -210,22 +247,16 @@ impl Budget {
 /// Why an amount cannot be a budget's.
 pub const BUDGET_RANGE: &str = "A budget is more than 0 and at most 1000000 US dollars.";
 
-/// Parses the amount of a budget.
+/// Parses the amount of a budget. What comes after its last decimal is cut off: a program may have
+/// computed it, and write 0.30000000000000004.
 ///
 /// # Errors
 /// One sentence for the user.
 pub fn parse_budget_amount(text: &str) -> Result<Picodollars, String> {
-    let amount = match text.parse() {
-        Ok(amount) => amount,
-        Err(AmountError::Range) => return Err(BUDGET_RANGE.to_owned()),
-        Err(error @ (AmountError::Syntax | AmountError::TooPrecise)) => {
-            return Err(format!("The budget cannot be used: {error}."));
-        }
-    };
-    if amount > Picodollars(0) && amount <= MAX_BUDGET {
-        Ok(amount)
-    } else {
-        Err(BUDGET_RANGE.to_owned())
+    match Picodollars::parse_rounded_down(text) {
+        Ok(amount) if amount > Picodollars(0) && amount <= MAX_BUDGET => Ok(amount),
+        Ok(_) | Err(AmountError::Range | AmountError::TooPrecise) => Err(BUDGET_RANGE.to_owned()),
+        Err(error @ AmountError::Syntax) => Err(format!("The budget cannot be used: {error}.")),
     }
 }
 
@@ -298,6 +329,25 @@ mod tests {
         for text in ["9223372.036854775808", "1e7", "1e99999999999999999999"] {
             assert_eq!(amount(text), Err(AmountError::Range), "{text}");
         }
+    }
+
+    #[test]
+    fn what_comes_after_the_last_decimal_can_be_cut_off() {
+        for (text, expected) in [
+            ("0.30000000000000004", 3 * DOLLAR / 10),
+            ("0.0000000000019", 1),
+            ("9e-13", 0),
+            ("1e-99999999999999999999", 0),
+            ("456006.155821881661234567890123", 456_006_155_821_881_661),
+            ("20.5", 41 * DOLLAR / 2),
+        ] {
+            let amount = Picodollars::parse_rounded_down(text);
+            assert_eq!(amount, Ok(Picodollars(expected)), "{text}");
+        }
+        let beyond = Picodollars::parse_rounded_down("9223372.0368547758079");
+        assert_eq!(beyond, Ok(Picodollars(i64::MAX)));
+        let beyond = Picodollars::parse_rounded_down("9223372.036854775808");
+        assert_eq!(beyond, Err(AmountError::Range));
     }
 
     #[test]

@@ -120,13 +120,16 @@ async fn faults_of_a_key_are_named_by_field() {
         (json!({ "name": "a\nb" }), "name"),
         (json!({ "name": "x".repeat(101) }), "name"),
         (json!({ "name": ["x"] }), "name"),
+        (json!({ "name": 7 }), "name"),
         (json!({ "name": "x", "scopes": [] }), "scopes"),
         (json!({ "name": "x", "scopes": ["admin"] }), "scopes"),
         (json!({ "name": "x", "scopes": [1] }), "scopes"),
+        (json!({ "name": "x", "scopes": "chat,read" }), "scopes"),
         (json!({ "name": "x", "scopes": { "chat": true } }), "scopes"),
         (json!({ "name": "x", "models": ["a*b"] }), "models"),
         (json!({ "name": "x", "models": 7 }), "models"),
         (json!({ "name": "x", "rates": "often" }), "rates"),
+        (json!({ "name": "x", "rates": "" }), "rates"),
         (json!({ "name": "x", "rates": ["1/s"] }), "rates"),
         (json!({ "name": "x", "budget_usd": 0 }), "budget_usd"),
         (json!({ "name": "x", "budget_usd": -1 }), "budget_usd"),
@@ -182,18 +185,19 @@ async fn faults_of_a_key_are_named_by_field() {
 }
 
 #[tokio::test]
-async fn a_form_makes_a_key_too() {
+async fn bodies_are_json_alone() {
     let app = spawn_app(|_| ()).await;
     let user = app.user("alice").await;
-    let form = "name=ci&scopes=chat,write&models=&budget_usd=1.50";
-    let made = user
-        .post("/api/keys")
-        .body("application/x-www-form-urlencoded", form);
-    let made = made.send().await;
-    assert_eq!(made.status, 201, "{made:?}");
-    assert_eq!(made.json()["scopes"], json!(["chat", "write"]));
-    assert!(made.text().contains("\"budget_usd\":1.50,"));
-    assert_eq!(made.json()["budget_period"], "month");
+    let key = user.api_key("a key").await;
+    for request in [
+        user.post("/api/keys"),
+        user.client.patch(&key.path()),
+        user.post(&format!("{}/rotate", key.path())),
+    ] {
+        let form = request.body("application/x-www-form-urlencoded", "name=ci&grace=0");
+        assert_eq!(form.send().await.status, 415);
+    }
+    assert_eq!(status(&user, &key.text).await.0, 200);
 }
 
 #[tokio::test]

@@ -17,7 +17,9 @@ def before_load_schema(context, raw_schema):
     raw_schema["servers"] = [{"url": "/"}]
     # The description says only in words that forms are accepted too. If each route named them, a
     # generated client would have three classes for each body.
-    for item in raw_schema["paths"].values():
+    for path, item in raw_schema["paths"].items():
+        if path.startswith("/api/keys"):
+            continue  # JSON alone
         for operation in item.values():
             content = operation.get("requestBody", {}).get("content", {})
             described = next(iter(content.values()), None)
@@ -41,6 +43,16 @@ def before_call(context, case, kwargs):
         # A key belongs to one body; another body with the same key is refused. So each request gets
         # a new key, which ends with the generated one.
         case.headers["Idempotency-Key"] = (uuid.uuid4().hex + case.headers["Idempotency-Key"])[:255]
+    if operation in ("create_key", "change_key") and isinstance(case.body, dict):
+        # No control characters, an end in the future, and a period only of a budget.
+        body = dict(case.body)
+        if body.get("name"):
+            body["name"] = "".join("x" if has_control_character(character) else character for character in body["name"])
+        if body.get("expires_at"):
+            body["expires_at"] = "2036-11-22T21:08:49Z"
+        if body.get("budget_usd") is None:
+            body.pop("budget_period", None)
+        case.body = body
     if operation == "list_prompts":
         # A cursor is the `next` of a page; a client cannot invent one.
         case.query.pop("cursor", None)

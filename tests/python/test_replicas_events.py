@@ -220,6 +220,15 @@ def test_a_key_that_ended_on_one_replica_is_refused_by_all_within_two_seconds(cl
     assert all(at - ended[0] < KEY_SOON for at in refused_at.values()), refused_at
 
 
+def test_a_new_secret_works_at_once_on_every_replica(cluster, each):
+    user = make_user(each[0])
+    key = each[0].post(KEYS, json={"name": "a key"}, headers=user.auth).json()
+    for rotating in each:
+        for http in each:
+            assert http.get("/api/prompts", headers={"Authorization": f"Bearer {key['key']}"}).status_code == 200
+        key = rotating.post(f"{KEYS}/{key['id']}/rotate", json={"grace": 0}, headers=user.auth).json()
+
+
 def test_the_rates_of_a_key_hold_over_all_replicas(cluster, each):
     user = make_user(each[0])
     key = each[0].post(KEYS, json={"name": "a key", "rates": "5/h"}, headers=user.auth).json()

@@ -37,16 +37,20 @@ pub trait Form: Send {
     const FIELDS: &'static [&'static str];
     /// The most bytes of the body.
     const MAX_BYTES: usize = SMALL_BODY_BYTES;
+    /// Whether the body must be JSON. Forms have neither lists nor null.
+    const IS_JSON_ONLY: bool = false;
 }
 
 /// Declares how a request's struct is read from a body: which of [`Fields`]' methods reads each
-/// field, and the most bytes of the body if it may be large. After `read`, [`Fields::check`]
+/// field, the most bytes of the body if it may be large, and whether it must be JSON. After `read`, [`Fields::check`]
 /// reports the fields that broke a rule.
 macro_rules! form {
-    ($request:ident { $($field:ident: $read:ident),+ } $(, max_bytes: $max_bytes:expr)?) => {
+    ($request:ident { $($field:ident: $read:ident),+ } $(, max_bytes: $max_bytes:expr)?
+     $(, json_only: $json_only:expr)?) => {
         impl $crate::api::extract::Form for $request {
             const FIELDS: &'static [&'static str] = &[$(stringify!($field)),+];
             $(const MAX_BYTES: usize = $max_bytes;)?
+            $(const IS_JSON_ONLY: bool = $json_only;)?
         }
 
         impl $request {
@@ -97,7 +101,7 @@ impl<F: Form> Body<F> {
         if body.is_end_stream() {
             return Ok(read);
         }
-        let encoding = Encoding::of(headers)?;
+        let encoding = Encoding::of(headers, F::IS_JSON_ONLY)?;
         let bytes = read_bytes(headers, body, F::MAX_BYTES, &mut read.memory).await?;
         let length = bytes.len();
         if length > 0 {
@@ -125,7 +129,7 @@ enum Encoding {
 }
 
 impl Encoding {
-    fn of(headers: &HeaderMap) -> Result<Self, ApiError> {
+    fn of(headers: &HeaderMap, is_json_only: bool) -> Result<Self, ApiError> {
         let unsupported = || {
             ApiError::plain(
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -139,6 +143,8 @@ impl Encoding {
         let essence = text.split(';').next().unwrap_or_default().trim();
         if essence.eq_ignore_ascii_case("application/json") {
             Ok(Self::Json)
+        } else if is_json_only {
+            Err(unsupported())
         } else if essence.eq_ignore_ascii_case("application/x-www-form-urlencoded") {
             Ok(Self::UrlEncoded)
         } else if essence.eq_ignore_ascii_case("multipart/form-data") {

@@ -25,6 +25,15 @@ pub enum Field {
     NotText,
 }
 
+/// A text or a number, as it was written.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Scalar {
+    /// A JSON number.
+    Number(String),
+    /// A text.
+    Text(String),
+}
+
 /// A body's fields. If a name comes twice, the last one counts. Names that the route does not read
 /// are ignored.
 #[derive(Debug, Default)]
@@ -85,26 +94,34 @@ impl Fields {
         self.note(name, outcome)
     }
 
-    /// A text that may be left out, which is `None`, or be null or blank, which is `Some(None)`.
-    /// For changes, where both mean different things.
+    /// A text that may be left out, which is `None`, or be null, which is `Some(None)`. For changes,
+    /// where both mean different things.
     pub fn nullable_text(&mut self, name: &'static str) -> Option<Option<String>> {
-        self.has(name).then(|| self.optional_text(name))
+        let text = match self.nullable_scalar(name)? {
+            None => return Some(None),
+            Some(Scalar::Text(text)) => Ok(text),
+            Some(Scalar::Number(_)) => Err(NOT_A_STRING),
+        };
+        self.note(name, text).map(Some)
     }
 
-    /// A list of texts that may be left out, which is `None`, or be null, which is `Some(None)`. A
-    /// form has no lists: there it is one text with commas between.
+    /// A text or a number, in the same way.
+    pub fn nullable_scalar(&mut self, name: &'static str) -> Option<Option<Scalar>> {
+        let scalar = match self.fields.remove(name)? {
+            Field::Null => return Some(None),
+            Field::Number(number) => Ok(Scalar::Number(number)),
+            Field::Text(text) => Ok(Scalar::Text(text)),
+            Field::Flag(_) | Field::List(_) | Field::NotText => Err(NOT_A_STRING),
+        };
+        self.note(name, scalar).map(Some)
+    }
+
+    /// A list of texts that may be left out, which is `None`, or be null, which is `Some(None)`.
     pub fn nullable_texts(&mut self, name: &'static str) -> Option<Option<Vec<String>>> {
         let outcome = match self.fields.remove(name)? {
             Field::Null => return Some(None),
             Field::List(json) => serde_json::from_str(&json).map_err(|_| NOT_TEXTS),
-            Field::Text(text) => Ok(match trimmed(&text) {
-                "" => Vec::new(),
-                text => text
-                    .split(',')
-                    .map(|part| trimmed(part).to_owned())
-                    .collect(),
-            }),
-            Field::Flag(_) | Field::Number(_) | Field::NotText => Err(NOT_TEXTS),
+            Field::Text(_) | Field::Flag(_) | Field::Number(_) | Field::NotText => Err(NOT_TEXTS),
         };
         self.note(name, outcome).map(Some)
     }
@@ -263,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_are_json_or_one_text_with_commas() {
+    fn lists_hold_texts_alone() {
         let list = |field| {
             let mut fields = one(field);
             let list = fields.nullable_texts("field");
@@ -272,14 +289,14 @@ mod tests {
         let json = |json: &str| list(Field::List(json.to_owned()));
         let both = Some(vec!["a".to_owned(), "b".to_owned()]);
         assert_eq!(json(r#"["a", "b"]"#).unwrap(), both);
-        assert_eq!(list(word(" a , b")).unwrap(), both);
         assert_eq!(json("[]").unwrap(), Some(Vec::new()));
-        assert_eq!(list(word(" ")).unwrap(), Some(Vec::new()));
         assert_eq!(list(Field::Null).unwrap(), None);
         for bad in ["[1]", "[null]", r#"["a", ["b"]]"#] {
             assert!(json(bad).is_err(), "{bad}");
         }
-        assert!(list(Field::Flag(true)).is_err() && list(Field::NotText).is_err());
+        for bad in [word("a,b"), Field::Flag(true), Field::NotText] {
+            assert!(list(bad.clone()).is_err(), "{bad:?}");
+        }
         assert_eq!(Fields::default().nullable_texts("field"), None);
         assert_eq!(one(Field::Null).nullable_texts("field"), Some(None));
     }
@@ -287,12 +304,16 @@ mod tests {
     #[test]
     fn null_is_told_from_what_was_left_out() {
         assert_eq!(Fields::default().nullable_text("field"), None);
-        for none in [Field::Null, word(" ")] {
-            assert_eq!(one(none).nullable_text("field"), Some(None));
-        }
-        let text = Some(Some("1.50".to_owned()));
+        assert_eq!(one(Field::Null).nullable_text("field"), Some(None));
+        let blank = Some(Some(" ".to_owned()));
+        assert_eq!(one(word(" ")).nullable_text("field"), blank);
         let number = Field::Number("1.50".to_owned());
-        assert_eq!(one(number).nullable_text("field"), text);
+        let scalar = Some(Some(Scalar::Number("1.50".to_owned())));
+        assert_eq!(one(number.clone()).nullable_scalar("field"), scalar);
+        assert_eq!(one(Field::Null).nullable_scalar("field"), Some(None));
+        let mut fields = one(number);
+        assert_eq!(fields.nullable_text("field"), None);
+        assert!(fields.check().is_err());
         let mut fields = one(word("x"));
         fields.refuse("field", "It is taken.");
         assert!(fields.check().is_err());

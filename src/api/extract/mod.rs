@@ -11,7 +11,7 @@ mod root;
 pub use address::{ClientAddress, Peer, is_tls};
 pub(crate) use body::form;
 pub use body::{Body, Form, drain, read_json};
-pub use fields::Fields;
+pub use fields::{Fields, Scalar};
 pub use owner::RequestOwner;
 pub use query::Query;
 pub use root::Root;

@@ -66,7 +66,7 @@ fn document() -> Value {
                     "Takes prompts from signed-in users, runs them on an LLM, keeps them, finds similar ones by meaning, and pushes \
                      answers over WebSocket. Every route answers with and without a trailing slash.\n\n\
                      A body is JSON, as described here, or a form with the same fields: `application/x-www-form-urlencoded` or \
-                     `multipart/form-data`.\n\n\
+                     `multipart/form-data`. The bodies of API keys are JSON alone: forms have neither lists nor null.\n\n\
                      Any request may carry `X-Request-Id` (up to 64 letters, digits, `.`, `_` and `-`): its answer and the log then \
                      carry it too. A request without it, or with another value, gets a random one.",
                 ))

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use hashlink::LinkedHashMap;
 use parking_lot::Mutex;
 
-use crate::domain::{ApiKey, ApiKeyId, ApiKeyRecord, PreviousSecret};
+use crate::credentials::api_key::is_same_hash;
+use crate::domain::{ApiKey, ApiKeyId, ApiKeyRecord, PreviousSecret, Timestamp};
 use crate::error::Error;
 use crate::store::ApiKeyStore;
 
@@ -15,6 +16,9 @@ use crate::store::ApiKeyStore;
 const MAX_AGE: Duration = Duration::from_secs(1);
 /// The most entries. Beyond it the entry that was read first is removed.
 const CAPACITY: usize = 10_000;
+
+/// The end of what has none.
+pub const NEVER: Timestamp = Timestamp(i64::MAX);
 
 /// What authentication needs of a key.
 #[derive(Clone)]
@@ -27,6 +31,22 @@ pub struct KnownApiKey {
     pub previous: Option<PreviousSecret>,
     /// Whether it was revoked.
     pub is_revoked: bool,
+}
+
+impl KnownApiKey {
+    /// Until when a text of that hash may be used: for ever if it is the key's present one. `None`
+    /// if it is none of the key's.
+    pub fn end_of(&self, key_hash: &[u8; 32]) -> Option<Timestamp> {
+        // Both are compared, so that the time shows nothing.
+        let is_current = is_same_hash(&self.key_hash, key_hash);
+        let previous = self
+            .previous
+            .filter(|previous| is_same_hash(&previous.key_hash, key_hash));
+        match (is_current, previous) {
+            (true, _) => Some(NEVER),
+            (false, previous) => previous.map(|previous| previous.until),
+        }
+    }
 }
 
 impl From<ApiKeyRecord> for KnownApiKey {
@@ -48,21 +68,23 @@ pub struct KnownApiKeys {
 }
 
 impl KnownApiKeys {
-    /// Returns the key, from memory or else from the store.
+    /// Returns the key from memory, if it was read within a second.
+    pub fn remembered(&self, id: ApiKeyId, now: Instant) -> Option<KnownApiKey> {
+        let keys = self.keys.lock();
+        let (known, read_at) = keys.get(&id)?;
+        (now.saturating_duration_since(*read_at) < MAX_AGE).then(|| known.clone())
+    }
+
+    /// Returns the key from the store, and remembers it as of `now`.
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn get(
+    pub async fn read(
         &self,
         id: ApiKeyId,
         store: &dyn ApiKeyStore,
         now: Instant,
     ) -> Result<Option<KnownApiKey>, Error> {
-        if let Some((known, read_at)) = self.keys.lock().get(&id)
-            && now.saturating_duration_since(*read_at) < MAX_AGE
-        {
-            return Ok(Some(known.clone()));
-        }
         let Some(known) = store.api_key(id).await?.map(KnownApiKey::from) else {
             return Ok(None);
         };
