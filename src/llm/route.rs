@@ -93,12 +93,6 @@ impl Route {
         matches!(*self.0, Way::Mock)
     }
 
-    /// The name of each upstream, and the model that it is asked for; none for the mock.
-    pub fn targets(&self) -> impl Iterator<Item = (&str, &str)> {
-        let hops = self.hops().iter();
-        hops.map(|hop| (hop.upstream.as_str(), hop.model.as_str()))
-    }
-
     /// The upstreams; none for the mock.
     pub(super) fn hops(&self) -> &[Hop] {
         match &*self.0 {

@@ -172,8 +172,7 @@ pub async fn read_json(
     most: usize,
     memory: &mut Reservation,
 ) -> Result<Bytes, ApiError> {
-    let is_json = matches!(Encoding::of(headers), Ok(Encoding::Json));
-    if !is_json {
+    if Encoding::of(headers, true).is_err() {
         return Err(ApiError::plain(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "The body must be JSON: send Content-Type: application/json.",

@@ -119,8 +119,8 @@ impl Metering {
         if self.is_mock {
             return Some(Picodollars(0));
         }
-        let mut targets = route.targets();
-        targets.try_fold(Picodollars(0), |most, (upstream, model)| {
+        let mut candidates = route.candidates();
+        candidates.try_fold(Picodollars(0), |most, (upstream, model)| {
             let row = self.find(upstream, model)?;
             let (input, output) = most_tokens(&row, size)?;
             Some(most.max(row.prices.most_cost(input, output, size.tier)))

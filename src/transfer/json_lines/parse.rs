@@ -10,8 +10,8 @@ use serde_json::value::RawValue;
 use super::fields::{Fields, LineProblem};
 use super::{FORMAT, MAX_ID, NO_PASSWORD};
 use crate::domain::{
-    CallDetails, ChatTexts, FailureCode, LastIds, ModelId, Prompt, PromptId, PromptRecord,
-    PromptSource, PromptStatus, Record, Timestamp, User, UserId, VectorRecord,
+    CallDetails, ChatTexts, FailureCode, LastIds, ModelId, Picodollars, Prompt, PromptId,
+    PromptRecord, PromptSource, PromptStatus, Record, Timestamp, User, UserId, VectorRecord,
 };
 
 /// The model of a response whose line names none.
@@ -113,7 +113,7 @@ fn prompt(fields: &mut Fields<'_>) -> Result<PromptRecord, LineProblem> {
             error: error.transpose()?,
             created_at: created_at(fields)?,
             call: CallDetails {
-                cost: None,
+                cost: cost(fields)?,
                 duration_ms: optional(fields, "llm_duration_ms", COUNT_OR_NULL)?,
                 prompt_tokens: optional(fields, "prompt_tokens", COUNT_OR_NULL)?,
                 completion_tokens: optional(fields, "completion_tokens", COUNT_OR_NULL)?,
@@ -123,6 +123,15 @@ fn prompt(fields: &mut Fields<'_>) -> Result<PromptRecord, LineProblem> {
         vector: vector(fields)?,
         chat: chat(fields)?,
     })
+}
+
+fn cost(fields: &mut Fields<'_>) -> Result<Option<Picodollars>, LineProblem> {
+    const COST: &str = "a whole number that is not negative, or null";
+    let cost: Option<i64> = optional(fields, "cost_picodollars", COST)?;
+    match cost {
+        Some(cost) if cost < 0 => Err(wrong("cost_picodollars", COST)),
+        cost => Ok(cost.map(Picodollars)),
+    }
 }
 
 fn chat(fields: &mut Fields<'_>) -> Result<Option<ChatTexts>, LineProblem> {

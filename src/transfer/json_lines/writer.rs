@@ -114,6 +114,8 @@ enum Line<'a> {
         prompt_tokens: Option<u32>,
         completion_tokens: Option<u32>,
         finish_reason: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        cost_picodollars: Option<i64>,
         source: &'static str,
         #[serde(skip_serializing_if = "Option::is_none")]
         chat: Option<Chat<'a>>,
@@ -176,6 +178,7 @@ fn prompt_line(record: &PromptRecord, options: Options) -> Result<Line<'_>, Erro
         prompt_tokens: prompt.call.prompt_tokens,
         completion_tokens: prompt.call.completion_tokens,
         finish_reason: prompt.call.finish_reason.as_deref(),
+        cost_picodollars: prompt.call.cost.map(|cost| cost.0),
         source: prompt.source.as_str(),
         chat: chat.transpose()?,
         embedding: vector.map(|vector| Embedding {
