@@ -187,7 +187,7 @@ fn known_caller(parts: &Parts) -> Result<Caller, Error> {
 }
 
 /// A caller with an access token. API keys are refused: this is for the routes of accounts, keys
-/// and tickets. Routes for API keys extract [`Permitted`].
+/// and tickets. Routes for API keys extract `Permitted`.
 impl<S: Sync> FromRequestParts<S> for Caller {
     type Rejection = ApiError;
 

@@ -55,8 +55,8 @@ pub struct CreateKeyRequest {
     /// you.
     #[schema(value_type = Option<String>, pattern = "^[1-9][0-9]{0,3}/(s|min|h|day)$", example = "100/day")]
     rates: Nullable<String>,
-    /// How much it may spend in a period, in US dollars: a number, or a text such as `"20.00"`. What
-    /// comes after 12 decimals is cut off. Null: as much as you.
+    /// How much it may spend in a period, in US dollars: a number, or a text such as `"20.00"`.
+    /// What comes after 12 decimals is cut off. Null: as much as you.
     #[schema(value_type = Option<f64>, minimum = 0.01, maximum = 1_000_000, example = 20.0)]
     budget_usd: Nullable<Scalar>,
     /// The period of the budget, in UTC. Weeks begin on Monday.

@@ -14,7 +14,7 @@ pub use redis_throttle::RedisThrottle;
 pub use sliding_windows::{KeyWindows, SlidingWindows};
 
 /// Counts the requests of each key, usually a user, against a set of
-/// [`Rates`](crate::domain::Rates).
+/// [`Rates`].
 ///
 /// Exact: in no window of any rate are more requests allowed than the rate's limit, however many
 /// callers race. A window is half-open, so two requests exactly one window apart do not share one.

@@ -42,8 +42,8 @@ pub trait Form: Send {
 }
 
 /// Declares how a request's struct is read from a body: which of [`Fields`]' methods reads each
-/// field, the most bytes of the body if it may be large, and whether it must be JSON. After `read`, [`Fields::check`]
-/// reports the fields that broke a rule.
+/// field, the most bytes of the body if it may be large, and whether it must be JSON. After
+/// `read`, [`Fields::check`] reports the fields that broke a rule.
 macro_rules! form {
     ($request:ident { $($field:ident: $read:ident),+ } $(, max_bytes: $max_bytes:expr)?
      $(, json_only: $json_only:expr)?) => {

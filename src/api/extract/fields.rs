@@ -94,8 +94,8 @@ impl Fields {
         self.note(name, outcome)
     }
 
-    /// A text that may be left out, which is `None`, or be null, which is `Some(None)`. For changes,
-    /// where both mean different things.
+    /// A text that may be left out, which is `None`, or be null, which is `Some(None)`. For
+    /// changes, where both mean different things.
     pub fn nullable_text(&mut self, name: &'static str) -> Option<Option<String>> {
         let text = match self.nullable_scalar(name)? {
             None => return Some(None),
