@@ -449,8 +449,12 @@ impl Drop for Call<'_> {
 
 #[cfg(test)]
 mod tests {
+    use tokio_util::task::TaskTracker;
+
     use super::*;
     use crate::domain::{CallDetails, PromptSource, PromptStatus, UserId};
+    use crate::memory_budget::MemoryBudget;
+    use crate::services::prompts::chat::ChatEvent;
 
     fn answered() -> Result<Created, Error> {
         let prompt = Prompt {
@@ -490,9 +494,6 @@ mod tests {
 
     #[tokio::test]
     async fn chunks_of_an_answer_that_is_not_the_stored_one_do_not_end_well() {
-        use crate::memory_budget::MemoryBudget;
-        use crate::services::prompts::chat::ChatEvent;
-
         for (replayed, ends_well) in [(false, true), (true, false)] {
             let (sender, received) = oneshot::channel();
             let mut reply = Reply::new(sender);
@@ -515,13 +516,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_call_that_panics_while_its_chunks_are_read_ends_their_stream() {
-        use crate::memory_budget::MemoryBudget;
-        use crate::services::prompts::chat::ChatEvent;
-
         let (sender, received) = oneshot::channel();
         let mut reply = Reply::new(sender);
         let memory = MemoryBudget::new(1 << 20).hold(Owner::default(), 0);
-        let task = tokio::spawn(async move {
+        let task = TaskTracker::new().spawn(async move {
             reply.stream_chunks(PromptId(7), memory);
             let chunks = reply.chunks.clone();
             chunks.unwrap().push(b"{}");

@@ -118,7 +118,7 @@ enum Line<'a> {
         cost_picodollars: Option<i64>,
         source: &'static str,
         #[serde(skip_serializing_if = "Option::is_none")]
-        chat: Option<Chat<'a>>,
+        chat: Option<Box<Chat<'a>>>,
         #[serde(skip_serializing_if = "Option::is_none")]
         embedding: Option<Embedding<'a>>,
     },
@@ -157,12 +157,12 @@ fn user_line(user: &User, options: Options) -> Line<'_> {
 fn prompt_line(record: &PromptRecord, options: Options) -> Result<Line<'_>, Error> {
     let prompt = &record.prompt;
     let chat = record.chat.as_ref().map(|chat| -> Result<_, Error> {
-        Ok(Chat {
+        Ok(Box::new(Chat {
             messages: raw(&chat.messages)?,
             request: raw(&chat.request)?,
             metadata: raw(&chat.metadata)?,
             answer: chat.answer.as_deref().map(raw).transpose()?,
-        })
+        }))
     });
     let vector = record.vector.as_ref().filter(|_| options.embeddings);
     Ok(Line::Prompt {

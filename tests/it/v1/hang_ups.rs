@@ -5,7 +5,7 @@ use std::time::Duration;
 use prompt_service::config::OnClientDisconnect;
 use serde_json::json;
 
-use super::{DONE, ask, chat, id_in, number, object, open, path, streamed};
+use super::{DONE, ask, chat, id_in, number, object, open, path, posting, streamed};
 use crate::support::{Gate, Reply, Upstream};
 use crate::upstream::{held_answer, held_stream, service, shown};
 
@@ -18,7 +18,7 @@ async fn a_call_whose_client_leaves_is_finished_and_stored_with_its_usage() {
     let mut stream = open(&user, &streamed(ask("hello"))).await;
     let of_stream = id_in(&stream.next_block().await.unwrap());
     drop(stream);
-    let client = tokio::spawn(chat(&user, &ask("hello")).send());
+    let client = posting(chat(&user, &ask("hello")));
     eventually!(upstream.requests().len() == 2);
     client.abort();
     assert!(client.await.unwrap_err().is_cancelled());
@@ -55,7 +55,7 @@ async fn with_cancel_a_call_ends_with_its_client() {
     assert_eq!(shown(&user, number(&id)).await["status"], "running");
     drop(stream);
     eventually!(upstream.broken_off() == 1);
-    let client = tokio::spawn(chat(&user, &ask("hello")).send());
+    let client = posting(chat(&user, &ask("hello")));
     eventually!(upstream.requests().len() == 2);
     client.abort();
     eventually!(upstream.broken_off() == 2);

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{CHAT, answered, ask, chat, id_of, listed, number, path, streamed, with};
+use super::{CHAT, answered, ask, chat, id_of, listed, number, path, posting, streamed, with};
 use crate::support::{Gate, Reply, Upstream};
 use crate::upstream::{held_answer, service};
 
@@ -171,7 +171,7 @@ async fn labels_are_replaced() {
     assert_eq!(changed.json()["metadata"], json!({ "topic": "rain" }));
     assert_eq!(changed.json(), user.get(&path(&id)).send().await.json());
     assert!(listed(&user, "?metadata[topic]=tea").await.is_empty());
-    assert_eq!(listed(&user, "?metadata[topic]=rain").await, [id.clone()]);
+    assert_eq!(listed(&user, "?metadata[topic]=rain").await, [id.as_str()]);
     let many: Value = (0..17)
         .map(|n| (n.to_string(), json!("")))
         .collect::<serde_json::Map<_, _>>()
@@ -202,7 +202,7 @@ async fn a_deleted_call_is_gone_everywhere() {
     assert_eq!((gone.status, gone.json()), (200, expected));
     assert_eq!(user.delete(&path(&id)).send().await.status, 404);
     assert_eq!(user.get(&path(&id)).send().await.status, 404);
-    assert_eq!(listed(&user, "").await, [kept.clone()]);
+    assert_eq!(listed(&user, "").await, [kept.as_str()]);
     assert_eq!(user.similar("hello", 9).await, [number(&kept)]);
     let prompt = format!("/api/prompts/{}", number(&id));
     assert_eq!(user.get(&prompt).send().await.status, 404);
@@ -224,11 +224,11 @@ async fn calls_of_others_prompts_and_calls_without_answer_do_not_exist_here() {
     let failed = user.all_prompts().await[0]["id"].clone();
     let gate = Gate::new();
     upstream.plan(held_answer(&gate));
-    let client = tokio::spawn(chat(&user, &ask("hello")).send());
+    let client = posting(chat(&user, &ask("hello")));
     eventually!(user.all_prompts().await[0]["status"] == "running");
     let running = user.all_prompts().await[0]["id"].clone();
 
-    assert_eq!(listed(&user, "").await, [answered.clone()]);
+    assert_eq!(listed(&user, "").await, [answered.as_str()]);
     assert!(listed(&stranger, "").await.is_empty());
     let unknown = "chatcmpl-999999".to_owned();
     for (user, id) in [

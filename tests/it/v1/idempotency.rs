@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{ask, chat, id_in, id_of, joined, path, streamed, with};
+use super::{ask, chat, id_in, id_of, joined, path, posting, streamed, with};
 use crate::support::{Gate, Reply, Request, Upstream, User};
 use crate::upstream::{held_answer, held_stream, service};
 
@@ -77,7 +77,7 @@ async fn a_key_is_in_use_while_its_call_runs() {
     let (_app, user) = service(&upstream, |_| ()).await;
     let gate = Gate::new();
     upstream.plan(held_answer(&gate)).plan(held_stream(&gate));
-    let whole = tokio::spawn(keyed(&user, "whole", &ask("hello")).send());
+    let whole = posting(keyed(&user, "whole", &ask("hello")));
     eventually!(upstream.requests().len() == 1);
     let mut stream = keyed(&user, "stream", &streamed(ask("hello"))).open().await;
     stream.next_block().await.unwrap();

@@ -16,6 +16,8 @@ mod unkept;
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio_util::task::TaskTracker;
 
 use crate::support::{Request, Response, Stream, User};
 
@@ -50,6 +52,11 @@ pub async fn answered(user: &User, request: &Value) -> Response {
     let answer = chat(user, request).send().await;
     assert_eq!(answer.status, 200, "{answer:?}");
     answer
+}
+
+/// Sends a request in a task. Aborting the task is a client that hangs up.
+fn posting(request: Request) -> JoinHandle<Response> {
+    TaskTracker::new().spawn(request.send())
 }
 
 /// Posts a chat call whose stream must begin.

@@ -2,8 +2,8 @@
 //!
 //! A chunk is passed on as soon as it is here, and is forgotten when the caller has it. What a slow
 //! caller has not taken yet is accounted for in the memory budget. If that is exhausted, the
-//! caller's stream ends, and the call goes on. The chunks that wait are dropped then: they are a part
-//! of an answer that will not become whole, and other requests of the user need their memory.
+//! caller's stream ends, and the call goes on. The chunks that wait are dropped then: they are a
+//! part of an answer that will not become whole, and other requests of the user need their memory.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

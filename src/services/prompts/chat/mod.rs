@@ -2,7 +2,7 @@
 //!
 //! They take the same four phases as every post (`call`). Their request goes to the upstream as it
 //! came, and the chunks of a streamed answer go to the caller as they came. What is kept of them
-//! beside the prompt's texts is made in [`texts`].
+//! beside the prompt's texts is made in `texts`.
 
 mod chunks;
 mod history;

@@ -11,7 +11,8 @@ use sha2::{Digest, Sha256};
 use crate::domain::ChatTexts;
 use crate::llm::ChatRequest;
 
-/// Labels of one call that are kept, and the longest name and value, in characters: OpenAI's bounds.
+/// Labels of one call that are kept, and the longest name and value, in characters: the bounds of
+/// OpenAI.
 const MOST_LABELS: usize = 16;
 const LABEL_NAME_CHARS: usize = 64;
 const LABEL_VALUE_CHARS: usize = 512;
@@ -34,7 +35,12 @@ pub fn labels(request: &ChatRequest) -> BTreeMap<String, String> {
         .into_iter()
         .filter_map(|(name, value)| match value {
             Value::String(value) if is_label(&name, &value) => Some((name, value)),
-            _ => None,
+            Value::String(_)
+            | Value::Null
+            | Value::Bool(_)
+            | Value::Number(_)
+            | Value::Array(_)
+            | Value::Object(_) => None,
         });
     let labels: BTreeMap<_, _> = labels.collect();
     labels.into_iter().take(MOST_LABELS).collect()
