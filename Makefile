@@ -19,12 +19,15 @@ VENV_LITELLM := $(abspath $(TARGET))/venv-litellm/bin/python
 BENCH ?=
 KILL_ROUNDS ?= 50
 FAULT_ROUNDS ?= 10
+V1_CALLS ?= 10000
+V1_CANCELLED ?= 1000
+BUDGET_KILLS ?= 100
 FUZZ_SECONDS ?= 60
 FUZZ ?=
 # Suites that need only the address of a service, and so run unchanged on replicas.
 SAME_ON_REPLICAS := $(addprefix tests/python/test_,recorded_errors.py simplejwt.py metrics.py schema.py secrecy.py undisturbed.py attacks_logins.py)
 
-.PHONY: help run build fmt check test test-rust test-service soak fuzz bench bench-engine bench-search bench-store bench-budgets bench-streams bench-gateway bench-service bench-posts test-servers python-env test-deploy python-env-deploy test-litellm test-prices test-replicas bench-replicas bench-import bench-move python-env-litellm python-env-clients python-env-llamaindex test-llm-comply test-openai-python test-langchain test-clients
+.PHONY: help run build fmt check test test-rust test-service soak fuzz bench bench-engine bench-search bench-store bench-budgets bench-streams bench-gateway bench-service bench-posts test-servers python-env test-deploy python-env-deploy test-litellm test-v1 test-prices test-replicas bench-replicas bench-import bench-move python-env-litellm python-env-clients python-env-llamaindex test-llm-comply test-openai-python test-langchain test-clients
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -46,7 +49,7 @@ check: ## formatting, lints, documentation: all that needs no running service
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(PROFILE) --workspace --no-deps --document-private-items
 	$(PYTHON) tests/tools/check_documents.py
 
-test: test-rust test-service test-replicas test-deploy ## all tests: Rust's, the release binary from outside, several replicas, the deployment files
+test: test-rust test-service test-replicas test-v1 test-deploy ## all tests: Rust's, the release binary from outside, several replicas, others' suites of OpenAI's protocol, the deployment files
 
 # Most of these tests wait more than they compute: on two cores, six tests at a time take three
 # quarters of the time that four at a time take.
@@ -70,6 +73,9 @@ test-prices: build python-env ## the prices of the release binary beside those o
 test-litellm: build python-env python-env-litellm ## the release binary with LiteLLM's proxy as its upstream
 	LITELLM=$(VENV_LITELLM) $(PYTEST) tests/python/test_litellm.py
 
+test-v1: $(V1_BUILT) python-env-clients ## llm-comply, the tests inside OpenAI's Python library, and langchain-tests; `make test-clients` has the matrix of clients
+	$(VENV_CLIENTS) $(CLIENTS_PYTEST) tests/clients/test_scripted_answers.py tests/clients/test_llm_comply.py tests/clients/test_openai_suite.py tests/clients/test_langchain_standard.py
+
 test-llm-comply: $(V1_BUILT) python-env-clients ## llm-comply's tests of chat completions against the release binary, or another address: V1_BASE_URL, V1_KEY
 	$(VENV_CLIENTS) $(CLIENTS_PYTEST) tests/clients/test_llm_comply.py
 
@@ -86,11 +92,13 @@ test-clients: $(V1_BUILT) python-env-clients python-env-llamaindex ## streams, t
 test-deploy: python-env-deploy ## image, compose files, workflows and AWS templates: linters, schemas, and stacks created on a stand-in of AWS
 	$(VENV_DEPLOY) -m pytest -c tests/deploy/pytest.ini --rootdir tests/deploy tests/deploy
 
-soak: build python-env ## kill -9 under load and during calls KILL_ROUNDS (50) times each, failing servers FAULT_ROUNDS (10) times, a throttle race of 2 minutes, attacks in full
+soak: build python-env ## kill -9 under load and during calls KILL_ROUNDS (50) times each, failing servers FAULT_ROUNDS (10) times, a throttle race of 2 minutes, attacks in full, V1_CALLS (10000) mixed calls of /v1, BUDGET_KILLS (100) kills under budgets
 	KILL_ROUNDS=$(KILL_ROUNDS) $(PYTEST) -s tests/python/test_kill.py tests/python/test_upstream_crash.py
 	THROTTLE_RACE=120 $(PYTEST) -s tests/python/test_replicas_throttle.py
 	FAULT_ROUNDS=$(FAULT_ROUNDS) $(PYTEST) -s tests/python/test_replicas_failures.py
 	ATTACK_SCALE=1 $(PYTEST) -s tests/python/test_attacks.py
+	V1_CALLS=$(V1_CALLS) V1_CANCELLED=$(V1_CANCELLED) $(PYTEST) -s tests/python/test_v1_parity.py tests/python/test_replicas_v1.py
+	BUDGET_KILLS=$(BUDGET_KILLS) $(PYTEST) -s tests/python/test_budget_kill.py tests/python/test_replicas_budgets.py
 
 fuzz: ## fuzz each target for FUZZ_SECONDS (60), or those that FUZZ names; needs a nightly toolchain
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTHON) fuzz/run.py $(FUZZ)

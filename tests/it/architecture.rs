@@ -77,6 +77,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "domain",
             "memory_budget",
             "fair_semaphore",
+            "error",
             "config",
             "telemetry",
             "redis",

@@ -337,7 +337,7 @@ pub async fn racing_creators_stop_at_the_limit_of_keys(store: Store) {
     for n in 0..24 {
         let store = Arc::clone(&store);
         racers.spawn(async move {
-            let made = store.create_api_key(plain(&format!("r{n}"), alice), 5, NOW);
+            let made = store.create_api_key(plain(&format!("r{n:02}"), alice), 5, NOW);
             match made.await {
                 Ok(()) => true,
                 Err(Error::TooManyApiKeys) => false,

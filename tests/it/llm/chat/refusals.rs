@@ -41,8 +41,23 @@ async fn a_refusal_of_the_request_is_told_and_asked_once() {
 }
 
 #[tokio::test]
+async fn too_many_requests_are_told_after_the_last_attempt() {
+    let upstream = Upstream::start().await;
+    upstream.plan_many(2, &refusal(429, "slow down"));
+    let mut config = config(&upstream);
+    config.max_retries = 1;
+    let client = Watched::new(&config);
+    let failure = ask(&client, REQUEST).await.1.unwrap_err();
+    assert_eq!(failure.code, FailureCode::UpstreamUnavailable);
+    let told = failure.upstream_error.unwrap();
+    assert_eq!((told.status, told.message.as_str()), (429, "slow down"));
+    assert_eq!(upstream.requests().len(), 2);
+    assert_eq!(client.breaker(), "closed");
+}
+
+#[tokio::test]
 async fn a_refusal_of_the_operator_is_not_told() {
-    for status in [401, 402, 403, 429, 500] {
+    for status in [401, 402, 403, 500] {
         let upstream = Upstream::start().await;
         upstream.plan(refusal(status, "pay your bill"));
         let failure = ask(&Watched::new(&config(&upstream)), REQUEST)
