@@ -88,7 +88,7 @@ const OPERATIONS: &[(&str, &str, Access, u16)] = &[
         "post",
         "/v1/embeddings",
         Access::Bearer(Some(Scope::Embeddings)),
-        400,
+        415,
     ),
 ];
 
