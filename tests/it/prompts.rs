@@ -51,6 +51,7 @@ async fn a_posted_prompt_is_answered_listed_shown_and_found() {
     stored["usage"] = Value::Null;
     stored["duration_ms"] = json!(0);
     stored["source"] = json!("api");
+    stored["cost_usd"] = json!(0.0);
     let shown = user
         .get(&format!("/api/prompts/{}/", created["id"]))
         .send()

@@ -41,8 +41,23 @@ async fn a_refusal_of_the_request_is_told_and_asked_once() {
 }
 
 #[tokio::test]
+async fn too_many_requests_are_told_with_the_wait() {
+    let upstream = Upstream::start().await;
+    let error = json!({ "error": { "message": "Slow down", "code": "rate_limit_exceeded" } });
+    let headers = ["retry-after: 7"];
+    let reply = Reply::of(429, "application/json", &headers, &error.to_string());
+    upstream.plan(reply);
+    let client = Watched::new(&config(&upstream));
+    let failure = ask(&client, REQUEST).await.1.unwrap_err();
+    assert_eq!(failure.code, FailureCode::UpstreamUnavailable);
+    assert_eq!(failure.retry_after.unwrap().as_secs(), 7);
+    let told = failure.upstream_error.unwrap();
+    assert_eq!((told.status, told.message.as_str()), (429, "Slow down"));
+}
+
+#[tokio::test]
 async fn a_refusal_of_the_operator_is_not_told() {
-    for status in [401, 402, 403, 429, 500] {
+    for status in [401, 402, 403, 500] {
         let upstream = Upstream::start().await;
         upstream.plan(refusal(status, "pay your bill"));
         let failure = ask(&Watched::new(&config(&upstream)), REQUEST)
