@@ -188,8 +188,8 @@ impl ChatRequest {
         self.choices
     }
 
-    /// Whether the request may have images, audio, video or files, whose tokens are not their bytes.
-    /// A text that speaks of them counts too.
+    /// Whether the request may have images, audio, video or files, whose tokens are not their
+    /// bytes. A text that speaks of them counts too.
     pub fn may_have_media(&self) -> bool {
         self.may_have_media
     }

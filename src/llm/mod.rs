@@ -120,8 +120,8 @@ pub struct Failure {
     pub attempts: Vec<Attempt>,
 }
 
-/// An upstream's refusal of a chat request, with the status 400, 404, 413, 415, 422 or 429. Without the
-/// operator's key.
+/// An upstream's refusal of a chat request, with the status 400, 404, 413, 415, 422 or 429. Without
+/// the operator's key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamError {
     /// The status.

@@ -51,8 +51,8 @@ pub struct NewCall {
     pub source: PromptSource,
     /// The text, without NUL.
     pub prompt: String,
-    /// What is kept of a chat call besides, still without an answer; `None` for other calls. Shared,
-    /// because it may be megabytes.
+    /// What is kept of a chat call besides, still without an answer; `None` for other calls.
+    /// Shared, because it may be megabytes.
     pub chat: Option<Arc<ChatTexts>>,
     /// Whether the prompt stays when the call has ended. One that does not stay is in no list while
     /// it runs, and is deleted when the call is settled or has expired.
@@ -216,11 +216,11 @@ pub trait CallStore: Send + Sync {
     ///
     /// Each call, also one that takes a row over, has to fit into the budgets in force: those in
     /// `budgets` and the user's. Fails with `PriceUnknown` if there is one and the most that the
-    /// call can cost is not known, and with `BudgetExceeded` if that is more than is left in a budget's
-    /// period, counting what all calls that run may still cost, however many race. Otherwise that
-    /// amount is reserved until the call is settled or has expired. The period is that of
-    /// `created_at`. A call that costs nothing fits into any budget. Where no budget is in force,
-    /// nothing is reserved.
+    /// call can cost is not known, and with `BudgetExceeded` if that is more than is left in a
+    /// budget's period, counting what all calls that run may still cost, however many race.
+    /// Otherwise that amount is reserved until the call is settled or has expired. The period is
+    /// that of `created_at`. A call that costs nothing fits into any budget. Where no budget is in
+    /// force, nothing is reserved.
     async fn begin_call(&self, call: NewCall) -> Result<Begun, Error>;
 
     /// The state of a user's key; `None` if it is free. A key is free again [`KEY_LIFETIME`] after
@@ -237,8 +237,8 @@ pub trait CallStore: Send + Sync {
         lease: Duration,
     ) -> Result<u64, Error>;
 
-    /// Ends a running prompt with its outcome and releases its lease. A prompt that does not stay is
-    /// deleted; it is returned as it would have been stored. Returns `None`, and changes
+    /// Ends a running prompt with its outcome and releases its lease. A prompt that does not stay
+    /// is deleted; it is returned as it would have been stored. Returns `None`, and changes
     /// nothing, if the prompt is not running, was deleted, or is held by another holder: of all
     /// attempts to settle one call exactly one succeeds. Fails with `Internal` if the vector's
     /// length is not that of the model's other vectors; nothing is changed then.

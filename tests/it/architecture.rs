@@ -75,6 +75,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "app",
         &[
             "domain",
+            "error",
             "memory_budget",
             "fair_semaphore",
             "error",

@@ -12,7 +12,7 @@ import httpx
 
 CHAT = "/v1/chat/completions"
 TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}}}]
-# The model that the scripted upstream is asked, whether the answer is streamed, and further members.
+# The model that is asked, whether the answer is streamed, and further members.
 KINDS = {
     "whole": ("scripted", False, {}),
     "streamed": ("scripted", True, {}),

@@ -94,12 +94,15 @@ pub fn v1_examples(operation: &str, status: &str) -> Examples {
         ("update_chat_completion" | "delete_chat_completion", "403") => {
             examples("delete_prompt", status)
         }
+        ("create_embeddings", "403") => vec![("", lacks(Scope::Embeddings))],
         (_, "403") => examples("list_prompts", status),
-        ("create_chat_completion" | "show_model", "404") => one(Error::ModelNotFound),
-        ("create_chat_completion", "413") => detail("The request body is larger than 32 MiB."),
+        ("create_chat_completion", "404" | "429" | "503") => examples("create_prompt", status),
+        ("create_embeddings" | "show_model", "404") => one(Error::ModelNotFound),
+        ("create_chat_completion" | "create_embeddings", "413") => {
+            detail("The request body is larger than 32 MiB.")
+        }
         (_, "413") => detail("The request body is larger than 64 KiB."),
         (_, "415") => detail("The body must be JSON: send Content-Type: application/json."),
-        ("create_chat_completion", "503") => examples("create_prompt", status),
         _ => examples(operation, status),
     };
     let status = status.parse().unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -128,6 +131,10 @@ fn v1_invalid(operation: &str) -> Examples {
                 json!({ "detail": "The body is not valid JSON." }),
             ),
         ],
+        "create_embeddings" => vec![(
+            "a member is missing",
+            of("input", "The member input is missing."),
+        )],
         "update_chat_completion" => vec![
             (
                 "no labels",

@@ -95,18 +95,22 @@ async fn records(store: &dyn TestableStore, start: RecordCursor) -> Vec<Record> 
 
 async fn usage_rows(store: &dyn TestableStore) -> Vec<UsageRecord> {
     let rows = records(store, RecordCursor::Usage(None)).await;
-    let usage = |record| match record {
-        Record::Usage(usage) => usage,
-        other => panic!("{other:?}"),
+    let usage = |record| {
+        let Record::Usage(usage) = record else {
+            panic!("{record:?}");
+        };
+        usage
     };
     rows.into_iter().map(usage).collect()
 }
 
 async fn usage_days(store: &dyn TestableStore) -> Vec<UsageDay> {
     let rows = records(store, RecordCursor::UsageDays(None)).await;
-    let day = |record| match record {
-        Record::UsageDay(day) => day,
-        other => panic!("{other:?}"),
+    let day = |record| {
+        let Record::UsageDay(day) = record else {
+            panic!("{record:?}");
+        };
+        day
     };
     rows.into_iter().map(day).collect()
 }

@@ -41,18 +41,18 @@ async fn a_refusal_of_the_request_is_told_and_asked_once() {
 }
 
 #[tokio::test]
-async fn too_many_requests_are_told_after_the_last_attempt() {
+async fn too_many_requests_are_told_with_the_wait() {
     let upstream = Upstream::start().await;
-    upstream.plan_many(2, &refusal(429, "slow down"));
-    let mut config = config(&upstream);
-    config.max_retries = 1;
-    let client = Watched::new(&config);
+    let error = json!({ "error": { "message": "Slow down", "code": "rate_limit_exceeded" } });
+    let headers = ["retry-after: 7"];
+    let reply = Reply::of(429, "application/json", &headers, &error.to_string());
+    upstream.plan(reply);
+    let client = Watched::new(&config(&upstream));
     let failure = ask(&client, REQUEST).await.1.unwrap_err();
     assert_eq!(failure.code, FailureCode::UpstreamUnavailable);
+    assert_eq!(failure.retry_after.unwrap().as_secs(), 7);
     let told = failure.upstream_error.unwrap();
-    assert_eq!((told.status, told.message.as_str()), (429, "slow down"));
-    assert_eq!(upstream.requests().len(), 2);
-    assert_eq!(client.breaker(), "closed");
+    assert_eq!((told.status, told.message.as_str()), (429, "Slow down"));
 }
 
 #[tokio::test]
