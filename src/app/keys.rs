@@ -159,14 +159,15 @@ fn new_key(arguments: &CreateKeyArgs, now: Timestamp) -> anyhow::Result<NewApiKe
     let models = parse_models(models.iter().map(String::as_str)).map_err(named("--models"))?;
     let rates: Option<Result<Rates, _>> = arguments.rates.as_ref().map(|text| text.parse());
     let rates = rates.transpose();
-    let budget: Option<Result<Budget, String>> = arguments.budget.as_ref().map(|text| text.parse());
+    let budget: Option<Result<Budget, String>> =
+        arguments.budget_usd.as_ref().map(|text| text.parse());
     let budget = budget.transpose();
     Ok(NewApiKey {
         name: parse_name(&arguments.name).map_err(named("--name"))?,
         scopes,
         models,
         rates: rates.map_err(|error| anyhow!("--rates: {error}"))?,
-        budget: budget.map_err(|error| anyhow!("--budget: {error}"))?,
+        budget: budget.map_err(|error| anyhow!("--budget-usd: {error}"))?,
         expires_at: arguments
             .expires
             .as_deref()

@@ -348,8 +348,9 @@ pub struct CreateKeyArgs {
     pub rates: Option<String>,
     /// How much it may spend, in US dollars: 20.00/month, or for each day, week, or in total
     /// [default: as much as its user]
-    #[arg(long)]
-    pub budget: Option<String>,
+    // Not `budget`: that is the name of a setting.
+    #[arg(long, value_name = "AMOUNT/PERIOD")]
+    pub budget_usd: Option<String>,
     /// When it expires: 90d, or a time such as 2036-11-22T21:08:49Z [default: never]
     #[arg(long, value_name = "TIME")]
     pub expires: Option<String>,

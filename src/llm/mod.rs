@@ -136,6 +136,15 @@ pub struct UpstreamError {
     pub code: Option<String>,
 }
 
+impl UpstreamError {
+    /// Whether the operator's money at the upstream is spent, which is not the caller's business. A
+    /// caller would take it for its own budget.
+    fn is_of_operator(&self) -> bool {
+        const SPENT: Option<&str> = Some("insufficient_quota");
+        self.code.as_deref() == SPENT || self.error_type.as_deref() == SPENT
+    }
+}
+
 /// A client of the configured upstream, or of the mock.
 #[derive(Debug)]
 pub struct Client {

@@ -18,7 +18,7 @@ def before_load_schema(context, raw_schema):
     # The description says only in words that forms are accepted too. If each route named them, a
     # generated client would have three classes for each body.
     for path, item in raw_schema["paths"].items():
-        if path.startswith("/api/keys"):
+        if path.startswith(("/api/keys", "/v1/")):
             continue  # JSON alone
         for operation in item.values():
             content = operation.get("requestBody", {}).get("content", {})
@@ -39,7 +39,7 @@ def before_call(context, case, kwargs):
         # No NUL. A pattern for it too, beside the length, makes schemathesis take eight times as
         # long.
         case.body = {**case.body, "prompt": case.body["prompt"].replace("\0", "x")}
-    if operation == "create_prompt" and "Idempotency-Key" in (case.headers or {}):
+    if operation in ("create_prompt", "create_chat_completion") and "Idempotency-Key" in (case.headers or {}):
         # A key belongs to one body; another body with the same key is refused. So each request gets
         # a new key, which ends with the generated one.
         case.headers["Idempotency-Key"] = (uuid.uuid4().hex + case.headers["Idempotency-Key"])[:255]
@@ -53,6 +53,17 @@ def before_call(context, case, kwargs):
         if body.get("budget_usd") is None:
             body.pop("budget_period", None)
         case.body = body
+    if operation == "create_chat_completion" and isinstance(case.body, dict):
+        # No control characters in the name of a model, which has at most 200 bytes.
+        name = "".join(character for character in case.body["model"] if not has_control_character(character))
+        case.body = {**case.body, "model": name.encode()[:200].decode(errors="ignore") or "m"}
+    if operation in ("list_chat_completions", "list_chat_messages"):
+        # Only the id of something that is stored can be named.
+        case.query.pop("after", None)
+    if operation == "show_usage":
+        # The end is not before the beginning, and both are days that there may be rows of.
+        case.query.pop("from", None)
+        case.query.pop("to", None)
     if operation == "list_prompts":
         # A cursor is the `next` of a page; a client cannot invent one.
         case.query.pop("cursor", None)

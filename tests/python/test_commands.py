@@ -236,7 +236,7 @@ def test_keys_are_made_listed_rotated_and_revoked_beside_a_running_server(tmp_pa
         def status(text):
             return http.get(PROMPTS, headers={"Authorization": f"Bearer {text}"}).status_code
 
-        options = ("--name", "nightly report", "--scopes", "read,write", "--models", "gpt-*,llama3.2", "--rates", "100/day", "--budget", "20.5/week", "--expires", "90d")
+        options = ("--name", "nightly report", "--scopes", "read,write", "--models", "gpt-*,llama3.2", "--rates", "100/day", "--budget-usd", "20.5/week", "--expires", "90d")
         made = key("create", user.username, *options)
         assert made.returncode == 0, made
         text = made.stdout.removesuffix("\n")
@@ -279,8 +279,8 @@ def test_a_key_that_cannot_be_made_is_refused_in_one_line(tmp_path):
         (("create", "alice", *name, "--scopes", "admin"), "--scopes: "),
         (("create", "alice", *name, "--models", "a*b"), "--models: "),
         (("create", "alice", *name, "--rates", "often"), "--rates: "),
-        (("create", "alice", *name, "--budget", "20/year"), "--budget: "),
-        (("create", "alice", *name, "--budget", "0"), "--budget: "),
+        (("create", "alice", *name, "--budget-usd", "20/year"), "--budget-usd: "),
+        (("create", "alice", *name, "--budget-usd", "0"), "--budget-usd: "),
         (("create", "alice", *name, "--expires", "soon"), "--expires: "),
         (("create", "alice", *name, "--expires", "2020-01-01T00:00:00Z"), "expires_at: "),
         (("rotate", "abcd1234"), "there is no such key"),

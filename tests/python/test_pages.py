@@ -180,13 +180,15 @@ def test_authorize_offers_a_token_and_the_login_and_opens_on_the_login(page, ser
     page.get("button", "Authorize").click()
     page.get("textbox", "username:").wait()
     offered = page.evaluate("[...document.querySelectorAll('.auth-container h4')].map(each => each.innerText.trim().replace(/\\s+/g, ' '))")
-    assert offered == ["bearer (http, Bearer)", "login (OAuth2, password)"]
+    assert offered == ["api_key (http, Bearer)", "bearer (http, Bearer)", "login (OAuth2, password)"]
     assert page.evaluate("document.activeElement.id") == "oauth_username"
     # Parts of OAuth 2 that this service does not have are not shown.
     for field in ("client_id:", "client_secret:"):
         assert page.get("textbox", field).count() == 0
-    # The other way: a token, and Enter.
-    page.get("textbox", "auth-bearer-value").fill(user.access)
+    # The other way: a token, and Enter. Swagger UI gives the field of API keys, which comes first,
+    # the same name.
+    page.evaluate("document.querySelectorAll('[aria-label=auth-bearer-value]')[1].setAttribute('aria-label', 'access token')")
+    page.get("textbox", "access token").fill(user.access)
     page.press("Enter")
     page.get("button", "Remove authorization").wait()
     page.evaluate("document.querySelector('.close-modal').click()")

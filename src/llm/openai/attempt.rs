@@ -117,7 +117,8 @@ impl<'a> UpstreamAttempt<'a> {
             if handover.is_chat() && fault.is_refusal() {
                 let key = endpoint.config.api_key.as_ref();
                 let key = key.map(|key| key.expose());
-                self.refusal = Some(error_message::refusal(status, &body, key));
+                let refusal = error_message::refusal(status, &body, key);
+                self.refusal = Some(refusal).filter(|refusal| !refusal.is_of_operator());
             }
             self.message = error_message::find(&body);
             return Err(fault);

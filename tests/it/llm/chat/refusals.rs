@@ -56,6 +56,17 @@ async fn too_many_requests_are_told_with_the_wait() {
 }
 
 #[tokio::test]
+async fn that_the_operators_money_is_spent_is_not_told() {
+    let upstream = Upstream::start().await;
+    let error = json!({ "error": { "message": "pay your bill", "code": "insufficient_quota" } });
+    upstream.plan(Reply::of(429, "application/json", &[], &error.to_string()));
+    let client = Watched::new(&config(&upstream));
+    let failure = ask(&client, REQUEST).await.1.unwrap_err();
+    assert_eq!(failure.code, FailureCode::UpstreamUnavailable);
+    assert_eq!(failure.upstream_error, None);
+}
+
+#[tokio::test]
 async fn a_refusal_of_the_operator_is_not_told() {
     for status in [401, 402, 403, 500] {
         let upstream = Upstream::start().await;
