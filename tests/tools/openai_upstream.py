@@ -224,8 +224,9 @@ class Upstream(Started):
         raise Failure(status, headers=limits)
 
     async def stream(self, exchange, name, answer, pause):
-        await exchange.begin_stream()
         fails = name in ("error-in-stream", "cut-in-stream")
+        # A client that is not told would send its next request to a connection that closes.
+        await exchange.begin_stream(closes=fails)
         for number, chunk in enumerate(answer.chunks()):
             if fails and number == CHUNKS_BEFORE_FAILURE:
                 if name == "error-in-stream":
@@ -288,8 +289,9 @@ class Exchange:
         self.writer.write(head + data)
         await self.writer.drain()
 
-    async def begin_stream(self):
-        self.writer.write(self.head(200, {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "transfer-encoding": "chunked"}))
+    async def begin_stream(self, closes=False):
+        headers = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "transfer-encoding": "chunked"}
+        self.writer.write(self.head(200, headers | ({"connection": "close"} if closes else {})))
         await self.writer.drain()
 
     def fail_if_left(self):
