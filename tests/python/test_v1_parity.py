@@ -8,7 +8,7 @@ import asyncio
 import os
 
 from conftest import SIMILAR, client, list_prompts, make_user
-from mixed_calls import Call, check_answers, check_rows, check_usage, counts, make_all, mixed
+from mixed_calls import Call, check_answers, check_rows, check_usage, counts, make_all, mixed, upstreams
 from openai_upstream import Upstream
 from running_service import THROTTLES_OFF, Service, wait_until
 
@@ -53,13 +53,13 @@ def check_parity(service, urls, calls, upstream):
 
 def test_mixed_calls_are_kept_as_one_row_each_and_found_and_metered():
     calls = mixed(CALLS)
-    with Upstream() as upstream, Service(**SETTINGS, OPENAI_BASE_URL=upstream.url) as service:
+    with Upstream() as upstream, Service(**SETTINGS, UPSTREAMS=upstreams(upstream.url)) as service:
         check_parity(service, [service.url], calls, upstream)
     print(f"{len(calls)} mixed calls: {len(calls)} rows; {counts(calls)}")
 
 
 def test_streams_that_are_left_have_the_usage_of_their_upstream():
     calls = [Call("left") for _ in range(CANCELLED)]
-    with Upstream() as upstream, Service(**SETTINGS, OPENAI_BASE_URL=upstream.url) as service:
+    with Upstream() as upstream, Service(**SETTINGS, UPSTREAMS=upstreams(upstream.url)) as service:
         check_parity(service, [service.url], calls, upstream)
     print(f"{len(calls)} streams left in the middle: {len(calls)} rows with the usage of their upstream")

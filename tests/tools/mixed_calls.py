@@ -27,6 +27,8 @@ KINDS = {
     "left": ("paced-2x30", True, {}),
 }
 ANSWERED = {"whole", "streamed", "several", "tool", "streamed tool", "reasoning", "left"}
+# Statuses other than 200 alone. The breaker of an upstream that fails so often opens at times.
+STATUSES = {"refused": {400}, "failed": {502, 503}, "broken": {200, 503}, "cut": {200, 503}}
 # Seconds for one call on a busy machine.
 DEADLINE = 120
 
@@ -73,6 +75,13 @@ async def make_all(urls, headers, calls, at_once):
     await asyncio.gather(*(worker() for _ in range(at_once)))
 
 
+def upstreams(url):
+    """The setting UPSTREAMS for the scripted upstream at that address: once for the calls that it
+    answers, and once, with a breaker of its own, for those that fail."""
+    failing = {"name": "failing", "base_url": url, "models": ["error-500", "error-in-stream", "cut-in-stream"]}
+    return json.dumps([failing, {"name": "answering", "base_url": url, "models": ["*"]}])
+
+
 def mixed(count):
     """That many calls, of all kinds in turn."""
     kinds = list(KINDS)
@@ -82,9 +91,8 @@ def mixed(count):
 def check_answers(calls):
     """What each client got."""
     for call in calls:
-        expected = {"refused": 400, "failed": 502}.get(call.kind, 200)
-        assert call.status == expected, call
-        assert (call.id is not None) == (expected == 200), call
+        assert call.status in STATUSES.get(call.kind, {200}), call
+        assert (call.id is not None) == (call.status == 200), call
 
 
 def check_rows(calls, rows):
