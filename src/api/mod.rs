@@ -16,6 +16,7 @@ mod oauth;
 mod openapi;
 pub(crate) mod page_origin;
 mod pages;
+mod post;
 pub(crate) mod prompts;
 mod request_log;
 mod router;

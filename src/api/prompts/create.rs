@@ -1,6 +1,7 @@
 //! `POST /api/prompts`.
 
 use axum::extract::{FromRequest, FromRequestParts, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::Response;
 use utoipa::ToSchema;
@@ -11,6 +12,7 @@ use crate::api::content_negotiation::wants_stream;
 use crate::api::error::{ApiError, ErrorResponse, FailedPromptResponse};
 use crate::api::extract::{Body, form};
 use crate::api::json_response::json_response;
+use crate::api::post::{PostRequest, take_post};
 use crate::api::request_log::UpstreamTime;
 use crate::api::state::AppState;
 use crate::domain::Timestamp;
@@ -103,38 +105,37 @@ pub async fn create_prompt(
     Permitted { caller, .. }: Permitted<ChatScope>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let (mut parts, body) = request.into_parts();
-    let key = match idempotency_key(&parts.headers) {
-        Ok(Some(key)) => key,
-        without => {
-            // The throttle counts a request before any part of it is checked.
-            Admitted::from_request_parts(&mut parts, &state).await?;
-            without?;
-            let body = Body::from_request(Request::from_parts(parts.clone(), body), &state).await?;
-            let (new, memory) = read(&state, &caller, &parts.headers, None, body)?;
-            return respond(&state, caller, state.prompts.create(new, memory).await?);
-        }
+    let (parts, body) = request.into_parts();
+    let key = idempotency_key(&parts.headers);
+    let mut post = PromptPost {
+        state: &state,
+        caller: &caller,
+        parts,
+        body,
     };
-    // A repeated request is not counted by the throttle, so with a key the body is read first.
-    let body = Body::from_request(Request::from_parts(parts.clone(), body), &state).await;
-    let new = body.and_then(|body| read(&state, &caller, &parts.headers, Some(key), body));
-    if let Ok((new, _)) = &new
-        && let Some(created) = state.prompts.replay(new).await?
-    {
-        return respond(&state, caller, created);
+    let created = take_post(&state.prompts, key, &mut post).await?;
+    respond(&state, caller, created)
+}
+
+struct PromptPost<'a> {
+    state: &'a AppState,
+    caller: &'a Caller,
+    parts: Parts,
+    body: axum::body::Body,
+}
+
+impl PostRequest for PromptPost<'_> {
+    async fn admit(&mut self) -> Result<(), ApiError> {
+        Admitted::from_request_parts(&mut self.parts, self.state).await?;
+        Ok(())
     }
-    if let Err(refused) = Admitted::from_request_parts(&mut parts, &state).await {
-        // Of several simultaneous posts with one key, the throttle may admit only the first. The
-        // others then get that one's state rather than a 429.
-        if let Ok((new, _)) = &new
-            && let Some(created) = state.prompts.replay(new).await?
-        {
-            return respond(&state, caller, created);
-        }
-        return Err(refused);
+
+    async fn read(&mut self, key: Option<String>) -> Result<(CreatePrompt, Reservation), ApiError> {
+        let body = std::mem::take(&mut self.body);
+        let request = Request::from_parts(self.parts.clone(), body);
+        let body = Body::from_request(request, self.state).await?;
+        read(self.state, self.caller, &self.parts.headers, key, body)
     }
-    let (new, memory) = new?;
-    respond(&state, caller, state.prompts.create(new, memory).await?)
 }
 
 fn read(

@@ -16,6 +16,7 @@ use crate::api::authenticate::{ChatScope, Permitted};
 use crate::api::error::ApiError;
 use crate::api::extract::{RequestOwner, read_json};
 use crate::api::json_response::reserved_bytes;
+use crate::api::post::{PostRequest, take_post};
 use crate::api::prompts::{IDEMPOTENT_REPLAYED, idempotency_key};
 use crate::api::request_log::UpstreamTime;
 use crate::api::state::AppState;
@@ -91,96 +92,58 @@ pub async fn create_chat_completion(
     request: Request,
 ) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
-    let post = ChatCall {
+    let mut post = ChatCall {
         state: &state,
         caller: &caller,
+        owner,
         headers: &parts.headers,
         limits,
+        body,
+        form: Form::default(),
     };
-    let (created, form) = post.run(body, state.memory.hold(owner, 0)).await?;
+    let key = idempotency_key(&parts.headers);
+    let created = take_post(&state.prompts, key, &mut post).await?;
+    let form = post.form;
     respond(&state, caller, form, created).await
 }
 
 /// How a client wants its answer.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Form {
     is_streamed: bool,
     /// Whether a streamed answer ends with the usage.
     wants_usage: bool,
 }
 
-impl Form {
-    fn of(new: &CreatePrompt) -> Self {
-        let wants_usage = match &new.post {
-            Post::Chat(chat) => chat.request.wants_usage(),
-            Post::Prompt(_) => false,
-        };
-        Self {
-            is_streamed: new.is_streamed,
-            wants_usage,
-        }
-    }
-}
-
 /// One request, on its way to becoming a call.
 struct ChatCall<'a> {
     state: &'a AppState,
     caller: &'a Caller,
+    owner: Owner,
     headers: &'a HeaderMap,
     limits: Limits,
+    body: Body,
+    /// As the body says, once it is read.
+    form: Form,
 }
 
-impl ChatCall<'_> {
-    async fn run(&self, body: Body, memory: Reservation) -> Result<(Created, Form), ApiError> {
-        let prompts = &self.state.prompts;
-        let key = match idempotency_key(self.headers) {
-            Ok(Some(key)) => key,
-            without => {
-                // The throttle counts a request before any part of it is checked.
-                self.admit().await?;
-                without?;
-                let (new, memory) = self.read(None, body, memory).await?;
-                let form = Form::of(&new);
-                return Ok((prompts.create(new, memory).await?, form));
-            }
-        };
-        // A repeated request is not counted by the throttle, so with a key the body is read first.
-        let read = self.read(Some(key), body, memory).await;
-        if let Ok((new, _)) = &read
-            && let Some(created) = prompts.replay(new).await?
-        {
-            return Ok((created, Form::of(new)));
-        }
-        if let Err(refused) = self.admit().await {
-            // Of several simultaneous posts with one key, the throttle may admit only the first.
-            // The others then get that one's state rather than a 429.
-            if let Ok((new, _)) = &read
-                && let Some(created) = prompts.replay(new).await?
-            {
-                return Ok((created, Form::of(new)));
-            }
-            return Err(refused);
-        }
-        let (new, memory) = read?;
-        let form = Form::of(&new);
-        Ok((prompts.create(new, memory).await?, form))
-    }
-
-    async fn admit(&self) -> Result<(), ApiError> {
+impl PostRequest for ChatCall<'_> {
+    async fn admit(&mut self) -> Result<(), ApiError> {
         self.limits.admit(self.state, self.caller).await
     }
 
-    async fn read(
-        &self,
-        key: Option<String>,
-        body: Body,
-        mut memory: Reservation,
-    ) -> Result<(CreatePrompt, Reservation), ApiError> {
+    async fn read(&mut self, key: Option<String>) -> Result<(CreatePrompt, Reservation), ApiError> {
         let most = self.state.server.max_v1_body;
+        let mut memory = self.state.memory.hold(self.owner, 0);
+        let body = std::mem::take(&mut self.body);
         let body = read_json(self.headers, body, most, &mut memory).await?;
         let chat = ChatPost::read(body)
             .await
             .map_err(|problem| ApiError::invalid_member(problem.message, problem.param))?;
+        self.form = Form {
+            is_streamed: chat.request.is_streamed(),
+            wants_usage: chat.request.wants_usage(),
+        };
         let model = chat.request.model();
         if !self.caller.may_use_model(model) {
             return Err(Error::ModelNotFound.into());
