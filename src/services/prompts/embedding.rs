@@ -47,9 +47,12 @@ impl<'a> PendingEmbedding<'a> {
     pub async fn during<T>(&mut self, other: impl Future<Output = T>) -> T {
         let mut other = pin!(other);
         poll_fn(|context| {
+            // The other one first: the thread that computes the vector may take this thread's
+            // processor as soon as it is woken, and the other one would wait until it is done.
+            let polled = other.as_mut().poll(context);
             // The result is kept until `finish` takes it.
             let _ = self.0.poll_unpin(context);
-            other.as_mut().poll(context)
+            polled
         })
         .await
     }
