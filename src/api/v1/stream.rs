@@ -18,7 +18,7 @@ use crate::api::content_negotiation::EVENT_STREAM;
 use crate::api::error::ApiError;
 use crate::api::state::AppState;
 use crate::domain::PromptId;
-use crate::error::Error;
+use crate::error::{Error, Unauthenticated};
 use crate::services::accounts::Caller;
 use crate::services::prompts::chat::{ChatEvent, ChatReader, is_usage_chunk, with_member};
 
@@ -64,8 +64,9 @@ fn error_event(error: Error) -> Bytes {
     )
 }
 
-/// Waits for the beginning of an answer, then responds with its stream. It ends early, without an
-/// event, once the credential of `caller` is no longer valid.
+/// Waits for the beginning of an answer, then responds with its stream. It ends early, with the
+/// event of an error, once the credential of `caller` is no longer valid: without one, clients take
+/// what they have for the whole answer.
 ///
 /// # Errors
 /// The failure of a call that has failed before its first chunk.
@@ -86,9 +87,9 @@ pub async fn respond(
         reader,
         writer: Writer::new(id, wants_usage),
         heartbeat: state.server.stream_heartbeat,
-        credential_end: Box::pin(async move {
-            accounts.credential_end(&caller).await;
-        }),
+        credential_end: Some(Box::pin(async move {
+            accounts.credential_end(&caller).await.problem(&caller)
+        })),
     };
     let events = futures_util::stream::unfold(source, Source::next);
     Ok(sse(Body::from_stream(events)))
@@ -108,18 +109,23 @@ struct Source {
     reader: ChatReader,
     writer: Writer,
     heartbeat: Duration,
-    credential_end: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// Why the credential is no longer valid, once it is not. `None` after that.
+    credential_end: Option<Pin<Box<dyn Future<Output = Unauthenticated> + Send>>>,
 }
 
 impl Source {
     /// The next bytes and the source of those after them; `None` at the end.
     async fn next(mut self) -> Option<(Result<Bytes, Infallible>, Self)> {
         loop {
+            let credential_end = self.credential_end.as_mut()?;
             let event = match self.first.take() {
                 Some(first) => Some(first),
                 None => tokio::select! {
                     biased;
-                    () = &mut self.credential_end => return None,
+                    problem = credential_end => {
+                        self.credential_end = None;
+                        return Some((Ok(error_event(problem.into())), self));
+                    }
                     event = tokio::time::timeout(self.heartbeat, self.reader.next()) => match event {
                         Ok(event) => event,
                         Err(_) => return Some((Ok(Bytes::from_static(b":\n\n")), self)),

@@ -28,6 +28,18 @@ pub enum CredentialEnd {
     Revoked,
 }
 
+impl CredentialEnd {
+    /// What a request with that credential of `caller` is told from now on.
+    pub fn problem(self, caller: &Caller) -> Unauthenticated {
+        match (self, &caller.key) {
+            (Self::Expired, None) => Unauthenticated::AccessToken(TokenProblem::Expired),
+            (Self::Revoked, None) => Unauthenticated::AccessToken(TokenProblem::Revoked),
+            (Self::Expired, Some(_)) => Unauthenticated::ApiKey(ApiKeyProblem::Expired),
+            (Self::Revoked, Some(_)) => Unauthenticated::ApiKey(ApiKeyProblem::Revoked),
+        }
+    }
+}
+
 /// The authenticated caller, and how long its credential is valid.
 #[derive(Clone, Debug)]
 pub struct Caller {
