@@ -337,7 +337,10 @@ async fn get(
 ) -> Result<(u16, Bytes), &'static str> {
     let uri: Uri = url.parse().map_err(|_| "unsendable")?;
     let asking = async {
-        let sent = endpoint.transport.send(endpoint.get(uri, with_key)).await;
+        let sent = endpoint
+            .transport
+            .send(endpoint.get(uri, with_key), || {})
+            .await;
         let response = sent.map_err(|kind| super::Fault::from(kind).error_type())?;
         let status = response.status().as_u16();
         let body = Limited::new(response.into_body(), MOST_BYTES)
@@ -403,7 +406,11 @@ fn list(body: &[u8]) -> Option<Vec<ListEntry>> {
     Some(list.items().filter_map(ListEntry::read).collect())
 }
 
-/// Reads a date: a text with or without a time, or seconds or milliseconds since 1970.
+/// The first day of the year 10000, in seconds since 1970. Dates are written with four digits.
+const END_OF_DATES: Duration = Duration::from_secs(253_402_300_800);
+
+/// Reads a date: a text with or without a time, or seconds or milliseconds since 1970. None before
+/// 1970, or with a year of five digits.
 fn date(value: JsonValue<'_>) -> Option<SystemTime> {
     if let Some(number) = value.number() {
         let seconds = if number > 1e11 {
@@ -412,6 +419,9 @@ fn date(value: JsonValue<'_>) -> Option<SystemTime> {
             number
         };
         let since = Duration::try_from_secs_f64(seconds).ok()?;
+        if since >= END_OF_DATES {
+            return None;
+        }
         return SystemTime::UNIX_EPOCH.checked_add(since);
     }
     let text = value.text()?;
@@ -512,6 +522,7 @@ mod tests {
             r#""soon""#,
             r#""""#,
             "-1",
+            "253402300800000",
             "1e300",
             "{}",
             r#""ééééééééé""#,
