@@ -20,6 +20,10 @@ pub struct TokenUsage {
 }
 
 impl TokenUsage {
+    /// The most tokens of a kind that one attempt can have: a thousand times what any model takes.
+    /// A greater figure is a mistake, and would spoil the sums that it is added to.
+    pub const MOST: u64 = 1_000_000_000;
+
     /// All tokens of the input.
     pub fn total_input(&self) -> u64 {
         self.input

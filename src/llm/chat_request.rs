@@ -1,6 +1,7 @@
 //! A chat request as a client sent it: checked as far as the service needs, and passed on with all
 //! its members.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
@@ -21,17 +22,35 @@ const MOST_MEMBERS: usize = 256;
 /// Choices of one answer, as in OpenAI's protocol.
 const MOST_CHOICES: u32 = 128;
 
-/// What stands in a request that has images, audio, video or files. The escapes are other spellings
+/// What stands in messages that have images, audio, video or files. The escapes are other spellings
 /// of the same letters, which no usual client writes.
-const MEDIA: [&str; 7] = [
-    "image_url",
-    "input_audio",
-    "video_url",
+const MEDIA: [&str; 12] = [
+    "\"image_url\"",
+    "\"image\"",
+    "\"input_audio\"",
+    "\"audio_url\"",
+    "\"audio\"",
+    "\"video_url\"",
+    "\"document_url\"",
+    "\"document\"",
     "\"file\"",
     r"\u006",
     r"\u007",
     r"\u005",
 ];
+/// Types of the parts of a content that are texts.
+const TEXT_PARTS: [&str; 6] = [
+    "text",
+    "input_text",
+    "output_text",
+    "refusal",
+    "thinking",
+    "reasoning",
+];
+/// Members by which the upstream adds to the input: results of searches, texts of files.
+const ADDING_MEMBERS: [&str; 2] = ["web_search_options", "plugins"];
+/// Types of tools that the caller runs. Others run at the upstream, which adds their results.
+const TOOLS_OF_CALLER: [&str; 2] = ["function", "custom"];
 
 /// A chat request: a JSON object. Its members are kept as they came.
 #[derive(Clone, Debug)]
@@ -44,7 +63,7 @@ pub struct ChatRequest {
     wants_usage: bool,
     most_output_tokens: Option<u64>,
     choices: u32,
-    may_have_media: bool,
+    may_exceed_bytes: bool,
 }
 
 /// Why a chat request cannot be used. The text quotes nothing of it.
@@ -95,17 +114,18 @@ impl ChatRequest {
             wants_usage: false,
             most_output_tokens: None,
             choices: 1,
-            may_have_media: false,
+            may_exceed_bytes: false,
         };
-        request.may_have_media = may_have_media(&request.body);
         request.model = request.read_model()?;
         request.check_messages()?;
         request.is_streamed = request.read_flag("stream")?;
         request.wants_usage = request.read_wants_usage()?;
         let most = request.read_count("max_completion_tokens")?;
         let older = request.read_count("max_tokens")?;
-        request.most_output_tokens = most.or(older);
+        // Upstreams differ in which of the two they follow.
+        request.most_output_tokens = most.max(older);
         request.choices = request.read_choices()?;
+        request.may_exceed_bytes = request.has_media() || request.has_additions();
         Ok(request)
     }
 
@@ -178,7 +198,8 @@ impl ChatRequest {
         JsonValue::new(self.messages().as_bytes()).items()
     }
 
-    /// The most tokens that the answer may have: `max_completion_tokens`, or `max_tokens`.
+    /// The most tokens that the answer may have: the greater of `max_completion_tokens` and
+    /// `max_tokens`.
     pub fn most_output_tokens(&self) -> Option<u64> {
         self.most_output_tokens
     }
@@ -188,10 +209,18 @@ impl ChatRequest {
         self.choices
     }
 
-    /// Whether the request may have images, audio, video or files, whose tokens are not their
-    /// bytes. A text that speaks of them counts too.
-    pub fn may_have_media(&self) -> bool {
-        self.may_have_media
+    /// Whether the input may have more tokens than the request has bytes: it may have images,
+    /// audio, video or files, or lets the upstream search. A text that speaks of them can count too.
+    pub fn may_exceed_bytes(&self) -> bool {
+        self.may_exceed_bytes
+    }
+
+    /// The service tier that is asked for, if it can be read.
+    pub fn service_tier(&self) -> Option<Cow<'_, str>> {
+        let raw = self.member("service_tier").filter(|raw| *raw != "null")?;
+        // What is no text names a tier that nobody knows.
+        let tier = serde_json::from_str::<String>(raw).map_or(Cow::Borrowed(raw), Cow::Owned);
+        Some(tier)
     }
 
     /// The JSON of a member, as it came.
@@ -230,6 +259,29 @@ impl ChatRequest {
     fn text_at(&self, place: &Range<usize>) -> &str {
         // Checked when the members were read.
         std::str::from_utf8(&self.body[place.clone()]).unwrap_or_default()
+    }
+
+    fn has_media(&self) -> bool {
+        let messages = self.messages();
+        let is_text = |part: JsonValue<'_>| {
+            let [kind] = part.object(["type"]).members;
+            is_one_of(kind, &TEXT_PARTS)
+        };
+        MEDIA.iter().any(|word| messages.contains(word))
+            || self.each_message().any(|message| {
+                let [content] = message.object(["content"]).members;
+                content.is_some_and(|content| !content.items().all(is_text))
+            })
+    }
+
+    fn has_additions(&self) -> bool {
+        let has = |name: &&str| self.member(name).is_some_and(|raw| raw != "null");
+        let tools = JsonValue::new(self.member("tools").unwrap_or_default().as_bytes());
+        ADDING_MEMBERS.iter().any(has)
+            || tools.items().any(|tool| {
+                let [kind] = tool.object(["type"]).members;
+                !is_one_of(kind, &TOOLS_OF_CALLER)
+            })
     }
 
     fn read_model(&self) -> Result<String, ChatRequestProblem> {
@@ -320,6 +372,12 @@ impl ChatRequest {
     }
 }
 
+/// Whether a value is one of these texts.
+fn is_one_of(value: Option<JsonValue<'_>>, words: &[&str]) -> bool {
+    let text = value.and_then(JsonValue::text);
+    text.is_some_and(|text| words.contains(&text.as_str()))
+}
+
 /// Adds the text of a content, or the texts among its parts. Without NUL.
 fn push_texts(content: JsonValue<'_>, texts: &mut Vec<String>) {
     if let Some(text) = content.string() {
@@ -332,12 +390,6 @@ fn push_texts(content: JsonValue<'_>, texts: &mut Vec<String>) {
             texts.push(decoded(text));
         }
     }
-}
-
-fn may_have_media(body: &[u8]) -> bool {
-    // The search for a text is much quicker than that for bytes, and a request is text.
-    let text = str::from_utf8(body).unwrap_or_default();
-    MEDIA.iter().any(|word| text.contains(word))
 }
 
 /// Whether arrays and objects are nested deeper than they may be.

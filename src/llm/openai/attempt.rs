@@ -77,7 +77,8 @@ impl<'a> UpstreamAttempt<'a> {
         }
     }
 
-    /// Sends the request and reads its answer.
+    /// Sends the request and reads its answer. `is_sent` becomes true as soon as there is a
+    /// connection for it.
     ///
     /// # Errors
     /// What went wrong; see [`FaultKind`].
@@ -86,6 +87,7 @@ impl<'a> UpstreamAttempt<'a> {
         body: Bytes,
         handover: &mut Handover<'_>,
         memory: &mut Reservation,
+        is_sent: &mut bool,
     ) -> Result<Completion, Fault> {
         let is_streamed = handover.is_streamed();
         if handover.is_chat() {
@@ -98,7 +100,8 @@ impl<'a> UpstreamAttempt<'a> {
         } else {
             limits.whole_by
         };
-        let sending = endpoint.transport.send(endpoint.request(body, is_streamed));
+        let request = endpoint.request(body, is_streamed);
+        let sending = endpoint.transport.send(request, || *is_sent = true);
         let response = tokio::time::timeout_at(head_by.into(), sending)
             .await
             .map_err(|_| too_late)??;

@@ -121,12 +121,15 @@ impl Fault {
         )
     }
 
-    /// Whether the attempt may have cost money. Not if there was no connection, or a status says
-    /// that there is no answer.
+    /// Whether the attempt may have cost money. Not if there was no connection, if it was dead
+    /// already, or if a status says that there is no answer.
     pub fn may_have_cost(&self) -> bool {
         !matches!(
             self.kind,
-            FaultKind::Connect | FaultKind::ConnectTimeout | FaultKind::Status(_)
+            FaultKind::Connect
+                | FaultKind::ConnectTimeout
+                | FaultKind::Broken { is_early: true }
+                | FaultKind::Status(_)
         )
     }
 

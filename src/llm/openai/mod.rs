@@ -1,7 +1,8 @@
 //! The chat-completions protocol of OpenAI and of compatible servers. A call makes as many
 //! attempts, at as many upstreams, as it needs.
 //!
-//! There is no further attempt after the first piece of text, because the caller has it.
+//! There is no further attempt after the first piece of text, because the caller has it, nor after
+//! an answer whose cost its upstream has told.
 //! `docs/UPSTREAM.md` says when there is another attempt.
 
 mod answer;
@@ -88,8 +89,10 @@ struct UpstreamCall<'a, 'd> {
     attempts: u32,
     /// The upstream that was asked last; at first, the first one of the route.
     hop: &'a Hop,
-    /// Whether an attempt is running.
-    is_asking: bool,
+    /// Whether an attempt is running whose request has had a connection to go out on.
+    is_sent: bool,
+    /// Whether an upstream has told what its failed answer cost.
+    is_paid: bool,
     upstreams: &'a Upstreams,
     is_over: bool,
 }
@@ -109,6 +112,12 @@ impl UpstreamCall<'_, '_> {
         labels.ended(metrics, self.began.elapsed(), error_type, tokens);
     }
 
+    /// Whether nobody may be asked any more: the caller has a piece of the answer, or an answer
+    /// was paid for, and only what one of them costs was reserved.
+    fn is_final(&self) -> bool {
+        self.is_paid || self.handover.first_at().is_some()
+    }
+
     /// Notes an attempt that may have cost money. `seen`: what came of its answer.
     fn note_attempt(&mut self, outcome: &'static str, seen: Option<&Completion>) {
         let answering = seen.map(|seen| seen.model.as_str());
@@ -125,7 +134,7 @@ impl UpstreamCall<'_, '_> {
 impl Drop for UpstreamCall<'_, '_> {
     fn drop(&mut self) {
         if !self.is_over {
-            if self.is_asking {
+            if self.is_sent {
                 self.note_attempt(CANCELLED, None);
             }
             self.end(Some(CANCELLED), None);
@@ -198,7 +207,8 @@ impl Upstreams {
             began: Instant::now(),
             attempts: 0,
             hop: first,
-            is_asking: false,
+            is_sent: false,
+            is_paid: false,
             upstreams: self,
             is_over: false,
         };
@@ -223,7 +233,7 @@ impl Upstreams {
                 Err(NoAnswer::Failed(fault, told)) => {
                     last = Some(fault);
                     refusal = told;
-                    if call.handover.first_at().is_some() || !fault.may_succeed_elsewhere(is_chat) {
+                    if call.is_final() || !fault.may_succeed_elsewhere(is_chat) {
                         break;
                     }
                 }
@@ -306,12 +316,12 @@ impl Upstreams {
                 upstream_request_id = tracing::field::Empty,
             );
             let mut attempt = UpstreamAttempt::new(endpoint, limits, permit);
-            call.is_asking = true;
+            let (handover, memory) = (&mut call.handover, &mut call.memory);
             let answer = attempt
-                .run(body.clone(), &mut call.handover, &mut call.memory)
+                .run(body.clone(), handover, memory, &mut call.is_sent)
                 .instrument(span.clone())
                 .await;
-            call.is_asking = false;
+            let is_sent = std::mem::take(&mut call.is_sent);
             // If other attempts have used up the time, its end says nothing about this upstream.
             let is_short = call.attempts > 1 && limits.first_token_by > whole_by.0;
             let outcome = outcome(&answer, attempt.is_alive, is_short);
@@ -323,7 +333,8 @@ impl Upstreams {
             }
             match &answer {
                 Ok(answer) => call.note_attempt(COMPLETED, Some(answer)),
-                Err(fault) if fault.may_have_cost() => {
+                Err(fault) if is_sent && fault.may_have_cost() => {
+                    call.is_paid |= attempt.seen.usage.is_some();
                     call.note_attempt(fault.error_type(), Some(&attempt.seen));
                 }
                 Err(_) => {}
@@ -337,10 +348,7 @@ impl Upstreams {
             };
             last = Some(fault);
             retries += 1;
-            if call.handover.first_at().is_some()
-                || !fault.is_retryable()
-                || retries > self.config.max_retries
-            {
+            if call.is_final() || !fault.is_retryable() || retries > self.config.max_retries {
                 return Err(NoAnswer::Failed(fault, refusal));
             }
             let wait = retry::backoff(retries, fault.retry_after, chance());

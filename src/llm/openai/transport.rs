@@ -74,17 +74,20 @@ impl Transport {
     }
 
     /// Sends a request and waits for the head of its answer. Redirects are not followed. Dropping
-    /// the future cancels the request.
+    /// the future cancels the request. Calls `on_connected` once there is a connection for it.
     ///
     /// # Errors
     /// `Connect`, `ConnectTimeout`, `Broken`, or `Malformed` if the answer is not HTTP.
     pub async fn send(
         &self,
         mut request: Request<Full<Bytes>>,
+        on_connected: impl FnOnce(),
     ) -> Result<Response<Incoming>, FaultKind> {
         let mut connection = capture_connection(&mut request);
         let sent_at = async {
-            connection.wait_for_connection_metadata().await;
+            if connection.wait_for_connection_metadata().await.is_some() {
+                on_connected();
+            }
             Instant::now()
         };
         // `sent_at` ends with the request at the latest, whether there was a connection or not.

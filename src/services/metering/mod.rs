@@ -15,6 +15,7 @@ use crate::store::CallBudgets;
 /// Tokens that upstreams add to a prompt and a system prompt: names of roles and separators, about
 /// ten, with room to spare.
 const FRAMING_TOKENS: u64 = 64;
+
 /// The prices in force, and the budget of the service.
 #[derive(Debug)]
 pub struct Metering {
@@ -98,12 +99,13 @@ impl Metering {
             },
             Content::Chat(request) => {
                 let body = request.body();
-                let tier = request.member("service_tier");
+                let tier = request.service_tier();
                 Size {
-                    input: (!request.may_have_media()).then(|| bytes(body.len()) + FRAMING_TOKENS),
+                    input: (!request.may_exceed_bytes())
+                        .then(|| bytes(body.len()) + FRAMING_TOKENS),
                     output: request.most_output_tokens(),
                     choices: u64::from(request.choices()),
-                    tier: match tier.map(|json| json.trim_matches('"')) {
+                    tier: match tier.as_deref() {
                         // Of the two that a request may get, the dearer one.
                         Some("flex") => ServiceTier::Standard,
                         word => ServiceTier::of(word),
@@ -169,10 +171,11 @@ impl Metering {
             _ => UsageOutcome::Failed,
         };
         let answering = attempt.answering_model.as_deref();
-        // An upstream may name its models otherwise than its prices do.
-        let row = answering
-            .and_then(|model| self.find(&attempt.upstream, model))
-            .or_else(|| self.find(&attempt.upstream, &attempt.model))
+        // By the price at which the call was admitted, if it has one: a name of the operator's may
+        // have a price of its own, whatever model is behind it.
+        let row = self
+            .find(&attempt.upstream, &attempt.model)
+            .or_else(|| self.find(&attempt.upstream, answering?))
             .filter(|_| !self.is_mock);
         let tokens = attempt.usage.or_else(|| {
             let output = match outcome {
@@ -212,7 +215,8 @@ fn most_tokens(row: &Found<'_>, size: Size) -> Option<(u64, u64)> {
     };
     let input = bounded(size.input, row.prices.max_input_tokens)?;
     let output = bounded(size.output, row.prices.max_output_tokens)?;
-    Some((input, output.saturating_mul(size.choices)))
+    let output = output.saturating_mul(size.choices);
+    Some((input.min(TokenUsage::MOST), output.min(TokenUsage::MOST)))
 }
 
 fn bytes(length: usize) -> u64 {

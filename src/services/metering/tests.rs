@@ -32,9 +32,13 @@ fn chat(members: &str) -> ChatRequest {
 }
 
 fn most(model: &str, members: &str) -> Option<i64> {
-    let (metering, request) = (metering(), chat(members));
+    most_of(model, &chat(members))
+}
+
+fn most_of(model: &str, request: &ChatRequest) -> Option<i64> {
+    let metering = metering();
     let row = metering.find("primary", model)?;
-    let size = metering.size(Content::Chat(&request));
+    let size = metering.size(Content::Chat(request));
     let (input, output) = most_tokens(&row, size)?;
     Some(row.prices.most_cost(input, output, size.tier).0 / MICRO)
 }
@@ -71,17 +75,63 @@ fn the_most_follows_the_bytes_of_the_request_and_the_bounds_of_the_answer() {
     assert_eq!(most("small", many), Some(with(many) + 200));
 }
 
+/// The same for a request with that content and those members.
+fn most_with(model: &str, content: &str, members: &str) -> Option<i64> {
+    let messages = format!(r#"[{{"role": "user", "content": {content}}}]"#);
+    let body = format!(r#"{{"model": "small", "messages": {messages}{members}}}"#);
+    most_of(model, &ChatRequest::parse(Bytes::from(body)).unwrap())
+}
+
 #[test]
-fn media_count_as_the_longest_input_of_the_model() {
-    for media in [
-        r#", "x": [{"type": "image_url"}]"#,
-        r#", "x": [{"type": "input_audio"}]"#,
-        r#", "x": [{"type": "file"}]"#,
-        r#", "x": [{"type": "\u0069mage_url"}]"#,
-    ] {
-        assert_eq!(most("small", media), Some(1_000 + 200), "{media}");
-        assert_eq!(most("unbounded", media), None, "{media}");
+fn an_input_that_may_exceed_its_bytes_counts_as_the_longest_of_the_model() {
+    let media = [
+        r#"[{"type": "image_url"}]"#,
+        r#"[{"type": "text", "text": "Hi"}, {"type": "input_audio"}]"#,
+        r#"[{"type": "file"}]"#,
+        r#"[{"type": "\u0069mage_url"}]"#,
+        r#"[{"type": "image", "source": {}}]"#,
+        r#"[{"type": "document_url"}]"#,
+        r#"[{"type": "some-later-kind"}]"#,
+        r#"[{"type": "text", "text": "Hi"}, {}]"#,
+        r#"null, "audio": {"id": "audio_7"}"#,
+    ];
+    let additions = [
+        r#", "web_search_options": {}"#,
+        r#", "plugins": [{"id": "web"}]"#,
+        r#", "tools": [{"type": "function"}, {"type": "web_search"}]"#,
+        r#", "tools": [{"name": "of-another-protocol"}]"#,
+    ];
+    let media = media.map(|content| (content, ""));
+    let additions = additions.map(|members| (r#""Hi""#, members));
+    for (content, members) in media.into_iter().chain(additions) {
+        let most = |model| most_with(model, content, members);
+        assert_eq!(most("small"), Some(1_000 + 200), "{content} {members}");
+        assert_eq!(most("unbounded"), None, "{content} {members}");
     }
+}
+
+#[test]
+fn a_request_of_texts_counts_by_its_bytes() {
+    for (content, members) in [
+        (r#""Draw an \"image\" of a file""#, ""),
+        (r#"[{"type": "text", "text": "an image_url"}]"#, ""),
+        (r#"[]"#, r#", "tools": null, "plugins": null"#),
+        (
+            r#""Hi""#,
+            r#", "tools": [{"type": "function", "function": {"name": "read", "parameters":
+                {"properties": {"file": {}, "image": {}}}}}, {"type": "custom"}]"#,
+        ),
+    ] {
+        let most = most_with("small", content, members);
+        assert!(most.unwrap() < 1_000, "{content} {members}");
+    }
+}
+
+#[test]
+fn of_two_bounds_of_the_answer_the_greater_counts() {
+    let two = r#", "max_completion_tokens": 1, "max_tokens": 50"#;
+    let bytes = i64::try_from(chat(two).body().len()).unwrap() + 64;
+    assert_eq!(most("small", two), Some(bytes + 100));
 }
 
 #[test]
@@ -98,6 +148,8 @@ fn a_dearer_service_tier_counts_if_it_is_asked_for() {
     let bytes = |members: &str| i64::try_from(chat(members).body().len()).unwrap() + 64;
     assert_eq!(most("priority", plain), Some(bytes(plain) + 2));
     assert_eq!(most("priority", dear), Some(3 * bytes(dear) + 4));
+    let escaped = r#", "service_tier": "\u0070riority", "max_tokens": 1"#;
+    assert_eq!(most("priority", escaped), Some(3 * bytes(escaped) + 4));
 }
 
 #[test]
@@ -117,6 +169,27 @@ fn what_the_upstream_counted_is_priced_exactly() {
     assert_eq!(entry.price_version.as_deref(), Some("test"));
     assert_eq!(entry.outcome, UsageOutcome::Answered);
     assert!(!entry.is_estimated);
+}
+
+#[test]
+fn the_price_of_the_model_that_was_asked_for_decides_and_else_that_of_the_answering_one() {
+    let cost = |asked: &str, answering: &str| {
+        let attempt = Attempt {
+            model: asked.to_owned(),
+            answering_model: Some(answering.to_owned()),
+            ..attempt(Some(tokens(7, 3)), llm::COMPLETED)
+        };
+        let end = CallEnd {
+            answer_bytes: None,
+            most_cost: None,
+        };
+        let entries = metering().entries(&[attempt], Content::Prompt("Why?"), end);
+        assert_eq!(entries[0].model, answering);
+        entries[0].cost.map(|cost| cost.0 / MICRO)
+    };
+    assert_eq!(cost("small", "gpt-4o"), Some(13));
+    assert_eq!(cost("nobodys-alias", "small"), Some(13));
+    assert_eq!(cost("nobodys-alias", "nobodys-model"), None);
 }
 
 #[test]

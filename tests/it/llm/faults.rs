@@ -1,15 +1,16 @@
 //! Upstreams that misbehave. Each gives a clear failure, and the next call succeeds.
 
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use prompt_service::config::UpstreamConfig;
+use prompt_service::config::{Endpoint, UpstreamConfig};
 use prompt_service::domain::FailureCode::{
     self, UpstreamFailed, UpstreamTimeout, UpstreamUnavailable,
 };
 use serde_json::json;
 
-use super::{MS, Watched, config};
+use super::{MS, USER, Watched, config, memory};
 use crate::support::{Reply, Upstream, chunk};
 
 /// An event with some text.
@@ -297,17 +298,56 @@ async fn a_refused_connection_is_a_failure_and_a_silent_one_a_timeout() {
     let failure = Watched::new(&config).ask().await.unwrap_err();
     assert_eq!(failure.code, UpstreamFailed);
 
-    // A listener whose queue is full, so the kernel accepts no further connection.
-    let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    full.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into())
-        .unwrap();
-    full.listen(0).unwrap();
-    let addr = full.local_addr().unwrap().as_socket().unwrap();
-    let _held: Vec<_> = (0..4)
-        .map_while(|_| std::net::TcpStream::connect_timeout(&addr, 200 * MS).ok())
-        .collect();
-    config.endpoints[0] = super::primary(&format!("http://{addr}"), None);
+    let silent = Silent::new();
+    config.endpoints[0] = silent.endpoint();
     config.connect_timeout = 300 * MS;
     let failure = Watched::new(&config).ask().await.unwrap_err();
     assert_eq!(failure.code, UpstreamTimeout);
+}
+
+/// A listener whose queue is full, so the kernel accepts no further connection.
+struct Silent {
+    addr: SocketAddr,
+    _held: (socket2::Socket, Vec<TcpStream>),
+}
+
+impl Silent {
+    fn new() -> Self {
+        let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let full = full.unwrap();
+        full.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
+            .unwrap();
+        full.listen(0).unwrap();
+        let addr = full.local_addr().unwrap().as_socket().unwrap();
+        let held = (0..4).map_while(|_| TcpStream::connect_timeout(&addr, 200 * MS).ok());
+        let held = held.collect();
+        Self {
+            addr,
+            _held: (full, held),
+        }
+    }
+
+    fn endpoint(&self) -> Endpoint {
+        super::primary(&format!("http://{}", self.addr), None)
+    }
+}
+
+#[tokio::test]
+async fn an_attempt_without_a_connection_costs_nothing_however_it_ends() {
+    let (upstream, silent) = (Upstream::start().await, Silent::new());
+    let mut config = config(&upstream);
+    config.endpoints[0] = silent.endpoint();
+    let client = Watched::new(&config);
+    let question = client.question("the-prompt");
+    let attempts = question.attempts.clone();
+    let permit = client.client.admit(USER).unwrap();
+    let call = client.client.complete(permit, memory(), question, None);
+    // The caller leaves.
+    assert!(tokio::time::timeout(100 * MS, call).await.is_err());
+    assert_eq!(client.ended("\"cancelled\""), 1);
+    assert_eq!(attempts.attempts(), []);
+
+    config.total_timeout = 100 * MS;
+    let failure = Watched::new(&config).ask().await.unwrap_err();
+    assert_eq!((failure.code, failure.attempts), (UpstreamTimeout, vec![]));
 }

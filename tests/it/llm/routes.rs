@@ -80,6 +80,23 @@ async fn a_fallback_is_asked_by_its_own_name_for_the_model() {
 }
 
 #[tokio::test]
+async fn after_a_useless_answer_that_told_its_cost_nobody_else_is_asked() {
+    let (a, b) = (Upstream::start().await, Upstream::start().await);
+    let client = Watched::new(&two(&a, &b));
+    let mut useless = json!({ "choices": [{ "index": 0, "message": { "content": null } }] });
+    a.plan(Reply::json(&useless));
+    let answer = ask(&client, "gpt-6").await.unwrap();
+    assert_eq!((answer.attempts.len(), asked(&b).len()), (2, 1));
+
+    useless["usage"] = json!({ "prompt_tokens": 9, "completion_tokens": 100 });
+    a.plan(Reply::json(&useless));
+    let failure = ask(&client, "gpt-6").await.unwrap_err();
+    let used = failure.attempts[0].usage.unwrap();
+    assert_eq!((failure.attempts.len(), used.output), (1, 100));
+    assert_eq!(asked(&b).len(), 1);
+}
+
+#[tokio::test]
 async fn each_upstream_has_a_breaker_of_its_own() {
     let (a, b) = (Upstream::start().await, Upstream::start().await);
     let client = Watched::new(&two(&a, &b));

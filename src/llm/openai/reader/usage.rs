@@ -149,10 +149,10 @@ fn saturated(tokens: u64) -> u32 {
     u32::try_from(tokens).unwrap_or(u32::MAX)
 }
 
-/// A number that is not negative. Saturates.
+/// A number that can be one of tokens.
 fn count(tokens: Option<JsonValue<'_>>) -> Option<u64> {
     let tokens = tokens?.number().filter(|tokens| *tokens >= 0.0)?;
-    Some(tokens as u64)
+    Some(tokens as u64).filter(|tokens| *tokens <= TokenUsage::MOST)
 }
 
 #[cfg(test)]
@@ -254,7 +254,16 @@ mod tests {
                 "cache_write_tokens": figures[4] }, "cache_read_input_tokens": figures[5],
                 "cache_creation_input_tokens": figures[6],
                 "completion_tokens_details": { "reasoning_tokens": figures[7] } });
-            prop_assert!(tokens(&usage).is_some());
+            let are_tokens = figures[..2].iter().all(|figure| *figure <= TokenUsage::MOST);
+            let read = tokens(&usage);
+            prop_assert_eq!(read.is_some(), are_tokens);
+            prop_assert!(read.into_iter().flatten().all(|figure| figure <= TokenUsage::MOST));
+        }
+
+        #[test]
+        fn figures_that_can_be_tokens_are_read(figures in prop::collection::vec(0..=TokenUsage::MOST, 2)) {
+            let usage = json!({ "prompt_tokens": figures[0], "completion_tokens": figures[1] });
+            prop_assert_eq!(tokens(&usage), Some([figures[0], 0, 0, figures[1], 0]));
         }
     }
 }
