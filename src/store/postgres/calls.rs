@@ -149,6 +149,9 @@ const EXPIRE: &str = concat!(
      ), released AS (
          DELETE FROM running_call r USING over WHERE r.prompt_id = over.id
          RETURNING r.*
+     ), freed AS (
+         DELETE FROM idempotency_key k USING released
+         WHERE k.prompt_id = released.prompt_id AND NOT released.is_kept
      ), forgotten AS (
          DELETE FROM prompt p USING released WHERE p.id = released.prompt_id AND NOT released.is_kept
      ), expired AS (

@@ -145,6 +145,13 @@ fn begin(connection: &Connection, call: &NewCall) -> Result<Begun, Error> {
     Ok(Begun::Started(prompt))
 }
 
+/// Lets a repeated post make a call of its own.
+fn free_key(connection: &Connection, id: PromptId) -> Result<(), Error> {
+    let sql = "DELETE FROM idempotency_key WHERE prompt_id = ?1";
+    execute(connection, sql, [id.0])?;
+    Ok(())
+}
+
 fn settle(
     connection: &Connection,
     id: PromptId,
@@ -188,6 +195,9 @@ fn settle(
         ],
         rows::prompt,
     )?;
+    if outcome.error.is_some() {
+        free_key(connection, id)?;
+    }
     if !outcome.is_kept {
         execute(connection, "DELETE FROM prompt WHERE id = ?1", [id.0])?;
         return Ok(prompt);
@@ -198,10 +208,6 @@ fn settle(
     if let Some(answer) = &outcome.answer {
         let sql = "UPDATE chat_call SET answer = ?2 WHERE prompt_id = ?1";
         execute(connection, sql, params![id.0, answer])?;
-    }
-    if outcome.error.is_some() {
-        let sql = "DELETE FROM idempotency_key WHERE prompt_id = ?1";
-        execute(connection, sql, [id.0])?;
     }
     if let (Some((model, _)), Some(f16)) = (&outcome.embedding, f16) {
         put_vector(connection, id, model, f16)?;
@@ -250,6 +256,8 @@ fn expire(
     for (id, announce, is_kept) in over.take(limit) {
         interrupt(connection, id)?;
         if !is_kept {
+            // Nothing is left that a repeated post could take over.
+            free_key(connection, id)?;
             execute(connection, "DELETE FROM prompt WHERE id = ?1", [id.0])?;
             continue;
         }

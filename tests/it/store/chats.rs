@@ -267,6 +267,29 @@ pub async fn an_expired_call_that_is_not_kept_leaves_no_row(store: Store) {
     assert!(store.expire_calls(9, &[]).await.unwrap().is_empty());
 }
 
+pub async fn a_call_that_is_not_kept_and_has_no_answer_leaves_its_key_to_the_next(store: Store) {
+    let alice = user(&*store, "alice").await.id;
+    let new = |lease| NewCall {
+        is_kept: false,
+        chat: None,
+        key: Some(claim(1, 1)),
+        lease,
+        ..chat(alice)
+    };
+    let failed = started(&*store, new(Duration::from_secs(3600))).await;
+    let outcome = CallOutcome {
+        is_kept: false,
+        ..CallOutcome::failed(FailureCode::UpstreamFailed)
+    };
+    let settled = store.settle_call(failed.id, holder(1, 1), outcome);
+    assert!(settled.await.unwrap().is_some());
+    let lapsed = started(&*store, new(Duration::ZERO)).await;
+    assert_ne!(lapsed.id, failed.id);
+    assert!(store.expire_calls(9, &[]).await.unwrap().is_empty());
+    let next = started(&*store, new(Duration::ZERO)).await;
+    assert_ne!(next.id, lapsed.id);
+}
+
 pub async fn a_taken_over_chat_call_keeps_its_texts(store: Store) {
     let alice = user(&*store, "alice").await.id;
     let keyed = |lease| NewCall {

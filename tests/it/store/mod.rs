@@ -110,6 +110,7 @@ macro_rules! conformance_suite {
                 labels_are_replaced_for_their_owner_alone,
                 a_call_that_is_not_kept_is_never_listed_and_leaves_no_row,
                 an_expired_call_that_is_not_kept_leaves_no_row,
+                a_call_that_is_not_kept_and_has_no_answer_leaves_its_key_to_the_next,
                 a_taken_over_chat_call_keeps_its_texts;
             bulk:
                 rows_put_with_their_ids_are_read_back_whole,
