@@ -12,6 +12,23 @@ use crate::domain::{Budget, Picodollars, Spend, Subject, UsageGroups, UsageSum, 
 /// The day under which [`Spend`] keeps the sum of all days.
 pub(super) const ALL_DAYS: i64 = -1;
 
+/// [`MOST_SPENT`], for the text of statements.
+macro_rules! most_spent {
+    () => {
+        9_000_000_000_000_000_000
+    };
+}
+pub(super) use most_spent;
+
+/// The largest sum of costs, in picodollars: nine million US dollars, nine times the largest
+/// budget. A sum that would be larger stays at it. Without a bound, one row with an absurd price
+/// would make each later sum of its user fail, and with it each call and each listing.
+///
+/// Reservations have no bound, because what was added has to be taken away again exactly. Each fits
+/// into a budget, so ten of the largest would be needed to leave the range of a column; then the
+/// last one fails, and nothing else does.
+pub(super) const MOST_SPENT: i64 = most_spent!();
+
 /// What a call may cost, and the budgets that it has to fit into beside its user's, which the store
 /// knows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,10 +91,12 @@ pub(super) fn days_from(first_day: i64) -> (i64, i64) {
     }
 }
 
-/// The sums by group, the same text for both backends. SQLite takes `$1` for a name, and binds
-/// names in the order in which they first stand in the text.
-pub(super) const USAGE_SUMS: &str = "
-    SELECT CASE WHEN CAST($1 AS boolean) THEN day END AS day,
+/// The sums by group, the same text for both backends except the sum of the cost. SQLite takes `$1`
+/// for a name, and binds names in the order in which they first stand in the text.
+macro_rules! usage_sums {
+    ($cost:expr) => {
+        concat!(
+            "SELECT CASE WHEN CAST($1 AS boolean) THEN day END AS day,
            CASE WHEN CAST($2 AS boolean) THEN user_id END AS user_id,
            CASE WHEN CAST($3 AS boolean) THEN api_key_id END AS api_key_id,
            CASE WHEN CAST($4 AS boolean) THEN model END AS model,
@@ -87,8 +106,14 @@ pub(super) const USAGE_SUMS: &str = "
            CAST(sum(cache_write) AS bigint) AS cache_write,
            CAST(sum(output) AS bigint) AS output,
            CAST(sum(reasoning) AS bigint) AS reasoning,
-           CAST(sum(cost) AS bigint) AS cost,
+           ",
+            $cost,
+            " AS cost,
            CAST(sum(unpriced) AS bigint) AS unpriced
     FROM usage_day
     WHERE day BETWEEN $5 AND $6 AND (CAST($7 AS bigint) IS NULL OR user_id = $7)
-    GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4 LIMIT $8";
+    GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4 LIMIT $8"
+        )
+    };
+}
+pub(super) use usage_sums;

@@ -7,7 +7,7 @@ use pgvector::HalfVector;
 use tokio_postgres::Row;
 
 use super::pool::{Arguments, Connection, LONG_PATIENCE};
-use super::usage::{UsageColumns, count};
+use super::usage::{UsageColumns, add, count, sum};
 use super::{PostgresStore, get, one, sql_limit};
 use crate::domain::{
     ApiKeyId, ApiKeyRecord, ChatTexts, FailureCode, LastIds, ModelId, Prompt, PromptRecord,
@@ -109,8 +109,8 @@ const PUT_USAGE: &str = "
     ON CONFLICT DO NOTHING";
 
 /// With the sums goes what budgets are checked against.
-const PUT_USAGE_DAYS: &str = "
-    WITH stored AS (
+const PUT_USAGE_DAYS: &str = concat!(
+    "WITH stored AS (
         INSERT INTO usage_day (user_id, day, api_key_id, model, attempts, input, cache_read,
                                cache_write, output, reasoning, cost, unpriced)
         SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::text[], $5::bigint[],
@@ -119,7 +119,9 @@ const PUT_USAGE_DAYS: &str = "
         ON CONFLICT DO NOTHING RETURNING user_id, day, api_key_id, cost
     )
     INSERT INTO spend (kind, subject_id, day, settled, reserved)
-    SELECT s.kind, s.id, d.day, sum(stored.cost), 0
+    SELECT s.kind, s.id, d.day, ",
+    sum!("stored.cost"),
+    ", 0
     FROM stored
     CROSS JOIN LATERAL (VALUES (1, 'service', 0, ''),
                                (2, 'user', stored.user_id, stored.user_id::text),
@@ -130,8 +132,10 @@ const PUT_USAGE_DAYS: &str = "
            WHERE t.kind = 'service' AND t.subject_id = '' AND t.day = -1))
     GROUP BY s.place, s.kind, s.number, s.id, d.day
     ORDER BY s.place, s.number, s.id, d.day
-    ON CONFLICT (kind, subject_id, day) DO UPDATE SET settled = spend.settled + excluded.settled
-    RETURNING 1";
+    ON CONFLICT (kind, subject_id, day) DO UPDATE SET ",
+    add!("spend", "settled"),
+    " RETURNING 1"
+);
 
 const PUT_BUDGETS: &str = "
     INSERT INTO user_budget (user_id, amount, period)

@@ -12,15 +12,51 @@ use crate::domain::{
     Budget, Picodollars, Spend, Subject, UsageEntry, UsageGroups, UsageSum, UserId, without_nul,
 };
 use crate::store::rows;
-use crate::store::usage::{USAGE_SUMS, days_from};
+use crate::store::usage::{days_from, usage_sums};
 use crate::store::{Error, NewCall, UsageFilter, UsageStore};
+
+/// A sum of money, at most [`MOST_SPENT`](crate::store::usage::MOST_SPENT); 0 of no rows. The sum
+/// itself is a `numeric`, which no number of rows makes too large.
+macro_rules! sum {
+    ($column:literal) => {
+        concat!(
+            "least(coalesce(sum(",
+            $column,
+            "), 0), ",
+            $crate::store::usage::most_spent!(),
+            ")::bigint"
+        )
+    };
+}
+pub(super) use sum;
+
+/// Adds the cost of a row that exists already to the one that is stored, in the same way. `least`
+/// alone would be too late: a sum of two `bigint` fails if it leaves their range.
+macro_rules! add {
+    ($table:literal, $column:literal) => {
+        concat!(
+            $column,
+            " = least(",
+            $table,
+            ".",
+            $column,
+            "::numeric + excluded.",
+            $column,
+            ", ",
+            $crate::store::usage::most_spent!(),
+            ")::bigint"
+        )
+    };
+}
+pub(super) use add;
 
 /// Follows a list of `WITH` that has `released`, rows of running_call that are deleted, and
 /// `entry`, what their attempts used. Adds rows of usage, then changes the sums of their days, then
 /// what is spent and reserved; the counts between them make that order certain.
 macro_rules! metering {
     () => {
-        ", used AS (
+        concat!(
+            ", used AS (
              INSERT INTO usage (user_id, api_key_id, prompt_id, source, begun_at, day, upstream,
                  model_asked, model, input, cache_read, cache_write, output, reasoning, cost,
                  price_version, outcome, is_estimated)
@@ -36,7 +72,9 @@ macro_rules! metering {
              SELECT user_id, day, coalesce(api_key_id, ''), model, count(*),
                  coalesce(sum(input), 0), coalesce(sum(cache_read), 0),
                  coalesce(sum(cache_write), 0), coalesce(sum(output), 0),
-                 coalesce(sum(reasoning), 0), coalesce(sum(cost), 0),
+                 coalesce(sum(reasoning), 0), ",
+            $crate::store::postgres::usage::sum!("cost"),
+            ",
                  count(*) FILTER (WHERE cost IS NULL)
              FROM used GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
              ON CONFLICT (user_id, day, api_key_id, model) DO UPDATE SET
@@ -46,7 +84,9 @@ macro_rules! metering {
                  cache_write = usage_day.cache_write + excluded.cache_write,
                  output = usage_day.output + excluded.output,
                  reasoning = usage_day.reasoning + excluded.reasoning,
-                 cost = usage_day.cost + excluded.cost,
+                 ",
+            $crate::store::postgres::usage::add!("usage_day", "cost"),
+            ",
                  unpriced = usage_day.unpriced + excluded.unpriced
              RETURNING 1
          ), change AS (
@@ -57,7 +97,9 @@ macro_rules! metering {
              FROM released r WHERE r.user_id IS NOT NULL AND (SELECT count(*) FROM summed) >= 0
          ), spent AS (
              INSERT INTO spend (kind, subject_id, day, settled, reserved)
-             SELECT s.kind, s.id, d.day, sum(c.settled), sum(c.reserved)
+             SELECT s.kind, s.id, d.day, ",
+            $crate::store::postgres::usage::sum!("c.settled"),
+            ", sum(c.reserved)
              FROM change c
              CROSS JOIN LATERAL (VALUES (1, 'service', 0, ''), (2, 'user', c.user_id, c.user_id::text),
                                         (3, 'key', 0, c.api_key_id)) AS s (place, kind, number, id)
@@ -68,9 +110,12 @@ macro_rules! metering {
              GROUP BY s.place, s.kind, s.number, s.id, d.day
              ORDER BY s.place, s.number, s.id, d.day
              ON CONFLICT (kind, subject_id, day) DO UPDATE SET
-                 settled = spend.settled + excluded.settled,
+                 ",
+            $crate::store::postgres::usage::add!("spend", "settled"),
+            ",
                  reserved = spend.reserved + excluded.reserved
          )"
+        )
     };
 }
 pub(super) use metering;
@@ -105,10 +150,14 @@ const LOCK_SPEND: &str = "
     ON CONFLICT (kind, subject_id, day) DO UPDATE SET settled = spend.settled
     RETURNING kind";
 
-const SPEND: &str = "
-    SELECT coalesce(sum(settled), 0)::bigint AS settled,
-           coalesce(sum(reserved), 0)::bigint AS reserved
-    FROM spend WHERE kind = $1 AND subject_id = $2 AND day BETWEEN $3 AND $4";
+const SPEND: &str = concat!(
+    "SELECT ",
+    sum!("settled"),
+    " AS settled, ",
+    sum!("reserved"),
+    " AS reserved
+    FROM spend WHERE kind = $1 AND subject_id = $2 AND day BETWEEN $3 AND $4"
+);
 
 /// Adds to what the locked subjects have reserved.
 const RESERVE: &str = "
@@ -124,12 +173,18 @@ const RESERVE: &str = "
     RETURNING 1";
 
 /// Of all users together, which is what the service spends.
-const TRACK_SERVICE: &str = "
-    INSERT INTO spend (kind, subject_id, day, settled, reserved)
-    SELECT 'service', '', day, sum(settled), sum(reserved)
-    FROM (SELECT day, settled, reserved FROM spend WHERE kind = 'user'
+const TRACK_SERVICE: &str = concat!(
+    "INSERT INTO spend (kind, subject_id, day, settled, reserved)
+    SELECT 'service', '', day, ",
+    sum!("settled"),
+    ", ",
+    sum!("reserved"),
+    " FROM (SELECT day, settled, reserved FROM spend WHERE kind = 'user'
           UNION ALL SELECT -1, 0, 0) AS users
-    GROUP BY day RETURNING 1";
+    GROUP BY day RETURNING 1"
+);
+
+const USAGE_SUMS: &str = usage_sums!(sum!("cost"));
 
 /// The result of [`reserve`].
 pub(super) enum Reserved {

@@ -12,35 +12,75 @@ use crate::domain::{
     UsageRecord, UsageSum, UsageTotals, UserId,
 };
 use crate::store::rows::{self, RunningCall};
-use crate::store::usage::{ALL_DAYS, USAGE_SUMS, days_from};
+use crate::store::usage::{ALL_DAYS, MOST_SPENT, days_from, most_spent, usage_sums};
 use crate::store::{Error, NewCall, UsageFilter, UsageStore};
+
+/// A sum of money, at most [`MOST_SPENT`]. Integers whose sum leaves their range become a floating
+/// number in SQLite, and `min` then picks the bound; but the aggregate `sum` fails. Each of its
+/// parts, of which no number of rows is too large, does not.
+macro_rules! sum {
+    ($column:literal) => {
+        concat!(
+            "min(sum(",
+            $column,
+            " / 1000000000) * 1000000000 + sum(",
+            $column,
+            " % 1000000000), ",
+            most_spent!(),
+            ")"
+        )
+    };
+}
 
 const INSERT_USAGE: &str = "INSERT INTO usage (user_id, api_key_id, prompt_id, source, begun_at,
         day, upstream, model_asked, model, input, cache_read, cache_write, output, reasoning, cost,
         price_version, outcome, is_estimated)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)";
 
-const ADD_TO_DAY: &str = "INSERT INTO usage_day (user_id, day, api_key_id, model, attempts, input,
+const ADD_TO_DAY: &str = concat!(
+    "INSERT INTO usage_day (user_id, day, api_key_id, model, attempts, input,
         cache_read, cache_write, output, reasoning, cost, unpriced)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
     ON CONFLICT DO UPDATE SET attempts = attempts + excluded.attempts,
         input = input + excluded.input, cache_read = cache_read + excluded.cache_read,
         cache_write = cache_write + excluded.cache_write, output = output + excluded.output,
-        reasoning = reasoning + excluded.reasoning, cost = cost + excluded.cost,
-        unpriced = unpriced + excluded.unpriced";
+        reasoning = reasoning + excluded.reasoning, cost = min(cost + excluded.cost, ",
+    most_spent!(),
+    "), unpriced = unpriced + excluded.unpriced"
+);
 
-const ADD_TO_SPEND: &str = "INSERT INTO spend (kind, subject_id, day, settled, reserved)
+const ADD_TO_SPEND: &str = concat!(
+    "INSERT INTO spend (kind, subject_id, day, settled, reserved)
     VALUES (?1, ?2, ?3, ?4, ?5)
-    ON CONFLICT DO UPDATE SET settled = settled + excluded.settled,
-        reserved = reserved + excluded.reserved";
+    ON CONFLICT DO UPDATE SET settled = min(settled + excluded.settled, ",
+    most_spent!(),
+    "), reserved = reserved + excluded.reserved"
+);
+
+const SPEND: &str = concat!(
+    "SELECT coalesce(",
+    sum!("settled"),
+    ", 0) AS settled, coalesce(",
+    sum!("reserved"),
+    ", 0) AS reserved
+     FROM spend WHERE kind = ?1 AND subject_id = ?2 AND day BETWEEN ?3 AND ?4"
+);
 
 /// Of all users together, which is what the service spends.
-const TRACK_SERVICE: &str = "INSERT INTO spend (kind, subject_id, day, settled, reserved)
+const TRACK_SERVICE: &str = concat!(
+    "INSERT INTO spend (kind, subject_id, day, settled, reserved)
     SELECT 'service', '', ?1, 0, 0
     UNION ALL
-    SELECT 'service', '', day, sum(settled), sum(reserved) FROM spend
+    SELECT 'service', '', day, ",
+    sum!("settled"),
+    ", ",
+    sum!("reserved"),
+    " FROM spend
     WHERE kind = 'user' GROUP BY day ORDER BY day
-    ON CONFLICT DO UPDATE SET settled = excluded.settled, reserved = excluded.reserved";
+    ON CONFLICT DO UPDATE SET settled = excluded.settled, reserved = excluded.reserved"
+);
+
+const USAGE_SUMS: &str = usage_sums!(sum!("cost"));
 
 /// A count of tokens for a column.
 fn count(tokens: u64) -> i64 {
@@ -51,8 +91,7 @@ fn spend_of(connection: &Connection, subject: Subject, first_day: i64) -> Result
     let (from, to) = days_from(first_day);
     let spend = one(
         connection,
-        "SELECT coalesce(sum(settled), 0) AS settled, coalesce(sum(reserved), 0) AS reserved
-         FROM spend WHERE kind = ?1 AND subject_id = ?2 AND day BETWEEN ?3 AND ?4",
+        SPEND,
         params![subject.kind(), subject.id(), from, to],
         rows::spend,
     )?;
@@ -155,11 +194,14 @@ pub(super) fn meter(
         put_usage(connection, call, user_id, entry)?;
         let mut totals = UsageTotals::default();
         totals.add(entry);
+        totals.cost = totals.cost.min(Picodollars(MOST_SPENT));
         let key = call.api_key_id.as_deref().unwrap_or_default();
         add_to_day(connection, user_id, day, key, &entry.model, &totals)?;
     }
     let costs = entries.iter().filter_map(|entry| entry.cost);
-    let settled = costs.fold(0, |sum: i64, cost| sum.saturating_add(cost.0));
+    let settled = costs.fold(0, |sum: i64, cost| {
+        sum.saturating_add(cost.0).min(MOST_SPENT)
+    });
     let key = call.api_key_id.as_deref();
     add_to_spend(connection, user_id, key, day, settled, -call.reserved)
 }

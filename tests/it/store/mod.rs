@@ -87,6 +87,7 @@ macro_rules! conformance_suite {
                 what_a_call_used_is_stored_with_its_outcome,
                 the_cost_of_a_prompt_is_read_back,
                 usage_is_summed_by_any_groups,
+                sums_of_costs_stay_at_their_bound,
                 a_users_budget_is_set_changed_and_taken_away,
                 a_call_that_may_pass_a_budget_is_refused_and_stores_nothing,
                 every_budget_in_force_has_to_have_room,

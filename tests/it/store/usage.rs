@@ -308,6 +308,82 @@ pub async fn usage_is_summed_by_any_groups(store: Store) {
     assert_eq!(sums(none, nothing).await, []);
 }
 
+pub async fn sums_of_costs_stay_at_their_bound(store: Store) {
+    const BOUND: i64 = 9_000_000_000_000_000_000;
+    let (alice, bob) = (
+        user(&*store, "alice").await.id,
+        user(&*store, "bob").await.id,
+    );
+    let all = UsageFilter {
+        user_id: None,
+        from: 0,
+        to: 9,
+    };
+    let sums = async |user_id| {
+        let filter = UsageFilter { user_id, ..all };
+        let sums = store.usage(filter, UsageGroups::default(), 9).await;
+        sums.unwrap()[0].totals.cost.0
+    };
+    let paid = async |user_id, day, costs: &[i64]| {
+        let new = NewCall {
+            api_key_id: Some(a_key()),
+            created_at: Timestamp(day * DAY),
+            ..call(user_id)
+        };
+        let id = started(&*store, new).await.id;
+        let outcome = used(costs.iter().map(|cost| entry("a", Some(*cost))));
+        let settled = store.settle_call(id, holder(1, 1), outcome).await;
+        assert!(settled.unwrap().is_some());
+    };
+    // Exact below the bound, where a floating number would not be.
+    paid(alice, 0, &[BOUND - 1_000_000_007]).await;
+    paid(alice, 1, &[1_000_000_006]).await;
+    assert_eq!(sums(Some(alice)).await, BOUND - 1);
+    for first_day in [0, ALL] {
+        let spent = spend(&*store, Subject::User(alice), first_day).await;
+        assert_eq!(spent, (BOUND - 1, 0));
+    }
+    store.track_service(true).await.unwrap();
+    assert_eq!(spend(&*store, Subject::Service, ALL).await, (BOUND - 1, 0));
+
+    for user_id in [alice, bob] {
+        paid(user_id, 0, &[i64::MAX, i64::MAX]).await;
+        paid(user_id, 1, &[i64::MAX]).await;
+        // What comes later is stored as well.
+        paid(user_id, 1, &[5]).await;
+        assert_eq!(sums(Some(user_id)).await, BOUND);
+    }
+    assert_eq!(sums(None).await, BOUND);
+    for is_tracked in [false, true] {
+        // First as it was kept, then as it is made anew.
+        if is_tracked {
+            store.track_service(true).await.unwrap();
+        }
+        for subject in [
+            Subject::User(alice),
+            Subject::User(bob),
+            Subject::Key(a_key()),
+            Subject::Service,
+        ] {
+            for first_day in [0, 1, ALL] {
+                let spent = spend(&*store, subject, first_day).await;
+                assert_eq!(spent, (BOUND, 0), "{subject:?} from {first_day}");
+            }
+        }
+    }
+    // The rows keep what each attempt cost.
+    let rows = usage_rows(&*store).await;
+    let highest = rows.iter().filter_map(|row| row.entry.cost).max();
+    assert_eq!(highest, Some(Picodollars(i64::MAX)));
+    // A budget is used up, and nothing fails.
+    let refused = store.begin_call(NewCall {
+        created_at: Timestamp(DAY),
+        ..costly(alice, 1, Some(budget(1, Period::Total)), 2)
+    });
+    let refused = refused.await;
+    assert!(matches!(refused, Err(Error::BudgetExceeded)), "{refused:?}");
+}
+
 pub async fn a_users_budget_is_set_changed_and_taken_away(store: Store) {
     let alice = user(&*store, "alice").await.id;
     assert_eq!(store.user_budget(alice).await.unwrap(), None);
