@@ -92,9 +92,16 @@ pub(super) fn days_from(first_day: i64) -> (i64, i64) {
 }
 
 /// The sums by group, the same text for both backends except the sum of the cost. SQLite takes `$1`
-/// for a name, and binds names in the order in which they first stand in the text.
+/// for a name, and binds names in the order in which they first stand in the text. One user's sums
+/// are a statement of their own: only without a "whoever it is" does SQLite search the index.
 macro_rules! usage_sums {
-    ($cost:expr) => {
+    ($cost:expr, of one user) => {
+        usage_sums!($cost, "user_id = $5 AND day BETWEEN $6 AND $7", "$8")
+    };
+    ($cost:expr, of all) => {
+        usage_sums!($cost, "day BETWEEN $5 AND $6", "$7")
+    };
+    ($cost:expr, $which:literal, $limit:literal) => {
         concat!(
             "SELECT CASE WHEN CAST($1 AS boolean) THEN day END AS day,
            CASE WHEN CAST($2 AS boolean) THEN user_id END AS user_id,
@@ -111,8 +118,10 @@ macro_rules! usage_sums {
             " AS cost,
            CAST(sum(unpriced) AS bigint) AS unpriced
     FROM usage_day
-    WHERE day BETWEEN $5 AND $6 AND (CAST($7 AS bigint) IS NULL OR user_id = $7)
-    GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4 LIMIT $8"
+    WHERE ",
+            $which,
+            " GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4 LIMIT ",
+            $limit
         )
     };
 }

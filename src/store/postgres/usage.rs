@@ -184,7 +184,8 @@ const TRACK_SERVICE: &str = concat!(
     GROUP BY day RETURNING 1"
 );
 
-const USAGE_SUMS: &str = usage_sums!(sum!("cost"));
+const USAGE_OF_USER: &str = usage_sums!(sum!("cost"), of one user);
+const USAGE_OF_ALL: &str = usage_sums!(sum!("cost"), of all);
 
 /// The result of [`reserve`].
 pub(super) enum Reserved {
@@ -320,21 +321,25 @@ impl UsageStore for PostgresStore {
         limit: usize,
     ) -> Result<Vec<UsageSum>, Error> {
         let mut connection = self.pool.connection(LONG_PATIENCE).await?;
-        let sums = connection
-            .query(
-                USAGE_SUMS,
-                &[
-                    &groups.by_day,
-                    &groups.by_user,
-                    &groups.by_key,
-                    &groups.by_model,
-                    &filter.from,
-                    &filter.to,
-                    &filter.user_id.map(|id| id.0),
-                    &sql_limit(limit),
-                ],
-            )
-            .await?;
+        let UsageGroups {
+            by_day,
+            by_user,
+            by_key,
+            by_model,
+        } = &groups;
+        let UsageFilter { user_id, from, to } = &filter;
+        let limit = &sql_limit(limit);
+        let sums = match user_id {
+            Some(UserId(id)) => {
+                let one: Arguments<'_> = &[by_day, by_user, by_key, by_model, id, from, to, limit];
+                connection.query(USAGE_OF_USER, one).await?
+            }
+            None => {
+                let everybody: Arguments<'_> =
+                    &[by_day, by_user, by_key, by_model, from, to, limit];
+                connection.query(USAGE_OF_ALL, everybody).await?
+            }
+        };
         all(&sums, |row| rows::usage_sum(row))
     }
 

@@ -80,7 +80,8 @@ const TRACK_SERVICE: &str = concat!(
     ON CONFLICT DO UPDATE SET settled = excluded.settled, reserved = excluded.reserved"
 );
 
-const USAGE_SUMS: &str = usage_sums!(sum!("cost"));
+const USAGE_OF_USER: &str = usage_sums!(sum!("cost"), of one user);
+const USAGE_OF_ALL: &str = usage_sums!(sum!("cost"), of all);
 
 /// A count of tokens for a column.
 fn count(tokens: u64) -> i64 {
@@ -339,23 +340,28 @@ impl UsageStore for SqliteStore {
         groups: UsageGroups,
         limit: usize,
     ) -> Result<Vec<UsageSum>, Error> {
+        let UsageGroups {
+            by_day,
+            by_user,
+            by_key,
+            by_model,
+        } = groups;
+        let UsageFilter { user_id, from, to } = filter;
+        let limit = sql_limit(limit);
         self.readers
-            .read(move |connection| {
-                all(
+            .read(move |connection| match user_id {
+                Some(UserId(id)) => all(
                     connection,
-                    USAGE_SUMS,
-                    params![
-                        groups.by_day,
-                        groups.by_user,
-                        groups.by_key,
-                        groups.by_model,
-                        filter.from,
-                        filter.to,
-                        filter.user_id.map(|id| id.0),
-                        sql_limit(limit),
-                    ],
+                    USAGE_OF_USER,
+                    params![by_day, by_user, by_key, by_model, id, from, to, limit],
                     rows::usage_sum,
-                )
+                ),
+                None => all(
+                    connection,
+                    USAGE_OF_ALL,
+                    params![by_day, by_user, by_key, by_model, from, to, limit],
+                    rows::usage_sum,
+                ),
             })
             .await
     }
@@ -403,5 +409,36 @@ impl UsageStore for SqliteStore {
         self.writer
             .write(move |connection| track_service(connection, is_tracked))
             .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sqlite::OpenOptions;
+
+    #[tokio::test]
+    async fn the_usage_of_one_user_is_searched_in_the_index_by_user_and_day() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("test.db");
+        let store = SqliteStore::open(&path, OpenOptions::default()).unwrap();
+        store.close().await;
+        let connection = Connection::open(path).unwrap();
+        let mut statement = connection
+            .prepare(&format!("EXPLAIN QUERY PLAN {USAGE_OF_USER}"))
+            .unwrap();
+        let plan: Vec<String> = statement
+            .query_map(params![true, false, true, true, 1, 2, 3, 4], |row| {
+                row.get("detail")
+            })
+            .unwrap()
+            .collect::<Result<_, _>>()
+            .unwrap();
+        let search = "SEARCH usage_day USING PRIMARY KEY (user_id=? AND day>? AND day<?)";
+        assert!(plan.iter().any(|step| step == search), "{plan:?}");
+        assert!(
+            !plan.iter().any(|step| step.starts_with("SCAN")),
+            "{plan:?}"
+        );
     }
 }
