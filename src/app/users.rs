@@ -15,7 +15,7 @@ use crate::domain::account::{
     Email, NewAccount, NewPassword, Username, canonical_username, trimmed,
 };
 use crate::domain::{
-    Budget, CLOCK_TOLERANCE, ClientNetwork, Record, RecordCursor, Timestamp, User, UserId,
+    Budget, CLOCK_TOLERANCE, ClientNetwork, Record, RecordCursor, Subject, Timestamp, User, UserId,
 };
 use crate::store::{AccountStore, BulkStore, Error, NewUser};
 
@@ -59,7 +59,14 @@ pub async fn run(
             .await?;
             writeln!(out, "enabled")?;
         }
-        UserCommand::Budget { username, amount } => {
+        UserCommand::Budget {
+            username,
+            amount: None,
+        } => on_store(config, async |store| show_budget(store, &username, out).await).await?,
+        UserCommand::Budget {
+            username,
+            amount: Some(amount),
+        } => {
             let budget = match amount.as_str() {
                 "off" => None,
                 text => Some(
@@ -179,6 +186,22 @@ async fn list(store: &dyn BulkStore, out: &mut impl Write) -> anyhow::Result<()>
             }
         }
     }
+}
+
+/// Prints an account's budget, and what its calls have spent and reserved in the budget's current
+/// period.
+async fn show_budget(store: &Store, username: &str, out: &mut impl Write) -> anyhow::Result<()> {
+    let id = find(&*store.accounts, username).await?.id;
+    let Some(budget) = store.usage.user_budget(id).await? else {
+        writeln!(out, "no budget")?;
+        return Ok(());
+    };
+    let first_day = budget.period.first_day(Timestamp::now());
+    let spend = store.usage.spend(Subject::User(id), first_day).await?;
+    writeln!(out, "budget {budget}")?;
+    writeln!(out, "spent {}", spend.settled)?;
+    writeln!(out, "reserved {}", spend.reserved)?;
+    Ok(())
 }
 
 async fn set_password(

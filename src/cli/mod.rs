@@ -282,14 +282,15 @@ pub enum UserCommand {
         username: String,
     },
     /// Set what an account's calls may cost, in US dollars for each day, week, month or in total,
-    /// such as 20.00/month; off takes the budget away
+    /// such as 20.00/month; off takes the budget away. Without an amount, print the budget and what
+    /// is spent and reserved of it
     Budget {
         /// The account's name
         username: String,
         /// AMOUNT/PERIOD, or off
         // Not `budget`: that is the name of a setting.
         #[arg(value_name = "AMOUNT/PERIOD")]
-        amount: String,
+        amount: Option<String>,
     },
     /// Give an account another password, read from standard input unless an option says where it
     /// is; what it was given ends within 5 seconds

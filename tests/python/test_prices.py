@@ -89,10 +89,13 @@ def test_a_budget_is_set_and_usage_is_printed_beside_a_running_server():
         assert head.split("\t")[:5] == ["day", "user", "key", "model", "attempts"]
         assert row.split("\t")[:5] == ["-", name, "-", "mock", "1"]
         assert row.split("\t")[10:] == ["0.00", "0"]
+        assert run("user", "budget", name, **settings).stdout == "no budget\n"
         assert run("user", "budget", name, "20.5/month", **settings).stdout == "budget 20.50/month\n"
+        assert run("user", "budget", name, **settings).stdout == "budget 20.50/month\nspent 0.00\nreserved 0.00\n"
         # What costs nothing fits into any budget.
         assert post_prompt(http, user, "hello again").status_code == 201
         assert run("user", "budget", name, "off", **settings).stdout == "no budget\n"
+        assert "no such user" in refusal(run("user", "budget", "nobody", **settings))
         for wrong in ("20/year", "0", "much"):
             assert "budget" in refusal(run("user", "budget", name, wrong, **settings)).lower()
         assert "--by" in refusal(run("usage", "--by", "week", **settings))
