@@ -175,6 +175,7 @@ async fn calls(store: &SqliteStore, users: &[UserId], key: ApiKeyId) {
                 },
                 false => CallBudgets::default(),
             },
+            daily: None,
         };
         let began = Instant::now();
         let begun = store.begin_call(call).await;

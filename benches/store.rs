@@ -65,6 +65,7 @@ async fn post(store: &SqliteStore, user_id: UserId, embedding: Option<(ModelId, 
         max_prompts: None,
         api_key_id: None,
         budgets: CallBudgets::default(),
+        daily: None,
     };
     let Ok(Begun::Started(prompt)) = store.begin_call(call).await else {
         panic!("the call begins");

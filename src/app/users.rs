@@ -62,7 +62,12 @@ pub async fn run(
         UserCommand::Budget {
             username,
             amount: None,
-        } => on_store(config, async |store| show_budget(store, &username, out).await).await?,
+        } => {
+            on_store(config, async |store| {
+                show_budget(store, &username, out).await
+            })
+            .await?
+        }
         UserCommand::Budget {
             username,
             amount: Some(amount),

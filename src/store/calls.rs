@@ -76,6 +76,17 @@ pub struct NewCall {
     pub api_key_id: Option<ApiKeyId>,
     /// What it may cost, and the budgets that it has to fit into.
     pub budgets: CallBudgets,
+    /// The day on which it is counted, if calls are limited.
+    pub daily: Option<DailyLimit>,
+}
+
+/// How many calls may be made on a day, by all processes on the same data together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DailyLimit {
+    /// The day, counted from 1970-01-01 UTC.
+    pub day: i64,
+    /// The most calls on it.
+    pub calls: u64,
 }
 
 /// The result of [`CallStore::begin_call`].
@@ -84,6 +95,9 @@ pub enum Begun {
     /// The prompt is stored as `Running`, and the caller holds its lease. If the key belongs to an
     /// expired call, this is that call's row, with its id and time.
     Started(Prompt),
+    /// The same, but the day has no call left and this one was not counted. The upstream must not
+    /// be asked: the caller settles the call as failed.
+    OverLimit(Prompt),
     /// The key was claimed before. Nothing was changed.
     Known(KeyState),
 }
@@ -221,6 +235,10 @@ pub trait CallStore: Send + Sync {
     /// Otherwise that amount is reserved until the call is settled or has expired. The period is
     /// that of `created_at`. A call that costs nothing fits into any budget. Where no budget is in
     /// force, nothing is reserved.
+    ///
+    /// A call that is begun, also one that takes a row over, is counted on its day in `daily`. If
+    /// the day's calls are counted already, however many race, it is begun all the same and
+    /// returned as `OverLimit`. A call that is refused, or whose key is known, is not counted.
     async fn begin_call(&self, call: NewCall) -> Result<Begun, Error>;
 
     /// The state of a user's key; `None` if it is free. A key is free again [`KEY_LIFETIME`] after
@@ -270,10 +288,17 @@ pub trait CallStore: Send + Sync {
 
     /// Deletes keys that were free at `horizon`; returns how many. Their prompts stay.
     async fn purge_keys(&self, horizon: Timestamp) -> Result<u64, Error>;
+}
 
-    /// Counts a call on `day`, in days since 1970-01-01 UTC, unless `limit` calls are counted on it
-    /// already. Returns whether it was counted. The count is over all processes on the same data.
-    async fn count_upstream_call(&self, day: i64, limit: u64) -> Result<bool, Error>;
+impl Begun {
+    /// A call that was begun, and counted unless its day had no call left.
+    pub(super) fn counted(prompt: Prompt, is_within_limit: bool) -> Self {
+        if is_within_limit {
+            Self::Started(prompt)
+        } else {
+            Self::OverLimit(prompt)
+        }
+    }
 }
 
 /// Microseconds, as stores keep times.

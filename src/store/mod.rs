@@ -31,7 +31,8 @@ use crate::domain::{
 pub use self::chats::{ChatCall, ChatFilter, ChatPage, ChatRead, ChatStore};
 
 pub use self::calls::{
-    Begun, CallOutcome, CallStore, ExpiredCall, Holder, KEY_LIFETIME, KeyClaim, KeyState, NewCall,
+    Begun, CallOutcome, CallStore, DailyLimit, ExpiredCall, Holder, KEY_LIFETIME, KeyClaim,
+    KeyState, NewCall,
 };
 
 /// The columns of a prompt's row, the same in both schemas.

@@ -45,13 +45,14 @@ fn elsewhere(user: &User, key: &str, prompt: &str, lease: Duration) -> NewCall {
         max_prompts: None,
         api_key_id: None,
         budgets: CallBudgets::default(),
+        daily: None,
     }
 }
 
 async fn begin(store: &dyn CallStore, call: NewCall) -> PromptId {
     match store.begin_call(call).await.unwrap() {
         Begun::Started(prompt) => prompt.id,
-        Begun::Known(known) => panic!("{known:?}"),
+        other @ (Begun::OverLimit(_) | Begun::Known(_)) => panic!("{other:?}"),
     }
 }
 

@@ -319,6 +319,7 @@ async fn begin_elsewhere(store: &dyn CallStore, user: &User, lease: Duration) ->
             max_prompts: None,
             api_key_id: None,
             budgets: CallBudgets::default(),
+            daily: None,
         })
         .await
         .unwrap();

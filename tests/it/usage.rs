@@ -2,12 +2,17 @@
 
 use std::path::PathBuf;
 
-use prompt_service::domain::{Budget, UserId};
+use prompt_service::app::users;
+use prompt_service::cli::UserCommand;
+use prompt_service::domain::{Budget, Picodollars, Subject, UserId};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
+use tokio_util::task::TaskTracker;
 
-use crate::support::{App, Folder, Reply, Response, Upstream, User, spawn_app, spawn_app_in};
+use crate::support::{
+    App, Folder, Reply, Response, Upstream, User, config_in, spawn_app, spawn_app_in, within_a_day,
+};
 
 /// The upstream of the tests counts 3 tokens of a request and 5 of an answer: 13 microdollars.
 const PRICES: &str = r#"{"asked-1": {"input_cost_per_token": 1e-6, "output_cost_per_token": 2e-6,
@@ -210,6 +215,70 @@ async fn a_call_beyond_a_budget_is_refused_before_anything_is_asked() {
     // Others have their own budgets.
     let bob = app.user("bob").await;
     assert_eq!(bob.try_prompt("Why?").await.status, 201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_a_budget_refuses_uses_up_nothing_of_the_days_limit() {
+    within_a_day().await;
+    let (upstream, (_folder, path)) = (Upstream::start().await, prices());
+    let app = spawn_app(|config| {
+        config.upstream = Some(crate::llm::config(&upstream));
+        config.prices_file = Some(path);
+        config.calls.daily_limit = Some(1);
+    })
+    .await;
+    let (alice, bob) = (app.user("alice").await, app.user("bob").await);
+    give_budget(&app, &alice, "0.000001/month").await;
+    give_budget(&app, &bob, "20/month").await;
+    for _ in 0..3 {
+        assert_over_budget(&alice.try_prompt("Why?").await);
+    }
+    assert_eq!(bob.try_prompt("Why?").await.status, 201);
+    let beyond = bob.try_prompt("Why?").await;
+    assert_eq!(beyond.status, 503, "{beyond:?}");
+    assert_eq!(beyond.json()["code"], "upstream_unavailable");
+    // What a call beyond the limit has reserved is free again.
+    let store = app.folder.store().await;
+    let spend = store.spend(Subject::User(UserId(bob.id)), 0).await;
+    assert_eq!(spend.unwrap().reserved, Picodollars(0));
+    assert_eq!(upstream.requests().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operator_sees_what_is_spent_and_reserved_of_a_users_budget() {
+    let Priced {
+        app,
+        upstream,
+        alice,
+        ..
+    } = priced(None).await;
+    let mut config = config_in(app.folder.path());
+    config.store = app.folder.store_config().await;
+    let shown = async || {
+        let command = UserCommand::Budget {
+            username: "alice".to_owned(),
+            amount: None,
+        };
+        let mut out = Vec::new();
+        users::run(command, &config, &mut out).await.unwrap();
+        String::from_utf8(out).unwrap()
+    };
+    assert_eq!(shown().await, "no budget\n");
+    give_budget(&app, &alice, "20/month").await;
+    assert_eq!(alice.try_prompt("Why?").await.status, 201);
+    let gate = crate::support::Gate::new();
+    upstream.plan(Reply::default().wait(&gate).and(Reply::answer("at last")));
+    let held = alice
+        .post("/api/prompts")
+        .json(&json!({ "prompt": "Why?" }));
+    let held = TaskTracker::new().spawn(held.send());
+    eventually!(upstream.requests().len() == 2);
+    let lines = "budget 20.00/month\nspent 0.000013\nreserved 0.000268\n";
+    assert_eq!(shown().await, lines);
+    gate.open();
+    assert_eq!(held.await.unwrap().status, 201);
+    let lines = "budget 20.00/month\nspent 0.000026\nreserved 0.00\n";
+    assert_eq!(shown().await, lines);
 }
 
 #[tokio::test(flavor = "multi_thread")]

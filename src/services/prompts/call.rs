@@ -1,7 +1,7 @@
 //! One post, in four phases: admit, begin, ask, settle.
 //!
 //! 1. [`Permits::take`] admits the post, or refuses it at once.
-//! 2. [`begin`] counts the call and commits the prompt as `running`, under a lease.
+//! 2. [`begin`] commits the prompt as `running`, under a lease, and counts the call.
 //! 3. [`Call::ask`] asks the upstream, and ends in an [`Outcome`].
 //! 4. [`Call::settle`] commits the outcome and reports it to everybody.
 //!
@@ -26,13 +26,11 @@ use crate::embed::{Class, Permit};
 use crate::error::Error;
 use crate::llm::{self, AnswerSink, AttemptLog, Busy, CallPermit, Question};
 use crate::memory_budget::{Owner, Reservation};
-use crate::store::{self, Begun, Holder, NewCall};
+use crate::store::{self, Begun, DailyLimit, Holder, NewCall};
 
 /// How long a caller waits for its outcome to be stored. After that it gets an error, and the
 /// storing goes on without it.
 const CALLER_PATIENCE: Duration = Duration::from_secs(30);
-
-const MICROS_A_DAY: i64 = 86_400_000_000;
 
 /// Where the caller of a post waits for its result.
 pub(super) struct Reply {
@@ -143,15 +141,16 @@ pub(super) async fn run(inner: &Arc<Inner>, permits: Permits, new: CreatePrompt,
     } = permits;
     let mut embedding = PendingEmbedding::new(embed(deps, text, new.post.text()));
     let holder = inner.next_holder();
-    let (begun, over_limit) = match embedding.during(begin(deps, &new, holder)).await {
+    let begun = match embedding.during(begin(deps, &new, holder)).await {
         Ok(begun) => begun,
         Err(error) => {
             count_refusal(deps, &error);
             return reply.send(Err(error.into()));
         }
     };
-    let prompt = match begun {
-        Begun::Started(prompt) => prompt,
+    let (prompt, over_limit) = match begun {
+        Begun::Started(prompt) => (prompt, None),
+        Begun::OverLimit(prompt) => (prompt, Some(over_limit(new.now))),
         Begun::Known(state) => {
             return reply.send(idempotency::respond(inner, &new, state).await);
         }
@@ -226,18 +225,11 @@ fn count_refusal(deps: &Deps, error: &store::Error) {
     refusals.with_label_values(&[reason]).inc();
 }
 
-/// Counts the call, then stores its prompt as running. If the day's limit is reached, returns the
-/// failure that the call ends with. In this order: a call that is counted and not begun costs
-/// nothing, one that is begun and not counted might.
+/// Stores the prompt as running and counts the call on the day on which it came.
 ///
 /// # Errors
-/// Those of the store: nothing was begun.
-async fn begin(
-    deps: &Deps,
-    new: &CreatePrompt,
-    holder: Holder,
-) -> Result<(Begun, Option<llm::Failure>), store::Error> {
-    let over_limit = count(deps, new.now).await?;
+/// Those of the store: nothing was begun or counted.
+async fn begin(deps: &Deps, new: &CreatePrompt, holder: Holder) -> Result<Begun, store::Error> {
     let key_budget = new.api_key.and_then(|key| key.budget);
     let budgets = deps
         .metering
@@ -257,27 +249,23 @@ async fn begin(
         max_prompts: deps.calls.max_prompts_per_user,
         api_key_id: new.api_key.map(|key| key.id),
         budgets,
+        daily: deps.calls.daily_limit.map(|calls| DailyLimit {
+            day: new.now.unix_day(),
+            calls,
+        }),
     };
-    Ok((deps.call_store.begin_call(call).await?, over_limit))
+    deps.call_store.begin_call(call).await
 }
 
-/// Counts a call on the day of `now`, if calls are limited. Returns the failure of a call beyond
-/// the limit.
-async fn count(deps: &Deps, now: Timestamp) -> Result<Option<llm::Failure>, store::Error> {
-    let Some(limit) = deps.calls.daily_limit else {
-        return Ok(None);
-    };
-    let day = now.0.div_euclid(MICROS_A_DAY);
-    if deps.call_store.count_upstream_call(day, limit).await? {
-        return Ok(None);
-    }
-    Ok(Some(llm::Failure {
+/// How a call ends that came at `now`, on a day without a call left.
+fn over_limit(now: Timestamp) -> llm::Failure {
+    llm::Failure {
         code: FailureCode::UpstreamUnavailable,
         detail: "The daily limit of calls is reached.",
-        retry_after: Some(Timestamp((day + 1).saturating_mul(MICROS_A_DAY)).since(now)),
+        retry_after: Some(Timestamp::from_unix_day(now.unix_day() + 1).since(now)),
         upstream_error: None,
         attempts: Vec::new(),
-    }))
+    }
 }
 
 /// Where an answer goes while it arrives.

@@ -272,8 +272,9 @@ impl Prompts {
         result.await.map_err(Error::internal)?
     }
 
-    /// Refuses a post for which the user has no room, before it is counted and costs anything. The
-    /// store checks again when it stores the prompt, and exactly so when posts race.
+    /// Refuses a post for which the user has no room, before it takes a permit, a vector and a turn
+    /// of the store's writer from others. The store checks again when it stores the prompt, and
+    /// exactly so when posts race.
     async fn check_quota(&self, new: &CreatePrompt) -> Result<(), Error> {
         let deps = &self.0.deps;
         let Some(most) = deps.calls.max_prompts_per_user else {

@@ -402,7 +402,6 @@ impl BulkStore for PostgresStore {
             key.prompt_id.0,
             key.claimed_at.0
         );
-        put!(connection, PUT_DAYS, days, |day| day.day, day.calls);
         put!(
             connection,
             PUT_SESSIONS,
@@ -499,6 +498,8 @@ impl BulkStore for PostgresStore {
             budget.budget.amount.0,
             budget.budget.period.as_str()
         );
+        // Last, as in the transactions that begin calls.
+        put!(connection, PUT_DAYS, days, |day| day.day, day.calls);
         connection.commit().await
     }
 }

@@ -14,8 +14,8 @@ use crate::domain::{FailureCode, Picodollars, Prompt, PromptId, Timestamp, UserI
 use crate::store::calls::{EXPIRED, micros};
 use crate::store::rows::{self, Defect};
 use crate::store::{
-    Begun, CallOutcome, CallStore, Error, ExpiredCall, Holder, KEY_LIFETIME, KeyClaim, KeyState,
-    NewCall, UsageStore, prompt_columns,
+    Begun, CallOutcome, CallStore, DailyLimit, Error, ExpiredCall, Holder, KEY_LIFETIME, KeyClaim,
+    KeyState, NewCall, UsageStore, prompt_columns,
 };
 
 /// Microseconds since the epoch by the server's clock, which goes on within a transaction.
@@ -190,6 +190,12 @@ const INTERRUPT: &str = concat!(
     " SELECT prompt_id FROM released"
 );
 
+/// Counts a call on day `$1`, unless `$2` calls are counted on it already.
+const COUNT: &str = "
+    INSERT INTO upstream_day (day, calls) VALUES ($1, 1)
+    ON CONFLICT (day) DO UPDATE SET calls = upstream_day.calls + 1 WHERE upstream_day.calls < $2
+    RETURNING calls";
+
 async fn key_state(
     connection: &mut Connection,
     user_id: UserId,
@@ -286,7 +292,23 @@ async fn begin(connection: &mut Connection, call: &NewCall) -> Result<Option<Beg
             .write(CLAIM, &[&user, &hash, &fingerprint, &prompt.id.0])
             .await?;
     }
-    Ok(Some(Begun::Started(prompt)))
+    // Last, as everywhere: all calls of the day change this one row, so whoever has it locked must
+    // wait for nobody else before the commit.
+    let is_within_limit = count(connection, call.daily).await?;
+    Ok(Some(Begun::counted(prompt, is_within_limit)))
+}
+
+/// Counts a call on its day, unless the day has no call left. Returns whether it has had one.
+async fn count(connection: &mut Connection, daily: Option<DailyLimit>) -> Result<bool, Error> {
+    let Some(DailyLimit { day, calls }) = daily else {
+        return Ok(true);
+    };
+    if calls == 0 {
+        return Ok(false);
+    }
+    let most = i64::try_from(calls).unwrap_or(i64::MAX);
+    let counted = connection.write(COUNT, &[&day, &most]).await?;
+    Ok(!counted.is_empty())
 }
 
 #[async_trait]
@@ -298,6 +320,7 @@ impl CallStore for PostgresStore {
         // Most calls need one statement, in a transaction of its own.
         if call.key.is_none()
             && call.max_prompts.is_none()
+            && call.daily.is_none()
             && !has_budget
             && let Some(prompt) = insert(&mut connection, &call, None).await?
         {
@@ -443,22 +466,5 @@ impl CallStore for PostgresStore {
             )
             .await?;
         Ok(gone.len() as u64)
-    }
-
-    async fn count_upstream_call(&self, day: i64, limit: u64) -> Result<bool, Error> {
-        if limit == 0 {
-            return Ok(false);
-        }
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let counted = self
-            .pool
-            .write(
-                "INSERT INTO upstream_day (day, calls) VALUES ($1, 1)
-                 ON CONFLICT (day) DO UPDATE SET calls = upstream_day.calls + 1 WHERE upstream_day.calls < $2
-                 RETURNING calls",
-                &[&day, &limit],
-            )
-            .await?;
-        Ok(!counted.is_empty())
     }
 }

@@ -16,8 +16,8 @@ use crate::domain::{FailureCode, Prompt, PromptId, Timestamp, UsageEntry, UserId
 use crate::store::calls::{EXPIRED, micros};
 use crate::store::rows::{self, Defect, running_call_columns};
 use crate::store::{
-    Begun, CallOutcome, CallStore, Error, ExpiredCall, Holder, KEY_LIFETIME, KeyClaim, KeyState,
-    NewCall, prompt_columns,
+    Begun, CallOutcome, CallStore, DailyLimit, Error, ExpiredCall, Holder, KEY_LIFETIME, KeyClaim,
+    KeyState, NewCall, prompt_columns,
 };
 
 /// Microseconds since the epoch, to the millisecond, by the clock of the machine. SQLite's file is
@@ -142,7 +142,21 @@ fn begin(connection: &Connection, call: &NewCall) -> Result<Begun, Error> {
             reserved.0,
         ],
     )?;
-    Ok(Begun::Started(prompt))
+    Ok(Begun::counted(prompt, count(connection, call.daily)?))
+}
+
+/// Counts a call on its day, unless the day has no call left. Returns whether it has had one.
+fn count(connection: &Connection, daily: Option<DailyLimit>) -> Result<bool, Error> {
+    let Some(DailyLimit { day, calls }) = daily else {
+        return Ok(true);
+    };
+    if calls == 0 {
+        return Ok(false);
+    }
+    let most = i64::try_from(calls).unwrap_or(i64::MAX);
+    let sql = "INSERT INTO upstream_day (day, calls) VALUES (?1, 1)
+               ON CONFLICT DO UPDATE SET calls = calls + 1 WHERE calls < ?2";
+    Ok(execute(connection, sql, [day, most])? > 0)
 }
 
 /// Lets a repeated post make a call of its own.
@@ -282,7 +296,7 @@ impl CallStore for SqliteStore {
             .writer
             .write(move |connection| begin(connection, &call))
             .await?;
-        if matches!(begun, Begun::Started(_)) {
+        if !matches!(begun, Begun::Known(_)) {
             self.writer
                 .status
                 .running_calls
@@ -376,18 +390,6 @@ impl CallStore for SqliteStore {
                 let gone = execute(connection, sql, [horizon.minus(KEY_LIFETIME).0])?;
                 Ok(gone as u64)
             })
-            .await
-    }
-
-    async fn count_upstream_call(&self, day: i64, limit: u64) -> Result<bool, Error> {
-        if limit == 0 {
-            return Ok(false);
-        }
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let sql = "INSERT INTO upstream_day (day, calls) VALUES (?1, 1)
-                   ON CONFLICT DO UPDATE SET calls = calls + 1 WHERE calls < ?2";
-        self.writer
-            .write(move |connection| Ok(execute(connection, sql, [day, limit])? > 0))
             .await
     }
 }

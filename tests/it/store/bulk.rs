@@ -9,6 +9,7 @@ use prompt_service::domain::{
 };
 use prompt_service::store::{BulkStore, Error, KeyClaim, KeyState};
 
+use crate::store::calls::{call, is_counted};
 use crate::store::{
     InsertPrompt, TestableStore, completed, embedded, list_users, model, new_user, user, vector,
 };
@@ -446,5 +447,7 @@ pub async fn counts_of_days_are_put_and_the_higher_one_is_kept(store: Store) {
     assert_eq!(page(None, 1).await, [Record::UpstreamDay(a_day(20_000, 7))]);
     let rest = [Record::UpstreamDay(a_day(20_001, 9))];
     assert_eq!(page(Some(20_000), 9).await, rest);
-    assert!(!store.count_upstream_call(20_001, 9).await.unwrap());
+    let alice = user(&*store, "alice").await.id;
+    assert!(!is_counted(&*store, call(alice), 20_001, 9).await);
+    assert!(is_counted(&*store, call(alice), 20_001, 10).await);
 }

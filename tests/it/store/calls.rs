@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prompt_service::domain::{
-    CallDetails, Embedding, FailureCode, KeyRecord, Prompt, PromptId, PromptSource, PromptStatus,
-    Record, Timestamp, UserId,
+    Budget, CallDetails, Embedding, FailureCode, KeyRecord, Period, Picodollars, Prompt, PromptId,
+    PromptSource, PromptStatus, Record, Timestamp, UserId,
 };
 use prompt_service::store::{
-    Begun, CallBudgets, CallOutcome, DeletedPrompt, Error, ExpiredCall, Holder, KeyClaim, KeyState,
-    NewCall,
+    Begun, CallBudgets, CallOutcome, DailyLimit, DeletedPrompt, Error, ExpiredCall, Holder,
+    KeyClaim, KeyState, NewCall,
 };
 
 use crate::store::{InsertPrompt, TestableStore, embedded, model, newest, user, vector};
@@ -55,6 +55,7 @@ pub fn call(user_id: UserId) -> NewCall {
         max_prompts: None,
         api_key_id: None,
         budgets: CallBudgets::default(),
+        daily: None,
     }
 }
 
@@ -76,6 +77,7 @@ fn over(call: NewCall) -> NewCall {
 pub async fn started(store: &dyn TestableStore, call: NewCall) -> Prompt {
     match store.begin_call(call).await.unwrap() {
         Begun::Started(prompt) => prompt,
+        Begun::OverLimit(prompt) => panic!("over the limit: {:?}", prompt.id),
         Begun::Known(state) => panic!("known: {state:?}"),
     }
 }
@@ -83,7 +85,7 @@ pub async fn started(store: &dyn TestableStore, call: NewCall) -> Prompt {
 async fn known(store: &dyn TestableStore, call: NewCall) -> KeyState {
     match store.begin_call(call).await.unwrap() {
         Begun::Known(state) => state,
-        Begun::Started(prompt) => panic!("started: {:?}", prompt.id),
+        Begun::Started(prompt) | Begun::OverLimit(prompt) => panic!("started: {:?}", prompt.id),
     }
 }
 
@@ -524,15 +526,97 @@ pub async fn settled_calls_are_counted_as_covered(store: Store) {
     assert_eq!(count().await, (0, 0));
 }
 
+/// Begins a call that is counted on `day`. Returns whether it is within that limit.
+pub async fn is_counted(store: &dyn TestableStore, new: NewCall, day: i64, calls: u64) -> bool {
+    let daily = Some(DailyLimit { day, calls });
+    match store.begin_call(NewCall { daily, ..new }).await.unwrap() {
+        Begun::Started(_) => true,
+        Begun::OverLimit(_) => false,
+        Begun::Known(state) => panic!("known: {state:?}"),
+    }
+}
+
 pub async fn upstream_calls_are_counted_by_day_up_to_the_limit(store: Store) {
-    let count = async |day, limit| store.count_upstream_call(day, limit).await.unwrap();
+    let alice = user(&*store, "alice").await.id;
+    let count = async |day, limit| is_counted(&*store, call(alice), day, limit).await;
     assert!(!count(20_000, 0).await);
     assert!(count(20_000, 2).await);
     assert!(count(20_000, 2).await);
     assert!(!count(20_000, 2).await);
     assert!(count(20_001, 1).await);
     assert!(!count(20_001, 1).await);
-    // A refused call was not counted: one more is allowed by one more.
+    // A call beyond the limit was not counted: one more is allowed by one more.
     assert!(count(20_000, 3).await);
     assert!(!count(20_000, 3).await);
+    // Within the limit or not, each was begun.
+    let begun = newest(&*store, alice, 9).await;
+    assert_eq!(begun.len(), 8);
+    for prompt in begun {
+        assert_eq!(prompt.status, PromptStatus::Running);
+        let settled = store.settle_call(prompt.id, holder(1, 1), timed_out());
+        assert!(settled.await.unwrap().is_some());
+    }
+}
+
+pub async fn only_calls_that_are_begun_are_counted(store: Store) {
+    let alice = user(&*store, "alice").await.id;
+    let daily = Some(DailyLimit {
+        day: 20_000,
+        calls: 3,
+    });
+    let new = NewCall {
+        daily,
+        max_prompts: Some(9),
+        ..call(alice)
+    };
+    let refused = NewCall {
+        max_prompts: Some(0),
+        ..new.clone()
+    };
+    let refused = store.begin_call(refused).await;
+    assert!(matches!(refused, Err(Error::QuotaExceeded)), "{refused:?}");
+    for (most_cost, is_price_known) in [(Some(Picodollars(2)), true), (None, false)] {
+        let budgets = CallBudgets {
+            most_cost,
+            key: None,
+            service: Some(Budget {
+                amount: Picodollars(1),
+                period: Period::Total,
+            }),
+        };
+        let refused = store.begin_call(NewCall {
+            budgets,
+            ..new.clone()
+        });
+        match refused.await {
+            Err(Error::BudgetExceeded) => assert!(is_price_known),
+            Err(Error::PriceUnknown) => assert!(!is_price_known),
+            other => panic!("{other:?}"),
+        }
+    }
+    let nobody = NewCall {
+        user_id: UserId(alice.0 + 1),
+        ..new.clone()
+    };
+    assert!(store.begin_call(nobody).await.is_err());
+    // With a key: begun, known, and taken over once its lease is over.
+    let keyed = NewCall {
+        key: Some(claim(1, 1)),
+        ..new.clone()
+    };
+    started(&*store, keyed.clone()).await;
+    let known = store.begin_call(keyed).await.unwrap();
+    assert!(matches!(known, Begun::Known(_)), "{known:?}");
+    let expiring = NewCall {
+        key: Some(claim(2, 2)),
+        ..over(new.clone())
+    };
+    let first = started(&*store, expiring.clone()).await;
+    let second = started(&*store, expiring.clone()).await;
+    assert_eq!(first.id, second.id);
+    // Three were begun, so the day has no call left. A row is taken over all the same.
+    for beyond in [new, expiring] {
+        let begun = store.begin_call(beyond).await.unwrap();
+        assert!(matches!(begun, Begun::OverLimit(_)), "{begun:?}");
+    }
 }

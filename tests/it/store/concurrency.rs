@@ -3,11 +3,11 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use prompt_service::domain::{Session, Timestamp, UserId};
-use prompt_service::store::{Begun, Error, NewCall};
+use prompt_service::domain::{Budget, Period, Picodollars, Session, Timestamp, UserId};
+use prompt_service::store::{Begun, CallBudgets, Error, NewCall};
 use tokio::task::JoinSet;
 
-use crate::store::calls::{answered, call, claim, holder, started};
+use crate::store::calls::{answered, call, claim, holder, is_counted, started};
 use crate::store::{
     InsertPrompt, NewPrompt, TestableStore, completed, embedded, list_users, model, new_user,
     newest, user, vector,
@@ -140,10 +140,30 @@ pub async fn racing_ends_of_one_call_have_one_winner(store: Store) {
 }
 
 pub async fn racing_upstream_calls_stop_at_the_limit(store: Store) {
+    // Of several users, in budgets and with keys: each lock that a call may take.
+    let users = [
+        user(&*store, "alice").await.id,
+        user(&*store, "bob").await.id,
+    ];
+    let limit = Budget {
+        amount: Picodollars(1_000),
+        period: Period::Total,
+    };
     let mut tasks = JoinSet::new();
-    for _ in 0..40 {
+    for n in 0..40 {
         let store = Arc::clone(&store);
-        tasks.spawn(async move { store.count_upstream_call(20_000, 25).await.unwrap() });
+        let new = NewCall {
+            key: (n % 3 == 0).then(|| claim(n, n)),
+            max_prompts: (n % 2 == 0).then_some(99),
+            budgets: CallBudgets {
+                most_cost: Some(Picodollars(1)),
+                key: None,
+                service: (n % 5 < 3).then_some(limit),
+            },
+            holder: holder(1, n.into()),
+            ..call(users[usize::from(n) % 2])
+        };
+        tasks.spawn(async move { is_counted(&*store, new, 20_000, 25).await });
     }
     let counted = tasks
         .join_all()

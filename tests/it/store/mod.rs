@@ -82,7 +82,8 @@ macro_rules! conformance_suite {
                 a_key_of_yesterday_is_free_before_it_is_purged,
                 a_vector_of_another_length_leaves_the_call_running,
                 settled_calls_are_counted_as_covered,
-                upstream_calls_are_counted_by_day_up_to_the_limit;
+                upstream_calls_are_counted_by_day_up_to_the_limit,
+                only_calls_that_are_begun_are_counted;
             usage:
                 what_a_call_used_is_stored_with_its_outcome,
                 the_cost_of_a_prompt_is_read_back,
@@ -283,6 +284,7 @@ impl<T: CallStore + ?Sized> InsertPrompt for T {
             max_prompts: new.max_prompts,
             api_key_id: None,
             budgets: CallBudgets::default(),
+            daily: None,
         };
         let Begun::Started(prompt) = self.begin_call(call).await? else {
             panic!("a call without a key is always new");

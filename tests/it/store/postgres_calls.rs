@@ -71,7 +71,7 @@ async fn begin_again_while(meanwhile: &str) -> (Begun, Arc<PostgresStore>, Datab
 fn known_state(begun: Begun) -> KeyState {
     match begun {
         Begun::Known(state) => state,
-        Begun::Started(prompt) => panic!("started: {prompt:?}"),
+        Begun::Started(prompt) | Begun::OverLimit(prompt) => panic!("started: {prompt:?}"),
     }
 }
 

@@ -873,7 +873,7 @@ impl Steps {
                             calls.push((self.users[user], prompt.id, holder))
                         }
                         Ok(Begun::Known(_)) | Err(Error::BudgetExceeded) => {}
-                        Err(error) => panic!("{error:?}"),
+                        other => panic!("{other:?}"),
                     }
                 }
                 Step::Settle { which, costs } => {
