@@ -227,8 +227,8 @@ pub struct ApiKeyChange {
     pub rates: Option<Option<Rates>>,
     /// Another amount of the budget, or no budget.
     pub budget: Option<Option<Picodollars>>,
-    /// Another period of the budget. Without a budget it changes nothing.
-    pub budget_period: Option<Period>,
+    /// Another period of the budget, or the default one. Without a budget it changes nothing.
+    pub budget_period: Option<Option<Period>>,
     /// Another end, or none.
     pub expires_at: Option<Option<Timestamp>>,
 }
@@ -241,7 +241,7 @@ impl ApiKeyChange {
             .unwrap_or_else(|| key.budget.map(|budget| budget.amount));
         let period = self
             .budget_period
-            .or_else(|| key.budget.map(|budget| budget.period))
+            .unwrap_or_else(|| key.budget.map(|budget| budget.period))
             .unwrap_or(Budget::DEFAULT_PERIOD);
         ApiKey {
             name: self.name.unwrap_or(key.name),
@@ -395,7 +395,7 @@ mod tests {
         let before = key(&["a"]);
         assert_eq!(ApiKeyChange::default().apply(before.clone()), before);
         let period = ApiKeyChange {
-            budget_period: Some(Period::Day),
+            budget_period: Some(Some(Period::Day)),
             ..ApiKeyChange::default()
         };
         assert_eq!(period.clone().apply(before.clone()).budget, None);
@@ -413,6 +413,12 @@ mod tests {
         assert_eq!(shown.as_deref(), Some("5.00/day"));
         let (shown, key) = budget(amount, key);
         assert_eq!(shown.as_deref(), Some("5.00/day"), "the period stays");
+        let default_period = ApiKeyChange {
+            budget_period: Some(None),
+            ..ApiKeyChange::default()
+        };
+        let (shown, key) = budget(default_period, key);
+        assert_eq!(shown.as_deref(), Some("5.00/month"));
         let none = ApiKeyChange {
             budget: Some(None),
             ..ApiKeyChange::default()

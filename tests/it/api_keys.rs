@@ -91,6 +91,18 @@ async fn life_of_a_key() {
         (&expected["scopes"], &expected["expires_at"])
     );
 
+    let default = json!({ "budget_period": null });
+    let changed = user.client.patch(&path).json(&default).send().await.json();
+    assert_eq!(changed["budget_period"], "month");
+    let unbound = user
+        .client
+        .patch(&second.path())
+        .json(&default)
+        .send()
+        .await;
+    assert_eq!(unbound.status, 200, "{unbound:?}");
+    assert_eq!(unbound.json()["budget_period"], Value::Null);
+
     assert_eq!(status(&user, text).await, (200, Value::Null));
     assert_eq!(user.delete(&path).send().await.status, 204);
     assert_eq!(
@@ -142,6 +154,10 @@ async fn faults_of_a_key_are_named_by_field() {
         ),
         (
             json!({ "name": "x", "budget_period": "day" }),
+            "budget_period",
+        ),
+        (
+            json!({ "name": "x", "budget_usd": null, "budget_period": "day" }),
             "budget_period",
         ),
         (

@@ -11,6 +11,8 @@ mod root;
 pub use address::{ClientAddress, Peer, is_tls};
 pub(crate) use body::form;
 pub use body::{Body, Form, drain, read_json};
+#[cfg(test)]
+pub use fields::Field;
 pub use fields::{Fields, Scalar};
 pub use owner::RequestOwner;
 pub use query::Query;

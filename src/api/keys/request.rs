@@ -11,7 +11,7 @@ use crate::domain::api_key::{parse_models, parse_name};
 use crate::domain::budget::parse_budget_amount;
 use crate::domain::{ApiKeyChange, Budget, Period, Picodollars, Rates, Scopes, Timestamp};
 use crate::error::Error;
-use crate::services::api_keys::{DEFAULT_GRACE, NewApiKey};
+use crate::services::api_keys::{DEFAULT_GRACE, NewApiKey, PERIOD_WITHOUT_BUDGET};
 
 /// A field that may be left out, or be null.
 type Nullable<T> = Option<Option<T>>;
@@ -193,12 +193,13 @@ impl CreateKeyRequest {
             budget_period,
             expires_at,
         } = change.parse(fields);
+        let period = budget_period.flatten();
         let budget = budget.flatten().map(|amount| Budget {
             amount,
-            period: budget_period.unwrap_or(Budget::DEFAULT_PERIOD),
+            period: period.unwrap_or(Budget::DEFAULT_PERIOD),
         });
-        if budget_period.is_some() && budget.is_none() {
-            fields.refuse("budget_period", "A period needs a budget_usd.");
+        if period.is_some() && budget.is_none() {
+            fields.refuse("budget_period", PERIOD_WITHOUT_BUDGET);
         }
         fields.check()?;
         Ok(NewApiKey {
@@ -289,7 +290,7 @@ impl ChangeKeyRequest {
             let (Scalar::Number(text) | Scalar::Text(text)) = scalar;
             noted(fields, "budget_usd", parse_budget_amount(&text))
         });
-        let budget_period = self.budget_period.flatten().and_then(|word| {
+        let budget_period = nullable(self.budget_period, |word| {
             let period = Period::parse(&word);
             let rule = "A period is day, week, month or total.";
             noted(fields, "budget_period", period.ok_or(rule))
@@ -325,6 +326,7 @@ fn nullable<T, U>(value: Nullable<T>, read: impl FnOnce(T) -> Option<U>) -> Null
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::extract::{Field, Form};
 
     #[test]
     fn grace_is_seconds_or_a_length_of_time() {
@@ -343,5 +345,25 @@ mod tests {
         for bad in ["", "0", "90", "-1s", "soon", "99999999999999999999d"] {
             assert_eq!(text(bad), None, "{bad}");
         }
+    }
+    #[test]
+    fn null_changes_a_setting_and_what_is_left_out_does_not() {
+        let change = |names: &[&str]| {
+            let fields = names.iter().map(|name| ((*name).to_owned(), Field::Null));
+            ChangeKeyRequest::change(&mut fields.collect()).unwrap()
+        };
+        assert_eq!(change(&[]), ApiKeyChange::default());
+        let to_defaults = ApiKeyChange {
+            name: None,
+            scopes: Some(Scopes::default()),
+            models: Some(Vec::new()),
+            rates: Some(None),
+            budget: Some(None),
+            budget_period: Some(None),
+            expires_at: Some(None),
+        };
+        let names = ChangeKeyRequest::FIELDS.iter().copied();
+        let nullable: Vec<&str> = names.filter(|name| *name != "name").collect();
+        assert_eq!(change(&nullable), to_defaults);
     }
 }

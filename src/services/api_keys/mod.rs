@@ -22,6 +22,9 @@ pub const DEFAULT_GRACE: Duration = Duration::from_secs(86_400);
 /// The longest that a text may be used after its rotation.
 pub const MAX_GRACE: Duration = Duration::from_secs(30 * 86_400);
 
+/// Refuses the period of a budget that is not there.
+pub const PERIOD_WITHOUT_BUDGET: &str = "A period needs a budget_usd.";
+
 /// An API key to be made.
 #[derive(Clone, Debug)]
 pub struct NewApiKey {
@@ -163,13 +166,14 @@ impl ApiKeys {
         now: Timestamp,
     ) -> Result<ApiKey, Error> {
         check_expiry(change.expires_at.flatten(), now)?;
-        if change.budget_period.is_some() && change.budget.is_none() {
-            let before = self.get(user_id, id).await?;
-            if before.budget.is_none() {
-                return Err(Error::field(
-                    "budget_period",
-                    "A period needs a budget_usd.",
-                ));
+        // The default period asks for nothing, so it needs no budget.
+        if change.budget_period.flatten().is_some() {
+            let keeps_budget = match change.budget {
+                Some(amount) => amount.is_some(),
+                None => self.get(user_id, id).await?.budget.is_some(),
+            };
+            if !keeps_budget {
+                return Err(Error::field("budget_period", PERIOD_WITHOUT_BUDGET));
             }
         }
         change.rates = change.rates.map(some_rates);
@@ -327,7 +331,7 @@ mod tests {
     use tokio_util::task::TaskTracker;
 
     use super::*;
-    use crate::domain::PreviousSecret;
+    use crate::domain::{Period, PreviousSecret};
     use crate::store;
 
     /// A store of one key that counts how often it is read.
@@ -481,6 +485,25 @@ mod tests {
         for (text, now) in [(&text, 100), (&before, 50)] {
             let problem = refusal(&keys, text.expose(), now).await;
             assert_eq!(problem, ApiKeyProblem::Expired);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_period_is_refused_for_a_key_that_has_no_budget_after_the_change() {
+        // The store panics at a change that reaches it.
+        let (keys, store, text, _) = one_key(false);
+        for budget in [None, Some(None)] {
+            let change = ApiKeyChange {
+                budget,
+                budget_period: Some(Some(Period::Day)),
+                ..ApiKeyChange::default()
+            };
+            let user = store.record.key.user_id;
+            let changed = keys.change(user, text.id(), change, Timestamp(10)).await;
+            let is_refused = changed.is_err_and(|error| {
+                matches!(error, Error::InvalidFields(fields) if fields[0].0 == "budget_period")
+            });
+            assert!(is_refused, "{budget:?}");
         }
     }
 

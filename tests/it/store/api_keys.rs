@@ -192,7 +192,7 @@ pub async fn a_change_replaces_what_it_names(store: Store) {
         models: Some(vec!["x".to_owned()]),
         rates: Some(Some("7/h".parse().unwrap())),
         budget: Some(Some(Picodollars(8))),
-        budget_period: Some(Period::Day),
+        budget_period: Some(Some(Period::Day)),
         expires_at: Some(Some(Timestamp(i64::MAX))),
         ..ApiKeyChange::default()
     };
