@@ -179,6 +179,19 @@ pub struct Found<'a> {
 struct Layer {
     version: Arc<str>,
     rows: HashMap<Box<str>, ModelPrices>,
+    /// The names of rows that are not used.
+    unpriced: Vec<Box<str>>,
+}
+
+impl Layer {
+    fn read(text: &str, version: &str) -> Result<Self, Error> {
+        let parse::Rows { priced, unpriced } = parse::rows(text)?;
+        Ok(Self {
+            version: version.into(),
+            rows: priced,
+            unpriced,
+        })
+    }
 }
 
 /// The prices that are in force.
@@ -207,10 +220,9 @@ impl PriceTable {
     /// # Panics
     /// Never: a test reads the same text.
     pub fn bundled() -> Self {
-        let rows = parse::rows(BUNDLED).expect("a test reads the bundled table");
-        let version = BUNDLED_VERSION.trim_end().into();
+        let layer = Layer::read(BUNDLED, BUNDLED_VERSION.trim_end());
         Self {
-            layers: vec![Layer { version, rows }],
+            layers: vec![layer.expect("a test reads the bundled table")],
         }
     }
 
@@ -221,9 +233,7 @@ impl PriceTable {
     /// # Errors
     /// The position in the text, and what is wrong there.
     pub fn overlaid(mut self, text: &str, version: &str) -> Result<Self, Error> {
-        let rows = parse::rows(text)?;
-        let version = version.into();
-        self.layers.insert(0, Layer { version, rows });
+        self.layers.insert(0, Layer::read(text, version)?);
         Ok(self)
     }
 
@@ -260,6 +270,13 @@ impl PriceTable {
         }
         rows.sort_unstable_by_key(|row| row.name);
         rows
+    }
+
+    /// The names of rows that are not used, because they have no price of tokens or are of a model
+    /// that does not respond to text: the operator's first, in the order of their file.
+    pub fn unpriced(&self) -> impl Iterator<Item = &str> {
+        let layers = self.layers.iter();
+        layers.flat_map(|layer| layer.unpriced.iter().map(|name| &**name))
     }
 
     /// The versions of the tables, the operator's first.

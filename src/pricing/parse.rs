@@ -35,13 +35,19 @@ struct Price {
     femto: u64,
 }
 
-/// All rows of a text that have prices of tokens.
-pub(super) fn rows(text: &str) -> Result<HashMap<Box<str>, ModelPrices>, Error> {
-    let Rows(rows) = serde_json::from_str(text).map_err(|error| Error(error.to_string()))?;
-    Ok(rows)
+/// The rows of a text.
+pub(super) fn rows(text: &str) -> Result<Rows, Error> {
+    serde_json::from_str(text).map_err(|error| Error(error.to_string()))
 }
 
-struct Rows(HashMap<Box<str>, ModelPrices>);
+/// The rows of a table.
+#[derive(Default)]
+pub(super) struct Rows {
+    /// Those with prices of tokens.
+    pub priced: HashMap<Box<str>, ModelPrices>,
+    /// The names of the others, in the order of the text.
+    pub unpriced: Vec<Box<str>>,
+}
 
 impl<'de> Deserialize<'de> for Rows {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -59,20 +65,22 @@ impl<'de> Visitor<'de> for RowsVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Rows, A::Error> {
-        let mut rows = HashMap::new();
+        let mut rows = Rows::default();
         while let Some(name) = map.next_key::<Cow<'de, str>>()? {
             if name == DESCRIPTION {
                 map.next_value::<IgnoredAny>()?;
                 continue;
             }
             let row: Row = map.next_value()?;
-            if let Some(prices) = row.prices().map_err(|problem| {
+            let prices = row.prices().map_err(|problem| {
                 de::Error::custom(format!("the model {} {problem}", quoted(&name)))
-            })? {
-                rows.insert(name.into(), prices);
+            })?;
+            match prices {
+                Some(prices) => _ = rows.priced.insert(name.into(), prices),
+                None => rows.unpriced.push(name.into()),
             }
         }
-        Ok(Rows(rows))
+        Ok(rows)
     }
 }
 
@@ -84,6 +92,8 @@ fn quoted(name: &str) -> String {
 
 #[derive(Default)]
 struct Row {
+    /// Whether a member belongs to LiteLLM's form for certain.
+    is_of_form: bool,
     provider: Option<Box<str>>,
     mode: Option<Box<str>>,
     prices: Vec<Price>,
@@ -111,6 +121,9 @@ impl<'de> Visitor<'de> for RowVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Row, A::Error> {
         let mut row = Row::default();
         while let Some(name) = map.next_key::<Cow<'de, str>>()? {
+            row.is_of_form |= matches!(&*name, "litellm_provider" | "mode")
+                || name.contains("cost")
+                || name.contains("pricing");
             match &*name {
                 "litellm_provider" => row.provider = map.next_value()?,
                 "mode" => row.mode = map.next_value()?,
@@ -250,8 +263,14 @@ fn price_name(name: &str) -> Option<(Kind, u64, ServiceTier)> {
 
 impl Row {
     /// The prices in full; `None` for a row that has none, or is of a model that does not respond
-    /// to text by text or by vectors.
+    /// to text by text or by vectors. LiteLLM's list has both, and each of its rows says what it
+    /// is: a row of other members only is a mistake, which would leave the bundled price in force.
     fn prices(self) -> Result<Option<ModelPrices>, &'static str> {
+        if !self.is_of_form {
+            return Err(
+                "has no member of LiteLLM's form: write input_cost_per_token and output_cost_per_token",
+            );
+        }
         let is_for_text = matches!(
             self.mode.as_deref(),
             None | Some("chat" | "completion" | "embedding" | "responses")

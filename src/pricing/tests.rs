@@ -3,12 +3,8 @@ use proptest::prelude::*;
 use super::*;
 
 fn table(text: &str) -> PriceTable {
-    let rows = parse::rows(text).unwrap();
     PriceTable {
-        layers: vec![Layer {
-            version: "test".into(),
-            rows,
-        }],
+        layers: vec![Layer::read(text, "test").unwrap()],
     }
 }
 
@@ -31,6 +27,7 @@ fn usage(input: u64, cache_read: u64, cache_write: u64, output: u64, reasoning: 
 fn the_bundled_table_is_read_and_has_a_version() {
     let table = PriceTable::bundled();
     assert!(table.rows().len() > 3_000);
+    assert_eq!(table.unpriced().count(), 0);
     let [version] = table.versions().collect::<Vec<_>>()[..] else {
         panic!("one table");
     };
@@ -181,6 +178,24 @@ fn the_operators_prices_go_before_the_bundled_ones() {
 }
 
 #[test]
+fn rows_without_a_price_of_tokens_are_named_and_not_used() {
+    // As LiteLLM's list has them.
+    let table = table(
+        r#"{"z-chat": {"litellm_provider": "nobody", "max_tokens": 1},
+            "priced": {"input_cost_per_token": 1e-6, "output_cost_per_token": 1e-6},
+            "speaker": {"input_cost_per_character": 1e-6},
+            "painter": {"mode": "image_generation", "input_cost_per_token": 1e-6},
+            "null": {"input_cost_per_token": null},
+            "paged": {"tiered_pricing": []},
+            "sample_spec": {"is": "a description"}}"#,
+    );
+    let unpriced: Vec<&str> = table.unpriced().collect();
+    assert_eq!(unpriced, ["z-chat", "speaker", "painter", "null", "paged"]);
+    let used: Vec<&str> = table.rows().iter().map(|row| row.name).collect();
+    assert_eq!(used, ["priced"]);
+}
+
+#[test]
 fn a_wrong_table_is_refused_with_the_place_and_the_problem() {
     for (text, problem) in [
         ("", "EOF"),
@@ -189,6 +204,11 @@ fn a_wrong_table_is_refused_with_the_place_and_the_problem() {
         (r#"{"m": {"input_cost_per_token": "1e-6"}}"#, "string"),
         (r#"{"m": {"input_cost_per_token": -1e-6}}"#, "not negative"),
         (r#"{"m": {"input_cost_per_token": 2.5}}"#, "for one token"),
+        (
+            r#"{"m": {"input": 1e-6, "output": 1e-5}}"#,
+            "\"m\" has no member of LiteLLM's form",
+        ),
+        (r#"{"m": {}}"#, "\"m\" has no member of LiteLLM's form"),
         (
             r#"{"m": {"input_cost_per_token": 1e-6}}"#,
             "\"m\" has no price of output tokens",
