@@ -97,7 +97,10 @@ fn run(cli: Cli, out: &mut Output) -> anyhow::Result<()> {
         }
     }
     match command {
-        Command::Prices(arguments) => prices::run(&arguments, &config, &mut stdin().lock(), out),
+        Command::Prices(arguments) => {
+            let mut notes = std::io::stderr();
+            prices::run(&arguments, &config, &mut stdin().lock(), out, &mut notes)
+        }
         Command::Usage(arguments) => runtime.block_on(usage::run(arguments, &config, out)),
         Command::User(command) => runtime.block_on(users::run(command, &config, out)),
         Command::Key(command) => {

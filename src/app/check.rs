@@ -46,6 +46,10 @@ pub async fn run(
             let asked = check_upstream::findings(client, upstream, upstream_must_be_right).await;
             found = asked.into_iter().map(|finding| finding.map(Some)).collect();
         }
+        if step == Step::Prices {
+            let notes = preflight.price_notes.drain(..);
+            found.extend(notes.map(|note| Ok(Some(Finding::Note(note)))));
+        }
         for found in found {
             let (verdict, text) = match found {
                 Ok(None) => continue,

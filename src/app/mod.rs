@@ -3,6 +3,7 @@
 
 mod background;
 pub mod check;
+mod check_prices;
 mod check_upstream;
 pub mod health_check;
 pub mod keys;
@@ -46,7 +47,6 @@ use crate::services::accounts::{Accounts, KnownUsers};
 use crate::services::api_keys::ApiKeys;
 use crate::services::embeddings::Embeddings;
 use crate::services::health::{Health, StoreHealth};
-use crate::services::metering::Metering;
 use crate::services::models::Models;
 use crate::services::prompts::{self, Prompts};
 use crate::services::reembedding::{Reembedding, ReembeddingProgress};
@@ -109,7 +109,8 @@ impl App {
             engine: Some(engine),
             redis,
             llm: Some(llm),
-            prices: Some(prices),
+            metering: Some(metering),
+            price_notes,
             socket: Some(socket),
             metrics_socket,
             ..
@@ -117,6 +118,9 @@ impl App {
         else {
             unreachable!("every step was taken");
         };
+        for sentence in &price_notes {
+            tracing::warn!("{sentence}");
+        }
 
         let locks = store::lock_files(&config.store)?;
         let store = Store::open(&config.store, Some(engine.dimension())).await?;
@@ -183,7 +187,6 @@ impl App {
         getrandom::fill(&mut replica).context("the system's source of randomness")?;
         let memory = MemoryBudget::new(config.server.request_memory);
         let reads = FairSemaphore::new(READS_AT_ONCE, READS_WAITING);
-        let metering = Metering::new(prices, config.upstream.as_ref(), config.calls.budget);
         let metering = Arc::new(metering);
         let is_tracked = metering.service_budget().is_some();
         store.usage.track_service(is_tracked).await?;

@@ -14,14 +14,14 @@ use crate::config::{Config, StoreConfig};
 use crate::data_dir::{self, DataDir, FolderState};
 use crate::embed::{Encode, Engine};
 use crate::llm;
-use crate::pricing::PriceTable;
 use crate::redis::{Connection, ConnectionManager};
+use crate::services::metering::Metering;
 use crate::store::postgres::{self, DatabaseState};
 use crate::store::sqlite::{self, FileState};
 use crate::telemetry::Metrics;
 
 use super::listening::bind;
-use super::prices;
+use super::{check_prices, prices};
 
 /// File descriptors that are not connections: the database, the log, the listeners, with room to
 /// spare.
@@ -79,7 +79,9 @@ pub(super) struct Preflight<'a> {
     pub engine: Option<Arc<Engine>>,
     pub redis: Option<(Connection, ConnectionManager)>,
     pub llm: Option<llm::Client>,
-    pub prices: Option<PriceTable>,
+    pub metering: Option<Metering>,
+    /// Problems of the prices that hinder no start, a sentence each.
+    pub price_notes: Vec<String>,
     /// Bound, and not listening yet: clients are refused until the service can serve them.
     pub socket: Option<TcpSocket>,
     pub metrics_socket: Option<TcpSocket>,
@@ -93,7 +95,8 @@ impl<'a> Preflight<'a> {
             engine: None,
             redis: None,
             llm: None,
-            prices: None,
+            metering: None,
+            price_notes: Vec::new(),
             socket: None,
             metrics_socket: None,
         }
@@ -262,7 +265,10 @@ impl<'a> Preflight<'a> {
         let table = prices::load(self.config.prices_file.as_deref())?;
         let versions: Vec<&str> = table.versions().collect();
         let text = format!("of {} models: {}", table.rows().len(), versions.join(", "));
-        self.prices = Some(table);
+        let upstream = self.config.upstream.as_ref();
+        let metering = Metering::new(table, upstream, self.config.calls.budget);
+        self.price_notes = check_prices::notes(&metering, upstream);
+        self.metering = Some(metering);
         Ok(Finding::Fine(text))
     }
 

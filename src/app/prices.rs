@@ -8,10 +8,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::check_prices;
 use crate::cli::PricesArgs;
-use crate::config::Config;
+use crate::config::{Config, UpstreamConfig};
 use crate::domain::TokenUsage;
+use crate::llm::Route;
 use crate::pricing::{Band, Found, PriceTable, ServiceTier};
+use crate::services::metering::Metering;
 
 const TIERS: [(ServiceTier, &str); 3] = [
     (ServiceTier::Standard, "standard"),
@@ -43,7 +46,7 @@ pub fn load(file: Option<&Path>) -> anyhow::Result<PriceTable> {
         })
 }
 
-/// Prints prices, or computes costs.
+/// Prints prices, or computes costs. Warnings about the table go to `notes`.
 ///
 /// # Errors
 /// One line, if the table cannot be read, a named model has no price, or a usage is malformed.
@@ -52,21 +55,32 @@ pub fn run(
     config: &Config,
     input: &mut impl BufRead,
     out: &mut impl Write,
+    notes: &mut impl Write,
 ) -> anyhow::Result<()> {
     let table = load(config.prices_file.as_deref())?;
+    if let Some(sentence) = check_prices::unused_rows(&table) {
+        // If standard error is closed, the warning is lost, which is no reason to fail.
+        let _ = writeln!(notes, "warning: {sentence}");
+    }
     if arguments.compute {
         return compute(&table, input, out);
     }
+    let upstream = config.upstream.as_ref();
+    let metering = Metering::new(table, upstream, None);
     let mut unknown = Vec::new();
     let mut rows = Vec::new();
     for model in &arguments.models {
-        match table.find(None, model) {
-            Some(row) => rows.push(row),
-            None => unknown.push(model.as_str()),
+        for (name, row) in look_up(&metering, upstream, model) {
+            match row {
+                // Several upstreams may have the same price.
+                Some(row) if rows.iter().any(|other| is_same(other, &row)) => {}
+                Some(row) => rows.push(row),
+                None => unknown.push(name),
+            }
         }
     }
     if arguments.models.is_empty() {
-        rows = table.rows();
+        rows = metering.prices().rows();
     }
     if arguments.json {
         for row in &rows {
@@ -83,6 +97,26 @@ pub fn run(
         "no price for {}: set PRICES_FILE to a file that has it",
         unknown.join(", ")
     );
+}
+
+/// The price of a model at each upstream that the service may ask for it, which is what the service
+/// charges, and a name for each. Where no upstream serves the model, the price at any provider.
+fn look_up<'a>(
+    metering: &'a Metering,
+    upstream: Option<&UpstreamConfig>,
+    model: &str,
+) -> Vec<(String, Option<Found<'a>>)> {
+    let Some(route) = upstream.and_then(|upstream| Route::find(upstream, model)) else {
+        return vec![(model.to_owned(), metering.prices().find(None, model))];
+    };
+    metering
+        .candidates(&route)
+        .map(|candidate| (check_prices::label(model, &candidate), candidate.row))
+        .collect()
+}
+
+fn is_same(one: &Found<'_>, other: &Found<'_>) -> bool {
+    one.name == other.name && one.version == other.version
 }
 
 /// A table in dollars for a million tokens, as providers print their prices.
@@ -209,6 +243,7 @@ fn compute(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::app::check_prices::tests::{endpoint, upstream};
 
     #[test]
     fn prices_are_shown_exactly() {
@@ -231,6 +266,46 @@ mod tests {
         assert!(first.starts_with("PRICES_FILE "));
         assert_eq!(version(row), first);
         assert_ne!(version("{}"), first);
+    }
+
+    #[test]
+    fn a_model_is_looked_up_at_the_upstreams_that_serve_it() {
+        let groq = endpoint(
+            "groq",
+            "https://api.groq.com/openai/v1",
+            &["gpt-6-luna", "nobodys"],
+            &[("fast", "openai/gpt-oss-20b")],
+        );
+        let mut openai = endpoint("openai", "https://api.openai.com/v1", &["gpt-*"], &[]);
+        openai.fallback = vec![0];
+        let upstream = upstream("gpt-6-luna", vec![groq, openai]);
+        let metering = Metering::new(PriceTable::bundled(), Some(&upstream), None);
+        let found = |upstream, model| -> Vec<(String, Option<String>)> {
+            look_up(&metering, upstream, model)
+                .into_iter()
+                .map(|(name, row)| (name, row.map(|row| row.name.to_owned())))
+                .collect()
+        };
+        let row = |name: &str, row: Option<&str>| (name.to_owned(), row.map(str::to_owned));
+        // OpenAI's price is none of Groq's.
+        let luna = found(Some(&upstream), "gpt-6-luna");
+        assert_eq!(luna, [row("gpt-6-luna of groq at groq", None)]);
+        let fast = found(Some(&upstream), "fast");
+        let name = "fast (openai/gpt-oss-20b of groq at groq)";
+        assert_eq!(fast, [row(name, Some("groq/openai/gpt-oss-20b"))]);
+        let with_fallback = found(Some(&upstream), "gpt-4o");
+        let at_openai = row("gpt-4o of openai at openai", Some("gpt-4o"));
+        assert_eq!(
+            with_fallback,
+            [at_openai, row("gpt-4o of groq at groq", None)]
+        );
+        // No upstream serves it, or none is configured: any provider.
+        let anywhere = [row(
+            "groq/openai/gpt-oss-20b",
+            Some("groq/openai/gpt-oss-20b"),
+        )];
+        assert_eq!(found(Some(&upstream), "groq/openai/gpt-oss-20b"), anywhere);
+        assert_eq!(found(None, "groq/openai/gpt-oss-20b"), anywhere);
     }
 
     #[test]

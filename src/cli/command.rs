@@ -26,7 +26,16 @@ const SHOWN: &[(&str, &[&str])] = &[
     ),
     ("move", &["data_dir", "embedding_model_dir"]),
     ("usage", &["data_dir"]),
-    ("prices", &["prices_file"]),
+    (
+        "prices",
+        &[
+            "prices_file",
+            "openai_base_url",
+            "openai_fallback",
+            "upstreams",
+            "upstreams_file",
+        ],
+    ),
     ("openapi", &[]),
     ("secrets", &[]),
     ("health", &["bind_addr"]),

@@ -191,8 +191,9 @@ pub struct UsageArgs {
 /// Which prices are printed, and how.
 #[derive(Args, Debug)]
 pub struct PricesArgs {
-    /// Models, as they are asked for; all of the table if left out. With a provider in front,
-    /// such as groq/NAME, as that provider sells them
+    /// Models, as callers ask for them: at the prices of the upstreams that serve them, or of any
+    /// provider if none is configured, where groq/NAME is the model as groq sells it. All of the
+    /// table if left out
     #[arg(value_name = "MODEL")]
     pub models: Vec<String>,
     /// Print one JSON object a line, with prices in femtodollars a token

@@ -37,7 +37,7 @@ impl Route {
     }
 
     /// To the upstreams that serve the model. `None` if there is none.
-    pub(super) fn find(config: &UpstreamConfig, model: &str) -> Option<Self> {
+    pub fn find(config: &UpstreamConfig, model: &str) -> Option<Self> {
         if !is_model_name(model) {
             return None;
         }

@@ -347,6 +347,25 @@ async fn with_a_budget_in_force_a_model_needs_a_price() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_start_warns_of_a_default_model_that_the_budget_makes_unusable() {
+    const WARNING: &str = "every POST /api/prompts, because the default model";
+    let upstream = Upstream::start().await;
+    let app = spawn_app(|config| {
+        config.upstream = Some(crate::llm::config(&upstream));
+        config.calls.budget = Some("5.00/month".parse().unwrap());
+    })
+    .await;
+    let alice = app.user("alice").await;
+    let refused = alice.try_prompt("Why?").await;
+    assert_eq!(refused.json()["code"], "model_price_unknown");
+    let log = app.log.text();
+    let warning = log.lines().find(|line| line.contains(WARNING)).unwrap();
+    assert!(warning.contains("WARN"), "{warning}");
+    let priced = priced(Some("5.00/month")).await;
+    assert!(!priced.app.log.text().contains(WARNING));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restart_keeps_usage_and_what_is_left_of_a_budget() {
     let Priced {
         app,

@@ -4,8 +4,11 @@
 //! more tokens than there are bytes, and the body of a request has more bytes around each message
 //! than the upstream adds tokens.
 
+mod candidates;
+
 use std::collections::HashMap;
 
+pub use self::candidates::Candidate;
 use crate::config::UpstreamConfig;
 use crate::domain::{Budget, Picodollars, TokenUsage, UsageEntry, UsageOutcome};
 use crate::llm::{self, Attempt, Content, Route};

@@ -3,7 +3,7 @@
 use prompt_service::app::check;
 use prompt_service::config::{self, Config, StoreConfig};
 
-use crate::support::{Folder, config_in, spawn_app};
+use crate::support::{Folder, Upstream, config_in, spawn_app};
 
 /// The lines of a check, and its error.
 pub async fn checked(
@@ -53,6 +53,26 @@ async fn check_beside_a_server_counts_its_rows_and_names_the_address_in_use() {
     );
     assert!(line(&lines, "address").contains("in use"), "{lines:?}");
     assert!(line(&lines, "data folder").starts_with("ok"), "{lines:?}");
+}
+
+#[tokio::test]
+async fn models_and_rows_without_a_price_are_noted() {
+    let (folder, upstream) = (Folder::new(), Upstream::start().await);
+    let path = folder.path().join("prices.json");
+    std::fs::write(&path, r#"{"asked-1": {"mode": "chat"}}"#).unwrap();
+    let mut config = config_in(&folder.path().join("data"));
+    config.upstream = Some(crate::llm::config(&upstream));
+    config.calls.budget = Some("5.00/month".parse().unwrap());
+    config.prices_file = Some(path);
+    let (lines, error) = checked(Ok(config), false).await;
+    assert_eq!(error, None, "{lines:?}");
+    assert!(line(&lines, "prices").starts_with("ok"), "{lines:?}");
+    for part in [
+        "note  prices: PRICES_FILE: 1 row has no price",
+        "the default model asked-1 at primary has no price",
+    ] {
+        assert!(lines.iter().any(|line| line.contains(part)), "{lines:?}");
+    }
 }
 
 #[tokio::test]
