@@ -18,9 +18,10 @@ use prometheus::IntGauge;
 
 pub use attempts::{Attempt, AttemptLog, CANCELLED, COMPLETED};
 pub use chat_request::{ChatRequest, ChatRequestProblem};
-pub use json_member::{is_usage_chunk, with_member};
+pub use json_member::{ObjectWriter, Splice, is_usage_chunk, json_text, with_member};
 pub use openai::{
-    AnswerReading, Error, ListedModel, ModelFinding, UpstreamCheck, read_answer, read_chat_answer,
+    AnswerReading, Error, JsonValue, ListedModel, ModelFinding, UpstreamCheck, read_answer,
+    read_chat_answer,
 };
 pub use route::Route;
 pub use usage::TokenUsage;

@@ -36,13 +36,16 @@ enum Stored {
 
 impl Outcome {
     /// The part of it that is stored; `None` if nothing is.
-    fn to_store(&self, embedding_model: &ModelId, is_kept: bool) -> Option<CallOutcome> {
+    async fn to_store(&self, embedding_model: &ModelId, is_kept: bool) -> Option<CallOutcome> {
         let code = match self {
             Self::Answered(completion, embedding) => {
-                let answer = completion.answer.as_deref().filter(|_| is_kept);
+                let answer = match completion.answer.clone().filter(|_| is_kept) {
+                    Some(answer) => Some(kept_answer(answer).await.into()),
+                    None => None,
+                };
                 return Some(CallOutcome {
                     is_kept,
-                    answer: answer.map(|answer| kept_answer(answer).into()),
+                    answer,
                     details: CallDetails {
                         finish_reason: completion.finish_reason.clone(),
                         prompt_tokens: completion.prompt_tokens,
@@ -74,7 +77,7 @@ impl Call<'_> {
     pub(super) async fn settle(&self, outcome: Outcome) -> Result<Created, Error> {
         let deps = &self.inner.deps;
         let is_kept = self.new.post.is_kept();
-        let Some(mut to_store) = outcome.to_store(&deps.model, is_kept) else {
+        let Some(mut to_store) = outcome.to_store(&deps.model, is_kept).await else {
             self.release().await;
             return Err(Error::unavailable("the service is stopping"));
         };

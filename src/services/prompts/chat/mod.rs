@@ -15,15 +15,31 @@ use sha2::{Digest, Sha256};
 
 pub use self::chunks::{ChatEvent, ChatReader};
 pub(super) use self::chunks::{ChunkSender, chunk_queue};
+pub use self::texts::MOST_LABELS;
 pub(super) use self::texts::kept_answer;
 use self::texts::{kept_texts, text_of};
 use crate::domain::ChatTexts;
 use crate::llm::{ChatRequest, ChatRequestProblem};
-pub use crate::llm::{is_usage_chunk, with_member};
+pub use crate::llm::{JsonValue, ObjectWriter, is_usage_chunk, with_member};
 pub use crate::store::{ChatCall, ChatFilter};
 
-/// A longer body is read on a thread that may block: a megabyte takes a few milliseconds.
-const LONG_BODY_BYTES: usize = 64 << 10;
+/// Longer JSON is read on a thread that may block: a megabyte takes a few milliseconds.
+const LONG_JSON_BYTES: usize = 64 << 10;
+
+/// Does work on JSON of so many bytes: on a thread that may block if they are many.
+pub async fn by_length<T: Send + 'static>(
+    bytes: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    if bytes <= LONG_JSON_BYTES {
+        return work();
+    }
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        // A defect of the service, which its client must not take for one of the body.
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
 
 /// A chat call as it was posted.
 #[derive(Clone, Debug)]
@@ -46,14 +62,7 @@ impl ChatPost {
     /// # Errors
     /// Why it cannot be used.
     pub async fn read(body: Bytes) -> Result<Self, ChatRequestProblem> {
-        if body.len() <= LONG_BODY_BYTES {
-            return Self::parse(body);
-        }
-        match tokio::task::spawn_blocking(|| Self::parse(body)).await {
-            Ok(parsed) => parsed,
-            // A defect of the service, which its client must not take for one of the body.
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
-        }
+        by_length(body.len(), || Self::parse(body)).await
     }
 
     fn parse(body: Bytes) -> Result<Self, ChatRequestProblem> {
