@@ -27,12 +27,10 @@ use crate::api::state::AppState;
 use crate::error::Error;
 use crate::memory_budget::Reservation;
 use crate::services::embeddings::EmbeddedTexts;
+use crate::services::prompts::chat::by_length;
 
 /// Texts of one request: OpenAI's bound.
 const MOST_TEXTS: usize = 2048;
-
-/// A longer body is read on a thread that may block: a megabyte takes a few milliseconds.
-const LONG_BODY_BYTES: usize = 64 << 10;
 
 /// What a number takes at most as JSON, with its comma, in bytes.
 const NUMBER_BYTES: usize = 17;
@@ -216,42 +214,46 @@ struct Wanted {
     dimensions: Option<i64>,
 }
 
-/// The members that are read. A member that is null counts as missing.
+/// The members that are read. A member that is null counts as missing. They are raw, because a list
+/// where a text or a number belongs would take many times its bytes.
 #[derive(Deserialize)]
 struct Members<'a> {
-    model: Option<Value>,
+    #[serde(borrow)]
+    model: Option<&'a RawValue>,
     #[serde(borrow)]
     input: Option<&'a RawValue>,
-    encoding_format: Option<Value>,
-    dimensions: Option<Value>,
+    #[serde(borrow)]
+    encoding_format: Option<&'a RawValue>,
+    #[serde(borrow)]
+    dimensions: Option<&'a RawValue>,
+}
+
+/// Reads a member of a known type.
+fn read_raw<'a, T: Deserialize<'a>>(raw: &'a RawValue) -> Option<T> {
+    serde_json::from_str(raw.get()).ok()
 }
 
 impl Wanted {
     async fn read(body: Bytes) -> Result<Self, Problem> {
-        if body.len() <= LONG_BODY_BYTES {
-            return Self::parse(&body);
-        }
-        let parsed = tokio::task::spawn_blocking(move || Self::parse(&body)).await;
-        // A task that has panicked was logged by the hook.
-        parsed.unwrap_or(Err(NOT_READ))
+        by_length(body.len(), move || Self::parse(&body)).await
     }
 
     fn parse(body: &[u8]) -> Result<Self, Problem> {
         let members: Members<'_> = serde_json::from_slice(body).map_err(|_| NOT_READ)?;
-        let model = match members.model {
-            Some(Value::String(model)) => model,
-            Some(_) => return Err(Problem::of("model", "model must be a text.")),
-            None => return Err(Problem::of("model", "The member model is missing.")),
-        };
+        let model = members
+            .model
+            .ok_or(Problem::of("model", "The member model is missing."))?;
+        let model =
+            read_raw::<String>(model).ok_or(Problem::of("model", "model must be a text."))?;
         let input = members
             .input
             .ok_or(Problem::of("input", "The member input is missing."))?;
         // The body was read, so only what is no text or list is no input.
         let input: Input = serde_json::from_str(input.get()).map_err(|_| NO_TEXTS)?;
-        let format = match members.encoding_format {
+        let format = match members.encoding_format.map(read_raw::<String>) {
             None => EncodingFormat::Float,
-            Some(Value::String(name)) if name == "float" => EncodingFormat::Float,
-            Some(Value::String(name)) if name == "base64" => EncodingFormat::Base64,
+            Some(Some(name)) if name == "float" => EncodingFormat::Float,
+            Some(Some(name)) if name == "base64" => EncodingFormat::Base64,
             Some(_) => {
                 let message = "encoding_format must be float or base64.";
                 return Err(Problem::of("encoding_format", message));
@@ -259,7 +261,7 @@ impl Wanted {
         };
         let dimensions = match members.dimensions {
             None => None,
-            Some(number) => Some(number.as_i64().ok_or(Problem::of(
+            Some(number) => Some(read_raw(number).ok_or(Problem::of(
                 "dimensions",
                 "dimensions must be a whole number.",
             ))?),
@@ -399,9 +401,12 @@ impl<'de> Visitor<'de> for ItemVisitor {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Item, A::Error> {
-        let first = items.next_element::<Value>()?;
+        let first = items.next_element::<&RawValue>()?;
         while items.next_element::<IgnoredAny>()?.is_some() {}
-        let is_id = first.is_some_and(|first| first.is_number());
+        let is_id = first.is_some_and(|first| {
+            let begins = first.get().as_bytes()[0];
+            begins == b'-' || begins.is_ascii_digit()
+        });
         Ok(if is_id { Item::TokenIds } else { Item::Other })
     }
 }
@@ -536,6 +541,7 @@ mod tests {
             json!([[1, 2], [3]]),
             json!(["a", 3]),
             json!([[-1]]),
+            json!([[0, []], "a"]),
         ] {
             assert_eq!(with_input(ids).unwrap_err(), TOKEN_IDS);
         }
@@ -546,6 +552,7 @@ mod tests {
             json!([null]),
             json!([{}]),
             json!([[]]),
+            json!([[[0, 0]]]),
         ] {
             assert_eq!(with_input(other).unwrap_err(), NO_TEXTS);
         }
@@ -575,10 +582,25 @@ mod tests {
             ("encoding_format", json!("int8")),
             ("dimensions", json!("3")),
             ("dimensions", json!(1.5)),
+            ("dimensions", json!([0, 0])),
+            ("dimensions", json!(u64::MAX)),
+            ("model", json!([0])),
+            ("encoding_format", json!(["float"])),
         ] {
             let mut body = json!({ "model": "m", "input": "a" });
             body[name] = value;
             assert_eq!(read(&body).unwrap_err().param, Some(name));
+        }
+        for (json, param) in [
+            (r#"{"model":"\ud83d","input":"a"}"#, "model"),
+            (r#"{"model":"m","input":"\ud83d"}"#, "input"),
+            (
+                r#"{"model":"m","input":"a","dimensions":1e400}"#,
+                "dimensions",
+            ),
+        ] {
+            let problem = Wanted::parse(json.as_bytes()).unwrap_err();
+            assert_eq!(problem.param, Some(param), "{json}");
         }
         for body in [
             "",
