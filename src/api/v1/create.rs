@@ -201,13 +201,14 @@ async fn respond(
             return Err(Error::internal("a chat call was answered like a prompt").into());
         }
     };
+    // An answer that was paid for is sent even if the memory budget is exhausted.
+    let owner = Owner::user(prompt.user_id);
+    let memory = state.memory.hold(owner, answer.len());
     let mut response = if form.is_streamed {
-        stream::replayed(prompt.id, form.wants_usage, &answer)
+        stream::replayed(prompt.id, form.wants_usage, answer, memory).await
     } else {
         let id = json!(chat_id(prompt.id)).to_string();
         let body = with_member(&answer, "id", id.as_bytes());
-        // An answer that was paid for is sent even if the memory budget is exhausted.
-        let memory = state.memory.hold(Owner::user(prompt.user_id), body.len());
         let body = Body::from(reserved_bytes(body, memory));
         ([(CONTENT_TYPE, "application/json")], body).into_response()
     };

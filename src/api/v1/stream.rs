@@ -10,17 +10,21 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 use super::chat_id;
 use super::errors::OpenAiErrorResponse;
 use crate::api::content_negotiation::EVENT_STREAM;
 use crate::api::error::ApiError;
+use crate::api::json_response::reserved_bytes;
 use crate::api::state::AppState;
 use crate::domain::PromptId;
 use crate::error::{Error, Unauthenticated};
+use crate::memory_budget::Reservation;
 use crate::services::accounts::Caller;
-use crate::services::prompts::chat::{ChatEvent, ChatReader, is_usage_chunk, with_member};
+use crate::services::prompts::chat::{
+    ChatEvent, ChatReader, JsonValue, ObjectWriter, by_length, is_usage_chunk, with_member,
+};
 
 /// The last event of every stream that ends well.
 const DONE: &[u8] = b"data: [DONE]\n\n";
@@ -49,9 +53,12 @@ impl Writer {
     }
 }
 
+/// What ends an event.
+const EVENT_END: &[u8] = b"\n\n";
+
 /// One event. JSON in one line is one line of data.
 fn event(json: &[u8]) -> Bytes {
-    [b"data: ", json, b"\n\n"].concat().into()
+    [b"data: ", json, EVENT_END].concat().into()
 }
 
 /// The event of an error in the middle of a stream, which clients raise.
@@ -146,63 +153,124 @@ impl Source {
 }
 
 /// A whole answer as a stream, for a client that repeats a request and asks for a stream this time.
-pub fn replayed(id: PromptId, wants_usage: bool, answer: &[u8]) -> Response {
+/// `memory` accounts for it.
+pub async fn replayed(
+    id: PromptId,
+    wants_usage: bool,
+    answer: Bytes,
+    memory: Reservation,
+) -> Response {
     let writer = Writer::new(id, wants_usage);
-    let answer: Value = serde_json::from_slice(answer).unwrap_or_default();
-    let chunks = chunks_of(&answer);
-    let events = chunks
-        .iter()
-        .filter_map(|chunk| writer.chunk(chunk.to_string().as_bytes()));
-    let body: Vec<u8> = events.flatten().chain(DONE.iter().copied()).collect();
-    sse(Body::from(body))
+    let body = by_length(answer.len(), move || {
+        let mut body = Vec::new();
+        for chunk in chunks_of(&answer) {
+            let from = body.len();
+            body.extend_from_slice(&writer.chunk(&chunk).unwrap_or_default());
+            // Line ends between the members of a stored answer would end the event's line. There
+            // are none inside its texts, which are valid JSON.
+            let to = body.len().saturating_sub(EVENT_END.len()).max(from);
+            for byte in &mut body[from..to] {
+                if matches!(byte, b'\n' | b'\r') {
+                    *byte = b' ';
+                }
+            }
+        }
+        body.extend_from_slice(DONE);
+        body
+    });
+    sse(Body::from(reserved_bytes(body.await, memory)))
 }
+
+/// The members of an answer that every chunk has. The others, which may be long, come once.
+const COMMON_MEMBERS: [&str; 5] = [
+    "id",
+    "created",
+    "model",
+    "service_tier",
+    "system_fingerprint",
+];
 
 /// A whole answer as chunks: each choice in one, then the reasons for their ends, then the usage.
-fn chunks_of(answer: &Value) -> Vec<Value> {
-    let mut common: Map<String, Value> = answer.as_object().cloned().unwrap_or_default();
-    let choices = common.remove("choices").unwrap_or_default();
-    let usage = common.remove("usage");
-    common.insert("object".to_owned(), json!("chat.completion.chunk"));
-    let chunk = |choices: Value| {
-        let mut chunk = common.clone();
-        chunk.insert("choices".to_owned(), choices);
-        chunk
+/// Their values are written as those of the answer are.
+fn chunks_of(answer: &[u8]) -> impl Iterator<Item = Vec<u8>> {
+    let answer = JsonValue::new(answer.trim_ascii());
+    let common = answer.object(COMMON_MEMBERS).members;
+    let [choices, usage] = answer.object(["choices", "usage"]).members;
+    let choices = choices.unwrap_or(JsonValue::new(b"[]"));
+    let mut is_first = true;
+    let mut chunk = move |choices: &[u8], usage: Option<JsonValue<'_>>| {
+        let mut chunk = ObjectWriter::default();
+        for (name, value) in COMMON_MEMBERS.into_iter().zip(common) {
+            if let Some(value) = value {
+                chunk.member(name, value.bytes());
+            }
+        }
+        if std::mem::take(&mut is_first) {
+            let [a, b, c, d, e] = COMMON_MEMBERS;
+            chunk.members_without(answer, &[a, b, c, d, e, "object", "choices", "usage"]);
+        }
+        chunk.member("object", b"\"chat.completion.chunk\"");
+        chunk.member("choices", choices);
+        if let Some(usage) = usage {
+            chunk.member("usage", usage.bytes());
+        }
+        chunk.finish()
     };
-    let (mut texts, mut ends) = (Vec::new(), Vec::new());
-    for choice in choices.as_array().into_iter().flatten() {
-        let mut end = choice.as_object().cloned().unwrap_or_default();
-        let mut text = end.clone();
-        let mut delta = end.remove("message").unwrap_or_else(|| json!({}));
-        number_tool_calls(&mut delta);
-        text.remove("message");
-        text.insert("delta".to_owned(), delta);
-        text.insert("finish_reason".to_owned(), Value::Null);
-        end.insert("delta".to_owned(), json!({}));
-        end.remove("logprobs");
-        texts.push(Value::Object(chunk(json!([text]))));
-        ends.push(Value::Object(chunk(json!([end]))));
-    }
-    let usage = usage.filter(Value::is_object).map(|usage| {
-        let mut last = chunk(json!([]));
-        last.insert("usage".to_owned(), usage);
-        Value::Object(last)
-    });
-    texts.into_iter().chain(ends).chain(usage).collect()
+    let texts = choices.items().map(choice_text);
+    let ends = choices.items().map(choice_end);
+    let parts = texts.chain(ends).map(|choice| (choice, None));
+    let usage = usage.filter(|usage| usage.is_object());
+    let last = usage.map(|usage| (b"[]".to_vec(), Some(usage)));
+    parts
+        .chain(last)
+        .map(move |(choices, usage)| chunk(&choices, usage))
 }
 
-/// In a stream, each tool call has its place in the list.
-fn number_tool_calls(delta: &mut Value) {
-    let calls = delta.get_mut("tool_calls").and_then(Value::as_array_mut);
-    for (place, call) in calls.into_iter().flatten().enumerate() {
-        if let Some(call) = call.as_object_mut() {
-            call.insert("index".to_owned(), json!(place));
+/// The list of one choice that has not ended, with its message as the delta.
+fn choice_text(choice: JsonValue<'_>) -> Vec<u8> {
+    let [message] = choice.object(["message"]).members;
+    let delta = message.filter(|message| message.is_object());
+    let delta = delta.map_or_else(|| b"{}".to_vec(), numbered_tool_calls);
+    let mut text = ObjectWriter::default();
+    text.members_without(choice, &["message", "delta", "finish_reason"]);
+    text.member("delta", &delta);
+    text.member("finish_reason", b"null");
+    [b"[", &*text.finish(), b"]"].concat()
+}
+
+/// The list of one choice with the reason of its end.
+fn choice_end(choice: JsonValue<'_>) -> Vec<u8> {
+    let mut end = ObjectWriter::default();
+    end.members_without(choice, &["message", "delta", "logprobs"]);
+    end.member("delta", b"{}");
+    [b"[", &*end.finish(), b"]"].concat()
+}
+
+/// The message. In a stream, each tool call has its place in the list.
+fn numbered_tool_calls(message: JsonValue<'_>) -> Vec<u8> {
+    let [calls] = message.object(["tool_calls"]).members;
+    let Some(calls) = calls.filter(|calls| calls.is_array()) else {
+        return message.bytes().to_vec();
+    };
+    let mut numbered = b"[".to_vec();
+    for (place, call) in calls.items().enumerate() {
+        if place > 0 {
+            numbered.push(b',');
         }
+        let place = place.to_string();
+        numbered.extend_from_slice(&with_member(call.bytes(), "index", place.as_bytes()));
     }
+    numbered.push(b']');
+    with_member(message.bytes(), "tool_calls", &numbered)
 }
 
 #[cfg(test)]
 mod tests {
+    use axum::body::to_bytes;
+    use serde_json::Value;
+
     use super::*;
+    use crate::memory_budget::{MemoryBudget, Owner};
 
     #[test]
     fn a_chunk_keeps_its_bytes_but_for_the_id() {
@@ -242,8 +310,13 @@ mod tests {
             chunk
         };
         let delta = json!({ "role": "assistant", "content": null, "tool_calls": [{ "id": "t", "index": 0 }] });
+        let answer = answer.to_string();
+        let chunks = chunks_of(answer.as_bytes());
+        let chunks: Vec<Value> = chunks
+            .map(|json| serde_json::from_slice(&json).unwrap())
+            .collect();
         assert_eq!(
-            chunks_of(&answer),
+            chunks,
             [
                 with(
                     "choices",
@@ -258,5 +331,26 @@ mod tests {
                 with("choices", json!([]), Some(json!({ "prompt_tokens": 1 }))),
             ]
         );
+    }
+
+    #[tokio::test]
+    async fn a_replay_keeps_the_bytes_of_the_values_and_the_lines_of_the_events() {
+        let answer = br#"{ "id": "up-1", "x": [1e400],
+  "choices": [{"index": 0, "message": {"content": "a\ud83d",
+    "tool_calls": [ {"id": "t"} ]}, "finish_reason": "stop"}], "usage": {"n": 0.10000000000000000001}}"#;
+        let memory = MemoryBudget::new(1 << 20).hold(Owner::default(), 0);
+        let replayed = replayed(PromptId(7), true, Bytes::from_static(answer), memory).await;
+        let body = to_bytes(replayed.into_body(), usize::MAX).await.unwrap();
+        let events = [
+            r#"{"id":"chatcmpl-7","x":[1e400],"object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content": "a\ud83d",     "tool_calls": [{"index":0,"id": "t"}]},"finish_reason":null}]}"#,
+            r#"{"id":"chatcmpl-7","object":"chat.completion.chunk","choices":[{"index":0,"finish_reason":"stop","delta":{}}]}"#,
+            r#"{"id":"chatcmpl-7","object":"chat.completion.chunk","choices":[],"usage":{"n": 0.10000000000000000001}}"#,
+            "[DONE]",
+        ];
+        let expected: String = events
+            .iter()
+            .map(|json| format!("data: {json}\n\n"))
+            .collect();
+        assert_eq!(str::from_utf8(&body).unwrap(), expected);
     }
 }

