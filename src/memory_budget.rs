@@ -201,6 +201,19 @@ impl Reservation {
         }
     }
 
+    /// Changes the reservation to `bytes`, even if that is more than one user may ever hold: then
+    /// it is enough if there is room for as much as one user may hold. What is stored can be larger
+    /// than that, and must not be unreadable for ever.
+    ///
+    /// # Errors
+    /// [`Exhausted`] if there is no room; what was held before is still held.
+    pub fn try_resize_any(&mut self, bytes: usize) -> Result<(), Exhausted> {
+        let most = self.budget.most_of_user().max(self.bytes);
+        self.try_resize(bytes.min(most))?;
+        self.resize(bytes);
+        Ok(())
+    }
+
     /// Holds `more` bytes whether there is room or not; see [`MemoryBudget::hold`].
     pub fn grow(&mut self, more: usize) {
         self.budget.held.lock().add(self.owner, more);
@@ -257,6 +270,24 @@ mod tests {
     use std::task::Poll;
 
     use super::*;
+
+    #[test]
+    fn more_than_a_user_may_hold_is_let_in_if_the_user_holds_nothing_else() {
+        let budget = MemoryBudget::new(8 << 20);
+        let owner = Owner::user(UserId(1));
+        let most = budget.most_of_user();
+        let mut large = budget.reserve(owner, 100).unwrap();
+        assert_eq!(large.try_resize(most + 1), Err(Exhausted));
+        let other = budget.reserve(owner, 1).unwrap();
+        assert_eq!(large.try_resize_any(most + 1), Err(Exhausted));
+        assert_eq!(budget.held(), 101);
+        drop(other);
+        assert_eq!(large.try_resize_any(most + 1), Ok(()));
+        assert_eq!(large.try_resize_any(most + 2), Ok(()));
+        assert_eq!(budget.held(), most + 2);
+        assert_eq!(large.try_resize_any(7), Ok(()));
+        assert_eq!(budget.held(), 7);
+    }
 
     const ALICE: UserId = UserId(1);
     const BOB: UserId = UserId(2);

@@ -34,6 +34,11 @@ pub fn reserved_bytes(bytes: Vec<u8>, mut memory: Reservation) -> Bytes {
 /// A JSON response that keeps `memory` reserved.
 pub fn json_response(status: StatusCode, value: &impl Serialize, memory: Reservation) -> Response {
     let json = serde_json::to_vec(value).expect("a struct of texts and numbers is JSON");
+    written_response(status, json, memory)
+}
+
+/// A response of written JSON that keeps `memory` reserved.
+pub fn written_response(status: StatusCode, json: Vec<u8>, memory: Reservation) -> Response {
     let body = Body::from(reserved_bytes(json, memory));
     (status, [(CONTENT_TYPE, "application/json")], body).into_response()
 }

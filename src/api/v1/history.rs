@@ -7,41 +7,32 @@ use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use utoipa::{IntoParams, ToSchema};
 
 use super::errors::OpenAiErrorResponse;
+use super::stored_call::{AROUND_BYTES, ListWriter, ShownCall};
 use super::{chat_id, parse_chat_id};
 use crate::api::authenticate::{Permitted, ReadScope, WriteScope};
 use crate::api::error::ApiError;
 use crate::api::extract::{Query, RequestOwner, read_json};
-use crate::api::json_response::json_response;
+use crate::api::json_response::{json_response, written_response};
 use crate::api::state::AppState;
 use crate::domain::PromptId;
 use crate::error::Error;
 use crate::memory_budget::{Owner, Reservation};
 use crate::services::accounts::Caller;
 use crate::services::prompts::READ_BYTES;
-use crate::services::prompts::chat::{ChatCall, ChatFilter};
+use crate::services::prompts::chat::{
+    ChatCall, ChatFilter, JsonValue, MOST_LABELS, ObjectWriter, by_length,
+};
 
 /// The most bytes of texts on a page, unless its first call alone has more.
 const PAGE_BYTES: usize = 1 << 20;
 /// The most bytes of a body with labels: 16 of 576 characters, each written with six bytes.
 const LABELS_BYTES: usize = 64 << 10;
-/// The members of a request that OpenAI shows beside a stored answer; null where the request has
-/// none.
-const SHOWN_MEMBERS: [&str; 9] = [
-    "tool_choice",
-    "seed",
-    "top_p",
-    "temperature",
-    "presence_penalty",
-    "frequency_penalty",
-    "tools",
-    "response_format",
-    "user",
-];
-
+/// What is written around a message at most, in bytes: its id.
+const AROUND_MESSAGE_BYTES: usize = 64;
 /// A stored answer, as OpenAI's `chat.completion` with the labels and settings of its request.
 #[derive(Serialize, ToSchema)]
 pub struct StoredChatCompletion {
@@ -70,19 +61,6 @@ pub struct ListResponse {
     #[schema(required = true, example = "chatcmpl-20")]
     last_id: Option<String>,
     has_more: bool,
-}
-
-impl ListResponse {
-    fn new(data: Vec<Value>, has_more: bool) -> Self {
-        let id = |value: Option<&Value>| value?.get("id")?.as_str().map(str::to_owned);
-        Self {
-            object: "list",
-            first_id: id(data.first()),
-            last_id: id(data.last()),
-            has_more,
-            data,
-        }
-    }
 }
 
 /// A deleted chat completion.
@@ -141,6 +119,13 @@ impl Order {
     }
 }
 
+/// PostgreSQL takes no text with NUL, and no stored text has one.
+fn has_nul(text: &str) -> bool {
+    text.contains('\0')
+}
+
+const NUL: &str = "Must not have NUL.";
+
 fn read_limit(query: &Query) -> Result<usize, Error> {
     // OpenAI takes 0, too: a page without calls, which says whether there are any.
     let limit = query.integer("limit", 20, 0..=100);
@@ -153,22 +138,30 @@ impl ListParameters {
             .get("after")
             .map(|id| parse_chat_id(id).ok_or_else(|| Error::field("after", "Invalid id.")))
             .transpose()?;
-        let label = |name: &str| {
-            Some(
-                name.strip_prefix("metadata[")?
-                    .strip_suffix(']')?
-                    .to_owned(),
-            )
-        };
-        let pairs = query.pairs();
+        let model = query.get("model").map(str::to_owned);
+        if model.as_deref().is_some_and(has_nul) {
+            return Err(Error::field("model", NUL));
+        }
+        let labels = query.pairs().filter_map(|(name, value)| {
+            let name = name.strip_prefix("metadata[")?.strip_suffix(']')?;
+            Some((name, value))
+        });
+        let mut metadata = Vec::new();
+        for (name, value) in labels {
+            if has_nul(name) || has_nul(value) {
+                return Err(Error::field("metadata", NUL));
+            }
+            if metadata.len() == MOST_LABELS {
+                return Err(Error::field("metadata", "At most 16 labels."));
+            }
+            metadata.push((name.to_owned(), value.to_owned()));
+        }
         Ok(Self {
             limit: read_limit(query)?,
             after,
             order: Order::read(query)?,
-            model: query.get("model").map(str::to_owned),
-            metadata: pairs
-                .filter_map(|(name, value)| Some((label(name)?, value.to_owned())))
-                .collect(),
+            model,
+            metadata,
         })
     }
 
@@ -218,11 +211,22 @@ pub async fn list_chat_completions(
         .prompts
         .chat_calls(user_id, parameters.filter(), limit, PAGE_BYTES)
         .await?;
-    let bytes: usize = page.calls.iter().map(ChatCall::text_bytes).sum();
-    memory.try_resize(3 * bytes).map_err(Error::from)?;
-    let data = page.calls.iter().map(shown).collect();
-    let body = ListResponse::new(data, page.has_more);
-    Ok(json_response(StatusCode::OK, &body, memory))
+    let mut calls: Vec<ShownCall> = page.calls.into_iter().map(ShownCall::of).collect();
+    let needed = |calls: &[ShownCall]| 2 * calls.iter().map(ShownCall::bytes).sum::<usize>();
+    if memory.try_resize(needed(&calls)).is_err() {
+        // Only a call that is alone on its page can be so large. The list must get past it.
+        calls.iter_mut().for_each(ShownCall::shorten);
+        memory.resize(needed(&calls));
+    }
+    let bytes = calls.iter().map(ShownCall::bytes).sum();
+    let json = by_length(bytes, move || {
+        let mut list = ListWriter::new(bytes);
+        for call in calls {
+            list.push(chat_id(call.id), |json| call.write(json));
+        }
+        list.finish(page.has_more)
+    });
+    Ok(written_response(StatusCode::OK, json.await, memory))
 }
 
 /// Show a chat completion
@@ -244,8 +248,8 @@ pub async fn show_chat_completion(
     ChatId(id): ChatId,
 ) -> Result<Response, ApiError> {
     let (_turn, mut memory) = read_turn(&state, &caller, owner).await?;
-    let call = read_call(&state, &caller, id, &mut memory).await?;
-    Ok(json_response(StatusCode::OK, &shown(&call), memory))
+    let call = read_shown(&state, &caller, id, &mut memory).await?;
+    Ok(call.respond(memory).await)
 }
 
 /// Change a chat completion's labels
@@ -277,11 +281,16 @@ pub async fn update_chat_completion(
         ApiError::invalid_member(message, Some("metadata"))
     })?;
     let labels = request.metadata.unwrap_or_default();
-    let user_id = caller.user_id();
-    state.prompts.set_chat_labels(user_id, id, labels).await?;
+    // A large call finds room only if its user holds nothing else.
+    drop((body, of_body));
+    // Read first: once the labels are changed, nothing may refuse the response.
     let (_turn, mut memory) = read_turn(&state, &caller, owner).await?;
-    let call = read_call(&state, &caller, id, &mut memory).await?;
-    Ok(json_response(StatusCode::OK, &shown(&call), memory))
+    let mut call = read_shown(&state, &caller, id, &mut memory).await?;
+    let prompts = &state.prompts;
+    call.metadata = prompts
+        .set_chat_labels(caller.user_id(), id, labels)
+        .await?;
+    Ok(call.respond(memory).await)
 }
 
 /// Delete a chat completion
@@ -303,11 +312,10 @@ pub async fn delete_chat_completion(
     RequestOwner(owner): RequestOwner,
     ChatId(id): ChatId,
 ) -> Result<Response, ApiError> {
-    let (turn, mut memory) = read_turn(&state, &caller, owner).await?;
-    // A prompt of the other front door is not deleted here.
-    read_call(&state, &caller, id, &mut memory).await?;
+    let (turn, memory) = read_turn(&state, &caller, owner).await?;
+    let user_id = caller.user_id();
+    state.prompts.delete_chat_call(user_id, id).await?;
     drop(turn);
-    state.prompts.delete(caller.user_id(), id).await?;
     let body = DeletedChatCompletion {
         id: chat_id(id),
         object: "chat.completion.deleted",
@@ -343,8 +351,8 @@ impl MessageParameters {
 
 /// List a chat completion's messages
 ///
-/// The messages of the request, each with an `id` and otherwise as it came. Of images, audio and
-/// files in them the media type, the size and the SHA-256 are kept.
+/// The messages of the request, each with an `id` of this service and otherwise as it came. Of
+/// images, audio and files in them the media type, the size and the SHA-256 are kept.
 #[utoipa::path(
     get, path = "/v1/chat/completions/{id}/messages", tag = "v1", operation_id = "list_chat_messages", security(("bearer" = []), ("api_key" = [])),
     params(("id" = String, Path, description = "The id of the chat completion.", example = "chatcmpl-1"), MessageParameters),
@@ -362,32 +370,65 @@ pub async fn list_chat_messages(
     ChatId(id): ChatId,
     query: Query,
 ) -> Result<Response, ApiError> {
-    let MessageParameters {
-        limit,
-        after,
-        order,
-    } = MessageParameters::read(&query)?;
+    let parameters = MessageParameters::read(&query)?;
     let (_turn, mut memory) = read_turn(&state, &caller, owner).await?;
     let call = read_call(&state, &caller, id, &mut memory).await?;
-    let messages: Vec<Value> = serde_json::from_str(&call.texts.messages).unwrap_or_default();
-    let numbered = messages.into_iter().enumerate().map(|(place, message)| {
-        let mut shown = Map::from_iter([("id".to_owned(), json!(message_id(id, place)))]);
-        shown.extend(message.as_object().cloned().unwrap_or_default());
-        Value::Object(shown)
-    });
-    let mut data: Vec<Value> = numbered.collect();
-    if order == Order::NewestFirst {
-        data.reverse();
+    let messages = call.texts.messages;
+    drop((call.prompt, call.texts.request, call.texts.answer));
+    let bytes = messages.len();
+    let most = bytes + AROUND_BYTES + parameters.limit * AROUND_MESSAGE_BYTES;
+    memory.try_resize_any(bytes + most).map_err(Error::from)?;
+    let json = by_length(bytes, move || parameters.page(id, &messages)).await?;
+    Ok(written_response(StatusCode::OK, json, memory))
+}
+
+impl MessageParameters {
+    /// The page of a call's messages, a list of objects.
+    fn page(&self, id: PromptId, messages: &str) -> Result<Vec<u8>, Error> {
+        let messages = JsonValue::new(messages.as_bytes().trim_ascii());
+        // Not collected: `{},` is much shorter than the place of a value.
+        let count = messages.items().count();
+        let place = |after: &str| {
+            let (_, place) = after.rsplit_once('-')?;
+            let place = place.parse().ok().filter(|place| *place < count)?;
+            (message_id(id, place) == after).then_some(place)
+        };
+        let after = match &self.after {
+            Some(after) => Some(place(after).ok_or_else(|| Error::field("after", "Invalid id."))?),
+            None => None,
+        };
+        let (places, has_more) = match self.order {
+            Order::OldestFirst => {
+                let from = after.map_or(0, |place| place + 1);
+                let to = count.min(from + self.limit);
+                (from..to, to < count)
+            }
+            Order::NewestFirst => {
+                let to = after.unwrap_or(count);
+                let from = to.saturating_sub(self.limit);
+                (from..to, from > 0)
+            }
+        };
+        let page = messages.items().enumerate();
+        let mut page: Vec<_> = page.skip(places.start).take(places.len()).collect();
+        if self.order == Order::NewestFirst {
+            page.reverse();
+        }
+        let item_bytes =
+            |(_, message): &(usize, JsonValue<'_>)| message.bytes().len() + AROUND_MESSAGE_BYTES;
+        let mut list = ListWriter::new(page.iter().map(item_bytes).sum());
+        for (place, message) in page {
+            let id = message_id(id, place);
+            list.push(id.clone(), |json| {
+                let mut shown = ObjectWriter::after(json);
+                shown.member("id", json!(id).to_string().as_bytes());
+                // One of the client's own would be in the way of the next page.
+                shown.members_without(message, &["id"]);
+                shown.finish()
+            });
+        }
+        Ok(list.finish(has_more))
     }
-    if let Some(after) = after {
-        let place = data.iter().position(|message| message["id"] == after);
-        let place = place.ok_or_else(|| Error::field("after", "Invalid id."))?;
-        data.drain(..=place);
-    }
-    let has_more = data.len() > limit;
-    data.truncate(limit);
-    let body = ListResponse::new(data, has_more);
-    Ok(json_response(StatusCode::OK, &body, memory))
 }
 
 /// The id of a message.
@@ -411,41 +452,27 @@ async fn read_turn(
     Ok((turn, state.memory.reserve(owner, READ_BYTES)?))
 }
 
-/// Reads one call. `memory` accounts for its texts and for the JSON that is made of them.
+/// Reads one call. `memory` accounts for its texts.
 async fn read_call(
     state: &AppState,
     caller: &Caller,
     id: PromptId,
     memory: &mut Reservation,
 ) -> Result<ChatCall, Error> {
-    let call = state
-        .prompts
-        .chat_call(caller.user_id(), id, memory)
-        .await?;
-    memory.try_resize(3 * call.text_bytes())?;
-    Ok(call)
+    let user_id = caller.user_id();
+    state.prompts.chat_call(user_id, id, memory).await
 }
 
-/// A stored call as OpenAI shows it.
-fn shown(call: &ChatCall) -> Value {
-    let object =
-        |json: &str| -> Map<String, Value> { serde_json::from_str(json).unwrap_or_default() };
-    let mut shown = object(call.texts.answer.as_deref().unwrap_or("{}"));
-    let mut request = object(&call.texts.request);
-    for name in SHOWN_MEMBERS {
-        // The answer's own members come first.
-        if !shown.contains_key(name) {
-            let value = request.remove(name).unwrap_or_default();
-            shown.insert(name.to_owned(), value);
-        }
-    }
-    shown.insert("id".to_owned(), json!(chat_id(call.prompt.id)));
-    shown.insert("object".to_owned(), json!("chat.completion"));
-    shown.insert(
-        "metadata".to_owned(),
-        Value::Object(object(&call.texts.metadata)),
-    );
-    Value::Object(shown)
+/// Reads what is shown of one call. `memory` accounts for it and for the JSON that is made of it.
+async fn read_shown(
+    state: &AppState,
+    caller: &Caller,
+    id: PromptId,
+    memory: &mut Reservation,
+) -> Result<ShownCall, Error> {
+    let call = ShownCall::of(read_call(state, caller, id, memory).await?);
+    memory.try_resize_any(2 * call.bytes())?;
+    Ok(call)
 }
 
 /// The `{id}` of a chat completion's path. One that is none is that of no completion.
@@ -458,5 +485,73 @@ impl FromRequestParts<AppState> for ChatId {
         let path = Path::<String>::from_request_parts(parts, state).await;
         let id = path.ok().and_then(|Path(id)| parse_chat_id(&id));
         id.map(Self).ok_or_else(|| Error::NotFound.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(messages: &str, limit: usize, after: Option<&str>, order: Order) -> Vec<Value> {
+        let after = after.map(str::to_owned);
+        let parameters = MessageParameters {
+            limit,
+            after,
+            order,
+        };
+        let json = parameters.page(PromptId(7), messages).unwrap();
+        assert!(json.capacity() <= messages.len() + AROUND_BYTES + limit * AROUND_MESSAGE_BYTES);
+        let page: Value = serde_json::from_slice(&json).unwrap();
+        let data = page["data"].as_array().unwrap().clone();
+        assert_eq!(
+            page["first_id"],
+            data.first()
+                .map_or(Value::Null, |first| first["id"].clone())
+        );
+        assert_eq!(
+            page["last_id"],
+            data.last().map_or(Value::Null, |last| last["id"].clone())
+        );
+        data
+    }
+
+    #[test]
+    fn messages_of_one_id_are_paged_by_place() {
+        let messages = r#"[{"id":"a","n":0},{"id":"a","n":1},{"n":2,"\u0069d":"a"}]"#;
+        for (order, expected) in [
+            (Order::OldestFirst, [0, 1, 2]),
+            (Order::NewestFirst, [2, 1, 0]),
+        ] {
+            let (mut seen, mut after) = (Vec::new(), None);
+            loop {
+                let data = page(messages, 1, after.as_deref(), order);
+                let Some(message) = data.first() else { break };
+                assert_eq!(message["id"], format!("chatcmpl-7-{}", message["n"]));
+                seen.push(message["n"].as_u64().unwrap());
+                after = message["id"].as_str().map(str::to_owned);
+            }
+            assert_eq!(seen, expected);
+        }
+        for wrong in ["a", "", "chatcmpl-7-3", "chatcmpl-7-01", "chatcmpl-8-0"] {
+            let parameters = MessageParameters {
+                limit: 1,
+                after: Some(wrong.to_owned()),
+                order: Order::OldestFirst,
+            };
+            assert!(parameters.page(PromptId(7), messages).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn values_come_back_as_they_are_written() {
+        let messages = r#"[{"content": "a\ud83d", "n": 1e400, "m":0.10000000000000000000001}]"#;
+        let parameters = MessageParameters {
+            limit: 20,
+            after: None,
+            order: Order::OldestFirst,
+        };
+        let json = parameters.page(PromptId(7), messages).unwrap();
+        let expected = r#"{"object":"list","data":[{"id":"chatcmpl-7-0","content":"a\ud83d","n":1e400,"m":0.10000000000000000000001}],"first_id":"chatcmpl-7-0","last_id":"chatcmpl-7-0","has_more":false}"#;
+        assert_eq!(str::from_utf8(&json).unwrap(), expected);
     }
 }

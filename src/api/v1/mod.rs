@@ -6,6 +6,7 @@ mod errors;
 mod history;
 mod limits;
 mod models;
+mod stored_call;
 mod stream;
 
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -68,6 +68,13 @@ async fn calls_are_listed_by_page_order_model_and_labels() {
         ("?order=up", "order"),
         ("?after=7", "after"),
         ("?after=chatcmpl-x", "after"),
+        ("?model=%00", "model"),
+        ("?metadata[topic]=a%00", "metadata"),
+        ("?metadata[%00]=a", "metadata"),
+        (
+            &format!("?{}", "metadata[topic]=tea&".repeat(17)),
+            "metadata",
+        ),
     ] {
         let refused = user.get(&format!("{CHAT}{query}")).send().await;
         assert_eq!(refused.status, 400, "{query}");
@@ -123,11 +130,11 @@ async fn messages_come_back_equal_and_by_page() {
     assert_eq!(data.len(), 5);
     for (place, (shown, sent)) in data.iter().zip(messages.as_array().unwrap()).enumerate() {
         let mut shown = shown.clone();
-        if place < 4 {
-            assert_eq!(shown["id"], format!("{id}-{place}"));
-            shown.as_object_mut().unwrap().remove("id");
-        }
-        assert_eq!(shown, *sent);
+        assert_eq!(shown["id"], format!("{id}-{place}"));
+        shown.as_object_mut().unwrap().remove("id");
+        let mut sent = sent.clone();
+        sent.as_object_mut().unwrap().remove("id");
+        assert_eq!(shown, sent);
     }
     let places = |page: &Value| -> Vec<String> {
         let data = page["data"].as_array().unwrap();
@@ -285,6 +292,95 @@ async fn long_calls_end_a_page_early() {
         .send()
         .await;
     assert_eq!(messages.json()["data"][0]["content"], long.as_str());
+}
+
+#[tokio::test]
+async fn half_characters_and_long_numbers_come_back_as_they_were_written() {
+    let upstream = Upstream::start().await;
+    let (_app, user) = service(&upstream, |_| ()).await;
+    let content = r#""content":"cut \ud83d","n":1e400"#;
+    let choices = format!(
+        r#"[{{"index":0,"finish_reason":"stop","message":{{"role":"assistant",{content}}}}}]"#
+    );
+    let answer = format!(r#"{{"id":"up","model":"scripted-1","choices":{choices}}}"#);
+    upstream.plan(Reply::of(200, "application/json", &[], &answer));
+    let message = format!(r#"{{"role":"user",{content}}}"#);
+    let request = format!(
+        r#"{{"model":"asked-1","messages":[{message}],"seed":0.100000000000000000001,"metadata":{{"a":"b","c":"\ud83d"}}}}"#
+    );
+    let post = |body: String| {
+        let post = user.post(CHAT).header("idempotency-key", "k");
+        post.body("application/json", body).send()
+    };
+    let answered = post(request.clone()).await;
+    assert_eq!(answered.status, 200, "{answered:?}");
+    assert_eq!(upstream.requests()[0].bytes, request);
+    let id = answered.text().split('"').nth(3).unwrap().to_owned();
+    let text = async |path: String| user.get(&path).send().await.text().to_owned();
+    let messages = text(format!("{}/messages", path(&id))).await;
+    let expected = format!(r#"[{{"id":"{id}-0","role":"user",{content}}}]"#);
+    assert!(messages.contains(&expected), "{messages}");
+    for shown in [text(path(&id)).await, text(CHAT.to_owned()).await] {
+        for part in [
+            &*choices,
+            r#""seed":0.100000000000000000001"#,
+            "\"metadata\":{\"a\":\"b\",\"c\":\"\u{fffd}\"}",
+        ] {
+            assert!(shown.contains(part), "{part} in {shown}");
+        }
+    }
+    let streamed = request.replacen('{', r#"{"stream":true,"#, 1);
+    let replayed = post(streamed).await;
+    assert_eq!(replayed.header("idempotent-replayed"), Some("true"));
+    let delta = format!(r#""delta":{{"role":"assistant",{content}}}"#);
+    assert!(replayed.text().contains(&delta), "{}", replayed.text());
+}
+
+#[tokio::test]
+async fn calls_larger_than_a_user_may_hold_are_shown_listed_labelled_and_deleted() {
+    const BUDGET: usize = 16 << 20;
+    let upstream = Upstream::start().await;
+    let (app, user) = service(&upstream, |config| config.server.request_memory = BUDGET).await;
+    // Kept twice: as the prompt and as the messages.
+    let long = "word ".repeat(BUDGET / 8 * 3 / 2 / 5 + 1000);
+    let first = id_of(&answered(&user, &ask(&long)).await);
+    let settings =
+        json!({ "tools": [{ "type": "function", "function": { "description": long } }] });
+    let second = id_of(&answered(&user, &with(ask("hello"), &settings)).await);
+    let third = id_of(&answered(&user, &ask("hello")).await);
+    eventually!(app.metric("request_memory_bytes").await == Some(0.0));
+
+    let messages = user.get(&format!("{}/messages", path(&first))).send().await;
+    assert_eq!(messages.json()["data"][0]["content"], long.as_str());
+    let shown = user.get(&path(&second)).send().await.json();
+    assert_eq!(shown["tools"], settings["tools"]);
+    let (mut all, mut after) = (Vec::new(), String::new());
+    while let Some(id) = listed(&user, &format!("?limit=1{after}")).await.pop() {
+        after = format!("&after={id}");
+        all.push(id);
+    }
+    assert_eq!(all, [first.clone(), second.clone(), third.clone()]);
+    let page = user
+        .get(&format!("{CHAT}?after={first}"))
+        .send()
+        .await
+        .json();
+    assert_eq!(
+        (&page["data"][0]["id"], &page["has_more"]),
+        (&json!(second), &json!(true))
+    );
+    // Its settings find no room beside themselves.
+    assert_eq!(page["data"][0]["choices"], json!([]));
+    for id in [&first, &second] {
+        eventually!(app.metric("request_memory_bytes").await == Some(0.0));
+        let labels = json!({ "metadata": { "topic": "long" } });
+        let labelled = user.post(&path(id)).json(&labels).send().await;
+        assert_eq!(labelled.status, 200, "{}", labelled.text());
+        assert_eq!(labelled.json()["metadata"], labels["metadata"]);
+        let gone = user.delete(&path(id)).send().await;
+        assert_eq!(gone.status, 200, "{gone:?}");
+    }
+    assert_eq!(listed(&user, "").await, [third]);
 }
 
 /// The request with the member that says that nothing is streamed.

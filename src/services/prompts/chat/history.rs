@@ -25,18 +25,32 @@ impl Prompts {
         memory: &mut Reservation,
     ) -> Result<ChatCall, Error> {
         let store = &self.0.deps.chat_store;
-        let mut read = store.chat_call(user_id, id, READ_BYTES).await?;
-        if let Some(ChatRead::Larger(bytes)) = read {
-            memory.try_resize(bytes)?;
-            read = store.chat_call(user_id, id, bytes).await?;
-        }
-        match read {
-            Some(ChatRead::Whole(call)) => {
-                memory.try_resize(call.text_bytes())?;
-                Ok(*call)
+        let mut most = READ_BYTES;
+        loop {
+            match store.chat_call(user_id, id, most).await? {
+                Some(ChatRead::Whole(call)) => {
+                    memory.resize(call.text_bytes());
+                    return Ok(*call);
+                }
+                // Other labels may make it larger again before the next reading.
+                Some(ChatRead::Larger(bytes)) => {
+                    memory.try_resize_any(bytes)?;
+                    most = bytes;
+                }
+                None => return Err(Error::NotFound),
             }
-            // Its texts do not grow, so it was not read because it is gone.
-            Some(ChatRead::Larger(_)) | None => Err(Error::NotFound),
+        }
+    }
+
+    /// Deletes the user's answered chat call of that id. Its texts are not read.
+    ///
+    /// # Errors
+    /// `NotFound` if there is none, or it is another user's, or a prompt of the other front door.
+    pub async fn delete_chat_call(&self, user_id: UserId, id: PromptId) -> Result<(), Error> {
+        let found = self.0.deps.chat_store.chat_call(user_id, id, 0).await?;
+        match found {
+            Some(ChatRead::Whole(_) | ChatRead::Larger(_)) => self.delete(user_id, id).await,
+            None => Err(Error::NotFound),
         }
     }
 
@@ -58,7 +72,7 @@ impl Prompts {
             .await?)
     }
 
-    /// Replaces the labels of the user's chat call.
+    /// Replaces the labels of the user's chat call; returns their JSON.
     ///
     /// # Errors
     /// `InvalidFields` if there are too many, or one is too long. `NotFound` if there is no such
@@ -68,7 +82,7 @@ impl Prompts {
         user_id: UserId,
         id: PromptId,
         labels: BTreeMap<String, String>,
-    ) -> Result<(), Error> {
+    ) -> Result<String, Error> {
         let are_kept = may_have_labels(labels.len())
             && labels.iter().all(|(name, value)| is_label(name, value));
         if !are_kept {
@@ -79,8 +93,9 @@ impl Prompts {
         }
         let store = &self.0.deps.chat_store;
         let metadata = json!(labels).to_string();
-        match store.set_chat_metadata(user_id, id, metadata).await? {
-            true => Ok(()),
+        let stored = metadata.clone();
+        match store.set_chat_metadata(user_id, id, stored).await? {
+            true => Ok(metadata),
             false => Err(Error::NotFound),
         }
     }
