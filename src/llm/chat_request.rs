@@ -210,7 +210,8 @@ impl ChatRequest {
     }
 
     /// Whether the input may have more tokens than the request has bytes: it may have images,
-    /// audio, video or files, or lets the upstream search. A text that speaks of them can count too.
+    /// audio, video or files, or lets the upstream search. A text that speaks of them can count
+    /// too.
     pub fn may_exceed_bytes(&self) -> bool {
         self.may_exceed_bytes
     }
