@@ -33,6 +33,7 @@ const PAGE_BYTES: usize = 1 << 20;
 const LABELS_BYTES: usize = 64 << 10;
 /// What is written around a message at most, in bytes: its id.
 const AROUND_MESSAGE_BYTES: usize = 64;
+
 /// A stored answer, as OpenAI's `chat.completion` with the labels and settings of its request.
 #[derive(Serialize, ToSchema)]
 pub struct StoredChatCompletion {
